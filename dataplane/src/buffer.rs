@@ -1,0 +1,40 @@
+//! What the core asks of packet memory.
+
+use crate::DropReason;
+
+/// One received packet's memory, owned: whoever holds it is the only one who may touch the bytes,
+/// and must transmit it, hand it on or release it exactly once.
+///
+/// A packet longer than one chunk (jumbo frames, multi-buffer AF_XDP) continues in further chunks
+/// that travel with the first; [`bytes`](Self::bytes) shows the first chunk, which always holds
+/// all headers, and [`len`](Self::len) counts them all.
+pub trait Buffer {
+    /// The bytes of the first chunk, from the Ethernet header on.
+    fn bytes(&self) -> &[u8];
+    /// The same, writable.
+    fn bytes_mut(&mut self) -> &mut [u8];
+    /// Length of the whole packet in bytes, all chunks.
+    fn len(&self) -> usize;
+    /// Whether the packet has no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Calls `visit` with the bytes of every chunk in order (for checksums over the payload).
+    fn for_each_chunk(&self, visit: &mut dyn FnMut(&[u8]));
+    /// Moves the packet's start `bytes` towards the front, for encapsulation.
+    ///
+    /// # Errors
+    /// [`DropReason::NoRoom`] when the headroom is smaller.
+    fn grow_front(&mut self, bytes: usize) -> Result<(), DropReason>;
+    /// Cuts `bytes` off the packet's start.
+    ///
+    /// # Errors
+    /// [`DropReason::Truncated`] when the first chunk is shorter.
+    fn shrink_front(&mut self, bytes: usize) -> Result<(), DropReason>;
+    /// Sets the packet's length to `bytes`, within the first chunk: shorter cuts (and releases
+    /// further chunks), longer extends with unspecified bytes.
+    ///
+    /// # Errors
+    /// [`DropReason::NoRoom`] when the first chunk's memory is smaller.
+    fn set_len(&mut self, bytes: usize) -> Result<(), DropReason>;
+}

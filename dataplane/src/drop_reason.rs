@@ -1,0 +1,118 @@
+//! Every reason a packet may end here, in one place.
+//!
+//! This enum is the error of every packet path (`?` is the drop), the index of the per-worker
+//! counter, the label of the metric, the field of the flow event and the word the CLI prints.
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $label:literal,)+) => {
+        /// Why a packet was dropped.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ #[error($label)] $variant,)+
+        }
+
+        impl DropReason {
+            /// Every reason, in counter order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// How many reasons there are: the length of a counter array.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The metric label and CLI word: lower case, words joined by `-`.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+
+            /// One sentence of explanation, for people.
+            #[must_use]
+            pub const fn explanation(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+),)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The frame ends before the headers it announces.
+    Truncated = "truncated",
+    /// A header contradicts itself: version, length, data offset or extension chain.
+    Malformed = "malformed",
+    /// The Ethernet type is neither IPv4 nor IPv6.
+    NotIp = "not-ip",
+    /// The IPv4 header checksum is wrong.
+    BadHeaderChecksum = "bad-header-checksum",
+    /// The frame carries an IPv4 source route option or an IPv6 routing header we refuse.
+    SourceRouted = "source-routed",
+    /// The destination is multicast or broadcast, which is not forwarded.
+    Multicast = "multicast",
+    /// A pod sent from an address that is not its own.
+    Spoofed = "spoofed",
+    /// A local pod's address arrived from outside.
+    LocalAddressFromUplink = "local-address-from-uplink",
+    /// A pod sent a router advertisement or redirect.
+    RouterAdvertisement = "router-advertisement",
+    /// The frame came in on a port that is not, or no longer, in the tables.
+    UnknownPort = "unknown-port",
+    /// A NetworkPolicy of the sending pod does not allow it.
+    PolicyEgress = "policy-egress",
+    /// A NetworkPolicy of the receiving pod does not allow it.
+    PolicyIngress = "policy-ingress",
+    /// The service has no usable backend.
+    NoBackend = "no-backend",
+    /// The service has backends, but none on this node as its traffic policy demands.
+    NoLocalBackend = "no-local-backend",
+    /// The frontend's loadBalancerSourceRanges exclude the client.
+    SourceRange = "source-range",
+    /// The address belongs to a service that does not listen on this L4 port.
+    NoServicePort = "no-service-port",
+    /// No route to the destination.
+    NoRoute = "no-route",
+    /// The next hop's link address was not resolved in time, or too many packets wait for one.
+    Unresolved = "unresolved",
+    /// TTL or hop limit reached zero.
+    TtlExceeded = "ttl-exceeded",
+    /// The packet is larger than the next hop's MTU and may not be fragmented.
+    TooBig = "too-big",
+    /// No flow and not a packet that may begin one.
+    NoFlow = "no-flow",
+    /// The flow table is full and nothing may be evicted.
+    TableFull = "table-full",
+    /// No free L4 port is left to translate to.
+    NatPortsExhausted = "nat-ports-exhausted",
+    /// The translated reply tuple is already another flow's.
+    NatClash = "nat-clash",
+    /// No masquerade address of this family is configured.
+    NoNatAddress = "no-nat-address",
+    /// A fragment whose first fragment is not known.
+    FragmentUnknown = "fragment-unknown",
+    /// The fragment table is full.
+    FragmentsFull = "fragments-full",
+    /// An ICMP error about no flow of ours.
+    IcmpUnrelated = "icmp-unrelated",
+    /// The transmit ring of the port is full.
+    TxRingFull = "tx-ring-full",
+    /// The port went away before the packet could leave.
+    PortGone = "port-gone",
+    /// The owning worker's hand-off ring is full.
+    HandoffFull = "handoff-full",
+    /// The packet may not be longer than its headroom or buffer allows.
+    NoRoom = "no-room",
+    /// The TCP segment does not fit its connection's state.
+    InvalidState = "invalid-state",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DropReason;
+
+    #[test]
+    fn labels_are_unique_and_index_their_counter() {
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            let twins = DropReason::ALL.iter().filter(|other| other.label() == reason.label());
+            assert_eq!(twins.count(), 1, "{reason} is not unique");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Services: frontends, their backends, and Maglev's choice among them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use crate::address::Protocol;
+use crate::lpm::Prefix;
+
+/// Where a service listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Frontend {
+    /// ClusterIP, external IP or load balancer ingress address.
+    pub address: IpAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Service port.
+    pub l4_port: u16,
+}
+
+/// Index into [`ServiceTable::services`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceId(pub u32);
+
+/// One endpoint of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Backend {
+    /// Pod or host address.
+    pub address: IpAddr,
+    /// Target port.
+    pub l4_port: u16,
+    /// Whether the endpoint is on this node.
+    pub local: bool,
+}
+
+/// Whether a frontend may choose backends on other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TrafficPolicy {
+    /// Any ready backend.
+    Cluster,
+    /// Backends of this node only.
+    Local,
+}
+
+/// The choice among one set of backends.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BackendSet {
+    /// Ordered by address and port, so that every node builds the same table.
+    pub backends: Box<[Backend]>,
+    /// Maglev lookup table: index of a backend per slot; empty for at most one backend.
+    pub maglev: Box<[u16]>,
+}
+
+impl BackendSet {
+    /// The backend for a flow with this hash.
+    #[must_use]
+    pub fn choose(&self, hash: u64) -> Option<&Backend> {
+        match self.maglev.len() {
+            0 => self.backends.first(),
+            slots => {
+                // Multiply-shift maps the upper 32 bits onto the slots without a division.
+                let slot = ((hash >> 32) * slots as u64) >> 32;
+                let backend = self.maglev.get(usize::try_from(slot).ok()?)?;
+                self.backends.get(usize::from(*backend))
+            }
+        }
+    }
+}
+
+/// One service port.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// `namespace/name:port`, for people.
+    pub name: Arc<str>,
+    /// All usable backends.
+    pub cluster: Arc<BackendSet>,
+    /// The usable backends of this node.
+    pub local: Arc<BackendSet>,
+    /// For clients inside the cluster.
+    pub internal_policy: TrafficPolicy,
+    /// For clients outside, reaching an external frontend.
+    pub external_policy: TrafficPolicy,
+    /// `loadBalancerSourceRanges`; empty admits everybody. For load balancer frontends.
+    pub source_ranges: Box<[Prefix]>,
+}
+
+/// How a packet came to the service, which decides policy and source ranges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FrontendKind {
+    /// `spec.clusterIPs`.
+    ClusterIp,
+    /// `spec.externalIPs`.
+    ExternalIp,
+    /// `status.loadBalancer.ingress[].ip`.
+    LoadBalancer,
+    /// A node port on one of the node's addresses.
+    NodePort,
+}
+
+/// All services in force.
+#[derive(Debug, Clone, Default)]
+pub struct ServiceTable {
+    /// Exact frontends.
+    pub frontends: HashMap<Frontend, (ServiceId, FrontendKind)>,
+    /// Node ports, valid on every node-port address of the node.
+    pub node_ports: HashMap<(Protocol, u16), ServiceId>,
+    /// Every address some frontend uses: a packet to one of them with no frontend is dropped
+    /// ([`crate::DropReason::NoServicePort`]), never routed.
+    pub addresses: hashbrown::HashSet<IpAddr>,
+    /// By [`ServiceId`].
+    pub services: Vec<Arc<Service>>,
+}
+
+impl ServiceTable {
+    /// The service by id.
+    #[must_use]
+    pub fn get(&self, id: ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(usize::try_from(id.0).ok()?)
+    }
+}

@@ -1,0 +1,27 @@
+//! The pure packet core: bytes, tables and a time go in; verdicts come out.
+//!
+//! Nothing here does I/O, reads a clock, spawns a thread or allocates after start, so a trace of
+//! packets replays to the same verdicts on any machine.
+//!
+//! Reading order: [`wire`] (checked views of headers) and [`packet`] (what a frame means), then
+//! [`tables`] (everything the control thread publishes), then [`pipeline`] (the order of the
+//! stages, on one screen), and last [`worker`], which drives the pipeline over [`port`]s.
+#![forbid(unsafe_code)]
+#![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
+
+pub mod address;
+pub mod buffer;
+pub mod drop_reason;
+pub mod forwarding;
+pub mod identity;
+pub mod lb;
+pub mod lpm;
+pub mod nat;
+pub mod policy;
+pub mod port;
+pub mod tables;
+pub mod time;
+pub mod wire;
+pub mod worker;
+
+pub use drop_reason::DropReason;

@@ -1,0 +1,88 @@
+//! Everything the control thread publishes, immutable, under one root.
+//!
+//! The control thread builds a new root that shares every unchanged chunk with the old one and
+//! sends it to each worker; a worker adopts it between bursts and hands the old root back, so that
+//! memory is freed elsewhere.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::forwarding::Forwarding;
+use crate::identity::IdentityTable;
+use crate::lb::ServiceTable;
+use crate::nat::SourceNat;
+use crate::policy::Policy;
+use crate::port::{Port, PortId};
+
+/// The root of what is in force.
+#[derive(Debug, Clone, Default)]
+pub struct Tables {
+    /// Grows with every change that may alter a decision a flow has cached (policy, identity,
+    /// next-hop numbering, ports). A flow decided under another generation is decided again.
+    pub generation: u32,
+    /// By [`PortId`]; `None` where a port was removed.
+    pub ports: Arc<[Option<Port>]>,
+    /// Next hops, endpoints, routes.
+    pub forwarding: Arc<Forwarding>,
+    /// Services and their backends.
+    pub services: Arc<ServiceTable>,
+    /// Address to identity.
+    pub identities: Arc<IdentityTable>,
+    /// Verdicts by identity.
+    pub policy: Arc<Policy>,
+    /// Source translation.
+    pub source_nat: Arc<SourceNat>,
+    /// Time-outs of flows.
+    pub timeouts: Timeouts,
+}
+
+impl Tables {
+    /// The port by id.
+    #[must_use]
+    pub fn port(&self, id: PortId) -> Option<&Port> {
+        self.ports.get(usize::from(id.0))?.as_ref()
+    }
+}
+
+/// Idle times after which a flow expires. Names and defaults are Linux conntrack's
+/// (`net.netfilter.nf_conntrack_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// SYN seen, no answer.
+    pub tcp_syn_sent: Duration,
+    /// SYN and SYN-ACK seen.
+    pub tcp_syn_recv: Duration,
+    /// Handshake complete. At least 2 h 4 min (RFC 5382, REQ-5).
+    pub tcp_established: Duration,
+    /// A FIN was seen.
+    pub tcp_fin_wait: Duration,
+    /// Both FINs seen.
+    pub tcp_time_wait: Duration,
+    /// A reset was seen.
+    pub tcp_close: Duration,
+    /// No reply seen yet. At least 30 s.
+    pub udp: Duration,
+    /// Both directions seen. At least 120 s (RFC 4787, REQ-5).
+    pub udp_stream: Duration,
+    /// ICMP query. At least 60 s when translated (RFC 5508, REQ-2); Linux keeps 30 s.
+    pub icmp: Duration,
+    /// Any other protocol.
+    pub generic: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp_syn_sent: Duration::from_secs(120),
+            tcp_syn_recv: Duration::from_secs(60),
+            tcp_established: Duration::from_secs(432_000),
+            tcp_fin_wait: Duration::from_secs(120),
+            tcp_time_wait: Duration::from_secs(120),
+            tcp_close: Duration::from_secs(10),
+            udp: Duration::from_secs(30),
+            udp_stream: Duration::from_secs(120),
+            icmp: Duration::from_secs(60),
+            generic: Duration::from_secs(600),
+        }
+    }
+}
