@@ -1,1 +1,7 @@
-//! (being written)
+//! The node process: everything with a side effect, composed around the pure crates.
+//!
+//! Reading order: [`netlink`] (the kernel's view) and [`forwarding_view`] (what the pipeline is
+//! told of it), [`host_port`] (the way to the node's own stack).
+
+pub mod forwarding_view;
+pub mod netlink;

@@ -1,0 +1,490 @@
+//! The admin protocol: what a client asks the node process over its Unix socket, and the answers.
+//!
+//! One JSON object per line each way. A line from the client is a [`RequestLine`]; the node
+//! answers with one [`Reply`], or with a stream of [`Reply::Item`]s ended by [`Reply::End`].
+//! Types only: the socket, its bounds and its permissions are the node process's matter.
+//!
+//! Reading order: this file (requests, framing), [`reply`] (answers), [`status`] (the node's state
+//! in full, from which `xskiff status` and `/metrics` are both made).
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+pub mod reply;
+pub mod status;
+
+pub use reply::{
+    CaptureRecord, ConfigDiff, CtEntry, DropCount, EndpointInfo, ExplainedStep, FlowRecord,
+    ManifestsStatus, PolicyExplanation, Reply, ServiceInfo, StreamItem, TraceReport,
+};
+pub use status::Status;
+
+/// Version of the protocol that this code speaks. A node refuses any other with
+/// [`AdminError::Version`].
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Longest request line, in bytes, newline excluded.
+pub const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// Longest frame that may be traced, in bytes: a jumbo frame.
+pub const TRACE_BYTES_MAX: usize = 9216;
+/// Flow entries in one answer, at most.
+pub const CT_LIST_MAX: u32 = 65_536;
+/// Addresses of one endpoint, at most: several of each family.
+pub const ENDPOINT_ADDRESSES_MAX: usize = 16;
+/// Longest interface name the kernel takes (IFNAMSIZ without the terminator).
+pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
+
+/// One line from a client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestLine {
+    /// [`PROTOCOL_VERSION`].
+    pub version: u32,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// What may be asked of the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// The node's state in full.
+    Status,
+    /// Makes an interface a pod port. Repeating it with the same content succeeds.
+    EndpointAdd(EndpointAdd),
+    /// Removes a pod port. Removing one that is not there succeeds.
+    EndpointRemove {
+        /// `namespace/pod`.
+        name: String,
+    },
+    /// Local endpoints.
+    EndpointList,
+    /// Services in force.
+    ServiceList,
+    /// Flow entries.
+    CtList {
+        /// Which flows.
+        #[serde(default)]
+        filter: FlowFilter,
+        /// Entries in the answer, at most [`CT_LIST_MAX`].
+        limit: u32,
+    },
+    /// How many flows match.
+    CtCount {
+        /// Which flows.
+        #[serde(default)]
+        filter: FlowFilter,
+    },
+    /// Ends flows. An empty filter ends all of them.
+    CtFlush {
+        /// Which flows.
+        #[serde(default)]
+        filter: FlowFilter,
+    },
+    /// Which rule decides.
+    PolicyExplain(PolicyQuestion),
+    /// Dropped packets by reason.
+    Drops,
+    /// Recent decisions; with `follow`, new ones as they come, until the client hangs up.
+    Flows {
+        /// Which decisions.
+        #[serde(default)]
+        filter: FlowFilter,
+        /// Whether to go on.
+        #[serde(default)]
+        follow: bool,
+    },
+    /// Packets, streamed, until a bound is reached or the client hangs up.
+    Capture(CaptureRequest),
+    /// One frame through the pipeline, stage by stage, without sending anything.
+    Trace {
+        /// The frame in hexadecimal, from the Ethernet header on.
+        frame: String,
+        /// The interface it pretends to enter by.
+        port: String,
+    },
+    /// The configuration in force.
+    ConfigShow,
+    /// What would change if the configuration file were applied now.
+    ConfigDiff {
+        /// The candidate's text, YAML.
+        candidate: String,
+    },
+    /// What was read from the manifests folder, and what was refused.
+    ManifestsStatus,
+}
+
+/// A pod port to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointAdd {
+    /// `namespace/pod`, which ties it to the Pod object.
+    pub name: String,
+    /// The node's end of the pod's veth pair.
+    pub interface: String,
+    /// Path of the pod's network namespace; needed only to turn offloads off at the pod's end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
+    /// Addresses the pod may speak from.
+    pub addresses: Vec<IpAddr>,
+    /// The pod's link address; asked of the pod by ARP and ND when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+}
+
+/// Which flows, decisions or drops are meant. Every given field must match.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FlowFilter {
+    /// Either end, before or after translation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Either end's L4 port, before or after translation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l4_port: Option<u16>,
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, `sctp` or a protocol number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// `namespace/pod` of a local endpoint at either end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// `namespace/name` of the service that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// `opened`, `closed` or `dropped`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
+    /// A drop reason's label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Who may speak to whom?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyQuestion {
+    /// `namespace/pod`, an address, `host` or `world`.
+    pub from: String,
+    /// `namespace/pod`, an address, `host` or `world`.
+    pub to: String,
+    /// Destination L4 port, after DNAT.
+    pub l4_port: u16,
+    /// `tcp`, `udp`, `sctp` or a protocol number.
+    pub protocol: String,
+}
+
+/// Which packets to capture. Every given field must match.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaptureRequest {
+    /// `namespace/pod` or an interface name; all ports when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// As seen from the node: `received` or `transmitted`; both when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction: Option<CaptureDirection>,
+    /// Only packets dropped for this reason, by label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Ends the capture after so many packets; 0: no bound.
+    pub packets_max: u64,
+    /// Ends the capture after so many captured bytes; 0: no bound.
+    pub bytes_max: u64,
+}
+
+/// A captured packet's way, as seen from the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaptureDirection {
+    /// It came in by the port.
+    Received,
+    /// It left by the port.
+    Transmitted,
+}
+
+/// Why a request was not obeyed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum AdminError {
+    /// The line is not a request.
+    #[error("not a request: {detail}")]
+    Malformed {
+        /// What the parser said.
+        detail: String,
+    },
+    /// The line is longer than [`REQUEST_BYTES_MAX`].
+    #[error("request of {bytes} bytes or more: at most {REQUEST_BYTES_MAX} are taken")]
+    TooLong {
+        /// Bytes read before giving up.
+        bytes: u64,
+    },
+    /// Client and node speak different versions.
+    #[error(
+        "protocol version {got} is not spoken here, {PROTOCOL_VERSION} is: use the xskiff binary \
+         of the running node"
+    )]
+    Version {
+        /// What the client sent.
+        got: u32,
+    },
+    /// A field's value cannot be.
+    #[error("{field}: {detail}")]
+    Invalid {
+        /// The field.
+        field: String,
+        /// What is wrong, and what would be right.
+        detail: String,
+    },
+    /// The named object does not exist here.
+    #[error("no {what} named {name:?}: `{list_command}` lists what there is")]
+    NotFound {
+        /// Kind of object.
+        what: String,
+        /// The name asked for.
+        name: String,
+        /// Where to look.
+        list_command: String,
+    },
+    /// It clashes with what is there.
+    #[error("{detail}")]
+    Conflict {
+        /// With what, and the way out.
+        detail: String,
+    },
+    /// As many as the bound allows are being served.
+    #[error("{what}: as many as allowed ({limit}) are in use; try again later")]
+    Busy {
+        /// What is used up.
+        what: String,
+        /// The bound.
+        limit: u64,
+    },
+    /// The node tried and failed.
+    #[error("{detail}")]
+    Failed {
+        /// What failed, naming the object and the way out.
+        detail: String,
+    },
+}
+
+impl AdminError {
+    /// A value of `field` that cannot be.
+    #[must_use]
+    pub fn invalid(field: &str, detail: impl Into<String>) -> Self {
+        Self::Invalid { field: field.to_owned(), detail: detail.into() }
+    }
+}
+
+/// Reads one request line (without its newline) and checks every bound that needs no state.
+///
+/// # Errors
+/// [`AdminError::TooLong`], [`AdminError::Malformed`], [`AdminError::Version`] or
+/// [`AdminError::Invalid`]; never panics, whatever the bytes.
+pub fn decode_request(line: &[u8]) -> Result<Request, AdminError> {
+    if line.len() > REQUEST_BYTES_MAX {
+        return Err(AdminError::TooLong { bytes: line.len() as u64 });
+    }
+    let line: RequestLine = serde_json::from_slice(line)
+        .map_err(|error| AdminError::Malformed { detail: error.to_string() })?;
+    if line.version != PROTOCOL_VERSION {
+        return Err(AdminError::Version { got: line.version });
+    }
+    validate(&line.request)?;
+    Ok(line.request)
+}
+
+/// The line for `request`, with its newline.
+///
+/// # Errors
+/// [`AdminError::TooLong`] when the node would refuse it for its length.
+pub fn encode_request(request: Request) -> Result<Vec<u8>, AdminError> {
+    let line = RequestLine { version: PROTOCOL_VERSION, request };
+    let mut bytes = serde_json::to_vec(&line)
+        .map_err(|error| AdminError::Malformed { detail: error.to_string() })?;
+    if bytes.len() > REQUEST_BYTES_MAX {
+        return Err(AdminError::TooLong { bytes: bytes.len() as u64 });
+    }
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+fn validate(request: &Request) -> Result<(), AdminError> {
+    match request {
+        Request::EndpointAdd(endpoint) => validate_endpoint(endpoint),
+        Request::EndpointRemove { name } => validate_pod_name(name),
+        Request::CtList { filter, limit } => {
+            if *limit == 0 || *limit > CT_LIST_MAX {
+                return Err(AdminError::invalid("limit", format!("choose 1 to {CT_LIST_MAX}")));
+            }
+            validate_filter(filter)
+        }
+        Request::CtCount { filter }
+        | Request::CtFlush { filter }
+        | Request::Flows { filter, .. } => validate_filter(filter),
+        Request::PolicyExplain(question) => parse_protocol(&question.protocol).map(drop),
+        Request::Capture(capture) => {
+            capture.reason.as_deref().map_or(Ok(()), |label| parse_reason(label).map(drop))
+        }
+        Request::Trace { frame, port } => {
+            validate_interface("port", port)?;
+            decode_frame(frame).map(drop)
+        }
+        Request::Status
+        | Request::EndpointList
+        | Request::ServiceList
+        | Request::Drops
+        | Request::ConfigShow
+        | Request::ConfigDiff { .. }
+        | Request::ManifestsStatus => Ok(()),
+    }
+}
+
+fn validate_endpoint(endpoint: &EndpointAdd) -> Result<(), AdminError> {
+    validate_pod_name(&endpoint.name)?;
+    validate_interface("interface", &endpoint.interface)?;
+    if endpoint.addresses.is_empty() || endpoint.addresses.len() > ENDPOINT_ADDRESSES_MAX {
+        let detail = format!("give 1 to {ENDPOINT_ADDRESSES_MAX} addresses");
+        return Err(AdminError::invalid("addresses", detail));
+    }
+    for (index, address) in endpoint.addresses.iter().enumerate() {
+        if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+            let detail = format!("{address} cannot be a pod's address");
+            return Err(AdminError::invalid("addresses", detail));
+        }
+        if endpoint.addresses[..index].contains(address) {
+            return Err(AdminError::invalid("addresses", format!("{address} is given twice")));
+        }
+    }
+    if let Some(netns) = &endpoint.netns
+        && !netns.starts_with('/')
+    {
+        return Err(AdminError::invalid("netns", "give the absolute path, as in /run/netns/pod-a"));
+    }
+    match &endpoint.mac {
+        Some(mac) => parse_mac(mac).map(drop),
+        None => Ok(()),
+    }
+}
+
+fn validate_pod_name(name: &str) -> Result<(), AdminError> {
+    let valid_part = |part: &str| {
+        // RFC 1123 subdomain, the bound of Kubernetes object names.
+        (1..=253).contains(&part.len())
+            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
+    };
+    match name.split_once('/') {
+        Some((namespace, pod)) if valid_part(namespace) && valid_part(pod) => Ok(()),
+        _ => Err(AdminError::invalid("name", format!("{name:?}: write namespace/pod"))),
+    }
+}
+
+fn validate_interface(field: &str, name: &str) -> Result<(), AdminError> {
+    // The kernel's dev_valid_name().
+    let valid = (1..=INTERFACE_NAME_BYTES_MAX).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.bytes().any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace() || b == 0);
+    if valid {
+        Ok(())
+    } else {
+        let detail = format!(
+            "{name:?} cannot be an interface: 1 to {INTERFACE_NAME_BYTES_MAX} characters, no \
+             space, `/` or `:`"
+        );
+        Err(AdminError::invalid(field, detail))
+    }
+}
+
+fn validate_filter(filter: &FlowFilter) -> Result<(), AdminError> {
+    if let Some(protocol) = &filter.protocol {
+        parse_protocol(protocol)?;
+    }
+    if let Some(reason) = &filter.reason {
+        parse_reason(reason)?;
+    }
+    match filter.verdict.as_deref() {
+        None | Some("opened" | "closed" | "dropped") => Ok(()),
+        Some(other) => {
+            let detail = format!("{other:?}: write opened, closed or dropped");
+            Err(AdminError::invalid("verdict", detail))
+        }
+    }
+}
+
+/// A protocol by name or number.
+///
+/// # Errors
+/// [`AdminError::Invalid`] for anything else.
+pub fn parse_protocol(text: &str) -> Result<dataplane::address::Protocol, AdminError> {
+    use dataplane::address::Protocol;
+    match text.to_ascii_lowercase().as_str() {
+        "tcp" => Ok(Protocol::TCP),
+        "udp" => Ok(Protocol::UDP),
+        "icmp" => Ok(Protocol::ICMP),
+        "icmpv6" => Ok(Protocol::ICMPV6),
+        "sctp" => Ok(Protocol::SCTP),
+        number => number.parse().map(Protocol).map_err(|_| {
+            let detail = format!("{text:?}: write tcp, udp, icmp, icmpv6, sctp or a number");
+            AdminError::invalid("protocol", detail)
+        }),
+    }
+}
+
+/// A drop reason by label.
+///
+/// # Errors
+/// [`AdminError::Invalid`], listing the labels.
+pub fn parse_reason(label: &str) -> Result<dataplane::DropReason, AdminError> {
+    let known = dataplane::DropReason::ALL;
+    known.iter().copied().find(|reason| reason.label() == label).ok_or_else(|| {
+        let labels: Vec<&str> = known.iter().map(|reason| reason.label()).collect();
+        AdminError::invalid("reason", format!("{label:?}: one of {}", labels.join(", ")))
+    })
+}
+
+/// A link address.
+///
+/// # Errors
+/// [`AdminError::Invalid`] when it is none, or a group address.
+pub fn parse_mac(text: &str) -> Result<dataplane::address::MacAddr, AdminError> {
+    let mac: dataplane::address::MacAddr =
+        text.parse().map_err(|error| AdminError::invalid("mac", format!("{text:?}: {error}")))?;
+    if mac.is_group() {
+        return Err(AdminError::invalid("mac", format!("{mac} is a group address")));
+    }
+    Ok(mac)
+}
+
+/// A frame in hexadecimal; blanks and colons between octets are ignored.
+///
+/// # Errors
+/// [`AdminError::Invalid`] when it is not hexadecimal or longer than [`TRACE_BYTES_MAX`].
+pub fn decode_frame(text: &str) -> Result<Vec<u8>, AdminError> {
+    let mut digits = Vec::with_capacity(text.len().min(2 * TRACE_BYTES_MAX));
+    for character in text.chars().filter(|c| !c.is_ascii_whitespace() && *c != ':') {
+        let digit = character.to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        digits.push(digit.ok_or_else(|| {
+            AdminError::invalid("frame", format!("{character:?} is not a hexadecimal digit"))
+        })?);
+        if digits.len() > 2 * TRACE_BYTES_MAX {
+            let detail = format!("longer than {TRACE_BYTES_MAX} bytes");
+            return Err(AdminError::invalid("frame", detail));
+        }
+    }
+    let (octets, rest) = digits.as_chunks::<2>();
+    if !rest.is_empty() || octets.is_empty() {
+        return Err(AdminError::invalid("frame", "write two hexadecimal digits per byte"));
+    }
+    Ok(octets.iter().map(|[high, low]| high << 4 | low).collect())
+}
+
+/// `bytes` in hexadecimal, two digits each.
+#[must_use]
+pub fn encode_frame(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble & 0xf)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,305 @@
+//! What the node answers.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::status::{ObjectError, Status};
+use super::{AdminError, CaptureDirection};
+
+/// One line from the node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// To [`super::Request::Status`].
+    Status(Box<Status>),
+    /// To [`super::Request::EndpointAdd`]: the port as it is now.
+    Endpoint(EndpointInfo),
+    /// To [`super::Request::EndpointRemove`]: whether there was one.
+    Removed(bool),
+    /// To [`super::Request::EndpointList`].
+    Endpoints(Vec<EndpointInfo>),
+    /// To [`super::Request::ServiceList`].
+    Services(Vec<ServiceInfo>),
+    /// To [`super::Request::CtList`].
+    Ct(CtListing),
+    /// To [`super::Request::CtCount`] and [`super::Request::CtFlush`]: flows counted or ended.
+    Count(u64),
+    /// To [`super::Request::PolicyExplain`].
+    Policy(PolicyExplanation),
+    /// To [`super::Request::Drops`].
+    Drops(Vec<DropCount>),
+    /// To [`super::Request::Trace`].
+    Trace(TraceReport),
+    /// To [`super::Request::ConfigShow`]: the configuration in force, as YAML.
+    Config(String),
+    /// To [`super::Request::ConfigDiff`].
+    ConfigDiff(Vec<ConfigDiff>),
+    /// To [`super::Request::ManifestsStatus`].
+    Manifests(ManifestsStatus),
+    /// One of a stream.
+    Item(StreamItem),
+    /// The stream's end.
+    End {
+        /// Items that did not reach the client because it read too slowly, or the ring to the
+        /// control thread was full.
+        lost: u64,
+    },
+    /// Not obeyed.
+    Error(AdminError),
+}
+
+/// One element of a stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamItem {
+    /// Of [`super::Request::Flows`].
+    Flow(Box<FlowRecord>),
+    /// Of [`super::Request::Capture`].
+    Packet(CaptureRecord),
+}
+
+/// A local endpoint and its port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointInfo {
+    /// `namespace/pod`.
+    pub name: String,
+    /// The node's end of the veth pair.
+    pub interface: String,
+    /// Index of the port in the tables.
+    pub port: u16,
+    /// Addresses the pod may speak from.
+    pub addresses: Vec<IpAddr>,
+    /// The pod's link address; absent until known.
+    pub mac: Option<String>,
+    /// Largest IP packet on the link, in bytes.
+    pub mtu: u16,
+    /// The identity's number; absent until the Pod object is known.
+    pub identity: Option<u32>,
+    /// `true` when policy isolates the pod in that direction.
+    pub isolated_ingress: bool,
+    /// See `isolated_ingress`.
+    pub isolated_egress: bool,
+}
+
+/// One service port and its backends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceInfo {
+    /// `namespace/name:port`.
+    pub name: String,
+    /// Where it listens, with the kind of each frontend.
+    pub frontends: Vec<FrontendInfo>,
+    /// Usable backends.
+    pub backends: Vec<BackendInfo>,
+}
+
+/// Where a service listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrontendInfo {
+    /// `cluster-ip`, `external-ip`, `load-balancer` or `node-port`.
+    pub kind: String,
+    /// Absent for node ports: every address of the node.
+    pub address: Option<IpAddr>,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Service port or node port.
+    pub l4_port: u16,
+}
+
+/// One endpoint of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendInfo {
+    /// Pod or host address.
+    pub address: IpAddr,
+    /// Target port.
+    pub l4_port: u16,
+    /// Whether it is on this node.
+    pub local: bool,
+}
+
+/// Flow entries, and whether there are more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CtListing {
+    /// In no particular order.
+    pub entries: Vec<CtEntry>,
+    /// Whether the limit cut the listing short.
+    pub truncated: bool,
+}
+
+/// An address and L4 port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// The address.
+    pub address: IpAddr,
+    /// The L4 port, or the ICMP identifier.
+    pub l4_port: u16,
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::net::SocketAddr::new(self.address, self.l4_port).fmt(f)
+    }
+}
+
+/// One flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CtEntry {
+    /// `tcp`, `udp`, `icmp` and so on.
+    pub protocol: String,
+    /// Who opened it.
+    pub source: Peer,
+    /// Whom it asked for.
+    pub destination: Peer,
+    /// Who answers, after DNAT; equal to `destination` without.
+    pub backend: Peer,
+    /// The source the backend sees, after SNAT; equal to `source` without.
+    pub translated_source: Peer,
+    /// The state's label.
+    pub state: String,
+    /// Until it expires when no packet comes, in seconds.
+    pub expires_in_seconds: u64,
+    /// The worker that owns it.
+    pub worker: u16,
+}
+
+/// Which rule decides, in each direction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyExplanation {
+    /// Both directions allow it.
+    pub allowed: bool,
+    /// One sentence.
+    pub summary: String,
+    /// The sender's egress, then the receiver's ingress; absent where the side is not a pod here.
+    pub steps: Vec<ExplainedStep>,
+}
+
+/// The decision in one direction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainedStep {
+    /// `egress` or `ingress`.
+    pub direction: String,
+    /// Whose policy is asked.
+    pub subject: String,
+    /// Whether it allows.
+    pub allowed: bool,
+    /// `namespace/policy`, the rule's place in it, or why there is none.
+    pub rule: String,
+}
+
+/// Packets dropped for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropCount {
+    /// The reason's label.
+    pub reason: String,
+    /// What it means.
+    pub explanation: String,
+    /// Packets since the node process began.
+    pub packets: u64,
+}
+
+/// One decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRecord {
+    /// Milliseconds since the Unix epoch.
+    pub time_unix_ms: u64,
+    /// `opened`, `closed` or `dropped`.
+    pub verdict: String,
+    /// The drop reason's label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The interface it came in by.
+    pub interface: String,
+    /// The protocol, when it parsed that far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// Who sent it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Peer>,
+    /// To whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<Peer>,
+    /// The backend a service chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<Peer>,
+    /// The service, `namespace/name:port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// `namespace/pod` of the sender, when local.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_endpoint: Option<String>,
+    /// `namespace/pod` of the receiver, when local.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination_endpoint: Option<String>,
+    /// The rule that decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+}
+
+/// One captured packet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureRecord {
+    /// Nanoseconds since the Unix epoch.
+    pub time_unix_ns: u64,
+    /// The interface.
+    pub interface: String,
+    /// Which way it went.
+    pub direction: CaptureDirection,
+    /// The drop reason's label, when it was dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Length on the wire, in bytes.
+    pub length_bytes: u32,
+    /// The captured bytes in hexadecimal.
+    pub frame: String,
+}
+
+/// One packet's way through the pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceReport {
+    /// In the pipeline's order.
+    pub stages: Vec<TraceStage>,
+    /// `transmit PORT`, `drop REASON` and so on.
+    pub outcome: String,
+    /// The frame as it would leave, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frame: Option<String>,
+}
+
+/// What one stage found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceStage {
+    /// The stage.
+    pub stage: String,
+    /// What it decided.
+    pub finding: String,
+}
+
+/// One setting that a candidate configuration would change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigDiff {
+    /// The setting's path, `workers.count`.
+    pub setting: String,
+    /// In force.
+    pub from: String,
+    /// In the candidate.
+    pub to: String,
+    /// What changing it live does.
+    pub effect: String,
+}
+
+/// What the manifests folder gave.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestsStatus {
+    /// The folder; absent when none is configured.
+    pub folder: Option<String>,
+    /// Objects in force by kind.
+    pub objects: Vec<(String, u64)>,
+    /// Times the folder was read.
+    pub reads: u64,
+    /// Times a reading was refused whole or in part.
+    pub failures: u64,
+    /// Seconds since the last reading that succeeded; absent before the first.
+    pub seconds_since_success: Option<u64>,
+    /// What is refused now.
+    pub errors: Vec<ObjectError>,
+}

@@ -1,0 +1,226 @@
+//! The node's state in full. `xskiff status`, its `--json`, and `/metrics` are all made from this
+//! one value, so that they cannot disagree.
+
+use serde::{Deserialize, Serialize};
+
+use super::reply::{DropCount, ManifestsStatus};
+
+/// Everything the node says about itself.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The verdict, first.
+    pub verdict: Verdict,
+    /// Version of the running binary.
+    pub version: String,
+    /// This node's name in the manifests.
+    pub node: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since start.
+    pub uptime_seconds: u64,
+    /// Generation of the tables in force.
+    pub generation: u32,
+    /// Interfaces of ours.
+    pub ports: Vec<PortStatus>,
+    /// Worker threads.
+    pub workers: Vec<WorkerStatus>,
+    /// Every bounded table.
+    pub tables: Vec<TableUsage>,
+    /// Packets dropped by reason, all workers; every reason, also those with 0.
+    pub drops: Vec<DropCount>,
+    /// What control does.
+    pub control: ControlStatus,
+    /// The manifests folder.
+    pub manifests: ManifestsStatus,
+    /// Last errors, newest first, at most [`ERRORS_MAX`].
+    pub errors: Vec<ObjectError>,
+}
+
+/// Errors kept for `status`, at most.
+pub const ERRORS_MAX: usize = 32;
+
+/// The first line of `status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// How it stands.
+    pub level: Level,
+    /// One sentence.
+    pub summary: String,
+    /// What to do next.
+    pub next_step: String,
+}
+
+/// How the node stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// All is well.
+    #[default]
+    Ok,
+    /// Traffic passes, but something is wrong.
+    Degraded,
+    /// Traffic of some port or worker does not pass.
+    Failing,
+}
+
+/// One interface of ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// Index in the tables.
+    pub port: u16,
+    /// Kernel name.
+    pub interface: String,
+    /// `pod`, `uplink` or `host`.
+    pub kind: String,
+    /// `namespace/pod` for pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Whether the link is up with a carrier.
+    pub up: bool,
+    /// Largest IP packet, in bytes.
+    pub mtu: u16,
+    /// `native` or `generic`, as the kernel reports it.
+    pub xdp_mode: String,
+    /// `copy` or `zero-copy`, as the kernel reports it.
+    pub socket_mode: String,
+    /// Queues with a socket.
+    pub queues: u32,
+    /// Packets received from the port.
+    pub received_packets: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Packets queued for transmission.
+    pub transmitted_packets: u64,
+    /// Bytes queued for transmission.
+    pub transmitted_bytes: u64,
+    /// Counters of the XDP program for this port.
+    pub xdp: XdpCounts,
+    /// Counters of its sockets, all queues.
+    pub sockets: SocketCounts,
+}
+
+/// What the XDP program did with a port's frames.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdpCounts {
+    /// Ours, to a socket.
+    pub redirected: u64,
+    /// Not ours, to the node's own stack.
+    pub passed: u64,
+    /// Ours, but no socket or no live worker: dropped.
+    pub no_socket: u64,
+    /// Refused by the program itself (not IP on a pod port, router advertisements).
+    pub refused: u64,
+}
+
+/// XDP_STATISTICS (include/uapi/linux/if_xdp.h), summed over a port's queues.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketCounts {
+    /// Frames dropped for other reasons, such as being larger than the buffer.
+    pub rx_dropped: u64,
+    /// Receive descriptors that were invalid.
+    pub rx_invalid_descriptors: u64,
+    /// Transmit descriptors that were invalid.
+    pub tx_invalid_descriptors: u64,
+    /// Frames dropped because the receive ring was full.
+    pub rx_ring_full: u64,
+    /// Times the fill ring was empty.
+    pub rx_fill_ring_empty: u64,
+    /// Times the transmit ring was empty when the kernel looked.
+    pub tx_ring_empty: u64,
+}
+
+/// One worker thread.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Number, from 0.
+    pub worker: u16,
+    /// The core it is pinned to.
+    pub core: Option<u32>,
+    /// `spin`, `adaptive` or `busy-poll`.
+    pub mode: String,
+    /// Whether it has ticked, or announced its sleep, within the stall limit.
+    pub alive: bool,
+    /// Generation of the tables it has adopted.
+    pub generation: u32,
+    /// Packets taken from receive rings.
+    pub received: u64,
+    /// Packets taken from other workers.
+    pub handed_in: u64,
+    /// Packets it made itself.
+    pub originated: u64,
+    /// Packets queued on a transmit path.
+    pub transmitted: u64,
+    /// Packets given to their owners.
+    pub handed_out: u64,
+    /// Packets that wait for a neighbour now.
+    pub held: u64,
+    /// Packets dropped, by reason's label; reasons with 0 are left out.
+    pub dropped: Vec<(String, u64)>,
+    /// Flows inserted.
+    pub flows_created: u64,
+    /// Flows ended by time-out.
+    pub flows_expired: u64,
+    /// Flows ended by request.
+    pub flows_deleted: u64,
+    /// Flows evicted to make room.
+    pub flows_evicted: u64,
+    /// Flows judged again because tables changed.
+    pub flows_rejudged: u64,
+    /// Events lost because a ring was full or the budget spent.
+    pub events_lost: u64,
+    /// Captured packets lost because the ring was full.
+    pub captures_lost: u64,
+    /// ICMP errors and resets not sent.
+    pub replies_suppressed: u64,
+    /// Bursts handled, also empty ones.
+    pub ticks: u64,
+}
+
+/// How full a bounded table is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableUsage {
+    /// `flows_ipv4`, `fragments`, `ports`, `services`, `next_hops` and so on.
+    pub name: String,
+    /// Entries now.
+    pub used: u64,
+    /// Entries at most.
+    pub capacity: u64,
+    /// Most entries since start.
+    pub high_water: u64,
+}
+
+/// What the control thread has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlStatus {
+    /// Tables published.
+    pub publishes: u64,
+    /// Compilations that failed and left the last good tables in force.
+    pub compile_failures: u64,
+    /// Full readings of the kernel's links, addresses, routes and neighbours.
+    pub netlink_resyncs: u64,
+    /// Times the kernel dropped notifications because we read too slowly.
+    pub netlink_overruns: u64,
+    /// Neighbours asked for.
+    pub neighbour_requests: u64,
+    /// Neighbour requests refused because too many are tracked.
+    pub neighbour_requests_refused: u64,
+    /// Admin clients served.
+    pub admin_clients: u64,
+    /// Admin clients turned away or cut off (bound, time-out, oversize).
+    pub admin_refusals: u64,
+    /// Failed reconciles of any kind.
+    pub reconcile_failures: u64,
+}
+
+/// A failure, with the object it concerns.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectError {
+    /// `NetworkPolicy shop/deny-all`, `interface eth0`, a file's path.
+    pub object: String,
+    /// What went wrong and the way out.
+    pub message: String,
+    /// Milliseconds since the Unix epoch, of the last time.
+    pub time_unix_ms: u64,
+    /// Times in a row.
+    pub count: u64,
+}

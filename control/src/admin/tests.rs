@@ -1,0 +1,130 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn line(request: &str) -> Vec<u8> {
+    format!(r#"{{"version":1,"request":{request}}}"#).into_bytes()
+}
+
+fn endpoint() -> EndpointAdd {
+    EndpointAdd {
+        name: "shop/cart-0".into(),
+        interface: "veth1234".into(),
+        netns: None,
+        addresses: vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+        mac: Some("02:00:00:00:00:0a".into()),
+    }
+}
+
+fn refusal(change: impl FnOnce(&mut EndpointAdd)) -> String {
+    let mut endpoint = endpoint();
+    change(&mut endpoint);
+    let bytes = encode_request(Request::EndpointAdd(endpoint)).unwrap();
+    decode_request(bytes.trim_ascii_end()).unwrap_err().to_string()
+}
+
+#[test]
+fn every_request_survives_the_wire() {
+    let requests = [
+        Request::Status,
+        Request::EndpointAdd(endpoint()),
+        Request::EndpointRemove { name: "shop/cart-0".into() },
+        Request::EndpointList,
+        Request::ServiceList,
+        Request::CtList { filter: FlowFilter::default(), limit: 10 },
+        Request::CtCount {
+            filter: FlowFilter { protocol: Some("tcp".into()), ..FlowFilter::default() },
+        },
+        Request::CtFlush {
+            filter: FlowFilter { l4_port: Some(80), ..FlowFilter::default() },
+        },
+        Request::PolicyExplain(PolicyQuestion {
+            from: "a/b".into(),
+            to: "world".into(),
+            l4_port: 443,
+            protocol: "tcp".into(),
+        }),
+        Request::Drops,
+        Request::Flows { filter: FlowFilter::default(), follow: true },
+        Request::Capture(CaptureRequest {
+            direction: Some(CaptureDirection::Received),
+            reason: Some("spoofed".into()),
+            ..CaptureRequest::default()
+        }),
+        Request::Trace { frame: "00 01:02".into(), port: "eth0".into() },
+        Request::ConfigShow,
+        Request::ConfigDiff { candidate: "a: 1".into() },
+        Request::ManifestsStatus,
+    ];
+    for request in requests {
+        let bytes = encode_request(request.clone()).unwrap();
+        assert_eq!(bytes.last(), Some(&b'\n'));
+        assert_eq!(decode_request(bytes.trim_ascii_end()), Ok(request));
+    }
+}
+
+#[test]
+fn another_protocol_version_is_refused_by_number() {
+    let refused = decode_request(br#"{"version":2,"request":"status"}"#);
+    assert_eq!(refused, Err(AdminError::Version { got: 2 }));
+}
+
+#[test]
+fn an_unknown_field_is_refused_by_name() {
+    let bytes = line(r#"{"ct_count":{"filter":{"adress":"10.0.0.1"}}}"#);
+    let error = decode_request(&bytes).unwrap_err().to_string();
+    assert!(error.contains("adress"), "{error}");
+}
+
+#[test]
+fn a_line_beyond_the_bound_is_refused_unparsed() {
+    let long = vec![b' '; REQUEST_BYTES_MAX + 1];
+    assert!(matches!(decode_request(&long), Err(AdminError::TooLong { .. })));
+}
+
+#[test]
+fn impossible_endpoints_are_refused_by_field() {
+    assert!(refusal(|e| e.name = "cart".into()).starts_with("name:"));
+    assert!(refusal(|e| e.name = "Shop/cart".into()).starts_with("name:"));
+    assert!(refusal(|e| e.interface = "a-name-far-too-long".into()).starts_with("interface:"));
+    assert!(refusal(|e| e.interface = "../eth0".into()).starts_with("interface:"));
+    assert!(refusal(|e| e.addresses.clear()).starts_with("addresses:"));
+    assert!(refusal(|e| e.addresses[0] = "0.0.0.0".parse().unwrap()).starts_with("addresses:"));
+    assert!(refusal(|e| e.addresses[1] = e.addresses[0]).contains("twice"));
+    assert!(refusal(|e| e.mac = Some("ff:ff:ff:ff:ff:ff".into())).contains("group"));
+    assert!(refusal(|e| e.netns = Some("pod".into())).starts_with("netns:"));
+}
+
+#[test]
+fn a_misspelt_drop_reason_is_answered_with_the_right_ones() {
+    let error = parse_reason("spoof").unwrap_err().to_string();
+    assert!(error.contains("spoofed") && error.contains("no-route"), "{error}");
+}
+
+#[test]
+fn a_listing_without_bound_is_refused() {
+    assert!(decode_request(&line(r#"{"ct_list":{"limit":0}}"#)).is_err());
+    assert!(decode_request(&line(r#"{"ct_list":{"limit":65537}}"#)).is_err());
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+        let _ = decode_request(&bytes);
+    }
+
+    #[test]
+    fn no_mutation_of_a_request_makes_the_decoder_panic(
+        at in 0usize..200, with in any::<u8>(), cut in 0usize..200,
+    ) {
+        let mut bytes = encode_request(Request::EndpointAdd(endpoint())).unwrap();
+        if let Some(byte) = bytes.get_mut(at) { *byte = with; }
+        bytes.truncate(bytes.len().saturating_sub(cut));
+        let _ = decode_request(&bytes);
+    }
+
+    #[test]
+    fn a_frame_survives_hexadecimal(bytes in proptest::collection::vec(any::<u8>(), 1..300)) {
+        prop_assert_eq!(decode_frame(&encode_frame(&bytes)), Ok(bytes));
+    }
+}
