@@ -72,9 +72,6 @@ pub trait Ports {
     /// Starts transmission of everything queued.
     fn flush(&mut self);
 
-    /// Takes a new, empty buffer for a packet the node makes itself (ICMP errors, resets).
-    fn allocate(&mut self) -> Option<Self::Buffer>;
-
     /// Gives memory back.
     fn release(&mut self, buffer: Self::Buffer);
 }

@@ -1,11 +1,38 @@
-//! Drives the pipeline over ports (being written).
+//! Drives the pipeline over ports: one tick is mail, inbox, one receive burst, the ways out, and a
+//! slice of expiry. It never waits and allocates nothing.
+//!
+//! After every tick each packet is somewhere:
+//! `received + handed_in + originated = transmitted + handed_out + dropped + held`.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
-use crate::port::PortId;
+use crate::DropReason;
+use crate::buffer::Buffer;
+use crate::capture::{CaptureFilter, CapturePoint, CaptureRing};
+use crate::counters::WorkerCounters;
+use crate::event::NeighbourRequest;
+use crate::handoff::Handoff;
+use crate::mailbox::{Command, Mailbox, Retired};
+use crate::pipeline::{Action, Pipeline};
+use crate::port::{PortId, Ports};
+use crate::time::Nanos;
 
 /// Packets a worker handles at once.
 pub const BURST: usize = 32;
+/// Packets that may wait for a neighbour, per worker.
+pub const HELD_MAX: usize = 256;
+/// How long a packet waits for a neighbour. Linux asks three times, one second apart
+/// (`net.ipv4.neigh.*.mcast_solicit`, `retrans_time_ms`).
+pub const HOLD: Duration = Duration::from_secs(3);
+/// Vectors taken from the inbox per tick, so that a flood of hand-offs cannot starve reception.
+const INBOX_VECTORS: usize = 4;
+/// Flow entries looked at for expiry per tick and family.
+const SWEEP_ENTRIES: u32 = 8;
+/// The same when the tick found no packet.
+const SWEEP_ENTRIES_IDLE: u32 = 256;
 
 /// A received packet and where it came in.
 #[derive(Debug)]
@@ -18,3 +45,250 @@ pub struct Received<B> {
 
 /// What one receive call delivers.
 pub type RxBurst<B> = ArrayVec<Received<B>, BURST>;
+
+/// What a tick did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tick {
+    /// Packets handled; 0 means idle.
+    pub packets: usize,
+    /// Workers that were given packets, one bit each: wake those that sleep.
+    pub woken: u64,
+}
+
+struct Held<B> {
+    packet: Received<B>,
+    waits_for: NeighbourRequest,
+    until: Nanos,
+}
+
+struct Capture {
+    filter: CaptureFilter,
+    ring: Arc<CaptureRing>,
+}
+
+/// One worker.
+pub struct Worker<P: Ports> {
+    ports: P,
+    pipeline: Pipeline,
+    mailbox: Arc<Mailbox>,
+    handoff: Handoff<P::Buffer>,
+    counters: Arc<WorkerCounters>,
+    held: Vec<Held<P::Buffer>>,
+    capture: Option<Capture>,
+    burst: RxBurst<P::Buffer>,
+    actions: ArrayVec<Action, BURST>,
+}
+
+impl<P: Ports> Worker<P> {
+    /// A worker over `ports`; `counters` are those of the pipeline.
+    #[must_use]
+    pub fn new(
+        ports: P,
+        pipeline: Pipeline,
+        mailbox: Arc<Mailbox>,
+        handoff: Handoff<P::Buffer>,
+    ) -> Self {
+        let counters = Arc::clone(pipeline.counters());
+        Self {
+            ports,
+            pipeline,
+            mailbox,
+            handoff,
+            counters,
+            held: Vec::with_capacity(HELD_MAX),
+            capture: None,
+            burst: ArrayVec::new(),
+            actions: ArrayVec::new(),
+        }
+    }
+
+    /// The ports, for adding and removing sockets between ticks.
+    pub fn ports_mut(&mut self) -> &mut P {
+        &mut self.ports
+    }
+
+    /// The pipeline, for announcing that the worker sleeps or goes away.
+    pub fn pipeline_mut(&mut self) -> &mut Pipeline {
+        &mut self.pipeline
+    }
+
+    /// Whether the worker has mail, or packets from others.
+    #[must_use]
+    pub fn has_mail(&self) -> bool {
+        !self.mailbox.commands.is_empty() || self.handoff.has_waiting()
+    }
+
+    /// One round at time `now`.
+    pub fn tick(&mut self, now: Nanos) -> Tick {
+        self.counters.ticks.add(1);
+        let adopted = self.read_mail();
+        if adopted || !self.held.is_empty() {
+            self.retry_held(now, adopted);
+        }
+        let mut packets = 0;
+        for _ in 0..INBOX_VECTORS {
+            let Some(vector) = self.handoff.take() else { break };
+            self.counters.handed_in.add(vector.len() as u64);
+            packets += vector.len();
+            self.burst = vector;
+            self.run_burst(now);
+        }
+        self.ports.receive(&mut self.burst);
+        if !self.burst.is_empty() {
+            packets += self.burst.len();
+            self.count_received(now);
+            self.run_burst(now);
+        }
+        let ports = &mut self.ports;
+        self.handoff.flush(&self.counters, &mut |buffer| ports.release(buffer));
+        self.ports.flush();
+        self.pipeline.sweep(now, if packets == 0 { SWEEP_ENTRIES_IDLE } else { SWEEP_ENTRIES });
+        Tick { packets, woken: self.handoff.take_woken() }
+    }
+
+    fn count_received(&mut self, now: Nanos) {
+        self.counters.received.add(self.burst.len() as u64);
+        for packet in &self.burst {
+            if let Some(port) = self.counters.port(packet.port) {
+                port.received_packets.add(1);
+                port.received_bytes.add(packet.buffer.len() as u64);
+            }
+        }
+        if self.capture.is_some() {
+            for packet in &self.burst {
+                self.copy(now, packet.port, CapturePoint::Received, &packet.buffer);
+            }
+        }
+    }
+
+    /// Decides about the staged burst and carries every packet to where it goes.
+    fn run_burst(&mut self, now: Nanos) {
+        self.actions.clear();
+        self.pipeline.process(now, &mut self.burst, &mut self.actions);
+        let burst = std::mem::take(&mut self.burst);
+        let actions = std::mem::take(&mut self.actions);
+        for (packet, action) in burst.into_iter().zip(actions) {
+            self.carry_out(now, packet, action);
+        }
+    }
+
+    fn carry_out(&mut self, now: Nanos, packet: Received<P::Buffer>, action: Action) {
+        match action {
+            Action::Transmit(port) => self.transmit(now, port, packet.buffer),
+            Action::Handoff(worker) => {
+                let ports = &mut self.ports;
+                self.handoff.give(worker, packet, &self.counters, &mut |buffer| {
+                    ports.release(buffer);
+                });
+            }
+            Action::Hold(waits_for) => self.hold(now, packet, waits_for),
+            Action::Drop(reason) => self.discard(now, packet, reason),
+            Action::Answer(reason) => {
+                // The offender ends here; its memory now holds the answer to its sender.
+                self.counters.drop_for(reason);
+                self.counters.originated.add(1);
+                self.transmit(now, packet.port, packet.buffer);
+            }
+        }
+    }
+
+    fn transmit(&mut self, now: Nanos, port: PortId, buffer: P::Buffer) {
+        if self.capture.is_some() {
+            self.copy(now, port, CapturePoint::Transmitted, &buffer);
+        }
+        let bytes = buffer.len() as u64;
+        match self.ports.transmit(port, buffer) {
+            Ok(()) => {
+                self.counters.transmitted.add(1);
+                if let Some(port) = self.counters.port(port) {
+                    port.transmitted_packets.add(1);
+                    port.transmitted_bytes.add(bytes);
+                }
+            }
+            Err((reason, buffer)) => self.discard(now, Received { port, buffer }, reason),
+        }
+    }
+
+    fn discard(&mut self, now: Nanos, packet: Received<P::Buffer>, reason: DropReason) {
+        self.counters.drop_for(reason);
+        if self.capture.is_some() {
+            self.copy(now, packet.port, CapturePoint::Dropped(reason), &packet.buffer);
+        }
+        self.ports.release(packet.buffer);
+    }
+
+    fn hold(&mut self, now: Nanos, packet: Received<P::Buffer>, waits_for: NeighbourRequest) {
+        if self.held.len() == HELD_MAX {
+            return self.discard(now, packet, DropReason::Unresolved);
+        }
+        self.held.push(Held { packet, waits_for, until: now.after(HOLD) });
+        self.counters.held.set(self.held.len() as u64);
+    }
+
+    /// Lets held packets go on when their neighbour is known now, and drops those that waited too
+    /// long.
+    fn retry_held(&mut self, now: Nanos, adopted: bool) {
+        let mut index = 0;
+        while index < self.held.len() {
+            let held = &self.held[index];
+            let late = held.until <= now;
+            let resolved = adopted && self.pipeline.neighbour_known(&held.waits_for);
+            if !late && !resolved {
+                index += 1;
+                continue;
+            }
+            // In order of arrival within a neighbour: `remove` keeps it, and `HELD_MAX` is small.
+            let held = self.held.remove(index);
+            if late {
+                self.discard(now, held.packet, DropReason::Unresolved);
+            } else {
+                self.burst.push(held.packet);
+                // A packet that must wait again would be appended behind the scan: one by one.
+                self.run_burst(now);
+            }
+        }
+        self.counters.held.set(self.held.len() as u64);
+    }
+
+    /// Reads all mail; says whether new tables were adopted.
+    fn read_mail(&mut self) -> bool {
+        let mut adopted = false;
+        while let Some(command) = self.mailbox.commands.pop() {
+            match command {
+                Command::Publish(tables) => {
+                    let old = self.pipeline.adopt(tables);
+                    self.retire(Retired::Tables(old));
+                    self.counters.tables_adopted.add(1);
+                    adopted = true;
+                }
+                Command::Flush(filter) => self.pipeline.flush(filter),
+                Command::StartCapture(filter, ring) => {
+                    self.stop_capture();
+                    self.capture = Some(Capture { filter, ring });
+                }
+                Command::StopCapture => self.stop_capture(),
+            }
+        }
+        adopted
+    }
+
+    fn stop_capture(&mut self) {
+        if let Some(capture) = self.capture.take() {
+            self.retire(Retired::Capture(capture.ring));
+        }
+    }
+
+    fn retire(&self, retired: Retired) {
+        // A full queue means that nobody frees any more; then it is freed here, once.
+        drop(self.mailbox.retired.push(retired));
+    }
+
+    fn copy(&self, now: Nanos, port: PortId, point: CapturePoint, buffer: &P::Buffer) {
+        let Some(capture) = &self.capture else { return };
+        if capture.filter.matches(point, port)
+            && !capture.ring.copy(now, port, point, buffer.len(), buffer.bytes())
+        {
+            self.counters.captures_lost.add(1);
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Connection tracking: what a flow has seen, the state that follows, and when it ends.
+//!
+//! The state of a TCP connection is not stored; it is derived from the flags each direction has
+//! shown, so that two workers that see the two directions never disagree and a lost update is
+//! repaired by the next packet.
+
+use std::time::Duration;
+
+use crate::address::Protocol;
+use crate::tables::Timeouts;
+use crate::time::Nanos;
+
+/// Which way a packet goes along its flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FlowDirection {
+    /// As the packet that opened the flow.
+    Original,
+    /// Back.
+    Reply,
+}
+
+impl FlowDirection {
+    /// The other way.
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        match self {
+            Self::Original => Self::Reply,
+            Self::Reply => Self::Original,
+        }
+    }
+}
+
+/// What one direction of a flow has shown so far. TCP flags keep their wire positions (RFC 9293,
+/// 3.1); any packet at all sets [`Seen::ANY`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seen(pub u8);
+
+impl Seen {
+    /// FIN.
+    pub const FIN: u8 = 0x01;
+    /// SYN.
+    pub const SYN: u8 = 0x02;
+    /// RST.
+    pub const RST: u8 = 0x04;
+    /// ACK.
+    pub const ACK: u8 = 0x10;
+    /// Any packet.
+    pub const ANY: u8 = 0x80;
+    const TCP: u8 = Self::FIN | Self::SYN | Self::RST | Self::ACK;
+
+    /// What a packet with these TCP flags (0 for other protocols) shows.
+    #[must_use]
+    pub fn of(tcp_flags: u8) -> Self {
+        Self((tcp_flags & Self::TCP) | Self::ANY)
+    }
+
+    /// Whether any of `flags` was shown.
+    #[must_use]
+    pub fn has(self, flags: u8) -> bool {
+        self.0 & flags != 0
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Where a flow is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FlowState {
+    /// TCP: SYN seen, no answer. Others: no reply yet.
+    Opening,
+    /// TCP: SYN and SYN-ACK seen.
+    Answered,
+    /// TCP: handshake complete, or picked up in mid-stream. Others: both directions seen.
+    Established,
+    /// TCP: one FIN seen.
+    Closing,
+    /// TCP: both FINs seen.
+    TimeWait,
+    /// TCP: reset.
+    Closed,
+}
+
+impl FlowState {
+    /// The word the CLI prints.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Answered => "answered",
+            Self::Established => "established",
+            Self::Closing => "closing",
+            Self::TimeWait => "time-wait",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// The state that follows from what both directions have shown.
+    #[must_use]
+    pub fn of(protocol: Protocol, original: Seen, reply: Seen) -> Self {
+        if protocol != Protocol::TCP {
+            return if reply.has(Seen::ANY) { Self::Established } else { Self::Opening };
+        }
+        if original.has(Seen::RST) || reply.has(Seen::RST) {
+            return Self::Closed;
+        }
+        match (original.has(Seen::FIN), reply.has(Seen::FIN)) {
+            (true, true) => return Self::TimeWait,
+            (false, false) => {}
+            _ => return Self::Closing,
+        }
+        if !original.has(Seen::SYN) {
+            // Picked up in mid-stream: the handshake was before our time.
+            return Self::Established;
+        }
+        match (reply.has(Seen::SYN | Seen::ACK), original.has(Seen::ACK)) {
+            (false, _) => Self::Opening,
+            (true, false) => Self::Answered,
+            (true, true) => Self::Established,
+        }
+    }
+
+    /// Idle time after which a flow in this state ends.
+    #[must_use]
+    pub fn timeout(self, protocol: Protocol, timeouts: &Timeouts) -> Duration {
+        match protocol {
+            Protocol::TCP => match self {
+                Self::Opening => timeouts.tcp_syn_sent,
+                Self::Answered => timeouts.tcp_syn_recv,
+                Self::Established => timeouts.tcp_established,
+                Self::Closing => timeouts.tcp_fin_wait,
+                Self::TimeWait => timeouts.tcp_time_wait,
+                Self::Closed => timeouts.tcp_close,
+            },
+            Protocol::UDP if self == Self::Established => timeouts.udp_stream,
+            Protocol::UDP => timeouts.udp,
+            Protocol::ICMP | Protocol::ICMPV6 => timeouts.icmp,
+            _ => timeouts.generic,
+        }
+    }
+}
+
+/// A flow's protocol, what its directions have shown, and its deadline, in one atomic word.
+///
+/// Layout, from bit 63: deadline in seconds (32), original [`Seen`] (8), reply [`Seen`] (8),
+/// protocol (8), reserved (8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life(pub u64);
+
+impl Life {
+    /// A flow that `protocol`'s first packet opens.
+    #[must_use]
+    pub fn opened(protocol: Protocol, first: Seen, now: Nanos, timeouts: &Timeouts) -> Self {
+        let state = FlowState::of(protocol, first, Seen::default());
+        Self::pack(
+            deadline(now, state.timeout(protocol, timeouts)),
+            first,
+            Seen::default(),
+            protocol,
+        )
+    }
+
+    fn pack(deadline: u32, original: Seen, reply: Seen, protocol: Protocol) -> Self {
+        let [a, b, c, d] = deadline.to_be_bytes();
+        Self(u64::from_be_bytes([a, b, c, d, original.0, reply.0, protocol.0, 0]))
+    }
+
+    /// The second at which the flow ends unless a packet comes.
+    #[must_use]
+    pub fn deadline_seconds(self) -> u32 {
+        let [a, b, c, d, ..] = self.0.to_be_bytes();
+        u32::from_be_bytes([a, b, c, d])
+    }
+
+    /// The flow's protocol.
+    #[must_use]
+    pub fn protocol(self) -> Protocol {
+        Protocol(self.0.to_be_bytes()[6])
+    }
+
+    /// What `direction` has shown.
+    #[must_use]
+    pub fn seen(self, direction: FlowDirection) -> Seen {
+        match direction {
+            FlowDirection::Original => Seen(self.0.to_be_bytes()[4]),
+            FlowDirection::Reply => Seen(self.0.to_be_bytes()[5]),
+        }
+    }
+
+    /// The state.
+    #[must_use]
+    pub fn state(self) -> FlowState {
+        FlowState::of(
+            self.protocol(),
+            self.seen(FlowDirection::Original),
+            self.seen(FlowDirection::Reply),
+        )
+    }
+
+    /// Whether the deadline has passed.
+    #[must_use]
+    pub fn expired(self, now: Nanos) -> bool {
+        self.deadline_seconds() <= seconds(now)
+    }
+
+    /// The word after a packet that shows `seen` in `direction`; `None` when nothing changes, so
+    /// that the entry's cache line is not written.
+    ///
+    /// A fresh SYN on a connection that is over (RFC 9293, 3.10.7.4 and TIME-WAIT reuse) begins it
+    /// anew.
+    #[must_use]
+    pub fn advanced(
+        self,
+        direction: FlowDirection,
+        seen: Seen,
+        now: Nanos,
+        timeouts: &Timeouts,
+    ) -> Option<Self> {
+        let protocol = self.protocol();
+        let (mut original, mut reply) =
+            (self.seen(FlowDirection::Original), self.seen(FlowDirection::Reply));
+        let reopens = protocol == Protocol::TCP
+            && direction == FlowDirection::Original
+            && seen.has(Seen::SYN)
+            && !seen.has(Seen::ACK)
+            && self.state() >= FlowState::TimeWait;
+        if reopens {
+            (original, reply) = (seen, Seen::default());
+        } else {
+            match direction {
+                FlowDirection::Original => original = original.with(seen),
+                FlowDirection::Reply => reply = reply.with(seen),
+            }
+        }
+        let state = FlowState::of(protocol, original, reply);
+        let due = deadline(now, state.timeout(protocol, timeouts));
+        // A flow that is closing counts down from the last FIN or RST, not from each stray packet.
+        let due = if state >= FlowState::TimeWait && state == self.state() && !reopens {
+            self.deadline_seconds()
+        } else {
+            due
+        };
+        let next = Self::pack(due, original, reply, protocol);
+        (next != self).then_some(next)
+    }
+}
+
+/// Whole seconds of the caller's time.
+#[must_use]
+pub fn seconds(now: Nanos) -> u32 {
+    u32::try_from(now.0 / 1_000_000_000).unwrap_or(u32::MAX)
+}
+
+/// The second in which `timeout` from `now` will have passed: at least one second ahead.
+fn deadline(now: Nanos, timeout: Duration) -> u32 {
+    let whole = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1);
+    seconds(now).saturating_add(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn walk(steps: &[(FlowDirection, u8)]) -> Life {
+        let timeouts = Timeouts::default();
+        let mut life = Life::opened(Protocol::TCP, Seen::of(steps[0].1), Nanos(0), &timeouts);
+        for (direction, flags) in &steps[1..] {
+            life = life.advanced(*direction, Seen::of(*flags), Nanos(0), &timeouts).unwrap_or(life);
+        }
+        life
+    }
+
+    use FlowDirection::{Original, Reply};
+    const S: u8 = Seen::SYN;
+    const A: u8 = Seen::ACK;
+    const F: u8 = Seen::FIN;
+    const R: u8 = Seen::RST;
+
+    #[test]
+    fn handshake_goes_from_opening_through_answered_to_established() {
+        assert_eq!(walk(&[(Original, S)]).state(), FlowState::Opening);
+        assert_eq!(walk(&[(Original, S), (Reply, S | A)]).state(), FlowState::Answered);
+        let life = walk(&[(Original, S), (Reply, S | A), (Original, A)]);
+        assert_eq!(life.state(), FlowState::Established);
+        assert_eq!(life.deadline_seconds(), 432_000);
+    }
+
+    #[test]
+    fn two_fins_lead_to_time_wait_and_a_reset_closes() {
+        let open = [(Original, S), (Reply, S | A), (Original, A)];
+        let one = [&open[..], &[(Reply, F | A)]].concat();
+        assert_eq!(walk(&one).state(), FlowState::Closing);
+        let both = [&one[..], &[(Original, F | A)]].concat();
+        assert_eq!(walk(&both).state(), FlowState::TimeWait);
+        let reset = [&open[..], &[(Reply, R)]].concat();
+        assert_eq!(walk(&reset).state(), FlowState::Closed);
+    }
+
+    #[test]
+    fn syn_in_time_wait_begins_the_flow_anew() {
+        let over = [(Original, S), (Reply, S | A), (Original, A | F), (Reply, F | A)];
+        let again = [&over[..], &[(Original, S)]].concat();
+        assert_eq!(walk(&again).state(), FlowState::Opening);
+    }
+
+    #[test]
+    fn retransmission_in_time_wait_does_not_prolong_it() {
+        let life = walk(&[(Original, S), (Reply, S | A), (Original, A | F), (Reply, F | A)]);
+        let later = Nanos(100 * SECOND);
+        assert_eq!(life.advanced(Reply, Seen::of(F | A), later, &Timeouts::default()), None);
+        assert!(life.expired(Nanos(120 * SECOND)));
+    }
+
+    #[test]
+    fn established_packet_within_the_same_second_writes_nothing() {
+        let life = walk(&[(Original, S), (Reply, S | A), (Original, A)]);
+        assert_eq!(life.advanced(Reply, Seen::of(A), Nanos(5), &Timeouts::default()), None);
+    }
+
+    #[test]
+    fn udp_reply_lengthens_the_time_out() {
+        let timeouts = Timeouts::default();
+        let life = Life::opened(Protocol::UDP, Seen::of(0), Nanos(0), &timeouts);
+        assert_eq!(life.deadline_seconds(), 30);
+        let life = life.advanced(Reply, Seen::of(0), Nanos(SECOND), &timeouts).unwrap_or(life);
+        assert_eq!((life.state(), life.deadline_seconds()), (FlowState::Established, 121));
+    }
+}

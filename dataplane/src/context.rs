@@ -1,0 +1,196 @@
+//! What every stage needs besides its family's flows, and how a packet is stopped.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use flow_table::Hasher;
+
+use crate::DropReason;
+use crate::buffer::Buffer;
+use crate::counters::WorkerCounters;
+use crate::event::{Budget, EventKind, FlowEvent, NeighbourRequest, Reporter, Reports};
+use crate::forwarding::NextHopId;
+use crate::fragment::FragmentTable;
+use crate::icmp::{self, IcmpErrorKind};
+use crate::nat;
+use crate::packet::Packet;
+use crate::pipeline::Action;
+use crate::port::PortId;
+use crate::tables::Tables;
+use crate::time::Nanos;
+use crate::worker::Received;
+
+/// ICMP errors a worker sends per second (RFC 1812, 4.3.2.8; RFC 4443, 2.4 f).
+pub const ANSWERS_PER_SECOND: u32 = 1000;
+
+/// Why a packet goes no further, and what its sender must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop {
+    /// What to count.
+    pub reason: DropReason,
+    /// The MTU to tell, for [`DropReason::TooBig`].
+    pub mtu: u16,
+    /// Whether the event was reported already, with more than is known here.
+    pub reported: bool,
+}
+
+impl From<DropReason> for Stop {
+    fn from(reason: DropReason) -> Self {
+        Self { reason, mtu: 0, reported: false }
+    }
+}
+
+/// One worker's state outside the flow tables.
+#[derive(Debug)]
+pub struct Context {
+    pub(crate) worker: usize,
+    pub(crate) workers: usize,
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) hasher: Hasher,
+    pub(crate) counters: Arc<WorkerCounters>,
+    pub(crate) reporter: Reporter,
+    pub(crate) fragments: FragmentTable,
+    /// This worker's part of the SNAT range; `None` when the range is too small.
+    pub(crate) nat_share: Option<RangeInclusive<u16>>,
+    answers: Budget,
+}
+
+impl Context {
+    pub(crate) fn new(
+        worker: usize,
+        workers: usize,
+        tables: Arc<Tables>,
+        hasher: Hasher,
+        counters: Arc<WorkerCounters>,
+        reports: Arc<Reports>,
+    ) -> Self {
+        let nat_share = nat::share(&tables.source_nat.l4_ports, worker, workers);
+        Self {
+            worker,
+            workers,
+            tables,
+            hasher,
+            counters,
+            reporter: Reporter::new(reports),
+            fragments: FragmentTable::default(),
+            nat_share,
+            answers: Budget::new(ANSWERS_PER_SECOND),
+        }
+    }
+
+    pub(crate) fn adopt(&mut self, tables: Arc<Tables>) -> Arc<Tables> {
+        self.nat_share = nat::share(&tables.source_nat.l4_ports, self.worker, self.workers);
+        std::mem::replace(&mut self.tables, tables)
+    }
+
+    pub(crate) fn neighbour_known(&self, request: &NeighbourRequest) -> bool {
+        let forwarding = &self.tables.forwarding;
+        forwarding
+            .neighbours
+            .get(&(request.port, request.address))
+            .and_then(|id| forwarding.next_hop(*id))
+            .or_else(|| {
+                forwarding
+                    .next_hops
+                    .iter()
+                    .find(|hop| hop.port == request.port && hop.neighbour == request.address)
+            })
+            .is_some_and(|hop| hop.destination.is_some())
+    }
+
+    /// Asks for a neighbour; the packet waits for it.
+    pub(crate) fn hold(&self, request: NeighbourRequest) -> Action {
+        self.reporter.neighbour(request);
+        Action::Hold(request)
+    }
+
+    /// The worker whose flow it is.
+    pub(crate) fn owner_of(&self, hash: u64) -> usize {
+        // Multiply-shift over the middle bits; the table uses the others.
+        let bits = (hash >> 16) & 0xffff_ffff;
+        usize::try_from((bits * self.workers as u64) >> 32).unwrap_or(0)
+    }
+
+    /// The port behind `back`, or `otherwise` when it is not known.
+    pub(crate) fn opposite_port(&self, back: NextHopId, otherwise: PortId) -> PortId {
+        self.tables.forwarding.next_hop(back).map_or(otherwise, |hop| hop.port)
+    }
+
+    /// Leaves toward the node's own stack, layer 3 unchanged.
+    pub(crate) fn to_host(&self, bytes: &mut [u8], host: NextHopId) -> Result<Action, Stop> {
+        let hop = self.tables.forwarding.next_hop(host).ok_or(DropReason::PortGone)?;
+        let Some(destination) = hop.destination else {
+            return Err(DropReason::Unresolved.into());
+        };
+        crate::rewrite::set_link_addresses(bytes, hop.source, destination);
+        Ok(Action::Transmit(hop.port))
+    }
+
+    /// Ends a packet: reports it, and turns it into the answer its sender is owed, if any.
+    pub(crate) fn stop<B: Buffer>(
+        &mut self,
+        now: Nanos,
+        received: &mut Received<B>,
+        packet: Option<&Packet>,
+        stop: Stop,
+    ) -> Action {
+        if !stop.reported {
+            let mut event = FlowEvent::new(now, EventKind::Dropped(stop.reason), received.port);
+            event.key = packet.map(Packet::flow_key);
+            self.reporter.event(event, &self.counters);
+        }
+        let answer = match stop.reason {
+            DropReason::TtlExceeded => IcmpErrorKind::TimeExceeded,
+            DropReason::TooBig => IcmpErrorKind::TooBig { mtu: stop.mtu },
+            DropReason::NoRoute => IcmpErrorKind::NetUnreachable,
+            DropReason::NoBackend => IcmpErrorKind::PortUnreachable,
+            _ => return Action::Drop(stop.reason),
+        };
+        match packet {
+            Some(packet) if self.answer(now, received, packet, answer) => {
+                Action::Answer(stop.reason)
+            }
+            _ => {
+                self.counters.replies_suppressed.add(1);
+                Action::Drop(stop.reason)
+            }
+        }
+    }
+
+    /// Replaces the packet by an ICMP error to its sender; `false` when none may be sent.
+    fn answer<B: Buffer>(
+        &mut self,
+        now: Nanos,
+        received: &mut Received<B>,
+        packet: &Packet,
+        kind: IcmpErrorKind,
+    ) -> bool {
+        let to = packet.flow_key().source();
+        let Some(from) = self.own_address_toward(to) else { return false };
+        if !self.answers.take(now) {
+            return false;
+        }
+        let mut scratch = [0u8; icmp::ERROR_FRAME_MAX];
+        let Ok(len) = icmp::build_error(kind, packet, received.buffer.bytes(), from, &mut scratch)
+        else {
+            return false;
+        };
+        if received.buffer.set_len(len).is_err() {
+            return false;
+        }
+        let bytes = received.buffer.bytes_mut();
+        match (bytes.get_mut(..len), scratch.get(..len)) {
+            (Some(into), Some(built)) => {
+                into.copy_from_slice(built);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The address this node speaks from toward `to`'s family.
+    fn own_address_toward(&self, to: IpAddr) -> Option<IpAddr> {
+        self.tables.source_nat.address_for(to)
+    }
+}

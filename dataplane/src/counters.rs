@@ -1,0 +1,148 @@
+//! What a worker counts: one writer, any number of readers, no shared cache lines.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::DropReason;
+use crate::port::PortId;
+
+/// Ports a node may have at once, host port and uplinks included.
+pub const PORTS_MAX: usize = 1024;
+
+/// A counter that one thread adds to and any thread reads.
+///
+/// The addition is a load and a store, not an atomic read-modify-write: with a single writer
+/// nothing can be lost, and the store costs what a plain one does.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `amount`. Only the owning thread may call this.
+    #[inline]
+    pub fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// Sets a gauge.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Packets and bytes of one port, as one worker saw them.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct PortCounters {
+    /// Packets received.
+    pub received_packets: Counter,
+    /// Bytes received, Ethernet header included.
+    pub received_bytes: Counter,
+    /// Packets queued for transmission.
+    pub transmitted_packets: Counter,
+    /// Bytes queued for transmission, Ethernet header included.
+    pub transmitted_bytes: Counter,
+}
+
+/// Everything one worker counts.
+///
+/// Law: `received + handed_in + originated = transmitted + handed_out + dropped + held`.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct WorkerCounters {
+    /// Packets taken from receive rings.
+    pub received: Counter,
+    /// Packets taken from other workers.
+    pub handed_in: Counter,
+    /// Packets the worker made itself (ICMP errors, resets).
+    pub originated: Counter,
+    /// Packets queued on a transmit path.
+    pub transmitted: Counter,
+    /// Packets given to their owning worker.
+    pub handed_out: Counter,
+    /// Packets that wait for a neighbour now (gauge).
+    pub held: Counter,
+    /// Flows inserted.
+    pub flows_created: Counter,
+    /// Flows ended by their time-out.
+    pub flows_expired: Counter,
+    /// Flows ended by request (flush, policy, removed pod).
+    pub flows_deleted: Counter,
+    /// Flows judged again because the tables changed.
+    pub flows_rejudged: Counter,
+    /// Events that found the ring to the control thread full, or the budget spent.
+    pub events_lost: Counter,
+    /// Captured packets that found the capture ring full.
+    pub captures_lost: Counter,
+    /// ICMP errors and resets not sent because the rate limit was reached or no address is known.
+    pub replies_suppressed: Counter,
+    /// Published tables adopted.
+    pub tables_adopted: Counter,
+    /// Ticks (bursts, also empty ones).
+    pub ticks: Counter,
+    dropped: [Counter; DropReason::COUNT],
+    ports: Box<[PortCounters]>,
+}
+
+impl Default for WorkerCounters {
+    fn default() -> Self {
+        Self {
+            received: Counter::default(),
+            handed_in: Counter::default(),
+            originated: Counter::default(),
+            transmitted: Counter::default(),
+            handed_out: Counter::default(),
+            held: Counter::default(),
+            flows_created: Counter::default(),
+            flows_expired: Counter::default(),
+            flows_deleted: Counter::default(),
+            flows_rejudged: Counter::default(),
+            events_lost: Counter::default(),
+            captures_lost: Counter::default(),
+            replies_suppressed: Counter::default(),
+            tables_adopted: Counter::default(),
+            ticks: Counter::default(),
+            dropped: std::array::from_fn(|_| Counter::default()),
+            ports: (0..PORTS_MAX).map(|_| PortCounters::default()).collect(),
+        }
+    }
+}
+
+impl WorkerCounters {
+    /// Counts one packet dropped for `reason`.
+    #[inline]
+    pub fn drop_for(&self, reason: DropReason) {
+        self.dropped[reason as usize].add(1);
+    }
+
+    /// Packets dropped for `reason`.
+    #[must_use]
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.dropped[reason as usize].get()
+    }
+
+    /// Packets dropped for any reason.
+    #[must_use]
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped.iter().map(Counter::get).sum()
+    }
+
+    /// The counters of one port; `None` beyond [`PORTS_MAX`].
+    #[must_use]
+    pub fn port(&self, port: PortId) -> Option<&PortCounters> {
+        self.ports.get(usize::from(port.0))
+    }
+
+    /// The two sides of the conservation law: packets that came, packets accounted for.
+    #[must_use]
+    pub fn balance(&self) -> (u64, u64) {
+        let came = self.received.get() + self.handed_in.get() + self.originated.get();
+        let went = self.transmitted.get() + self.handed_out.get() + self.dropped_total();
+        (came, went + self.held.get())
+    }
+}

@@ -1,0 +1,451 @@
+//! The decision about a new flow, as a value: service, backend, policy, way out, translation.
+//!
+//! Nothing is changed here. The pipeline binds, inserts and applies what this decides; a trace
+//! prints it; a flow whose tables changed is decided again.
+
+use std::net::IpAddr;
+
+use crate::DropReason;
+use crate::address::Protocol;
+use crate::conntrack::{FlowDirection, Seen};
+use crate::flow_key::FlowKey;
+use crate::forwarding::{NextHopId, Resolved};
+use crate::identity::Identity;
+use crate::lb::{Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, TrafficPolicy};
+use crate::policy::{Direction, Query, RuleId, Verdict};
+use crate::port::{Port, PortId, PortKind};
+use crate::tables::Tables;
+
+/// A packet that belongs to no known flow.
+#[derive(Debug, Clone, Copy)]
+pub struct NewPacket {
+    /// Its tuple as received.
+    pub key: FlowKey,
+    /// TCP flags; 0 for other protocols.
+    pub tcp_flags: u8,
+    /// Whether a packet of this kind may begin a flow (an echo reply may not).
+    pub may_begin: bool,
+}
+
+impl NewPacket {
+    /// TCP without SYN: the flow began before our time, or never.
+    fn is_mid_stream(&self) -> bool {
+        self.key.protocol() == Protocol::TCP && !Seen::of(self.tcp_flags).has(Seen::SYN)
+    }
+}
+
+/// What was found out on the way to a verdict; complete for an admitted flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Findings {
+    /// The service whose frontend was addressed.
+    pub service: Option<ServiceId>,
+    /// The chosen backend.
+    pub backend: Option<Backend>,
+    /// Who speaks.
+    pub source: Identity,
+    /// Who is spoken to, after DNAT.
+    pub destination: Identity,
+    /// The rule that decided.
+    pub rule: RuleId,
+}
+
+impl Default for Findings {
+    fn default() -> Self {
+        Self {
+            service: None,
+            backend: None,
+            source: Identity::WORLD,
+            destination: Identity::WORLD,
+            rule: RuleId::NOT_ISOLATED,
+        }
+    }
+}
+
+/// An admitted flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admission {
+    /// The tuple of the flow's original direction, as received.
+    pub original: FlowKey,
+    /// The same after DNAT, before SNAT.
+    pub translated: FlowKey,
+    /// Which direction the packet at hand goes: a reply picked up in mid-stream is one.
+    pub direction: FlowDirection,
+    /// The address to translate the source to; the L4 port is bound later.
+    pub source_nat: Option<IpAddr>,
+    /// The way onward for the original direction.
+    pub hop: NextHopId,
+    /// The way back; `None` when it is not resolved yet and the first reply will ask.
+    pub reverse_hop: Option<NextHopId>,
+    /// For events and explanations.
+    pub findings: Findings,
+}
+
+/// What to do with a packet of no known flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Open a flow.
+    Admit(Admission),
+    /// It is the node's own, redirected only because the XDP program could not tell: hand it to
+    /// the host unchanged, without a flow.
+    Foreign(NextHopId),
+    /// Ask for this neighbour and hold the packet.
+    Unresolved(PortId, IpAddr),
+}
+
+/// A refused packet: the reason, and what was known by then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub reason: DropReason,
+    /// What was known.
+    pub findings: Findings,
+}
+
+impl From<DropReason> for Refusal {
+    fn from(reason: DropReason) -> Self {
+        Self { reason, findings: Findings::default() }
+    }
+}
+
+/// Decides about `packet`, which came in by `ingress` and matches no flow.
+///
+/// # Errors
+/// The refusal, with the reason to count and what is known for the event.
+pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<Decision, Refusal> {
+    let port = tables.port(ingress).ok_or(DropReason::UnknownPort)?;
+    let key = packet.key;
+    check_source(tables, port, key.source())?;
+
+    let mut findings =
+        Findings { source: source_identity(tables, port, &key), ..Findings::default() };
+    let refuse = |reason, findings| Refusal { reason, findings };
+
+    let chosen = choose_backend(tables, port, &key, &mut findings)
+        .map_err(|reason| refuse(reason, findings))?;
+    let to_node = tables.forwarding.node_addresses.contains(&key.destination());
+    if chosen.is_none() && to_node && port.kind == PortKind::Uplink {
+        let host = tables.forwarding.host.ok_or(DropReason::NoRoute)?;
+        return Ok(Decision::Foreign(host));
+    }
+    if !packet.may_begin || Seen::of(packet.tcp_flags).has(Seen::RST) {
+        return Err(refuse(DropReason::NoFlow, findings));
+    }
+
+    let translated = match chosen {
+        Some(backend) => key
+            .with_destination(backend.address, backend.l4_port)
+            .ok_or(refuse(DropReason::NoBackend, findings))?,
+        None => key,
+    };
+    let hop = match tables.forwarding.resolve(translated.destination()) {
+        Ok(Resolved::NextHop(hop)) => hop,
+        Ok(Resolved::Unresolved(port, address)) => return Ok(Decision::Unresolved(port, address)),
+        Err(reason) => return Err(refuse(reason, findings)),
+    };
+    let egress = tables
+        .forwarding
+        .next_hop(hop)
+        .and_then(|hop| Some((hop.port, tables.port(hop.port)?)))
+        .ok_or(refuse(DropReason::PortGone, findings))?;
+    let source_nat = source_nat(tables, port, egress.1, &translated, chosen.is_some())
+        .map_err(|reason| refuse(reason, findings))?;
+    if packet.is_mid_stream() && source_nat.is_some() {
+        // Its binding is lost; a new one would reach the peer as a stranger and earn a reset.
+        return Err(refuse(DropReason::NoFlow, findings));
+    }
+
+    findings.destination = destination_identity(tables, egress.1, &translated);
+    let sides = Sides { ingress: (ingress, port), egress };
+    let direction = judge(tables, &sides, packet, &translated, chosen.is_some(), &mut findings)
+        .map_err(|reason| refuse(reason, findings))?;
+    let reverse_hop = reverse_hop(tables, port, key.source());
+    Ok(Decision::Admit(match direction {
+        FlowDirection::Original => Admission {
+            original: key,
+            translated,
+            direction,
+            source_nat,
+            hop,
+            reverse_hop,
+            findings,
+        },
+        FlowDirection::Reply => Admission {
+            original: key.reversed(),
+            translated: key.reversed(),
+            direction,
+            source_nat: None,
+            hop: reverse_hop.ok_or(refuse(DropReason::NoRoute, findings))?,
+            reverse_hop: Some(hop),
+            findings,
+        },
+    }))
+}
+
+/// Law: a local pod is its port. A pod speaks from its own addresses only, and nobody outside
+/// speaks from a local pod's.
+///
+/// # Errors
+/// [`DropReason::Spoofed`] or [`DropReason::LocalAddressFromUplink`].
+pub fn check_source(tables: &Tables, port: &Port, source: IpAddr) -> Result<(), DropReason> {
+    match port.kind {
+        PortKind::Pod if !port.addresses.contains(&source) => Err(DropReason::Spoofed),
+        PortKind::Uplink if tables.forwarding.endpoints.contains_key(&source) => {
+            Err(DropReason::LocalAddressFromUplink)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn source_identity(tables: &Tables, port: &Port, key: &FlowKey) -> Identity {
+    match port.kind {
+        PortKind::Pod | PortKind::Host => port.identity,
+        PortKind::Uplink => tables.identities.lookup(key.source()),
+    }
+}
+
+fn destination_identity(tables: &Tables, egress: &Port, translated: &FlowKey) -> Identity {
+    match egress.kind {
+        PortKind::Pod | PortKind::Host => egress.identity,
+        PortKind::Uplink => tables.identities.lookup(translated.destination()),
+    }
+}
+
+/// The service that `key` addresses, if any, with how it was addressed.
+fn frontend(
+    tables: &Tables,
+    key: &FlowKey,
+) -> Result<Option<(ServiceId, FrontendKind)>, DropReason> {
+    let services = &tables.services;
+    let exact = Frontend {
+        address: key.destination(),
+        protocol: key.protocol(),
+        l4_port: key.destination_port(),
+    };
+    if let Some(found) = services.frontends.get(&exact) {
+        return Ok(Some(*found));
+    }
+    if tables.forwarding.node_addresses.contains(&exact.address) {
+        let node_port = services.node_ports.get(&(exact.protocol, exact.l4_port));
+        return Ok(node_port.map(|id| (*id, FrontendKind::NodePort)));
+    }
+    if services.addresses.contains(&exact.address) {
+        return Err(DropReason::NoServicePort);
+    }
+    Ok(None)
+}
+
+fn choose_backend(
+    tables: &Tables,
+    port: &Port,
+    key: &FlowKey,
+    findings: &mut Findings,
+) -> Result<Option<Backend>, DropReason> {
+    let Some((id, kind)) = frontend(tables, key)? else { return Ok(None) };
+    let service = tables.services.get(id).ok_or(DropReason::NoBackend)?;
+    findings.service = Some(id);
+    let from_outside = port.kind == PortKind::Uplink;
+    if from_outside && kind == FrontendKind::LoadBalancer && !admitted(service, key.source()) {
+        return Err(DropReason::SourceRange);
+    }
+    let set = backend_set(service, kind, from_outside);
+    let backend = set.choose(key.stable_hash()).copied();
+    findings.backend = backend;
+    match backend {
+        Some(backend) => Ok(Some(backend)),
+        None if service.cluster.backends.is_empty() => Err(DropReason::NoBackend),
+        None => Err(DropReason::NoLocalBackend),
+    }
+}
+
+fn admitted(service: &Service, client: IpAddr) -> bool {
+    service.source_ranges.is_empty()
+        || service.source_ranges.iter().any(|range| range.contains(client))
+}
+
+/// Clients inside the cluster ignore the external policy, also when they use an external address
+/// (Kubernetes, "Virtual IPs and Service Proxies").
+fn backend_set(service: &Service, kind: FrontendKind, from_outside: bool) -> &BackendSet {
+    let policy = match kind {
+        FrontendKind::ClusterIp => service.internal_policy,
+        _ if from_outside => service.external_policy,
+        _ => TrafficPolicy::Cluster,
+    };
+    match policy {
+        TrafficPolicy::Cluster => &service.cluster,
+        TrafficPolicy::Local => &service.local,
+    }
+}
+
+/// Whether and to which address the source is translated: whenever the reply would otherwise not
+/// come back through this pipeline, and for pods that speak to the outside.
+fn source_nat(
+    tables: &Tables,
+    ingress: &Port,
+    egress: &Port,
+    translated: &FlowKey,
+    by_service: bool,
+) -> Result<Option<IpAddr>, DropReason> {
+    let destination = translated.destination();
+    let needed = match (ingress.kind, egress.kind) {
+        (PortKind::Pod, PortKind::Uplink) => {
+            tables.source_nat.non_masquerade.lookup(destination).is_none()
+        }
+        (PortKind::Uplink, PortKind::Uplink) => by_service,
+        (PortKind::Host, PortKind::Uplink) => true,
+        // A pod that its own service sends back to itself would see its own address as the peer.
+        (PortKind::Pod, PortKind::Pod) => by_service && translated.source() == destination,
+        _ => false,
+    };
+    if !needed {
+        return Ok(None);
+    }
+    tables.source_nat.address_for(destination).map(Some).ok_or(DropReason::NoNatAddress)
+}
+
+struct Sides<'a> {
+    ingress: (PortId, &'a Port),
+    egress: (PortId, &'a Port),
+}
+
+/// Asks policy; answers which direction of the flow the packet is.
+///
+/// A TCP segment in mid-stream whose flow is lost may be a reply: it passes as one when the
+/// opposite direction would have been allowed to open the flow.
+fn judge(
+    tables: &Tables,
+    sides: &Sides<'_>,
+    packet: &NewPacket,
+    translated: &FlowKey,
+    by_service: bool,
+    findings: &mut Findings,
+) -> Result<FlowDirection, DropReason> {
+    let forward = judge_one_way(
+        tables,
+        sides.ingress,
+        sides.egress,
+        (findings.source, findings.destination),
+        translated,
+    );
+    let denied = match forward {
+        Ok(rule) => {
+            findings.rule = rule;
+            return Ok(FlowDirection::Original);
+        }
+        Err(denied) => denied,
+    };
+    if packet.is_mid_stream() && !by_service {
+        let backward = judge_one_way(
+            tables,
+            sides.egress,
+            sides.ingress,
+            (findings.destination, findings.source),
+            &translated.reversed(),
+        );
+        if let Ok(rule) = backward {
+            findings.rule = rule;
+            return Ok(FlowDirection::Reply);
+        }
+    }
+    findings.rule = denied.1;
+    Err(denied.0)
+}
+
+/// Egress is judged on the source's node, ingress on the destination's; a pod that reaches itself
+/// is never judged.
+fn judge_one_way(
+    tables: &Tables,
+    from: (PortId, &Port),
+    to: (PortId, &Port),
+    (source, destination): (Identity, Identity),
+    key: &FlowKey,
+) -> Result<RuleId, (DropReason, RuleId)> {
+    if from.0 == to.0 {
+        return Ok(RuleId::NOT_ISOLATED);
+    }
+    let l4_port = match key.protocol() {
+        Protocol::ICMP | Protocol::ICMPV6 => 0,
+        _ => key.destination_port(),
+    };
+    let ask = |direction, subject, peer| -> Verdict {
+        let query = Query { subject, peer, protocol: key.protocol(), l4_port };
+        tables.policy.judge(direction, &query)
+    };
+    let mut rule = RuleId::NOT_ISOLATED;
+    if from.1.kind == PortKind::Pod {
+        let verdict = ask(Direction::Egress, source, destination);
+        if !verdict.allowed {
+            return Err((DropReason::PolicyEgress, verdict.rule));
+        }
+        rule = verdict.rule;
+    }
+    if to.1.kind == PortKind::Pod {
+        let verdict = ask(Direction::Ingress, destination, source);
+        if !verdict.allowed {
+            return Err((DropReason::PolicyIngress, verdict.rule));
+        }
+        if verdict.rule != RuleId::NOT_ISOLATED {
+            rule = verdict.rule;
+        }
+    }
+    Ok(rule)
+}
+
+/// The way back to `source`, which spoke through `port`.
+fn reverse_hop(tables: &Tables, port: &Port, source: IpAddr) -> Option<NextHopId> {
+    match port.kind {
+        PortKind::Host => tables.forwarding.host,
+        PortKind::Pod | PortKind::Uplink => match tables.forwarding.resolve(source) {
+            Ok(Resolved::NextHop(hop)) => Some(hop),
+            Ok(Resolved::Unresolved(..)) | Err(_) => None,
+        },
+    }
+}
+
+/// The ways of a known flow under new tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ways {
+    /// Onward, for the original direction.
+    pub hop: NextHopId,
+    /// Back; `None` while it is not resolved.
+    pub reverse_hop: Option<NextHopId>,
+    /// The rule that decided.
+    pub rule: RuleId,
+}
+
+/// Judges a known flow again: policy and routes anew, backend and translation as they are.
+///
+/// # Errors
+/// The reason that ends the flow: newly denied, no route, or an end point that is gone.
+pub fn rejudge(
+    tables: &Tables,
+    original: &FlowKey,
+    backend: (IpAddr, u16),
+) -> Result<Ways, DropReason> {
+    let translated =
+        original.with_destination(backend.0, backend.1).ok_or(DropReason::InvalidState)?;
+    let (hop, to) = way_to(tables, backend.0)?;
+    let (reverse_hop, from) = way_to(tables, original.source())?;
+    let hop = hop.ok_or(DropReason::Unresolved)?;
+    let identities = (
+        source_identity(tables, from.1, original),
+        destination_identity(tables, to.1, &translated),
+    );
+    let rule =
+        judge_one_way(tables, from, to, identities, &translated).map_err(|(reason, _)| reason)?;
+    Ok(Ways { hop, reverse_hop, rule })
+}
+
+/// The next hop to `address`, `None` while its neighbour is unresolved, and the port it leaves by.
+fn way_to(
+    tables: &Tables,
+    address: IpAddr,
+) -> Result<(Option<NextHopId>, (PortId, &Port)), DropReason> {
+    let (hop, port) = match tables.forwarding.resolve(address)? {
+        Resolved::Unresolved(port, _) => (None, port),
+        Resolved::NextHop(hop) => {
+            let next_hop = tables.forwarding.next_hop(hop).ok_or(DropReason::PortGone)?;
+            (Some(hop), next_hop.port)
+        }
+    };
+    Ok((hop, (port, tables.port(port).ok_or(DropReason::PortGone)?)))
+}

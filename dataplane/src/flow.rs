@@ -1,0 +1,349 @@
+//! A flow as it lies in its slab entry: one 64-byte line for IPv4, two for IPv6.
+//!
+//! | words (IPv4 / IPv6) | content |
+//! |---|---|
+//! | 0..2 / 0..8 | original source and destination, reply source and destination |
+//! | 2 / 8 | L4 ports: original source, destination, reply source, destination |
+//! | 3 / 9 | [`Life`]: deadline, what was seen, protocol |
+//! | 4 / 10 | [`Route`](FlowRoute): generation of the tables, next hops onward and back |
+//! | 5 / 11 | [`Origin`]: service, rule |
+//! | 6, 7 / 12, 13 | packets in each direction, and whether they were counted lately |
+//!
+//! The tuples are written once, before the entry is published. `Life` changes by compare-and-swap;
+//! the others tolerate a lost update.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::conntrack::{FlowDirection, Life, Seen};
+use crate::flow_key::{FlowKey, FlowKey4, FlowKey6, halves};
+use crate::forwarding::NextHopId;
+use crate::lb::ServiceId;
+use crate::policy::RuleId;
+use crate::tables::Timeouts;
+use crate::time::Nanos;
+
+/// The cached way of both directions, and the generation of the tables it holds for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowRoute {
+    /// [`crate::tables::Tables::generation`] it was decided under.
+    pub generation: u32,
+    /// Onward; for the original direction.
+    pub hop: NextHopId,
+    /// Back; [`FlowRoute::UNRESOLVED`] while not known.
+    pub reverse_hop: NextHopId,
+}
+
+impl FlowRoute {
+    /// Stands for a next hop that is not resolved yet.
+    pub const UNRESOLVED: NextHopId = NextHopId(u16::MAX);
+
+    fn pack(self) -> u64 {
+        u64::from(self.generation) << 32
+            | u64::from(self.hop.0) << 16
+            | u64::from(self.reverse_hop.0)
+    }
+
+    fn unpack(word: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = word.to_be_bytes();
+        Self {
+            generation: u32::from_be_bytes([a, b, c, d]),
+            hop: NextHopId(u16::from_be_bytes([e, f])),
+            reverse_hop: NextHopId(u16::from_be_bytes([g, h])),
+        }
+    }
+
+    /// The next hop of packets that go in `direction`.
+    #[must_use]
+    pub fn hop_of(self, direction: FlowDirection) -> NextHopId {
+        match direction {
+            FlowDirection::Original => self.hop,
+            FlowDirection::Reply => self.reverse_hop,
+        }
+    }
+}
+
+/// Why the flow exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The service it was opened through.
+    pub service: Option<ServiceId>,
+    /// The rule that admitted it.
+    pub rule: RuleId,
+}
+
+impl Origin {
+    fn pack(self) -> u64 {
+        let service = self.service.map_or(u32::MAX, |id| id.0);
+        u64::from(service) << 32 | u64::from(self.rule.0)
+    }
+
+    fn unpack(word: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = word.to_be_bytes();
+        let service = u32::from_be_bytes([a, b, c, d]);
+        Self {
+            service: (service != u32::MAX).then_some(ServiceId(service)),
+            rule: RuleId(u32::from_be_bytes([e, f, g, h])),
+        }
+    }
+}
+
+/// What differs between the two families' entries.
+pub trait FlowFamily: Copy + Eq {
+    /// Words of an entry.
+    const WORDS: usize;
+    /// First word after the addresses.
+    const AFTER_ADDRESSES: usize;
+
+    /// Writes the addresses of both tuples.
+    fn write_addresses(original: &Self, reply: &Self, words: &mut [u64]);
+    /// Reads the addresses of `direction`'s tuple as (source, destination), and makes a key of them.
+    fn read_tuple(
+        words: &[AtomicU64],
+        direction: FlowDirection,
+        ports: (u16, u16),
+        life: Life,
+    ) -> Self;
+    /// The L4 ports (source, destination).
+    fn l4_ports(&self) -> (u16, u16);
+    /// As a key of either family.
+    fn generic(self) -> FlowKey;
+    /// Of a key of either family; `None` when it is of the other.
+    fn from_generic(key: &FlowKey) -> Option<Self>;
+}
+
+impl FlowFamily for FlowKey4 {
+    const WORDS: usize = 8;
+    const AFTER_ADDRESSES: usize = 2;
+
+    fn write_addresses(original: &Self, reply: &Self, words: &mut [u64]) {
+        words[0] = u64::from(original.source) << 32 | u64::from(original.destination);
+        words[1] = u64::from(reply.source) << 32 | u64::from(reply.destination);
+    }
+
+    #[inline(always)]
+    fn read_tuple(
+        words: &[AtomicU64],
+        direction: FlowDirection,
+        (source_port, destination_port): (u16, u16),
+        life: Life,
+    ) -> Self {
+        let word = words[index_of(direction)].load(Ordering::Relaxed);
+        let [a, b, c, d, e, f, g, h] = word.to_be_bytes();
+        Self {
+            source: u32::from_be_bytes([a, b, c, d]),
+            destination: u32::from_be_bytes([e, f, g, h]),
+            source_port,
+            destination_port,
+            protocol: life.protocol(),
+        }
+    }
+
+    #[inline(always)]
+    fn l4_ports(&self) -> (u16, u16) {
+        (self.source_port, self.destination_port)
+    }
+
+    #[inline(always)]
+    fn generic(self) -> FlowKey {
+        FlowKey::V4(self)
+    }
+
+    fn from_generic(key: &FlowKey) -> Option<Self> {
+        if let FlowKey::V4(key) = key { Some(*key) } else { None }
+    }
+}
+
+impl FlowFamily for FlowKey6 {
+    const WORDS: usize = 16;
+    const AFTER_ADDRESSES: usize = 8;
+
+    fn write_addresses(original: &Self, reply: &Self, words: &mut [u64]) {
+        let addresses = [original.source, original.destination, reply.source, reply.destination];
+        for (index, address) in addresses.into_iter().enumerate() {
+            let (high, low) = halves(address);
+            words[2 * index] = high;
+            words[2 * index + 1] = low;
+        }
+    }
+
+    fn read_tuple(
+        words: &[AtomicU64],
+        direction: FlowDirection,
+        (source_port, destination_port): (u16, u16),
+        life: Life,
+    ) -> Self {
+        let base = 4 * index_of(direction);
+        let whole = |index: usize| {
+            u128::from(words[base + index].load(Ordering::Relaxed)) << 64
+                | u128::from(words[base + index + 1].load(Ordering::Relaxed))
+        };
+        Self {
+            source: whole(0),
+            destination: whole(2),
+            source_port,
+            destination_port,
+            protocol: life.protocol(),
+        }
+    }
+
+    fn l4_ports(&self) -> (u16, u16) {
+        (self.source_port, self.destination_port)
+    }
+
+    #[inline(always)]
+    fn generic(self) -> FlowKey {
+        FlowKey::V6(self)
+    }
+
+    fn from_generic(key: &FlowKey) -> Option<Self> {
+        if let FlowKey::V6(key) = key { Some(*key) } else { None }
+    }
+}
+
+fn index_of(direction: FlowDirection) -> usize {
+    match direction {
+        FlowDirection::Original => 0,
+        FlowDirection::Reply => 1,
+    }
+}
+
+/// The words of a new flow.
+pub fn write_flow<K: FlowFamily>(
+    original: &K,
+    reply: &K,
+    life: Life,
+    route: FlowRoute,
+    origin: Origin,
+    words: &mut [u64],
+) {
+    K::write_addresses(original, reply, words);
+    let (a, b) = original.l4_ports();
+    let (c, d) = reply.l4_ports();
+    let rest = &mut words[K::AFTER_ADDRESSES..];
+    rest[0] = u64::from(a) << 48 | u64::from(b) << 32 | u64::from(c) << 16 | u64::from(d);
+    rest[1] = life.0;
+    rest[2] = route.pack();
+    rest[3] = origin.pack();
+    rest[4] = 1;
+    rest[5] = 0;
+}
+
+/// A live entry, read and advanced in place.
+#[derive(Debug)]
+pub struct FlowView<'a, K> {
+    words: &'a [AtomicU64],
+    family: std::marker::PhantomData<K>,
+}
+
+impl<K> Clone for FlowView<'_, K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K> Copy for FlowView<'_, K> {}
+
+impl<'a, K: FlowFamily> FlowView<'a, K> {
+    /// A view of an entry's words; `words` holds [`FlowFamily::WORDS`] of them.
+    #[must_use]
+    pub fn new(words: &'a [AtomicU64]) -> Self {
+        Self { words, family: std::marker::PhantomData }
+    }
+
+    fn word(&self, offset: usize) -> &'a AtomicU64 {
+        &self.words[K::AFTER_ADDRESSES + offset]
+    }
+
+    /// Which direction of this flow `key` is; `None` when it is another flow.
+    #[inline(always)]
+    #[must_use]
+    pub fn direction_of(&self, key: &K) -> Option<FlowDirection> {
+        if self.tuple(FlowDirection::Original) == *key {
+            Some(FlowDirection::Original)
+        } else if self.tuple(FlowDirection::Reply) == *key {
+            Some(FlowDirection::Reply)
+        } else {
+            None
+        }
+    }
+
+    /// The tuple of packets that go in `direction`, as received.
+    #[inline(always)]
+    #[must_use]
+    pub fn tuple(&self, direction: FlowDirection) -> K {
+        let [a, b, c, d, e, f, g, h] = self.word(0).load(Ordering::Relaxed).to_be_bytes();
+        let ports = match direction {
+            FlowDirection::Original => (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
+            FlowDirection::Reply => (u16::from_be_bytes([e, f]), u16::from_be_bytes([g, h])),
+        };
+        K::read_tuple(self.words, direction, ports, self.life())
+    }
+
+    /// Protocol, deadline and what was seen.
+    #[inline(always)]
+    #[must_use]
+    pub fn life(&self) -> Life {
+        Life(self.word(1).load(Ordering::Relaxed))
+    }
+
+    /// Records a packet: counts it, and advances the state when it shows something new.
+    #[inline(always)]
+    pub fn advance(&self, direction: FlowDirection, seen: Seen, now: Nanos, timeouts: &Timeouts) {
+        let counter = self.word(4 + index_of(direction));
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        let life = self.word(1);
+        let mut current = life.load(Ordering::Relaxed);
+        // Bounded: another worker can win only as often as it has packets of this very flow.
+        for _ in 0..4 {
+            let Some(next) = Life(current).advanced(direction, seen, now, timeouts) else { return };
+            match life.compare_exchange_weak(current, next.0, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => return,
+                Err(other) => current = other,
+            }
+        }
+    }
+
+    /// Ends the flow: the next lookup treats it as gone, the owner's sweep removes it.
+    pub fn end(&self) {
+        let life = self.word(1);
+        let mut current = life.load(Ordering::Relaxed);
+        for _ in 0..4 {
+            let ended = current & 0xffff_ffff;
+            match life.compare_exchange_weak(current, ended, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(other) => current = other,
+            }
+        }
+    }
+
+    /// The cached ways.
+    #[inline(always)]
+    #[must_use]
+    pub fn route(&self) -> FlowRoute {
+        FlowRoute::unpack(self.word(2).load(Ordering::Relaxed))
+    }
+
+    /// Replaces the cached ways.
+    pub fn set_route(&self, route: FlowRoute) {
+        self.word(2).store(route.pack(), Ordering::Relaxed);
+    }
+
+    /// Service and rule.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        Origin::unpack(self.word(3).load(Ordering::Relaxed))
+    }
+
+    /// Replaces service and rule.
+    pub fn set_origin(&self, origin: Origin) {
+        self.word(3).store(origin.pack(), Ordering::Relaxed);
+    }
+
+    /// Packets in the original and the reply direction; approximate when two workers saw one
+    /// direction at once.
+    #[must_use]
+    pub fn packets(&self) -> (u64, u64) {
+        (self.word(4).load(Ordering::Relaxed), self.word(5).load(Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,284 @@
+//! The flow tables of a node, and one worker's hold on them.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use arrayvec::ArrayVec;
+use flow_table::{
+    Entry, Handle, Hasher, Hashes, InsertError, Key, Memory, Owner, Quiescence, SetupError, Table,
+};
+
+use crate::conntrack::{FlowDirection, Life};
+use crate::flow::{FlowFamily, FlowRoute, FlowView, Origin, write_flow};
+use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
+use crate::time::Nanos;
+use crate::worker::BURST;
+
+/// A key that can be looked up in a table of `W`-word entries.
+pub trait TableKey<const W: usize>: FlowFamily + Key<W, Match = FlowDirection> {
+    /// Its hash, the same for both directions of a tuple.
+    fn hash(&self, hasher: &Hasher) -> u64;
+
+    /// The hashes of many.
+    fn hash_burst(keys: &[Self], hasher: &Hasher, hashes: &mut [u64]);
+}
+
+impl Key<8> for FlowKey4 {
+    type Match = FlowDirection;
+
+    #[inline(always)]
+    fn matches(&self, entry: &Entry<8>) -> Option<FlowDirection> {
+        FlowView::new(entry.words()).direction_of(self)
+    }
+}
+
+impl Key<16> for FlowKey6 {
+    type Match = FlowDirection;
+
+    #[inline(always)]
+    fn matches(&self, entry: &Entry<16>) -> Option<FlowDirection> {
+        FlowView::new(entry.words()).direction_of(self)
+    }
+}
+
+impl TableKey<8> for FlowKey4 {
+    fn hash(&self, hasher: &Hasher) -> u64 {
+        hasher.hash(&self.hash_words())
+    }
+
+    #[inline(always)]
+    fn hash_burst(keys: &[Self], hasher: &Hasher, hashes: &mut [u64]) {
+        let words: ArrayVec<[u64; 2], BURST> =
+            keys.iter().take(BURST).map(Self::hash_words).collect();
+        hasher.hash_burst(&words, hashes);
+    }
+}
+
+impl TableKey<16> for FlowKey6 {
+    fn hash(&self, hasher: &Hasher) -> u64 {
+        hasher.hash(&self.hash_words())
+    }
+
+    #[inline(always)]
+    fn hash_burst(keys: &[Self], hasher: &Hasher, hashes: &mut [u64]) {
+        let words: ArrayVec<[u64; 5], BURST> =
+            keys.iter().take(BURST).map(Self::hash_words).collect();
+        hasher.hash_burst(&words, hashes);
+    }
+}
+
+/// One worker's hold on one family's table.
+#[derive(Debug)]
+pub struct Flows<const W: usize> {
+    /// Everybody's.
+    pub table: Arc<Table<W>>,
+    /// The part this worker inserts into and sweeps.
+    pub owner: Owner<W>,
+}
+
+/// Where and how a flow was found.
+#[derive(Debug, Clone, Copy)]
+pub struct Found {
+    /// Its entry.
+    pub handle: Handle,
+    /// The way the packet goes.
+    pub direction: FlowDirection,
+}
+
+/// A flow to insert.
+#[derive(Debug, Clone, Copy)]
+pub struct NewFlow<K> {
+    /// Tuple of the original direction, as received.
+    pub original: K,
+    /// Tuple of the reply direction, as received.
+    pub reply: K,
+    /// State of its first packet.
+    pub life: Life,
+    /// Next hops.
+    pub route: FlowRoute,
+    /// Service and rule.
+    pub origin: Origin,
+}
+
+impl<const W: usize> Flows<W> {
+    /// Inserts `flow` under the hash of its original tuple, and of its reply tuple where the two
+    /// differ.
+    ///
+    /// # Errors
+    /// As [`Owner::insert`].
+    pub fn insert<K: TableKey<W>>(
+        &mut self,
+        hasher: &Hasher,
+        flow: &NewFlow<K>,
+    ) -> Result<Handle, InsertError> {
+        let mut words = [0u64; W];
+        write_flow(&flow.original, &flow.reply, flow.life, flow.route, flow.origin, &mut words);
+        let hashes = hashes_of(hasher, &flow.original, &flow.reply);
+        let alias = hashes.alias.map(|hash| (hash, flow.reply));
+        self.owner.insert((hashes.original, flow.original), alias, &words)
+    }
+
+    /// Removes one of this worker's entries; `false` when it is not this worker's.
+    pub fn remove<K: TableKey<W>>(&mut self, hasher: &Hasher, handle: Handle) -> bool {
+        let Some(entry) = self.table.entry(handle) else { return false };
+        let hashes = hashes_of_flow(hasher, &FlowView::<K>::new(entry.words()));
+        self.owner.remove(handle, hashes).is_ok()
+    }
+}
+
+/// The hashes a flow lies under.
+pub fn hashes_of_flow<const W: usize, K: TableKey<W>>(
+    hasher: &Hasher,
+    flow: &FlowView<'_, K>,
+) -> Hashes {
+    hashes_of(hasher, &flow.tuple(FlowDirection::Original), &flow.tuple(FlowDirection::Reply))
+}
+
+fn hashes_of<const W: usize, K: TableKey<W>>(hasher: &Hasher, original: &K, reply: &K) -> Hashes {
+    let (first, second) = (original.hash(hasher), reply.hash(hasher));
+    Hashes { original: first, alias: (first != second).then_some(second) }
+}
+
+/// How many flows of each family a node has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacities {
+    /// IPv4 flows.
+    pub v4: usize,
+    /// IPv6 flows.
+    pub v6: usize,
+}
+
+/// Both tables, as everybody may read them.
+#[derive(Debug, Clone)]
+pub struct FlowTables {
+    /// IPv4.
+    pub v4: Arc<Table<8>>,
+    /// IPv6.
+    pub v6: Arc<Table<16>>,
+    /// Hash of both.
+    pub hasher: Hasher,
+    /// When removed entries may be used again.
+    pub quiescence: Arc<Quiescence>,
+}
+
+/// What one worker holds of both tables.
+#[derive(Debug)]
+pub struct WorkerFlows {
+    /// IPv4.
+    pub v4: Flows<8>,
+    /// IPv6.
+    pub v6: Flows<16>,
+    /// Hash of both.
+    pub hasher: Hasher,
+    /// Where the worker announces that it holds no entry.
+    pub quiescence: Arc<Quiescence>,
+}
+
+impl FlowTables {
+    /// Tables for `workers` workers, each worker's hold beside them. `hash_key` must be random:
+    /// who knows it can choose tuples that collide.
+    ///
+    /// # Errors
+    /// As [`Table::new`].
+    pub fn new(
+        capacities: Capacities,
+        memory: (Memory, Memory),
+        workers: usize,
+        hash_key: [u64; 2],
+    ) -> Result<(Self, Vec<WorkerFlows>), SetupError> {
+        let quiescence = Quiescence::new(workers)?;
+        let (v4, owners4) = Table::new(memory.0, capacities.v4, workers, quiescence.clone())?;
+        let (v6, owners6) = Table::new(memory.1, capacities.v6, workers, quiescence.clone())?;
+        let hasher = Hasher::new(hash_key);
+        let tables = Self { v4, v6, hasher, quiescence };
+        let holds = owners4
+            .into_iter()
+            .zip(owners6)
+            .map(|(owner4, owner6)| WorkerFlows {
+                v4: Flows { table: tables.v4.clone(), owner: owner4 },
+                v6: Flows { table: tables.v6.clone(), owner: owner6 },
+                hasher: tables.hasher.clone(),
+                quiescence: Arc::clone(&tables.quiescence),
+            })
+            .collect();
+        Ok((tables, holds))
+    }
+
+    /// Calls `visit` with every live flow at `now`. For listings: flows that come and go meanwhile
+    /// may be missed or shown.
+    pub fn for_each(&self, now: Nanos, mut visit: impl FnMut(FlowRecord)) {
+        self.v4.for_each(self.v4.handles(), |_, words| {
+            show::<FlowKey4>(&words.map(AtomicU64::new), now, &mut visit);
+        });
+        self.v6.for_each(self.v6.handles(), |_, words| {
+            show::<FlowKey6>(&words.map(AtomicU64::new), now, &mut visit);
+        });
+    }
+}
+
+fn show<K: FlowFamily>(words: &[AtomicU64], now: Nanos, visit: &mut impl FnMut(FlowRecord)) {
+    let view = FlowView::<K>::new(words);
+    if !view.life().expired(now) {
+        visit(FlowRecord {
+            original: view.tuple(FlowDirection::Original).generic(),
+            reply: view.tuple(FlowDirection::Reply).generic(),
+            life: view.life(),
+            origin: view.origin(),
+            packets: view.packets(),
+        });
+    }
+}
+
+/// One flow, copied out for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowRecord {
+    /// Tuple of the original direction, as received.
+    pub original: FlowKey,
+    /// Tuple of the reply direction, as received.
+    pub reply: FlowKey,
+    /// Protocol, state, deadline.
+    pub life: Life,
+    /// Service and rule.
+    pub origin: Origin,
+    /// Packets in the original and the reply direction.
+    pub packets: (u64, u64),
+}
+
+/// The lookups of one family in a burst.
+#[derive(Debug)]
+pub struct Lookups<K, const W: usize> {
+    keys: ArrayVec<K, BURST>,
+    /// Where in the burst each key's packet stands.
+    places: ArrayVec<usize, BURST>,
+}
+
+impl<K, const W: usize> Default for Lookups<K, W> {
+    fn default() -> Self {
+        Self { keys: ArrayVec::new(), places: ArrayVec::new() }
+    }
+}
+
+impl<K: TableKey<W>, const W: usize> Lookups<K, W> {
+    /// Adds the key of the packet at `place`; at most a burst of them.
+    #[inline(always)]
+    pub fn push(&mut self, place: usize, key: K) {
+        self.keys.push(key);
+        self.places.push(place);
+    }
+
+    /// Looks them all up; writes what is found to `found` at each packet's place.
+    #[inline(always)]
+    pub fn run(&self, hasher: &Hasher, table: &Table<W>, found: &mut [Option<Found>]) {
+        if self.keys.is_empty() {
+            return;
+        }
+        let mut hashes = [0u64; BURST];
+        K::hash_burst(&self.keys, hasher, &mut hashes);
+        let mut hits = [None; BURST];
+        let count = self.keys.len();
+        table.lookup_burst(&hashes[..count], &self.keys, &mut hits[..count]);
+        for (place, hit) in self.places.iter().zip(&hits) {
+            found[*place] = hit.map(|hit| Found { handle: hit.handle, direction: hit.matched });
+        }
+    }
+}

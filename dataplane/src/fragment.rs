@@ -1,0 +1,146 @@
+//! Fragments: later ones carry no L4 header, so they follow what their first one showed.
+//!
+//! A worker remembers the L4 ports of first fragments for [`FRAGMENT_SECONDS`]; all fragments of a
+//! packet reach the same worker, which the caller sees to. A later fragment that comes before its
+//! first is dropped and counted. Overlaps are not reassembled here; the receiver judges them
+//! (RFC 5722 for IPv6).
+
+use std::net::IpAddr;
+
+use hashbrown::HashMap;
+
+use crate::DropReason;
+use crate::address::Protocol;
+use crate::time::Nanos;
+
+/// Packets under reassembly that a worker follows at once.
+pub const FRAGMENTED_PACKETS_MAX: usize = 4096;
+/// How long a first fragment is remembered, in seconds. Linux gives up reassembly after 30
+/// (`net.ipv4.ipfrag_time`).
+pub const FRAGMENT_SECONDS: u64 = 30;
+
+/// What all fragments of one packet share (RFC 791, 3.2; RFC 8200, 4.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FragmentKey {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Protocol of the payload. For IPv6 always that of the first fragment.
+    pub protocol: Protocol,
+    /// Identification.
+    pub identification: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    l4_ports: (u16, u16),
+    until: Nanos,
+}
+
+/// L4 ports by fragmented packet.
+#[derive(Debug)]
+pub struct FragmentTable {
+    known: HashMap<FragmentKey, Known>,
+    next_sweep: Nanos,
+}
+
+impl Default for FragmentTable {
+    fn default() -> Self {
+        Self { known: HashMap::with_capacity(FRAGMENTED_PACKETS_MAX), next_sweep: Nanos(0) }
+    }
+}
+
+impl FragmentTable {
+    /// Remembers the (source, destination) L4 ports that a first fragment showed.
+    ///
+    /// # Errors
+    /// [`DropReason::FragmentsFull`] when [`FRAGMENTED_PACKETS_MAX`] packets are followed already.
+    pub fn remember(
+        &mut self,
+        key: FragmentKey,
+        l4_ports: (u16, u16),
+        now: Nanos,
+    ) -> Result<(), DropReason> {
+        if self.known.len() >= FRAGMENTED_PACKETS_MAX {
+            self.sweep(now);
+        }
+        if self.known.len() >= FRAGMENTED_PACKETS_MAX && !self.known.contains_key(&key) {
+            return Err(DropReason::FragmentsFull);
+        }
+        let until = now.after(std::time::Duration::from_secs(FRAGMENT_SECONDS));
+        self.known.insert(key, Known { l4_ports, until });
+        Ok(())
+    }
+
+    /// The L4 ports of a later fragment.
+    ///
+    /// # Errors
+    /// [`DropReason::FragmentUnknown`] when its first was not seen, or too long ago.
+    pub fn l4_ports(&self, key: &FragmentKey, now: Nanos) -> Result<(u16, u16), DropReason> {
+        match self.known.get(key) {
+            Some(known) if known.until > now => Ok(known.l4_ports),
+            _ => Err(DropReason::FragmentUnknown),
+        }
+    }
+
+    /// Packets followed now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// Forgets what is too old; at most once a second, so that a flood of first fragments does
+    /// not make every packet pay for a walk of the table.
+    fn sweep(&mut self, now: Nanos) {
+        if now < self.next_sweep {
+            return;
+        }
+        self.next_sweep = now.after(std::time::Duration::from_secs(1));
+        self.known.retain(|_, known| known.until > now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn key(identification: u32) -> FragmentKey {
+        FragmentKey {
+            source: Ipv4Addr::new(10, 0, 0, 1).into(),
+            destination: Ipv4Addr::new(10, 0, 0, 2).into(),
+            protocol: Protocol::UDP,
+            identification,
+        }
+    }
+
+    #[test]
+    fn later_fragment_follows_its_first_until_it_is_forgotten() {
+        let mut table = FragmentTable::default();
+        assert_eq!(table.l4_ports(&key(7), Nanos(0)), Err(DropReason::FragmentUnknown));
+        assert_eq!(table.remember(key(7), (1, 2), Nanos(0)), Ok(()));
+        assert_eq!(table.l4_ports(&key(7), Nanos(1)), Ok((1, 2)));
+        let late = Nanos(FRAGMENT_SECONDS * 1_000_000_000);
+        assert_eq!(table.l4_ports(&key(7), late), Err(DropReason::FragmentUnknown));
+    }
+
+    #[test]
+    fn flood_of_first_fragments_is_refused_when_full_and_forgotten_in_time() {
+        let mut table = FragmentTable::default();
+        for id in 0..u32::try_from(FRAGMENTED_PACKETS_MAX).unwrap_or(0) {
+            assert_eq!(table.remember(key(id), (1, 2), Nanos(0)), Ok(()));
+        }
+        assert_eq!(table.remember(key(u32::MAX), (1, 2), Nanos(1)), Err(DropReason::FragmentsFull));
+        let late = Nanos((FRAGMENT_SECONDS + 2) * 1_000_000_000);
+        assert_eq!(table.remember(key(u32::MAX), (1, 2), late), Ok(()));
+        assert_eq!(table.len(), 1);
+    }
+}

@@ -1,0 +1,90 @@
+//! What the control thread tells a worker, and what comes back.
+//!
+//! A worker looks into its mailbox between bursts and never waits for it. Whatever holds memory
+//! travels back to the control thread to be freed there.
+
+use std::sync::Arc;
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::capture::{CaptureFilter, CaptureRing};
+use crate::flow_key::FlowKey;
+use crate::lpm::Prefix;
+use crate::tables::Tables;
+
+/// Commands that may wait for a worker.
+pub const COMMANDS_MAX: usize = 64;
+/// Objects that may wait to be freed by the control thread. When it is full (the control thread
+/// is dead), the worker frees the root itself: slower for one burst, never lost.
+pub const RETIRED_MAX: usize = 64;
+
+/// One message to a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Adopt these tables.
+    Publish(Arc<Tables>),
+    /// End the flows that match.
+    Flush(FlushFilter),
+    /// Copy matching packets into the ring.
+    StartCapture(CaptureFilter, Arc<CaptureRing>),
+    /// Stop copying.
+    StopCapture,
+}
+
+/// Which flows to end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FlushFilter {
+    /// Flows with an address inside; `None`: every flow.
+    pub address: Option<Prefix>,
+}
+
+impl FlushFilter {
+    /// Whether a flow with these tuples is meant.
+    #[must_use]
+    pub fn matches(&self, original: &FlowKey, reply: &FlowKey) -> bool {
+        self.address.is_none_or(|prefix| {
+            [original.source(), original.destination(), reply.source(), reply.destination()]
+                .iter()
+                .any(|address| prefix.contains(*address))
+        })
+    }
+}
+
+/// Something the control thread should free.
+#[derive(Debug)]
+pub enum Retired {
+    /// An old root.
+    Tables(Arc<Tables>),
+    /// A capture that ended.
+    Capture(Arc<CaptureRing>),
+}
+
+/// Both ways between the control thread and one worker.
+#[derive(Debug)]
+pub struct Mailbox {
+    /// To the worker.
+    pub commands: ArrayQueue<Command>,
+    /// From the worker.
+    pub retired: ArrayQueue<Retired>,
+}
+
+impl Default for Mailbox {
+    fn default() -> Self {
+        Self { commands: ArrayQueue::new(COMMANDS_MAX), retired: ArrayQueue::new(RETIRED_MAX) }
+    }
+}
+
+impl Mailbox {
+    /// Sends `command`.
+    ///
+    /// # Errors
+    /// Gives it back when the worker has not read the last [`COMMANDS_MAX`] ones: try again later.
+    pub fn send(&self, command: Command) -> Result<(), Command> {
+        self.commands.push(command)
+    }
+
+    /// Frees what the worker handed back. For the control thread.
+    pub fn free_retired(&self) {
+        while self.retired.pop().is_some() {}
+    }
+}

@@ -1,0 +1,172 @@
+//! The way of a packet that belongs to no known flow: decide, bind, insert, then go on as known.
+
+use std::net::IpAddr;
+
+use flow_table::InsertError;
+
+use crate::DropReason;
+use crate::buffer::Buffer;
+use crate::conntrack::{FlowDirection, Life, Seen};
+use crate::context::{Context, Stop};
+use crate::decision::{Admission, Decision, Findings, NewPacket, Refusal, decide};
+use crate::event::{EventKind, FlowEvent, NeighbourRequest};
+use crate::flow::{FlowRoute, Origin};
+use crate::flow_key::FlowKey;
+use crate::flows::{Flows, Found, NewFlow, TableKey};
+use crate::known;
+use crate::nat;
+use crate::packet::{Packet, PacketKind};
+use crate::pipeline::Action;
+use crate::port::PortId;
+use crate::time::Nanos;
+use crate::worker::Received;
+
+/// Opens a flow for `packet`, or sends it to the worker that owns the flow.
+#[cold]
+pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
+    context: &mut Context,
+    flows: &mut Flows<W>,
+    now: Nanos,
+    received: &mut Received<B>,
+    packet: &Packet,
+    key: K,
+) -> Result<Action, Stop> {
+    let hash = key.hash(&context.hasher);
+    // An earlier packet of this burst may have opened it; an entry past its deadline makes room.
+    if let Some(hit) = flows.table.lookup(hash, &key) {
+        let found = Found { handle: hit.handle, direction: hit.matched };
+        if known::is_live::<K, W>(flows, found, now) {
+            return known::forward::<K, B, W>(context, flows, now, received, packet, found);
+        }
+        if !flows.remove::<K>(&context.hasher, found.handle) {
+            return Err(DropReason::NoFlow.into());
+        }
+        context.counters.flows_expired.add(1);
+    }
+    let owner = context.owner_of(hash);
+    // A first fragment stays where its later ones will look for it.
+    if owner != context.worker && !matches!(packet.kind, PacketKind::FirstFragment { .. }) {
+        return Ok(Action::Handoff(owner));
+    }
+    let new = NewPacket {
+        key: key.generic(),
+        tcp_flags: packet.tcp_flags,
+        may_begin: packet.may_begin_flow(),
+    };
+    let admission = match decide(&context.tables, received.port, &new) {
+        Ok(Decision::Admit(admission)) => admission,
+        Ok(Decision::Foreign(host)) => return context.to_host(received.buffer.bytes_mut(), host),
+        Ok(Decision::Unresolved(port, address)) => {
+            return Ok(context.hold(NeighbourRequest { port, address }));
+        }
+        Err(refusal) => return Err(refuse(context, now, received.port, &new.key, &refusal)),
+    };
+    let found = admit::<K, W>(context, flows, now, packet, &admission).map_err(|reason| {
+        let refusal = Refusal { reason, findings: admission.findings };
+        refuse(context, now, received.port, &new.key, &refusal)
+    })?;
+    report(context, now, EventKind::Opened, received.port, &new.key, &admission.findings);
+    known::forward::<K, B, W>(context, flows, now, received, packet, found)
+}
+
+/// Binds a translation where one is needed and inserts the flow.
+fn admit<K: TableKey<W>, const W: usize>(
+    context: &mut Context,
+    flows: &mut Flows<W>,
+    now: Nanos,
+    packet: &Packet,
+    admission: &Admission,
+) -> Result<Found, DropReason> {
+    let original = K::from_generic(&admission.original).ok_or(DropReason::InvalidState)?;
+    let reply = match admission.source_nat {
+        Some(address) => bind::<K, W>(context, flows, admission, address)?,
+        None => {
+            K::from_generic(&admission.translated.reversed()).ok_or(DropReason::InvalidState)?
+        }
+    };
+    let seen = Seen::of(packet.tcp_flags);
+    let timeouts = &context.tables.timeouts;
+    let life = match admission.direction {
+        FlowDirection::Original => Life::opened(original.generic().protocol(), seen, now, timeouts),
+        FlowDirection::Reply => {
+            let unseen =
+                Life::opened(original.generic().protocol(), Seen::default(), now, timeouts);
+            unseen.advanced(FlowDirection::Reply, seen, now, timeouts).unwrap_or(unseen)
+        }
+    };
+    let flow = NewFlow {
+        original,
+        reply,
+        life,
+        route: FlowRoute {
+            generation: context.tables.generation,
+            hop: admission.hop,
+            reverse_hop: admission.reverse_hop.unwrap_or(FlowRoute::UNRESOLVED),
+        },
+        origin: Origin { service: admission.findings.service, rule: admission.findings.rule },
+    };
+    match flows.insert(&context.hasher, &flow) {
+        Ok(handle) => {
+            context.counters.flows_created.add(1);
+            Ok(Found { handle, direction: admission.direction })
+        }
+        Err(InsertError::AliasExists(_)) => Err(DropReason::NatClash),
+        Err(InsertError::Exists(_)) => Err(DropReason::NoFlow),
+        Err(_) => Err(DropReason::TableFull),
+    }
+}
+
+/// Finds a free L4 port (or ICMP identifier) of `address`: the reply tuple that results is no
+/// other flow's.
+fn bind<K: TableKey<W>, const W: usize>(
+    context: &Context,
+    flows: &Flows<W>,
+    admission: &Admission,
+    address: IpAddr,
+) -> Result<K, DropReason> {
+    let share = context.nat_share.as_ref().ok_or(DropReason::NatPortsExhausted)?;
+    let translated = &admission.translated;
+    let reply_to = |l4_port: u16| -> Option<K> {
+        let outgoing: FlowKey = translated.with_source(address, l4_port)?;
+        K::from_generic(&outgoing.reversed())
+    };
+    let seed = translated.stable_hash();
+    let l4_port = nat::bind(share, seed, |l4_port| {
+        reply_to(l4_port)
+            .is_some_and(|reply| flows.table.lookup(reply.hash(&context.hasher), &reply).is_none())
+    })?;
+    reply_to(l4_port).ok_or(DropReason::NoNatAddress)
+}
+
+fn refuse(
+    context: &mut Context,
+    now: Nanos,
+    port: PortId,
+    key: &FlowKey,
+    refusal: &Refusal,
+) -> Stop {
+    report(context, now, EventKind::Dropped(refusal.reason), port, key, &refusal.findings);
+    Stop { reason: refusal.reason, mtu: 0, reported: true }
+}
+
+fn report(
+    context: &mut Context,
+    now: Nanos,
+    kind: EventKind,
+    port: PortId,
+    key: &FlowKey,
+    findings: &Findings,
+) {
+    let event = FlowEvent {
+        time: now,
+        kind,
+        port,
+        key: Some(*key),
+        backend: findings.backend.map(|backend| (backend.address, backend.l4_port)),
+        service: findings.service,
+        source: Some(findings.source),
+        destination: Some(findings.destination),
+        rule: Some(findings.rule),
+    };
+    context.reporter.event(event, &context.counters);
+}

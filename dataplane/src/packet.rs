@@ -1,0 +1,470 @@
+//! What a frame means: its tuple, its kind, and where its headers lie.
+//!
+//! Parsing promises that every offset in a [`Packet`] lies within the first chunk, so that later
+//! stages never look beyond it; it never panics, whatever the bytes.
+
+use crate::DropReason;
+use crate::address::Protocol;
+use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
+use crate::wire::checksum::Sum;
+use crate::wire::{self, ETHERNET_LEN, IPV4_LEN, IPV6_LEN};
+
+/// What kind of packet it is, as far as the pipeline treats kinds differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PacketKind {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// An ICMP or ICMPv6 query (echo, timestamp), or the reply to one.
+    IcmpQuery {
+        /// Whether it is the reply.
+        is_reply: bool,
+    },
+    /// An ICMP or ICMPv6 error; [`quoted`] reads what it is about.
+    IcmpError,
+    /// A first fragment: it carries the L4 header.
+    FirstFragment {
+        /// What all fragments of its packet share.
+        identification: u32,
+    },
+    /// A later fragment: it carries no L4 header.
+    LaterFragment {
+        /// What all fragments of its packet share.
+        identification: u32,
+    },
+    /// Neighbour discovery or multicast listener discovery: link business, never forwarded.
+    NeighbourDiscovery,
+    /// A router advertisement or a redirect.
+    RouterAdvertisement,
+    /// Another protocol: tracked by its address pair.
+    Other,
+}
+
+/// A parsed packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    key: FlowKey,
+    /// Its kind.
+    pub kind: PacketKind,
+    /// Where the L4 header begins, in bytes from the frame's start.
+    pub l4_offset: usize,
+    /// Length of the IP packet in bytes, without Ethernet header and padding.
+    pub ip_len: usize,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// TCP flags (RFC 9293, 3.1); 0 for other protocols.
+    pub tcp_flags: u8,
+}
+
+/// What stands between the IP header and the transport.
+struct Transport {
+    protocol: Protocol,
+    offset: usize,
+    /// End of the IP packet in the frame.
+    end: usize,
+    fragment: Option<Fragment>,
+}
+
+#[derive(Clone, Copy)]
+struct Fragment {
+    identification: u32,
+    is_first: bool,
+}
+
+/// What the L4 header says.
+#[derive(Default)]
+struct Header {
+    ports: (u16, u16),
+    tcp_flags: u8,
+}
+
+impl Packet {
+    /// Parses a frame; `bytes` are its first chunk and `len` its whole length.
+    ///
+    /// # Errors
+    /// The reason to drop it for.
+    #[inline]
+    pub fn parse(bytes: &[u8], len: usize) -> Result<Self, DropReason> {
+        match wire::u16_at(bytes, 12) {
+            Some(wire::ETHERTYPE_IPV4) => parse_ipv4(bytes, len),
+            Some(wire::ETHERTYPE_IPV6) => parse_ipv6(bytes, len),
+            Some(_) => Err(DropReason::NotIp),
+            None => Err(DropReason::Truncated),
+        }
+    }
+
+    /// Its tuple. Later fragments and ICMP errors have no L4 ports of their own: theirs are 0.
+    #[inline(always)]
+    #[must_use]
+    pub fn flow_key(&self) -> FlowKey {
+        self.key
+    }
+
+    /// Whether it may open a flow: a reply may not.
+    #[must_use]
+    pub fn may_begin_flow(&self) -> bool {
+        !matches!(self.kind, PacketKind::IcmpQuery { is_reply: true })
+    }
+}
+
+impl PacketKind {
+    /// Whether the packet's own tuple names its flow.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_tuple(self) -> bool {
+        matches!(
+            self,
+            Self::Tcp
+                | Self::Udp
+                | Self::IcmpQuery { .. }
+                | Self::FirstFragment { .. }
+                | Self::Other
+        )
+    }
+}
+
+#[inline(always)]
+fn parse_ipv4(bytes: &[u8], len: usize) -> Result<Packet, DropReason> {
+    let header: &[u8; IPV4_LEN] =
+        wire::array_at(bytes, ETHERNET_LEN).ok_or(DropReason::Truncated)?;
+    let header_len = match header[0] {
+        0x45 => IPV4_LEN,
+        _ => ipv4_options(bytes, header[0])?,
+    };
+    if ipv4_sum(bytes, header, header_len) != 0xffff {
+        return Err(DropReason::BadHeaderChecksum);
+    }
+    let ip_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    let end = ETHERNET_LEN + ip_len;
+    if ip_len < header_len {
+        return Err(DropReason::Malformed);
+    }
+    if end > len {
+        return Err(DropReason::Truncated);
+    }
+    let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
+    let destination = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
+    // RFC 1122, 3.2.1.3: none of these may be a source.
+    if matches!(source >> 24, 0 | 127 | 224..) {
+        return Err(DropReason::Malformed);
+    }
+    if destination >> 24 >= 224 {
+        return Err(DropReason::Multicast);
+    }
+    let transport = Transport {
+        protocol: Protocol(header[9]),
+        offset: ETHERNET_LEN + header_len,
+        end,
+        fragment: ipv4_fragment(header),
+    };
+    let (kind, l4) = parse_transport(bytes, &transport)?;
+    let key = FlowKey4 {
+        source,
+        destination,
+        source_port: l4.ports.0,
+        destination_port: l4.ports.1,
+        protocol: transport.protocol,
+    };
+    Ok(Packet {
+        key: FlowKey::V4(key),
+        kind,
+        l4_offset: transport.offset,
+        ip_len,
+        ttl: header[8],
+        tcp_flags: l4.tcp_flags,
+    })
+}
+
+#[inline(always)]
+fn ipv4_sum(bytes: &[u8], header: &[u8; IPV4_LEN], header_len: usize) -> u16 {
+    if header_len == IPV4_LEN {
+        Sum::default().bytes(header).fold()
+    } else {
+        let whole = bytes.get(ETHERNET_LEN..ETHERNET_LEN + header_len).unwrap_or_default();
+        Sum::default().bytes(whole).fold()
+    }
+}
+
+#[inline(always)]
+fn ipv4_fragment(header: &[u8; IPV4_LEN]) -> Option<Fragment> {
+    let field = u16::from_be_bytes([header[6], header[7]]);
+    // More fragments, or an offset (RFC 791, 3.1).
+    (field & 0x3fff != 0).then(|| Fragment {
+        identification: u32::from(u16::from_be_bytes([header[4], header[5]])),
+        is_first: field & 0x1fff == 0,
+    })
+}
+
+/// The length of a header with options, after refusing source routes (RFC 7126, 4.3 and 4.4).
+#[cold]
+fn ipv4_options(bytes: &[u8], first: u8) -> Result<usize, DropReason> {
+    let header_len = usize::from(first & 0x0f) * 4;
+    if first >> 4 != 4 || header_len < IPV4_LEN {
+        return Err(DropReason::Malformed);
+    }
+    let mut options = bytes
+        .get(ETHERNET_LEN + IPV4_LEN..ETHERNET_LEN + header_len)
+        .ok_or(DropReason::Truncated)?;
+    while let Some((kind, rest)) = options.split_first() {
+        options = match (*kind, rest.first()) {
+            (0, _) => break,
+            (1, _) => rest,
+            (131 | 137, _) => return Err(DropReason::SourceRouted),
+            (_, Some(len)) if *len >= 2 => {
+                options.get(usize::from(*len)..).ok_or(DropReason::Malformed)?
+            }
+            _ => return Err(DropReason::Malformed),
+        };
+    }
+    Ok(header_len)
+}
+
+fn parse_ipv6(bytes: &[u8], len: usize) -> Result<Packet, DropReason> {
+    let header: &[u8; IPV6_LEN] =
+        wire::array_at(bytes, ETHERNET_LEN).ok_or(DropReason::Truncated)?;
+    if header[0] >> 4 != 6 {
+        return Err(DropReason::Malformed);
+    }
+    let ip_len = IPV6_LEN + usize::from(u16::from_be_bytes([header[4], header[5]]));
+    let end = ETHERNET_LEN + ip_len;
+    if end > len {
+        return Err(DropReason::Truncated);
+    }
+    let source = wire::u128_at(header, 8);
+    let destination = wire::u128_at(header, 24);
+    let transport = wire::ipv6_extensions(bytes, header[6], ETHERNET_LEN + IPV6_LEN, end)?;
+    let transport = Transport {
+        protocol: transport.protocol,
+        offset: transport.offset,
+        end,
+        fragment: transport
+            .fragment
+            .map(|(identification, is_first)| Fragment { identification, is_first }),
+    };
+    let (kind, l4) = parse_transport(bytes, &transport)?;
+    let is_link_business =
+        matches!(kind, PacketKind::NeighbourDiscovery | PacketKind::RouterAdvertisement);
+    if destination >> 120 == 0xff && !is_link_business {
+        return Err(DropReason::Multicast);
+    }
+    // RFC 4291, 2.5.2, 2.5.3 and 2.7: unspecified, loopback and multicast are no sources here.
+    if (source <= 1 || source >> 120 == 0xff) && !is_link_business {
+        return Err(DropReason::Malformed);
+    }
+    let key = FlowKey6 {
+        source,
+        destination,
+        source_port: l4.ports.0,
+        destination_port: l4.ports.1,
+        protocol: transport.protocol,
+    };
+    Ok(Packet {
+        key: FlowKey::V6(key),
+        kind,
+        l4_offset: transport.offset,
+        ip_len,
+        ttl: header[7],
+        tcp_flags: l4.tcp_flags,
+    })
+}
+
+#[inline(always)]
+fn parse_transport(bytes: &[u8], at: &Transport) -> Result<(PacketKind, Header), DropReason> {
+    if let Some(fragment) = at.fragment {
+        return parse_fragment(bytes, at, fragment);
+    }
+    parse_whole(bytes, at)
+}
+
+#[inline(always)]
+fn parse_whole(bytes: &[u8], at: &Transport) -> Result<(PacketKind, Header), DropReason> {
+    match at.protocol {
+        Protocol::TCP => Ok((PacketKind::Tcp, parse_tcp(bytes, at)?)),
+        Protocol::UDP => Ok((PacketKind::Udp, parse_udp(bytes, at)?)),
+        Protocol::ICMP => parse_icmp(bytes, at),
+        Protocol::ICMPV6 => parse_icmpv6(bytes, at),
+        _ => Ok((PacketKind::Other, Header::default())),
+    }
+}
+
+#[cold]
+fn parse_fragment(
+    bytes: &[u8],
+    at: &Transport,
+    fragment: Fragment,
+) -> Result<(PacketKind, Header), DropReason> {
+    let identification = fragment.identification;
+    if !fragment.is_first {
+        return Ok((PacketKind::LaterFragment { identification }, Header::default()));
+    }
+    let (_, header) = parse_whole(bytes, at)?;
+    Ok((PacketKind::FirstFragment { identification }, header))
+}
+
+#[inline(always)]
+fn parse_tcp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
+    let tcp: &[u8; wire::TCP_LEN] = l4_header(bytes, at)?;
+    let header_len = usize::from(tcp[12] >> 4) * 4;
+    if header_len < wire::TCP_LEN || at.offset + header_len > at.end {
+        return Err(DropReason::Malformed);
+    }
+    let flags = tcp[13];
+    let (fin, syn, rst, ack) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0, flags & 16 != 0);
+    // No state has a use for these (RFC 9293, 3.10.7); scanners do.
+    if (syn && (fin || rst)) || !(syn || rst || ack) {
+        return Err(DropReason::Malformed);
+    }
+    Ok(Header { ports: ports(tcp), tcp_flags: flags })
+}
+
+#[inline(always)]
+fn parse_udp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
+    let udp: &[u8; wire::UDP_LEN] = l4_header(bytes, at)?;
+    let udp_len = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
+    let is_whole = at.fragment.is_none();
+    if udp_len < wire::UDP_LEN || (is_whole && at.offset + udp_len > at.end) {
+        return Err(DropReason::Malformed);
+    }
+    Ok(Header { ports: ports(udp), tcp_flags: 0 })
+}
+
+#[inline(always)]
+fn ports<const N: usize>(header: &[u8; N]) -> (u16, u16) {
+    (u16::from_be_bytes([header[0], header[1]]), u16::from_be_bytes([header[2], header[3]]))
+}
+
+#[inline(always)]
+fn l4_header<'a, const N: usize>(
+    bytes: &'a [u8],
+    at: &Transport,
+) -> Result<&'a [u8; N], DropReason> {
+    if at.offset + N > at.end {
+        return Err(DropReason::Truncated);
+    }
+    wire::array_at(bytes, at.offset).ok_or(DropReason::Truncated)
+}
+
+fn query(icmp: &[u8; wire::ICMP_LEN], is_reply: bool) -> (PacketKind, Header) {
+    let identifier = u16::from_be_bytes([icmp[4], icmp[5]]);
+    (PacketKind::IcmpQuery { is_reply }, Header { ports: (identifier, identifier), tcp_flags: 0 })
+}
+
+fn parse_icmp(bytes: &[u8], at: &Transport) -> Result<(PacketKind, Header), DropReason> {
+    let icmp = l4_header(bytes, at)?;
+    Ok(match icmp[0] {
+        // Echo, timestamp (RFC 792).
+        0 | 14 => query(icmp, true),
+        8 | 13 => query(icmp, false),
+        // Destination unreachable, source quench, time exceeded, parameter problem.
+        3 | 4 | 11 | 12 => (PacketKind::IcmpError, Header::default()),
+        // Redirect (RFC 792), router advertisement (RFC 1256).
+        5 | 9 => (PacketKind::RouterAdvertisement, Header::default()),
+        _ => (PacketKind::Other, Header::default()),
+    })
+}
+
+fn parse_icmpv6(bytes: &[u8], at: &Transport) -> Result<(PacketKind, Header), DropReason> {
+    let icmp = l4_header(bytes, at)?;
+    Ok(match icmp[0] {
+        // RFC 4443: errors are below 128.
+        1..=4 => (PacketKind::IcmpError, Header::default()),
+        128 => query(icmp, false),
+        129 => query(icmp, true),
+        // Router advertisement, redirect (RFC 4861).
+        134 | 137 => (PacketKind::RouterAdvertisement, Header::default()),
+        // Listener discovery (RFC 2710, RFC 3810), solicitations and neighbour advertisements.
+        130..=133 | 135 | 136 | 143 => (PacketKind::NeighbourDiscovery, Header::default()),
+        _ => (PacketKind::Other, Header::default()),
+    })
+}
+
+/// The packet that an ICMP error quotes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quoted {
+    /// Its tuple, as its sender's packet looked where the error arose.
+    pub key: FlowKey,
+    /// Where its IP header begins in the frame.
+    pub ip_offset: usize,
+    /// Where its L4 header begins in the frame.
+    pub l4_offset: usize,
+}
+
+/// Reads what an ICMP error is about. Of the quoted L4 header only eight bytes are promised
+/// (RFC 792), which hold the ports or the identifier.
+///
+/// # Errors
+/// [`DropReason::Truncated`] or [`DropReason::Malformed`]; [`DropReason::IcmpUnrelated`] for a
+/// quoted fragment without ports.
+pub fn quoted(packet: &Packet, bytes: &[u8]) -> Result<Quoted, DropReason> {
+    let ip_offset = packet.l4_offset + wire::ICMP_LEN;
+    let (addresses, transport) = match packet.key {
+        FlowKey::V4(_) => quoted_ipv4(bytes, ip_offset)?,
+        FlowKey::V6(_) => quoted_ipv6(bytes, ip_offset)?,
+    };
+    let l4: &[u8; 8] = wire::array_at(bytes, transport.1).ok_or(DropReason::Truncated)?;
+    let (source_port, destination_port) = match transport.0 {
+        Protocol::TCP | Protocol::UDP | Protocol::SCTP => ports(l4),
+        Protocol::ICMP | Protocol::ICMPV6 => {
+            // RFC 1122, 3.2.2: never an error about an error.
+            if !matches!(
+                (transport.0, l4[0]),
+                (Protocol::ICMP, 0 | 8 | 13 | 14) | (Protocol::ICMPV6, 128 | 129)
+            ) {
+                return Err(DropReason::IcmpUnrelated);
+            }
+            let identifier = u16::from_be_bytes([l4[4], l4[5]]);
+            (identifier, identifier)
+        }
+        _ => (0, 0),
+    };
+    let key = match addresses {
+        Addresses::V4(source, destination) => FlowKey::V4(FlowKey4 {
+            source,
+            destination,
+            source_port,
+            destination_port,
+            protocol: transport.0,
+        }),
+        Addresses::V6(source, destination) => FlowKey::V6(FlowKey6 {
+            source,
+            destination,
+            source_port,
+            destination_port,
+            protocol: transport.0,
+        }),
+    };
+    Ok(Quoted { key, ip_offset, l4_offset: transport.1 })
+}
+
+enum Addresses {
+    V4(u32, u32),
+    V6(u128, u128),
+}
+
+fn quoted_ipv4(bytes: &[u8], at: usize) -> Result<(Addresses, (Protocol, usize)), DropReason> {
+    let header: &[u8; IPV4_LEN] = wire::array_at(bytes, at).ok_or(DropReason::Truncated)?;
+    let header_len = usize::from(header[0] & 0x0f) * 4;
+    if header[0] >> 4 != 4 || header_len < IPV4_LEN {
+        return Err(DropReason::Malformed);
+    }
+    if ipv4_fragment(header).is_some_and(|fragment| !fragment.is_first) {
+        return Err(DropReason::IcmpUnrelated);
+    }
+    let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
+    let destination = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
+    Ok((Addresses::V4(source, destination), (Protocol(header[9]), at + header_len)))
+}
+
+fn quoted_ipv6(bytes: &[u8], at: usize) -> Result<(Addresses, (Protocol, usize)), DropReason> {
+    let header: &[u8; IPV6_LEN] = wire::array_at(bytes, at).ok_or(DropReason::Truncated)?;
+    if header[0] >> 4 != 6 {
+        return Err(DropReason::Malformed);
+    }
+    let inner = wire::ipv6_extensions(bytes, header[6], at + IPV6_LEN, bytes.len())?;
+    if inner.fragment.is_some_and(|(_, is_first)| !is_first) {
+        return Err(DropReason::IcmpUnrelated);
+    }
+    let addresses = Addresses::V6(wire::u128_at(header, 8), wire::u128_at(header, 24));
+    Ok((addresses, (inner.protocol, inner.offset)))
+}

@@ -1,0 +1,194 @@
+//! Packets that belong to a flow without carrying its tuple: later fragments and ICMP errors.
+
+use crate::DropReason;
+use crate::buffer::Buffer;
+use crate::context::{Context, Stop};
+use crate::decision::check_source;
+use crate::event::NeighbourRequest;
+use crate::flow::FlowView;
+use crate::flow_key::FlowKey;
+use crate::flows::{Flows, Found, TableKey, WorkerFlows};
+use crate::fragment::FragmentKey;
+use crate::known::{self, Way};
+use crate::packet::{Packet, PacketKind, quoted};
+use crate::pipeline::Action;
+use crate::port::PortKind;
+use crate::rewrite::{self, Rewrite};
+use crate::time::Nanos;
+use crate::worker::Received;
+
+/// For a first fragment: remembers its L4 ports here, or names the worker where all fragments of
+/// its packet meet. `None` for everything else, and when that worker is this one.
+pub(crate) fn fragment_owner(
+    context: &mut Context,
+    now: Nanos,
+    packet: &Packet,
+) -> Result<Option<usize>, DropReason> {
+    let PacketKind::FirstFragment { identification } = packet.kind else { return Ok(None) };
+    let key = packet.flow_key();
+    let fragment = fragment_key(&key, identification);
+    let owner = meeting_place(context, &fragment);
+    if owner != context.worker {
+        return Ok(Some(owner));
+    }
+    context.fragments.remember(fragment, (key.source_port(), key.destination_port()), now)?;
+    Ok(None)
+}
+
+fn fragment_key(key: &FlowKey, identification: u32) -> FragmentKey {
+    FragmentKey {
+        source: key.source(),
+        destination: key.destination(),
+        protocol: key.protocol(),
+        identification,
+    }
+}
+
+fn meeting_place(context: &Context, key: &FragmentKey) -> usize {
+    let (source, destination) = (low_bits(key.source), low_bits(key.destination));
+    let hash = context.hasher.hash(&[source ^ u64::from(key.identification), destination]);
+    context.owner_of(hash)
+}
+
+fn low_bits(address: std::net::IpAddr) -> u64 {
+    match address {
+        std::net::IpAddr::V4(v4) => u64::from(v4.to_bits()),
+        std::net::IpAddr::V6(v6) => {
+            let [.., a, b, c, d, e, f, g, h] = v6.octets();
+            u64::from_be_bytes([a, b, c, d, e, f, g, h])
+        }
+    }
+}
+
+/// A fragment without L4 header follows its first.
+#[cold]
+pub(crate) fn later_fragment<B: Buffer>(
+    context: &mut Context,
+    flows: &WorkerFlows,
+    now: Nanos,
+    received: &mut Received<B>,
+    packet: &Packet,
+) -> Result<Action, Stop> {
+    let PacketKind::LaterFragment { identification } = packet.kind else {
+        return Err(DropReason::Malformed.into());
+    };
+    let addresses = packet.flow_key();
+    let fragment = fragment_key(&addresses, identification);
+    let owner = meeting_place(context, &fragment);
+    if owner != context.worker {
+        return Ok(Action::Handoff(owner));
+    }
+    let ports = context.fragments.l4_ports(&fragment, now);
+    let key = ports.map(|(source, destination)| addresses.with_l4_ports(source, destination));
+    let outcome = key.map_err(Stop::from).and_then(|key| match key {
+        FlowKey::V4(key) => follow(context, &flows.v4, now, received, packet, key),
+        FlowKey::V6(key) => follow(context, &flows.v6, now, received, packet, key),
+    });
+    match outcome {
+        Err(Stop { reason: DropReason::FragmentUnknown, .. }) => {
+            foreign(context, received, packet, DropReason::FragmentUnknown)
+        }
+        outcome => outcome,
+    }
+}
+
+fn follow<K: TableKey<W>, B: Buffer, const W: usize>(
+    context: &mut Context,
+    flows: &Flows<W>,
+    now: Nanos,
+    received: &mut Received<B>,
+    packet: &Packet,
+    key: K,
+) -> Result<Action, Stop> {
+    let hit = flows.table.lookup(key.hash(&context.hasher), &key);
+    let hit = hit.ok_or(DropReason::FragmentUnknown)?;
+    let found = Found { handle: hit.handle, direction: hit.matched };
+    known::forward::<K, B, W>(context, flows, now, received, packet, found)
+}
+
+/// An ICMP error goes to whoever sent the packet it quotes, and is translated inside as well
+/// (RFC 5508, REQ-4).
+#[cold]
+pub(crate) fn icmp_error<B: Buffer>(
+    context: &mut Context,
+    flows: &WorkerFlows,
+    now: Nanos,
+    received: &mut Received<B>,
+    packet: &Packet,
+) -> Result<Action, Stop> {
+    let port = context.tables.port(received.port).ok_or(DropReason::UnknownPort)?;
+    check_source(&context.tables, port, packet.flow_key().source())?;
+    let quote = quoted(packet, received.buffer.bytes());
+    let outcome = quote.map_err(Stop::from).and_then(|quote| match quote.key {
+        FlowKey::V4(inner) => relate(context, &flows.v4, now, received, packet, inner.reversed()),
+        FlowKey::V6(inner) => relate(context, &flows.v6, now, received, packet, inner.reversed()),
+    });
+    match outcome {
+        Err(Stop { reason: DropReason::IcmpUnrelated, .. }) => {
+            foreign(context, received, packet, DropReason::IcmpUnrelated)
+        }
+        outcome => outcome,
+    }
+}
+
+/// `toward` is the quoted tuple turned round: the one that packets toward the quoted packet's
+/// sender carry as they arrive here.
+fn relate<K: TableKey<W>, B: Buffer, const W: usize>(
+    context: &mut Context,
+    flows: &Flows<W>,
+    now: Nanos,
+    received: &mut Received<B>,
+    packet: &Packet,
+    toward: K,
+) -> Result<Action, Stop> {
+    let hit = flows.table.lookup(toward.hash(&context.hasher), &toward);
+    let hit = hit.ok_or(DropReason::IcmpUnrelated)?;
+    let direction = hit.matched;
+    let view = FlowView::<K>::new(hit.entry.words());
+    if view.life().expired(now) {
+        return Err(DropReason::IcmpUnrelated.into());
+    }
+    // A router on the way may report, not only the flow's other end, so an uplink is not held to
+    // the flow's own port. A pod is no router: it speaks about its own flows only.
+    let by_pod = context.tables.port(received.port).is_some_and(|port| port.kind == PortKind::Pod);
+    let ingress = match by_pod {
+        true => received.port,
+        false => context.opposite_port(view.route().hop_of(direction.reversed()), received.port),
+    };
+    let hop = match known::way(context, now, ingress, &view, direction)? {
+        Way::Hop(hop) => hop,
+        Way::Hold(request) => return Ok(context.hold(request)),
+    };
+    let Some(destination) = hop.destination else {
+        return Ok(context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour }));
+    };
+    let decrement_ttl = known::may_leave(&context.tables, packet, &hop)?;
+    // As the quoted packet was when its sender sent it.
+    let sent = view.tuple(direction.reversed()).generic();
+    let change = Rewrite {
+        tuple: sent.reversed(),
+        source_mac: hop.source,
+        destination_mac: destination,
+        decrement_ttl,
+    };
+    rewrite::apply_to_error(&change, &sent, packet, received.buffer.bytes_mut())?;
+    Ok(Action::Transmit(hop.port))
+}
+
+/// What nobody here knows, addressed to the node itself, was redirected only because the XDP
+/// program cannot tell: the host gets it unchanged.
+fn foreign<B: Buffer>(
+    context: &Context,
+    received: &mut Received<B>,
+    packet: &Packet,
+    reason: DropReason,
+) -> Result<Action, Stop> {
+    let forwarding = &context.tables.forwarding;
+    let to_node = forwarding.node_addresses.contains(&packet.flow_key().destination());
+    let from_uplink =
+        context.tables.port(received.port).is_some_and(|port| port.kind == PortKind::Uplink);
+    match forwarding.host {
+        Some(host) if to_node && from_uplink => context.to_host(received.buffer.bytes_mut(), host),
+        _ => Err(reason.into()),
+    }
+}

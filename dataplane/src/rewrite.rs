@@ -1,0 +1,318 @@
+//! Changes to a packet: decided elsewhere as a value, applied here in one place.
+//!
+//! Checksums are changed by what changed (RFC 1624), so that a packet that was damaged on its way
+//! here stays recognisable as damaged.
+
+use crate::DropReason;
+use crate::address::{MacAddr, Protocol};
+use crate::buffer::Buffer;
+use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
+use crate::packet::{Packet, PacketKind, quoted};
+use crate::wire::checksum::{Delta, Sum, pseudo_header};
+use crate::wire::{self, ETHERNET_LEN, IPV4_LEN};
+
+/// What a packet is to look like when it leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rewrite {
+    /// Its tuple.
+    pub tuple: FlowKey,
+    /// Source link address.
+    pub source_mac: MacAddr,
+    /// Destination link address.
+    pub destination_mac: MacAddr,
+    /// Whether this node is a hop that counts.
+    pub decrement_ttl: bool,
+}
+
+/// Writes the Ethernet addresses.
+#[inline(always)]
+pub fn set_link_addresses(bytes: &mut [u8], source: MacAddr, destination: MacAddr) {
+    if let Some(header) = wire::array_at_mut::<12>(bytes, 0) {
+        header[..6].copy_from_slice(&destination.0);
+        header[6..].copy_from_slice(&source.0);
+    }
+}
+
+/// Applies `change` to a parsed packet.
+///
+/// # Errors
+/// [`DropReason::Malformed`] when the change is of another family than the packet.
+#[inline(always)]
+pub fn apply(change: &Rewrite, packet: &Packet, bytes: &mut [u8]) -> Result<(), DropReason> {
+    set_link_addresses(bytes, change.source_mac, change.destination_mac);
+    match (packet.flow_key(), change.tuple) {
+        (FlowKey::V4(old), FlowKey::V4(new)) => {
+            let addresses = set_ipv4(bytes, ETHERNET_LEN, &old, &new, change.decrement_ttl)?;
+            if old != new {
+                let pseudo = addresses;
+                set_l4(bytes, packet, ports(&change.tuple), packet.flow_key(), pseudo)?;
+            }
+            Ok(())
+        }
+        (FlowKey::V6(old), FlowKey::V6(new)) => {
+            let addresses = set_ipv6(bytes, ETHERNET_LEN, &old, &new, change.decrement_ttl)?;
+            if old != new {
+                set_l4(bytes, packet, ports(&change.tuple), packet.flow_key(), addresses)?;
+            }
+            Ok(())
+        }
+        _ => Err(DropReason::Malformed),
+    }
+}
+
+fn ports(key: &FlowKey) -> (u16, u16) {
+    (key.source_port(), key.destination_port())
+}
+
+/// Writes addresses and TTL into the IPv4 header at `at`; answers what the addresses changed.
+#[inline(always)]
+fn set_ipv4(
+    bytes: &mut [u8],
+    at: usize,
+    old: &FlowKey4,
+    new: &FlowKey4,
+    decrement_ttl: bool,
+) -> Result<Delta, DropReason> {
+    let header: &mut [u8; IPV4_LEN] = wire::array_at_mut(bytes, at).ok_or(DropReason::Truncated)?;
+    let addresses =
+        Delta::default().word32(old.source, new.source).word32(old.destination, new.destination);
+    let mut delta = addresses;
+    if decrement_ttl {
+        let before = u16::from_be_bytes([header[8], header[9]]);
+        header[8] = header[8].wrapping_sub(1);
+        delta = delta.word(before, u16::from_be_bytes([header[8], header[9]]));
+    }
+    let checksum = delta.apply(u16::from_be_bytes([header[10], header[11]]));
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    header[12..16].copy_from_slice(&new.source.to_be_bytes());
+    header[16..20].copy_from_slice(&new.destination.to_be_bytes());
+    Ok(addresses)
+}
+
+/// Writes addresses and hop limit into the IPv6 header at `at`; answers what the addresses changed.
+fn set_ipv6(
+    bytes: &mut [u8],
+    at: usize,
+    old: &FlowKey6,
+    new: &FlowKey6,
+    decrement_ttl: bool,
+) -> Result<Delta, DropReason> {
+    let header: &mut [u8; wire::IPV6_LEN] =
+        wire::array_at_mut(bytes, at).ok_or(DropReason::Truncated)?;
+    if decrement_ttl {
+        header[7] = header[7].wrapping_sub(1);
+    }
+    header[8..24].copy_from_slice(&new.source.to_be_bytes());
+    header[24..40].copy_from_slice(&new.destination.to_be_bytes());
+    Ok(Delta::default()
+        .bytes(&old.source.to_be_bytes(), &new.source.to_be_bytes())
+        .bytes(&old.destination.to_be_bytes(), &new.destination.to_be_bytes()))
+}
+
+/// Writes ports or identifier and the L4 checksum of a whole packet or first fragment.
+#[inline(always)]
+fn set_l4(
+    bytes: &mut [u8],
+    packet: &Packet,
+    new_ports: (u16, u16),
+    old: FlowKey,
+    addresses: Delta,
+) -> Result<(), DropReason> {
+    if matches!(packet.kind, PacketKind::LaterFragment { .. }) {
+        return Ok(());
+    }
+    let l4 = bytes.get_mut(packet.l4_offset..).ok_or(DropReason::Truncated)?;
+    set_l4_header(l4, &old, new_ports, addresses);
+    Ok(())
+}
+
+/// The same for any L4 header, of which a quoted packet may have lost its end.
+#[inline(always)]
+fn set_l4_header(l4: &mut [u8], old: &FlowKey, new_ports: (u16, u16), addresses: Delta) {
+    let (old_source, old_destination) = ports(old);
+    let port_delta =
+        |delta: Delta| delta.word(old_source, new_ports.0).word(old_destination, new_ports.1);
+    match old.protocol() {
+        Protocol::TCP => {
+            set_ports(l4, new_ports);
+            update(l4, 16, port_delta(addresses), false);
+        }
+        Protocol::UDP => {
+            set_ports(l4, new_ports);
+            update(l4, 6, port_delta(addresses), true);
+        }
+        Protocol::ICMP if old_source != 0 || new_ports.0 != 0 => {
+            // ICMP's checksum covers no addresses (RFC 792).
+            let delta = Delta::default().word(old_source, new_ports.0);
+            set_identifier(l4, new_ports.0);
+            update(l4, 2, delta, false);
+        }
+        Protocol::ICMPV6 => {
+            let is_query = matches!(l4.first(), Some(128 | 129));
+            let delta = if is_query { addresses.word(old_source, new_ports.0) } else { addresses };
+            if is_query {
+                set_identifier(l4, new_ports.0);
+            }
+            update(l4, 2, delta, false);
+        }
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn set_ports(l4: &mut [u8], (source, destination): (u16, u16)) {
+    if let Some(ports) = wire::array_at_mut::<4>(l4, 0) {
+        ports[..2].copy_from_slice(&source.to_be_bytes());
+        ports[2..].copy_from_slice(&destination.to_be_bytes());
+    }
+}
+
+fn set_identifier(l4: &mut [u8], identifier: u16) {
+    if let Some(field) = wire::array_at_mut::<2>(l4, 4) {
+        *field = identifier.to_be_bytes();
+    }
+}
+
+/// Updates the checksum at `at`, when the header reaches that far. With `zero_is_none` (UDP,
+/// RFC 768) an absent checksum stays absent and a computed zero is sent as all ones.
+#[inline(always)]
+fn update(l4: &mut [u8], at: usize, delta: Delta, zero_is_none: bool) {
+    let Some(field) = wire::array_at_mut::<2>(l4, at) else { return };
+    let before = u16::from_be_bytes(*field);
+    if zero_is_none && before == 0 {
+        return;
+    }
+    let after = delta.apply(before);
+    *field = if zero_is_none && after == 0 { [0xff; 2] } else { after.to_be_bytes() };
+}
+
+/// Applies `change` to an ICMP error, inside as well: the quoted packet becomes `sent`, the tuple
+/// its sender sent (RFC 5508, REQ-4 and REQ-5).
+///
+/// # Errors
+/// [`DropReason::Malformed`] when the error's own checksum is wrong: it is made anew here, and a
+/// damaged or forged error must not come out mended.
+pub fn apply_to_error(
+    change: &Rewrite,
+    sent: &FlowKey,
+    packet: &Packet,
+    bytes: &mut [u8],
+) -> Result<(), DropReason> {
+    let quote = quoted(packet, bytes)?;
+    let end = ETHERNET_LEN + packet.ip_len;
+    let outer = packet.flow_key();
+    let is_v6 = matches!(outer, FlowKey::V6(_));
+    if icmp_sum(bytes, packet, end, is_v6)?.fold() != 0xffff {
+        return Err(DropReason::Malformed);
+    }
+    // The other end itself reports under the address its peer knows it by; a router under its own.
+    let source = if outer.source() == quote.key.destination() {
+        change.tuple.source()
+    } else {
+        outer.source()
+    };
+    let tuple = FlowKey::new(outer.protocol(), (source, 0), (change.tuple.destination(), 0))
+        .ok_or(DropReason::Malformed)?;
+    set_link_addresses(bytes, change.source_mac, change.destination_mac);
+    match (outer, tuple, quote.key, *sent) {
+        (FlowKey::V4(old), FlowKey::V4(new), FlowKey::V4(was), FlowKey::V4(is)) => {
+            set_ipv4(bytes, ETHERNET_LEN, &old, &new, change.decrement_ttl)?;
+            let inner = set_ipv4(bytes, quote.ip_offset, &was, &is, false)?;
+            set_quoted_l4(bytes, quote.l4_offset, end, &quote.key, sent, inner);
+        }
+        (FlowKey::V6(old), FlowKey::V6(new), FlowKey::V6(was), FlowKey::V6(is)) => {
+            set_ipv6(bytes, ETHERNET_LEN, &old, &new, change.decrement_ttl)?;
+            let inner = set_ipv6(bytes, quote.ip_offset, &was, &is, false)?;
+            set_quoted_l4(bytes, quote.l4_offset, end, &quote.key, sent, inner);
+        }
+        _ => return Err(DropReason::Malformed),
+    }
+    write_icmp_checksum(bytes, packet, end, is_v6)
+}
+
+fn set_quoted_l4(
+    bytes: &mut [u8],
+    at: usize,
+    end: usize,
+    was: &FlowKey,
+    is: &FlowKey,
+    addresses: Delta,
+) {
+    let end = end.min(bytes.len());
+    if let Some(l4) = bytes.get_mut(at..end) {
+        set_l4_header(l4, was, ports(is), addresses);
+    }
+}
+
+/// The sum over an ICMP message, its checksum field included.
+fn icmp_sum(bytes: &[u8], packet: &Packet, end: usize, is_v6: bool) -> Result<Sum, DropReason> {
+    let message = bytes.get(packet.l4_offset..end).ok_or(DropReason::Truncated)?;
+    Ok(if is_v6 {
+        let addresses =
+            bytes.get(ETHERNET_LEN + 8..ETHERNET_LEN + 40).ok_or(DropReason::Truncated)?;
+        let protocol = packet.flow_key().protocol().0;
+        pseudo_header(addresses, protocol, message.len()).bytes(message)
+    } else {
+        Sum::default().bytes(message)
+    })
+}
+
+fn write_icmp_checksum(
+    bytes: &mut [u8],
+    packet: &Packet,
+    end: usize,
+    is_v6: bool,
+) -> Result<(), DropReason> {
+    let at = packet.l4_offset + 2;
+    *wire::array_at_mut::<2>(bytes, at).ok_or(DropReason::Truncated)? = [0; 2];
+    let checksum = icmp_sum(bytes, packet, end, is_v6)?.checksum();
+    *wire::array_at_mut::<2>(bytes, at).ok_or(DropReason::Truncated)? = checksum.to_be_bytes();
+    Ok(())
+}
+
+/// Finishes the checksum of a frame that a local stack left to a device to finish.
+///
+/// Linux leaves the sum over the pseudo-header, folded and not complemented, in the field
+/// (`CHECKSUM_PARTIAL`, kernel document "Checksum Offloads"). One finished checksum in 65,536
+/// happens to look the same; computing it again is then merely work done twice.
+pub fn finish_checksum<B: Buffer>(packet: &Packet, buffer: &mut B) {
+    let field = match packet.kind {
+        PacketKind::Tcp => packet.l4_offset + 16,
+        PacketKind::Udp => packet.l4_offset + 6,
+        _ => return,
+    };
+    let bytes = buffer.bytes();
+    let addresses = match packet.flow_key() {
+        FlowKey::V4(_) => bytes.get(ETHERNET_LEN + 12..ETHERNET_LEN + 20),
+        FlowKey::V6(_) => bytes.get(ETHERNET_LEN + 8..ETHERNET_LEN + 40),
+    };
+    let (Some(addresses), Some(found)) = (addresses, wire::u16_at(bytes, field)) else { return };
+    let end = ETHERNET_LEN + packet.ip_len;
+    let protocol = packet.flow_key().protocol();
+    if pseudo_header(addresses, protocol.0, end - packet.l4_offset).fold() != found {
+        return;
+    }
+    let checksum = sum_range(buffer, packet.l4_offset, end).checksum();
+    let checksum = if protocol == Protocol::UDP && checksum == 0 { 0xffff } else { checksum };
+    if let Some(slot) = wire::array_at_mut::<2>(buffer.bytes_mut(), field) {
+        *slot = checksum.to_be_bytes();
+    }
+}
+
+/// The sum over bytes `from..to` of the packet, across chunks; a chunk that begins at an odd
+/// distance from `from` counts with its bytes swapped (RFC 1071, 2 B).
+fn sum_range<B: Buffer>(buffer: &B, from: usize, to: usize) -> Sum {
+    let mut sum = Sum::default();
+    let mut position = 0;
+    buffer.for_each_chunk(&mut |chunk| {
+        let first = from.saturating_sub(position).min(chunk.len());
+        let last = to.saturating_sub(position).min(chunk.len());
+        if first < last {
+            let part = Sum::default().bytes(&chunk[first..last]).fold();
+            let is_odd = (position + first - from) % 2 == 1;
+            sum = sum.word(if is_odd { part.swap_bytes() } else { part });
+        }
+        position += chunk.len();
+    });
+    sum
+}

@@ -1,0 +1,143 @@
+//! The Internet checksum: RFC 1071 for whole sums, RFC 1624 for changes.
+
+/// An unfolded one's complement sum. Additions commute, so parts may be added in any order as long
+/// as each begins at an even offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Adds bytes that begin at an even offset; an odd last byte is padded with zero (RFC 1071, 1).
+    #[must_use]
+    pub fn bytes(self, bytes: &[u8]) -> Self {
+        // Four bytes at a time into 64 bits: 2^32 additions fit before anything is lost, and the
+        // carries of both halves fold to the same 16 bits in the end.
+        let mut words = bytes.chunks_exact(4);
+        let mut sum = self.0;
+        for word in &mut words {
+            if let [a, b, c, d] = *word {
+                sum += u64::from(u32::from_be_bytes([a, b, c, d]));
+            }
+        }
+        Self(match *words.remainder() {
+            [a] => sum + (u64::from(a) << 8),
+            [a, b] => sum + u64::from(u16::from_be_bytes([a, b])),
+            [a, b, c] => sum + u64::from(u16::from_be_bytes([a, b])) + (u64::from(c) << 8),
+            _ => sum,
+        })
+    }
+
+    /// Adds one 16-bit word.
+    #[must_use]
+    pub fn word(self, word: u16) -> Self {
+        Self(self.0 + u64::from(word))
+    }
+
+    /// Folds to 16 bits, not complemented.
+    #[must_use]
+    pub fn fold(self) -> u16 {
+        let mut sum = self.0;
+        while sum >> 16 != 0 {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        let [.., high, low] = sum.to_be_bytes();
+        u16::from_be_bytes([high, low])
+    }
+
+    /// The checksum: the one's complement of the folded sum.
+    #[must_use]
+    pub fn checksum(self) -> u16 {
+        !self.fold()
+    }
+}
+
+/// What a change of covered bytes does to a checksum, to be applied to every checksum that covers
+/// them.
+///
+/// RFC 1624, eqn. 3: `HC' = ~(~HC + ~m + m')`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Delta(Sum);
+
+impl Delta {
+    /// Also replaces the 16-bit word `old` by `new`.
+    #[must_use]
+    pub fn word(self, old: u16, new: u16) -> Self {
+        Self(self.0.word(!old).word(new))
+    }
+
+    /// Also replaces `old` by `new`, of equal, even length.
+    #[must_use]
+    pub fn bytes(mut self, old: &[u8], new: &[u8]) -> Self {
+        for (old, new) in old.chunks_exact(2).zip(new.chunks_exact(2)) {
+            if let ([a, b], [c, d]) = (old, new) {
+                self = self.word(u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]));
+            }
+        }
+        self
+    }
+
+    /// Also replaces the 32-bit word `old` by `new`.
+    #[inline(always)]
+    #[must_use]
+    pub fn word32(self, old: u32, new: u32) -> Self {
+        Self(Sum(self.0.0 + u64::from(!old) + u64::from(new)))
+    }
+
+    /// The checksum after the change.
+    #[inline(always)]
+    #[must_use]
+    pub fn apply(self, checksum: u16) -> u16 {
+        !self.0.word(!checksum).fold()
+    }
+}
+
+/// The sum over the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1): addresses as they stand in the
+/// IP header, protocol and upper-layer length in bytes.
+#[must_use]
+pub fn pseudo_header(addresses: &[u8], protocol: u8, len: usize) -> Sum {
+    let len = u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes();
+    Sum::default().bytes(addresses).word(u16::from(protocol)).bytes(&len)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sum_of_the_example_in_rfc_1071() {
+        let example = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(Sum::default().bytes(&example).fold(), 0xddf2);
+    }
+
+    #[test]
+    fn update_of_the_example_in_rfc_1624() {
+        assert_eq!(Delta::default().word(0x5555, 0x3285).apply(0xdd2f), 0x0000);
+    }
+
+    proptest! {
+        #[test]
+        fn incremental_update_equals_a_full_sum(
+            mut bytes in proptest::collection::vec(any::<u8>(), 8..64),
+            new in any::<u32>(),
+        ) {
+            prop_assume!(bytes.iter().any(|byte| *byte != 0));
+            bytes[6] = 1; // the sum of all zeros has no complement to tell apart
+            let before = Sum::default().bytes(&bytes).checksum();
+            let old = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            bytes[..4].copy_from_slice(&new.to_be_bytes());
+            let after = Sum::default().bytes(&bytes).checksum();
+            prop_assert_eq!(Delta::default().word32(old, new).apply(before), after);
+        }
+
+        #[test]
+        fn sum_may_be_split_at_any_even_offset(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            at in 0usize..100,
+        ) {
+            let at = (at * 2).min(bytes.len() & !1);
+            let parts = Sum::default().bytes(&bytes[..at]).bytes(&bytes[at..]);
+            prop_assert_eq!(parts.fold(), Sum::default().bytes(&bytes).fold());
+        }
+    }
+}
