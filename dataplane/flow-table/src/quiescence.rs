@@ -1,0 +1,146 @@
+//! When is a removed entry out of every worker's hands?
+//!
+//! Each worker has one word. It is odd while the worker is online and grows by two at every
+//! announcement, so that a word that differs from what was seen, or was seen even, says that its
+//! worker has held no entry at some instant in between.
+//!
+//! Why that is enough: the remover clears the index slots, then (a) issues a sequentially
+//! consistent fence and reads all words. A worker (b) writes its word, issues such a fence, and
+//! only then looks up again. If the remover read a word older than the one the worker wrote, fence
+//! (a) precedes fence (b) in their total order, hence the worker's later lookups see the cleared
+//! slots. What the worker had found before is done with before its write, which is a release, and
+//! the remover acquires it before it uses the entry again.
+
+use std::sync::Arc;
+
+use crate::error::SetupError;
+use crate::sync::{AtomicU64, Ordering, fence};
+
+/// A word with a cache line to itself: workers write theirs at every burst.
+#[repr(align(64))]
+#[derive(Debug)]
+struct Padded(AtomicU64);
+
+/// What every worker has announced. One serves all tables that the same workers read.
+#[derive(Debug)]
+pub struct Quiescence {
+    workers: Box<[Padded]>,
+}
+
+impl Quiescence {
+    /// A record for `workers` workers, all offline.
+    ///
+    /// # Errors
+    /// [`SetupError::NoWorkers`] for zero workers.
+    pub fn new(workers: usize) -> Result<Arc<Self>, SetupError> {
+        if workers == 0 {
+            return Err(SetupError::NoWorkers);
+        }
+        let workers = (0..workers).map(|_| Padded(AtomicU64::new(0))).collect();
+        Ok(Arc::new(Self { workers }))
+    }
+
+    /// How many workers it is for.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// The worker holds no entry at this moment, and goes on: to be called between bursts. Does
+    /// nothing for a worker that is offline.
+    ///
+    /// # Panics
+    /// If there is no such worker.
+    #[inline]
+    pub fn announce(&self, worker: usize) {
+        let word = &self.workers[worker].0;
+        let seen = word.load(Ordering::Relaxed);
+        if seen & 1 == 1 {
+            word.store(seen.wrapping_add(2), Ordering::Release);
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// The worker begins to look entries up. Does nothing when it is online already.
+    ///
+    /// # Panics
+    /// If there is no such worker.
+    pub fn go_online(&self, worker: usize) {
+        let word = &self.workers[worker].0;
+        let seen = word.load(Ordering::Relaxed);
+        if seen & 1 == 0 {
+            word.store(seen.wrapping_add(1), Ordering::Release);
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// The worker holds no entry and looks none up until it is online again: to be called before
+    /// it sleeps or ends, lest removed entries wait for it. Does nothing when it is offline.
+    ///
+    /// # Panics
+    /// If there is no such worker.
+    pub fn go_offline(&self, worker: usize) {
+        let word = &self.workers[worker].0;
+        let seen = word.load(Ordering::Relaxed);
+        if seen & 1 == 1 {
+            word.store(seen.wrapping_add(1), Ordering::Release);
+        }
+    }
+
+    /// Remembers in `seen` where every worker is, after all that the caller did before.
+    pub(crate) fn observe(&self, seen: &mut [u64]) {
+        fence(Ordering::SeqCst);
+        for (seen, worker) in seen.iter_mut().zip(&self.workers) {
+            *seen = worker.0.load(Ordering::Acquire);
+        }
+    }
+
+    /// Whether every worker has announced, or was offline, since it was `seen`.
+    pub(crate) fn all_passed(&self, seen: &[u64]) -> bool {
+        seen.iter()
+            .zip(&self.workers)
+            .all(|(seen, worker)| seen & 1 == 0 || worker.0.load(Ordering::Acquire) != *seen)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn observed(quiescence: &Quiescence) -> Vec<u64> {
+        let mut seen = vec![0; quiescence.workers()];
+        quiescence.observe(&mut seen);
+        seen
+    }
+
+    #[test]
+    fn every_online_worker_is_waited_for() {
+        let quiescence = Quiescence::new(3).expect("workers");
+        quiescence.go_online(0);
+        quiescence.go_online(1);
+        let seen = observed(&quiescence);
+        assert!(!quiescence.all_passed(&seen));
+        quiescence.announce(0);
+        quiescence.announce(2);
+        assert!(!quiescence.all_passed(&seen), "worker 1 has not announced");
+        quiescence.announce(1);
+        assert!(quiescence.all_passed(&seen));
+    }
+
+    #[test]
+    fn going_offline_and_back_counts_as_an_announcement() {
+        let quiescence = Quiescence::new(1).expect("workers");
+        quiescence.go_online(0);
+        let seen = observed(&quiescence);
+        quiescence.go_offline(0);
+        assert!(quiescence.all_passed(&seen));
+        quiescence.go_online(0);
+        assert!(quiescence.all_passed(&seen));
+        assert!(!quiescence.all_passed(&observed(&quiescence)));
+    }
+
+    #[test]
+    fn a_record_of_no_workers_is_refused() {
+        assert_eq!(Quiescence::new(0).err(), Some(SetupError::NoWorkers));
+    }
+}
