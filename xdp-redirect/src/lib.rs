@@ -1,1 +1,39 @@
-//! (being written)
+//! AF_XDP sockets, packet memory and the XDP program that feeds them: the only crate that touches
+//! any of the three.
+//!
+//! Reading order: `redirect.bpf.c` decides per frame whether it is ours; [`loader`] puts it on
+//! interfaces, [`rules`] tells it what is ours, [`heartbeat`] which workers live, [`counters`]
+//! what it did. [`umem`] is the packet memory, [`frame`] one packet in it, [`pool`] a worker's
+//! share of free memory. [`ring`] speaks to the kernel, [`socket`] is one (interface, queue), and
+//! [`ports`] is all of a worker's sockets, as the dataplane's driver wants them.
+//! [`forward`] forwards between two ports with nothing in between: the bare speed of the rest.
+//!
+//! Kernels from 6.1 on work; frames above one page (jumbo) need 6.6.
+
+mod bind;
+mod cast;
+pub mod counters;
+pub mod error;
+pub mod ethtool;
+pub mod forward;
+pub mod frame;
+pub mod heartbeat;
+pub mod leftover;
+pub mod limits;
+pub mod loader;
+mod netlink;
+pub mod pool;
+pub mod ports;
+pub mod ring;
+mod ring_map;
+pub mod rules;
+pub mod socket;
+pub mod statistics;
+pub mod umem;
+
+pub use error::Error;
+pub use frame::Frame;
+pub use loader::Redirect;
+pub use ports::WorkerPorts;
+pub use socket::Socket;
+pub use umem::Umem;

@@ -1,0 +1,401 @@
+//! Making sockets: xsk-rs binds them, in the mode of their region.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig as XskConfig};
+use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue};
+
+use crate::cast::index;
+use crate::error::Error;
+use crate::loader::interface_index;
+use crate::pool::FramePool;
+use crate::ring::{Consumer, Descriptor, Producer, RingMemory};
+use crate::ring_map::{RingKind, SocketMaps};
+use crate::socket::{LinkState, Receiving, Socket, get_option};
+use crate::statistics::{Monitored, SocketMonitor};
+use crate::umem::{Anchor, CopyMode, Umem, make_tap};
+
+/// How long a queue may stay busy after its last socket was closed: the kernel lets go of it in
+/// the background.
+const BUSY_PATIENCE: Duration = Duration::from_millis(500);
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
+/// The same for frames of a zero-copy queue: until then the device may still write to them.
+const ZERO_COPY_PATIENCE: Duration = Duration::from_secs(1);
+/// `TX_BATCH_SIZE` of `net/xdp/xsk.c`: descriptors that one call sends in copy mode.
+const KICK_DESCRIPTORS: u32 = 32;
+/// `XDP_MAX_TX_SKB_BUDGET` (`linux/if_xdp.h`, kernel 6.17).
+const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+
+/// Busy polling: the worker runs the queue's receive processing itself, in its receive turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BusyPoll {
+    /// Time one poll may take, in microseconds (`SO_BUSY_POLL`).
+    pub micros: u32,
+    /// Packets one poll may take (`SO_BUSY_POLL_BUDGET`).
+    pub budget: u32,
+}
+
+/// What a socket is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketConfig {
+    /// Entries of the receive ring, a power of two.
+    pub receive_ring: u32,
+    /// Entries of the transmit ring, a power of two, at most the region's completion ring.
+    pub transmit_ring: u32,
+    /// Frames kept with the kernel for packets to come. Fewer cost less memory and lose more in a
+    /// burst; the kernel counts an empty fill ring.
+    pub fill_frames: u32,
+    /// Poll the queue from the worker.
+    pub busy_poll: Option<BusyPoll>,
+    /// Descriptors one system call sends in copy mode; `None`: the kernel's 32.
+    pub transmit_budget: Option<u32>,
+}
+
+impl Default for SocketConfig {
+    fn default() -> Self {
+        Self {
+            receive_ring: 2048,
+            transmit_ring: 2048,
+            fill_frames: 2048,
+            busy_poll: None,
+            transmit_budget: None,
+        }
+    }
+}
+
+impl SocketConfig {
+    /// For one of hundreds of pods: 256 frames, half a megabyte, per port.
+    #[must_use]
+    pub fn small() -> Self {
+        Self { receive_ring: 256, transmit_ring: 512, fill_frames: 256, ..Self::default() }
+    }
+}
+
+/// xsk-rs's side of a socket: kept for what its drop does.
+pub(crate) struct Rings {
+    rx: RxQueue,
+    _tx: TxQueue,
+    _shared: Option<(FillQueue, CompQueue)>,
+}
+
+/// Whatever closes the socket when dropped.
+pub(crate) enum Owner {
+    Bound { _rings: Rings },
+    TransmitOnly { _ring: Mapping, _fd: OwnedFd },
+}
+
+/// A mapped ring of our own.
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: only an address to unmap.
+unsafe impl Send for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this length; the socket's rings are not used after its owner drops.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A number under which the region keeps the frames of one queue's sockets.
+pub(crate) struct Lease {
+    umem: Umem,
+    pub number: u16,
+    zero_copy: bool,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.zero_copy {
+            std::thread::sleep(ZERO_COPY_PATIENCE);
+        }
+        self.umem.reclaim(self.number);
+    }
+}
+
+impl Socket {
+    /// Binds a socket to an interface's queue and fills its ring. On the control side: a bind
+    /// takes milliseconds, and up to half a second while a predecessor's queue is being let go.
+    ///
+    /// # Errors
+    /// [`Error::NoInterface`], [`Error::Bind`] and [`Error::SocketOption`] with the way out,
+    /// [`Error::Memory`] when copy mode lacks its tap device, [`Error::Setting`].
+    pub fn bind(
+        umem: &Umem,
+        interface: &str,
+        queue: u32,
+        config: &SocketConfig,
+    ) -> Result<Self, Error> {
+        interface_index(interface)?;
+        check(umem, config)?;
+        let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
+        let rings = bind_in_mode(umem, interface, queue, config)?;
+        let fd = rings.rx.fd().as_raw_fd();
+        let maps = SocketMaps::find(fd).map_err(refuse)?;
+        let options: libc::xdp_options = get_option(fd, libc::XDP_OPTIONS).map_err(refuse)?;
+        let zero_copy = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
+        let number = umem.take_socket_number().ok_or(Error::OutOfRange {
+            what: "number of sockets of one packet memory",
+            value: crate::umem::SOCKETS_MAX as u64 + 1,
+            max: crate::umem::SOCKETS_MAX as u64,
+        })?;
+        let lease = Arc::new(Lease { umem: umem.clone(), number, zero_copy });
+        // SAFETY: the entry types are the kernel's for each ring; the mappings are xsk-rs's and
+        // live in `owner`, which `Socket` drops last; xsk-rs's own ring ends are never used.
+        let (rx, tx, fill, completion) = unsafe {
+            (
+                maps.ring(RingKind::Receive, config.receive_ring).map_err(refuse)?,
+                maps.ring(RingKind::Transmit, config.transmit_ring).map_err(refuse)?,
+                maps.ring(RingKind::Fill, umem.config().fill_ring).map_err(refuse)?,
+                maps.ring(RingKind::Completion, umem.config().completion_ring).map_err(refuse)?,
+            )
+        };
+        let receiving = Receiving {
+            rx: Consumer::new(rx),
+            fill: Producer::new(fill),
+            completion: Consumer::new(completion),
+            fill_frames: config.fill_frames,
+            posted: 0,
+            partial: None,
+            discarding: false,
+        };
+        let monitor = monitor(fd, interface, queue, zero_copy);
+        let owner = Some(Owner::Bound { _rings: rings });
+        let mut socket = Self {
+            tx: Producer::new(tx),
+            receiving: Some(receiving),
+            link: LinkState::Up,
+            down_turns: 0,
+            kicks_max: kicks_max(config),
+            busy_poll: config.busy_poll.is_some(),
+            fd,
+            umem: umem.clone(),
+            monitor,
+            owner,
+            lease,
+        };
+        set_options(fd, interface, queue, config)?;
+        socket.fill(&mut FramePool::new(umem));
+        Ok(socket)
+    }
+
+    /// Makes a socket that only transmits on this one's queue, for another worker: where there are
+    /// more workers than queues. What it sent completes with this one, whose worker gets the
+    /// frames.
+    ///
+    /// # Errors
+    /// [`Error::Bind`], [`Error::SocketOption`], [`Error::Setting`].
+    pub fn bind_transmit_only(&self, config: &SocketConfig) -> Result<Self, Error> {
+        check(&self.umem, config)?;
+        let (interface, queue) = (self.interface(), self.queue());
+        let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
+        let ifindex = interface_index(interface)?;
+        let (fd, mapping, ring) =
+            open_transmit_only(self.fd, ifindex, queue, config.transmit_ring).map_err(refuse)?;
+        let raw = fd.as_raw_fd();
+        set_options(raw, interface, queue, &SocketConfig { busy_poll: None, ..*config })?;
+        Ok(Self {
+            tx: Producer::new(ring),
+            receiving: None,
+            link: LinkState::Up,
+            down_turns: 0,
+            kicks_max: kicks_max(config),
+            busy_poll: false,
+            fd: raw,
+            umem: self.umem.clone(),
+            monitor: monitor(raw, interface, queue, self.is_zero_copy()),
+            owner: Some(Owner::TransmitOnly { _ring: mapping, _fd: fd }),
+            lease: Arc::clone(&self.lease),
+        })
+    }
+}
+
+fn monitor(fd: RawFd, interface: &str, queue: u32, zero_copy: bool) -> SocketMonitor {
+    SocketMonitor { interface: interface.into(), queue, zero_copy, monitored: Monitored::new(fd) }
+}
+
+/// Enough calls for a full transmit ring, and one to see that it is empty.
+fn kicks_max(config: &SocketConfig) -> u32 {
+    config.transmit_ring / config.transmit_budget.unwrap_or(KICK_DESCRIPTORS).max(1) + 1
+}
+
+fn check(umem: &Umem, config: &SocketConfig) -> Result<(), Error> {
+    let completion = umem.config().completion_ring;
+    if config.transmit_ring > completion {
+        return Err(Error::Setting {
+            setting: "transmit_ring",
+            value: config.transmit_ring.into(),
+            reason: "it exceeds the packet memory's completion_ring",
+        });
+    }
+    Ok(())
+}
+
+fn xsk_config(config: &SocketConfig, flags: BindFlags) -> Result<XskConfig, Error> {
+    let size = |setting, value: u32| {
+        let reason = "use a power of two";
+        QueueSize::new(value).map_err(|_| Error::Setting { setting, value: value.into(), reason })
+    };
+    Ok(XskConfig::builder()
+        .rx_queue_size(size("receive_ring", config.receive_ring)?)
+        .tx_queue_size(size("transmit_ring", config.transmit_ring)?)
+        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+        .bind_flags(flags)
+        .build())
+}
+
+/// Binds in the region's mode, anchoring the region first if this is its first socket.
+fn bind_in_mode(
+    umem: &Umem,
+    interface: &str,
+    queue: u32,
+    config: &SocketConfig,
+) -> Result<Rings, Error> {
+    let mut flags = BindFlags::XDP_USE_NEED_WAKEUP;
+    if umem.config().multi_buffer {
+        flags |= BindFlags::XDP_USE_SG;
+    }
+    let mut anchor = umem.anchor();
+    if matches!(*anchor, Anchor::None) {
+        if umem.config().copy_mode != CopyMode::Copy {
+            let wanted = xsk_config(config, flags | BindFlags::XDP_ZEROCOPY)?;
+            match bind_when_free(umem, interface, queue, wanted) {
+                Ok(rings) => {
+                    *anchor = Anchor::FirstSocket;
+                    return Ok(rings);
+                }
+                Err(error) if umem.config().copy_mode == CopyMode::ZeroCopy => return Err(error),
+                Err(error) if error.errno() == Some(libc::EBUSY) => return Err(error),
+                Err(error) => tracing::info!(interface, queue, %error, "copy mode instead"),
+            }
+        }
+        let bytes = u64::from(umem.config().frames) * u64::from(umem.config().chunk_bytes);
+        let (device, name) = make_tap().map_err(|source| Error::Memory { bytes, source })?;
+        let wanted = xsk_config(config, flags | BindFlags::XDP_COPY)?;
+        let socket = bind_when_free(umem, &name, 0, wanted)?;
+        *anchor = Anchor::Tap { _socket: socket, _device: device };
+    }
+    // Flags are the anchor's; the kernel refuses any with XDP_SHARED_UMEM.
+    bind_when_free(umem, interface, queue, xsk_config(config, BindFlags::empty())?)
+}
+
+fn bind_when_free(
+    umem: &Umem,
+    interface: &str,
+    queue: u32,
+    config: XskConfig,
+) -> Result<Rings, Error> {
+    let name: Interface =
+        interface.parse().map_err(|_| Error::NoInterface { interface: interface.into() })?;
+    let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
+    let started = Instant::now();
+    loop {
+        // SAFETY: no program is loaded by xsk-rs (INHIBIT_PROG_LOAD), which is what it asks for.
+        let error = match unsafe { xsk_rs::Socket::new(config, umem.xsk(), &name, queue) } {
+            Ok((tx, rx, shared @ Some(_))) => {
+                return Ok(Rings { rx, _tx: tx, _shared: shared });
+            }
+            // This process has the queue already, on this region.
+            Ok((_, _, None)) => return Err(refuse(io::Error::from_raw_os_error(libc::EBUSY))),
+            Err(error) => crate::error::io_error(&error),
+        };
+        if error.raw_os_error() != Some(libc::EBUSY) || started.elapsed() > BUSY_PATIENCE {
+            return Err(refuse(error));
+        }
+        std::thread::sleep(BUSY_PAUSE);
+    }
+}
+
+fn open_transmit_only(
+    primary: RawFd,
+    ifindex: u32,
+    queue: u32,
+    entries: u32,
+) -> io::Result<(OwnedFd, Mapping, RingMemory<Descriptor>)> {
+    // SAFETY: no pointers; the result is checked.
+    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, owned by nobody else.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    set_option(fd.as_raw_fd(), libc::SOL_XDP, libc::XDP_TX_RING, entries)?;
+    let offsets: libc::xdp_mmap_offsets = get_option(fd.as_raw_fd(), libc::XDP_MMAP_OFFSETS)?;
+    let offset = |offset: u64| usize::try_from(offset).map_err(io::Error::other);
+    let bytes = offset(offsets.tx.desc)? + index(entries) * size_of::<Descriptor>();
+    // SAFETY: a new shared mapping at an address of the kernel's choice; `fd` is open.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_POPULATE,
+            fd.as_raw_fd(),
+            libc::XDP_PGOFF_TX_RING,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+    let mapping = Mapping { start, bytes };
+    // SAFETY: the kernel's offsets lie within the mapping it just made, aligned; the mapping lives
+    // in the socket's owner, dropped last; nobody else has the ring.
+    let ring = unsafe {
+        RingMemory::new(
+            start.add(offset(offsets.tx.producer)?).cast(),
+            start.add(offset(offsets.tx.consumer)?).cast(),
+            start.add(offset(offsets.tx.flags)?).cast(),
+            start.add(offset(offsets.tx.desc)?).cast(),
+            entries,
+        )
+    };
+    let family = u16::try_from(libc::AF_XDP).map_err(io::Error::other)?;
+    let address = libc::sockaddr_xdp {
+        sxdp_family: family,
+        sxdp_flags: libc::XDP_SHARED_UMEM,
+        sxdp_ifindex: ifindex,
+        sxdp_queue_id: queue,
+        sxdp_shared_umem_fd: primary.cast_unsigned(),
+    };
+    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_xdp>()).unwrap_or(0);
+    // SAFETY: the address lives through the call and has the length that is passed.
+    if unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((fd, mapping, ring))
+}
+
+fn set_options(fd: RawFd, interface: &str, queue: u32, config: &SocketConfig) -> Result<(), Error> {
+    let set = |option, level, number, value| {
+        set_option(fd, level, number, value).map_err(|source| Error::SocketOption {
+            interface: interface.into(),
+            queue,
+            option,
+            source,
+        })
+    };
+    if let Some(budget) = config.transmit_budget {
+        set("XDP_MAX_TX_SKB_BUDGET", libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, budget)?;
+    }
+    if let Some(BusyPoll { micros, budget }) = config.busy_poll {
+        set("SO_PREFER_BUSY_POLL", libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, 1)?;
+        set("SO_BUSY_POLL", libc::SOL_SOCKET, libc::SO_BUSY_POLL, micros)?;
+        set("SO_BUSY_POLL_BUDGET", libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, budget)?;
+    }
+    Ok(())
+}
+
+fn set_option(fd: RawFd, level: libc::c_int, option: libc::c_int, value: u32) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<u32>()).unwrap_or(0);
+    // SAFETY: the value lives through the call and has the length that is passed.
+    let result = unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,230 @@
+//! Everything that can go wrong while setting up, each naming the thing and the way out.
+
+use std::io;
+
+/// A failed set-up step.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The interface does not exist in this network namespace.
+    #[error("interface {interface} does not exist in this network namespace: see `ip link`")]
+    NoInterface {
+        /// Kernel name of the interface.
+        interface: Box<str>,
+    },
+    /// The XDP program could not be loaded.
+    #[error("cannot load the XDP program: {reason}{}", load_advice(*errno))]
+    Load {
+        /// What the loader said.
+        reason: String,
+        /// The kernel's errno, 0 when it was not the kernel that refused.
+        errno: i32,
+    },
+    /// The XDP program could not be attached.
+    #[error(
+        "cannot attach the XDP program to {interface} in {mode} mode: {source}{}",
+        attach_advice(source)
+    )]
+    Attach {
+        /// Kernel name of the interface.
+        interface: Box<str>,
+        /// The mode that was tried last.
+        mode: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A map of the XDP program could not be changed.
+    #[error("cannot change map {map} of the XDP program: {source}{}", map_advice(source))]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Passing to the kernel on stall was asked for where it would break translated connections
+    /// or let traffic escape policy.
+    #[error("on_stall: pass is refused for {subject}: {reason}; use on_stall: drop")]
+    PassRefused {
+        /// The port or prefix.
+        subject: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A number is beyond what the program's tables hold.
+    #[error("{what} {value} is out of range: at most {max}")]
+    OutOfRange {
+        /// What the number is.
+        what: &'static str,
+        /// The number.
+        value: u64,
+        /// The largest that is possible.
+        max: u64,
+    },
+    /// Packet memory could not be set up.
+    #[error("cannot set up packet memory of {bytes} bytes: {source}{}", memory_advice(source))]
+    Memory {
+        /// Its size.
+        bytes: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A setting cannot work.
+    #[error("{setting} = {value} cannot work: {reason}")]
+    Setting {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        value: u64,
+        /// Why, and what can.
+        reason: &'static str,
+    },
+    /// A socket could not be made or bound.
+    #[error(
+        "cannot bind an AF_XDP socket to {interface} queue {queue}: {source}{}",
+        bind_advice(source)
+    )]
+    Bind {
+        /// Kernel name of the interface.
+        interface: Box<str>,
+        /// Its receive queue.
+        queue: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A socket option was refused.
+    #[error("cannot set {option} on the AF_XDP socket of {interface} queue {queue}: {source}")]
+    SocketOption {
+        /// Kernel name of the interface.
+        interface: Box<str>,
+        /// Its receive queue.
+        queue: u32,
+        /// The option.
+        option: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A question to the kernel failed.
+    #[error("cannot {action}: {source}")]
+    Kernel {
+        /// What was asked.
+        action: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A worker does not take commands, or has no room.
+    #[error("the worker's command queue is full ({capacity} commands wait): it does not tick")]
+    WorkerBusy {
+        /// Commands the queue holds.
+        capacity: usize,
+    },
+}
+
+impl Error {
+    /// The kernel's error number, where there is one.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Attach { source, .. }
+            | Self::Map { source, .. }
+            | Self::Memory { source, .. }
+            | Self::Bind { source, .. }
+            | Self::SocketOption { source, .. }
+            | Self::Kernel { source, .. } => source.raw_os_error(),
+            Self::Load { errno, .. } => Some(*errno).filter(|errno| *errno != 0),
+            _ => None,
+        }
+    }
+}
+
+/// Digs the kernel's error out of a chain of library errors.
+pub(crate) fn io_error(error: &(dyn std::error::Error + 'static)) -> io::Error {
+    let mut cause = Some(error);
+    while let Some(current) = cause {
+        if let Some(found) = current.downcast_ref::<io::Error>()
+            && let Some(errno) = found.raw_os_error()
+        {
+            return io::Error::from_raw_os_error(errno);
+        }
+        cause = current.source();
+    }
+    io::Error::other(error.to_string())
+}
+
+const PRIVILEGE: &str = "; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW";
+
+fn load_advice(errno: i32) -> &'static str {
+    match errno {
+        libc::EPERM | libc::EACCES => PRIVILEGE,
+        libc::ENOSYS => "; this kernel is built without BPF",
+        libc::EINVAL => "; a kernel of 6.1 or newer is needed",
+        _ => "",
+    }
+}
+
+fn attach_advice(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EBUSY) => {
+            "; another XDP program holds it, perhaps of a second node process: \
+             find it with `ip -details link` and `bpftool link`, and stop it first"
+        }
+        Some(libc::ERANGE) => {
+            "; the MTU of the interface or of its veth peer is too large for frames of one buffer: \
+             lower it to 3506 or less, or use a kernel of 6.6 or newer with multi-buffer frames"
+        }
+        Some(libc::ENOSPC) => {
+            "; the veth peer has more transmit queues than this end has receive queues: \
+             create the pair with equal `numrxqueues` and `numtxqueues`, or use generic mode"
+        }
+        Some(libc::EPERM | libc::EACCES) => PRIVILEGE,
+        Some(libc::EOPNOTSUPP) => "; its driver has no native XDP: use generic mode",
+        Some(libc::EINVAL) => {
+            "; its driver refuses XDP as it is set up now (large receive offload, ring or queue \
+             settings): see the kernel log, or use generic mode"
+        }
+        Some(libc::ENODEV) => "; the interface went away",
+        _ => "",
+    }
+}
+
+fn bind_advice(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EBUSY) => {
+            "; another AF_XDP socket holds this queue, perhaps of a second node process: \
+             stop it first"
+        }
+        Some(libc::EINVAL) => {
+            "; the interface has no such queue (see `ethtool -l`), \
+             or its MTU does not fit the packet memory's chunks"
+        }
+        Some(libc::EOPNOTSUPP) => "; its driver has no zero-copy: use copy mode",
+        Some(libc::EPERM | libc::EACCES) => PRIVILEGE,
+        Some(libc::EAFNOSUPPORT) => "; this kernel is built without CONFIG_XDP_SOCKETS",
+        Some(libc::ENOBUFS | libc::ENOMEM) => {
+            "; raise the memory lock limit (`ulimit -l unlimited`) or take smaller rings"
+        }
+        Some(libc::ENODEV) => "; the interface does not exist",
+        _ => "",
+    }
+}
+
+fn memory_advice(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => PRIVILEGE,
+        Some(libc::ENOBUFS | libc::ENOMEM) => {
+            "; take fewer frames, or raise the memory lock limit (`ulimit -l unlimited`)"
+        }
+        Some(libc::EAFNOSUPPORT) => "; this kernel is built without CONFIG_XDP_SOCKETS",
+        Some(libc::ENOENT | libc::ENXIO) => {
+            "; packet memory of copy mode is held by a tap device: provide /dev/net/tun"
+        }
+        _ => "",
+    }
+}
+
+fn map_advice(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::E2BIG | libc::ENOSPC) => "; the table is full",
+        Some(libc::EPERM | libc::EACCES) => PRIVILEGE,
+        _ => "",
+    }
+}

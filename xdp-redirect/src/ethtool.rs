@@ -1,0 +1,151 @@
+//! Offload switches of an interface, by the SIOCETHTOOL ioctl (include/uapi/linux/ethtool.h).
+//!
+//! Frames that a local stack sends into a veth carry unfinished checksums and may be 64 KB long
+//! unless its offloads are off; AF_XDP shows them as they are. Nothing here outlives the call.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// An offload that can be switched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Offload {
+    /// Unfinished L4 checksums on transmit (`tx`).
+    TransmitChecksum,
+    /// Segments longer than the MTU on transmit (`tso`).
+    TcpSegmentation,
+    /// Software segmentation before the driver (`gso`).
+    GenericSegmentation,
+    /// Merging of received segments (`gro`).
+    GenericReceive,
+}
+
+impl Offload {
+    /// The word `ethtool -K` uses.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::TransmitChecksum => "tx",
+            Self::TcpSegmentation => "tso",
+            Self::GenericSegmentation => "gso",
+            Self::GenericReceive => "gro",
+        }
+    }
+
+    /// The commands that read and write it.
+    fn commands(self) -> (u32, u32) {
+        match self {
+            Self::TransmitChecksum => (0x16, 0x17),
+            Self::TcpSegmentation => (0x1e, 0x1f),
+            Self::GenericSegmentation => (0x23, 0x24),
+            Self::GenericReceive => (0x2b, 0x2c),
+        }
+    }
+}
+
+/// An offload that could not be read or switched.
+#[derive(Debug, thiserror::Error)]
+#[error("interface {interface}: offload {}: {source}; try `ethtool -K {interface} {} off`",
+    .offload.label(), .offload.label())]
+pub struct OffloadError {
+    /// The interface.
+    pub interface: String,
+    /// The offload.
+    pub offload: Offload,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+/// `struct ethtool_value`.
+#[repr(C)]
+struct Value {
+    command: u32,
+    data: u32,
+}
+
+/// Whether `offload` is on at `interface` in this thread's network namespace.
+///
+/// # Errors
+/// [`OffloadError`] with the kernel's reason, such as ENODEV.
+pub fn offload(interface: &str, offload: Offload) -> Result<bool, OffloadError> {
+    let (read, _) = offload.commands();
+    match call(interface, read, 0) {
+        Ok(data) => Ok(data != 0),
+        Err(source) => Err(OffloadError { interface: interface.to_owned(), offload, source }),
+    }
+}
+
+/// Switches `offload` at `interface` in this thread's network namespace, and reads back whether
+/// the kernel did so.
+///
+/// # Errors
+/// [`OffloadError`] with the kernel's reason, such as EOPNOTSUPP where the device cannot, or
+/// EPERM without CAP_NET_ADMIN.
+pub fn set_offload(interface: &str, offload: Offload, on: bool) -> Result<(), OffloadError> {
+    let (read, write) = offload.commands();
+    let switched = call(interface, write, u32::from(on)).and_then(|_| call(interface, read, 0));
+    let result = switched.and_then(|data| {
+        if (data != 0) == on {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::Unsupported, "the device keeps it as it is"))
+        }
+    });
+    result.map_err(|source| OffloadError { interface: interface.to_owned(), offload, source })
+}
+
+fn call(interface: &str, command: u32, data: u32) -> io::Result<u32> {
+    let mut name: [libc::c_char; libc::IFNAMSIZ] = [0; libc::IFNAMSIZ];
+    if interface.is_empty() || interface.len() >= libc::IFNAMSIZ || interface.contains('\0') {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    for (to, from) in name.iter_mut().zip(interface.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let socket = control_socket()?;
+    let mut value = Value { command, data };
+    // SAFETY: all-zero bytes are a valid `ifreq`: integers, and a union of integers and pointers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name = name;
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: `request` is a whole `ifreq` whose name ends in a zero (the last byte is never
+    // written) and whose data points at a `Value` that outlives the call and is as large as every
+    // command in `Offload::commands` reads and writes (`struct ethtool_value`).
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value.data) }
+}
+
+fn control_socket() -> io::Result<File> {
+    // SAFETY: plain system call without pointers.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was just opened and is owned by nobody else.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absent_interface_is_named_with_the_kernels_reason() {
+        let error = set_offload("no-such-if0", Offload::TransmitChecksum, false).unwrap_err();
+        assert_eq!(error.source.raw_os_error(), Some(libc::ENODEV));
+        assert!(error.to_string().contains("no-such-if0"), "{error}");
+    }
+
+    #[test]
+    fn a_name_too_long_or_with_a_zero_never_reaches_the_kernel() {
+        for name in ["", "sixteen-letters-", "a\0b"] {
+            let error = offload(name, Offload::GenericReceive).unwrap_err();
+            assert_eq!(error.source.raw_os_error(), Some(libc::ENODEV));
+        }
+    }
+
+    #[test]
+    fn the_loopbacks_offloads_can_be_read() {
+        assert!(offload("lo", Offload::GenericSegmentation).is_ok());
+    }
+}

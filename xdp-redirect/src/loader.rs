@@ -1,0 +1,380 @@
+//! Loads the XDP program once and puts it on interfaces.
+//!
+//! One program and one set of maps serve all interfaces, so adding a port is an attach and a few
+//! map entries. Dropping [`Redirect`] detaches everything; so does the end of the process, however
+//! it comes, since the kernel ties the attachment to a file descriptor of ours.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aya::maps::{MapData, PerCpuArray};
+use aya::programs::Xdp;
+use aya::programs::xdp::{XdpLink, XdpMode};
+use dataplane::lpm::Prefix;
+use dataplane::port::PortId;
+
+use crate::counters::RedirectCounters;
+use crate::error::{Error, io_error};
+use crate::heartbeat::{HeartbeatWriter, Heartbeats};
+use crate::netlink::{self, AttachedMode};
+use crate::rules::{L4Bitmap, OurPrefix, PortRule, Rules, typed};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.bpf.o"));
+
+/// Program names as the kernel shows them (`bpftool prog`); all start with
+/// [`PROGRAM_PREFIX`].
+const PROGRAM: &str = "xskiff";
+const PROGRAM_FRAGS: &str = "xskiff_frags";
+/// How a left-over program of ours is known.
+pub(crate) const PROGRAM_PREFIX: &str = "xskiff";
+
+/// A worker is stalled when it has not ticked for this long, unless told otherwise.
+pub const STALL_AFTER: Duration = Duration::from_millis(500);
+/// First kernel whose AF_XDP sockets take frames of several buffers.
+const FRAGS_SINCE: (u32, u32) = (6, 6);
+
+/// Where the program is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Native where the driver can, generic elsewhere.
+    #[default]
+    Auto,
+    /// In the driver, before a socket buffer exists.
+    Native,
+    /// In the stack, on socket buffers: any interface.
+    Generic,
+}
+
+/// Where the program runs, as the kernel says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunningMode {
+    /// In the driver.
+    Native,
+    /// In the stack.
+    Generic,
+    /// In the device.
+    Hardware,
+}
+
+/// What an attachment really got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attachment {
+    /// Kernel index of the interface.
+    pub ifindex: u32,
+    /// Where the program runs.
+    pub mode: RunningMode,
+    /// Whether frames of several buffers (jumbo) are taken.
+    pub multi_buffer: bool,
+    /// Why native mode was not got, when [`Mode::Auto`] fell back to generic.
+    pub native_refused: Option<i32>,
+}
+
+struct Attached {
+    /// Dropping it detaches.
+    _link: XdpLink,
+    report: Attachment,
+}
+
+/// The loaded program, its maps and its attachments. One per process, owned by the control side.
+pub struct Redirect {
+    // Fields drop in order: attachments go before the program.
+    attachments: BTreeMap<u32, Attached>,
+    rules: Rules,
+    counters: PerCpuArray<MapData, u64>,
+    heartbeats: Arc<Heartbeats>,
+    multi_buffer: bool,
+    ebpf: aya::Ebpf,
+}
+
+impl Redirect {
+    /// Loads the program and its maps. Frames of several buffers are taken when `multi_buffer` is
+    /// asked for and the kernel (6.6) can; see [`Redirect::multi_buffer`].
+    ///
+    /// # Errors
+    /// [`Error::Load`] without privileges or BPF.
+    pub fn load(multi_buffer: bool) -> Result<Self, Error> {
+        crate::umem::raise_memory_lock_limit();
+        let refuse = |error: &(dyn std::error::Error + 'static)| Error::Load {
+            reason: chain(error),
+            errno: io_error(error).raw_os_error().unwrap_or(0),
+        };
+        let mut ebpf = aya::EbpfLoader::new().load(OBJECT).map_err(|error| refuse(&error))?;
+        let multi_buffer = multi_buffer && kernel_release() >= FRAGS_SINCE;
+        program(&mut ebpf, multi_buffer)?.load().map_err(|error| refuse(&error))?;
+        let mut rules = Rules::take(&mut ebpf)?;
+        rules.set_stall_after(STALL_AFTER)?;
+        let counters = typed(&mut ebpf, "counters")?;
+        let heartbeats = match ebpf.take_map("heartbeats") {
+            Some(aya::maps::Map::Array(map)) => Heartbeats::map(&map)?,
+            _ => return Err(Error::Load { reason: "it has no heartbeats".into(), errno: 0 }),
+        };
+        Ok(Self { attachments: BTreeMap::new(), rules, counters, heartbeats, multi_buffer, ebpf })
+    }
+
+    /// Whether frames of several buffers (jumbo) are taken: sockets must then be made for them.
+    #[must_use]
+    pub fn multi_buffer(&self) -> bool {
+        self.multi_buffer
+    }
+
+    /// Says whose `interface` is and attaches the program. Bind and enter its sockets before
+    /// ([`Self::set_socket`]): what is ours is dropped from here on while none is there.
+    ///
+    /// # Errors
+    /// [`Error::NoInterface`], [`Error::Attach`] with the way out, [`Error::PassRefused`],
+    /// [`Error::OutOfRange`]; nothing is left behind then.
+    pub fn attach(
+        &mut self,
+        interface: &str,
+        rule: &PortRule,
+        mode: Mode,
+    ) -> Result<Attachment, Error> {
+        let ifindex = interface_index(interface)?;
+        self.rules.set_port(ifindex, rule)?;
+        match self.attach_link(interface, ifindex, mode) {
+            Ok(attached) => {
+                let report = attached.report;
+                self.attachments.insert(ifindex, attached);
+                Ok(report)
+            }
+            Err(error) => {
+                if !self.attachments.contains_key(&ifindex) {
+                    self.rules.remove_port(ifindex)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn attach_link(
+        &mut self,
+        interface: &str,
+        ifindex: u32,
+        mode: Mode,
+    ) -> Result<Attached, Error> {
+        let multi_buffer = self.multi_buffer;
+        let program = program(&mut self.ebpf, multi_buffer)?;
+        let mut native_refused = None;
+        let link = match mode {
+            Mode::Native => attach_in(program, interface, ifindex, XdpMode::Driver)?,
+            Mode::Generic => attach_in(program, interface, ifindex, XdpMode::Skb)?,
+            Mode::Auto => match attach_in(program, interface, ifindex, XdpMode::Driver) {
+                Ok(link) => link,
+                Err(error) if is_mode_specific(&error) => {
+                    tracing::warn!(interface, %error, "native XDP refused: generic mode instead");
+                    native_refused = error.errno();
+                    attach_in(program, interface, ifindex, XdpMode::Skb)?
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let attached = netlink::attached(ifindex).map_err(|source| Error::Kernel {
+            action: format!("ask what is attached to {interface}"),
+            source,
+        })?;
+        let mode = match attached.map(|attached| attached.mode) {
+            Some(AttachedMode::Native) => RunningMode::Native,
+            Some(AttachedMode::Hardware) => RunningMode::Hardware,
+            Some(AttachedMode::Generic) => RunningMode::Generic,
+            None => {
+                return Err(Error::Kernel {
+                    action: format!("find the program just attached to {interface}"),
+                    source: std::io::Error::from_raw_os_error(libc::ENOENT),
+                });
+            }
+        };
+        let report = Attachment { ifindex, mode, multi_buffer, native_refused };
+        Ok(Attached { _link: link, report })
+    }
+
+    /// Changes the rule of an interface that the program is attached to.
+    ///
+    /// # Errors
+    /// [`Error::NoInterface`] when it is not attached, [`Error::PassRefused`],
+    /// [`Error::OutOfRange`]; the old rule stays.
+    pub fn set_port(&mut self, ifindex: u32, rule: &PortRule) -> Result<(), Error> {
+        if !self.attachments.contains_key(&ifindex) {
+            return Err(Error::NoInterface { interface: format!("#{ifindex}").into() });
+        }
+        self.rules.set_port(ifindex, rule)
+    }
+
+    /// Detaches the program from an interface; one that is gone, or was never attached, is no
+    /// error. Remove its sockets after ([`Self::remove_socket`]).
+    ///
+    /// # Errors
+    /// [`Error::Map`] when its rule cannot be removed.
+    pub fn detach(&mut self, ifindex: u32) -> Result<(), Error> {
+        self.attachments.remove(&ifindex);
+        self.rules.remove_port(ifindex)
+    }
+
+    /// What the program is attached to.
+    pub fn attachments(&self) -> impl Iterator<Item = Attachment> {
+        self.attachments.values().map(|attached| attached.report)
+    }
+
+    /// Enters a bound socket: `worker` serves `queue` of `port` from here on.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Map`].
+    pub fn set_socket(
+        &mut self,
+        port: PortId,
+        queue: u32,
+        worker: u32,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), Error> {
+        self.rules.set_socket(port, queue, worker, socket)
+    }
+
+    /// Removes a socket. (Closing it removes it, too.)
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Map`].
+    pub fn remove_socket(&mut self, port: PortId, queue: u32) -> Result<(), Error> {
+        self.rules.remove_socket(port, queue)
+    }
+
+    /// Adds or changes prefixes that are ours on uplinks, then takes others away, so that one in
+    /// both is never missing. A node address ([`Self::change_node_addresses`]) goes before any
+    /// prefix that contains it.
+    ///
+    /// # Errors
+    /// [`Error::PassRefused`] before anything is changed; [`Error::Map`] when the table
+    /// ([`crate::limits::PREFIXES_MAX`] per family) is full: what came before is in force then.
+    pub fn change_prefixes(&mut self, set: &[OurPrefix], remove: &[Prefix]) -> Result<(), Error> {
+        for ours in set.iter().filter(|ours| ours.translated) {
+            if ours.on_stall == crate::rules::OnStall::Pass {
+                return self.rules.set_prefix(ours);
+            }
+        }
+        set.iter().try_for_each(|ours| self.rules.set_prefix(ours))?;
+        remove.iter().try_for_each(|prefix| self.rules.remove_prefix(*prefix))
+    }
+
+    /// Adds addresses that the kernel shares with us, then takes others away.
+    ///
+    /// # Errors
+    /// [`Error::Map`] when the table ([`crate::limits::NODE_ADDRESSES_MAX`] per family) is full.
+    pub fn change_node_addresses(
+        &mut self,
+        set: &[IpAddr],
+        remove: &[IpAddr],
+    ) -> Result<(), Error> {
+        set.iter().try_for_each(|address| self.rules.set_node_address(*address))?;
+        remove.iter().try_for_each(|address| self.rules.remove_node_address(*address))
+    }
+
+    /// Says whether a range of L4 ports (or echo identifiers) of the node's addresses is ours:
+    /// NodePorts, the range sources are translated to, host-network backends.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn set_l4_ports(
+        &mut self,
+        bitmap: L4Bitmap,
+        range: RangeInclusive<u16>,
+        ours: bool,
+    ) -> Result<(), Error> {
+        self.rules.set_l4_ports(bitmap, range, ours)
+    }
+
+    /// Sets after how long without a tick a worker counts as stalled; 500 ms at first. Shorter
+    /// than a few timer ticks of the kernel (4 ms each) calls healthy workers stalled.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn set_stall_after(&mut self, limit: Duration) -> Result<(), Error> {
+        self.rules.set_stall_after(limit)
+    }
+
+    /// A worker's heartbeat; until its first beat nothing is redirected to the worker.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub fn heartbeat(&self, worker: u32) -> Result<HeartbeatWriter, Error> {
+        self.heartbeats.writer(worker)
+    }
+
+    /// What the program did since it was loaded.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn counters(&self) -> Result<RedirectCounters, Error> {
+        RedirectCounters::read(&self.counters)
+    }
+}
+
+fn program(ebpf: &mut aya::Ebpf, multi_buffer: bool) -> Result<&mut Xdp, Error> {
+    let name = if multi_buffer { PROGRAM_FRAGS } else { PROGRAM };
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| Error::Load { reason: format!("it has no program {name}"), errno: 0 })
+}
+
+fn attach_in(
+    program: &mut Xdp,
+    interface: &str,
+    ifindex: u32,
+    mode: XdpMode,
+) -> Result<XdpLink, Error> {
+    let refuse = |source| Error::Attach {
+        interface: interface.into(),
+        mode: if mode == XdpMode::Skb { "generic" } else { "native" },
+        source,
+    };
+    let id = program.attach_to_if_index(ifindex, mode).map_err(|error| refuse(io_error(&error)))?;
+    program.take_link(id).map_err(|error| refuse(io_error(&error)))
+}
+
+/// Whether generic mode may succeed where native failed with this error.
+fn is_mode_specific(error: &Error) -> bool {
+    // 524 is ENOTSUPP, which some drivers return; it has no name in user space.
+    matches!(
+        error.errno(),
+        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE | libc::ENOSPC | libc::ENOMEM | 524)
+    )
+}
+
+/// The kernel's index of an interface.
+///
+/// # Errors
+/// [`Error::NoInterface`].
+pub fn interface_index(interface: &str) -> Result<u32, Error> {
+    let missing = || Error::NoInterface { interface: interface.into() };
+    let name = CString::new(interface).map_err(|_| missing())?;
+    // SAFETY: a NUL-terminated string that lives through the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(missing()),
+        ifindex => Ok(ifindex),
+    }
+}
+
+/// Major and minor version of the running kernel; zeros when it does not say.
+fn kernel_release() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
+    let mut next = || numbers.next().flatten().unwrap_or(0);
+    (next(), next())
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(current) = cause {
+        let part = current.to_string();
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = current.source();
+    }
+    text
+}

@@ -1,0 +1,304 @@
+//! All of a worker's sockets, as the dataplane's driver wants them.
+//!
+//! The worker owns them; the control side makes and closes them. Both talk by two bounded queues:
+//! commands go one way ([`PortsControl`]), sockets to close come back the other.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use crossbeam_queue::ArrayQueue;
+use dataplane::DropReason;
+use dataplane::port::{PortId, Ports};
+use dataplane::worker::{Received, RxBurst};
+
+use crate::cast::index;
+use crate::error::Error;
+use crate::frame::Frame;
+use crate::limits;
+use crate::pool::FramePool;
+use crate::socket::{LinkState, Socket};
+use crate::umem::Umem;
+
+/// Sockets one worker has at most.
+pub const WORKER_SOCKETS_MAX: usize = 4096;
+/// Commands that may wait for a worker.
+pub const COMMANDS_MAX: usize = 256;
+const _: () = assert!(WORKER_SOCKETS_MAX <= u16::MAX as usize);
+
+enum Command {
+    Add(PortId, Box<Socket>),
+    Remove(PortId),
+}
+
+struct Queues {
+    commands: ArrayQueue<Command>,
+    /// Has a place for every socket there can be, on the way in, in use and on the way out.
+    returned: ArrayQueue<(PortId, Box<Socket>)>,
+}
+
+/// How packets leave by a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TransmitPath {
+    /// They do not: the worker has no socket of the port.
+    #[default]
+    None,
+    /// By an AF_XDP transmit ring.
+    AfXdp {
+        /// The socket's place among the worker's.
+        socket: u16,
+    },
+}
+
+struct Entry {
+    port: PortId,
+    socket: Box<Socket>,
+    /// Has packets that may not be under way.
+    is_dirty: bool,
+}
+
+/// A worker's sockets. Allocates nothing after it is made.
+pub struct WorkerPorts {
+    sockets: Vec<Option<Entry>>,
+    /// Places of `sockets` that receive, in the order of their turns.
+    receiving: Vec<u16>,
+    turn: usize,
+    paths: Box<[TransmitPath]>,
+    dirty: Vec<u16>,
+    pool: FramePool,
+    queues: Arc<Queues>,
+    generation: u64,
+}
+
+/// The control side's end of a worker's ports.
+#[derive(Clone)]
+pub struct PortsControl {
+    queues: Arc<Queues>,
+}
+
+impl PortsControl {
+    /// Gives the worker a bound socket of `port`: it serves it from its next tick on. Enter it in
+    /// the program's table as well ([`crate::Redirect::set_socket`]).
+    ///
+    /// # Errors
+    /// [`Error::WorkerBusy`] with the socket, when the worker does not take its commands.
+    pub fn add(&self, port: PortId, socket: Socket) -> Result<(), (Error, Box<Socket>)> {
+        match self.queues.commands.push(Command::Add(port, Box::new(socket))) {
+            Err(Command::Add(_, socket)) => {
+                Err((Error::WorkerBusy { capacity: COMMANDS_MAX }, socket))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes all sockets of `port` from the worker; [`Self::collect`] gets them.
+    ///
+    /// # Errors
+    /// [`Error::WorkerBusy`] when the worker does not take its commands.
+    pub fn remove(&self, port: PortId) -> Result<(), Error> {
+        let pushed = self.queues.commands.push(Command::Remove(port));
+        pushed.map_err(|_| Error::WorkerBusy { capacity: COMMANDS_MAX })
+    }
+
+    /// The next socket the worker gave up: one removed, or one more than it can hold. Dropping it
+    /// closes it and finds its frames again.
+    #[must_use]
+    pub fn collect(&self) -> Option<(PortId, Box<Socket>)> {
+        self.queues.returned.pop()
+    }
+
+    /// Commands the worker has not taken yet.
+    #[must_use]
+    pub fn commands_waiting(&self) -> usize {
+        self.queues.commands.len()
+    }
+}
+
+impl WorkerPorts {
+    /// No ports yet, with frames of `umem`.
+    #[must_use]
+    pub fn new(umem: &Umem) -> Self {
+        Self {
+            sockets: Vec::with_capacity(WORKER_SOCKETS_MAX),
+            receiving: Vec::with_capacity(WORKER_SOCKETS_MAX),
+            turn: 0,
+            paths: vec![TransmitPath::None; index(limits::PORTS_MAX)].into_boxed_slice(),
+            dirty: Vec::with_capacity(WORKER_SOCKETS_MAX),
+            pool: FramePool::new(umem),
+            queues: Arc::new(Queues {
+                commands: ArrayQueue::new(COMMANDS_MAX),
+                returned: ArrayQueue::new(2 * WORKER_SOCKETS_MAX + COMMANDS_MAX),
+            }),
+            generation: 0,
+        }
+    }
+
+    /// The control side's end.
+    #[must_use]
+    pub fn control(&self) -> PortsControl {
+        PortsControl { queues: Arc::clone(&self.queues) }
+    }
+
+    /// The worker's free frames, for packets it makes itself.
+    pub fn pool(&mut self) -> &mut FramePool {
+        &mut self.pool
+    }
+
+    /// Grows whenever a socket comes or goes: [`Self::fds`] is another set then.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What becomes readable when a packet waits, with its port: for a worker that sleeps. Close
+    /// nothing, and ask again when [`Self::generation`] has grown.
+    pub fn fds(&self) -> impl Iterator<Item = (PortId, BorrowedFd<'_>)> {
+        let entries = self.receiving.iter().filter_map(|place| self.entry(*place));
+        entries.map(|entry| (entry.port, entry.socket.fd()))
+    }
+
+    /// How packets leave by `port` now.
+    #[must_use]
+    pub fn path(&self, port: PortId) -> TransmitPath {
+        self.paths.get(usize::from(port.0)).copied().unwrap_or_default()
+    }
+
+    /// Ports whose interface is down or gone.
+    pub fn failed(&self) -> impl Iterator<Item = (PortId, LinkState)> {
+        let entries = self.sockets.iter().flatten();
+        entries
+            .map(|entry| (entry.port, entry.socket.link()))
+            .filter(|(_, link)| *link != LinkState::Up)
+    }
+
+    fn entry(&self, place: u16) -> Option<&Entry> {
+        self.sockets.get(usize::from(place))?.as_ref()
+    }
+
+    /// Takes what the control side sent. [`Ports::flush`] does so as well.
+    pub fn take_commands(&mut self) {
+        // Bounded: what comes meanwhile waits for the next tick.
+        for _ in 0..COMMANDS_MAX {
+            match self.queues.commands.pop() {
+                None => return,
+                Some(Command::Add(port, socket)) => self.add(port, socket),
+                Some(Command::Remove(port)) => self.remove(port),
+            }
+        }
+    }
+
+    fn add(&mut self, port: PortId, socket: Box<Socket>) {
+        let vacant = self.sockets.iter().position(Option::is_none);
+        let is_full = vacant.is_none() && self.sockets.len() >= WORKER_SOCKETS_MAX;
+        let Some(path) = self.paths.get_mut(usize::from(port.0)).filter(|_| !is_full) else {
+            return self.give_up(port, socket);
+        };
+        let place = vacant.unwrap_or(self.sockets.len());
+        let Ok(number) = u16::try_from(place) else { return self.give_up(port, socket) };
+        if *path == TransmitPath::None {
+            *path = TransmitPath::AfXdp { socket: number };
+        }
+        if socket.receiving.is_some() {
+            self.receiving.push(number);
+        }
+        let entry = Some(Entry { port, socket, is_dirty: false });
+        match self.sockets.get_mut(place) {
+            Some(vacant) => *vacant = entry,
+            None => self.sockets.push(entry),
+        }
+        self.generation += 1;
+    }
+
+    fn remove(&mut self, port: PortId) {
+        if let Some(path) = self.paths.get_mut(usize::from(port.0)) {
+            *path = TransmitPath::None;
+        }
+        for place in 0..self.sockets.len() {
+            let is_of_port = |entry: &mut Entry| entry.port == port;
+            if let Some(entry) = self.sockets[place].take_if(is_of_port) {
+                self.receiving.retain(|other| usize::from(*other) != place);
+                self.dirty.retain(|other| usize::from(*other) != place);
+                self.give_up(port, entry.socket);
+                self.generation += 1;
+            }
+        }
+        self.turn = 0;
+    }
+
+    fn give_up(&self, port: PortId, socket: Box<Socket>) {
+        // There is a place for every socket; were there none, it would be closed here.
+        drop(self.queues.returned.push((port, socket)));
+    }
+}
+
+impl Ports for WorkerPorts {
+    type Buffer = Frame;
+
+    #[inline]
+    fn receive(&mut self, burst: &mut RxBurst<Frame>) {
+        let room = burst.remaining_capacity();
+        for _ in 0..self.receiving.len() {
+            self.turn = if self.turn + 1 < self.receiving.len() { self.turn + 1 } else { 0 };
+            let place = usize::from(self.receiving[self.turn]);
+            let Some(Some(entry)) = self.sockets.get_mut(place) else { continue };
+            let port = entry.port;
+            let received = entry.socket.receive(&mut self.pool, room, |buffer| {
+                burst.push(Received { port, buffer });
+            });
+            if received > 0 {
+                return;
+            }
+        }
+    }
+
+    #[inline]
+    fn transmit(&mut self, port: PortId, buffer: Frame) -> Result<(), (DropReason, Frame)> {
+        let TransmitPath::AfXdp { socket } = self.path(port) else {
+            return Err((DropReason::PortGone, buffer));
+        };
+        let Some(Some(entry)) = self.sockets.get_mut(usize::from(socket)) else {
+            return Err((DropReason::PortGone, buffer));
+        };
+        let result = entry.socket.transmit(&mut self.pool, buffer);
+        if !entry.is_dirty {
+            // A full ring is dirty as well: its packets have to leave before another fits.
+            entry.is_dirty = true;
+            self.dirty.push(socket);
+        }
+        result
+    }
+
+    fn flush(&mut self) {
+        if !self.queues.commands.is_empty() {
+            self.take_commands();
+        }
+        let (sockets, pool) = (&mut self.sockets, &mut self.pool);
+        self.dirty.retain(|place| match sockets.get_mut(usize::from(*place)) {
+            Some(Some(entry)) => {
+                entry.is_dirty = !entry.socket.flush(pool);
+                entry.is_dirty
+            }
+            _ => false,
+        });
+    }
+
+    #[inline]
+    fn release(&mut self, buffer: Frame) {
+        self.pool.release(buffer);
+    }
+}
+
+impl Drop for WorkerPorts {
+    fn drop(&mut self) {
+        // Closed by whoever has the control side, or with the last end of the queues.
+        while let Some(command) = self.queues.commands.pop() {
+            if let Command::Add(port, socket) = command {
+                self.give_up(port, socket);
+            }
+        }
+        for place in 0..self.sockets.len() {
+            if let Some(entry) = self.sockets[place].take() {
+                self.give_up(entry.port, entry.socket);
+            }
+        }
+    }
+}

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Answers one question per frame: is this ours, and whose?
+//
+// What is ours goes to the AF_XDP socket of its (port, queue), or is dropped while no live worker
+// serves that queue: TCP retransmits a drop, whereas a pass would earn a reset for translated
+// flows and let a pod's traffic escape policy. What was never ours passes, always. No state is
+// kept, and nothing is parsed beyond what the question needs; the sizes come from limits.rs.
+
+#define SEC(name) __attribute__((section(name), used))
+#define __uint(name, value) int(*name)[value]
+#define __type(name, value) typeof(value) *name
+#define inline __attribute__((always_inline)) inline
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+// <linux/bpf.h>, the part used here; the numbers are the kernel's binary interface.
+struct xdp_md {
+	u32 data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex;
+};
+enum { XDP_DROP = 1, XDP_PASS = 2, XDP_REDIRECT = 4 };
+enum { MAP_HASH = 1, MAP_ARRAY = 2, MAP_PERCPU_ARRAY = 6, MAP_LPM_TRIE = 11, MAP_XSKMAP = 17 };
+enum { BPF_F_NO_PREALLOC = 1, BPF_F_MMAPABLE = 1 << 10 };
+static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
+static u64 (*bpf_ktime_get_coarse_ns)(void) = (void *)160;
+
+// Keys and values shared with rules.rs, which asserts the same sizes.
+struct port_entry {
+	u16 port;
+	u8 kind;
+	u8 flags;
+	u32 queues;
+};
+struct prefix4 {
+	u32 length;
+	u32 address;
+};
+struct address6 {
+	u32 word[4];
+};
+struct prefix6 {
+	u32 length;
+	struct address6 address;
+};
+struct heartbeat {
+	u64 nanos;
+	u8 padding[HEARTBEAT_STRIDE - sizeof(u64)];
+};
+_Static_assert(sizeof(struct port_entry) == 8, "rules.rs");
+_Static_assert(sizeof(struct prefix4) == 8, "rules.rs");
+_Static_assert(sizeof(struct prefix6) == 20, "rules.rs");
+_Static_assert(sizeof(struct heartbeat) == HEARTBEAT_STRIDE, "heartbeat.rs");
+
+#define ARRAY(name, entries, value_type)                                                           \
+	struct {                                                                                   \
+		__uint(type, MAP_ARRAY);                                                           \
+		__uint(max_entries, entries);                                                      \
+		__type(key, u32);                                                                  \
+		__type(value, value_type);                                                         \
+	} name SEC(".maps")
+#define TABLE(name, map_type, flags, entries, key_type, value_type)                                \
+	struct {                                                                                   \
+		__uint(type, map_type);                                                            \
+		__uint(map_flags, flags);                                                          \
+		__uint(max_entries, entries);                                                      \
+		__type(key, key_type);                                                             \
+		__type(value, value_type);                                                         \
+	} name SEC(".maps")
+
+// (port * QUEUES_MAX + queue) -> socket, and the worker that serves it.
+TABLE(xsks, MAP_XSKMAP, 0, PORTS_MAX *QUEUES_MAX, u32, u32);
+ARRAY(slot_worker, PORTS_MAX *QUEUES_MAX, u32);
+// ifindex -> port.
+TABLE(ports, MAP_HASH, 0, INTERFACES_MAX, u32, struct port_entry);
+// Destinations that are ours wherever they arrive: pods, services, load balancer addresses.
+TABLE(prefixes4, MAP_LPM_TRIE, BPF_F_NO_PREALLOC, PREFIXES_MAX, struct prefix4, u32);
+TABLE(prefixes6, MAP_LPM_TRIE, BPF_F_NO_PREALLOC, PREFIXES_MAX, struct prefix6, u32);
+// Addresses the kernel shares with us; l4_ports tells whose a packet is.
+TABLE(node_addresses4, MAP_HASH, 0, NODE_ADDRESSES_MAX, u32, u8);
+TABLE(node_addresses6, MAP_HASH, 0, NODE_ADDRESSES_MAX, struct address6, u8);
+ARRAY(l4_ports, BITMAPS *L4_PORT_WORDS, u64);
+// CLOCK_MONOTONIC of every worker's last tick; 0 never ticked, all ones asleep and well.
+TABLE(heartbeats, MAP_ARRAY, BPF_F_MMAPABLE, WORKERS_MAX, u32, struct heartbeat);
+// A worker that has not ticked for this many nanoseconds is stalled.
+ARRAY(stall_after, 1, u64);
+TABLE(counters, MAP_PERCPU_ARRAY, 0, COUNTERS, u32, u64);
+
+static inline u16 swap16(u16 value)
+{
+	return __builtin_bswap16(value);
+}
+#define ETH_IPV4 0x0800
+#define ETH_ARP 0x0806
+#define ETH_IPV6 0x86dd
+enum { IP_HOP_BY_HOP = 0, IP_ICMP = 1, IP_TCP = 6, IP_UDP = 17, IP_ROUTING = 43, IP_FRAGMENT = 44,
+       IP_AUTHENTICATION = 51, IP_ICMPV6 = 58, IP_DESTINATION = 60, IP_MOBILITY = 135, IP_HIP = 139,
+       IP_SHIM6 = 140 };
+
+struct ethernet {
+	u8 destination[6], source[6];
+	u16 type;
+} __attribute__((packed));
+struct ipv4 {
+	u8 version_length, tos;
+	u16 total_length, identification, fragment;
+	u8 ttl, protocol;
+	u16 checksum;
+	u32 source, destination;
+};
+struct ipv6 {
+	u32 version_class_flow;
+	u16 payload_length;
+	u8 next_header, hop_limit;
+	struct address6 source, destination;
+};
+// The first 8 bytes of TCP, UDP, ICMP and ICMPv6 answer everything that is asked.
+struct l4 {
+	union {
+		struct {
+			u16 source, destination;
+		};
+		struct {
+			u8 type, code;
+			u16 checksum;
+		};
+	};
+	u16 identifier, sequence;
+};
+struct extension {
+	u8 next_header, length;
+	u8 rest[6];
+};
+
+// Whose a frame is.
+enum owner { KERNEL, OURS, OURS_MAY_PASS };
+
+static inline int count(u32 counter, int action)
+{
+	u64 *value = bpf_map_lookup_elem(&counters, &counter);
+	if (value)
+		*value += 1;
+	return action;
+}
+
+// What is ours and has no live worker.
+static inline int unserved(enum owner owner, u32 counter)
+{
+	if (owner != OURS_MAY_PASS)
+		return count(counter, XDP_DROP);
+	return count(COUNTER_PASSED_ON_STALL, XDP_PASS);
+}
+
+static inline int is_alive(u32 slot)
+{
+	u32 zero = 0, *worker = bpf_map_lookup_elem(&slot_worker, &slot);
+	u64 *limit = bpf_map_lookup_elem(&stall_after, &zero);
+	if (!worker || !limit)
+		return 0;
+	struct heartbeat *heartbeat = bpf_map_lookup_elem(&heartbeats, worker);
+	if (!heartbeat)
+		return 0;
+	u64 last = *(volatile u64 *)&heartbeat->nanos;
+	// The coarse clock lags by up to one timer tick: a beat may lie ahead of it.
+	return last && last + *limit >= bpf_ktime_get_coarse_ns();
+}
+
+static inline int redirect(struct xdp_md *ctx, struct port_entry *port, enum owner owner)
+{
+	u32 queue = ctx->rx_queue_index;
+	u32 slot = port->port * QUEUES_MAX + queue;
+	if (queue >= port->queues || queue >= QUEUES_MAX)
+		return unserved(owner, COUNTER_NO_SOCKET);
+	if (!is_alive(slot))
+		return unserved(owner, COUNTER_STALLED);
+	// The helper returns the action in its flags when the slot is empty.
+	if (bpf_redirect_map(&xsks, slot, XDP_DROP) != XDP_REDIRECT)
+		return unserved(owner, COUNTER_NO_SOCKET);
+	return count(COUNTER_REDIRECTED, XDP_REDIRECT);
+}
+
+static inline int has_bit(u32 bitmap, u16 bit_big_endian)
+{
+	u32 bit = swap16(bit_big_endian);
+	u32 word = bitmap * L4_PORT_WORDS + bit / 64;
+	u64 *bits = bpf_map_lookup_elem(&l4_ports, &word);
+	return bits && (*bits >> (bit % 64) & 1);
+}
+
+static inline enum owner owner_of_prefix(u32 flags, struct port_entry *port)
+{
+	if (flags & PREFIX_TRANSLATED)
+		return OURS;
+	if (flags & PREFIX_PASS_ON_STALL || port->flags & PORT_PASS_ON_STALL)
+		return OURS_MAY_PASS;
+	return OURS;
+}
+
+// For a packet to a node address that carries its L4 header. L4 ports there are service
+// frontends, the range we translate sources to, or host-network backends: translated, all.
+static inline enum owner owner_by_l4(u8 protocol, struct l4 *l4)
+{
+	switch (protocol) {
+	case IP_TCP:
+		return has_bit(BITMAP_TCP, l4->destination) ? OURS : KERNEL;
+	case IP_UDP:
+		return has_bit(BITMAP_UDP, l4->destination) ? OURS : KERNEL;
+	case IP_ICMP:
+		// An error quotes a packet that may have been ours; only the pipeline can tell.
+		if (l4->type == 3 || l4->type == 4 || l4->type == 5 || l4->type == 11 ||
+		    l4->type == 12)
+			return OURS;
+		return l4->type == 0 && has_bit(BITMAP_ICMP, l4->identifier) ? OURS : KERNEL;
+	case IP_ICMPV6:
+		// RFC 4443 section 2.1: error messages have types below 128.
+		if (l4->type < 128)
+			return OURS;
+		return l4->type == 129 && has_bit(BITMAP_ICMP, l4->identifier) ? OURS : KERNEL;
+	}
+	return KERNEL;
+}
+
+static inline int uplink4(struct xdp_md *ctx, struct port_entry *port, void *start, void *end)
+{
+	struct ipv4 *ip = start;
+	if ((void *)(ip + 1) > end || (ip->version_length & 0x0f) < 5)
+		return count(COUNTER_MALFORMED, XDP_PASS);
+	u32 address = ip->destination;
+	if (bpf_map_lookup_elem(&node_addresses4, &address)) {
+		if (ip->fragment & swap16(0x3fff))
+			return redirect(ctx, port, OURS);
+		struct l4 *l4 = start + (ip->version_length & 0x0f) * 4;
+		if ((void *)(l4 + 1) > end)
+			return count(COUNTER_MALFORMED, XDP_PASS);
+		enum owner owner = owner_by_l4(ip->protocol, l4);
+		return owner ? redirect(ctx, port, owner) : count(COUNTER_PASSED, XDP_PASS);
+	}
+	struct prefix4 key = { 32, address };
+	u32 *flags = bpf_map_lookup_elem(&prefixes4, &key);
+	return flags ? redirect(ctx, port, owner_of_prefix(*flags, port))
+		     : count(COUNTER_PASSED, XDP_PASS);
+}
+
+static inline enum owner owner_at_node6(u8 next_header, void *start, void *end)
+{
+	struct extension *options = start;
+	if ((void *)(options + 1) > end)
+		return KERNEL;
+	if (next_header == IP_HOP_BY_HOP) {
+		next_header = options->next_header;
+		start += (options->length + 1) * 8;
+	}
+	switch (next_header) {
+	// Further extension headers are the pipeline's to walk; it hands what is foreign back.
+	case IP_FRAGMENT:
+	case IP_HOP_BY_HOP:
+	case IP_ROUTING:
+	case IP_DESTINATION:
+	case IP_AUTHENTICATION:
+	case IP_MOBILITY:
+	case IP_HIP:
+	case IP_SHIM6:
+		return OURS;
+	}
+	struct l4 *l4 = start;
+	if ((void *)(l4 + 1) > end)
+		return KERNEL;
+	return owner_by_l4(next_header, l4);
+}
+
+static inline int uplink6(struct xdp_md *ctx, struct port_entry *port, void *start, void *end)
+{
+	struct ipv6 *ip = start;
+	if ((void *)(ip + 1) > end)
+		return count(COUNTER_MALFORMED, XDP_PASS);
+	struct prefix6 key = { 128, ip->destination };
+	if (bpf_map_lookup_elem(&node_addresses6, &key.address)) {
+		enum owner owner = owner_at_node6(ip->next_header, ip + 1, end);
+		return owner ? redirect(ctx, port, owner) : count(COUNTER_PASSED, XDP_PASS);
+	}
+	u32 *flags = bpf_map_lookup_elem(&prefixes6, &key);
+	return flags ? redirect(ctx, port, owner_of_prefix(*flags, port))
+		     : count(COUNTER_PASSED, XDP_PASS);
+}
+
+// ICMPv6 type of a neighbour discovery message (RFC 4861: 133 to 137), otherwise 0.
+static inline u8 discovery_type(void *start, void *end)
+{
+	struct ipv6 *ip = start;
+	struct l4 *icmp = start + sizeof(*ip);
+	if ((void *)(icmp + 1) > end || ip->next_header != IP_ICMPV6)
+		return 0;
+	return icmp->type >= 133 && icmp->type <= 137 ? icmp->type : 0;
+}
+
+static inline int answer(struct xdp_md *ctx)
+{
+	void *start = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethernet *ethernet = start;
+	u32 ifindex = ctx->ingress_ifindex;
+	struct port_entry *port = bpf_map_lookup_elem(&ports, &ifindex);
+	if (!port)
+		return count(COUNTER_UNKNOWN_INTERFACE, XDP_PASS);
+	if ((void *)(ethernet + 1) > end)
+		return count(COUNTER_MALFORMED, XDP_DROP);
+	int is_uplink = port->kind == KIND_UPLINK;
+	void *ip = ethernet + 1;
+	u16 type = swap16(ethernet->type);
+	if (type == ETH_ARP)
+		return count(COUNTER_PASSED, XDP_PASS);
+	if (type == ETH_IPV6) {
+		u8 discovery = discovery_type(ip, end);
+		// RFC 6105: a pod is no router, and redirects nobody.
+		if (port->kind == KIND_POD && (discovery == 134 || discovery == 137))
+			return count(COUNTER_ROUTER_ADVERTISEMENT, XDP_DROP);
+		if (discovery)
+			return count(COUNTER_PASSED, XDP_PASS);
+	}
+	if (type != ETH_IPV4 && type != ETH_IPV6)
+		return is_uplink ? count(COUNTER_PASSED, XDP_PASS)
+				 : count(COUNTER_NOT_IP, XDP_DROP);
+	if (!is_uplink || port->flags & PORT_EVERYTHING)
+		return redirect(ctx, port, OURS);
+	return type == ETH_IPV4 ? uplink4(ctx, port, ip, end) : uplink6(ctx, port, ip, end);
+}
+
+SEC("xdp") int xskiff(struct xdp_md *ctx)
+{
+	return answer(ctx);
+}
+
+// The same for frames of several buffers (MTU above one page, or segments of a local stack).
+SEC("xdp.frags") int xskiff_frags(struct xdp_md *ctx)
+{
+	return answer(ctx);
+}
+
+char _license[] SEC("license") = "Apache-2.0";

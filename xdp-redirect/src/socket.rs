@@ -1,0 +1,432 @@
+//! One AF_XDP socket: an interface's queue, with the four rings to and from the kernel.
+//!
+//! Made and closed on the control side (a bind takes milliseconds, and closing takes a lock);
+//! moved to a worker in between, which alone receives, transmits and keeps the fill ring full.
+
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
+
+use dataplane::DropReason;
+
+use crate::bind::{Lease, Owner};
+use crate::frame::{Frame, Piece};
+use crate::pool::FramePool;
+use crate::ring::{CONTINUED, Consumer, Descriptor, Producer};
+use crate::statistics::{Monitored, SocketMonitor, add};
+use crate::umem::Umem;
+
+pub use crate::bind::{BusyPoll, SocketConfig};
+
+/// Chunks the kernel sends as one packet at most: a linear part and `MAX_SKB_FRAGS` (17) pages,
+/// less one it keeps free (`xsk_build_skb`).
+pub const TRANSMIT_CHUNKS_MAX: u8 = 17;
+/// Receive turns after which transmission on an interface that was down is tried again.
+const DOWN_RETRY_TURNS: u32 = 4096;
+
+/// Whether packets can leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// They can, as far as is known.
+    Up,
+    /// The interface is down; tried again from time to time.
+    Down,
+    /// The interface is gone for good: remove the socket.
+    Gone,
+}
+
+/// The receiving half, which the owner of the queue has.
+pub(crate) struct Receiving {
+    pub rx: Consumer<Descriptor>,
+    pub fill: Producer<u64>,
+    pub completion: Consumer<u64>,
+    /// Frames to keep with the kernel.
+    pub fill_frames: u32,
+    /// Frames that are.
+    pub posted: u32,
+    /// A packet whose last chunk has not come yet.
+    pub partial: Option<Frame>,
+    /// The rest of the packet under way is thrown away.
+    pub discarding: bool,
+}
+
+/// A bound socket.
+pub struct Socket {
+    pub(crate) tx: Producer<Descriptor>,
+    pub(crate) receiving: Option<Receiving>,
+    pub(crate) link: LinkState,
+    pub(crate) down_turns: u32,
+    pub(crate) kicks_max: u32,
+    pub(crate) busy_poll: bool,
+    pub(crate) fd: RawFd,
+    pub(crate) umem: Umem,
+    pub(crate) monitor: SocketMonitor,
+    /// Closes the socket when dropped; nothing above reaches the rings after.
+    pub(crate) owner: Option<Owner>,
+    /// Finds the socket's frames again when the last socket of the queue has dropped it.
+    pub(crate) lease: Arc<Lease>,
+}
+
+impl Socket {
+    /// The interface it is bound to.
+    #[must_use]
+    pub fn interface(&self) -> &str {
+        &self.monitor.interface
+    }
+
+    /// The queue it is bound to.
+    #[must_use]
+    pub fn queue(&self) -> u32 {
+        self.monitor.queue
+    }
+
+    /// Whether the kernel moves packets without copying, as it says itself.
+    #[must_use]
+    pub fn is_zero_copy(&self) -> bool {
+        self.monitor.zero_copy
+    }
+
+    /// Whether packets can leave.
+    #[must_use]
+    pub fn link(&self) -> LinkState {
+        self.link
+    }
+
+    /// For statistics, from any thread.
+    #[must_use]
+    pub fn monitor(&self) -> SocketMonitor {
+        self.monitor.clone()
+    }
+
+    /// The file descriptor: readable when packets wait. For the program's table
+    /// ([`crate::Redirect::set_socket`]) and for sleeping.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: open as long as `self` has its owner, which is until it drops.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
+    }
+
+    fn counters(&self) -> &crate::statistics::SocketCounters {
+        let monitored: &Monitored = &self.monitor.monitored;
+        &monitored.counters
+    }
+
+    /// Receives up to `packets_max` packets; returns how many. Takes completed transmissions back
+    /// and keeps the fill ring full on the way.
+    #[inline]
+    pub fn receive(
+        &mut self,
+        pool: &mut FramePool,
+        packets_max: usize,
+        mut take: impl FnMut(Frame),
+    ) -> usize {
+        self.complete(pool);
+        if self.link == LinkState::Down {
+            self.retry_link(pool);
+        }
+        let mut packets = self.receive_ready(pool, packets_max, &mut take);
+        if packets == 0 && self.wake_receiver() {
+            packets = self.receive_ready(pool, packets_max, &mut take);
+        }
+        self.fill(pool);
+        packets
+    }
+
+    #[inline]
+    fn receive_ready(
+        &mut self,
+        pool: &mut FramePool,
+        packets_max: usize,
+        take: &mut impl FnMut(Frame),
+    ) -> usize {
+        let number = self.lease.number;
+        let Some(receiving) = &mut self.receiving else { return 0 };
+        let counters = &self.monitor.monitored.counters;
+        let mut packets = 0;
+        while packets < packets_max {
+            let Some(descriptor) = receiving.rx.pop() else { break };
+            receiving.posted = receiving.posted.saturating_sub(1);
+            let found = self.umem.received(descriptor.address, descriptor.length, number);
+            let Some(frame) = found else {
+                add(&counters.bad_descriptors, 1);
+                continue;
+            };
+            let is_last = descriptor.options & CONTINUED == 0;
+            if is_last && receiving.partial.is_none() && !receiving.discarding {
+                take(frame);
+                packets += 1;
+            } else if let Some(whole) = receiving.assemble(pool, frame, is_last, counters) {
+                take(whole);
+                packets += 1;
+            }
+        }
+        receiving.rx.release();
+        if packets > 0 {
+            add(&counters.received_packets, packets as u64);
+        }
+        packets
+    }
+
+    /// Makes the kernel look at an empty receive side where it waits to be told, or is to be
+    /// polled; says whether it did.
+    fn wake_receiver(&mut self) -> bool {
+        let Some(receiving) = &self.receiving else { return false };
+        if !self.busy_poll && !receiving.fill.needs_wakeup() {
+            return false;
+        }
+        // SAFETY: no buffer; AF_XDP's recvfrom only runs the queue (`xsk_recvmsg`).
+        unsafe {
+            libc::recvfrom(
+                self.fd,
+                std::ptr::null_mut(),
+                0,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+            )
+        };
+        true
+    }
+
+    /// Keeps as many frames with the kernel as configured.
+    #[inline]
+    pub(crate) fn fill(&mut self, pool: &mut FramePool) {
+        let number = self.lease.number;
+        let Some(receiving) = &mut self.receiving else { return };
+        if receiving.posted >= receiving.fill_frames {
+            return;
+        }
+        let wanted = receiving.fill_frames - receiving.posted;
+        let room = receiving.fill.free(wanted).min(wanted);
+        for _ in 0..room {
+            let Some(chunk) = pool.take() else {
+                add(&self.monitor.monitored.counters.fill_starved, 1);
+                break;
+            };
+            receiving.fill.push(self.umem.post(chunk, number));
+            receiving.posted += 1;
+        }
+        receiving.fill.submit();
+    }
+
+    /// Takes completed transmissions back.
+    #[inline]
+    pub(crate) fn complete(&mut self, pool: &mut FramePool) {
+        let number = self.lease.number;
+        let Some(receiving) = &mut self.receiving else { return };
+        let mut completed = 0;
+        while let Some(address) = receiving.completion.pop() {
+            match self.umem.completed(address, number) {
+                Some(chunk) => pool.put(chunk),
+                None => add(&self.monitor.monitored.counters.bad_descriptors, 1),
+            }
+            completed += 1;
+        }
+        if completed > 0 {
+            receiving.completion.release();
+            add(&self.counters().completed_chunks, completed);
+        }
+    }
+
+    /// Places free on the transmit ring: looks at the kernel's side when fewer than `wanted` are
+    /// known.
+    #[inline]
+    pub fn transmit_room(&mut self, wanted: u32) -> u32 {
+        self.tx.free(wanted)
+    }
+
+    /// Puts a packet on the transmit ring; it leaves with the next [`Self::flush`].
+    ///
+    /// # Errors
+    /// Gives the frame back: the ring is full, the link down or gone, the frame empty, of more
+    /// than [`TRANSMIT_CHUNKS_MAX`] chunks, or another region's.
+    #[inline]
+    pub fn transmit(
+        &mut self,
+        pool: &mut FramePool,
+        frame: Frame,
+    ) -> Result<(), (DropReason, Frame)> {
+        if self.link != LinkState::Up {
+            return Err((DropReason::PortGone, frame));
+        }
+        let chunks = u32::from(frame.chunks());
+        if self.tx.free(chunks) < chunks {
+            add(&self.counters().transmit_ring_full, 1);
+            return Err((DropReason::TxRingFull, frame));
+        }
+        match frame.single() {
+            Some(piece) => {
+                let Some(chunk) = self.umem.chunk_of(piece.chunk) else {
+                    return Err((DropReason::NoRoom, frame));
+                };
+                if piece.len == 0 {
+                    return Err((DropReason::Truncated, frame));
+                }
+                self.push(chunk, piece, 0);
+            }
+            None => self.transmit_chain(pool, frame)?,
+        }
+        add(&self.counters().transmitted_packets, 1);
+        Ok(())
+    }
+
+    fn transmit_chain(
+        &mut self,
+        pool: &mut FramePool,
+        frame: Frame,
+    ) -> Result<(), (DropReason, Frame)> {
+        // The kernel refuses empty descriptors in silence, and keeps them.
+        let is_sound = |piece: &Piece| {
+            self.umem.chunk_of(piece.chunk).is_some() && (piece.len > 0 || !piece.is_live)
+        };
+        if frame.chunks() > TRANSMIT_CHUNKS_MAX || !frame.pieces().all(|piece| is_sound(&piece)) {
+            return Err((DropReason::NoRoom, frame));
+        }
+        let mut left = frame.chunks();
+        for piece in frame.pieces() {
+            let Some(chunk) = self.umem.chunk_of(piece.chunk) else { continue };
+            if piece.is_live {
+                left -= 1;
+                self.push(chunk, piece, if left > 0 { CONTINUED } else { 0 });
+            } else {
+                pool.free_chunk(piece.chunk);
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn push(&mut self, chunk: u32, piece: Piece, options: u32) {
+        let address = self.umem.post(chunk, self.lease.number) + u64::from(piece.offset);
+        // There is room: the caller has looked.
+        self.tx.push(Descriptor { address, length: piece.len.into(), options });
+    }
+
+    /// Starts transmission of everything queued, calling the kernel until its side of the ring is
+    /// empty, it makes no progress, or it was called often enough. Says whether all is under way;
+    /// if not, call again later.
+    pub fn flush(&mut self, pool: &mut FramePool) -> bool {
+        self.tx.submit();
+        if !self.tx.needs_wakeup() {
+            // The driver looks by itself.
+            return true;
+        }
+        let mut pending = self.tx.pending();
+        let mut calls = 0;
+        while pending > 0 && self.link != LinkState::Gone {
+            if calls >= self.kicks_max {
+                return false;
+            }
+            calls += 1;
+            self.kick();
+            let left = self.tx.pending();
+            if left >= pending && self.link == LinkState::Up {
+                // No progress: the completion ring is full, or so is the queue below.
+                self.complete(pool);
+                return false;
+            }
+            if self.link != LinkState::Up {
+                // Nothing leaves now; what is queued goes when the link is back, or with it.
+                return true;
+            }
+            pending = left;
+        }
+        true
+    }
+
+    fn kick(&mut self) {
+        add(&self.counters().transmit_kicks, 1);
+        // SAFETY: no buffer and no address; the call only makes the kernel look at the ring.
+        let sent = unsafe {
+            libc::sendto(self.fd, std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0)
+        };
+        if sent >= 0 {
+            self.link = LinkState::Up;
+            return;
+        }
+        match std::io::Error::last_os_error().raw_os_error() {
+            // EAGAIN: the budget of one call is spent, or the send buffer is; the ring tells.
+            Some(libc::EAGAIN | libc::EINTR) => self.link = LinkState::Up,
+            // EBUSY: the queue below dropped the packet; ENOBUFS: no memory for it now.
+            Some(libc::EBUSY | libc::ENOBUFS | libc::ENOMEM) => {
+                self.link = LinkState::Up;
+                add(&self.counters().transmit_refusals, 1);
+            }
+            Some(libc::ENETDOWN) => self.link = LinkState::Down,
+            _ => self.link = LinkState::Gone,
+        }
+    }
+
+    #[cold]
+    fn retry_link(&mut self, pool: &mut FramePool) {
+        self.down_turns += 1;
+        if self.down_turns >= DOWN_RETRY_TURNS {
+            self.down_turns = 0;
+            self.kick();
+            if self.link == LinkState::Up {
+                self.flush(pool);
+            }
+        }
+    }
+}
+
+impl Receiving {
+    #[cold]
+    fn assemble(
+        &mut self,
+        pool: &mut FramePool,
+        frame: Frame,
+        is_last: bool,
+        counters: &crate::statistics::SocketCounters,
+    ) -> Option<Frame> {
+        if self.discarding {
+            self.discarding = !is_last;
+            pool.release(frame);
+            return None;
+        }
+        match &mut self.partial {
+            None => self.partial = Some(frame),
+            Some(head) => {
+                if let Err(frame) = head.append(frame) {
+                    add(&counters.too_many_chunks, 1);
+                    self.discarding = !is_last;
+                    pool.release(frame);
+                    if let Some(head) = self.partial.take() {
+                        pool.release(head);
+                    }
+                    return None;
+                }
+            }
+        }
+        if is_last { self.partial.take() } else { None }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.monitor.monitored.close();
+        let partial = self.receiving.as_mut().and_then(|receiving| receiving.partial.take());
+        for piece in partial.iter().flat_map(Frame::pieces) {
+            if let Some(chunk) = self.umem.chunk_of(piece.chunk) {
+                self.umem.pass_on(chunk, Some(self.lease.number));
+            }
+        }
+        // Closed before the lease goes, which finds the frames again.
+        self.owner = None;
+    }
+}
+
+/// Reads a socket option of `SOL_XDP`.
+pub(crate) fn get_option<T: Copy>(fd: RawFd, option: libc::c_int) -> std::io::Result<T> {
+    let mut value = std::mem::MaybeUninit::<T>::zeroed();
+    let size = size_of::<T>();
+    let mut length = libc::socklen_t::try_from(size).unwrap_or(0);
+    // SAFETY: the value and its length live through the call, which writes at most the length.
+    let result = unsafe {
+        libc::getsockopt(fd, libc::SOL_XDP, option, value.as_mut_ptr().cast(), &raw mut length)
+    };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: zeroed, then written by the kernel; only used for C structures of integers.
+    Ok(unsafe { value.assume_init() })
+}
