@@ -198,3 +198,25 @@ fn a_snapshot_is_of_one_flow() {
         dumper.join().expect("dumper");
     });
 }
+
+#[test]
+fn a_snapshot_is_of_one_flow_also_where_an_insert_found_the_index_full() {
+    check(|| {
+        let (table, mut owners, _) = table(3, 2, 1);
+        for key in 1..=2 {
+            insert(&mut owners[1], HASH, key).expect("room");
+        }
+        let dumper = thread::spawn({
+            let handle = Handle::new(owners[0].handles().start).expect("a handle");
+            move || {
+                if let Some(words) = table.snapshot(handle) {
+                    assert_eq!(words[1], !words[0]);
+                }
+            }
+        });
+        assert_eq!(insert(&mut owners[0], HASH, 3), Err(InsertError::IndexFull));
+        // The same handle, which nobody could find and nobody is waited for.
+        assert!(insert(&mut owners[0], !HASH, 4).is_ok());
+        dumper.join().expect("dumper");
+    });
+}
