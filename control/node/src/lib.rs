@@ -4,4 +4,5 @@
 //! told of it), [`host_port`] (the way to the node's own stack).
 
 pub mod forwarding_view;
+pub mod host_port;
 pub mod netlink;

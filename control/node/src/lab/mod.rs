@@ -21,7 +21,7 @@ mod process;
 pub mod registry;
 
 pub use error::LabError;
-pub use laboratory::Laboratory;
+pub use laboratory::{Laboratory, wait_until};
 pub use namespace::{ForwardCounters, Namespace, Ping};
 pub use process::{Agent, Process, Stamped};
 pub use registry::remove_on_signal;

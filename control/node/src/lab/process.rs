@@ -154,11 +154,13 @@ impl Agent {
         let process = Process { child, name: name.to_owned(), log, kept: false };
         let (sender, reports) = channel();
         let read = move || {
-            for line in BufReader::new(output.into_iter().next()?).lines() {
-                let Ok(report) = serde_json::from_str(&line.ok()?) else { continue };
-                sender.send(Stamped { at: Instant::now(), report }).ok()?;
+            let lines = output.into_iter().flat_map(|output| BufReader::new(output).lines());
+            for line in lines.map_while(Result::ok) {
+                let Ok(report) = serde_json::from_str(&line) else { continue };
+                if sender.send(Stamped { at: Instant::now(), report }).is_err() {
+                    return;
+                }
             }
-            Some(())
         };
         std::thread::Builder::new()
             .name(format!("read-{name}"))

@@ -1,0 +1,136 @@
+//! Traffic agents: what `xskiff lab-agent` does inside a namespace of the laboratory.
+//!
+//! Each says what it saw as JSON lines ([`report::Report`]) on its standard output and stops when
+//! its standard input closes, so that none outlives whoever started it. None runs in the machine's
+//! own network namespace: what they send stays among namespaces made for it.
+//!
+//! Reading order: [`report`] (what is said), [`payload`] (bytes both ends can predict), [`serve`]
+//! and [`fetch`] (HTTP/1.1), [`udp`], [`probe`] and [`hold`] (connections over time), [`flood`].
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::sync::watch;
+
+pub mod fetch;
+pub mod flood;
+pub mod hold;
+pub mod payload;
+pub mod probe;
+pub mod report;
+pub mod serve;
+pub mod udp;
+
+/// Files a process may have open: connections of [`hold`] and [`serve`], and some more.
+const OPEN_FILES: u64 = 65_536;
+
+/// A traffic agent for the laboratory.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    kind: Kind,
+    /// Run on when standard input closes
+    #[arg(long, global = true)]
+    detached: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Kind {
+    /// Serve HTTP/1.1 and echo UDP
+    Serve(serve::Arguments),
+    /// Make one HTTP request, or a few, and check every byte of the answers
+    Fetch(fetch::Arguments),
+    /// Send datagrams and count their echoes
+    Udp(udp::Arguments),
+    /// Connect anew, again and again, and say when that stops and starts to work
+    Probe(probe::Arguments),
+    /// Hold many connections and count those that break
+    Hold(hold::Arguments),
+    /// Send TCP SYN segments that are never completed
+    Flood(flood::Arguments),
+}
+
+/// Runs an agent until its work is done or its standard input closes.
+///
+/// # Errors
+/// Outside a network namespace of its own, or when it cannot do its work at all; failures of the
+/// traffic itself are reported, not returned.
+pub fn run(arguments: Arguments) -> anyhow::Result<()> {
+    refuse_own_network()?;
+    raise_open_files();
+    let stop = watch_input(arguments.detached)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match arguments.kind {
+            Kind::Serve(arguments) => serve::run(&arguments, stop).await,
+            Kind::Fetch(arguments) => fetch::run(&arguments, stop).await,
+            Kind::Udp(arguments) => udp::run(&arguments, stop).await,
+            Kind::Probe(arguments) => probe::run(&arguments, stop).await,
+            Kind::Hold(arguments) => hold::run(&arguments, stop).await,
+            Kind::Flood(arguments) => flood::run(&arguments, stop).await,
+        }
+    })
+}
+
+/// Load may only ever meet hosts of the laboratory, so the machine's own network is refused.
+fn refuse_own_network() -> anyhow::Result<()> {
+    let own = std::fs::read_link("/proc/self/ns/net").context("cannot read /proc/self/ns/net")?;
+    let first = std::fs::read_link("/proc/1/ns/net").context("cannot read /proc/1/ns/net")?;
+    if own == first {
+        bail!(
+            "lab-agent runs in a network namespace of its own: ip netns exec NAME xskiff lab-agent"
+        );
+    }
+    Ok(())
+}
+
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    // A refusal leaves the old limit, and connections beyond it are reported as failed.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(hard), hard);
+    }
+}
+
+/// Becomes true when the agent shall stop.
+type Stop = watch::Receiver<bool>;
+
+fn watch_input(detached: bool) -> anyhow::Result<Stop> {
+    let (sender, stop) = watch::channel(false);
+    let wait = move || {
+        if detached {
+            // Nobody will ask; the sender must not go, for that would read as a request to stop.
+            loop {
+                std::thread::park();
+            }
+        }
+        let mut input = std::io::stdin().lock();
+        let mut ignored = [0u8; 64];
+        while input.read(&mut ignored).is_ok_and(|length| length > 0) {}
+        // The agent may have ended meanwhile.
+        let _ = sender.send(true);
+    };
+    std::thread::Builder::new().name("input".into()).spawn(wait)?;
+    Ok(stop)
+}
+
+async fn stopped(mut stop: Stop) {
+    // A closed channel means the watching thread is gone: stop as well.
+    let _ = stop.wait_for(|asked| *asked).await;
+}
+
+/// A new TCP connection, within `timeout`.
+async fn connect(to: SocketAddr, timeout: Duration) -> std::io::Result<tokio::net::TcpStream> {
+    let connecting = tokio::net::TcpStream::connect(to);
+    match tokio::time::timeout(timeout, connecting).await {
+        Ok(stream) => stream.inspect(|stream| drop(stream.set_nodelay(true))),
+        Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// Milliseconds as reports carry them.
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
