@@ -35,7 +35,7 @@ pub struct Frame {
     len: u16,
     chunk_bytes: u16,
     /// Chunks that belong to the frame.
-    chunks: u8,
+    chain: u8,
     /// Chunks that carry the packet; the others were cut off and go when the frame does.
     live: u8,
 }
@@ -64,7 +64,7 @@ impl Frame {
     pub(crate) unsafe fn new(chunk: NonNull<u8>, offset: u32, len: u32, chunk_bytes: u32) -> Self {
         #[allow(clippy::cast_possible_truncation)] // all at most 4096, says the caller
         let (offset, len, chunk_bytes) = (offset as u16, len as u16, chunk_bytes as u16);
-        Self { chunk, next: None, offset, len, chunk_bytes, chunks: 1, live: 1 }
+        Self { chunk, next: None, offset, len, chunk_bytes, chain: 1, live: 1 }
     }
 
     /// Chunks that carry the packet: the transmit descriptors it takes.
@@ -83,7 +83,7 @@ impl Frame {
     /// The start of the last chunk, to append to; the frame itself is `None`.
     fn last(&self) -> Option<NonNull<u8>> {
         let mut last = self.next?;
-        for _ in 2..self.chunks {
+        for _ in 2..self.chain {
             last = self.link(last).next?;
         }
         Some(last)
@@ -97,7 +97,7 @@ impl Frame {
 
     /// Appends the next chunk of a packet of several. Gives it back when the packet has too many.
     pub(crate) fn append(&mut self, tail: Self) -> Result<(), Self> {
-        if self.chunks >= CHUNKS_MAX || tail.chunks != 1 {
+        if self.chain >= CHUNKS_MAX || tail.chain != 1 {
             return Err(tail);
         }
         let end = Link { next: None, offset: tail.offset, len: tail.len };
@@ -112,7 +112,7 @@ impl Frame {
                 unsafe { last.cast::<Link>().write(link) };
             }
         }
-        self.chunks += 1;
+        self.chain += 1;
         self.live += 1;
         Ok(())
     }
@@ -122,7 +122,7 @@ impl Frame {
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece> {
         let first = Piece { chunk: self.chunk, offset: self.offset, len: self.len, is_live: true };
         let mut next = self.next;
-        let further = (1..self.chunks).map_while(move |number| {
+        let further = (1..self.chain).map_while(move |number| {
             let chunk = next?;
             let link = self.link(chunk);
             next = link.next;
@@ -135,7 +135,7 @@ impl Frame {
     /// The first chunk, when it is the only one.
     #[inline]
     pub(crate) fn single(&self) -> Option<Piece> {
-        (self.chunks == 1).then_some(Piece {
+        (self.chain == 1).then_some(Piece {
             chunk: self.chunk,
             offset: self.offset,
             len: self.len,
@@ -206,5 +206,103 @@ impl Buffer for Frame {
         self.len = bytes;
         self.live = 1;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: u32 = 2048;
+
+    /// Chunks of this process, aligned to their size.
+    struct Memory {
+        start: NonNull<u8>,
+        layout: std::alloc::Layout,
+    }
+
+    impl Memory {
+        fn new(chunks: usize) -> Self {
+            let layout = std::alloc::Layout::from_size_align(chunks * 2048, 2048).expect("small");
+            // SAFETY: the layout is not empty.
+            let start = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).expect("memory");
+            Self { start, layout }
+        }
+
+        fn frame(&self, chunk: usize, bytes: &[u8]) -> Frame {
+            assert!((chunk + 1) * 2048 <= self.layout.size());
+            // SAFETY: within the memory, which outlives the frames of a test; each test makes one
+            // frame per chunk.
+            let mut frame = unsafe { Frame::new(self.start.add(chunk * 2048), 256, 0, CHUNK) };
+            frame.set_len(bytes.len()).expect("it fits");
+            frame.bytes_mut().copy_from_slice(bytes);
+            frame
+        }
+    }
+
+    impl Drop for Memory {
+        fn drop(&mut self) {
+            // SAFETY: allocated in `new` with this layout.
+            unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) };
+        }
+    }
+
+    fn all_bytes(frame: &Frame) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        frame.for_each_chunk(&mut |chunk| bytes.extend_from_slice(chunk));
+        bytes
+    }
+
+    #[test]
+    fn packet_moves_into_its_headroom_and_no_further() {
+        let memory = Memory::new(1);
+        let mut frame = memory.frame(0, b"inner");
+        frame.grow_front(256).expect("all of the headroom");
+        assert_eq!((frame.len(), frame.headroom()), (261, 0));
+        assert_eq!(&frame.bytes()[256..], b"inner");
+        assert_eq!(frame.grow_front(1), Err(DropReason::NoRoom));
+        frame.shrink_front(256).expect("back");
+        assert_eq!(frame.bytes(), b"inner");
+        assert_eq!(frame.shrink_front(6), Err(DropReason::Truncated));
+        assert_eq!(frame.shrink_front(usize::MAX), Err(DropReason::Truncated));
+        assert_eq!(frame.grow_front(usize::MAX), Err(DropReason::NoRoom));
+        assert_eq!(frame.bytes(), b"inner", "a refused change changes nothing");
+    }
+
+    #[test]
+    fn length_is_bounded_by_the_chunk() {
+        let memory = Memory::new(1);
+        let mut frame = memory.frame(0, b"");
+        assert!(frame.is_empty());
+        frame.set_len(1792).expect("the chunk less its headroom");
+        assert_eq!(frame.set_len(1793), Err(DropReason::NoRoom));
+        assert_eq!(frame.set_len(65_536 + 5), Err(DropReason::NoRoom));
+        assert_eq!(frame.len(), 1792);
+    }
+
+    #[test]
+    fn chain_shows_all_chunks_in_order_and_cutting_keeps_them_owned() {
+        let memory = Memory::new(3);
+        let mut frame = memory.frame(0, b"one ");
+        frame.append(memory.frame(1, b"two ")).expect("room");
+        frame.append(memory.frame(2, b"three")).expect("room");
+        assert_eq!((frame.len(), frame.chunks()), (13, 3));
+        assert_eq!(all_bytes(&frame), b"one two three");
+        frame.set_len(2).expect("shorter");
+        assert_eq!((frame.len(), frame.chunks()), (2, 1));
+        assert_eq!(all_bytes(&frame), b"on");
+        let live: Vec<bool> = frame.pieces().map(|piece| piece.is_live).collect();
+        assert_eq!(live, [true, false, false], "cut chunks go when the frame does");
+    }
+
+    #[test]
+    fn chain_has_a_largest_length() {
+        let memory = Memory::new(usize::from(CHUNKS_MAX) + 1);
+        let mut frame = memory.frame(0, b"x");
+        for chunk in 1..usize::from(CHUNKS_MAX) {
+            frame.append(memory.frame(chunk, b"x")).expect("room");
+        }
+        assert!(frame.append(memory.frame(usize::from(CHUNKS_MAX), b"x")).is_err());
+        assert_eq!(frame.len(), usize::from(CHUNKS_MAX));
     }
 }

@@ -98,7 +98,7 @@ impl FramePool {
     fn spill(&mut self) {
         let batch: Batch = self.free.drain(self.free.len() - BATCH..).collect();
         // There is a place for every full batch of the region; were there none, the pool grows.
-        if let Err(batch) = self.umem.put_batch(batch) {
+        if let Some(batch) = self.umem.put_batch(batch) {
             self.free.extend(batch);
         }
     }

@@ -174,6 +174,13 @@ impl WorkerPorts {
         self.sockets.get(usize::from(place))?.as_ref()
     }
 
+    /// Whether everything queued is under way. While it is not, a worker must not sleep: no event
+    /// will wake it.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.dirty.is_empty()
+    }
+
     /// Takes what the control side sent. [`Ports::flush`] does so as well.
     pub fn take_commands(&mut self) {
         // Bounded: what comes meanwhile waits for the next tick.

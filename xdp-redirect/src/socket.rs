@@ -20,15 +20,13 @@ pub use crate::bind::{BusyPoll, SocketConfig};
 /// Chunks the kernel sends as one packet at most: a linear part and `MAX_SKB_FRAGS` (17) pages,
 /// less one it keeps free (`xsk_build_skb`).
 pub const TRANSMIT_CHUNKS_MAX: u8 = 17;
-/// Receive turns after which transmission on an interface that was down is tried again.
-const DOWN_RETRY_TURNS: u32 = 4096;
 
 /// Whether packets can leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkState {
     /// They can, as far as is known.
     Up,
-    /// The interface is down; tried again from time to time.
+    /// The interface is down; every flush tries again.
     Down,
     /// The interface is gone for good: remove the socket.
     Gone,
@@ -54,7 +52,6 @@ pub struct Socket {
     pub(crate) tx: Producer<Descriptor>,
     pub(crate) receiving: Option<Receiving>,
     pub(crate) link: LinkState,
-    pub(crate) down_turns: u32,
     pub(crate) kicks_max: u32,
     pub(crate) busy_poll: bool,
     pub(crate) fd: RawFd,
@@ -120,9 +117,6 @@ impl Socket {
         mut take: impl FnMut(Frame),
     ) -> usize {
         self.complete(pool);
-        if self.link == LinkState::Down {
-            self.retry_link(pool);
-        }
         let mut packets = self.receive_ready(pool, packets_max, &mut take);
         if packets == 0 && self.wake_receiver() {
             packets = self.receive_ready(pool, packets_max, &mut take);
@@ -310,9 +304,13 @@ impl Socket {
             // The driver looks by itself.
             return true;
         }
+        if self.link == LinkState::Down {
+            self.kick();
+        }
         let mut pending = self.tx.pending();
         let mut calls = 0;
-        while pending > 0 && self.link != LinkState::Gone {
+        // While the link is not up nothing leaves; what is queued goes when it is back, or with it.
+        while pending > 0 && self.link == LinkState::Up {
             if calls >= self.kicks_max {
                 return false;
             }
@@ -323,10 +321,6 @@ impl Socket {
                 // No progress: the completion ring is full, or so is the queue below.
                 self.complete(pool);
                 return false;
-            }
-            if self.link != LinkState::Up {
-                // Nothing leaves now; what is queued goes when the link is back, or with it.
-                return true;
             }
             pending = left;
         }
@@ -353,18 +347,6 @@ impl Socket {
             }
             Some(libc::ENETDOWN) => self.link = LinkState::Down,
             _ => self.link = LinkState::Gone,
-        }
-    }
-
-    #[cold]
-    fn retry_link(&mut self, pool: &mut FramePool) {
-        self.down_turns += 1;
-        if self.down_turns >= DOWN_RETRY_TURNS {
-            self.down_turns = 0;
-            self.kick();
-            if self.link == LinkState::Up {
-                self.flush(pool);
-            }
         }
     }
 }

@@ -278,10 +278,10 @@ impl Umem {
         self.shared.depot.pop()
     }
 
-    /// A full batch that a pool has too much.
+    /// A full batch that a pool has too much; given back when there is no place for it.
     #[inline]
-    pub(crate) fn put_batch(&self, batch: Batch) -> Result<(), Batch> {
-        self.shared.depot.push(batch)
+    pub(crate) fn put_batch(&self, batch: Batch) -> Option<Batch> {
+        self.shared.depot.push(batch).err()
     }
 
     /// Hands a free chunk to a socket's fill ring.

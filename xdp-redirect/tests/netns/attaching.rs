@@ -1,0 +1,164 @@
+//! Attaching, binding, and what is said when they fail.
+
+use std::time::Duration;
+
+use dataplane::port::{PortId, PortKind};
+use xdp_redirect::loader::{Mode, RunningMode};
+use xdp_redirect::rules::{OnStall, OurPrefix, PortRule};
+use xdp_redirect::socket::SocketConfig;
+use xdp_redirect::umem::{CopyMode, UmemConfig};
+use xdp_redirect::{Error, Redirect, Socket, Umem, leftover};
+
+use crate::world::{Plan, eventually, rule, world};
+
+fn small_umem() -> Umem {
+    Umem::new(UmemConfig { frames: 2048, ..UmemConfig::default() }).expect("packet memory")
+}
+
+#[test]
+fn asked_modes_are_got_and_reported_and_detached_on_drop() {
+    let Some(_world) = world(Plan::default()) else { return };
+    for (mode, got) in [
+        (Mode::Native, RunningMode::Native),
+        (Mode::Generic, RunningMode::Generic),
+        (Mode::Auto, RunningMode::Native),
+    ] {
+        for multi_buffer in [false, true] {
+            let mut redirect = Redirect::load(multi_buffer).expect("load");
+            let attached = redirect.attach("left", &rule(0, PortKind::Pod), mode).expect("attach");
+            assert_eq!(attached.mode, got);
+            assert_eq!(attached.multi_buffer, redirect.multi_buffer());
+            let found = leftover::find("left").expect("ask").expect("it is ours");
+            assert!(found.program.starts_with("xskiff"), "{found:?}");
+            drop(redirect);
+            assert_eq!(leftover::find("left").expect("ask"), None, "{mode:?} left a program");
+        }
+    }
+}
+
+#[test]
+fn detaching_one_interface_leaves_the_others() {
+    let Some(_world) = world(Plan::default()) else { return };
+    let mut redirect = Redirect::load(false).expect("load");
+    let left = redirect.attach("left", &rule(0, PortKind::Pod), Mode::Native).expect("attach");
+    redirect.attach("right", &rule(1, PortKind::Pod), Mode::Native).expect("attach");
+    redirect.detach(left.ifindex).expect("detach");
+    redirect.detach(left.ifindex).expect("detaching twice is no error");
+    assert_eq!(leftover::find("left").expect("ask"), None);
+    assert!(leftover::find("right").expect("ask").is_some());
+    assert_eq!(redirect.attachments().count(), 1);
+}
+
+#[test]
+fn second_attachment_is_refused_and_says_who_may_hold_it() {
+    let Some(_world) = world(Plan::default()) else { return };
+    let mut first = Redirect::load(false).expect("load");
+    first.attach("left", &rule(0, PortKind::Pod), Mode::Native).expect("attach");
+    let mut second = Redirect::load(false).expect("load");
+    let error = second.attach("left", &rule(0, PortKind::Pod), Mode::Auto).expect_err("held");
+    assert_eq!(error.errno(), Some(libc::EBUSY));
+    let text = error.to_string();
+    assert!(text.contains("left") && text.contains("second node process"), "{text}");
+}
+
+#[test]
+fn absent_interface_is_named() {
+    let Some(_world) = world(Plan::default()) else { return };
+    let mut redirect = Redirect::load(false).expect("load");
+    let error = redirect.attach("eth77", &rule(0, PortKind::Pod), Mode::Auto).expect_err("absent");
+    assert!(matches!(error, Error::NoInterface { .. }), "{error:?}");
+    assert!(error.to_string().contains("eth77"));
+    let error = Socket::bind(&small_umem(), "eth77", 0, &SocketConfig::small());
+    assert!(matches!(error.err(), Some(Error::NoInterface { .. })));
+}
+
+#[test]
+fn large_mtu_without_multi_buffer_is_refused_with_the_way_out() {
+    let Some(_world) = world(Plan { mtu: 9000, ..Plan::default() }) else { return };
+    let mut redirect = Redirect::load(false).expect("load");
+    let error = redirect.attach("left", &rule(0, PortKind::Pod), Mode::Native).expect_err("MTU");
+    assert_eq!(error.errno(), Some(libc::ERANGE), "{error}");
+    assert!(error.to_string().contains("3506"), "{error}");
+}
+
+#[test]
+fn queue_that_is_absent_or_busy_is_named() {
+    let Some(_world) = world(Plan::default()) else { return };
+    let umem = small_umem();
+    let error = Socket::bind(&umem, "left", 5, &SocketConfig::small()).err().expect("no queue 5");
+    assert_eq!(error.errno(), Some(libc::EINVAL));
+    assert!(error.to_string().contains("queue 5"), "{error}");
+    let held = Socket::bind(&umem, "left", 0, &SocketConfig::small()).expect("bind");
+    let other = small_umem();
+    let error = Socket::bind(&other, "left", 0, &SocketConfig::small()).err().expect("busy");
+    assert_eq!(error.errno(), Some(libc::EBUSY));
+    assert!(error.to_string().contains("another AF_XDP socket"), "{error}");
+    drop(held);
+    Socket::bind(&other, "left", 0, &SocketConfig::small()).expect("the queue was let go");
+}
+
+#[test]
+fn zero_copy_is_refused_by_veth_and_auto_takes_copy() {
+    let Some(_world) = world(Plan::default()) else { return };
+    let config = UmemConfig { frames: 1024, ..UmemConfig::default() };
+    let strict = Umem::new(UmemConfig { copy_mode: CopyMode::ZeroCopy, ..config }).expect("umem");
+    let error = Socket::bind(&strict, "left", 0, &SocketConfig::small()).err().expect("veth");
+    assert_eq!(error.errno(), Some(libc::EOPNOTSUPP), "{error}");
+    let lenient = Umem::new(config).expect("umem");
+    let socket = Socket::bind(&lenient, "left", 0, &SocketConfig::small()).expect("bind");
+    assert!(!socket.is_zero_copy());
+}
+
+#[test]
+fn sockets_join_after_the_first_ones_interface_is_gone() {
+    let Some(_world) = world(Plan::default()) else { return };
+    let umem = small_umem();
+    let first = Socket::bind(&umem, "left", 0, &SocketConfig::small()).expect("bind");
+    crate::world::ip(&["link", "del", "left"]);
+    Socket::bind(&umem, "right", 0, &SocketConfig::small()).expect("bind to another interface");
+    drop(first);
+    assert!(eventually(|| umem.census().free == umem.census().total), "{:?}", umem.census());
+}
+
+#[test]
+fn passing_on_stall_is_refused_for_pods_and_translated_prefixes() {
+    let Some(_world) = world(Plan::default()) else { return };
+    let mut redirect = Redirect::load(false).expect("load");
+    for kind in [PortKind::Pod, PortKind::Host] {
+        let pass = PortRule { on_stall: OnStall::Pass, ..rule(0, kind) };
+        let error = redirect.attach("left", &pass, Mode::Auto).expect_err("refused");
+        assert!(matches!(error, Error::PassRefused { .. }), "{error}");
+    }
+    let everything =
+        PortRule { on_stall: OnStall::Pass, everything: true, ..rule(0, PortKind::Uplink) };
+    assert!(redirect.attach("left", &everything, Mode::Auto).is_err());
+    let prefix = dataplane::lpm::Prefix::host("10.96.0.1".parse().expect("address"));
+    let translated = OurPrefix { prefix, translated: true, on_stall: OnStall::Pass };
+    let error = redirect.change_prefixes(&[translated], &[]).expect_err("refused");
+    assert!(error.to_string().contains("10.96.0.1/32"), "{error}");
+    assert_eq!(leftover::find("left").expect("ask"), None, "a refused rule attached");
+}
+
+#[test]
+fn numbers_beyond_the_tables_are_refused() {
+    let Some(_world) = world(Plan::default()) else { return };
+    let mut redirect = Redirect::load(false).expect("load");
+    let umem = small_umem();
+    let socket = Socket::bind(&umem, "left", 0, &SocketConfig::small()).expect("bind");
+    assert!(redirect.set_socket(PortId(2048), 0, 0, socket.fd()).is_err());
+    assert!(redirect.set_socket(PortId(0), 64, 0, socket.fd()).is_err());
+    assert!(redirect.set_socket(PortId(0), 0, 64, socket.fd()).is_err());
+    assert!(redirect.heartbeat(64).is_err());
+    assert!(redirect.attach("left", &rule(2048, PortKind::Pod), Mode::Auto).is_err());
+    redirect.set_stall_after(Duration::from_secs(1)).expect("any limit is possible");
+    redirect.remove_socket(PortId(7), 3).expect("removing what is not there is no error");
+    for wrong in [
+        UmemConfig { chunk_bytes: 1024, ..UmemConfig::default() },
+        UmemConfig { frames: 10, ..UmemConfig::default() },
+        UmemConfig { fill_ring: 1000, ..UmemConfig::default() },
+    ] {
+        assert!(matches!(Umem::new(wrong), Err(Error::Setting { .. })), "{wrong:?}");
+    }
+    let large = SocketConfig { transmit_ring: 4096, ..SocketConfig::default() };
+    assert!(matches!(Socket::bind(&umem, "right", 0, &large).err(), Some(Error::Setting { .. })));
+}

@@ -1,0 +1,9 @@
+//! The crate against a real kernel: veth pairs in network namespaces of their own.
+//!
+//! Needs root. `XSKIFF_SKIP_ROOT_TESTS=1` skips, loudly.
+
+mod attaching;
+mod forwarding;
+mod packets;
+mod redirecting;
+mod world;

@@ -1,0 +1,279 @@
+//! Whose a frame is: one frame sent, one counter moved.
+
+use std::time::Duration;
+
+use dataplane::buffer::Buffer;
+use dataplane::lpm::Prefix;
+use dataplane::port::{PortId, PortKind};
+use dataplane::time::Nanos;
+use xdp_redirect::counters::RedirectCounters;
+use xdp_redirect::heartbeat::HeartbeatWriter;
+use xdp_redirect::loader::{Attachment, Mode};
+use xdp_redirect::pool::FramePool;
+use xdp_redirect::rules::{L4Bitmap, OnStall, OurPrefix, PortRule};
+use xdp_redirect::socket::SocketConfig;
+use xdp_redirect::umem::UmemConfig;
+use xdp_redirect::{Redirect, Socket, Umem};
+
+use crate::packets::{
+    NODE4, NODE6, OTHER4, OTHER6, POD4, POD6, ethernet, icmp, inject, ipv4, ipv6, l4,
+};
+use crate::world::{Plan, World, eventually, rule, world};
+
+/// A node with one interface, `left`, and one worker.
+struct Node {
+    world: World,
+    redirect: Redirect,
+    attachment: Attachment,
+    socket: Option<Socket>,
+    pool: FramePool,
+    heartbeat: HeartbeatWriter,
+    umem: Umem,
+}
+
+fn ours(prefix: Prefix, translated: bool) -> OurPrefix {
+    OurPrefix { prefix, translated, on_stall: OnStall::Drop }
+}
+
+fn node(kind: PortKind, mode: Mode) -> Option<Node> {
+    let world = world(Plan::default())?;
+    let mut redirect = Redirect::load(false).expect("load");
+    let umem = Umem::new(UmemConfig { frames: 1024, ..UmemConfig::default() }).expect("umem");
+    let socket = Socket::bind(&umem, "left", 0, &SocketConfig::small()).expect("bind");
+    redirect.set_socket(PortId(3), 0, 1, socket.fd()).expect("enter the socket");
+    let heartbeat = redirect.heartbeat(1).expect("heartbeat");
+    heartbeat.sleep();
+    let prefixes = [
+        ours(Prefix::new(POD4.into(), 24).expect("prefix"), false),
+        ours(Prefix::new(POD6.into(), 64).expect("prefix"), false),
+    ];
+    redirect.change_prefixes(&prefixes, &[]).expect("prefixes");
+    redirect.change_node_addresses(&[NODE4.into(), NODE6.into()], &[]).expect("addresses");
+    for bitmap in [L4Bitmap::Tcp, L4Bitmap::Udp, L4Bitmap::Icmp] {
+        redirect.set_l4_ports(bitmap, 61_000..=65_535, true).expect("SNAT range");
+    }
+    redirect.set_l4_ports(L4Bitmap::Tcp, 30_080..=30_080, true).expect("NodePort");
+    let attachment = redirect.attach("left", &rule(3, kind), mode).expect("attach");
+    let (socket, pool) = (Some(socket), FramePool::new(&umem));
+    Some(Node { world, redirect, attachment, socket, pool, heartbeat, umem })
+}
+
+fn total(counters: &RedirectCounters) -> u64 {
+    let c = counters;
+    let dropped = c.no_socket + c.stalled + c.router_advertisement + c.not_ip;
+    c.redirected + c.passed + dropped + c.unknown_interface + c.passed_on_stall
+}
+
+impl Node {
+    /// Sends one frame and returns the counter it moved.
+    fn fate(&mut self, frame: &[u8]) -> &'static str {
+        let before = self.redirect.counters().expect("counters");
+        self.world.within("a", || inject("a0", frame));
+        let count = |redirect: &Redirect| {
+            let counters = redirect.counters().expect("counters");
+            total(&counters) + counters.malformed
+        };
+        let old = total(&before) + before.malformed;
+        assert!(eventually(|| count(&self.redirect) > old), "the frame did not arrive");
+        let after = self.redirect.counters().expect("counters");
+        let moved = [
+            ("redirected", after.redirected - before.redirected),
+            ("passed", after.passed - before.passed),
+            ("no socket", after.no_socket - before.no_socket),
+            ("stalled", after.stalled - before.stalled),
+            ("router advertisement", after.router_advertisement - before.router_advertisement),
+            ("not ip", after.not_ip - before.not_ip),
+            ("malformed", after.malformed - before.malformed),
+            ("passed on stall", after.passed_on_stall - before.passed_on_stall),
+        ];
+        let mut moved = moved.iter().filter(|(_, count)| *count > 0);
+        let fate = moved.next().expect("a counter moved").0;
+        assert!(moved.next().is_none(), "more than one counter moved: {before:?} {after:?}");
+        if fate == "redirected" {
+            self.expect_received(frame);
+        }
+        fate
+    }
+
+    fn expect_received(&mut self, frame: &[u8]) {
+        let (socket, pool) = (self.socket.as_mut().expect("bound"), &mut self.pool);
+        let mut received = Vec::new();
+        assert!(eventually(|| socket.receive(pool, 8, |frame| received.push(frame)) > 0));
+        assert_eq!(received.len(), 1);
+        for buffer in received {
+            // Short frames may be padded on their way.
+            assert_eq!(&buffer.bytes()[..frame.len()], frame, "the frame changed on its way");
+            pool.release(buffer);
+        }
+    }
+
+    fn set_rule(&mut self, rule: PortRule) {
+        self.redirect.set_port(self.attachment.ifindex, &rule).expect("rule");
+    }
+}
+
+fn now() -> Nanos {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure lives through the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let part = |value: i64| u64::try_from(value).expect("time is positive");
+    Nanos(part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec))
+}
+
+const MORE_FRAGMENTS: u16 = 0x2000;
+
+fn expect_fates(node: &mut Node, cases: &[(&str, Vec<u8>, &str)]) {
+    for (what, frame, fate) in cases {
+        assert_eq!(&node.fate(frame), fate, "{what}");
+    }
+}
+
+#[test]
+fn uplink_redirects_what_is_ours_and_passes_the_rest() {
+    for mode in [Mode::Native, Mode::Generic] {
+        let Some(mut node) = node(PortKind::Uplink, mode) else { return };
+        let cases = [
+            ("UDP to a pod", ipv4(POD4, 17, 0, &l4(53)), "redirected"),
+            ("UDP to a pod, IPv6", ipv6(POD6, 17, &l4(53)), "redirected"),
+            ("ssh to the node", ipv4(NODE4, 6, 0, &l4(22)), "passed"),
+            ("ssh to the node, IPv6", ipv6(NODE6, 6, &l4(22)), "passed"),
+            ("NodePort", ipv4(NODE4, 6, 0, &l4(30_080)), "redirected"),
+            ("NodePort, IPv6", ipv6(NODE6, 6, &l4(30_080)), "redirected"),
+            ("the NodePort's number in UDP", ipv4(NODE4, 17, 0, &l4(30_080)), "passed"),
+            ("first of the SNAT range", ipv4(NODE4, 17, 0, &l4(61_000)), "redirected"),
+            ("last of the SNAT range", ipv4(NODE4, 6, 0, &l4(65_535)), "redirected"),
+            ("below the SNAT range", ipv4(NODE4, 17, 0, &l4(60_999)), "passed"),
+            ("to neither", ipv4(OTHER4, 6, 0, &l4(30_080)), "passed"),
+            ("to neither, IPv6", ipv6(OTHER6, 6, &l4(30_080)), "passed"),
+            ("first fragment", ipv4(NODE4, 17, MORE_FRAGMENTS, &l4(22)), "redirected"),
+            ("later fragment", ipv4(NODE4, 17, 100, &l4(22)), "redirected"),
+            ("may not fragment", ipv4(NODE4, 6, 0x4000, &l4(22)), "passed"),
+            ("fragment, IPv6", ipv6(NODE6, 44, &[17; 24]), "redirected"),
+            ("ICMP error", ipv4(NODE4, 1, 0, &icmp(3, 0)), "redirected"),
+            ("ICMP time exceeded", ipv4(NODE4, 1, 0, &icmp(11, 0)), "redirected"),
+            ("ICMPv6 error", ipv6(NODE6, 58, &icmp(2, 0)), "redirected"),
+            ("ping of the node", ipv4(NODE4, 1, 0, &icmp(8, 61_001)), "passed"),
+            ("answer to the node's ping", ipv4(NODE4, 1, 0, &icmp(0, 7)), "passed"),
+            ("answer to our ping", ipv4(NODE4, 1, 0, &icmp(0, 61_001)), "redirected"),
+            ("answer to our ping, IPv6", ipv6(NODE6, 58, &icmp(129, 61_001)), "redirected"),
+            ("ping of the node, IPv6", ipv6(NODE6, 58, &icmp(128, 61_001)), "passed"),
+            ("GRE to the node", ipv4(NODE4, 47, 0, &[0; 24]), "passed"),
+            ("ESP to the node, IPv6", ipv6(NODE6, 50, &[0; 24]), "passed"),
+            ("router advertisement", ipv6(OTHER6, 58, &icmp(134, 0)), "passed"),
+            ("ARP", ethernet(0x0806, &[0; 46]), "passed"),
+            ("VLAN", ethernet(0x8100, &[0; 46]), "passed"),
+            ("cut IPv4 header", ethernet(0x0800, &[0x45, 0, 0, 9]), "malformed"),
+            ("cut L4 header", ipv4(NODE4, 6, 0, &[0; 4]), "malformed"),
+        ];
+        expect_fates(&mut node, &cases);
+        let mut hop_by_hop = vec![6, 0, 5, 2, 0, 0, 1, 0];
+        hop_by_hop.extend(l4(22));
+        let ssh = ipv6(NODE6, 0, &hop_by_hop);
+        assert_eq!(node.fate(&ssh), "passed", "ssh behind hop-by-hop options");
+        hop_by_hop.truncate(8);
+        hop_by_hop.extend(l4(30_080));
+        let node_port = ipv6(NODE6, 0, &hop_by_hop);
+        assert_eq!(node.fate(&node_port), "redirected", "NodePort behind hop-by-hop options");
+        let routed = ipv6(NODE6, 43, &[6; 32]);
+        assert_eq!(node.fate(&routed), "redirected", "only the pipeline walks routing headers");
+    }
+}
+
+#[test]
+fn changes_of_what_is_ours_apply_at_once() {
+    let Some(mut node) = node(PortKind::Uplink, Mode::Native) else { return };
+    let frame = ipv4(POD4, 17, 0, &l4(53));
+    let pods = Prefix::new(POD4.into(), 24).expect("prefix");
+    node.redirect.change_prefixes(&[], &[pods, pods]).expect("remove, even twice");
+    assert_eq!(node.fate(&frame), "passed");
+    node.redirect.change_prefixes(&[ours(pods, true)], &[]).expect("add");
+    assert_eq!(node.fate(&frame), "redirected");
+    node.redirect.change_node_addresses(&[POD4.into()], &[]).expect("add");
+    assert_eq!(node.fate(&frame), "passed", "a node address goes before a prefix");
+    node.redirect.change_node_addresses(&[], &[POD4.into()]).expect("remove");
+    assert_eq!(node.fate(&frame), "redirected");
+    let node_port = ipv4(NODE4, 6, 0, &l4(30_080));
+    node.redirect.set_l4_ports(L4Bitmap::Tcp, 30_000..=32_767, false).expect("remove");
+    assert_eq!(node.fate(&node_port), "passed");
+    node.set_rule(PortRule { everything: true, ..rule(3, PortKind::Uplink) });
+    let cases = [
+        ("ssh, firewall on", ipv4(NODE4, 6, 0, &l4(22)), "redirected"),
+        ("foreign, firewall on", ipv6(OTHER6, 6, &l4(22)), "redirected"),
+        ("ARP, firewall on", ethernet(0x0806, &[0; 46]), "passed"),
+        ("discovery, firewall on", ipv6(NODE6, 58, &icmp(135, 0)), "passed"),
+    ];
+    expect_fates(&mut node, &cases);
+}
+
+#[test]
+fn pod_and_host_ports_redirect_all_ip_and_drop_what_is_not() {
+    for kind in [PortKind::Pod, PortKind::Host] {
+        let Some(mut node) = node(kind, Mode::Native) else { return };
+        let advertisement = if kind == PortKind::Pod { "router advertisement" } else { "passed" };
+        let cases = [
+            ("IPv4 to anywhere", ipv4(OTHER4, 6, 0, &l4(443)), "redirected"),
+            ("IPv4 to the node", ipv4(NODE4, 6, 0, &l4(22)), "redirected"),
+            ("IPv6 to anywhere", ipv6(OTHER6, 17, &l4(443)), "redirected"),
+            ("cut IPv4", ethernet(0x0800, &[0x45, 0, 0, 9]), "redirected"),
+            ("ARP", ethernet(0x0806, &[0; 46]), "passed"),
+            ("router solicitation", ipv6(OTHER6, 58, &icmp(133, 0)), "passed"),
+            ("neighbour solicitation", ipv6(OTHER6, 58, &icmp(135, 0)), "passed"),
+            ("neighbour advertisement", ipv6(OTHER6, 58, &icmp(136, 0)), "passed"),
+            ("router advertisement", ipv6(OTHER6, 58, &icmp(134, 0)), advertisement),
+            ("redirect", ipv6(OTHER6, 58, &icmp(137, 0)), advertisement),
+            ("ping", ipv6(OTHER6, 58, &icmp(128, 0)), "redirected"),
+            ("VLAN", ethernet(0x8100, &[0; 46]), "not ip"),
+            ("LLDP", ethernet(0x88cc, &[0; 46]), "not ip"),
+        ];
+        expect_fates(&mut node, &cases);
+    }
+}
+
+#[test]
+fn without_a_socket_ours_is_dropped_and_the_rest_passes() {
+    let Some(mut node) = node(PortKind::Uplink, Mode::Native) else { return };
+    node.socket = None;
+    assert_eq!(node.fate(&ipv4(POD4, 17, 0, &l4(53))), "no socket");
+    assert_eq!(node.fate(&ipv4(NODE4, 6, 0, &l4(22))), "passed");
+    let Node { umem, pool, .. } = &mut node;
+    *pool = FramePool::new(umem);
+    let census = umem.census();
+    assert_eq!(census.free, census.total, "the closed socket's frames were not found again");
+}
+
+#[test]
+fn stalled_worker_gets_nothing_and_ours_is_dropped() {
+    let Some(mut node) = node(PortKind::Uplink, Mode::Native) else { return };
+    let (pod, ssh) = (ipv4(POD4, 17, 0, &l4(53)), ipv4(NODE4, 6, 0, &l4(22)));
+    node.heartbeat.beat(now());
+    assert_eq!(node.fate(&pod), "redirected");
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(node.fate(&pod), "stalled");
+    assert_eq!(node.fate(&ssh), "passed");
+    node.heartbeat.sleep();
+    assert_eq!(node.fate(&pod), "redirected", "a sleeping worker is well");
+    node.heartbeat.stop();
+    assert_eq!(node.fate(&pod), "stalled", "a worker that never ticked is not");
+    node.heartbeat.beat(now());
+    node.redirect.set_stall_after(Duration::from_secs(3600)).expect("limit");
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(node.fate(&pod), "redirected", "the limit is a setting");
+}
+
+#[test]
+fn passing_on_stall_spares_what_is_translated() {
+    let Some(mut node) = node(PortKind::Uplink, Mode::Native) else { return };
+    let pods = Prefix::new(POD4.into(), 24).expect("prefix");
+    let pod = ipv4(POD4, 17, 0, &l4(53));
+    node.heartbeat.stop();
+    let pass = OurPrefix { prefix: pods, translated: false, on_stall: OnStall::Pass };
+    node.redirect.change_prefixes(&[pass], &[]).expect("prefix");
+    assert_eq!(node.fate(&pod), "passed on stall");
+    node.redirect.change_prefixes(&[ours(pods, false)], &[]).expect("prefix");
+    assert_eq!(node.fate(&pod), "stalled");
+    node.set_rule(PortRule { on_stall: OnStall::Pass, ..rule(3, PortKind::Uplink) });
+    assert_eq!(node.fate(&pod), "passed on stall");
+    node.redirect.change_prefixes(&[ours(pods, true)], &[]).expect("prefix");
+    assert_eq!(node.fate(&pod), "stalled", "translated connections would be reset");
+    assert_eq!(node.fate(&ipv4(NODE4, 6, 0, &l4(30_080))), "stalled", "and so would these");
+}
