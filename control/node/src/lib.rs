@@ -1,8 +1,12 @@
 //! The node process: everything with a side effect, composed around the pure crates.
 //!
 //! Reading order: [`netlink`] (the kernel's view) and [`forwarding_view`] (what the pipeline is
-//! told of it), [`host_port`] (the way to the node's own stack).
+//! told of it), [`host_port`] (the way to the node's own stack), [`admin_server`] and [`http`]
+//! (the ways to ask), [`metrics`] (what is told).
 
+pub mod admin_server;
 pub mod forwarding_view;
 pub mod host_port;
+pub mod http;
+pub mod metrics;
 pub mod netlink;

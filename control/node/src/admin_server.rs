@@ -1,0 +1,331 @@
+//! The admin socket: accepts clients, bounds them, and passes their requests to the control loop.
+//!
+//! Only root reaches it: the directory is root's alone (0700), the socket 0600. Who asked what is
+//! logged by the peer's credentials (SO_PEERCRED). A client that sends too much, too slowly, or
+//! reads too slowly is cut off and counted; at most [`CLIENTS_MAX`] are served at once.
+
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use control::admin::{AdminError, REQUEST_BYTES_MAX, Reply, Request, decode_request};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// Clients served at once; more are told [`AdminError::Busy`].
+pub const CLIENTS_MAX: usize = 32;
+/// Requests under way to the control loop.
+pub const CALLS_MAX: usize = 64;
+/// Replies under way to one client; a stream that finds this full counts what it loses.
+pub const REPLIES_MAX: usize = 256;
+/// A client may take so long to send a whole request, and to take a reply.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The control loop may take so long for a request's first reply.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A request, and where to answer it.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked.
+    pub request: Request,
+    /// Takes one reply, or a stream's items and its end. Dropping it ends the conversation; it is
+    /// closed when the client hangs up.
+    pub reply: mpsc::Sender<Reply>,
+}
+
+/// What the server counts.
+#[derive(Debug, Default)]
+pub struct AdminCounts {
+    /// Clients served.
+    pub clients: AtomicU64,
+    /// Clients turned away or cut off.
+    pub refusals: AtomicU64,
+}
+
+/// The socket could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminSocketError {
+    /// The directory is not root's alone.
+    #[error("{path}: {detail}; make it root's alone: `chown root {path} && chmod 700 {path}`")]
+    Directory {
+        /// The directory.
+        path: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Another node process answers there.
+    #[error("{path}: another node process is running; stop it, or give this one another directory")]
+    InUse {
+        /// The lock or socket.
+        path: String,
+    },
+    /// The kernel refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> AdminSocketError + '_ {
+    move |source| AdminSocketError::Io { path: path.display().to_string(), source }
+}
+
+/// Proof that this is the only node process that uses the run directory. The lock dies with the
+/// process, however it ends.
+#[derive(Debug)]
+pub struct RunDirectory {
+    path: PathBuf,
+    _lock: std::fs::File,
+}
+
+impl RunDirectory {
+    /// Makes the directory, or checks that it is root's alone, and locks it.
+    ///
+    /// # Errors
+    /// [`AdminSocketError`], naming the path and the way out.
+    pub fn claim(path: &Path) -> Result<Self, AdminSocketError> {
+        let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        created.map_err(io_error(path))?;
+        let metadata = std::fs::symlink_metadata(path).map_err(io_error(path))?;
+        let refuse = |detail: String| {
+            Err(AdminSocketError::Directory { path: path.display().to_string(), detail })
+        };
+        if !metadata.is_dir() {
+            return refuse("not a directory".into());
+        }
+        let own = nix::unistd::geteuid().as_raw();
+        if metadata.uid() != own {
+            return refuse(format!("belongs to user {}", metadata.uid()));
+        }
+        if metadata.mode() & 0o077 != 0 {
+            return refuse(format!("mode {:o} lets others in", metadata.mode() & 0o777));
+        }
+        let lock_path = path.join("lock");
+        let lock = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(io_error(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                Err(AdminSocketError::InUse { path: lock_path.display().to_string() })
+            }
+            Err(std::fs::TryLockError::Error(source)) => Err(io_error(&lock_path)(source)),
+        }
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn socket_path(&self) -> PathBuf {
+        self.path.join("admin.sock")
+    }
+}
+
+/// The running server. The socket is removed when it is dropped.
+#[derive(Debug)]
+pub struct AdminServer {
+    socket: PathBuf,
+    task: JoinHandle<()>,
+    counts: Arc<AdminCounts>,
+}
+
+impl Drop for AdminServer {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+impl AdminServer {
+    /// Listens in `directory`; requests come out of the receiver, one [`Call`] each.
+    ///
+    /// # Errors
+    /// [`AdminSocketError::Io`].
+    pub fn start(
+        directory: &RunDirectory,
+    ) -> Result<(Self, mpsc::Receiver<Call>), AdminSocketError> {
+        let socket = directory.socket_path();
+        // The lock proves that nobody listens on what is left there.
+        match std::fs::remove_file(&socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io_error(&socket)(error));
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(&socket).map_err(io_error(&socket))?;
+        // Between the bind and this the directory's mode alone keeps others out.
+        let mode = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&socket, mode).map_err(io_error(&socket))?;
+        let (calls, receiver) = mpsc::channel(CALLS_MAX);
+        let counts = Arc::new(AdminCounts::default());
+        let task = tokio::spawn(accept(listener, calls, counts.clone()));
+        Ok((Self { socket, task, counts }, receiver))
+    }
+
+    /// The server's counters.
+    #[must_use]
+    pub fn counts(&self) -> &AdminCounts {
+        &self.counts
+    }
+}
+
+async fn accept(listener: UnixListener, calls: mpsc::Sender<Call>, counts: Arc<AdminCounts>) {
+    let places = Arc::new(Semaphore::new(CLIENTS_MAX));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "an admin client was not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let place = places.clone().try_acquire_owned();
+        let (calls, counts) = (calls.clone(), counts.clone());
+        tokio::spawn(async move {
+            let Ok(_place) = place else {
+                counts.refusals.fetch_add(1, Ordering::Relaxed);
+                let (_, mut writer) = stream.into_split();
+                let limit = CLIENTS_MAX as u64;
+                let busy = AdminError::Busy { what: "admin clients".into(), limit };
+                let _ = send(&mut writer, &Reply::Error(busy)).await;
+                return;
+            };
+            counts.clients.fetch_add(1, Ordering::Relaxed);
+            if let Err(reason) = converse(stream, &calls).await {
+                counts.refusals.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(reason, "an admin client was cut off");
+            }
+        });
+    }
+}
+
+/// Serves one client until it hangs up. The error is why it was cut off.
+async fn converse(stream: UnixStream, calls: &mpsc::Sender<Call>) -> Result<(), &'static str> {
+    let peer = stream.peer_cred().map_err(|_| "its credentials cannot be read")?;
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    loop {
+        let line = match timeout(CLIENT_TIMEOUT, read_line(&mut reader)).await {
+            Err(_) => return Err("it sent nothing for too long"),
+            Ok(Err(error)) => {
+                let _ = send(&mut writer, &Reply::Error(error)).await;
+                return Err("its request was too long, or the connection broke");
+            }
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Ok(Some(line))) => line,
+        };
+        let request = match decode_request(&line) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::info!(pid = peer.pid(), uid = peer.uid(), %error, "admin request refused");
+                send(&mut writer, &Reply::Error(error)).await?;
+                continue;
+            }
+        };
+        tracing::debug!(pid = peer.pid(), uid = peer.uid(), ?request, "admin request");
+        if changes_state(&request) {
+            tracing::info!(pid = peer.pid(), uid = peer.uid(), ?request, "admin request");
+        }
+        answer(request, calls, &mut reader, &mut writer).await?;
+    }
+}
+
+fn changes_state(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::EndpointAdd(_) | Request::EndpointRemove { .. } | Request::CtFlush { .. }
+    )
+}
+
+async fn answer(
+    request: Request,
+    calls: &mpsc::Sender<Call>,
+    reader: &mut BufReader<OwnedReadHalf>,
+    writer: &mut OwnedWriteHalf,
+) -> Result<(), &'static str> {
+    let (reply, mut replies) = mpsc::channel(REPLIES_MAX);
+    let late = || {
+        let detail = "the control thread does not answer; packets go on meanwhile".into();
+        Reply::Error(AdminError::Failed { detail })
+    };
+    if timeout(ANSWER_TIMEOUT, calls.send(Call { request, reply })).await.is_err() {
+        return send(writer, &late()).await;
+    }
+    match timeout(ANSWER_TIMEOUT, replies.recv()).await {
+        Ok(Some(first)) if !matches!(first, Reply::Item(_)) => return send(writer, &first).await,
+        Ok(Some(first)) => send(writer, &first).await?,
+        Ok(None) => return send(writer, &late()).await,
+        // A stream may be silent for long; anything else is overdue.
+        Err(_) => {}
+    }
+    loop {
+        tokio::select! {
+            reply = replies.recv() => match reply {
+                Some(reply) => {
+                    let ended = !matches!(reply, Reply::Item(_));
+                    send(writer, &reply).await?;
+                    if ended {
+                        return Ok(());
+                    }
+                }
+                None => return send(writer, &Reply::End { lost: 0 }).await,
+            },
+            // While a stream runs the client says nothing; end of file means that it left.
+            heard = reader.fill_buf() => match heard {
+                Ok(bytes) if !bytes.is_empty() => return Err("it spoke while a stream ran"),
+                _ => return Ok(()),
+            },
+        }
+    }
+}
+
+/// One line without its newline; `None` at the end of the stream.
+async fn read_line(
+    reader: &mut BufReader<OwnedReadHalf>,
+) -> Result<Option<Vec<u8>>, AdminError> {
+    let mut line = Vec::new();
+    let bound = REQUEST_BYTES_MAX as u64 + 1;
+    let read = reader.take(bound).read_until(b'\n', &mut line).await;
+    let read = read.map_err(|error| AdminError::Malformed { detail: error.to_string() })?;
+    if read == 0 {
+        return Ok(None);
+    }
+    if line.last() != Some(&b'\n') && line.len() as u64 == bound {
+        return Err(AdminError::TooLong { bytes: bound });
+    }
+    while line.last().is_some_and(u8::is_ascii_whitespace) {
+        line.pop();
+    }
+    Ok(Some(line))
+}
+
+async fn send(writer: &mut OwnedWriteHalf, reply: &Reply) -> Result<(), &'static str> {
+    let mut bytes = serde_json::to_vec(reply).map_err(|_| "a reply could not be encoded")?;
+    bytes.push(b'\n');
+    match timeout(CLIENT_TIMEOUT, writer.write_all(&bytes)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err("it hung up before its answer"),
+        Err(_) => Err("it does not read its answer"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

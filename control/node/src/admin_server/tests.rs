@@ -1,0 +1,175 @@
+use std::os::unix::fs::PermissionsExt;
+
+use control::admin::reply::{FlowRecord, StreamItem};
+use control::admin::{FlowFilter, encode_request};
+
+use super::*;
+
+struct World {
+    _directory: tempfile::TempDir,
+    run: RunDirectory,
+    server: AdminServer,
+}
+
+fn world() -> (World, mpsc::Receiver<Call>) {
+    let directory = tempfile::tempdir().unwrap();
+    let run = RunDirectory::claim(&directory.path().join("run")).unwrap();
+    let (server, calls) = AdminServer::start(&run).unwrap();
+    (World { _directory: directory, run, server }, calls)
+}
+
+/// Answers every count with 7, and every flow stream with two items.
+async fn control(mut calls: mpsc::Receiver<Call>) {
+    while let Some(call) = calls.recv().await {
+        match call.request {
+            Request::Flows { .. } => {
+                for _ in 0..2 {
+                    let record = FlowRecord {
+                        time_unix_ms: 1,
+                        verdict: "opened".into(),
+                        reason: None,
+                        interface: "veth0".into(),
+                        protocol: None,
+                        source: None,
+                        destination: None,
+                        backend: None,
+                        service: None,
+                        source_endpoint: None,
+                        destination_endpoint: None,
+                        rule: None,
+                    };
+                    let item = StreamItem::Flow(Box::new(record));
+                    call.reply.send(Reply::Item(item)).await.unwrap();
+                }
+                call.reply.send(Reply::End { lost: 3 }).await.unwrap();
+            }
+            _ => call.reply.send(Reply::Count(7)).await.unwrap(),
+        }
+    }
+}
+
+async fn ask(stream: &mut BufReader<UnixStream>, bytes: &[u8]) -> Reply {
+    stream.get_mut().write_all(bytes).await.unwrap();
+    next(stream).await
+}
+
+async fn next(stream: &mut BufReader<UnixStream>) -> Reply {
+    let mut line = String::new();
+    stream.read_line(&mut line).await.unwrap();
+    serde_json::from_str(&line).unwrap()
+}
+
+async fn client(world: &World) -> BufReader<UnixStream> {
+    BufReader::new(UnixStream::connect(world.run.socket_path()).await.unwrap())
+}
+
+fn count_request() -> Vec<u8> {
+    encode_request(Request::CtCount { filter: FlowFilter::default() }).unwrap()
+}
+
+#[tokio::test]
+async fn the_socket_is_roots_alone_and_gone_with_the_server() {
+    let (world, _calls) = world();
+    let path = world.run.socket_path();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(world.run.path()), mode(&path)), (0o700, 0o600));
+    drop(world.server);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_second_process_on_the_same_directory_is_refused_and_a_killed_one_is_not_in_the_way() {
+    let (world, _calls) = world();
+    let second = RunDirectory::claim(world.run.path());
+    assert!(matches!(second, Err(AdminSocketError::InUse { .. })), "{second:?}");
+    let path = world.run.path().to_owned();
+    let World { _directory, run, server } = world;
+    // The socket file stays, as after SIGKILL; the lock does not.
+    let left = run.socket_path();
+    drop((run, server));
+    drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
+    let run = RunDirectory::claim(&path).unwrap();
+    assert!(AdminServer::start(&run).is_ok());
+}
+
+#[tokio::test]
+async fn a_directory_that_lets_others_in_is_refused_with_the_way_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), open).unwrap();
+    let error = RunDirectory::claim(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("chmod 700"), "{error}");
+}
+
+#[tokio::test]
+async fn requests_are_answered_one_after_another_and_refusals_do_not_end_the_conversation() {
+    let (world, calls) = world();
+    tokio::spawn(control(calls));
+    let mut client = client(&world).await;
+    assert_eq!(ask(&mut client, &count_request()).await, Reply::Count(7));
+    let refused = ask(&mut client, b"{\"version\":1,\"request\":\"nonsense\"}\n").await;
+    assert!(matches!(refused, Reply::Error(AdminError::Malformed { .. })), "{refused:?}");
+    assert_eq!(ask(&mut client, &count_request()).await, Reply::Count(7));
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_what_was_lost_and_the_client_may_ask_again() {
+    let (world, calls) = world();
+    tokio::spawn(control(calls));
+    let mut client = client(&world).await;
+    let filter = FlowFilter::default();
+    let request = encode_request(Request::Flows { filter, follow: true }).unwrap();
+    assert!(matches!(ask(&mut client, &request).await, Reply::Item(_)));
+    assert!(matches!(next(&mut client).await, Reply::Item(_)));
+    assert_eq!(next(&mut client).await, Reply::End { lost: 3 });
+    assert_eq!(ask(&mut client, &count_request()).await, Reply::Count(7));
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_ends_its_stream_at_the_control_loop() {
+    let (world, mut calls) = world();
+    let mut client = client(&world).await;
+    let filter = FlowFilter::default();
+    let request = encode_request(Request::Flows { filter, follow: true }).unwrap();
+    client.get_mut().write_all(&request).await.unwrap();
+    let call = calls.recv().await.unwrap();
+    let item = StreamItem::Packet(control::admin::CaptureRecord {
+        time_unix_ns: 0,
+        interface: "veth0".into(),
+        direction: control::admin::CaptureDirection::Received,
+        reason: None,
+        length_bytes: 0,
+        frame: String::new(),
+    });
+    call.reply.send(Reply::Item(item)).await.unwrap();
+    assert!(matches!(next(&mut client).await, Reply::Item(_)));
+    drop(client);
+    call.reply.closed().await;
+}
+
+#[tokio::test]
+async fn an_endless_request_is_cut_off_at_the_bound_and_counted() {
+    let (world, calls) = world();
+    tokio::spawn(control(calls));
+    let mut client = client(&world).await;
+    let endless = vec![b'x'; REQUEST_BYTES_MAX + 1];
+    let refused = ask(&mut client, &endless).await;
+    assert!(matches!(refused, Reply::Error(AdminError::TooLong { .. })), "{refused:?}");
+    let mut rest = Vec::new();
+    assert_eq!(client.read_to_end(&mut rest).await.unwrap_or(0), 0);
+    assert_eq!(world.server.counts().refusals.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn one_client_too_many_is_told_so() {
+    let (world, calls) = world();
+    tokio::spawn(control(calls));
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS_MAX {
+        let mut client = client(&world).await;
+        assert_eq!(ask(&mut client, &count_request()).await, Reply::Count(7));
+        clients.push(client);
+    }
+    let mut late = client(&world).await;
+    assert!(matches!(next(&mut late).await, Reply::Error(AdminError::Busy { .. })));
+}

@@ -1,0 +1,271 @@
+//! `/metrics`, `/livez` and `/readyz`, on a thread of their own.
+//!
+//! Liveness is the workers' heartbeat alone: it is read here, without the control thread, so that
+//! a control thread that hangs, or an API server that is away, never gets a node killed whose
+//! packets flow. Readiness is what the control thread last said. Metrics are asked of the control
+//! thread, and refused after [`ANSWER_TIMEOUT`] when it does not answer.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use control::admin::Status;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::metrics;
+
+/// Connections served at once; more wait in the listen queue.
+const CONNECTIONS_MAX: usize = 64;
+/// A connection may take so long to send its request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection lives no longer than this: scrapers reconnect.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+/// The control thread may take so long to answer.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A request for the node's status.
+pub type StatusRequest = oneshot::Sender<Box<Status>>;
+
+/// Whether the node is ready, and if not, why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// Tables are in force and every port has its sockets.
+    Ready,
+    /// What is missing.
+    NotReady(String),
+}
+
+/// Asks the workers themselves: the numbers of those that have stalled.
+pub type StalledWorkers = Arc<dyn Fn() -> Vec<u16> + Send + Sync>;
+
+/// What the server answers from.
+#[derive(Clone)]
+pub struct Sources {
+    /// Workers that stalled; empty when all live.
+    pub stalled_workers: StalledWorkers,
+    /// What the control thread last said.
+    pub readiness: watch::Receiver<Readiness>,
+    /// Where to ask for the status.
+    pub status: mpsc::Sender<StatusRequest>,
+}
+
+/// The server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address} for metrics and probes: {source}")]
+    Listen {
+        /// The configured address.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// No thread or runtime.
+    #[error("cannot start the metrics thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// The running server; ends when dropped.
+#[derive(Debug)]
+pub struct HttpServer {
+    /// Where it listens (the port is chosen by the kernel when 0 was configured).
+    pub address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Listens on `address` and answers from `sources`.
+///
+/// # Errors
+/// [`HttpError`], before anything is served.
+pub fn start(address: SocketAddr, sources: Sources) -> Result<HttpServer, HttpError> {
+    let failed = |source| HttpError::Listen { address, source };
+    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(HttpError::Thread)?;
+    let (stop, stopped) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("xskiff-http".into()).spawn(move || {
+        runtime.block_on(async move {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => tokio::select! {
+                    () = serve(listener, sources) => {}
+                    _ = stopped => {}
+                },
+                Err(error) => tracing::error!(%error, "metrics and probes are not served"),
+            }
+        });
+    });
+    let thread = thread.map_err(HttpError::Thread)?;
+    Ok(HttpServer { address: bound, stop: Some(stop), thread: Some(thread) })
+}
+
+async fn serve(listener: TcpListener, sources: Sources) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let failures = AtomicU64::new(0);
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, most likely: wait instead of spinning.
+                let failures = failures.fetch_add(1, Ordering::Relaxed) + 1;
+                tracing::warn!(%error, failures, "a metrics connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let sources = sources.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| answer(request, sources.clone()));
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            // A client that hangs up early or talks nonsense is its own matter.
+            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+            drop(place);
+        });
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    sources: Sources,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served\n".into()));
+    }
+    Ok(match request.uri().path() {
+        "/livez" => livez(&(sources.stalled_workers)()),
+        "/readyz" => readyz(&sources.readiness.borrow()),
+        "/metrics" => metrics_page(&sources.status).await,
+        _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /livez and /readyz\n".into()),
+    })
+}
+
+fn livez(stalled: &[u16]) -> Response<Full<Bytes>> {
+    if stalled.is_empty() {
+        return plain(StatusCode::OK, "ok\n".into());
+    }
+    let text = format!("workers without a heartbeat: {stalled:?}\n");
+    plain(StatusCode::SERVICE_UNAVAILABLE, text)
+}
+
+fn readyz(readiness: &Readiness) -> Response<Full<Bytes>> {
+    match readiness {
+        Readiness::Ready => plain(StatusCode::OK, "ok\n".into()),
+        Readiness::NotReady(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+async fn metrics_page(status: &mpsc::Sender<StatusRequest>) -> Response<Full<Bytes>> {
+    let (reply, answer) = oneshot::channel();
+    let unavailable = |why: &str| plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
+    if status.try_send(reply).is_err() {
+        return unavailable("the control thread is busy or gone");
+    }
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(Ok(status)) => match metrics::encode(&status) {
+            Ok(text) => respond(StatusCode::OK, metrics::CONTENT_TYPE, text),
+            Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "cannot encode\n".into()),
+        },
+        _ => unavailable("the control thread does not answer"),
+    }
+}
+
+fn plain(code: StatusCode, text: String) -> Response<Full<Bytes>> {
+    respond(code, "text/plain; charset=utf-8", text)
+}
+
+fn respond(code: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = code;
+    let kind = header::HeaderValue::from_static(kind);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::sync::Mutex;
+
+    use super::*;
+
+    fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn liveness_is_the_workers_alone_and_metrics_time_out_when_control_hangs() {
+        let stalled = Arc::new(Mutex::new(vec![]));
+        let shared = stalled.clone();
+        let (ready, readiness) = watch::channel(Readiness::NotReady("no tables yet".into()));
+        // Nobody ever answers a status request: the control thread hangs.
+        let (status, requests) = mpsc::channel(4);
+        let server = start(
+            "127.0.0.1:0".parse().unwrap(),
+            Sources {
+                stalled_workers: Arc::new(move || shared.lock().unwrap().clone()),
+                readiness,
+                status,
+            },
+        )
+        .unwrap();
+        assert!(get(server.address, "/livez").starts_with("HTTP/1.1 200"));
+        assert!(get(server.address, "/readyz").contains("no tables yet"));
+        assert!(get(server.address, "/metrics").starts_with("HTTP/1.1 503"));
+        ready.send(Readiness::Ready).unwrap();
+        assert!(get(server.address, "/readyz").starts_with("HTTP/1.1 200"));
+        stalled.lock().unwrap().push(1);
+        let livez = get(server.address, "/livez");
+        assert!(livez.starts_with("HTTP/1.1 503") && livez.contains("[1]"), "{livez}");
+        drop(requests);
+    }
+
+    #[test]
+    fn an_address_in_use_is_named() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let (_keep, readiness) = watch::channel(Readiness::Ready);
+        let (status, _requests) = mpsc::channel(1);
+        let sources = Sources { stalled_workers: Arc::new(Vec::new), readiness, status };
+        let error = start(address, sources).unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_status_becomes_metrics() {
+        let (status, mut requests) = mpsc::channel::<StatusRequest>(1);
+        tokio::spawn(async move {
+            let request = requests.recv().await.unwrap();
+            request.send(Box::default()).unwrap();
+        });
+        assert_eq!(metrics_page(&status).await.status(), StatusCode::OK);
+    }
+}

@@ -1,0 +1,307 @@
+//! Every metric: its name, what it says, and where its value is.
+
+use control::admin::Status;
+use control::admin::status::{PortStatus, WorkerStatus};
+use dataplane::DropReason;
+
+use super::{Family, Labels, Sample};
+
+pub(super) fn families(status: &Status) -> Vec<Family> {
+    let mut families = node(status);
+    families.extend(tables(status));
+    families.extend(workers(status));
+    families.push(drops(status));
+    families.extend(ports(status));
+    families.extend(control(status));
+    families.extend(manifests(status));
+    families
+}
+
+fn gauge(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Family {
+    Family { name, help, counter: false, samples }
+}
+
+fn counter(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Family {
+    Family { name, help, counter: true, samples }
+}
+
+fn one(value: u64) -> Vec<Sample> {
+    vec![Sample { labels: Vec::new(), value }]
+}
+
+fn node(status: &Status) -> Vec<Family> {
+    let build = vec![("version", status.version.clone()), ("node", status.node.clone())];
+    vec![
+        gauge(
+            "xskiff_build_info",
+            "Version and node name; always 1",
+            vec![Sample { labels: build, value: 1 }],
+        ),
+        gauge("xskiff_uptime_seconds", "Seconds since start", one(status.uptime_seconds)),
+        gauge(
+            "xskiff_tables_generation",
+            "Generation of the tables in force",
+            one(u64::from(status.generation)),
+        ),
+        gauge(
+            "xskiff_verdict",
+            "How the node stands: 0 ok, 1 degraded, 2 failing",
+            one(status.verdict.level as u64),
+        ),
+    ]
+}
+
+fn tables(status: &Status) -> Vec<Family> {
+    let of = |value: fn(&control::admin::status::TableUsage) -> u64| {
+        let sample = |table: &control::admin::status::TableUsage| Sample {
+            labels: vec![("table", table.name.clone())],
+            value: value(table),
+        };
+        status.tables.iter().map(sample).collect::<Vec<_>>()
+    };
+    vec![
+        gauge("xskiff_table_used_entries", "Entries in a bounded table", of(|table| table.used)),
+        gauge(
+            "xskiff_table_capacity_entries",
+            "Entries a bounded table takes at most",
+            of(|table| table.capacity),
+        ),
+        gauge(
+            "xskiff_table_high_water_entries",
+            "Most entries a bounded table has held since start",
+            of(|table| table.high_water),
+        ),
+    ]
+}
+
+type Column<T> = (&'static str, &'static str, bool, fn(&T) -> u64);
+
+fn columns<T>(rows: &[T], labels: fn(&T) -> Labels, columns: &[Column<T>]) -> Vec<Family> {
+    let family = |(name, help, counter, value): &Column<T>| Family {
+        name,
+        help,
+        counter: *counter,
+        samples: rows.iter().map(|row| Sample { labels: labels(row), value: value(row) }).collect(),
+    };
+    columns.iter().map(family).collect()
+}
+
+fn worker_labels(worker: &WorkerStatus) -> Labels {
+    vec![("worker", worker.worker.to_string())]
+}
+
+const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
+    ("xskiff_worker_alive", "1 while the worker ticks or announced its sleep", false, |w| {
+        u64::from(w.alive)
+    }),
+    (
+        "xskiff_worker_tables_generation",
+        "Generation of the tables the worker has adopted",
+        false,
+        |w| u64::from(w.generation),
+    ),
+    ("xskiff_worker_bursts", "Bursts handled, also empty ones", true, |w| w.ticks),
+    ("xskiff_worker_received_packets", "Packets taken from receive rings", true, |w| w.received),
+    ("xskiff_worker_handed_in_packets", "Packets taken from other workers", true, |w| w.handed_in),
+    ("xskiff_worker_handed_out_packets", "Packets given to their owners", true, |w| w.handed_out),
+    (
+        "xskiff_worker_originated_packets",
+        "Packets the worker made itself (ICMP errors, resets)",
+        true,
+        |w| w.originated,
+    ),
+    ("xskiff_worker_transmitted_packets", "Packets queued on a transmit path", true, |w| {
+        w.transmitted
+    }),
+    ("xskiff_worker_held_packets", "Packets that wait for a neighbour now", false, |w| w.held),
+    ("xskiff_flows_created", "Flows inserted", true, |w| w.flows_created),
+    ("xskiff_flows_expired", "Flows ended by their time-out", true, |w| w.flows_expired),
+    ("xskiff_flows_deleted", "Flows ended by request", true, |w| w.flows_deleted),
+    ("xskiff_flows_evicted", "Flows evicted to make room", true, |w| w.flows_evicted),
+    ("xskiff_flows_rejudged", "Flows judged again because tables changed", true, |w| {
+        w.flows_rejudged
+    }),
+    ("xskiff_flow_events_lost", "Flow events lost to a full ring or a spent budget", true, |w| {
+        w.events_lost
+    }),
+    ("xskiff_captured_packets_lost", "Captured packets lost to a full ring", true, |w| {
+        w.captures_lost
+    }),
+    (
+        "xskiff_replies_suppressed",
+        "ICMP errors and resets not sent: rate limit, or no address known",
+        true,
+        |w| w.replies_suppressed,
+    ),
+];
+
+fn workers(status: &Status) -> Vec<Family> {
+    columns(&status.workers, worker_labels, WORKER_COLUMNS)
+}
+
+/// Every reason for every worker, so that a rate is there before the first drop.
+fn drops(status: &Status) -> Family {
+    let sample = |worker: &WorkerStatus, reason: DropReason| {
+        let counted = worker.dropped.iter().find(|(label, _)| label == reason.label());
+        let mut labels = worker_labels(worker);
+        labels.push(("reason", reason.label().to_owned()));
+        Sample { labels, value: counted.map_or(0, |(_, packets)| *packets) }
+    };
+    let samples = status
+        .workers
+        .iter()
+        .flat_map(|worker| DropReason::ALL.iter().map(move |reason| sample(worker, *reason)))
+        .collect();
+    counter("xskiff_dropped_packets", "Packets dropped, by reason", samples)
+}
+
+fn port_labels(port: &PortStatus) -> Labels {
+    vec![
+        ("interface", port.interface.clone()),
+        ("kind", port.kind.clone()),
+        ("endpoint", port.endpoint.clone().unwrap_or_default()),
+    ]
+}
+
+const PORT_COLUMNS: &[Column<PortStatus>] = &[
+    ("xskiff_port_up", "1 while the link is up with a carrier", false, |p| u64::from(p.up)),
+    ("xskiff_port_mtu_bytes", "Largest IP packet on the link", false, |p| u64::from(p.mtu)),
+    ("xskiff_port_queues", "Queues with a socket", false, |p| u64::from(p.queues)),
+    ("xskiff_port_received_packets", "Packets received from the port", true, |p| {
+        p.received_packets
+    }),
+    ("xskiff_port_received_bytes", "Bytes received from the port", true, |p| p.received_bytes),
+    ("xskiff_port_transmitted_packets", "Packets queued for transmission", true, |p| {
+        p.transmitted_packets
+    }),
+    ("xskiff_port_transmitted_bytes", "Bytes queued for transmission", true, |p| {
+        p.transmitted_bytes
+    }),
+    ("xskiff_xdp_redirected_packets", "Frames of ours, redirected to a socket", true, |p| {
+        p.xdp.redirected
+    }),
+    ("xskiff_xdp_passed_packets", "Frames not ours, passed to the node's own stack", true, |p| {
+        p.xdp.passed
+    }),
+    (
+        "xskiff_xdp_no_socket_packets",
+        "Frames of ours dropped because no socket or no live worker serves them",
+        true,
+        |p| p.xdp.no_socket,
+    ),
+    ("xskiff_xdp_refused_packets", "Frames the XDP program itself refuses", true, |p| {
+        p.xdp.refused
+    }),
+    (
+        "xskiff_xsk_rx_dropped_packets",
+        "XDP_STATISTICS rx_dropped: frames that do not fit their buffer, among others",
+        true,
+        |p| p.sockets.rx_dropped,
+    ),
+    (
+        "xskiff_xsk_rx_invalid_descriptors",
+        "XDP_STATISTICS rx_invalid_descs: invalid fill ring descriptors",
+        true,
+        |p| p.sockets.rx_invalid_descriptors,
+    ),
+    (
+        "xskiff_xsk_tx_invalid_descriptors",
+        "XDP_STATISTICS tx_invalid_descs: invalid transmit descriptors",
+        true,
+        |p| p.sockets.tx_invalid_descriptors,
+    ),
+    (
+        "xskiff_xsk_rx_ring_full_packets",
+        "XDP_STATISTICS rx_ring_full: frames dropped because the worker reads too slowly",
+        true,
+        |p| p.sockets.rx_ring_full,
+    ),
+    (
+        "xskiff_xsk_rx_fill_ring_empty",
+        "XDP_STATISTICS rx_fill_ring_empty_descs: times no buffer was there to receive into",
+        true,
+        |p| p.sockets.rx_fill_ring_empty,
+    ),
+    (
+        "xskiff_xsk_tx_ring_empty",
+        "XDP_STATISTICS tx_ring_empty_descs: times the kernel found nothing to send",
+        true,
+        |p| p.sockets.tx_ring_empty,
+    ),
+];
+
+fn ports(status: &Status) -> Vec<Family> {
+    columns(&status.ports, port_labels, PORT_COLUMNS)
+}
+
+fn control(status: &Status) -> Vec<Family> {
+    let counts = &status.control;
+    [
+        ("xskiff_publishes", "Tables published to the workers", counts.publishes),
+        (
+            "xskiff_compile_failures",
+            "Compilations that failed and left the last good tables in force",
+            counts.compile_failures,
+        ),
+        (
+            "xskiff_netlink_resyncs",
+            "Full readings of the kernel's links, addresses, routes and neighbours",
+            counts.netlink_resyncs,
+        ),
+        (
+            "xskiff_netlink_overruns",
+            "Times the kernel dropped notifications because they were read too slowly",
+            counts.netlink_overruns,
+        ),
+        ("xskiff_neighbour_requests", "Neighbours asked for", counts.neighbour_requests),
+        (
+            "xskiff_neighbour_requests_refused",
+            "Neighbour requests refused because too many are tracked",
+            counts.neighbour_requests_refused,
+        ),
+        ("xskiff_admin_clients", "Admin clients served", counts.admin_clients),
+        (
+            "xskiff_admin_refusals",
+            "Admin clients turned away or cut off (bound, time-out, oversize)",
+            counts.admin_refusals,
+        ),
+        (
+            "xskiff_reconcile_failures",
+            "Failed reconciles; each is in the log with its object",
+            counts.reconcile_failures,
+        ),
+    ]
+    .map(|(name, help, value)| counter(name, help, one(value)))
+    .into()
+}
+
+fn manifests(status: &Status) -> Vec<Family> {
+    let manifests = &status.manifests;
+    let objects = manifests
+        .objects
+        .iter()
+        .map(|(kind, value)| Sample { labels: vec![("kind", kind.clone())], value: *value })
+        .collect();
+    let mut families = vec![
+        gauge("xskiff_manifests_objects", "Objects in force, by kind", objects),
+        counter("xskiff_manifests_reads", "Readings of the manifests", one(manifests.reads)),
+        counter(
+            "xskiff_manifests_failures",
+            "Readings refused whole or in part; the last good state stayed in force",
+            one(manifests.failures),
+        ),
+        gauge(
+            "xskiff_manifests_refused_objects",
+            "Objects or files refused now",
+            one(manifests.errors.len() as u64),
+        ),
+    ];
+    if let Some(seconds) = manifests.seconds_since_success {
+        families.push(gauge(
+            "xskiff_manifests_last_success_age_seconds",
+            "Seconds since the last reading that succeeded",
+            one(seconds),
+        ));
+    }
+    families
+}

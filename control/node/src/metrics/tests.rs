@@ -1,0 +1,86 @@
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use control::admin::reply::ManifestsStatus;
+use control::admin::status::{PortStatus, TableUsage, WorkerStatus};
+use dataplane::DropReason;
+
+use super::*;
+
+fn status() -> Status {
+    Status {
+        version: "0.1.0".into(),
+        node: "node-\"a\"\\\n".into(),
+        workers: vec![
+            WorkerStatus {
+                dropped: vec![("spoofed".into(), 7)],
+                received: 12,
+                ..WorkerStatus::default()
+            },
+            WorkerStatus { worker: 1, ..WorkerStatus::default() },
+        ],
+        ports: vec![PortStatus {
+            interface: "veth1".into(),
+            kind: "pod".into(),
+            endpoint: Some("shop/cart-0".into()),
+            ..PortStatus::default()
+        }],
+        tables: vec![TableUsage { name: "flows_ipv4".into(), used: 1, capacity: 2, high_water: 2 }],
+        manifests: ManifestsStatus {
+            objects: vec![("Pod".into(), 3)],
+            seconds_since_success: Some(1),
+            ..ManifestsStatus::default()
+        },
+        ..Status::default()
+    }
+}
+
+#[test]
+fn promtool_finds_nothing_to_say() {
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool, of Debian's package `prometheus`, is needed");
+    let text = encode(&status()).unwrap();
+    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
+}
+
+#[test]
+fn every_drop_reason_of_every_worker_is_there_also_those_that_never_happened() {
+    let text = encode(&status()).unwrap();
+    for reason in DropReason::ALL {
+        for worker in 0..2 {
+            let value = if (*reason, worker) == (DropReason::Spoofed, 0) { 7 } else { 0 };
+            let line = format!(
+                "xskiff_dropped_packets_total{{worker=\"{worker}\",reason=\"{}\"}} {value}\n",
+                reason.label()
+            );
+            assert!(text.contains(&line), "{line} is missing in\n{text}");
+        }
+    }
+}
+
+#[test]
+fn every_table_says_how_full_it_is() {
+    let text = encode(&status()).unwrap();
+    for (metric, value) in [("used", 1), ("capacity", 2), ("high_water", 2)] {
+        let line = format!("xskiff_table_{metric}_entries{{table=\"flows_ipv4\"}} {value}\n");
+        assert!(text.contains(&line), "{text}");
+    }
+}
+
+#[test]
+fn a_name_is_used_once_and_every_metric_has_help() {
+    let families = families::families(&status());
+    for family in &families {
+        let twins = families.iter().filter(|other| other.name == family.name).count();
+        assert_eq!(twins, 1, "{} is used twice", family.name);
+        assert!(!family.help.is_empty() && !family.name.ends_with("_total"));
+    }
+}
