@@ -1,1 +1,7 @@
-//! (being written)
+//! What the tests stand on: frames, a small cluster as tables, and a whole node in memory.
+#![forbid(unsafe_code)]
+
+pub mod memory_ports;
+pub mod packet_builder;
+pub mod simulation;
+pub mod world;

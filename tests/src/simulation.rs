@@ -1,0 +1,244 @@
+//! A whole node in memory: several workers, their hand-offs, a wire, and the conservation law
+//! checked after every tick.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dataplane::DropReason;
+use dataplane::counters::WorkerCounters;
+use dataplane::event::{FlowEvent, NeighbourRequest, Reports};
+use dataplane::flows::{Capacities, FlowRecord, FlowTables};
+use dataplane::handoff::{Handoff, Inboxes};
+use dataplane::mailbox::{Command, Mailbox};
+use dataplane::memory::HeapBuffer;
+use dataplane::pipeline::Pipeline;
+use dataplane::port::PortId;
+use dataplane::tables::Tables;
+use dataplane::time::Nanos;
+use dataplane::worker::Worker;
+use flow_table::Memory;
+
+use crate::memory_ports::{MemoryPorts, Wire};
+
+struct SimulatedWorker {
+    worker: Worker<MemoryPorts>,
+    counters: Arc<WorkerCounters>,
+    mailbox: Arc<Mailbox>,
+    reports: Arc<Reports>,
+}
+
+/// The node.
+pub struct Simulation {
+    workers: Vec<SimulatedWorker>,
+    inboxes: Arc<Inboxes<HeapBuffer>>,
+    flows: FlowTables,
+    wire: Rc<RefCell<Wire>>,
+    /// The node's time; tests move it.
+    pub now: Nanos,
+}
+
+impl Simulation {
+    /// A node of `workers` workers with room for `capacity` flows of each family.
+    #[must_use]
+    pub fn new(workers: usize, capacity: usize, tables: &Arc<Tables>) -> Self {
+        let capacities = Capacities { v4: capacity, v6: capacity };
+        let memory = (Memory::Heap, Memory::Heap);
+        let (flows, holds) = FlowTables::new(capacities, memory, workers, [0x5eed, 0xca5e])
+            .unwrap_or_else(|error| panic!("flow tables: {error}"));
+        let inboxes = Inboxes::new(workers);
+        let wire = Rc::new(RefCell::new(Wire::default()));
+        let workers = holds
+            .into_iter()
+            .enumerate()
+            .map(|(index, hold)| {
+                let counters = Arc::new(WorkerCounters::default());
+                let mailbox = Arc::new(Mailbox::default());
+                let reports = Arc::new(Reports::default());
+                let pipeline = Pipeline::new(
+                    index,
+                    workers,
+                    Arc::clone(tables),
+                    hold,
+                    Arc::clone(&counters),
+                    Arc::clone(&reports),
+                );
+                let ports = MemoryPorts::new(index, Rc::clone(&wire));
+                let handoff = Handoff::new(Arc::clone(&inboxes), index);
+                let worker = Worker::new(ports, pipeline, Arc::clone(&mailbox), handoff);
+                SimulatedWorker { worker, counters, mailbox, reports }
+            })
+            .collect();
+        Self { workers, inboxes, flows, wire, now: Nanos(1_000_000_000) }
+    }
+
+    /// A node of one worker with room for plenty.
+    #[must_use]
+    pub fn single(tables: &Arc<Tables>) -> Self {
+        Self::new(1, 10_000, tables)
+    }
+
+    /// Puts a frame into a worker's receive ring.
+    pub fn deliver(&mut self, worker: usize, port: PortId, frame: &[u8]) {
+        self.wire.borrow_mut().deliver(worker, port, frame);
+    }
+
+    /// One tick of every worker, in order; checks the law after each.
+    pub fn tick(&mut self) {
+        for index in 0..self.workers.len() {
+            self.workers[index].worker.tick(self.now);
+            self.check_conservation();
+        }
+    }
+
+    /// Ticks until nothing is under way, at most a thousand times.
+    pub fn settle(&mut self) {
+        for _ in 0..1000 {
+            self.tick();
+            let inboxes = (0..self.workers.len()).map(|worker| self.inboxes.waiting(worker));
+            if self.wire.borrow().waiting() + inboxes.sum::<usize>() == 0 {
+                return;
+            }
+        }
+        panic!("the node does not come to rest:\n{}", self.moved_counters());
+    }
+
+    /// Delivers a frame to worker 0, settles, and returns what left.
+    pub fn pass(&mut self, port: PortId, frame: &[u8]) -> Vec<(PortId, Vec<u8>)> {
+        self.pass_to(0, port, frame)
+    }
+
+    /// The same by any worker.
+    pub fn pass_to(&mut self, worker: usize, port: PortId, frame: &[u8]) -> Vec<(PortId, Vec<u8>)> {
+        self.deliver(worker, port, frame);
+        self.settle();
+        self.take_outgoing()
+    }
+
+    /// Delivers a frame that must leave as exactly one.
+    ///
+    /// # Panics
+    /// With every counter that moved, when none or several leave.
+    pub fn forward(&mut self, port: PortId, frame: &[u8]) -> (PortId, Vec<u8>) {
+        let mut out = self.pass(port, frame);
+        assert_eq!(out.len(), 1, "one frame in, {} out:\n{}", out.len(), self.moved_counters());
+        out.remove(0)
+    }
+
+    /// Delivers a frame that must end here for `reason`, with no answer.
+    ///
+    /// # Panics
+    /// With every counter that moved, when it does not.
+    pub fn expect_drop(&mut self, port: PortId, frame: &[u8], reason: DropReason) {
+        let before = self.dropped(reason);
+        let out = self.pass(port, frame);
+        assert_eq!(
+            (self.dropped(reason) - before, out.len()),
+            (1, 0),
+            "expected a drop for {reason}:\n{}",
+            self.moved_counters()
+        );
+    }
+
+    /// Frames that left since the last call.
+    pub fn take_outgoing(&mut self) -> Vec<(PortId, Vec<u8>)> {
+        self.wire.borrow_mut().take_outgoing()
+    }
+
+    /// The wire, for faults.
+    #[must_use]
+    pub fn wire(&self) -> &Rc<RefCell<Wire>> {
+        &self.wire
+    }
+
+    /// Publishes tables to every worker.
+    pub fn publish(&mut self, tables: &Arc<Tables>) {
+        self.send(|| Command::Publish(Arc::clone(tables)));
+    }
+
+    /// Sends a command to every worker.
+    pub fn send(&mut self, command: impl Fn() -> Command) {
+        for worker in &self.workers {
+            assert!(worker.mailbox.send(command()).is_ok(), "mailbox full");
+        }
+        self.tick();
+        self.workers.iter().for_each(|worker| worker.mailbox.free_retired());
+    }
+
+    /// Moves time on, ticking, in steps of a second.
+    pub fn wait(&mut self, time: Duration) {
+        for _ in 0..time.as_secs() {
+            self.now = self.now.after(Duration::from_secs(1));
+            self.tick();
+        }
+    }
+
+    /// Packets dropped for `reason` by all workers.
+    #[must_use]
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.workers.iter().map(|worker| worker.counters.dropped(reason)).sum()
+    }
+
+    /// One counter of all workers.
+    #[must_use]
+    pub fn sum(&self, counter: impl Fn(&WorkerCounters) -> u64) -> u64 {
+        self.workers.iter().map(|worker| counter(&worker.counters)).sum()
+    }
+
+    /// Live flows.
+    #[must_use]
+    pub fn flows(&self) -> Vec<FlowRecord> {
+        let mut records = Vec::new();
+        self.flows.for_each(self.now, |record| records.push(record));
+        records
+    }
+
+    /// Events of all workers since the last call.
+    pub fn take_events(&mut self) -> Vec<FlowEvent> {
+        let rings = self.workers.iter().map(|worker| &worker.reports.events);
+        rings.flat_map(|ring| std::iter::from_fn(|| ring.pop())).collect()
+    }
+
+    /// Neighbours asked for since the last call.
+    pub fn take_neighbour_requests(&mut self) -> Vec<NeighbourRequest> {
+        let rings = self.workers.iter().map(|worker| &worker.reports.neighbours);
+        rings.flat_map(|ring| std::iter::from_fn(|| ring.pop())).collect()
+    }
+
+    /// Every packet is somewhere, on every worker and between them.
+    fn check_conservation(&self) {
+        for (index, worker) in self.workers.iter().enumerate() {
+            let (came, went) = worker.counters.balance();
+            assert_eq!(came, went, "worker {index} lost a packet:\n{}", self.moved_counters());
+        }
+    }
+
+    /// Every counter that is not zero, for failing tests.
+    #[must_use]
+    pub fn moved_counters(&self) -> String {
+        let mut lines = Vec::new();
+        for (index, worker) in self.workers.iter().enumerate() {
+            let counters = &worker.counters;
+            let plain = [
+                ("received", counters.received.get()),
+                ("handed-in", counters.handed_in.get()),
+                ("originated", counters.originated.get()),
+                ("transmitted", counters.transmitted.get()),
+                ("handed-out", counters.handed_out.get()),
+                ("held", counters.held.get()),
+                ("flows-created", counters.flows_created.get()),
+                ("flows-expired", counters.flows_expired.get()),
+                ("flows-deleted", counters.flows_deleted.get()),
+                ("flows-rejudged", counters.flows_rejudged.get()),
+                ("replies-suppressed", counters.replies_suppressed.get()),
+            ];
+            let drops =
+                DropReason::ALL.iter().map(|reason| (reason.label(), counters.dropped(*reason)));
+            for (name, value) in plain.into_iter().chain(drops).filter(|(_, value)| *value > 0) {
+                lines.push(format!("  worker {index}: {name} = {value}"));
+            }
+        }
+        lines.join("\n")
+    }
+}

@@ -1,0 +1,291 @@
+//! A small cluster as tables, by hand: the compiler has no part in the tests of the pipeline.
+//!
+//! | port | kind | addresses |
+//! |---|---|---|
+//! | 0 | host | 10.0.0.1, fd00::1 (the node) |
+//! | 1 | uplink | neighbours 10.0.0.2 (gateway), fd00::2 |
+//! | 2.. | pods | 10.1.0.N, fd01::N for pod N |
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use dataplane::address::{MacAddr, Protocol};
+use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
+use dataplane::identity::{Identity, IdentityTable};
+use dataplane::lb::{
+    Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable, TrafficPolicy,
+};
+use dataplane::lpm::{Prefix, PrefixTable};
+use dataplane::nat::SourceNat;
+use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
+use dataplane::port::{Checksums, Port, PortId, PortKind};
+use dataplane::tables::Tables;
+
+/// The port of the node's own stack.
+pub const HOST: PortId = PortId(0);
+/// The way outside.
+pub const UPLINK: PortId = PortId(1);
+
+/// The port of pod `n`, counted from 1.
+#[must_use]
+pub fn pod_port(n: u8) -> PortId {
+    PortId(1 + u16::from(n))
+}
+
+/// Pod `n`'s IPv4 address.
+#[must_use]
+pub fn pod4(n: u8) -> IpAddr {
+    Ipv4Addr::new(10, 1, 0, n).into()
+}
+
+/// Pod `n`'s IPv6 address.
+#[must_use]
+pub fn pod6(n: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, n.into()).into()
+}
+
+/// Pod `n`'s identity.
+#[must_use]
+pub fn pod_identity(n: u8) -> Identity {
+    Identity(Identity::FIRST_COMPILED + u32::from(n))
+}
+
+/// The node's address of `like`'s family.
+#[must_use]
+pub fn node_address(like: IpAddr) -> IpAddr {
+    if like.is_ipv4() { Ipv4Addr::new(10, 0, 0, 1).into() } else { address("fd00::1") }
+}
+
+/// Parses an address; panics on nonsense, as a test should.
+#[must_use]
+pub fn address(text: &str) -> IpAddr {
+    text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+fn prefix(text: &str) -> Prefix {
+    let (base, length) = text.split_once('/').unwrap_or_else(|| panic!("{text}: no length"));
+    let length = length.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+    Prefix::new(address(base), length).unwrap_or_else(|| panic!("{text}: too long"))
+}
+
+fn mac(kind: u8, n: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, kind, n])
+}
+
+/// Builds [`Tables`] step by step.
+#[derive(Debug, Clone)]
+pub struct World {
+    ports: Vec<Option<Port>>,
+    forwarding: Forwarding,
+    services: ServiceTable,
+    identities: IdentityTable,
+    policy: Policy,
+    source_nat: SourceNat,
+    generation: u32,
+}
+
+impl World {
+    /// A node with `pods` local pods, and nothing else.
+    #[must_use]
+    pub fn with_pods(pods: u8) -> Self {
+        let mut world = Self {
+            ports: vec![
+                Some(port("host", PortKind::Host, mac(0, 0), Identity::HOST, &[])),
+                Some(port("uplink", PortKind::Uplink, mac(1, 0), Identity::WORLD, &[])),
+            ],
+            forwarding: Forwarding::default(),
+            services: ServiceTable::default(),
+            identities: IdentityTable::default(),
+            policy: Policy::default(),
+            source_nat: SourceNat {
+                v4: Some(Ipv4Addr::new(10, 0, 0, 1)),
+                v6: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1)),
+                l4_ports: 61_000..=61_999,
+                non_masquerade: ["10.0.0.0/16", "10.1.0.0/16", "10.2.0.0/16", "fd00::/15"]
+                    .iter()
+                    .map(|text| (prefix(text), ()))
+                    .collect(),
+            },
+            generation: 1,
+        };
+        world.add_node();
+        (1..=pods).for_each(|n| world.add_pod(n));
+        world
+    }
+
+    fn add_node(&mut self) {
+        let host = self.add_hop(HOST, mac(0, 1), address("10.0.0.1"));
+        self.forwarding.host = Some(host);
+        for own in ["10.0.0.1", "fd00::1"] {
+            self.forwarding.node_addresses.insert(address(own));
+            self.identities.exact.insert(address(own), Identity::HOST);
+        }
+        let mut routes = PrefixTable::default();
+        for (gateway, link, default) in
+            [("10.0.0.2", "10.0.0.0/24", "0.0.0.0/0"), ("fd00::2", "fd00::/64", "::/0")]
+        {
+            let hop = self.add_hop(UPLINK, mac(1, 2), address(gateway));
+            self.forwarding.neighbours.insert((UPLINK, address(gateway)), hop);
+            routes.insert(prefix(default), Route::Via(hop));
+            routes.insert(prefix(link), Route::OnLink(UPLINK));
+        }
+        self.forwarding.routes = routes;
+    }
+
+    fn add_hop(&mut self, port: PortId, to: MacAddr, neighbour: IpAddr) -> NextHopId {
+        let id = NextHopId(u16::try_from(self.forwarding.next_hops.len()).unwrap_or(u16::MAX));
+        let source = self.ports[usize::from(port.0)].as_ref().map_or(to, |port| port.mac);
+        self.forwarding.next_hops.push(NextHop {
+            port,
+            source,
+            destination: Some(to),
+            mtu: 1500,
+            neighbour,
+        });
+        id
+    }
+
+    fn add_pod(&mut self, n: u8) {
+        let own = [pod4(n), pod6(n)];
+        let name = format!("pod{n}");
+        self.ports.push(Some(port(&name, PortKind::Pod, mac(2, n), pod_identity(n), &own)));
+        for address in own {
+            let hop = self.add_hop(pod_port(n), mac(3, n), address);
+            self.forwarding.endpoints.insert(address, hop);
+            self.identities.exact.insert(address, pod_identity(n));
+        }
+    }
+
+    /// A neighbour on the uplink's link that can be reached at once.
+    #[must_use]
+    pub fn with_neighbour(mut self, text: &str) -> Self {
+        let hop = self.add_hop(UPLINK, mac(1, 9), address(text));
+        self.forwarding.neighbours.insert((UPLINK, address(text)), hop);
+        self
+    }
+
+    /// A service on `frontend`:`l4_port` (TCP and UDP) with these backends.
+    #[must_use]
+    pub fn with_service(
+        mut self,
+        kind: FrontendKind,
+        frontend: &str,
+        l4_port: u16,
+        backends: &[(IpAddr, u16)],
+    ) -> Self {
+        let backends: Box<[Backend]> = backends
+            .iter()
+            .map(|(address, l4_port)| Backend {
+                address: *address,
+                l4_port: *l4_port,
+                local: self.forwarding.endpoints.contains_key(address),
+            })
+            .collect();
+        let local: Box<[Backend]> = backends.iter().copied().filter(|one| one.local).collect();
+        let id = ServiceId(u32::try_from(self.services.services.len()).unwrap_or(u32::MAX));
+        self.services.services.push(Arc::new(Service {
+            name: format!("default/service{}:p", id.0).into(),
+            cluster: Arc::new(set(backends)),
+            local: Arc::new(set(local)),
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            source_ranges: Box::default(),
+        }));
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            if kind == FrontendKind::NodePort {
+                self.services.node_ports.insert((protocol, l4_port), id);
+                continue;
+            }
+            let at = Frontend { address: address(frontend), protocol, l4_port };
+            self.services.frontends.insert(at, (id, kind));
+            self.services.addresses.insert(at.address);
+        }
+        self
+    }
+
+    /// Isolates pod `n` toward itself: only `allowed` pods reach it, on `l4_ports`.
+    #[must_use]
+    pub fn with_ingress_only_from(
+        mut self,
+        n: u8,
+        allowed: &[u8],
+        l4_ports: std::ops::RangeInclusive<u16>,
+    ) -> Self {
+        let rule = PortRule {
+            protocol: Some(Protocol::TCP),
+            l4_ports,
+            rule: RuleId(RuleId::FIRST_COMPILED),
+        };
+        let by_peer =
+            allowed.iter().map(|peer| (pod_identity(*peer), Box::from([rule.clone()]))).collect();
+        let table = VerdictTable { by_peer, any_peer: Box::default() };
+        self.policy.subjects.entry(pod_identity(n)).or_default().ingress = Some(Arc::new(table));
+        self
+    }
+
+    /// Isolates pod `n` from everything: it may open nothing.
+    #[must_use]
+    pub fn with_no_egress(mut self, n: u8) -> Self {
+        let subject: &mut SubjectPolicy = self.policy.subjects.entry(pod_identity(n)).or_default();
+        subject.egress = Some(Arc::new(VerdictTable::default()));
+        self
+    }
+
+    /// Marks frames of `port` as possibly unfinished.
+    #[must_use]
+    pub fn with_unfinished_checksums(mut self, port: PortId) -> Self {
+        if let Some(Some(port)) = self.ports.get_mut(usize::from(port.0)) {
+            port.checksums = Checksums::Unknown;
+        }
+        self
+    }
+
+    /// The next generation of the same node: flows are judged again.
+    #[must_use]
+    pub fn next_generation(mut self) -> Self {
+        self.generation += 1;
+        self
+    }
+
+    /// SNAT ports.
+    #[must_use]
+    pub fn with_snat_ports(mut self, l4_ports: std::ops::RangeInclusive<u16>) -> Self {
+        self.source_nat.l4_ports = l4_ports;
+        self
+    }
+
+    /// As the control thread would publish it.
+    #[must_use]
+    pub fn tables(&self) -> Arc<Tables> {
+        Arc::new(Tables {
+            generation: self.generation,
+            ports: self.ports.clone().into(),
+            forwarding: Arc::new(self.forwarding.clone()),
+            services: Arc::new(self.services.clone()),
+            identities: Arc::new(self.identities.clone()),
+            policy: Arc::new(self.policy.clone()),
+            source_nat: Arc::new(self.source_nat.clone()),
+            timeouts: dataplane::tables::Timeouts::default(),
+        })
+    }
+}
+
+fn port(name: &str, kind: PortKind, mac: MacAddr, identity: Identity, own: &[IpAddr]) -> Port {
+    Port {
+        name: name.into(),
+        kind,
+        mac,
+        mtu: 1500,
+        checksums: Checksums::Complete,
+        addresses: own.into(),
+        identity,
+    }
+}
+
+/// Backends in turn: enough of a Maglev table for a test that does not look at the balance.
+fn set(backends: Box<[Backend]>) -> BackendSet {
+    let count = u16::try_from(backends.len()).unwrap_or(u16::MAX);
+    let maglev =
+        if count > 1 { (0..251).map(|slot| slot % count).collect() } else { Box::default() };
+    BackendSet { backends, maglev }
+}
