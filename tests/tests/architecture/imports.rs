@@ -1,0 +1,112 @@
+//! Who may import whom.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::workspace::{assert_none, list, metadata, text};
+
+const EVERYTHING_BELOW: &[&str] =
+    &["flow-table", "dataplane", "xdp-redirect", "pinning", "control", "xskiff"];
+
+/// Package, and the packages of ours that it may import, for whatever purpose.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("flow-table", &[]),
+    ("dataplane", &["flow-table"]),
+    ("xdp-redirect", &["dataplane"]),
+    ("control", &["dataplane"]),
+    ("pinning", &[]),
+    ("xskiff", &["flow-table", "dataplane", "xdp-redirect", "pinning", "control"]),
+    ("xskiff-perf", EVERYTHING_BELOW),
+    ("xskiff-tests", EVERYTHING_BELOW),
+];
+
+/// Crates that only some packages may import into what they ship, and why.
+const RESERVED: &[(&str, &[&str], &str)] = &[
+    ("aya", &["xdp-redirect"], "programs are loaded in one place"),
+    ("xsk-rs", &["xdp-redirect"], "AF_XDP sockets are made in one place"),
+    ("core_affinity", &["pinning"], "threads are pinned in one place"),
+    ("tokio", &["control", "xskiff", "xskiff-tests"], "async belongs to the control thread"),
+    ("k8s-openapi", &["control", "xskiff", "xskiff-tests"], "cluster objects end at the compiler"),
+];
+
+/// What the pure core may use: data structures, no I/O, no clock, no threads.
+const CORE_MAY_USE: &[&str] =
+    &["flow-table", "arrayvec", "crossbeam-queue", "hashbrown", "thiserror"];
+
+fn may_import(package: &str) -> Option<&'static [&'static str]> {
+    MAY_IMPORT.iter().find(|(name, _)| *name == package).map(|(_, imports)| *imports)
+}
+
+/// Why `package` may not import `dependency`, if so.
+fn refusal(package: &str, dependency: &str, is_development: bool) -> Option<String> {
+    let ours = may_import(dependency).is_some();
+    let allowed = may_import(package).unwrap_or_default();
+    if ours && !allowed.contains(&dependency) {
+        return Some(format!("{package} imports {dependency}; it may import only {allowed:?}"));
+    }
+    let reserved =
+        RESERVED.iter().find(|(name, users, _)| *name == dependency && !users.contains(&package));
+    if let Some((_, users, reason)) = reserved.filter(|_| !is_development) {
+        return Some(format!("{package} imports {dependency}, kept to {users:?}: {reason}"));
+    }
+    let core = ["dataplane", "flow-table"].contains(&package) && !is_development;
+    if core && !CORE_MAY_USE.contains(&dependency) && dependency != "loom" {
+        return Some(format!("{package} imports {dependency}; the core is pure: {CORE_MAY_USE:?}"));
+    }
+    None
+}
+
+#[test]
+fn packages_import_only_what_the_design_allows() {
+    let metadata = metadata(&["--no-deps"]);
+    let mut offenders = Vec::new();
+    for package in list(&metadata, "packages") {
+        let name = text(package, "name");
+        if may_import(name).is_none() {
+            offenders.push(format!("{name} is not in MAY_IMPORT: say what it may import"));
+        }
+        for dependency in list(package, "dependencies") {
+            let is_development = text(dependency, "kind") == "dev";
+            offenders.extend(refusal(name, text(dependency, "name"), is_development));
+        }
+    }
+    assert_none(&offenders, "imports against the rule of the workspace");
+}
+
+#[test]
+fn every_package_keeps_the_workspace_lints() {
+    let metadata = metadata(&["--no-deps"]);
+    let without = |package: &&Value| {
+        let manifest = fs::read_to_string(Path::new(text(package, "manifest_path")));
+        !manifest.expect("a manifest").contains("[lints]\nworkspace = true")
+    };
+    let packages = list(&metadata, "packages").iter();
+    let offenders: Vec<_> =
+        packages.filter(without).map(|package| text(package, "name").to_owned()).collect();
+    assert_none(&offenders, "packages without `[lints] workspace = true`");
+}
+
+#[test]
+fn forbidden_edges_are_seen_as_forbidden() {
+    for (package, dependency) in [
+        ("dataplane", "control"),
+        ("control", "xdp-redirect"),
+        ("control", "pinning"),
+        ("xdp-redirect", "flow-table"),
+        ("pinning", "dataplane"),
+        ("xskiff", "xskiff-perf"),
+        ("control", "aya"),
+        ("dataplane", "libc"),
+    ] {
+        assert!(refusal(package, dependency, false).is_some(), "{package} -> {dependency}");
+    }
+    for (package, dependency) in
+        [("dataplane", "flow-table"), ("xskiff", "pinning"), ("xdp-redirect", "aya")]
+    {
+        assert_eq!(refusal(package, dependency, false), None);
+    }
+    assert_eq!(refusal("dataplane", "proptest", true), None, "tests of the core may use more");
+    assert!(refusal("dataplane", "control", true).is_some(), "but not what lies above it");
+}
