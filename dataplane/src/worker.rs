@@ -102,6 +102,11 @@ impl<P: Ports> Worker<P> {
         }
     }
 
+    /// The ports.
+    pub fn ports(&self) -> &P {
+        &self.ports
+    }
+
     /// The ports, for adding and removing sockets between ticks.
     pub fn ports_mut(&mut self) -> &mut P {
         &mut self.ports

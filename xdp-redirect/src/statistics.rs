@@ -72,7 +72,8 @@ pub(crate) fn add(counter: &AtomicU64, count: u64) {
 /// What the kernel counted on a socket (`XDP_STATISTICS`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KernelStatistics {
-    /// Packets dropped for any reason beside those below, such as being larger than a chunk.
+    /// Packets dropped for want of a frame (those counted as an empty fill ring), or for being
+    /// larger than a chunk on a socket that takes one only.
     pub rx_dropped: u64,
     /// Fill ring entries that name no chunk: always 0.
     pub rx_invalid_descs: u64,
@@ -84,6 +85,21 @@ pub struct KernelStatistics {
     pub rx_fill_ring_empty: u64,
     /// Times the kernel looked at an empty transmit ring.
     pub tx_ring_empty: u64,
+}
+
+impl KernelStatistics {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: &Self) -> Self {
+        Self {
+            rx_dropped: self.rx_dropped + other.rx_dropped,
+            rx_invalid_descs: self.rx_invalid_descs + other.rx_invalid_descs,
+            tx_invalid_descs: self.tx_invalid_descs + other.tx_invalid_descs,
+            rx_ring_full: self.rx_ring_full + other.rx_ring_full,
+            rx_fill_ring_empty: self.rx_fill_ring_empty + other.rx_fill_ring_empty,
+            tx_ring_empty: self.tx_ring_empty + other.tx_ring_empty,
+        }
+    }
 }
 
 #[derive(Debug)]

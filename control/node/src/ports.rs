@@ -1,0 +1,328 @@
+//! Ports on the control side: an interface becomes a port of every worker, and stops being one.
+//!
+//! Adding binds one socket per receive queue (queue q belongs to worker q modulo workers), gives
+//! every worker without a queue of its own a socket that only transmits, hands all of them to
+//! their workers, and only then attaches the XDP program: nothing is redirected before somebody
+//! serves it. Whatever fails undoes what came before.
+
+use std::fs;
+use std::path::Path;
+
+use dataplane::address::MacAddr;
+use dataplane::counters::PORTS_MAX;
+use dataplane::port::{PortId, PortKind};
+use xdp_redirect::socket::SocketConfig;
+use xdp_redirect::loader::{Attachment, Mode};
+use xdp_redirect::rules::{OnStall, PortRule};
+use xdp_redirect::statistics::{KernelStatistics, SocketMonitor};
+use xdp_redirect::{Error, Redirect, Socket, Umem};
+
+use crate::workers::Workers;
+
+/// What is to become a port.
+#[derive(Debug, Clone)]
+pub struct PortRequest {
+    /// Kernel name of the interface.
+    pub interface: String,
+    /// What stands at its other end.
+    pub kind: PortKind,
+    /// Where the XDP program is to run.
+    pub mode: Mode,
+    /// Ring sizes and polling.
+    pub sockets: SocketConfig,
+    /// Take everything, not only what is ours (uplinks with the host firewall on).
+    pub everything: bool,
+    /// What happens to what is ours while no worker lives.
+    pub on_stall: OnStall,
+}
+
+/// A port cannot be added.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// The name is taken by one of our own ports.
+    #[error("interface {interface} is port {port} already", port = .port.0)]
+    Exists {
+        /// The interface.
+        interface: String,
+        /// Its port.
+        port: PortId,
+    },
+    /// There are as many ports as there can be.
+    #[error("{PORTS_MAX} ports exist already: remove an endpoint first")]
+    Full,
+    /// The kernel does not tell the interface's settings.
+    #[error("read {path}: {source}; is the interface there?")]
+    Sysfs {
+        /// What was read.
+        path: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The kernel tells something that is not understood.
+    #[error("{path} says {text:?}, which is no {what}")]
+    Unreadable {
+        /// What was read.
+        path: String,
+        /// What it says.
+        text: String,
+        /// What it should be.
+        what: &'static str,
+    },
+    /// XDP or AF_XDP refuses.
+    #[error(transparent)]
+    Redirect(#[from] Error),
+}
+
+/// A port that is up.
+#[derive(Debug)]
+pub struct ActivePort {
+    /// Its number.
+    pub port: PortId,
+    /// Kernel name.
+    pub interface: String,
+    /// What stands at the other end.
+    pub kind: PortKind,
+    /// Our side's link address.
+    pub mac: MacAddr,
+    /// Largest IP packet, in bytes.
+    pub mtu: u16,
+    /// How the program is attached, as the kernel says.
+    pub attachment: Attachment,
+    /// Receive queues served.
+    pub queues: u32,
+    /// Whether its sockets are zero-copy, as the kernel says.
+    pub zero_copy: bool,
+    monitors: Vec<SocketMonitor>,
+}
+
+impl ActivePort {
+    /// XDP_STATISTICS of all its sockets together.
+    #[must_use]
+    pub fn kernel_statistics(&self) -> KernelStatistics {
+        let read = self.monitors.iter().filter_map(|one| one.kernel_statistics().ok().flatten());
+        read.fold(KernelStatistics::default(), |sum, one| sum.plus(&one))
+    }
+}
+
+/// All ports, with the program and the packet memory they share.
+pub struct PortTable {
+    redirect: Redirect,
+    umem: Umem,
+    active: Vec<Option<ActivePort>>,
+    /// Where the search for a free number goes on, so that one is used again as late as possible:
+    /// workers may still hold packets of its last port.
+    next: usize,
+}
+
+impl PortTable {
+    /// No ports yet.
+    #[must_use]
+    pub fn new(redirect: Redirect, umem: Umem) -> Self {
+        Self { redirect, umem, active: (0..PORTS_MAX).map(|_| None).collect(), next: 0 }
+    }
+
+    /// The XDP program, to say what is ours.
+    pub fn redirect(&mut self) -> &mut Redirect {
+        &mut self.redirect
+    }
+
+    /// The packet memory.
+    #[must_use]
+    pub fn umem(&self) -> &Umem {
+        &self.umem
+    }
+
+    /// Every port that is up.
+    pub fn iter(&self) -> impl Iterator<Item = &ActivePort> {
+        self.active.iter().flatten()
+    }
+
+    /// A port by number.
+    #[must_use]
+    pub fn get(&self, port: PortId) -> Option<&ActivePort> {
+        self.active.get(usize::from(port.0))?.as_ref()
+    }
+
+    /// A port by interface.
+    #[must_use]
+    pub fn by_interface(&self, interface: &str) -> Option<&ActivePort> {
+        self.iter().find(|port| port.interface == interface)
+    }
+
+    /// Makes `request`'s interface a port.
+    ///
+    /// # Errors
+    /// Any [`PortError`]; nothing is left behind then.
+    pub fn add(&mut self, workers: &Workers, request: &PortRequest) -> Result<PortId, PortError> {
+        let interface = &request.interface;
+        if let Some(port) = self.by_interface(interface) {
+            return Err(PortError::Exists { interface: interface.clone(), port: port.port });
+        }
+        let port = self.free_number()?;
+        let link = Link::read(interface)?;
+        let outcome = self.bring_up(workers, request, port, &link);
+        match outcome {
+            Ok(active) => {
+                self.active[usize::from(port.0)] = Some(active);
+                workers.wake();
+                Ok(port)
+            }
+            Err(error) => {
+                self.take_down(workers, port, link.queues);
+                Err(error)
+            }
+        }
+    }
+
+    fn bring_up(
+        &mut self,
+        workers: &Workers,
+        request: &PortRequest,
+        port: PortId,
+        link: &Link,
+    ) -> Result<ActivePort, PortError> {
+        let mut monitors = Vec::new();
+        let mut zero_copy = true;
+        let mut transmit_only = Vec::new();
+        for queue in 0..link.queues {
+            let socket = Socket::bind(&self.umem, &request.interface, queue, &request.sockets)?;
+            zero_copy &= socket.is_zero_copy();
+            monitors.push(socket.monitor());
+            let worker = queue as usize % workers.count();
+            for other in workers_without_queue(workers.count(), link.queues, queue) {
+                transmit_only.push((other, socket.bind_transmit_only(&request.sockets)?));
+            }
+            let number = u32::try_from(worker).unwrap_or(u32::MAX);
+            self.redirect.set_socket(port, queue, number, socket.fd())?;
+            give(workers, worker, port, socket)?;
+        }
+        for (worker, socket) in transmit_only {
+            give(workers, worker, port, socket)?;
+        }
+        let rule = PortRule {
+            port,
+            kind: request.kind,
+            queues: link.queues,
+            everything: request.everything,
+            on_stall: request.on_stall,
+        };
+        let attachment = self.redirect.attach(&request.interface, &rule, request.mode)?;
+        Ok(ActivePort {
+            port,
+            interface: request.interface.clone(),
+            kind: request.kind,
+            mac: link.mac,
+            mtu: link.mtu,
+            attachment,
+            queues: link.queues,
+            zero_copy,
+            monitors,
+        })
+    }
+
+    /// Stops `port` being one; a port that is not there is no error. The interface may be gone.
+    pub fn remove(&mut self, workers: &Workers, port: PortId) -> Option<ActivePort> {
+        let active = self.active.get_mut(usize::from(port.0))?.take()?;
+        if let Err(error) = self.redirect.detach(active.attachment.ifindex) {
+            tracing::warn!(interface = active.interface, %error, "detach");
+        }
+        self.take_down(workers, port, active.queues);
+        Some(active)
+    }
+
+    /// Takes the sockets of `port` from everybody. They are closed by [`Self::collect`].
+    fn take_down(&mut self, workers: &Workers, port: PortId, queues: u32) {
+        for queue in 0..queues {
+            // Closing the socket removes it, too; an entry that is not there is no matter.
+            let _ = self.redirect.remove_socket(port, queue);
+        }
+        for worker in 0..workers.count() {
+            if let Some(Err(error)) = workers.ports(worker).map(|ports| ports.remove(port)) {
+                tracing::warn!(worker, port = port.0, %error, "the worker keeps the port's socket");
+            }
+        }
+        workers.wake();
+    }
+
+    /// Closes the sockets that workers gave up. To be called now and then.
+    pub fn collect(&self, workers: &Workers) {
+        for ports in (0..workers.count()).filter_map(|worker| workers.ports(worker)) {
+            while ports.collect().is_some() {}
+        }
+    }
+
+    fn free_number(&mut self) -> Result<PortId, PortError> {
+        let found = (0..PORTS_MAX)
+            .map(|step| (self.next + step) % PORTS_MAX)
+            .find(|number| self.active[*number].is_none())
+            .ok_or(PortError::Full)?;
+        self.next = found + 1;
+        Ok(PortId(u16::try_from(found).map_err(|_| PortError::Full)?))
+    }
+}
+
+/// Workers that have no queue of their own, and transmit by `queue`.
+fn workers_without_queue(workers: usize, queues: u32, queue: u32) -> impl Iterator<Item = usize> {
+    let queues = queues as usize;
+    (queues..workers).filter(move |worker| worker % queues == queue as usize)
+}
+
+fn give(workers: &Workers, worker: usize, port: PortId, socket: Socket) -> Result<(), PortError> {
+    match workers.ports(worker).map(|ports| ports.add(port, socket)) {
+        Some(Err((error, _socket))) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// What sysfs says about an interface (Documentation/ABI/testing/sysfs-class-net).
+struct Link {
+    mac: MacAddr,
+    mtu: u16,
+    queues: u32,
+}
+
+impl Link {
+    fn read(interface: &str) -> Result<Self, PortError> {
+        xdp_redirect::loader::interface_index(interface)?;
+        let root = Path::new("/sys/class/net").join(interface);
+        let mac = read_as(&root.join("address"), "Ethernet address")?;
+        let mtu: u32 = read_as(&root.join("mtu"), "MTU")?;
+        let queues = root.join("queues");
+        let entries = fs::read_dir(&queues)
+            .map_err(|source| PortError::Sysfs { path: queues.display().to_string(), source })?;
+        let receive = entries
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-"));
+        let queues = u32::try_from(receive.count()).unwrap_or(u32::MAX).max(1);
+        Ok(Self { mac, mtu: u16::try_from(mtu).unwrap_or(u16::MAX), queues })
+    }
+}
+
+fn read_as<T: std::str::FromStr>(path: &Path, what: &'static str) -> Result<T, PortError> {
+    let name = || path.display().to_string();
+    let text = fs::read_to_string(path)
+        .map_err(|source| PortError::Sysfs { path: name(), source })?;
+    let text = text.trim();
+    text.parse().map_err(|_| PortError::Unreadable { path: name(), text: text.into(), what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::workers_without_queue;
+
+    #[test]
+    fn every_worker_has_exactly_one_way_to_transmit() {
+        for workers in 1..=8usize {
+            for queues in 1..=8u32 {
+                let mut ways = vec![0; workers];
+                for queue in 0..queues {
+                    if (queue as usize) < workers {
+                        ways[queue as usize] += 1;
+                    }
+                    workers_without_queue(workers, queues, queue).for_each(|one| ways[one] += 1);
+                }
+                assert!(ways.iter().all(|count| *count == 1), "{workers}/{queues}: {ways:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! Worker threads: one per core of the plan, each driving the pipeline over its own sockets.
+//!
+//! [`thread`] is what a thread does; here is the control side's end: start, publish, ask, stop.
+//! Nothing here waits for a worker, except [`Workers::stop`], and a worker waits for nothing here.
+
+mod thread;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use dataplane::counters::WorkerCounters;
+use dataplane::event::{FlowEvent, NeighbourRequest, Reports};
+use dataplane::flows::{Capacities, FlowTables};
+use dataplane::handoff::{Handoff, Inboxes, WORKERS_MAX};
+use dataplane::mailbox::{Command, Mailbox};
+use dataplane::pipeline::Pipeline;
+use dataplane::tables::Tables;
+use dataplane::time::Nanos;
+use dataplane::worker::Worker;
+use flow_table::Memory;
+use pinning::CpuId;
+use pinning::memory::{MemoryError, Prefault, map_words};
+use xdp_redirect::heartbeat::HeartbeatWriter;
+use xdp_redirect::ports::PortsControl;
+use xdp_redirect::{Frame, Redirect, Umem, WorkerPorts};
+
+pub use thread::monotonic_now;
+
+/// What a worker does when it finds no packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// Look again at once: the lowest delay, a core each.
+    Spin,
+    /// Look again for this long, then sleep until a packet, a message or a hand-off comes.
+    Adaptive(Duration),
+    /// Look again at once, running the queues' receive processing itself (sockets must be bound
+    /// with [`xdp_redirect::socket::BusyPoll`]).
+    BusyPoll,
+}
+
+impl Idle {
+    /// The word of the configuration.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Spin => "spin",
+            Self::Adaptive(_) => "adaptive",
+            Self::BusyPoll => "busy-poll",
+        }
+    }
+}
+
+/// What workers need to start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The core of each worker, in order.
+    pub cores: Vec<CpuId>,
+    /// What to do without packets.
+    pub idle: Idle,
+    /// Flows of each family.
+    pub capacities: Capacities,
+    /// Random for every boot: see [`FlowTables::new`].
+    pub hash_key: [u64; 2],
+}
+
+/// Workers cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkersError {
+    /// Too many or none.
+    #[error("{asked} workers: configure between 1 and {WORKERS_MAX}")]
+    Count {
+        /// How many were asked for.
+        asked: usize,
+    },
+    /// No memory for the flow tables.
+    #[error("flow tables of {bytes} bytes: {source}; lower flow_table capacities or add memory")]
+    Memory {
+        /// Bytes asked for.
+        bytes: usize,
+        /// Why.
+        source: MemoryError,
+    },
+    /// The flow tables refuse their settings.
+    #[error("flow tables: {0}")]
+    Flows(#[from] flow_table::SetupError),
+    /// The XDP program has no heartbeat for the worker.
+    #[error(transparent)]
+    Redirect(#[from] xdp_redirect::Error),
+    /// The kernel refuses a thread, an event queue or the core.
+    #[error("worker {worker} on CPU {core}: {source}")]
+    Thread {
+        /// The worker.
+        worker: usize,
+        /// Its core.
+        core: CpuId,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What a thread and the control side share.
+#[derive(Debug)]
+struct Shared {
+    asleep: AtomicBool,
+    stop: AtomicBool,
+    /// Time of the last tick, in nanoseconds of `CLOCK_MONOTONIC`.
+    last_tick: AtomicU64,
+    waker: mio::Waker,
+}
+
+impl Shared {
+    /// Wakes the worker if it sleeps.
+    fn wake(&self) {
+        // Sequentially consistent with the worker's own store and check before it sleeps: one of
+        // the two sees the other.
+        if self.asleep.load(Ordering::SeqCst) {
+            // A failed wake is made good by the sleep's time limit.
+            let _ = self.waker.wake();
+        }
+    }
+}
+
+/// One worker, from outside.
+#[derive(Debug)]
+struct Handle {
+    core: CpuId,
+    shared: Arc<Shared>,
+    counters: Arc<WorkerCounters>,
+    mailbox: Arc<Mailbox>,
+    reports: Arc<Reports>,
+    thread: Option<JoinHandle<()>>,
+    /// Had no room for the tables published last.
+    behind: bool,
+}
+
+/// All workers of the node.
+pub struct Workers {
+    handles: Vec<Handle>,
+    ports: Vec<PortsControl>,
+    flows: FlowTables,
+    inboxes: Arc<Inboxes<Frame>>,
+    latest: Arc<Tables>,
+    idle: Idle,
+}
+
+/// One thread's part before it is started.
+struct Parts {
+    worker: Worker<WorkerPorts>,
+    poll: mio::Poll,
+    heartbeat: HeartbeatWriter,
+}
+
+impl Workers {
+    /// Starts one thread per core, all with `tables` in force.
+    ///
+    /// # Errors
+    /// Any [`WorkersError`]; no thread is left behind then.
+    pub fn start(
+        settings: &Settings,
+        umem: &Umem,
+        redirect: &Redirect,
+        tables: &Arc<Tables>,
+    ) -> Result<Self, WorkersError> {
+        let count = settings.cores.len();
+        if count == 0 || count > WORKERS_MAX {
+            return Err(WorkersError::Count { asked: count });
+        }
+        let memory = (
+            flow_memory::<8>(settings.capacities.v4)?,
+            flow_memory::<16>(settings.capacities.v6)?,
+        );
+        let (flows, holds) =
+            FlowTables::new(settings.capacities, memory, count, settings.hash_key)?;
+        let inboxes = Inboxes::new(count);
+        let mut handles = Vec::with_capacity(count);
+        let mut ports = Vec::with_capacity(count);
+        let mut parts = Vec::with_capacity(count);
+        for (index, (hold, core)) in holds.into_iter().zip(&settings.cores).enumerate() {
+            let refuse = |source| WorkersError::Thread { worker: index, core: *core, source };
+            let poll = mio::Poll::new().map_err(refuse)?;
+            let waker = mio::Waker::new(poll.registry(), thread::WAKE).map_err(refuse)?;
+            let counters = Arc::new(WorkerCounters::default());
+            let (mailbox, reports) = (Arc::new(Mailbox::default()), Arc::new(Reports::default()));
+            let pipeline = Pipeline::new(
+                index,
+                count,
+                Arc::clone(tables),
+                hold,
+                Arc::clone(&counters),
+                Arc::clone(&reports),
+            );
+            let worker_ports = WorkerPorts::new(umem);
+            ports.push(worker_ports.control());
+            let handoff = Handoff::new(Arc::clone(&inboxes), index);
+            let worker = Worker::new(worker_ports, pipeline, Arc::clone(&mailbox), handoff);
+            let heartbeat = redirect.heartbeat(u32::try_from(index).unwrap_or(u32::MAX))?;
+            parts.push(Parts { worker, poll, heartbeat });
+            let shared = Arc::new(Shared {
+                asleep: AtomicBool::new(false),
+                stop: AtomicBool::new(false),
+                last_tick: AtomicU64::new(monotonic_now().0),
+                waker,
+            });
+            let thread = None;
+            handles.push(Handle { core: *core, shared, counters, mailbox, reports, thread, behind: false });
+        }
+        let latest = Arc::clone(tables);
+        let mut workers = Self { handles, ports, flows, inboxes, latest, idle: settings.idle };
+        workers.spawn(parts)?;
+        Ok(workers)
+    }
+
+    fn spawn(&mut self, parts: Vec<Parts>) -> Result<(), WorkersError> {
+        let everybody: Arc<[Arc<Shared>]> =
+            self.handles.iter().map(|handle| Arc::clone(&handle.shared)).collect();
+        for (index, parts) in parts.into_iter().enumerate() {
+            let core = self.handles[index].core;
+            let run = thread::Run {
+                worker: parts.worker,
+                index,
+                core,
+                idle: self.idle,
+                poll: parts.poll,
+                heartbeat: parts.heartbeat,
+                everybody: Arc::clone(&everybody),
+            };
+            let spawned = run.spawn();
+            match spawned {
+                Ok(thread) => self.handles[index].thread = Some(thread),
+                Err(source) => {
+                    self.stop();
+                    return Err(WorkersError::Thread { worker: index, core, source });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts `tables` in force on every worker. One whose mailbox is full (it is stalled) gets them
+    /// from [`Self::maintain`] later.
+    pub fn publish(&mut self, tables: &Arc<Tables>) {
+        self.latest = Arc::clone(tables);
+        for handle in &mut self.handles {
+            handle.behind = handle.mailbox.send(Command::Publish(Arc::clone(tables))).is_err();
+            handle.shared.wake();
+        }
+    }
+
+    /// Sends a command to every worker; says how many had no room for it.
+    pub fn send(&self, command: impl Fn() -> Command) -> usize {
+        let refused = self.handles.iter().filter(|handle| {
+            let refused = handle.mailbox.send(command()).is_err();
+            handle.shared.wake();
+            refused
+        });
+        refused.count()
+    }
+
+    /// Frees what workers handed back and brings those up to date that were behind. To be called
+    /// now and then.
+    pub fn maintain(&mut self) {
+        for handle in &mut self.handles {
+            handle.mailbox.free_retired();
+            if handle.behind {
+                let latest = Command::Publish(Arc::clone(&self.latest));
+                handle.behind = handle.mailbox.send(latest).is_err();
+            }
+        }
+    }
+
+    /// Wakes every worker that sleeps: its ports changed.
+    pub fn wake(&self) {
+        self.handles.iter().for_each(|handle| handle.shared.wake());
+    }
+
+    /// Number of workers.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// What workers do without packets.
+    #[must_use]
+    pub fn idle(&self) -> Idle {
+        self.idle
+    }
+
+    /// The tables published last.
+    #[must_use]
+    pub fn tables(&self) -> &Arc<Tables> {
+        &self.latest
+    }
+
+    /// The control side's end of a worker's sockets.
+    #[must_use]
+    pub fn ports(&self, worker: usize) -> Option<&PortsControl> {
+        self.ports.get(worker)
+    }
+
+    /// The core of a worker.
+    #[must_use]
+    pub fn core(&self, worker: usize) -> Option<CpuId> {
+        self.handles.get(worker).map(|handle| handle.core)
+    }
+
+    /// What a worker counts.
+    #[must_use]
+    pub fn counters(&self, worker: usize) -> Option<&Arc<WorkerCounters>> {
+        self.handles.get(worker).map(|handle| &handle.counters)
+    }
+
+    /// Vectors of packets waiting for a worker in its inbox.
+    #[must_use]
+    pub fn inbox_waiting(&self, worker: usize) -> usize {
+        self.inboxes.waiting(worker)
+    }
+
+    /// The flow tables, for listings.
+    #[must_use]
+    pub fn flows(&self) -> &FlowTables {
+        &self.flows
+    }
+
+    /// Whether a worker's thread runs, and has ticked within `limit` or announced that it sleeps.
+    #[must_use]
+    pub fn is_alive(&self, worker: usize, limit: Duration) -> bool {
+        let Some(handle) = self.handles.get(worker) else { return false };
+        let running = handle.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        let last = Nanos(handle.shared.last_tick.load(Ordering::Relaxed));
+        let asleep = handle.shared.asleep.load(Ordering::Relaxed);
+        running && (asleep || monotonic_now().since(last) <= limit)
+    }
+
+    /// The next flow event of any worker.
+    #[must_use]
+    pub fn next_event(&self) -> Option<(usize, FlowEvent)> {
+        let mut workers = self.handles.iter().enumerate();
+        workers.find_map(|(worker, handle)| Some((worker, handle.reports.events.pop()?)))
+    }
+
+    /// The next neighbour a worker asks for.
+    #[must_use]
+    pub fn next_neighbour_request(&self) -> Option<NeighbourRequest> {
+        self.handles.iter().find_map(|handle| handle.reports.neighbours.pop())
+    }
+
+    /// Stops all threads and waits for them; their sockets come back through
+    /// [`PortsControl::collect`].
+    pub fn stop(&mut self) {
+        for handle in &self.handles {
+            handle.shared.stop.store(true, Ordering::SeqCst);
+            let _ = handle.shared.waker.wake();
+        }
+        for (index, handle) in self.handles.iter_mut().enumerate() {
+            if let Some(Err(_)) = handle.thread.take().map(JoinHandle::join) {
+                tracing::error!(worker = index, "the worker panicked; its message is above");
+            }
+        }
+        // Dropping the sockets closes them.
+        for ports in &self.ports {
+            while ports.collect().is_some() {}
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn flow_memory<const W: usize>(capacity: usize) -> Result<Memory, WorkersError> {
+    let bytes = flow_table::Table::<W>::memory_bytes(capacity)?;
+    let mapped = map_words(bytes, Prefault::OnUse)
+        .map_err(|source| WorkersError::Memory { bytes, source })?;
+    tracing::info!(bytes, pages = ?mapped.pages(), "flow table memory");
+    Ok(Memory::Mapped(mapped.into_bytes()))
+}

@@ -1,0 +1,157 @@
+//! What a worker's thread does: tick, tell that it lives, and rest when there is nothing to do.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use dataplane::time::Nanos;
+use dataplane::worker::Worker;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use nix::time::{ClockId, clock_gettime};
+use pinning::CpuId;
+use xdp_redirect::WorkerPorts;
+use xdp_redirect::heartbeat::HeartbeatWriter;
+
+use super::{Idle, Shared};
+
+/// The waker's token; sockets have theirs below.
+pub(super) const WAKE: Token = Token(usize::MAX);
+/// The longest sleep: expiry goes on, and a wake that failed is made good.
+const SLEEP_MAX: Duration = Duration::from_millis(200);
+/// Events taken from one wait.
+const EVENTS: usize = 64;
+/// The time of `CLOCK_MONOTONIC`, which the XDP program compares heartbeats with.
+#[must_use]
+pub fn monotonic_now() -> Nanos {
+    // Linux never refuses this clock (clock_gettime(2)).
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    Nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Everything a thread owns.
+pub(super) struct Run {
+    pub worker: Worker<WorkerPorts>,
+    pub index: usize,
+    pub core: CpuId,
+    pub idle: Idle,
+    pub poll: Poll,
+    pub heartbeat: HeartbeatWriter,
+    pub everybody: Arc<[Arc<Shared>]>,
+}
+
+impl Run {
+    /// Starts the thread.
+    pub fn spawn(self) -> io::Result<JoinHandle<()>> {
+        let name = format!("worker-{}", self.index);
+        std::thread::Builder::new().name(name).spawn(move || self.run())
+    }
+
+    fn run(mut self) {
+        if let Err(error) = pinning::apply::pin_current_thread(self.core) {
+            tracing::warn!(worker = self.index, %error, "worker runs unpinned");
+        }
+        let mut rest = Rest::new();
+        let mut idle_since: Option<Nanos> = None;
+        while !self.shared().stop.load(Ordering::Relaxed) {
+            let now = monotonic_now();
+            self.heartbeat.beat(now);
+            self.shared().last_tick.store(now.0, Ordering::Relaxed);
+            let tick = self.worker.tick(now);
+            self.wake_others(tick.woken);
+            if tick.packets > 0 {
+                idle_since = None;
+                continue;
+            }
+            let since = *idle_since.get_or_insert(now);
+            match self.idle {
+                Idle::Spin | Idle::BusyPoll => std::hint::spin_loop(),
+                Idle::Adaptive(limit) if now.since(since) < limit => std::hint::spin_loop(),
+                Idle::Adaptive(_) => {
+                    if let Err(error) = self.sleep(&mut rest) {
+                        tracing::error!(worker = self.index, %error, "cannot sleep: spinning");
+                        self.idle = Idle::Spin;
+                    }
+                    idle_since = None;
+                }
+            }
+        }
+        self.worker.pipeline_mut().set_online(false);
+        self.heartbeat.stop();
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.everybody[self.index]
+    }
+
+    fn wake_others(&self, mut workers: u64) {
+        while workers != 0 {
+            let worker = workers.trailing_zeros();
+            workers &= workers - 1;
+            if let Some(shared) = self.everybody.get(worker as usize) {
+                shared.wake();
+            }
+        }
+    }
+
+    /// Sleeps until a socket has packets, somebody wakes the worker, or [`SLEEP_MAX`] is over.
+    fn sleep(&mut self, rest: &mut Rest) -> io::Result<()> {
+        rest.follow(&self.poll, &self.worker)?;
+        self.shared().asleep.store(true, Ordering::SeqCst);
+        // Whoever sent something before it could see that we sleep has not woken us.
+        let must_stay = self.worker.has_mail()
+            || !self.worker.ports().is_settled()
+            || self.shared().stop.load(Ordering::SeqCst);
+        let result = if must_stay { Ok(()) } else { self.wait(rest) };
+        self.shared().asleep.store(false, Ordering::SeqCst);
+        result
+    }
+
+    fn wait(&mut self, rest: &mut Rest) -> io::Result<()> {
+        self.worker.pipeline_mut().set_online(false);
+        self.heartbeat.sleep();
+        let waited = self.poll.poll(&mut rest.events, Some(SLEEP_MAX));
+        self.heartbeat.beat(monotonic_now());
+        self.worker.pipeline_mut().set_online(true);
+        match waited {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// What a sleeping worker watches.
+struct Rest {
+    events: Events,
+    /// Generation of the ports that are registered, and their descriptors.
+    generation: Option<u64>,
+    registered: Vec<i32>,
+}
+
+impl Rest {
+    fn new() -> Self {
+        Self { events: Events::with_capacity(EVENTS), generation: None, registered: Vec::new() }
+    }
+
+    /// Registers the sockets there are now. A closed socket has left the kernel's set by itself.
+    fn follow(&mut self, poll: &Poll, worker: &Worker<WorkerPorts>) -> io::Result<()> {
+        let ports = worker.ports();
+        if self.generation == Some(ports.generation()) {
+            return Ok(());
+        }
+        for fd in self.registered.drain(..) {
+            // It may be closed already.
+            let _ = poll.registry().deregister(&mut SourceFd(&fd));
+        }
+        for (index, (_, fd)) in ports.fds().enumerate() {
+            let fd = fd.as_raw_fd();
+            poll.registry().register(&mut SourceFd(&fd), Token(index), Interest::READABLE)?;
+            self.registered.push(fd);
+        }
+        self.generation = Some(ports.generation());
+        Ok(())
+    }
+}
