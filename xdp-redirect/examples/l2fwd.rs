@@ -65,14 +65,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let busy_poll = BusyPoll { micros: 20, budget: 64 };
     let busy_poll = options.has("--busy-poll").then_some(busy_poll);
     let config = SocketConfig { busy_poll, ..SocketConfig::default() };
-    let mut pairs = Vec::new();
+    let (mut pairs, mut monitors) = (Vec::new(), Vec::new());
     for queue in 0..options.queues {
         let mut bind = |port: u16, interface: &str| -> Result<Socket, Box<dyn Error>> {
             let socket = Socket::bind(&umem, interface, queue, &config)?;
             redirect.set_socket(PortId(port), queue, 0, socket.fd())?;
             Ok(socket)
         };
-        pairs.push([bind(0, &options.interfaces[0])?, bind(1, &options.interfaces[1])?]);
+        let pair = [bind(0, &options.interfaces[0])?, bind(1, &options.interfaces[1])?];
+        monitors.extend(pair.iter().map(Socket::monitor));
+        pairs.push(pair);
     }
     let mode = if options.has("--generic") { Mode::Generic } else { Mode::Auto };
     for (port, interface) in (0..).zip(&options.interfaces) {
@@ -86,12 +88,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{interface}: {:?}", redirect.attach(interface, &rule, mode)?);
     }
     println!("{umem:?}");
-    run(&options, Forwarder::new(&umem, pairs));
+    let mut forwarder = Forwarder::new(&umem, pairs);
+    run(&options, &mut forwarder);
+    println!("{:?}", forwarder.forwarded());
+    for monitor in monitors {
+        let (interface, queue) = (&monitor.interface, monitor.queue);
+        println!("{interface} queue {queue}: {:?}", monitor.statistics());
+        println!("{interface} queue {queue}: {:?}", monitor.kernel_statistics()?);
+    }
     println!("{:?}", redirect.counters()?);
     Ok(())
 }
 
-fn run(options: &Options, mut forwarder: Forwarder) {
+fn run(options: &Options, forwarder: &mut Forwarder) {
     let spin = options.has("--spin");
     let started = Instant::now();
     let (mut last, mut received) = (started, 0);

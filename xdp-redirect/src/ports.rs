@@ -69,6 +69,11 @@ pub struct WorkerPorts {
     generation: u64,
 }
 
+const _: () = {
+    const fn moves_to_its_worker<T: Send>() {}
+    moves_to_its_worker::<WorkerPorts>();
+};
+
 /// The control side's end of a worker's ports.
 #[derive(Clone)]
 pub struct PortsControl {
