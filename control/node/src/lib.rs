@@ -2,11 +2,16 @@
 //!
 //! Reading order: [`netlink`] (the kernel's view) and [`forwarding_view`] (what the pipeline is
 //! told of it), [`host_port`] (the way to the node's own stack), [`admin_server`] and [`http`]
-//! (the ways to ask), [`metrics`] (what is told).
+//! (the ways to ask), [`metrics`] (what is told), [`cli`] (how people ask).
 
 pub mod admin_server;
+pub mod cli;
 pub mod forwarding_view;
 pub mod host_port;
 pub mod http;
 pub mod metrics;
+pub mod lab;
 pub mod netlink;
+pub mod ours;
+pub mod ports;
+pub mod workers;

@@ -1,1 +1,34 @@
-fn main() {}
+//! The `xskiff` binary: reads the command line, does it, and tells how it went.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use xskiff::cli::execute::ExecuteError;
+use xskiff::cli::{Cli, EXIT_USAGE, execute};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are asked for, and go to standard output.
+            let wrong = error.use_stderr();
+            let _ = error.print();
+            return if wrong { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(ExecuteError::Usage(text)) => {
+            eprintln!("xskiff: {text}");
+            ExitCode::from(EXIT_USAGE)
+        }
+        // A reader that went away, as in `xskiff flows | head`, is no failure of ours.
+        Err(ExecuteError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("xskiff: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -158,8 +158,14 @@ pub struct CtEntry {
     pub state: String,
     /// Until it expires when no packet comes, in seconds.
     pub expires_in_seconds: u64,
-    /// The worker that owns it.
-    pub worker: u16,
+    /// Packets as the opener sends, and back; 0 where the table keeps no count.
+    pub packets: (u64, u64),
+    /// The service it was opened through, `namespace/name:port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The rule that admitted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
 }
 
 /// Which rule decides, in each direction.

@@ -28,6 +28,8 @@ pub struct Status {
     pub tables: Vec<TableUsage>,
     /// Packets dropped by reason, all workers; every reason, also those with 0.
     pub drops: Vec<DropCount>,
+    /// What the XDP program did.
+    pub xdp: XdpCounts,
     /// What control does.
     pub control: ControlStatus,
     /// The manifests folder.
@@ -93,23 +95,31 @@ pub struct PortStatus {
     pub transmitted_packets: u64,
     /// Bytes queued for transmission.
     pub transmitted_bytes: u64,
-    /// Counters of the XDP program for this port.
-    pub xdp: XdpCounts,
     /// Counters of its sockets, all queues.
     pub sockets: SocketCounts,
 }
 
-/// What the XDP program did with a port's frames.
+/// What the XDP program did with frames, all interfaces together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdpCounts {
-    /// Ours, to a socket.
+    /// Ours, handed to a socket.
     pub redirected: u64,
-    /// Not ours, to the node's own stack.
+    /// Not ours, left to the node's own stack.
     pub passed: u64,
-    /// Ours, but no socket or no live worker: dropped.
+    /// Ours, dropped: no socket serves the queue.
     pub no_socket: u64,
-    /// Refused by the program itself (not IP on a pod port, router advertisements).
-    pub refused: u64,
+    /// Ours, dropped: the worker that serves the queue does not tick.
+    pub stalled: u64,
+    /// Router advertisements and redirects from pods, dropped.
+    pub router_advertisement: u64,
+    /// Neither IP nor ARP, from a pod or the host's stack, dropped.
+    pub not_ip: u64,
+    /// Dropped: the frame ends before the headers it announces.
+    pub malformed: u64,
+    /// From an interface in no table, left to the kernel.
+    pub unknown_interface: u64,
+    /// Ours without a live worker, left to the kernel as configured.
+    pub passed_on_stall: u64,
 }
 
 /// XDP_STATISTICS (include/uapi/linux/if_xdp.h), summed over a port's queues.

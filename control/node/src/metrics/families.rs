@@ -12,6 +12,7 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
     families.extend(workers(status));
     families.push(drops(status));
     families.extend(ports(status));
+    families.push(xdp(status));
     families.extend(control(status));
     families.extend(manifests(status));
     families
@@ -177,21 +178,6 @@ const PORT_COLUMNS: &[Column<PortStatus>] = &[
     ("xskiff_port_transmitted_bytes", "Bytes queued for transmission", true, |p| {
         p.transmitted_bytes
     }),
-    ("xskiff_xdp_redirected_packets", "Frames of ours, redirected to a socket", true, |p| {
-        p.xdp.redirected
-    }),
-    ("xskiff_xdp_passed_packets", "Frames not ours, passed to the node's own stack", true, |p| {
-        p.xdp.passed
-    }),
-    (
-        "xskiff_xdp_no_socket_packets",
-        "Frames of ours dropped because no socket or no live worker serves them",
-        true,
-        |p| p.xdp.no_socket,
-    ),
-    ("xskiff_xdp_refused_packets", "Frames the XDP program itself refuses", true, |p| {
-        p.xdp.refused
-    }),
     (
         "xskiff_xsk_rx_dropped_packets",
         "XDP_STATISTICS rx_dropped: frames that do not fit their buffer, among others",
@@ -232,6 +218,26 @@ const PORT_COLUMNS: &[Column<PortStatus>] = &[
 
 fn ports(status: &Status) -> Vec<Family> {
     columns(&status.ports, port_labels, PORT_COLUMNS)
+}
+
+/// What became of a frame at the XDP program; the first two are its work, the rest are losses but
+/// for those left to the kernel.
+fn xdp(status: &Status) -> Family {
+    let xdp = &status.xdp;
+    let samples = [
+        ("redirected", xdp.redirected),
+        ("passed", xdp.passed),
+        ("no-socket", xdp.no_socket),
+        ("stalled", xdp.stalled),
+        ("router-advertisement", xdp.router_advertisement),
+        ("not-ip", xdp.not_ip),
+        ("malformed", xdp.malformed),
+        ("unknown-interface", xdp.unknown_interface),
+        ("passed-on-stall", xdp.passed_on_stall),
+    ]
+    .map(|(outcome, value)| Sample { labels: vec![("outcome", outcome.into())], value });
+    let help = "Frames by what the XDP program did with them, all interfaces together";
+    counter("xskiff_xdp_packets", help, samples.into())
 }
 
 fn control(status: &Status) -> Vec<Family> {

@@ -1,0 +1,230 @@
+//! Commands to requests, and answers to the terminal.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::path::Path;
+
+use clap::CommandFactory;
+use control::admin::{
+    CaptureDirection, CaptureRequest, EndpointAdd, FlowFilter, PolicyQuestion, Reply, Request,
+    StreamItem,
+};
+
+use super::capture::{CaptureError, CaptureWriter};
+use super::client::{Client, ClientError};
+use super::{
+    CaptureArgs, Cli, Command, ConfigCommand, CtCommand, DirectionArg, EndpointCommand, FlowsArgs,
+    PolicyCommand, ServiceCommand, VerdictArg, show,
+};
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecuteError {
+    /// The command makes no sense as it stands.
+    #[error("{0}")]
+    Usage(String),
+    /// The node did not answer, or refused.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A capture could not be written.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// A file cannot be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Standard output cannot be written.
+    #[error("standard output: {0}")]
+    Output(#[from] io::Error),
+    /// The answer cannot be printed as JSON.
+    #[error("the answer cannot be encoded: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ExecuteError + '_ {
+    move |source| ExecuteError::File { path: path.display().to_string(), source }
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// [`ExecuteError`], whose text is for people.
+pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
+    match cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "xskiff", &mut io::stdout());
+            Ok(())
+        }
+        Command::Man { directory } => man(directory.as_deref()),
+        Command::Flows(args) => flows(&cli.socket, cli.json, args),
+        Command::Capture(args) => capture(&cli.socket, args),
+        command => {
+            let reply = Client::connect(&cli.socket)?.ask(request(command)?)?;
+            print(&reply, cli.json)
+        }
+    }
+}
+
+/// The request a command makes, for commands with one answer.
+fn request(command: Command) -> Result<Request, ExecuteError> {
+    Ok(match command {
+        Command::Status => Request::Status,
+        Command::Endpoint(command) => endpoint_request(command),
+        Command::Service(ServiceCommand::List) => Request::ServiceList,
+        Command::Ct(command) => ct_request(command)?,
+        Command::Policy(PolicyCommand::Explain { from, to, l4_port, protocol }) => {
+            Request::PolicyExplain(PolicyQuestion { from, to, l4_port, protocol })
+        }
+        Command::Drops => Request::Drops,
+        Command::Trace(args) => {
+            let frame = if args.frame == "-" { standard_input()? } else { args.frame };
+            Request::Trace { frame, port: args.port }
+        }
+        Command::Config(ConfigCommand::Print) => Request::ConfigShow,
+        Command::Config(ConfigCommand::Diff { file }) => {
+            let candidate = std::fs::read_to_string(&file).map_err(file_error(&file))?;
+            Request::ConfigDiff { candidate }
+        }
+        Command::Flows(_)
+        | Command::Capture(_)
+        | Command::Completions { .. }
+        | Command::Man { .. } => {
+            return Err(ExecuteError::Usage("this command asks the node nothing".into()));
+        }
+    })
+}
+
+fn endpoint_request(command: EndpointCommand) -> Request {
+    match command {
+        EndpointCommand::Add { name, interface, addresses, mac, netns } => {
+            Request::EndpointAdd(EndpointAdd { name, interface, netns, addresses, mac })
+        }
+        EndpointCommand::Remove { name } => Request::EndpointRemove { name },
+        EndpointCommand::List => Request::EndpointList,
+    }
+}
+
+fn ct_request(command: CtCommand) -> Result<Request, ExecuteError> {
+    Ok(match command {
+        CtCommand::List { filter, limit } => Request::CtList { filter: filter.into(), limit },
+        CtCommand::Count { filter } => Request::CtCount { filter: filter.into() },
+        CtCommand::Flush { filter, all } => {
+            let filter = FlowFilter::from(filter);
+            if all == (filter != FlowFilter::default()) {
+                let text = "say which connections to end, or --all, and not both";
+                return Err(ExecuteError::Usage(text.into()));
+            }
+            Request::CtFlush { filter }
+        }
+    })
+}
+
+fn standard_input() -> Result<String, ExecuteError> {
+    let mut text = String::new();
+    let bound = control::admin::REQUEST_BYTES_MAX as u64;
+    io::stdin().take(bound).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn print(reply: &Reply, json: bool) -> Result<(), ExecuteError> {
+    let mut out = io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&inner(reply)?)?)?;
+    } else {
+        out.write_all(show::reply(reply).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The answer without the word that says which answer it is.
+fn inner(reply: &Reply) -> Result<serde_json::Value, ExecuteError> {
+    Ok(match serde_json::to_value(reply)? {
+        serde_json::Value::Object(object) if object.len() == 1 => {
+            object.into_iter().next().map_or(serde_json::Value::Null, |(_, value)| value)
+        }
+        other => other,
+    })
+}
+
+fn flows(socket: &Path, json: bool, args: FlowsArgs) -> Result<(), ExecuteError> {
+    let mut filter = FlowFilter::from(args.filter);
+    filter.reason = args.reason;
+    filter.verdict = args.verdict.map(|verdict| {
+        match verdict {
+            VerdictArg::Opened => "opened",
+            VerdictArg::Closed => "closed",
+            VerdictArg::Dropped => "dropped",
+        }
+        .to_owned()
+    });
+    let request = Request::Flows { filter, follow: args.follow };
+    let lost = Client::connect(socket)?.stream(request, |item| {
+        if let StreamItem::Flow(record) = item {
+            let mut out = io::stdout().lock();
+            let line = if json {
+                format!("{}\n", serde_json::to_string(&record)?)
+            } else {
+                show::flow(&record)
+            };
+            out.write_all(line.as_bytes())?;
+            out.flush()?;
+        }
+        Ok::<bool, ExecuteError>(true)
+    })?;
+    report_lost(lost, "decisions")
+}
+
+fn capture(socket: &Path, args: CaptureArgs) -> Result<(), ExecuteError> {
+    let request = Request::Capture(CaptureRequest {
+        endpoint: args.endpoint,
+        direction: args.direction.map(|direction| match direction {
+            DirectionArg::Received => CaptureDirection::Received,
+            DirectionArg::Transmitted => CaptureDirection::Transmitted,
+        }),
+        reason: args.reason,
+        packets_max: args.packets_max,
+        bytes_max: args.bytes_max,
+    });
+    // The node is asked first, so that a refusal leaves an older file as it is.
+    let mut client = Client::connect(socket)?;
+    let out: Box<dyn Write> = if args.write == Path::new("-") {
+        Box::new(io::stdout())
+    } else {
+        Box::new(File::create(&args.write).map_err(file_error(&args.write))?)
+    };
+    let mut writer = CaptureWriter::new(BufWriter::new(out))?;
+    let mut packets = 0u64;
+    let lost = client.stream(request, |item| {
+        if let StreamItem::Packet(record) = item {
+            writer.write(&record)?;
+            writer.flush()?;
+            packets += 1;
+        }
+        Ok::<bool, ExecuteError>(true)
+    })?;
+    writer.into_inner().flush()?;
+    eprintln!("{packets} packets captured");
+    report_lost(lost, "packets")
+}
+
+fn report_lost(lost: u64, what: &str) -> Result<(), ExecuteError> {
+    if lost > 0 {
+        eprintln!("{lost} {what} were lost: the node had more to say than could be taken");
+    }
+    Ok(())
+}
+
+fn man(directory: Option<&Path>) -> Result<(), ExecuteError> {
+    let command = Cli::command();
+    match directory {
+        Some(directory) => {
+            std::fs::create_dir_all(directory).map_err(file_error(directory))?;
+            clap_mangen::generate_to(command, directory).map_err(file_error(directory))
+        }
+        None => Ok(clap_mangen::Man::new(command).render(&mut io::stdout())?),
+    }
+}

@@ -1,0 +1,308 @@
+//! The command line: what there is to say, and what is done about it.
+//!
+//! Reading order: this file (commands and help), [`client`] (asks the node), [`show`] (answers for
+//! people), [`table`] (aligned columns), [`capture`] (pcapng), [`execute`] (commands to requests).
+//! Exit codes: 0 done, 1 failed (the reason is on standard error), 64 wrong usage (`EX_USAGE` of
+//! sysexits.h).
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use control::admin::FlowFilter;
+
+pub mod capture;
+pub mod client;
+pub mod execute;
+pub mod show;
+pub mod table;
+
+pub use execute::execute;
+
+/// Exit code for wrong usage (`EX_USAGE`).
+pub const EXIT_USAGE: u8 = 64;
+/// Where a node listens for clients unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/xskiff/admin.sock";
+
+/// The network dataplane of a Kubernetes node, in userspace.
+#[derive(Debug, Parser)]
+#[command(
+    name = "xskiff",
+    version,
+    about = "The network dataplane of a Kubernetes node, in userspace",
+    long_about = "The network dataplane of a Kubernetes node, in userspace.\n\n\
+        A thin XDP program redirects the node's pod and service traffic into AF_XDP sockets; \
+        pinned worker threads do connection tracking, NAT, policy and load balancing.\n\n\
+        Start with `xskiff run --config FILE` on a node, then ask it with `xskiff status`.",
+    after_help = "Exit codes: 0 done, 1 failed, 64 wrong usage.\n\
+        Every command that asks the node takes --json.",
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// The node's admin socket; only root may use it.
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Print the node's answer as JSON instead of a table.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// How the node stands: a verdict, the next step, then ports, workers and tables.
+    Status,
+    /// Pods on this node: add, remove, list.
+    #[command(subcommand)]
+    Endpoint(EndpointCommand),
+    /// Services in force.
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Tracked connections: list, count, flush.
+    #[command(subcommand)]
+    Ct(CtCommand),
+    /// Which policy rule decides.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Dropped packets, by reason.
+    Drops,
+    /// Recent decisions; with --follow, new ones as they come.
+    Flows(FlowsArgs),
+    /// Write packets to a pcapng file (tcpdump cannot see redirected frames).
+    Capture(CaptureArgs),
+    /// Show one packet's way through the pipeline, stage by stage, without sending anything.
+    Trace(TraceArgs),
+    /// Print the configuration in force, or predict what a new one changes.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a shell's completions, to be sourced.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory, or print the first one.
+    Man {
+        /// Where to write them; printed when absent.
+        #[arg(long, value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// Of `endpoint`.
+#[derive(Debug, Subcommand)]
+pub enum EndpointCommand {
+    /// Make an interface a pod's port. Repeating it is harmless.
+    #[command(after_help = "Example:\n  xskiff endpoint add shop/cart-0 --interface veth1234 \
+        --address 10.1.0.5 --address fd00:1::5")]
+    Add {
+        /// `namespace/pod`, which ties it to the Pod object.
+        #[arg(value_name = "NAMESPACE/POD")]
+        name: String,
+        /// The node's end of the pod's veth pair.
+        #[arg(long, value_name = "NAME")]
+        interface: String,
+        /// An address the pod may speak from; repeat for more.
+        #[arg(long = "address", required = true, value_name = "IP")]
+        addresses: Vec<IpAddr>,
+        /// The pod's link address; asked by ARP and ND when absent.
+        #[arg(long, value_name = "MAC")]
+        mac: Option<String>,
+        /// The pod's network namespace, to turn offloads off in it.
+        #[arg(long, value_name = "PATH")]
+        netns: Option<String>,
+    },
+    /// Remove a pod's port. Removing one that is not there is harmless.
+    Remove {
+        /// `namespace/pod`.
+        #[arg(value_name = "NAMESPACE/POD")]
+        name: String,
+    },
+    /// List the node's pods with their ports.
+    List,
+}
+
+/// Of `service`.
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// List services with frontends and backends.
+    List,
+}
+
+/// Which flows are meant: every given option must match.
+#[derive(Debug, Clone, Default, Args)]
+pub struct FilterArgs {
+    /// Either end's address, before or after translation.
+    #[arg(long, value_name = "IP")]
+    pub address: Option<IpAddr>,
+    /// Either end's port, before or after translation.
+    #[arg(long = "port", value_name = "PORT")]
+    pub l4_port: Option<u16>,
+    /// tcp, udp, icmp, icmpv6, sctp or a number.
+    #[arg(long = "proto", value_name = "PROTOCOL")]
+    pub protocol: Option<String>,
+    /// A local pod at either end.
+    #[arg(long, value_name = "NAMESPACE/POD")]
+    pub endpoint: Option<String>,
+    /// The service asked for.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub service: Option<String>,
+}
+
+impl From<FilterArgs> for FlowFilter {
+    fn from(args: FilterArgs) -> Self {
+        Self {
+            address: args.address,
+            l4_port: args.l4_port,
+            protocol: args.protocol,
+            endpoint: args.endpoint,
+            service: args.service,
+            verdict: None,
+            reason: None,
+        }
+    }
+}
+
+/// Of `ct`.
+#[derive(Debug, Subcommand)]
+pub enum CtCommand {
+    /// List connections.
+    List {
+        /// Which.
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// At most so many.
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=i64::from(control::admin::CT_LIST_MAX)))]
+        limit: u32,
+    },
+    /// Count connections.
+    Count {
+        /// Which.
+        #[command(flatten)]
+        filter: FilterArgs,
+    },
+    /// End connections. Without any option, --all must be said.
+    Flush {
+        /// Which.
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// End every connection.
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+/// Of `policy`.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Say which rule decides for FROM, TO and port, in each direction.
+    #[command(after_help = "Example:\n  xskiff policy explain --from shop/cart-0 --to shop/db-0 \
+        --port 5432")]
+    Explain {
+        /// `namespace/pod`, an address, `host` or `world`.
+        #[arg(long)]
+        from: String,
+        /// `namespace/pod`, an address, `host` or `world`.
+        #[arg(long)]
+        to: String,
+        /// Destination port, as the backend sees it.
+        #[arg(long = "port", value_name = "PORT")]
+        l4_port: u16,
+        /// tcp, udp, sctp or a number.
+        #[arg(long = "proto", value_name = "PROTOCOL", default_value = "tcp")]
+        protocol: String,
+    },
+}
+
+/// A decision's verdict.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum VerdictArg {
+    /// A flow was admitted.
+    Opened,
+    /// A flow ended.
+    Closed,
+    /// A packet was dropped.
+    Dropped,
+}
+
+/// Of `flows`.
+#[derive(Debug, Args)]
+pub struct FlowsArgs {
+    /// Go on until interrupted.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Which.
+    #[command(flatten)]
+    pub filter: FilterArgs,
+    /// Only these decisions.
+    #[arg(long)]
+    pub verdict: Option<VerdictArg>,
+    /// Only drops for this reason (`xskiff drops` lists them).
+    #[arg(long)]
+    pub reason: Option<String>,
+}
+
+/// A captured packet's way.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DirectionArg {
+    /// Came in by the port.
+    Received,
+    /// Left by the port.
+    Transmitted,
+}
+
+/// Of `capture`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  xskiff capture --endpoint shop/cart-0 -w cart.pcapng\n  \
+    tshark -r cart.pcapng")]
+pub struct CaptureArgs {
+    /// The pcapng file to write; `-` for standard output.
+    #[arg(long, short = 'w', value_name = "FILE")]
+    pub write: PathBuf,
+    /// Only this pod's or interface's packets.
+    #[arg(long, value_name = "NAMESPACE/POD or INTERFACE")]
+    pub endpoint: Option<String>,
+    /// Only packets that go this way, as seen from the node.
+    #[arg(long)]
+    pub direction: Option<DirectionArg>,
+    /// Only packets dropped for this reason (`xskiff drops` lists them).
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// End after so many packets; 0 for no bound.
+    #[arg(long = "packets", short = 'c', default_value_t = 10_000, value_name = "COUNT")]
+    pub packets_max: u64,
+    /// End after so many bytes; 0 for no bound.
+    #[arg(long = "bytes", default_value_t = 64 << 20, value_name = "BYTES")]
+    pub bytes_max: u64,
+}
+
+/// Of `trace`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  xskiff trace --port veth1234 \
+    \"02 00 00 00 00 01 02 00 00 00 00 02 08 00 45 00 ...\"")]
+pub struct TraceArgs {
+    /// The interface the packet pretends to enter by.
+    #[arg(long, value_name = "INTERFACE")]
+    pub port: String,
+    /// The frame in hexadecimal, from the Ethernet header on; `-` reads standard input.
+    #[arg(value_name = "HEX")]
+    pub frame: String,
+}
+
+/// Of `config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the configuration in force, every default filled in.
+    Print,
+    /// Say what a configuration file would change in the running node, and what that does.
+    Diff {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+#[cfg(test)]
+mod tests;

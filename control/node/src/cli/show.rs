@@ -1,0 +1,398 @@
+//! The node's answers, for people.
+
+use std::fmt::Write;
+
+use control::admin::reply::{CtListing, Peer};
+use control::admin::status::{Level, TableUsage, WorkerStatus};
+use control::admin::{
+    ConfigDiff, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, PolicyExplanation, Reply,
+    ServiceInfo, Status, TraceReport,
+};
+
+use super::table::{Table, grouped};
+
+/// The answer as text; ends with a newline unless empty.
+#[must_use]
+pub fn reply(reply: &Reply) -> String {
+    match reply {
+        Reply::Status(status) => show_status(status),
+        Reply::Endpoint(endpoint) => endpoints(std::slice::from_ref(endpoint)),
+        Reply::Removed(true) => "removed\n".into(),
+        Reply::Removed(false) => "there was none\n".into(),
+        Reply::Endpoints(list) => endpoints(list),
+        Reply::Services(list) => services(list),
+        Reply::Ct(listing) => ct(listing),
+        Reply::Count(count) => format!("{}\n", grouped(*count)),
+        Reply::Policy(explanation) => policy(explanation),
+        Reply::Drops(drops) => show_drops(drops),
+        Reply::Trace(report) => trace(report),
+        Reply::Config(text) => text.clone(),
+        Reply::ConfigDiff(changes) => config_diff(changes),
+        Reply::Manifests(manifests) => show_manifests(manifests),
+        Reply::Item(_) | Reply::End { .. } => String::new(),
+        Reply::Error(error) => format!("{error}\n"),
+    }
+}
+
+fn show_status(status: &Status) -> String {
+    let level = match status.verdict.level {
+        Level::Ok => "OK",
+        Level::Degraded => "DEGRADED",
+        Level::Failing => "FAILING",
+    };
+    let mut out = format!("{level}: {}\n", status.verdict.summary);
+    if !status.verdict.next_step.is_empty() {
+        let _ = writeln!(out, "next: {}", status.verdict.next_step);
+    }
+    let _ = writeln!(
+        out,
+        "node {}, xskiff {}, pid {}, up {}, tables of generation {}\n",
+        status.node,
+        status.version,
+        status.pid,
+        duration(status.uptime_seconds),
+        status.generation
+    );
+    let _ = writeln!(out, "{}", ports(status));
+    let _ = writeln!(out, "{}", workers(&status.workers));
+    let _ = writeln!(out, "{}", tables(&status.tables));
+    let xdp = &status.xdp;
+    let lost = xdp.no_socket + xdp.stalled + xdp.malformed + xdp.router_advertisement + xdp.not_ip;
+    let _ = writeln!(
+        out,
+        "XDP: {} redirected, {} passed to the kernel, {} dropped (no socket {}, stalled worker {}, \
+         malformed {}, router advertisement {}, not IP {})\n",
+        grouped(xdp.redirected),
+        grouped(xdp.passed + xdp.unknown_interface + xdp.passed_on_stall),
+        grouped(lost),
+        grouped(xdp.no_socket),
+        grouped(xdp.stalled),
+        grouped(xdp.malformed),
+        grouped(xdp.router_advertisement),
+        grouped(xdp.not_ip)
+    );
+    let dropped: u64 = status.drops.iter().map(|drop| drop.packets).sum();
+    if dropped > 0 {
+        let _ = writeln!(out, "{}", show_drops(&status.drops));
+    }
+    if status.manifests.folder.is_some() {
+        let _ = writeln!(out, "{}", show_manifests(&status.manifests));
+    }
+    if !status.errors.is_empty() {
+        out.push_str("LAST ERRORS\n");
+        for error in &status.errors {
+            let times = if error.count > 1 { format!(" ({} times)", error.count) } else { String::new() };
+            let _ = writeln!(out, "  {}: {}{times}", error.object, error.message);
+        }
+    }
+    format!("{}\n", out.trim_end())
+}
+
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, ..) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+fn ports(status: &Status) -> String {
+    let mut table = Table::new(&[
+        "PORT", "KIND", "LINK", ">MTU", "XDP", "SOCKETS", ">RX PACKETS", ">TX PACKETS", ">LOST",
+        "ENDPOINT",
+    ]);
+    for port in &status.ports {
+        let lost = port.sockets.rx_dropped
+            + port.sockets.rx_ring_full
+            + port.sockets.tx_invalid_descriptors;
+        table.row([
+            port.interface.clone(),
+            port.kind.clone(),
+            if port.up { "up".into() } else { "DOWN".into() },
+            port.mtu.to_string(),
+            port.xdp_mode.clone(),
+            format!("{} {}", port.queues, port.socket_mode),
+            grouped(port.received_packets),
+            grouped(port.transmitted_packets),
+            grouped(lost),
+            port.endpoint.clone().unwrap_or_default(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn workers(workers: &[WorkerStatus]) -> String {
+    let mut table = Table::new(&[
+        "WORKER", ">CORE", "MODE", "STATE", ">RECEIVED", ">TRANSMITTED", ">HANDED OUT", ">DROPPED",
+        ">HELD", ">FLOWS OPENED",
+    ]);
+    for worker in workers {
+        let dropped: u64 = worker.dropped.iter().map(|(_, packets)| packets).sum();
+        table.row([
+            worker.worker.to_string(),
+            worker.core.map_or_else(|| "-".into(), |core| core.to_string()),
+            worker.mode.clone(),
+            if worker.alive { "alive".into() } else { "STALLED".into() },
+            grouped(worker.received),
+            grouped(worker.transmitted),
+            grouped(worker.handed_out),
+            grouped(dropped),
+            grouped(worker.held),
+            grouped(worker.flows_created),
+        ]);
+    }
+    table.to_string()
+}
+
+fn tables(tables: &[TableUsage]) -> String {
+    let mut table = Table::new(&["TABLE", ">USED", ">CAPACITY", ">FULL %", ">HIGH WATER"]);
+    for usage in tables {
+        let full = (usage.used * 100).checked_div(usage.capacity).unwrap_or(0);
+        table.row([
+            usage.name.clone(),
+            grouped(usage.used),
+            grouped(usage.capacity),
+            full.to_string(),
+            grouped(usage.high_water),
+        ]);
+    }
+    table.to_string()
+}
+
+fn endpoints(list: &[EndpointInfo]) -> String {
+    let mut table =
+        Table::new(&["ENDPOINT", "INTERFACE", "ADDRESSES", "MAC", ">MTU", ">IDENTITY", "ISOLATED"]);
+    for endpoint in list {
+        let isolated = match (endpoint.isolated_ingress, endpoint.isolated_egress) {
+            (true, true) => "both ways",
+            (true, false) => "ingress",
+            (false, true) => "egress",
+            (false, false) => "no",
+        };
+        let addresses: Vec<String> = endpoint.addresses.iter().map(ToString::to_string).collect();
+        table.row([
+            endpoint.name.clone(),
+            endpoint.interface.clone(),
+            addresses.join(" "),
+            endpoint.mac.clone().unwrap_or_else(|| "not known yet".into()),
+            endpoint.mtu.to_string(),
+            endpoint.identity.map_or_else(|| "no Pod yet".into(), |number| number.to_string()),
+            isolated.into(),
+        ]);
+    }
+    or_none(table, "no endpoints: `xskiff endpoint add` adds one")
+}
+
+fn services(list: &[ServiceInfo]) -> String {
+    let mut table = Table::new(&["SERVICE", "KIND", "FRONTEND", "BACKENDS"]);
+    for service in list {
+        let backend = |backend: &control::admin::reply::BackendInfo| {
+            let peer = Peer { address: backend.address, l4_port: backend.l4_port };
+            if backend.local { format!("{peer} (here)") } else { peer.to_string() }
+        };
+        let backends: Vec<String> = service.backends.iter().map(backend).collect();
+        let backends =
+            if backends.is_empty() { "none usable".into() } else { backends.join(", ") };
+        for (index, frontend) in service.frontends.iter().enumerate() {
+            let address = match frontend.address {
+                Some(address) => Peer { address, l4_port: frontend.l4_port }.to_string(),
+                None => format!("node port {}", frontend.l4_port),
+            };
+            // Name and backends once, beside the first frontend.
+            let once = |text: &str| if index == 0 { text.to_owned() } else { String::new() };
+            table.row([
+                once(&service.name),
+                frontend.kind.clone(),
+                format!("{}/{address}", frontend.protocol),
+                once(&backends),
+            ]);
+        }
+    }
+    or_none(table, "no services in force")
+}
+
+fn ct(listing: &CtListing) -> String {
+    let mut table = Table::new(&[
+        "PROTO", "STATE", "SOURCE", "DESTINATION", "BACKEND", "SOURCE AS SEEN", ">EXPIRES S",
+        ">PACKETS", ">BACK", "SERVICE", "RULE",
+    ]);
+    for entry in &listing.entries {
+        let unless = |same: bool, peer: Peer| if same { "-".into() } else { peer.to_string() };
+        table.row([
+            entry.protocol.clone(),
+            entry.state.clone(),
+            entry.source.to_string(),
+            entry.destination.to_string(),
+            unless(entry.backend == entry.destination, entry.backend),
+            unless(entry.translated_source == entry.source, entry.translated_source),
+            entry.expires_in_seconds.to_string(),
+            grouped(entry.packets.0),
+            grouped(entry.packets.1),
+            entry.service.clone().unwrap_or_default(),
+            entry.rule.clone().unwrap_or_default(),
+        ]);
+    }
+    let mut text = or_none(table, "no connections match");
+    if listing.truncated {
+        let _ = writeln!(text, "there are more: raise --limit, or filter");
+    }
+    text
+}
+
+fn policy(explanation: &PolicyExplanation) -> String {
+    let mut text = format!(
+        "{}: {}\n",
+        if explanation.allowed { "ALLOWED" } else { "DENIED" },
+        explanation.summary
+    );
+    for step in &explanation.steps {
+        let verdict = if step.allowed { "allowed" } else { "denied" };
+        let _ = writeln!(text, "  {} of {}: {verdict} by {}", step.direction, step.subject, step.rule);
+    }
+    text
+}
+
+fn show_drops(drops: &[DropCount]) -> String {
+    let mut table = Table::new(&["REASON", ">PACKETS", "MEANING"]);
+    let mut happened: Vec<&DropCount> = drops.iter().filter(|drop| drop.packets > 0).collect();
+    happened.sort_by_key(|drop| std::cmp::Reverse(drop.packets));
+    for drop in happened {
+        table.row([drop.reason.clone(), grouped(drop.packets), drop.explanation.trim().to_owned()]);
+    }
+    or_none(table, "nothing was dropped")
+}
+
+fn trace(report: &TraceReport) -> String {
+    let mut table = Table::new(&["STAGE", "FINDING"]);
+    for stage in &report.stages {
+        table.row([stage.stage.clone(), stage.finding.clone()]);
+    }
+    let mut text = format!("{table}=> {}\n", report.outcome);
+    if let Some(frame) = &report.frame {
+        let _ = writeln!(text, "{frame}");
+    }
+    text
+}
+
+fn config_diff(changes: &[ConfigDiff]) -> String {
+    let mut table = Table::new(&["SETTING", "IN FORCE", "CANDIDATE", "EFFECT"]);
+    for change in changes {
+        table.row([&change.setting, &change.from, &change.to, &change.effect].map(String::clone));
+    }
+    or_none(table, "no difference")
+}
+
+fn show_manifests(manifests: &ManifestsStatus) -> String {
+    let objects: Vec<String> =
+        manifests.objects.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let age = match manifests.seconds_since_success {
+        Some(seconds) => format!("read {} ago", duration(seconds)),
+        None => "never read".into(),
+    };
+    let mut text = format!(
+        "manifests of {}: {age}; in force: {}\n",
+        manifests.folder.as_deref().unwrap_or("no folder"),
+        if objects.is_empty() { "nothing".into() } else { objects.join(", ") }
+    );
+    for error in &manifests.errors {
+        let _ = writeln!(text, "  refused: {}: {}", error.object, error.message);
+    }
+    text
+}
+
+/// One decision on one line.
+#[must_use]
+pub fn flow(record: &FlowRecord) -> String {
+    let seconds = record.time_unix_ms / 1000 % 86_400;
+    let mut line = format!(
+        "{:02}:{:02}:{:02}.{:03}Z {:7} {}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        record.time_unix_ms % 1000,
+        record.verdict,
+        record.protocol.as_deref().unwrap_or("-"),
+    );
+    let end = |peer: Option<Peer>, endpoint: Option<&String>| match (peer, endpoint) {
+        (Some(peer), Some(name)) => format!("{peer} ({name})"),
+        (Some(peer), None) => peer.to_string(),
+        (None, _) => "?".into(),
+    };
+    let _ = write!(
+        line,
+        " {} -> {}",
+        end(record.source, record.source_endpoint.as_ref()),
+        end(record.destination, record.destination_endpoint.as_ref())
+    );
+    if let Some(backend) = record.backend {
+        let _ = write!(line, " => {backend}");
+    }
+    for (word, value) in
+        [("service", &record.service), ("reason", &record.reason), ("rule", &record.rule)]
+    {
+        if let Some(value) = value {
+            let _ = write!(line, " {word} {value}");
+        }
+    }
+    let _ = writeln!(line, " on {}", record.interface);
+    line
+}
+
+fn or_none(table: Table, none: &str) -> String {
+    if table.is_empty() { format!("{none}\n") } else { table.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use control::admin::status::{ObjectError, Verdict};
+
+    use super::*;
+
+    #[test]
+    fn status_opens_with_the_verdict_and_the_next_step() {
+        let status = Status {
+            verdict: Verdict {
+                level: Level::Failing,
+                summary: "worker 1 has stalled".into(),
+                next_step: "look at its core".into(),
+            },
+            errors: vec![ObjectError {
+                object: "NetworkPolicy shop/deny".into(),
+                message: "unknown field `podSelecter`".into(),
+                time_unix_ms: 0,
+                count: 3,
+            }],
+            ..Status::default()
+        };
+        let text = show_status(&status);
+        assert!(text.starts_with("FAILING: worker 1 has stalled\nnext: look at its core\n"));
+        assert!(text.ends_with("NetworkPolicy shop/deny: unknown field `podSelecter` (3 times)\n"));
+    }
+
+    #[test]
+    fn only_drops_that_happened_are_shown_the_most_frequent_first() {
+        let drops: Vec<DropCount> = [("a", 0), ("b", 2), ("c", 1000)]
+            .map(|(reason, packets)| DropCount {
+                reason: reason.into(),
+                explanation: " Why.".into(),
+                packets,
+            })
+            .into();
+        let text = show_drops(&drops);
+        assert_eq!(text, "REASON  PACKETS  MEANING\nc         1 000  Why.\nb             2  Why.\n");
+    }
+
+    #[test]
+    fn an_ipv6_peer_is_bracketed_so_that_its_port_can_be_told() {
+        let peer = Peer { address: "2001:db8::1".parse().unwrap(), l4_port: 80 };
+        assert_eq!(peer.to_string(), "[2001:db8::1]:80");
+    }
+
+    #[test]
+    fn an_uptime_is_told_in_two_units() {
+        let told = [59, 61, 3_700, 90_000].map(duration);
+        assert_eq!(told, ["59 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
+    }
+}

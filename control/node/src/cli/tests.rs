@@ -1,0 +1,68 @@
+use clap::CommandFactory;
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn the_command_line_is_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_command_has_a_word_of_help() {
+    fn look(command: &clap::Command) {
+        for sub in command.get_subcommands() {
+            assert!(sub.get_about().is_some(), "{} has no help", sub.get_name());
+            for argument in sub.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} of {}", argument.get_id(), sub.get_name());
+            }
+            look(sub);
+        }
+    }
+    look(&Cli::command());
+}
+
+#[test]
+fn the_examples_of_the_issue_are_understood() {
+    for line in [
+        "xskiff status --json",
+        "xskiff endpoint add a/b --interface v0 --address 10.0.0.1 --address fd00::1",
+        "xskiff endpoint remove a/b",
+        "xskiff endpoint list",
+        "xskiff service list",
+        "xskiff ct list --proto tcp --port 80 --limit 5",
+        "xskiff ct count",
+        "xskiff ct flush --address 10.0.0.1",
+        "xskiff policy explain --from a/b --to world --port 443 --proto tcp",
+        "xskiff drops",
+        "xskiff flows --follow --verdict dropped",
+        "xskiff capture -w out.pcapng --reason spoofed --direction received",
+        "xskiff trace --port v0 0102",
+        "xskiff config print",
+        "xskiff config diff f",
+        "xskiff completions bash",
+        "xskiff man",
+        "xskiff --socket /tmp/x status",
+    ] {
+        if let Err(error) = parse(line) {
+            panic!("{line}: {error}");
+        }
+    }
+}
+
+#[test]
+fn nonsense_is_refused() {
+    for line in [
+        "xskiff",
+        "xskiff frobnicate",
+        "xskiff ct list --limit 0",
+        "xskiff ct list --port 70000",
+        "xskiff endpoint add a/b --interface v0",
+        "xskiff endpoint add a/b --interface v0 --address ten",
+    ] {
+        assert!(parse(line).is_err(), "{line}");
+    }
+}
