@@ -117,7 +117,7 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
     check_source(tables, port, key.source())?;
 
     let mut findings =
-        Findings { source: source_identity(tables, port, &key), ..Findings::default() };
+        Findings { source: identity_of(tables, port, key.source()), ..Findings::default() };
     let refuse = |reason, findings| Refusal { reason, findings };
 
     let chosen = choose_backend(tables, port, &key, &mut findings)
@@ -154,7 +154,7 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
         return Err(refuse(DropReason::NoFlow, findings));
     }
 
-    findings.destination = destination_identity(tables, egress.1, &translated);
+    findings.destination = identity_of(tables, egress.1, translated.destination());
     let sides = Sides { ingress: (ingress, port), egress };
     let direction = judge(tables, &sides, packet, &translated, chosen.is_some(), &mut findings)
         .map_err(|reason| refuse(reason, findings))?;
@@ -196,17 +196,12 @@ pub fn check_source(tables: &Tables, port: &Port, source: IpAddr) -> Result<(), 
     }
 }
 
-fn source_identity(tables: &Tables, port: &Port, key: &FlowKey) -> Identity {
+/// Who `address` is, behind `port`. What enters by the host port is the node, whatever it says; a
+/// pod's address was compared with its port before ([`check_source`]).
+fn identity_of(tables: &Tables, port: &Port, address: IpAddr) -> Identity {
     match port.kind {
-        PortKind::Pod | PortKind::Host => port.identity,
-        PortKind::Uplink => tables.identities.lookup(key.source()),
-    }
-}
-
-fn destination_identity(tables: &Tables, egress: &Port, translated: &FlowKey) -> Identity {
-    match egress.kind {
-        PortKind::Pod | PortKind::Host => egress.identity,
-        PortKind::Uplink => tables.identities.lookup(translated.destination()),
+        PortKind::Host => Identity::HOST,
+        PortKind::Pod | PortKind::Uplink => tables.identities.lookup(address),
     }
 }
 
@@ -427,8 +422,8 @@ pub fn rejudge(
     let (reverse_hop, from) = way_to(tables, original.source())?;
     let hop = hop.ok_or(DropReason::Unresolved)?;
     let identities = (
-        source_identity(tables, from.1, original),
-        destination_identity(tables, to.1, &translated),
+        identity_of(tables, from.1, original.source()),
+        identity_of(tables, to.1, translated.destination()),
     );
     let rule =
         judge_one_way(tables, from, to, identities, &translated).map_err(|(reason, _)| reason)?;

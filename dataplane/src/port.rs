@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use crate::address::MacAddr;
 use crate::buffer::Buffer;
-use crate::identity::Identity;
 
 /// Index of a port in [`crate::tables::Tables::ports`]. Stable while the port exists; reused only
 /// after every worker has seen it gone.
@@ -14,7 +13,7 @@ pub struct PortId(pub u16);
 /// What stands at the other end of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PortKind {
-    /// A local pod: its identity is the port's, its source addresses are checked.
+    /// A local pod: it speaks from its own addresses only, so that they tell who it is.
     Pod,
     /// The outside: a NIC or a tunnel device of another plugin.
     Uplink,
@@ -46,8 +45,6 @@ pub struct Port {
     pub checksums: Checksums,
     /// Addresses the endpoint may speak from (pods only; empty means none).
     pub addresses: Box<[IpAddr]>,
-    /// Identity of whoever speaks through the port (pods and host; unused for uplinks).
-    pub identity: Identity,
 }
 
 /// A worker's ports, as the pipeline's driver sees them: AF_XDP rings in a node, vectors in tests.

@@ -90,8 +90,8 @@ impl World {
     pub fn with_pods(pods: u8) -> Self {
         let mut world = Self {
             ports: vec![
-                Some(port("host", PortKind::Host, mac(0, 0), Identity::HOST, &[])),
-                Some(port("uplink", PortKind::Uplink, mac(1, 0), Identity::WORLD, &[])),
+                Some(port("host", PortKind::Host, mac(0, 0), &[])),
+                Some(port("uplink", PortKind::Uplink, mac(1, 0), &[])),
             ],
             forwarding: Forwarding::default(),
             services: ServiceTable::default(),
@@ -148,7 +148,7 @@ impl World {
     fn add_pod(&mut self, n: u8) {
         let own = [pod4(n), pod6(n)];
         let name = format!("pod{n}");
-        self.ports.push(Some(port(&name, PortKind::Pod, mac(2, n), pod_identity(n), &own)));
+        self.ports.push(Some(port(&name, PortKind::Pod, mac(2, n), &own)));
         for address in own {
             let hop = self.add_hop(pod_port(n), mac(3, n), address);
             self.forwarding.endpoints.insert(address, hop);
@@ -270,7 +270,7 @@ impl World {
     }
 }
 
-fn port(name: &str, kind: PortKind, mac: MacAddr, identity: Identity, own: &[IpAddr]) -> Port {
+fn port(name: &str, kind: PortKind, mac: MacAddr, own: &[IpAddr]) -> Port {
     Port {
         name: name.into(),
         kind,
@@ -278,7 +278,6 @@ fn port(name: &str, kind: PortKind, mac: MacAddr, identity: Identity, own: &[IpA
         mtu: 1500,
         checksums: Checksums::Complete,
         addresses: own.into(),
-        identity,
     }
 }
 
