@@ -5,3 +5,4 @@ pub mod memory_ports;
 pub mod packet_builder;
 pub mod simulation;
 pub mod world;
+pub mod xskiff_binary;

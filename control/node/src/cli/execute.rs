@@ -43,6 +43,9 @@ pub enum ExecuteError {
     /// The answer cannot be printed as JSON.
     #[error("the answer cannot be encoded: {0}")]
     Json(#[from] serde_json::Error),
+    /// A traffic agent cannot work.
+    #[error("{0:#}")]
+    Agent(anyhow::Error),
 }
 
 fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ExecuteError + '_ {
@@ -60,6 +63,9 @@ pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
             Ok(())
         }
         Command::Man { directory } => man(directory.as_deref()),
+        Command::LabAgent(arguments) => {
+            crate::lab::agent::run(arguments).map_err(ExecuteError::Agent)
+        }
         Command::Flows(args) => flows(&cli.socket, cli.json, args),
         Command::Capture(args) => capture(&cli.socket, args),
         command => {
@@ -92,6 +98,7 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
         Command::Flows(_)
         | Command::Capture(_)
         | Command::Completions { .. }
+        | Command::LabAgent(_)
         | Command::Man { .. } => {
             return Err(ExecuteError::Usage("this command asks the node nothing".into()));
         }

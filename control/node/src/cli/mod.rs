@@ -90,6 +90,9 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         directory: Option<PathBuf>,
     },
+    /// Traffic for the demo and the tests; runs only inside a network namespace.
+    #[command(hide = true)]
+    LabAgent(crate::lab::agent::Arguments),
 }
 
 /// Of `endpoint`.

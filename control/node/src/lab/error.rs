@@ -52,7 +52,9 @@ pub enum LabError {
         tail: String,
     },
     /// A name that a namespace, an interface or a file cannot have.
-    #[error("`{name}` is no name for a {object}: use 1 to {length_max} letters, digits and hyphens")]
+    #[error(
+        "`{name}` is no name for a {object}: use 1 to {length_max} letters, digits and hyphens"
+    )]
     BadName {
         /// What was to be named.
         object: &'static str,

@@ -132,7 +132,8 @@ impl Namespace {
     /// A setting does not exist or refuses the value.
     pub fn set(&self, settings: &[(&str, &str)]) -> Result<(), LabError> {
         // The values travel as arguments, so that the shell interprets none of them.
-        let script = r#"while [ $# -gt 1 ]; do echo "$2" > "/proc/sys/$1" || exit 1; shift 2; done"#;
+        let script =
+            r#"while [ $# -gt 1 ]; do echo "$2" > "/proc/sys/$1" || exit 1; shift 2; done"#;
         let mut words = vec!["-c", script, "sh"];
         words.extend(settings.iter().flat_map(|(path, value)| [*path, *value]));
         self.run("sh", &words).map(drop)
@@ -168,10 +169,8 @@ impl Namespace {
     pub fn ping(&self, address: IpAddr, count: u32) -> Result<Ping, LabError> {
         let (count, address) = (count.to_string(), address.to_string());
         let arguments = ["-n", "-q", "-c", &count, "-i", "0.1", "-W", "1", &address];
-        let output = self
-            .command("ping", &arguments)
-            .output()
-            .map_err(LabError::io("run", "ping"))?;
+        let output =
+            self.command("ping", &arguments).output().map_err(LabError::io("run", "ping"))?;
         let text = String::from_utf8_lossy(&output.stdout);
         parse_ping(&text).ok_or_else(|| LabError::CommandFailed {
             command: format!("ping {}", arguments.join(" ")),

@@ -18,7 +18,7 @@ use super::{LabError, command};
 pub(super) const PREFIX: &str = "xskiff-lab.";
 
 /// Where `ip netns` keeps its names.
-const NETNS_DIRECTORY: &str = "/run/netns";
+pub(super) const NETNS_DIRECTORY: &str = "/run/netns";
 
 /// A child that the signal thread and its owner may both end.
 pub(super) type SharedChild = Arc<Mutex<Child>>;

@@ -52,7 +52,8 @@ pub struct Arguments {
 pub(super) async fn run(arguments: &Arguments, stop: Stop) -> anyhow::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(RAW)))
         .context("a raw socket needs CAP_NET_RAW")?;
-    let mut flood = Flood { socket, to: arguments.to, sources: arguments.sources, sent: 0, refused: 0 };
+    let mut flood =
+        Flood { socket, to: arguments.to, sources: arguments.sources, sent: 0, refused: 0 };
     tokio::select! {
         () = flood.run(arguments.rate, arguments.count) => {}
         () = stopped(stop) => {}

@@ -1,18 +1,21 @@
 //! Traffic agents: what `xskiff lab-agent` does inside a namespace of the laboratory.
 //!
 //! Each says what it saw as JSON lines ([`report::Report`]) on its standard output and stops when
-//! its standard input closes, so that none outlives whoever started it. None runs in the machine's
-//! own network namespace: what they send stays among namespaces made for it.
+//! its standard input closes, so that none outlives whoever started it. None runs outside a
+//! namespace of the laboratory: what they send stays among namespaces made for it.
 //!
 //! Reading order: [`report`] (what is said), [`payload`] (bytes both ends can predict), [`serve`]
 //! and [`fetch`] (HTTP/1.1), [`udp`], [`probe`] and [`hold`] (connections over time), [`flood`].
 
 use std::io::Read;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::sync::watch;
+
+use super::registry::{NETNS_DIRECTORY, PREFIX};
 
 pub mod fetch;
 pub mod flood;
@@ -58,7 +61,7 @@ enum Kind {
 /// Outside a network namespace of its own, or when it cannot do its work at all; failures of the
 /// traffic itself are reported, not returned.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
-    refuse_own_network()?;
+    refuse_foreign_network()?;
     raise_open_files();
     let stop = watch_input(arguments.detached)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -74,14 +77,17 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     })
 }
 
-/// Load may only ever meet hosts of the laboratory, so the machine's own network is refused.
-fn refuse_own_network() -> anyhow::Result<()> {
-    let own = std::fs::read_link("/proc/self/ns/net").context("cannot read /proc/self/ns/net")?;
-    let first = std::fs::read_link("/proc/1/ns/net").context("cannot read /proc/1/ns/net")?;
-    if own == first {
-        bail!(
-            "lab-agent runs in a network namespace of its own: ip netns exec NAME xskiff lab-agent"
-        );
+/// Load may only ever meet hosts of the laboratory, so the namespace must be one that it named.
+fn refuse_foreign_network() -> anyhow::Result<()> {
+    let own = std::fs::metadata("/proc/self/ns/net").context("cannot read /proc/self/ns/net")?;
+    let named = std::fs::read_dir(NETNS_DIRECTORY).into_iter().flatten().flatten();
+    let mut ours = named.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    let inside = ours.any(|entry| {
+        std::fs::metadata(entry.path())
+            .is_ok_and(|other| (other.dev(), other.ino()) == (own.dev(), own.ino()))
+    });
+    if !inside {
+        bail!("lab-agent runs only in a namespace of the laboratory ({PREFIX}*): ip netns exec");
     }
     Ok(())
 }

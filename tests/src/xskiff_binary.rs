@@ -1,0 +1,56 @@
+//! The `xskiff` binary that tests run: built once, so that none meets yesterday's.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+static BINARY: OnceLock<PathBuf> = OnceLock::new();
+
+/// Path of the binary; `XSKIFF_BINARY` names another one.
+///
+/// # Panics
+/// It does not build: nothing of a test that needs it could be trusted.
+pub fn path() -> &'static Path {
+    BINARY.get_or_init(|| std::env::var_os("XSKIFF_BINARY").map_or_else(build, PathBuf::from))
+}
+
+fn build() -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .args(["build", "--quiet", "--locked", "--package", "xskiff", "--bin", "xskiff"])
+        .args(["--message-format", "json"])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
+        .stderr(Stdio::inherit());
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    let output = command.output().expect("cargo can be run");
+    assert!(output.status.success(), "the xskiff binary does not build");
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let executable = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "xskiff")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    executable.expect("cargo names the binary it built")
+}
+
+/// Whether a test that needs root shall run. Set `XSKIFF_SKIP_ROOT_TESTS=1` to go without.
+///
+/// # Panics
+/// Not root, and not told to skip: a test that silently did nothing would prove nothing.
+pub fn root_or_skip(test: &str) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    if uid.and_then(|uid| uid.split_whitespace().nth(1)) == Some("0") {
+        return true;
+    }
+    if std::env::var_os("XSKIFF_SKIP_ROOT_TESTS").is_some_and(|value| value == "1") {
+        eprintln!("SKIPPED {test}: not root, and XSKIFF_SKIP_ROOT_TESTS=1");
+        return false;
+    }
+    panic!("{test} makes network namespaces: run it as root, or set XSKIFF_SKIP_ROOT_TESTS=1");
+}
