@@ -1,1 +1,42 @@
-fn main() {}
+//! Measures the pipeline in memory, AF_XDP on veth, and the peers beside it.
+//!
+//! Reading order: [`workload`] and [`packet`] (what is sent), [`pipeline`] (in memory), then
+//! [`figure`] and [`report`] (what comes out).
+#![forbid(unsafe_code)]
+
+mod figure;
+mod machine;
+mod packet;
+mod pipeline;
+mod report;
+mod workload;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use report::Report;
+
+/// Measures the pipeline in memory, AF_XDP on veth, and the peers beside it.
+#[derive(Debug, Parser)]
+#[command(name = "xskiff-perf", version)]
+struct Cli {
+    /// One JSON object per line for every figure, instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Nanoseconds per packet in memory, in all and by stage.
+    Pipeline(pipeline::Options),
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let mut report = Report::new(cli.json);
+    match &cli.command {
+        Command::Pipeline(options) => pipeline::run(options, &mut report),
+    }
+}
