@@ -204,13 +204,14 @@ impl FlowKey {
     }
 
     /// The same from another end point; `None` when the families differ. An ICMP query takes
-    /// `l4_port` as its identifier; protocols without ports ignore it.
+    /// `l4_port` as its identifier; protocols without ports ignore it, and so does SCTP, whose
+    /// checksum (a CRC over its ports) is not computed here.
     #[must_use]
     pub fn with_source(self, address: IpAddr, l4_port: u16) -> Option<Self> {
         let (source, destination) = match self.protocol() {
             Protocol::ICMP | Protocol::ICMPV6 => (l4_port, l4_port),
-            Protocol::TCP | Protocol::UDP | Protocol::SCTP => (l4_port, self.destination_port()),
-            _ => (0, 0),
+            Protocol::TCP | Protocol::UDP => (l4_port, self.destination_port()),
+            _ => (self.source_port(), self.destination_port()),
         };
         Self::new(self.protocol(), (address, source), (self.destination(), destination))
     }

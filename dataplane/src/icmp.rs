@@ -60,8 +60,8 @@ impl IcmpErrorKind {
 ///
 /// # Errors
 /// [`DropReason::IcmpUnrelated`] where no error may be sent: about an ICMP error, a later
-/// fragment, a link-layer broadcast, or a packet of the other family (RFC 1122, 3.2.2; RFC 4443,
-/// 2.4 e).
+/// fragment, an ICMP message that may be an error, a link-layer broadcast, or a packet of the other
+/// family (RFC 1812, 4.3.2.7; RFC 4443, 2.4 e).
 pub fn build_error(
     kind: IcmpErrorKind,
     offender: &Packet,
@@ -75,9 +75,10 @@ pub fn build_error(
             | PacketKind::LaterFragment { .. }
             | PacketKind::NeighbourDiscovery
             | PacketKind::RouterAdvertisement
-    );
+    ) || is_unknown_icmp(offender);
     let link: &[u8; ETHERNET_LEN] = wire::array_at(bytes, 0).ok_or(DropReason::Truncated)?;
-    if never || link[0] & 1 != 0 {
+    // Nor does an answer go to a group, which is no frame's honest source.
+    if never || link[0] & 1 != 0 || link[6] & 1 != 0 {
         return Err(DropReason::IcmpUnrelated);
     }
     frame[..6].copy_from_slice(&link[6..12]);
@@ -94,6 +95,12 @@ pub fn build_error(
         }
         _ => Err(DropReason::IcmpUnrelated),
     }
+}
+
+/// An ICMP message of no known kind may be an error, and no error is ever told about those.
+fn is_unknown_icmp(offender: &Packet) -> bool {
+    offender.kind == PacketKind::Other
+        && matches!(offender.flow_key().protocol(), Protocol::ICMP | Protocol::ICMPV6)
 }
 
 fn write_v4(

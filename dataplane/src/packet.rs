@@ -7,7 +7,7 @@ use crate::DropReason;
 use crate::address::Protocol;
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::wire::checksum::Sum;
-use crate::wire::{self, ETHERNET_LEN, IPV4_LEN, IPV6_LEN};
+use crate::wire::{self, ETHERNET_LEN, Fragment, IPV4_LEN, IPV6_LEN};
 
 /// What kind of packet it is, as far as the pipeline treats kinds differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,6 +55,7 @@ pub struct Packet {
     pub ttl: u8,
     /// TCP flags (RFC 9293, 3.1); 0 for other protocols.
     pub tcp_flags: u8,
+    is_reply: bool,
 }
 
 /// What stands between the IP header and the transport.
@@ -64,12 +65,7 @@ struct Transport {
     /// End of the IP packet in the frame.
     end: usize,
     fragment: Option<Fragment>,
-}
-
-#[derive(Clone, Copy)]
-struct Fragment {
-    identification: u32,
-    is_first: bool,
+    is_ipv6: bool,
 }
 
 /// What the L4 header says.
@@ -77,6 +73,7 @@ struct Fragment {
 struct Header {
     ports: (u16, u16),
     tcp_flags: u8,
+    is_reply: bool,
 }
 
 impl Packet {
@@ -101,10 +98,10 @@ impl Packet {
         self.key
     }
 
-    /// Whether it may open a flow: a reply may not.
+    /// Whether it may open a flow: the reply to an ICMP query may not, whole or in fragments.
     #[must_use]
     pub fn may_begin_flow(&self) -> bool {
-        !matches!(self.kind, PacketKind::IcmpQuery { is_reply: true })
+        !self.is_reply
     }
 }
 
@@ -145,18 +142,20 @@ fn parse_ipv4(bytes: &[u8], len: usize) -> Result<Packet, DropReason> {
     }
     let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
     let destination = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
-    // RFC 1122, 3.2.1.3: none of these may be a source.
-    if matches!(source >> 24, 0 | 127 | 224..) {
+    // RFC 1122, 3.2.1.3: "this network" and loopback never leave a host, and neither they nor
+    // groups are a source. RFC 1812, 5.3.4: nor is a link-layer broadcast forwarded.
+    if matches!(source >> 24, 0 | 127 | 224..) || matches!(destination >> 24, 0 | 127) {
         return Err(DropReason::Malformed);
     }
-    if destination >> 24 >= 224 {
+    if destination >> 24 >= 224 || is_group_frame(bytes) {
         return Err(DropReason::Multicast);
     }
     let transport = Transport {
         protocol: Protocol(header[9]),
         offset: ETHERNET_LEN + header_len,
         end,
-        fragment: ipv4_fragment(header),
+        fragment: Fragment::of_ipv4(header),
+        is_ipv6: false,
     };
     let (kind, l4) = parse_transport(bytes, &transport)?;
     let key = FlowKey4 {
@@ -173,6 +172,7 @@ fn parse_ipv4(bytes: &[u8], len: usize) -> Result<Packet, DropReason> {
         ip_len,
         ttl: header[8],
         tcp_flags: l4.tcp_flags,
+        is_reply: l4.is_reply,
     })
 }
 
@@ -186,14 +186,10 @@ fn ipv4_sum(bytes: &[u8], header: &[u8; IPV4_LEN], header_len: usize) -> u16 {
     }
 }
 
+/// Whether the frame went to a link-layer group.
 #[inline(always)]
-fn ipv4_fragment(header: &[u8; IPV4_LEN]) -> Option<Fragment> {
-    let field = u16::from_be_bytes([header[6], header[7]]);
-    // More fragments, or an offset (RFC 791, 3.1).
-    (field & 0x3fff != 0).then(|| Fragment {
-        identification: u32::from(u16::from_be_bytes([header[4], header[5]])),
-        is_first: field & 0x1fff == 0,
-    })
+fn is_group_frame(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|octet| octet & 1 != 0)
 }
 
 /// The length of a header with options, after refusing source routes (RFC 7126, 4.3 and 4.4).
@@ -238,19 +234,17 @@ fn parse_ipv6(bytes: &[u8], len: usize) -> Result<Packet, DropReason> {
         protocol: transport.protocol,
         offset: transport.offset,
         end,
-        fragment: transport
-            .fragment
-            .map(|(identification, is_first)| Fragment { identification, is_first }),
+        fragment: transport.fragment,
+        is_ipv6: true,
     };
     let (kind, l4) = parse_transport(bytes, &transport)?;
     let is_link_business =
         matches!(kind, PacketKind::NeighbourDiscovery | PacketKind::RouterAdvertisement);
-    if destination >> 120 == 0xff && !is_link_business {
-        return Err(DropReason::Multicast);
-    }
-    // RFC 4291, 2.5.2, 2.5.3 and 2.7: unspecified, loopback and multicast are no sources here.
-    if (source <= 1 || source >> 120 == 0xff) && !is_link_business {
-        return Err(DropReason::Malformed);
+    if !is_link_business {
+        check_ipv6_addresses(source, destination)?;
+        if destination >> 120 == 0xff || is_group_frame(bytes) {
+            return Err(DropReason::Multicast);
+        }
     }
     let key = FlowKey6 {
         source,
@@ -266,7 +260,25 @@ fn parse_ipv6(bytes: &[u8], len: usize) -> Result<Packet, DropReason> {
         ip_len,
         ttl: header[7],
         tcp_flags: l4.tcp_flags,
+        is_reply: l4.is_reply,
     })
+}
+
+/// RFC 4291, 2.5.2, 2.5.3 and 2.7: the unspecified address and loopback never leave a host, and
+/// neither they nor groups are a source. Nor is an IPv4-mapped address (2.5.5.2): a socket that
+/// serves both families would take it for an IPv4 peer that no policy has seen.
+#[inline(always)]
+fn check_ipv6_addresses(source: u128, destination: u128) -> Result<(), DropReason> {
+    let is_mapped = |address: u128| address >> 32 == 0xffff;
+    if source <= 1
+        || destination <= 1
+        || source >> 120 == 0xff
+        || is_mapped(source)
+        || is_mapped(destination)
+    {
+        return Err(DropReason::Malformed);
+    }
+    Ok(())
 }
 
 #[inline(always)]
@@ -282,8 +294,11 @@ fn parse_whole(bytes: &[u8], at: &Transport) -> Result<(PacketKind, Header), Dro
     match at.protocol {
         Protocol::TCP => Ok((PacketKind::Tcp, parse_tcp(bytes, at)?)),
         Protocol::UDP => Ok((PacketKind::Udp, parse_udp(bytes, at)?)),
-        Protocol::ICMP => parse_icmp(bytes, at),
-        Protocol::ICMPV6 => parse_icmpv6(bytes, at),
+        Protocol::ICMP if !at.is_ipv6 => parse_icmp(bytes, at),
+        Protocol::ICMPV6 if at.is_ipv6 => parse_icmpv6(bytes, at),
+        // One family's messages in the other's packets mean nothing.
+        Protocol::ICMP | Protocol::ICMPV6 => Err(DropReason::Malformed),
+        Protocol::SCTP => Ok((PacketKind::Other, parse_sctp(bytes, at)?)),
         _ => Ok((PacketKind::Other, Header::default())),
     }
 }
@@ -294,12 +309,33 @@ fn parse_fragment(
     at: &Transport,
     fragment: Fragment,
 ) -> Result<(PacketKind, Header), DropReason> {
+    let payload_len = at.end - at.offset;
+    // RFC 8200, 4.5: only the last may have a length that is no multiple of eight, and none may
+    // reach beyond the longest packet. RFC 791 counts the same way.
+    if (fragment.more && !payload_len.is_multiple_of(8))
+        || usize::from(fragment.offset) + payload_len > usize::from(u16::MAX)
+    {
+        return Err(DropReason::Malformed);
+    }
     let identification = fragment.identification;
-    if !fragment.is_first {
+    if !fragment.is_first() {
+        // RFC 3128: it would write over the flags that the first one showed.
+        if at.protocol == Protocol::TCP && fragment.offset == 8 {
+            return Err(DropReason::Malformed);
+        }
         return Ok((PacketKind::LaterFragment { identification }, Header::default()));
     }
-    let (_, header) = parse_whole(bytes, at)?;
-    Ok((PacketKind::FirstFragment { identification }, header))
+    match parse_whole(bytes, at)? {
+        // Errors fit into every MTU (RFC 1812, 4.3.2.3; RFC 4443, 2.4 c), and neighbour discovery
+        // is not to be fragmented (RFC 6980).
+        (
+            PacketKind::IcmpError
+            | PacketKind::NeighbourDiscovery
+            | PacketKind::RouterAdvertisement,
+            _,
+        ) => Err(DropReason::Malformed),
+        (_, header) => Ok((PacketKind::FirstFragment { identification }, header)),
+    }
 }
 
 #[inline(always)]
@@ -315,7 +351,7 @@ fn parse_tcp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
     if (syn && (fin || rst)) || !(syn || rst || ack) {
         return Err(DropReason::Malformed);
     }
-    Ok(Header { ports: ports(tcp), tcp_flags: flags })
+    Ok(Header { ports: ports(tcp), tcp_flags: flags, is_reply: false })
 }
 
 #[inline(always)]
@@ -326,7 +362,15 @@ fn parse_udp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
     if udp_len < wire::UDP_LEN || (is_whole && at.offset + udp_len > at.end) {
         return Err(DropReason::Malformed);
     }
-    Ok(Header { ports: ports(udp), tcp_flags: 0 })
+    Ok(Header { ports: ports(udp), ..Header::default() })
+}
+
+/// SCTP's ports are for policy to judge. They are never rewritten: its checksum is a CRC that
+/// covers them, and the addresses it does not cover (RFC 9260, 3.1 and 6.8).
+#[cold]
+fn parse_sctp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
+    let common: &[u8; wire::SCTP_LEN] = l4_header(bytes, at)?;
+    Ok(Header { ports: ports(common), ..Header::default() })
 }
 
 #[inline(always)]
@@ -347,7 +391,8 @@ fn l4_header<'a, const N: usize>(
 
 fn query(icmp: &[u8; wire::ICMP_LEN], is_reply: bool) -> (PacketKind, Header) {
     let identifier = u16::from_be_bytes([icmp[4], icmp[5]]);
-    (PacketKind::IcmpQuery { is_reply }, Header { ports: (identifier, identifier), tcp_flags: 0 })
+    let header = Header { ports: (identifier, identifier), tcp_flags: 0, is_reply };
+    (PacketKind::IcmpQuery { is_reply }, header)
 }
 
 fn parse_icmp(bytes: &[u8], at: &Transport) -> Result<(PacketKind, Header), DropReason> {
@@ -398,6 +443,8 @@ pub struct Quoted {
 /// quoted fragment without ports.
 pub fn quoted(packet: &Packet, bytes: &[u8]) -> Result<Quoted, DropReason> {
     let ip_offset = packet.l4_offset + wire::ICMP_LEN;
+    // Padding is no part of the quote.
+    let bytes = bytes.get(..ETHERNET_LEN + packet.ip_len).unwrap_or(bytes);
     let (addresses, transport) = match packet.key {
         FlowKey::V4(_) => quoted_ipv4(bytes, ip_offset)?,
         FlowKey::V6(_) => quoted_ipv6(bytes, ip_offset)?,
@@ -448,7 +495,7 @@ fn quoted_ipv4(bytes: &[u8], at: usize) -> Result<(Addresses, (Protocol, usize))
     if header[0] >> 4 != 4 || header_len < IPV4_LEN {
         return Err(DropReason::Malformed);
     }
-    if ipv4_fragment(header).is_some_and(|fragment| !fragment.is_first) {
+    if Fragment::of_ipv4(header).is_some_and(|fragment| !fragment.is_first()) {
         return Err(DropReason::IcmpUnrelated);
     }
     let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
@@ -462,7 +509,7 @@ fn quoted_ipv6(bytes: &[u8], at: usize) -> Result<(Addresses, (Protocol, usize))
         return Err(DropReason::Malformed);
     }
     let inner = wire::ipv6_extensions(bytes, header[6], at + IPV6_LEN, bytes.len())?;
-    if inner.fragment.is_some_and(|(_, is_first)| !is_first) {
+    if inner.fragment.is_some_and(|fragment| !fragment.is_first()) {
         return Err(DropReason::IcmpUnrelated);
     }
     let addresses = Addresses::V6(wire::u128_at(header, 8), wire::u128_at(header, 24));

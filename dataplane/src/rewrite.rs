@@ -44,8 +44,7 @@ pub fn apply(change: &Rewrite, packet: &Packet, bytes: &mut [u8]) -> Result<(), 
         (FlowKey::V4(old), FlowKey::V4(new)) => {
             let addresses = set_ipv4(bytes, ETHERNET_LEN, &old, &new, change.decrement_ttl)?;
             if old != new {
-                let pseudo = addresses;
-                set_l4(bytes, packet, ports(&change.tuple), packet.flow_key(), pseudo)?;
+                set_l4(bytes, packet, ports(&change.tuple), packet.flow_key(), addresses)?;
             }
             Ok(())
         }
@@ -104,9 +103,7 @@ fn set_ipv6(
     }
     header[8..24].copy_from_slice(&new.source.to_be_bytes());
     header[24..40].copy_from_slice(&new.destination.to_be_bytes());
-    Ok(Delta::default()
-        .bytes(&old.source.to_be_bytes(), &new.source.to_be_bytes())
-        .bytes(&old.destination.to_be_bytes(), &new.destination.to_be_bytes()))
+    Ok(Delta::default().word128(old.source, new.source).word128(old.destination, new.destination))
 }
 
 /// Writes ports or identifier and the L4 checksum of a whole packet or first fragment.
@@ -135,17 +132,18 @@ fn set_l4_header(l4: &mut [u8], old: &FlowKey, new_ports: (u16, u16), addresses:
     match old.protocol() {
         Protocol::TCP => {
             set_ports(l4, new_ports);
-            update(l4, 16, port_delta(addresses), false);
+            update(l4, 16, port_delta(addresses), Zero::IsASum);
         }
         Protocol::UDP => {
             set_ports(l4, new_ports);
-            update(l4, 6, port_delta(addresses), true);
+            update(l4, 6, port_delta(addresses), Zero::MeansNone);
         }
-        Protocol::ICMP if old_source != 0 || new_ports.0 != 0 => {
-            // ICMP's checksum covers no addresses (RFC 792).
-            let delta = Delta::default().word(old_source, new_ports.0);
+        // Echo and timestamp alone carry an identifier there; ICMP's checksum covers no addresses
+        // (RFC 792).
+        Protocol::ICMP if matches!(l4.first(), Some(0 | 8 | 13 | 14)) => {
             set_identifier(l4, new_ports.0);
-            update(l4, 2, delta, false);
+            let delta = Delta::default().word(old_source, new_ports.0);
+            update(l4, 2, delta, Zero::IsAllOnes);
         }
         Protocol::ICMPV6 => {
             let is_query = matches!(l4.first(), Some(128 | 129));
@@ -153,7 +151,7 @@ fn set_l4_header(l4: &mut [u8], old: &FlowKey, new_ports: (u16, u16), addresses:
             if is_query {
                 set_identifier(l4, new_ports.0);
             }
-            update(l4, 2, delta, false);
+            update(l4, 2, delta, Zero::IsASum);
         }
         _ => {}
     }
@@ -173,17 +171,30 @@ fn set_identifier(l4: &mut [u8], identifier: u16) {
     }
 }
 
-/// Updates the checksum at `at`, when the header reaches that far. With `zero_is_none` (UDP,
-/// RFC 768) an absent checksum stays absent and a computed zero is sent as all ones.
+/// What a checksum of zero is to a protocol.
+#[derive(Clone, Copy)]
+enum Zero {
+    /// A value as any other.
+    IsASum,
+    /// UDP sends none as zero, and a computed zero as all ones (RFC 768).
+    MeansNone,
+    /// Without a pseudo-header a message may be zero throughout, and then only all ones, the other
+    /// zero of one's complement, verifies; elsewhere both do.
+    IsAllOnes,
+}
+
+/// Updates the checksum at `at`, when the header reaches that far.
 #[inline(always)]
-fn update(l4: &mut [u8], at: usize, delta: Delta, zero_is_none: bool) {
+fn update(l4: &mut [u8], at: usize, delta: Delta, zero: Zero) {
     let Some(field) = wire::array_at_mut::<2>(l4, at) else { return };
     let before = u16::from_be_bytes(*field);
-    if zero_is_none && before == 0 {
+    if before == 0 && matches!(zero, Zero::MeansNone) {
         return;
     }
-    let after = delta.apply(before);
-    *field = if zero_is_none && after == 0 { [0xff; 2] } else { after.to_be_bytes() };
+    *field = match delta.apply(before) {
+        0 if !matches!(zero, Zero::IsASum) => [0xff; 2],
+        after => after.to_be_bytes(),
+    };
 }
 
 /// Applies `change` to an ICMP error, inside as well: the quoted packet becomes `sent`, the tuple

@@ -215,7 +215,7 @@ impl FrameBuilder {
         let (identification, field) = match self.fragment {
             None => (0, 0x4000),
             Some((identification, offset, more)) => {
-                (identification, offset / 8 | if more { 0x2000 } else { 0 })
+                (identification, (offset / 8) | if more { 0x2000 } else { 0 })
             }
         };
         let [.., c, d] = identification.to_be_bytes();

@@ -17,6 +17,8 @@ pub const IPV6_LEN: usize = 40;
 pub const TCP_LEN: usize = 20;
 /// Length of a UDP header, in bytes.
 pub const UDP_LEN: usize = 8;
+/// Length of the common SCTP header, in bytes.
+pub const SCTP_LEN: usize = 12;
 /// Length of the part of an ICMP or ICMPv6 header that every message has, in bytes.
 pub const ICMP_LEN: usize = 8;
 /// EtherType of IPv4 (IEEE 802 numbers).
@@ -54,6 +56,49 @@ pub fn u128_at(header: &[u8; IPV6_LEN], offset: usize) -> u128 {
     array_at(header, offset).map_or(0, |address| u128::from_be_bytes(*address))
 }
 
+/// A packet's place among the fragments of a larger one (RFC 791, 3.1; RFC 8200, 4.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fragment {
+    /// What all fragments of the larger packet share, with its addresses.
+    pub identification: u32,
+    /// Where its payload belongs, in bytes.
+    pub offset: u16,
+    /// Whether others follow.
+    pub more: bool,
+}
+
+impl Fragment {
+    /// Whether it carries the L4 header.
+    #[must_use]
+    pub fn is_first(self) -> bool {
+        self.offset == 0
+    }
+
+    /// The fragment that an IPv4 header describes; `None` for a packet in one piece.
+    #[inline(always)]
+    #[must_use]
+    pub fn of_ipv4(header: &[u8; IPV4_LEN]) -> Option<Self> {
+        let field = u16::from_be_bytes([header[6], header[7]]);
+        // More fragments, or an offset in units of eight bytes (RFC 791, 3.1).
+        (field & 0x3fff != 0).then(|| Self {
+            identification: u32::from(u16::from_be_bytes([header[4], header[5]])),
+            offset: (field & 0x1fff) << 3,
+            more: field & 0x2000 != 0,
+        })
+    }
+
+    /// The fragment that an IPv6 fragment header describes. One that is both first and last
+    /// ("atomic", RFC 6946) is a packet in one piece: `None`.
+    fn of_ipv6(header: &[u8; 8]) -> Option<Self> {
+        let field = u16::from_be_bytes([header[2], header[3]]);
+        (field & 0xfff9 != 0).then(|| Self {
+            identification: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
+            offset: field & 0xfff8,
+            more: field & 1 != 0,
+        })
+    }
+}
+
 /// What follows the extension headers of an IPv6 packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ipv6Transport {
@@ -61,50 +106,85 @@ pub struct Ipv6Transport {
     pub protocol: Protocol,
     /// Where its header begins.
     pub offset: usize,
-    /// Identification and whether it is the first, of a fragment. A packet in one piece with a
-    /// fragment header ("atomic fragment", RFC 6946) is none.
-    pub fragment: Option<(u32, bool)>,
+    /// Its fragment header, if it is a fragment.
+    pub fragment: Option<Fragment>,
+}
+
+/// Extension headers that are walked (RFC 8200, 4.1; RFC 4302).
+mod extension {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
 /// Walks the extension headers from `offset` to at most `end` (RFC 8200, 4).
 ///
 /// # Errors
 /// [`DropReason::Truncated`] when one ends beyond the packet, [`DropReason::Malformed`] for more
-/// than [`EXTENSIONS_MAX`], [`DropReason::SourceRouted`] for a routing header that has segments
-/// left (type 0 always, RFC 5095).
-#[inline]
+/// than [`EXTENSIONS_MAX`], for hop-by-hop options anywhere but first and for a second fragment
+/// header,
+/// [`DropReason::SourceRouted`] for a routing header of type 0 (RFC 5095), and for any that has
+/// segments left: policy would judge a destination that is not the last.
+#[inline(always)]
 pub fn ipv6_extensions(
     bytes: &[u8],
     first: u8,
     offset: usize,
     end: usize,
 ) -> Result<Ipv6Transport, DropReason> {
+    match Protocol(first) {
+        protocol @ (Protocol::TCP | Protocol::UDP | Protocol::ICMPV6) => {
+            Ok(Ipv6Transport { protocol, offset, fragment: None })
+        }
+        _ => walk_extensions(bytes, first, offset, end),
+    }
+}
+
+#[cold]
+fn walk_extensions(
+    bytes: &[u8],
+    first: u8,
+    offset: usize,
+    end: usize,
+) -> Result<Ipv6Transport, DropReason> {
+    use extension::{AUTHENTICATION, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING};
     let mut at = Ipv6Transport { protocol: Protocol(first), offset, fragment: None };
+    let mut had_fragment_header = false;
     for _ in 0..=EXTENSIONS_MAX {
-        let is_later_fragment = at.fragment.is_some_and(|(_, is_first)| !is_first);
-        if is_later_fragment || !matches!(at.protocol.0, 0 | 43 | 44 | 51 | 60) {
+        // What a later fragment begins with is payload.
+        if at.fragment.is_some_and(|fragment| !fragment.is_first()) {
             return Ok(at);
         }
+        let number = at.protocol.0;
+        if !matches!(number, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS)
+        {
+            return Ok(at);
+        }
+        // RFC 8200, 4.1: hop-by-hop options "appear immediately after an IPv6 header only".
+        if number == HOP_BY_HOP && at.offset != offset {
+            return Err(DropReason::Malformed);
+        }
         let header: &[u8; 8] = array_at(bytes, at.offset).ok_or(DropReason::Truncated)?;
-        let len = match at.protocol.0 {
-            44 => 8,
-            // The authentication header counts words of four bytes, less two (RFC 4302, 2.2).
-            51 => (usize::from(header[1]) + 2) * 4,
-            _ => (usize::from(header[1]) + 1) * 8,
-        };
-        if at.protocol.0 == 43 && (header[2] == 0 || header[3] != 0) {
+        if number == ROUTING && (header[2] == 0 || header[3] != 0) {
             return Err(DropReason::SourceRouted);
         }
-        if at.protocol.0 == 44 {
-            let field = u16::from_be_bytes([header[2], header[3]]);
-            let identification = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
-            // Offset or more fragments.
-            if field & 0xfff9 != 0 {
-                at.fragment = Some((identification, field & 0xfff8 == 0));
+        if number == FRAGMENT {
+            // A second one could hide the first.
+            if had_fragment_header {
+                return Err(DropReason::Malformed);
             }
+            had_fragment_header = true;
+            at.fragment = Fragment::of_ipv6(header);
         }
         at.protocol = Protocol(header[0]);
-        at.offset += len;
+        at.offset += match number {
+            FRAGMENT => 8,
+            // It counts words of four bytes, less two (RFC 4302, 2.2).
+            AUTHENTICATION => (usize::from(header[1]) + 2) * 4,
+            _ => (usize::from(header[1]) + 1) * 8,
+        };
         if at.offset > end {
             return Err(DropReason::Truncated);
         }
