@@ -97,6 +97,8 @@ pub struct Built {
     pub forwarding: Forwarding,
     /// Whether a decision that a flow cached may be wrong now.
     pub new_generation: bool,
+    /// Whether anything differs from the last build at all.
+    pub changed: bool,
     /// Gateways, and endpoints without a given link address, to be kept resolved.
     pub gateways: BTreeSet<NeighbourKey>,
     /// Next hops left out because [`NEXT_HOPS_MAX`] was reached.
@@ -137,8 +139,17 @@ impl ForwardingBuilder {
         let reclaimed = self.make_room(&build.wanted);
         let left_out = self.number(&mut build);
         let new_generation = reclaimed || differs(&self.last, &build.out);
+        let changed = new_generation
+            || self.last.next_hops != build.out.next_hops
+            || self.last.neighbours != build.out.neighbours;
         self.last = build.out.clone();
-        Built { forwarding: build.out, new_generation, gateways: build.gateways, left_out }
+        Built {
+            forwarding: build.out,
+            new_generation,
+            changed,
+            gateways: build.gateways,
+            left_out,
+        }
     }
 
     /// Numbers of next hops that nothing uses any more are kept until there is no room, since

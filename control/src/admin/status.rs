@@ -150,8 +150,8 @@ pub struct WorkerStatus {
     pub mode: String,
     /// Whether it has ticked, or announced its sleep, within the stall limit.
     pub alive: bool,
-    /// Generation of the tables it has adopted.
-    pub generation: u32,
+    /// Published tables it has adopted since start.
+    pub tables_adopted: u64,
     /// Packets taken from receive rings.
     pub received: u64,
     /// Packets taken from other workers.
@@ -172,8 +172,7 @@ pub struct WorkerStatus {
     pub flows_expired: u64,
     /// Flows ended by request.
     pub flows_deleted: u64,
-    /// Flows evicted to make room.
-    pub flows_evicted: u64,
+
     /// Flows judged again because tables changed.
     pub flows_rejudged: u64,
     /// Events lost because a ring was full or the budget spent.

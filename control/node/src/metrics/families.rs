@@ -95,12 +95,9 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     ("xskiff_worker_alive", "1 while the worker ticks or announced its sleep", false, |w| {
         u64::from(w.alive)
     }),
-    (
-        "xskiff_worker_tables_generation",
-        "Generation of the tables the worker has adopted",
-        false,
-        |w| u64::from(w.generation),
-    ),
+    ("xskiff_worker_tables_adopted", "Published tables the worker has adopted", true, |w| {
+        w.tables_adopted
+    }),
     ("xskiff_worker_bursts", "Bursts handled, also empty ones", true, |w| w.ticks),
     ("xskiff_worker_received_packets", "Packets taken from receive rings", true, |w| w.received),
     ("xskiff_worker_handed_in_packets", "Packets taken from other workers", true, |w| w.handed_in),
@@ -118,7 +115,6 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     ("xskiff_flows_created", "Flows inserted", true, |w| w.flows_created),
     ("xskiff_flows_expired", "Flows ended by their time-out", true, |w| w.flows_expired),
     ("xskiff_flows_deleted", "Flows ended by request", true, |w| w.flows_deleted),
-    ("xskiff_flows_evicted", "Flows evicted to make room", true, |w| w.flows_evicted),
     ("xskiff_flows_rejudged", "Flows judged again because tables changed", true, |w| {
         w.flows_rejudged
     }),

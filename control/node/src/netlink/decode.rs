@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use dataplane::address::MacAddr;
 use dataplane::lpm::Prefix;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
 };
@@ -69,6 +69,7 @@ pub fn decode_link(message: &LinkMessage) -> Option<(u32, Link)> {
         mtu: 0,
         up: flags.contains(LinkFlags::Up) && flags.contains(LinkFlags::LowerUp),
         receive_queues: 1,
+        virtual_kind: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -77,6 +78,12 @@ pub fn decode_link(message: &LinkMessage) -> Option<(u32, Link)> {
             LinkAttribute::Address(bytes) => link.mac = ethernet(bytes),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::NumRxQueues(queues) => link.receive_queues = *queues,
+            LinkAttribute::LinkInfo(infos) => {
+                link.virtual_kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }

@@ -110,6 +110,7 @@ mod tests {
             mtu: 1500,
             up: true,
             receive_queues: 1,
+            virtual_kind: None,
         };
         view.apply(Change::Link(2, link));
         view

@@ -44,6 +44,8 @@ pub struct Link {
     pub up: bool,
     /// Receive queues.
     pub receive_queues: u32,
+    /// `veth`, `tun` and so on for virtual devices; none for a real one.
+    pub virtual_kind: Option<String>,
 }
 
 /// An address of the node.
@@ -219,7 +221,7 @@ mod tests {
     use super::*;
 
     fn link(name: &str, up: bool) -> Link {
-        Link { name: name.into(), alias: None, mac: None, mtu: 1500, up, receive_queues: 1 }
+        Link { name: name.into(), alias: None, mac: None, mtu: 1500, up, receive_queues: 1, virtual_kind: None }
     }
 
     fn address(text: &str) -> InterfaceAddress {

@@ -32,7 +32,7 @@ impl Namespace {
         let (jobs, receiver) = mpsc::channel::<Job>();
         let (tell, told) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare(CLONE_NEWNET)");
+            enter_new_namespace();
             tell.send(nix::unistd::gettid().as_raw()).expect("the test waits for this");
             for job in receiver {
                 job();
@@ -89,6 +89,16 @@ impl Drop for Namespace {
             let _ = thread.join();
         }
     }
+}
+
+/// A network namespace and, in a mount namespace of its own, the sysfs that shows it.
+fn enter_new_namespace() {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("unshare");
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
+    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).expect("sysfs");
 }
 
 /// A node with an uplink `up0` to a gateway in a namespace of its own.

@@ -1,0 +1,222 @@
+//! Local pods: which interface, which addresses, which port. Pure bookkeeping.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use control::admin::{AdminError, EndpointAdd, parse_mac};
+use control::model::ObjectName;
+use dataplane::address::MacAddr;
+use dataplane::port::{Checksums, PortId};
+
+/// What an endpoint is asked to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSpec {
+    /// Namespace and pod.
+    pub name: ObjectName,
+    /// The node's end of the veth pair.
+    pub interface: String,
+    /// The pod's network namespace.
+    pub netns: Option<String>,
+    /// Addresses it may speak from.
+    pub addresses: Vec<IpAddr>,
+    /// Its link address, when given.
+    pub mac: Option<MacAddr>,
+}
+
+impl TryFrom<EndpointAdd> for EndpointSpec {
+    type Error = AdminError;
+
+    fn try_from(request: EndpointAdd) -> Result<Self, AdminError> {
+        let name = request.name.parse();
+        Ok(Self {
+            name: name.map_err(|error: control::model::ObjectNameError| {
+                AdminError::invalid("name", error.to_string())
+            })?,
+            interface: request.interface,
+            netns: request.netns,
+            addresses: request.addresses,
+            mac: request.mac.as_deref().map(parse_mac).transpose()?,
+        })
+    }
+}
+
+/// An endpoint and its port.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// What was asked.
+    pub spec: EndpointSpec,
+    /// Its port.
+    pub port: PortId,
+    /// Whether its frames' checksums are finished.
+    pub checksums: Checksums,
+    /// The interface's source validation setting to put back.
+    pub source_validation: Option<String>,
+}
+
+/// All local endpoints.
+#[derive(Debug, Default)]
+pub struct Endpoints {
+    by_name: BTreeMap<ObjectName, Endpoint>,
+    by_address: BTreeMap<IpAddr, ObjectName>,
+}
+
+/// What to do about a request to add.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// Nothing: it is there, just so.
+    Present,
+    /// Add it.
+    New,
+}
+
+impl Endpoints {
+    /// Whether `spec` may be added beside those that are there, on a node with these addresses.
+    ///
+    /// # Errors
+    /// [`AdminError::Conflict`], naming what is in the way.
+    pub fn admit(
+        &self,
+        spec: &EndpointSpec,
+        node_addresses: &BTreeSet<IpAddr>,
+    ) -> Result<Admission, AdminError> {
+        let conflict = |detail: String| Err(AdminError::Conflict { detail });
+        if let Some(present) = self.by_name.get(&spec.name) {
+            return if present.spec == *spec {
+                Ok(Admission::Present)
+            } else {
+                conflict(format!(
+                    "endpoint {} exists on interface {} with other settings; remove it first: \
+                     xskiff endpoint remove {}",
+                    spec.name, present.spec.interface, spec.name
+                ))
+            };
+        }
+        for address in &spec.addresses {
+            if let Some(owner) = self.by_address.get(address) {
+                return conflict(format!("address {address} is endpoint {owner}'s"));
+            }
+            if node_addresses.contains(address) {
+                return conflict(format!("address {address} is the node's own"));
+            }
+        }
+        let same_interface = |other: &&Endpoint| other.spec.interface == spec.interface;
+        match self.by_name.values().find(same_interface) {
+            Some(other) => conflict(format!(
+                "interface {} is endpoint {}'s",
+                spec.interface, other.spec.name
+            )),
+            None => Ok(Admission::New),
+        }
+    }
+
+    /// Adds an endpoint that was admitted.
+    pub fn insert(&mut self, endpoint: Endpoint) {
+        for address in &endpoint.spec.addresses {
+            self.by_address.insert(*address, endpoint.spec.name.clone());
+        }
+        self.by_name.insert(endpoint.spec.name.clone(), endpoint);
+    }
+
+    /// Takes an endpoint out.
+    pub fn remove(&mut self, name: &ObjectName) -> Option<Endpoint> {
+        let endpoint = self.by_name.remove(name)?;
+        for address in &endpoint.spec.addresses {
+            self.by_address.remove(address);
+        }
+        Some(endpoint)
+    }
+
+    /// The endpoint by name.
+    #[must_use]
+    pub fn get(&self, name: &ObjectName) -> Option<&Endpoint> {
+        self.by_name.get(name)
+    }
+
+    /// The endpoint that has the address.
+    #[must_use]
+    pub fn by_address(&self, address: IpAddr) -> Option<&ObjectName> {
+        self.by_address.get(&address)
+    }
+
+    /// The endpoint of a port.
+    #[must_use]
+    pub fn by_port(&self, port: PortId) -> Option<&Endpoint> {
+        self.by_name.values().find(|endpoint| endpoint.port == port)
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Endpoint> {
+        self.by_name.values()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str, interface: &str, address: &str) -> EndpointSpec {
+        EndpointSpec {
+            name: name.parse().unwrap(),
+            interface: interface.into(),
+            netns: None,
+            addresses: vec![address.parse().unwrap()],
+            mac: None,
+        }
+    }
+
+    fn with(spec: EndpointSpec) -> Endpoints {
+        let mut endpoints = Endpoints::default();
+        endpoints.insert(Endpoint {
+            spec,
+            port: PortId(3),
+            checksums: Checksums::Unknown,
+            source_validation: None,
+        });
+        endpoints
+    }
+
+    #[test]
+    fn adding_the_same_again_succeeds_and_anything_else_in_its_place_is_refused() {
+        let endpoints = with(spec("a/b", "v0", "10.0.0.5"));
+        let node = BTreeSet::new();
+        let admit = |spec: EndpointSpec| endpoints.admit(&spec, &node);
+        assert_eq!(admit(spec("a/b", "v0", "10.0.0.5")), Ok(Admission::Present));
+        assert_eq!(admit(spec("a/c", "v1", "10.0.0.6")), Ok(Admission::New));
+        for (refused, word) in [
+            (spec("a/b", "v1", "10.0.0.5"), "other settings"),
+            (spec("a/c", "v1", "10.0.0.5"), "endpoint a/b's"),
+            (spec("a/c", "v0", "10.0.0.6"), "interface v0"),
+        ] {
+            let error = admit(refused).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_the_node_is_no_pods() {
+        let node = ["192.0.2.2".parse().unwrap()].into();
+        let error = Endpoints::default().admit(&spec("a/b", "v0", "192.0.2.2"), &node).unwrap_err();
+        assert!(error.to_string().contains("the node's own"));
+    }
+
+    #[test]
+    fn a_removed_endpoint_leaves_its_address_to_another() {
+        let mut endpoints = with(spec("a/b", "v0", "10.0.0.5"));
+        assert!(endpoints.remove(&"a/b".parse().unwrap()).is_some());
+        let admitted = endpoints.admit(&spec("a/c", "v0", "10.0.0.5"), &BTreeSet::new());
+        assert_eq!(admitted, Ok(Admission::New));
+        assert!(endpoints.is_empty());
+    }
+}

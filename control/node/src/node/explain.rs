@@ -1,0 +1,111 @@
+//! Which rule decides: the tables in force, asked as a worker asks them.
+
+use std::net::IpAddr;
+
+use control::admin::{AdminError, ExplainedStep, PolicyExplanation, PolicyQuestion, parse_protocol};
+use control::compile::policies::direction_name;
+use dataplane::identity::Identity;
+use dataplane::policy::{Direction, Query, RuleId};
+
+use super::Node;
+
+/// One side of the question.
+struct Side {
+    shown: String,
+    identity: Identity,
+    /// Whether policy is enforced for it here: a pod of this node.
+    is_here: bool,
+}
+
+impl Node {
+    /// Answers who may speak to whom, and by which rule.
+    ///
+    /// # Errors
+    /// [`AdminError`] for a pod that is not known, or a word that is none.
+    pub(super) fn explain(
+        &self,
+        question: &PolicyQuestion,
+    ) -> Result<PolicyExplanation, AdminError> {
+        let protocol = parse_protocol(&question.protocol)?;
+        let from = self.side("from", &question.from)?;
+        let to = self.side("to", &question.to)?;
+        let ask = |direction, subject: &Side, peer: &Side| {
+            let query = Query {
+                subject: subject.identity,
+                peer: peer.identity,
+                protocol,
+                l4_port: question.l4_port,
+            };
+            self.step(direction, subject, &query)
+        };
+        let mut steps = Vec::new();
+        if from.is_here {
+            steps.push(ask(Direction::Egress, &from, &to));
+        }
+        if to.is_here {
+            steps.push(ask(Direction::Ingress, &to, &from));
+        }
+        let allowed = steps.iter().all(|step| step.allowed);
+        let summary = match steps.iter().find(|step| !step.allowed) {
+            _ if steps.is_empty() => "neither side is a pod of this node: nothing is enforced here".into(),
+            Some(step) => format!("{} of {} refuses: {}", step.direction, step.subject, step.rule),
+            None => format!(
+                "{} may speak to {} on {}/{}",
+                from.shown, to.shown, question.protocol, question.l4_port
+            ),
+        };
+        Ok(PolicyExplanation { allowed, summary, steps })
+    }
+
+    fn step(&self, direction: Direction, subject: &Side, query: &Query) -> ExplainedStep {
+        let compiled = self.publisher.compiled();
+        let verdict = compiled.policy.judge(direction, query);
+        let known = compiled.rule_name(verdict.rule);
+        let mut rule = known.map_or_else(|| "a rule no longer in force".into(), |name| name.to_string());
+        if verdict.rule == RuleId::DEFAULT_DENY {
+            let policies = compiled.isolating(query.subject, direction);
+            let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
+            if !names.is_empty() {
+                rule = format!("{rule}; isolated by NetworkPolicy {}", names.join(", "));
+            }
+        }
+        ExplainedStep {
+            direction: direction_name(direction).into(),
+            subject: subject.shown.clone(),
+            allowed: verdict.allowed,
+            rule,
+        }
+    }
+
+    fn side(&self, field: &str, text: &str) -> Result<Side, AdminError> {
+        let compiled = self.publisher.compiled();
+        let reserved = match text {
+            "host" => Some(Identity::HOST),
+            "world" => Some(Identity::WORLD),
+            _ => None,
+        };
+        if let Some(identity) = reserved {
+            return Ok(Side { shown: text.into(), identity, is_here: false });
+        }
+        if let Ok(address) = text.parse::<IpAddr>() {
+            let here = self.endpoints.by_address(address);
+            let shown = here.map_or_else(|| text.to_owned(), |name| format!("{text} ({name})"));
+            let identity = compiled.identities.lookup(address);
+            return Ok(Side { shown, identity, is_here: here.is_some() });
+        }
+        let name = text.parse().map_err(|_| {
+            AdminError::invalid(field, format!("{text:?}: write namespace/pod, an address, host or world"))
+        })?;
+        let cluster = self.cluster.borrow();
+        let endpoint = self.endpoints.get(&name).map(|endpoint| &endpoint.spec.addresses);
+        let pod = cluster.state.pods.get(&name).map(|pod| &pod.addresses);
+        let addresses = endpoint.or(pod).filter(|addresses| !addresses.is_empty());
+        let addresses = addresses.ok_or_else(|| AdminError::NotFound {
+            what: "pod with an address".into(),
+            name: text.into(),
+            list_command: "xskiff endpoint list".into(),
+        })?;
+        let identity = compiled.endpoint_identity(addresses);
+        Ok(Side { shown: text.into(), identity, is_here: endpoint.is_some() })
+    }
+}

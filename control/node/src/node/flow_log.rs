@@ -1,0 +1,180 @@
+//! Recent decisions, and the clients that follow new ones.
+//!
+//! Bounded both ways: the log forgets its oldest, and a client that reads too slowly loses
+//! decisions and is told how many. Nothing here ever waits.
+
+use std::collections::VecDeque;
+
+use control::admin::{FlowRecord, Reply, StreamItem};
+use tokio::sync::mpsc;
+
+use super::filter::Matcher;
+use dataplane::event::FlowEvent;
+
+/// Decisions kept.
+pub const FLOWS_KEPT_MAX: usize = 8192;
+/// Clients that may follow at once.
+pub const FOLLOWERS_MAX: usize = 8;
+
+/// A decision with the names it had when it was made.
+#[derive(Debug, Clone)]
+pub struct Logged {
+    /// As the worker reported it.
+    pub event: FlowEvent,
+    /// As people read it.
+    pub record: FlowRecord,
+}
+
+struct Subscriber {
+    matcher: Matcher,
+    reply: mpsc::Sender<Reply>,
+    lost: u64,
+}
+
+/// The log and its followers.
+#[derive(Default)]
+pub struct FlowLog {
+    kept: VecDeque<Logged>,
+    followers: Vec<Subscriber>,
+}
+
+impl FlowLog {
+    /// Keeps a decision and shows it to whoever follows.
+    pub fn push(&mut self, logged: Logged) {
+        for follower in &mut self.followers {
+            if follower.matcher.matches_event(&logged.event, logged.record.service.as_deref()) {
+                follower.show(&logged.record);
+            }
+        }
+        if self.kept.len() == FLOWS_KEPT_MAX {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(logged);
+    }
+
+    /// The latest decisions that match, oldest first, `limit` at most.
+    #[must_use]
+    pub fn recent(&self, matcher: &Matcher, limit: usize) -> Vec<FlowRecord> {
+        let matching = |logged: &&Logged| {
+            matcher.matches_event(&logged.event, logged.record.service.as_deref())
+        };
+        let mut found: Vec<FlowRecord> =
+            self.kept.iter().rev().filter(matching).take(limit).map(|l| l.record.clone()).collect();
+        found.reverse();
+        found
+    }
+
+    /// Shows new decisions that match to `reply` from now on. `false` when as many as allowed
+    /// follow already.
+    pub fn follow(&mut self, matcher: Matcher, reply: mpsc::Sender<Reply>) -> bool {
+        self.forget_gone();
+        let admitted = self.followers.len() < FOLLOWERS_MAX;
+        if admitted {
+            self.followers.push(Subscriber { matcher, reply, lost: 0 });
+        }
+        admitted
+    }
+
+    /// Forgets followers that hung up.
+    pub fn forget_gone(&mut self) {
+        self.followers.retain(|follower| !follower.reply.is_closed());
+    }
+
+    /// Whether anybody follows.
+    #[must_use]
+    pub fn is_followed(&self) -> bool {
+        !self.followers.is_empty()
+    }
+
+    /// Decisions kept now.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Tells every follower that there is no more.
+    pub fn end(&mut self) {
+        for follower in self.followers.drain(..) {
+            let _ = follower.reply.try_send(Reply::End { lost: follower.lost });
+        }
+    }
+}
+
+impl Subscriber {
+    fn show(&mut self, record: &FlowRecord) {
+        let item = Reply::Item(StreamItem::Flow(Box::new(record.clone())));
+        if self.reply.try_send(item).is_err() {
+            self.lost += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane::event::EventKind;
+    use dataplane::port::PortId;
+    use dataplane::time::Nanos;
+
+    use super::*;
+
+    fn logged(number: u64) -> Logged {
+        Logged {
+            event: FlowEvent::new(Nanos(number), EventKind::Opened, PortId(0)),
+            record: FlowRecord {
+                time_unix_ms: number,
+                verdict: "opened".into(),
+                reason: None,
+                interface: "veth0".into(),
+                protocol: None,
+                source: None,
+                destination: None,
+                backend: None,
+                service: None,
+                source_endpoint: None,
+                destination_endpoint: None,
+                rule: None,
+            },
+        }
+    }
+
+    #[test]
+    fn the_log_keeps_the_latest_and_gives_them_oldest_first() {
+        let mut log = FlowLog::default();
+        for number in 0..FLOWS_KEPT_MAX as u64 + 5 {
+            log.push(logged(number));
+        }
+        let recent = log.recent(&Matcher::default(), 3);
+        let last = FLOWS_KEPT_MAX as u64 + 4;
+        assert_eq!(log.kept(), FLOWS_KEPT_MAX);
+        assert_eq!(recent.iter().map(|r| r.time_unix_ms).collect::<Vec<_>>(), [last - 2, last - 1, last]);
+    }
+
+    #[test]
+    fn a_slow_follower_loses_decisions_and_is_told_how_many_and_nobody_waits() {
+        let mut log = FlowLog::default();
+        let (reply, mut slow) = mpsc::channel(2);
+        assert!(log.follow(Matcher::default(), reply));
+        for number in 0..5 {
+            log.push(logged(number));
+        }
+        for _ in 0..2 {
+            assert!(matches!(slow.try_recv(), Ok(Reply::Item(_))));
+        }
+        log.end();
+        assert_eq!(slow.try_recv(), Ok(Reply::End { lost: 3 }));
+    }
+
+    #[test]
+    fn a_follower_that_hung_up_makes_room_for_another() {
+        let mut log = FlowLog::default();
+        let mut ends = Vec::new();
+        for _ in 0..FOLLOWERS_MAX {
+            let (reply, end) = mpsc::channel(1);
+            assert!(log.follow(Matcher::default(), reply));
+            ends.push(end);
+        }
+        assert!(!log.follow(Matcher::default(), mpsc::channel(1).0));
+        ends.pop();
+        assert!(log.follow(Matcher::default(), mpsc::channel(1).0));
+    }
+}

@@ -1,0 +1,402 @@
+//! The node process: starts everything in order, keeps tables in step with the cluster and the
+//! kernel, answers clients, and takes everything away again.
+//!
+//! Reading order: [`settings`] (what it is told), this file (start, loop, end), [`reconcile`]
+//! (what changed becomes tables, rules and routes), [`publisher`] (pure: when is what published),
+//! [`requests`] and [`report`] (what clients are told), [`verdict`] (how the node stands).
+//! [`endpoints`], [`flow_log`], [`captures`], [`filter`], [`trace`] and [`error_log`] are its parts.
+//!
+//! One thread runs all of this. Workers never wait for it: when it hangs or dies, packets go on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use control::admin::reply::ManifestsStatus;
+use control::store::ClusterState;
+use dataplane::port::PortId;
+use dataplane::tables::Tables;
+use dataplane::time::Nanos;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use xdp_redirect::{Redirect, Umem};
+
+use crate::admin_server::{AdminServer, AdminSocketError, Call, RunDirectory};
+use crate::host_port::{HostPort, HostPortError, HostPortPlan};
+use crate::http::{self, HttpError, HttpServer, Readiness, StatusRequest};
+use crate::netlink::{Follower, KernelView, NetlinkError};
+use crate::ours::Ours;
+use crate::ports::{PortError, PortTable};
+use crate::workers::{Workers, WorkersError, monotonic_now};
+
+pub mod captures;
+pub mod endpoints;
+pub mod error_log;
+mod explain;
+pub mod filter;
+pub mod flow_log;
+pub mod publisher;
+mod reconcile;
+mod report;
+mod requests;
+pub mod settings;
+pub mod trace;
+pub mod verdict;
+
+pub use settings::Settings;
+
+use captures::Capture;
+use endpoints::Endpoints;
+use error_log::ErrorLog;
+use flow_log::FlowLog;
+use publisher::Publisher;
+
+/// How often reports of workers are read: the longest a packet waits for its neighbour to be
+/// asked for.
+const DRAIN: Duration = Duration::from_millis(10);
+/// How often what needs no haste is looked after.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// Status requests under way from the HTTP thread.
+const STATUS_REQUESTS_MAX: usize = 8;
+/// Largest MTU of the host port: a jumbo frame's IP packet.
+const HOST_MTU_MAX: u32 = 9000;
+
+/// The node process could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Not root.
+    #[error("the node process must run as root: it loads an XDP program and opens AF_XDP sockets")]
+    NotRoot,
+    /// The run directory or the admin socket.
+    #[error(transparent)]
+    Admin(#[from] AdminSocketError),
+    /// The kernel cannot be followed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// An uplink cannot be what it is configured to be.
+    #[error("uplink {interface}: {detail}")]
+    Uplink {
+        /// The interface.
+        interface: String,
+        /// What is wrong and the way out.
+        detail: String,
+    },
+    /// The host port.
+    #[error("host port: {0}")]
+    HostPort(#[from] HostPortError),
+    /// XDP or packet memory.
+    #[error(transparent)]
+    Redirect(#[from] xdp_redirect::Error),
+    /// A port.
+    #[error("port {interface}: {source}")]
+    Port {
+        /// The interface.
+        interface: String,
+        /// Why it cannot be one.
+        source: PortError,
+    },
+    /// The workers.
+    #[error(transparent)]
+    Workers(#[from] WorkersError),
+    /// Metrics and probes.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// The runtime or a signal handler.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+/// The cluster as last read, and what reading it gave.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterUpdate {
+    /// The last good state.
+    pub state: Arc<ClusterState>,
+    /// Readings, refusals, age.
+    pub manifests: ManifestsStatus,
+}
+
+/// The host port with its number.
+struct HostWay {
+    pair: HostPort,
+    port: PortId,
+}
+
+/// The running node.
+pub struct Node {
+    settings: Settings,
+    started: Instant,
+    // Workers stop before the ports they serve are closed.
+    workers: Workers,
+    ports: PortTable,
+    follower: Follower,
+    host: Option<HostWay>,
+    endpoints: Endpoints,
+    publisher: Publisher,
+    ours: Ours,
+    host_routes: crate::host_port::HostRoutes,
+    cluster: watch::Receiver<ClusterUpdate>,
+    asked: BTreeMap<(PortId, IpAddr), Instant>,
+    /// Ports whose interface the kernel's view has shown: one that is missing from it and was
+    /// never there is only newer than the view.
+    seen: BTreeSet<PortId>,
+    errors: ErrorLog,
+    flows: FlowLog,
+    capture: Option<(Capture, u64)>,
+    high_water: BTreeMap<&'static str, u64>,
+    readiness: watch::Sender<Readiness>,
+    admin: AdminServer,
+    calls: mpsc::Receiver<Call>,
+    _http: Option<HttpServer>,
+    status_requests: mpsc::Receiver<StatusRequest>,
+    _directory: RunDirectory,
+}
+
+/// Waits for SIGTERM or SIGINT, which end the process cleanly.
+///
+/// # Errors
+/// [`NodeError::System`] when they cannot be listened to.
+pub async fn termination() -> Result<(), NodeError> {
+    let listen = |kind| {
+        signal(kind).map_err(|source| NodeError::System { action: "listen to signals", source })
+    };
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal = name, "ending");
+    Ok(())
+}
+
+impl Node {
+    /// Starts everything, the least intrusive first: nothing is touched before all that can be
+    /// checked is. When it fails it leaves nothing attached and nothing behind.
+    ///
+    /// # Errors
+    /// [`NodeError`], naming the thing and the way out.
+    pub async fn start(
+        settings: Settings,
+        cluster: watch::Receiver<ClusterUpdate>,
+    ) -> Result<Self, NodeError> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(NodeError::NotRoot);
+        }
+        let directory = RunDirectory::claim(&settings.run_directory)?;
+        let follower = Follower::start().await?;
+        check_uplinks(&settings, &follower.view())?;
+        let pair = make_host_port(&settings, &follower.view()).await?;
+        match Self::assemble(settings, cluster, directory, follower, pair.as_ref()) {
+            Ok((mut node, port)) => {
+                node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
+                node.reconcile(true).await;
+                node.readiness.send_replace(Readiness::Ready);
+                Ok(node)
+            }
+            Err(error) => {
+                if let Some(pair) = pair
+                    && let Err(second) = pair.remove().await
+                {
+                    tracing::warn!(error = %second, "removing the host port after a failed start");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn assemble(
+        settings: Settings,
+        cluster: watch::Receiver<ClusterUpdate>,
+        directory: RunDirectory,
+        follower: Follower,
+        pair: Option<&HostPort>,
+    ) -> Result<(Self, Option<PortId>), NodeError> {
+        let mut redirect = Redirect::load(settings.umem.multi_buffer)?;
+        redirect.set_stall_after(settings.stall_after)?;
+        let umem = Umem::new(settings.umem)?;
+        let tables = Arc::new(Tables::default());
+        let workers = Workers::start(&settings.workers, &umem, &redirect, &tables)?;
+        let mut ports = PortTable::new(redirect, umem);
+        let host = match pair {
+            Some(_) => Some(reconcile::add_host_port(&mut ports, &workers, &settings)?),
+            None => None,
+        };
+        for uplink in &settings.uplinks {
+            reconcile::add_uplink(&mut ports, &workers, &settings, uplink)?;
+        }
+        let (readiness, ready) = watch::channel(Readiness::NotReady("starting".into()));
+        let (status, status_requests) = mpsc::channel(STATUS_REQUESTS_MAX);
+        let sources = http::Sources {
+            stalled_workers: Arc::new(workers.stalled(settings.stall_after)),
+            readiness: ready,
+            status,
+        };
+        let http = settings.http.map(|address| http::start(address, sources)).transpose()?;
+        let (admin, calls) = AdminServer::start(&directory)?;
+        let node = Self {
+            started: Instant::now(),
+            workers,
+            ports,
+            follower,
+            host: None,
+            endpoints: Endpoints::default(),
+            publisher: Publisher::default(),
+            ours: Ours::default(),
+            host_routes: crate::host_port::HostRoutes::default(),
+            cluster,
+            asked: BTreeMap::new(),
+            seen: BTreeSet::new(),
+            errors: ErrorLog::default(),
+            flows: FlowLog::default(),
+            capture: None,
+            high_water: BTreeMap::new(),
+            readiness,
+            admin,
+            calls,
+            _http: http,
+            status_requests,
+            _directory: directory,
+            settings,
+        };
+        Ok((node, host))
+    }
+
+    /// Runs until `stop` is ready (in a process, [`termination`]), then takes everything away.
+    ///
+    /// # Errors
+    /// What `stop` gave, or [`NodeError`] when the follower ended or something could not be taken
+    /// away.
+    pub async fn run(
+        mut self,
+        stop: impl Future<Output = Result<(), NodeError>>,
+    ) -> Result<(), NodeError> {
+        let mut stop = std::pin::pin!(stop);
+        let mut drain = interval(DRAIN);
+        let mut housekeeping = interval(HOUSEKEEPING);
+        drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let ended = loop {
+            tokio::select! {
+                stopped = &mut stop => break stopped,
+                changed = self.follower.changed() => match changed {
+                    Ok(_) => self.reconcile(false).await,
+                    Err(error) => break Err(error.into()),
+                },
+                // A source that ended leaves the last good state in force.
+                Ok(()) = self.cluster.changed() => self.reconcile(true).await,
+                Some(call) = self.calls.recv() => self.answer(call).await,
+                Some(request) = self.status_requests.recv() => {
+                    // A client that gave up waiting is no matter.
+                    let _ = request.send(Box::new(self.status()));
+                }
+                _ = drain.tick() => self.drain().await,
+                _ = housekeeping.tick() => self.housekeep().await,
+            }
+        };
+        self.end().await.and(ended)
+    }
+
+    /// Reads what workers report.
+    async fn drain(&mut self) {
+        self.log_events();
+        self.drain_capture();
+        let mut asked = false;
+        while let Some(request) = self.workers.next_neighbour_request() {
+            asked |= self.ask_neighbour(request);
+        }
+        if asked {
+            self.reconcile(false).await;
+        }
+    }
+
+    async fn housekeep(&mut self) {
+        self.workers.maintain();
+        self.ports.collect(&self.workers);
+        self.flows.forget_gone();
+        self.forget_silent_neighbours();
+        self.mend_host_routes().await;
+        self.note_high_water();
+    }
+
+    async fn end(mut self) -> Result<(), NodeError> {
+        self.readiness.send_replace(Readiness::NotReady("ending".into()));
+        self.flows.end();
+        self.stop_capture();
+        let names: Vec<_> = self.endpoints.iter().map(|e| e.spec.name.clone()).collect();
+        for name in names {
+            self.remove_endpoint(&name).await;
+        }
+        self.workers.stop();
+        self.follower.stop().await;
+        // Dropping the port table detaches the program and closes what is left.
+        drop(self.ports);
+        match self.host {
+            Some(host) => Ok(host.pair.remove().await?),
+            None => Ok(()),
+        }
+    }
+
+    /// When, by the wall clock, a worker's time was.
+    fn unix_ns(time: Nanos) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let then = now.saturating_sub(monotonic_now().since(time));
+        u64::try_from(then.as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Whether every uplink is there and can be one.
+fn check_uplinks(settings: &Settings, view: &KernelView) -> Result<(), NodeError> {
+    for (index, uplink) in settings.uplinks.iter().enumerate() {
+        let refuse = |detail: String| {
+            Err(NodeError::Uplink { interface: uplink.interface.clone(), detail })
+        };
+        if settings.uplinks[..index].iter().any(|other| other.interface == uplink.interface) {
+            return refuse("it is configured twice".into());
+        }
+        let Some((_, link)) = view.link_by_name(&uplink.interface) else {
+            return refuse("there is no such interface; `ip link` lists what there is".into());
+        };
+        if link.mac.is_none() {
+            return refuse("it has no Ethernet address, so it cannot carry Ethernet frames".into());
+        }
+        let single = settings.umem.chunk_bytes.saturating_sub(256 + 14);
+        if link.mtu > single && !settings.umem.multi_buffer {
+            return refuse(format!(
+                "its MTU of {} does not fit one buffer of {} bytes; turn multi-buffer on (kernel \
+                 6.6), take larger buffers, or lower the MTU to {single}",
+                link.mtu, settings.umem.chunk_bytes
+            ));
+        }
+    }
+    Ok(())
+}
+
+async fn make_host_port(
+    settings: &Settings,
+    view: &KernelView,
+) -> Result<Option<HostPort>, NodeError> {
+    let Some(numbers) = settings.host_port else { return Ok(None) };
+    let largest = settings
+        .uplinks
+        .iter()
+        .filter_map(|uplink| view.link_by_name(&uplink.interface))
+        .map(|(_, link)| link.mtu)
+        .max()
+        .unwrap_or(1500);
+    let plan = HostPortPlan {
+        queues: u32::try_from(settings.workers.cores.len()).unwrap_or(1).max(1),
+        mtu: u16::try_from(largest.min(HOST_MTU_MAX)).unwrap_or(1500),
+        routing_table: numbers.routing_table,
+        rule_priority: numbers.rule_priority,
+        snat_l4_ports: settings.snat.l4_ports.clone(),
+        state_directory: settings.run_directory.clone(),
+    };
+    Ok(Some(HostPort::create(plan).await?))
+}

@@ -1,0 +1,218 @@
+//! What is in force, and when it changes: the compiled cluster state and the kernel's view become
+//! [`Tables`]. Pure, apart from remembering what it published.
+//!
+//! A new root shares with the old one every chunk that did not change. Its generation grows only
+//! when a decision that a flow has cached may be wrong: a link address that changes, or a backend
+//! that appears, judges no flow again.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use control::compile::{Compiled, NodeView, compile};
+use control::store::ClusterState;
+use dataplane::nat::SourceNat;
+use dataplane::port::Port;
+use dataplane::tables::{Tables, Timeouts};
+
+use crate::forwarding_view::{ForwardingBuilder, Inputs};
+use crate::netlink::neighbours::NeighbourKey;
+
+/// The compiled state and the tables made of it.
+#[derive(Debug, Default)]
+pub struct Publisher {
+    compiled: Compiled,
+    compiled_for: Option<NodeView>,
+    builder: ForwardingBuilder,
+    tables: Arc<Tables>,
+    publishes: u64,
+}
+
+/// What the kernel's view gave beside tables.
+#[derive(Debug)]
+pub struct Update {
+    /// To be put in force; `None` when nothing changed.
+    pub tables: Option<Arc<Tables>>,
+    /// Neighbours to be kept resolved.
+    pub gateways: BTreeSet<NeighbourKey>,
+    /// Next hops that found no room.
+    pub next_hops_left_out: u64,
+}
+
+impl Publisher {
+    /// Compiles `cluster` as `node` sees it. Cheap when neither changed: say so by `changed`.
+    pub fn compile(&mut self, cluster: &ClusterState, node: &NodeView, changed: bool) {
+        if changed || self.compiled_for.as_ref() != Some(node) {
+            self.compiled = compile(cluster, node, &self.compiled);
+            self.compiled_for = Some(node.clone());
+        }
+    }
+
+    /// The compiled state: names of rules, services and identities.
+    #[must_use]
+    pub fn compiled(&self) -> &Compiled {
+        &self.compiled
+    }
+
+    /// The tables in force.
+    #[must_use]
+    pub fn tables(&self) -> &Arc<Tables> {
+        &self.tables
+    }
+
+    /// Roots published since start.
+    #[must_use]
+    pub fn publishes(&self) -> u64 {
+        self.publishes
+    }
+
+    /// Next hops with a number.
+    #[must_use]
+    pub fn next_hops_used(&self) -> usize {
+        self.builder.next_hops_used()
+    }
+
+    /// Makes the next root of the compiled state, our ports and the kernel's view.
+    pub fn update(
+        &mut self,
+        ports: Vec<Option<Port>>,
+        inputs: &Inputs<'_>,
+        source_nat: &SourceNat,
+        timeouts: Timeouts,
+    ) -> Update {
+        let built = self.builder.build(inputs);
+        let old = &self.tables;
+        let ports_changed = !same_ports(&old.ports, &ports);
+        let nat_changed = !same_nat(&old.source_nat, source_nat);
+        let decides_alike = Arc::ptr_eq(&old.identities, &self.compiled.identities)
+            && Arc::ptr_eq(&old.policy, &self.compiled.policy);
+        let new_generation =
+            built.new_generation || ports_changed || nat_changed || !decides_alike;
+        let services_changed = !Arc::ptr_eq(&old.services, &self.compiled.services);
+        let first = self.publishes == 0;
+        let changed = first
+            || new_generation
+            || built.changed
+            || services_changed
+            || old.timeouts != timeouts;
+        let tables = changed.then(|| {
+            let old = Arc::clone(&self.tables);
+            Arc::new(Tables {
+                generation: old.generation.wrapping_add(u32::from(first || new_generation)),
+                ports: if ports_changed { ports.into() } else { Arc::clone(&old.ports) },
+                forwarding: if built.changed || first {
+                    Arc::new(built.forwarding)
+                } else {
+                    Arc::clone(&old.forwarding)
+                },
+                services: Arc::clone(&self.compiled.services),
+                identities: Arc::clone(&self.compiled.identities),
+                policy: Arc::clone(&self.compiled.policy),
+                source_nat: if nat_changed {
+                    Arc::new(source_nat.clone())
+                } else {
+                    Arc::clone(&old.source_nat)
+                },
+                timeouts,
+            })
+        });
+        if let Some(tables) = &tables {
+            self.tables = Arc::clone(tables);
+            self.publishes += 1;
+        }
+        Update {
+            tables,
+            gateways: built.gateways,
+            next_hops_left_out: built.left_out,
+        }
+    }
+}
+
+fn same_ports(old: &[Option<Port>], new: &[Option<Port>]) -> bool {
+    let same = |a: &Port, b: &Port| {
+        a.name == b.name
+            && a.kind == b.kind
+            && a.mac == b.mac
+            && a.mtu == b.mtu
+            && a.checksums == b.checksums
+            && a.addresses == b.addresses
+    };
+    old.len() == new.len()
+        && old.iter().zip(new).all(|pair| match pair {
+            (None, None) => true,
+            (Some(a), Some(b)) => same(a, b),
+            _ => false,
+        })
+}
+
+fn same_nat(old: &SourceNat, new: &SourceNat) -> bool {
+    let prefixes = |nat: &SourceNat| -> BTreeSet<dataplane::lpm::Prefix> {
+        nat.non_masquerade.iter().map(|(prefix, ())| prefix).collect()
+    };
+    old.v4 == new.v4
+        && old.v6 == new.v6
+        && old.l4_ports == new.l4_ports
+        && prefixes(old) == prefixes(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane::address::MacAddr;
+    use dataplane::port::{Checksums, PortId, PortKind};
+
+    use super::*;
+    use crate::forwarding_view::{EndpointAddress, ForwardingPort};
+    use crate::netlink::KernelView;
+    use crate::netlink::view::{Change, Neighbour};
+
+    fn port() -> Port {
+        Port {
+            name: "up0".into(),
+            kind: PortKind::Uplink,
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            mtu: 1500,
+            checksums: Checksums::Complete,
+            addresses: Box::default(),
+        }
+    }
+
+    fn update(publisher: &mut Publisher, view: &KernelView, ports: Vec<Option<Port>>) -> Update {
+        let forwarding = [ForwardingPort {
+            port: PortId(0),
+            kind: PortKind::Uplink,
+            interface: 3,
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            mtu: 1500,
+        }];
+        let endpoints: [EndpointAddress; 0] = [];
+        let asked = [(PortId(0), "192.0.2.9".parse().unwrap())].into();
+        let inputs =
+            Inputs { view, ports: &forwarding, endpoints: &endpoints, host: None, asked: &asked };
+        publisher.update(ports, &inputs, &SourceNat::default(), Timeouts::default())
+    }
+
+    #[test]
+    fn nothing_new_publishes_nothing_and_a_link_address_keeps_the_generation() {
+        let mut publisher = Publisher::default();
+        let mut view = KernelView::default();
+        let first = update(&mut publisher, &view, vec![Some(port())]).tables.unwrap();
+        assert_eq!(first.generation, 1);
+        assert!(update(&mut publisher, &view, vec![Some(port())]).tables.is_none());
+        let mac = Some(MacAddr([2, 0, 0, 0, 0, 9]));
+        let neighbour = Neighbour { mac, failed: false, kept_fresh: true, stale: false };
+        view.apply(Change::Neighbour(3, "192.0.2.9".parse().unwrap(), neighbour));
+        let second = update(&mut publisher, &view, vec![Some(port())]).tables.unwrap();
+        assert_eq!(second.generation, 1);
+        assert!(Arc::ptr_eq(&first.ports, &second.ports));
+        assert!(Arc::ptr_eq(&first.source_nat, &second.source_nat));
+    }
+
+    #[test]
+    fn a_port_that_changes_makes_a_new_generation() {
+        let mut publisher = Publisher::default();
+        let view = KernelView::default();
+        update(&mut publisher, &view, vec![Some(port())]);
+        let narrow = Port { mtu: 1400, ..port() };
+        let tables = update(&mut publisher, &view, vec![Some(narrow)]).tables.unwrap();
+        assert_eq!(tables.generation, 2);
+    }
+}

@@ -1,0 +1,471 @@
+//! What clients are told: the node's state with names in place of numbers.
+
+use std::net::IpAddr;
+
+use control::admin::reply::{BackendInfo, CtListing, FrontendInfo, Peer, TraceStage};
+use control::admin::status::{
+    ControlStatus, PortStatus, SocketCounts, TableUsage, WorkerStatus, XdpCounts,
+};
+use control::admin::{CtEntry, DropCount, EndpointInfo, FlowRecord, ServiceInfo, Status};
+use dataplane::DropReason;
+use dataplane::counters::PORTS_MAX;
+use dataplane::event::{EventKind, FlowEvent};
+use dataplane::flow_key::FlowKey;
+use dataplane::lb::{FrontendKind, ServiceId};
+use dataplane::policy::RuleId;
+use dataplane::port::{PortId, PortKind};
+use dataplane::worker::HELD_MAX;
+use xdp_redirect::loader::RunningMode;
+
+use super::endpoints::Endpoint;
+use super::filter::{Matcher, verdict_label};
+use super::flow_log::{FLOWS_KEPT_MAX, Logged};
+use super::trace::stage;
+use super::verdict::verdict;
+use super::{Node, PortTable};
+use crate::forwarding_view::NEXT_HOPS_MAX;
+use crate::netlink::neighbours::ASKED_MAX;
+use crate::netlink::view::{NEIGHBOURS_MAX, ROUTES_MAX};
+use crate::workers::monotonic_now;
+
+fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
+    counter.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+fn kind_label(kind: PortKind) -> &'static str {
+    match kind {
+        PortKind::Pod => "pod",
+        PortKind::Uplink => "uplink",
+        PortKind::Host => "host",
+    }
+}
+
+impl Node {
+    /// The node's state in full.
+    pub(super) fn status(&mut self) -> Status {
+        self.note_high_water();
+        let workers = self.worker_statuses();
+        let mut status = Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: self.settings.node_name.clone(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            generation: self.publisher.tables().generation,
+            ports: self.port_statuses(),
+            drops: drop_counts(&workers),
+            workers,
+            tables: self.table_usages(),
+            xdp: self.xdp_counts(),
+            control: self.control_status(),
+            manifests: self.cluster.borrow().manifests.clone(),
+            errors: self.errors.entries(),
+            ..Status::default()
+        };
+        status.verdict = verdict(&status);
+        status
+    }
+
+    fn worker_statuses(&self) -> Vec<WorkerStatus> {
+        let limit = self.settings.stall_after;
+        let one = |number: usize| {
+            let counters = self.workers.counters(number)?;
+            let dropped = DropReason::ALL
+                .iter()
+                .map(|reason| (reason.label().to_owned(), counters.dropped(*reason)))
+                .filter(|(_, packets)| *packets > 0)
+                .collect();
+            Some(WorkerStatus {
+                worker: u16::try_from(number).unwrap_or(u16::MAX),
+                core: self.workers.core(number).map(|core| u32::from(core.0)),
+                mode: self.workers.idle().label().into(),
+                alive: self.workers.is_alive(number, limit),
+                tables_adopted: counters.tables_adopted.get(),
+                received: counters.received.get(),
+                handed_in: counters.handed_in.get(),
+                originated: counters.originated.get(),
+                transmitted: counters.transmitted.get(),
+                handed_out: counters.handed_out.get(),
+                held: counters.held.get(),
+                dropped,
+                flows_created: counters.flows_created.get(),
+                flows_expired: counters.flows_expired.get(),
+                flows_deleted: counters.flows_deleted.get(),
+                flows_rejudged: counters.flows_rejudged.get(),
+                events_lost: counters.events_lost.get(),
+                captures_lost: counters.captures_lost.get(),
+                replies_suppressed: counters.replies_suppressed.get(),
+                ticks: counters.ticks.get(),
+            })
+        };
+        (0..self.workers.count()).filter_map(one).collect()
+    }
+
+    fn port_statuses(&self) -> Vec<PortStatus> {
+        let view = self.follower.view();
+        self.ports
+            .iter()
+            .map(|port| {
+                let link = view.links.get(&port.attachment.ifindex);
+                let kernel = port.kernel_statistics();
+                let endpoint = self.endpoints.by_port(port.port);
+                let mut status = PortStatus {
+                    port: port.port.0,
+                    interface: port.interface.clone(),
+                    kind: kind_label(port.kind).into(),
+                    endpoint: endpoint.map(|endpoint| endpoint.spec.name.to_string()),
+                    up: link.is_some_and(|link| link.up),
+                    mtu: link.and_then(|l| u16::try_from(l.mtu).ok()).unwrap_or(port.mtu),
+                    xdp_mode: mode_label(port.attachment.mode).into(),
+                    socket_mode: if port.zero_copy { "zero-copy" } else { "copy" }.into(),
+                    queues: port.queues,
+                    sockets: SocketCounts {
+                        rx_dropped: kernel.rx_dropped,
+                        rx_invalid_descriptors: kernel.rx_invalid_descs,
+                        tx_invalid_descriptors: kernel.tx_invalid_descs,
+                        rx_ring_full: kernel.rx_ring_full,
+                        rx_fill_ring_empty: kernel.rx_fill_ring_empty,
+                        tx_ring_empty: kernel.tx_ring_empty,
+                    },
+                    ..PortStatus::default()
+                };
+                self.add_port_counters(port.port, &mut status);
+                status
+            })
+            .collect()
+    }
+
+    fn add_port_counters(&self, port: PortId, status: &mut PortStatus) {
+        for counters in (0..self.workers.count()).filter_map(|n| self.workers.counters(n)) {
+            let Some(counters) = counters.port(port) else { continue };
+            status.received_packets += counters.received_packets.get();
+            status.received_bytes += counters.received_bytes.get();
+            status.transmitted_packets += counters.transmitted_packets.get();
+            status.transmitted_bytes += counters.transmitted_bytes.get();
+        }
+    }
+
+    fn xdp_counts(&mut self) -> XdpCounts {
+        match self.ports.redirect().counters() {
+            Ok(counts) => XdpCounts {
+                redirected: counts.redirected,
+                passed: counts.passed,
+                no_socket: counts.no_socket,
+                stalled: counts.stalled,
+                router_advertisement: counts.router_advertisement,
+                not_ip: counts.not_ip,
+                malformed: counts.malformed,
+                unknown_interface: counts.unknown_interface,
+                passed_on_stall: counts.passed_on_stall,
+            },
+            Err(error) => {
+                self.errors.note("XDP counters", error);
+                XdpCounts::default()
+            }
+        }
+    }
+
+    fn control_status(&self) -> ControlStatus {
+        let (follow, admin) = (self.follower.counts(), self.admin.counts());
+        ControlStatus {
+            publishes: self.publisher.publishes(),
+            compile_failures: self.cluster.borrow().manifests.failures,
+            netlink_resyncs: load(&follow.resyncs),
+            netlink_overruns: load(&follow.overruns),
+            neighbour_requests: load(&follow.neighbour_requests),
+            neighbour_requests_refused: load(&follow.neighbour_requests_refused),
+            admin_clients: load(&admin.clients),
+            admin_refusals: load(&admin.refusals),
+            reconcile_failures: self.errors.failures() + load(&follow.failures),
+        }
+    }
+
+    /// Every bounded table of the control side, by name: entries now and at most.
+    fn usages(&self) -> Vec<(&'static str, usize, usize)> {
+        let tables = self.publisher.tables();
+        let view = self.follower.view();
+        let census = self.ports.umem().census();
+        let frames = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        let held: u64 = (0..self.workers.count())
+            .filter_map(|number| self.workers.counters(number))
+            .map(|counters| counters.held.get())
+            .sum();
+        let fragments = self.workers.count();
+        vec![
+            ("ports", self.ports.iter().count(), PORTS_MAX),
+            ("endpoints", self.endpoints.len(), PORTS_MAX),
+            ("next_hops", self.publisher.next_hops_used(), NEXT_HOPS_MAX),
+            ("routes", view.routes.len(), ROUTES_MAX),
+            ("kernel_neighbours", view.neighbours.len(), NEIGHBOURS_MAX),
+            ("asked_neighbours", self.asked.len(), ASKED_MAX),
+            ("recent_flow_events", self.flows.kept(), FLOWS_KEPT_MAX),
+            ("packet_frames", frames(census.total - census.free.min(census.total)), frames(census.total)),
+            ("held_packets", usize::try_from(held).unwrap_or(usize::MAX), HELD_MAX * fragments),
+            ("xdp_prefixes", tables.forwarding.endpoints.len() + tables.services.addresses.len(),
+                frames(2 * xdp_redirect::limits::PREFIXES_MAX)),
+            ("xdp_node_addresses", tables.forwarding.node_addresses.len(),
+                frames(2 * xdp_redirect::limits::NODE_ADDRESSES_MAX)),
+        ]
+    }
+
+    /// Remembers the most each table has held.
+    pub(super) fn note_high_water(&mut self) {
+        for (name, used, _) in self.usages() {
+            let most = self.high_water.entry(name).or_default();
+            *most = (*most).max(used as u64);
+        }
+    }
+
+    fn table_usages(&self) -> Vec<TableUsage> {
+        let flows = self.workers.flows();
+        let flow_tables = [
+            ("flows_ipv4", flows.v4.statistics()),
+            ("flows_ipv6", flows.v6.statistics()),
+        ];
+        let flow_tables = flow_tables.map(|(name, statistics)| TableUsage {
+            name: name.into(),
+            used: statistics.used,
+            capacity: statistics.capacity,
+            high_water: statistics.used_high_water,
+        });
+        let others = self.usages().into_iter().map(|(name, used, capacity)| TableUsage {
+            name: name.into(),
+            used: used as u64,
+            capacity: capacity as u64,
+            high_water: self.high_water.get(name).copied().unwrap_or(used as u64),
+        });
+        flow_tables.into_iter().chain(others).collect()
+    }
+
+    pub(super) fn endpoint_info(&self, endpoint: &Endpoint) -> EndpointInfo {
+        let tables = self.publisher.tables();
+        let port = tables.port(endpoint.port);
+        let identity = self.publisher.compiled().endpoint_identity(&endpoint.spec.addresses);
+        let policy = tables.policy.subjects.get(&identity);
+        let known = self.cluster.borrow().state.pods.contains_key(&endpoint.spec.name);
+        let first = endpoint.spec.addresses.first();
+        let next_hop = first.and_then(|address| tables.forwarding.endpoints.get(address));
+        let mac = next_hop.and_then(|id| tables.forwarding.next_hop(*id)?.destination);
+        EndpointInfo {
+            name: endpoint.spec.name.to_string(),
+            interface: endpoint.spec.interface.clone(),
+            port: endpoint.port.0,
+            addresses: endpoint.spec.addresses.clone(),
+            mac: mac.map(|mac| mac.to_string()),
+            mtu: port.map_or(0, |port| port.mtu),
+            identity: known.then_some(identity.0),
+            isolated_ingress: policy.is_some_and(|policy| policy.ingress.is_some()),
+            isolated_egress: policy.is_some_and(|policy| policy.egress.is_some()),
+        }
+    }
+
+    pub(super) fn services(&self) -> Vec<ServiceInfo> {
+        let table = &self.publisher.tables().services;
+        let mut list: Vec<ServiceInfo> = table
+            .services
+            .iter()
+            .map(|service| ServiceInfo {
+                name: service.name.to_string(),
+                frontends: Vec::new(),
+                backends: service
+                    .cluster
+                    .backends
+                    .iter()
+                    .map(|backend| BackendInfo {
+                        address: backend.address,
+                        l4_port: backend.l4_port,
+                        local: backend.local,
+                    })
+                    .collect(),
+            })
+            .collect();
+        let mut add = |id: ServiceId, frontend: FrontendInfo| {
+            if let Some(info) = usize::try_from(id.0).ok().and_then(|index| list.get_mut(index)) {
+                info.frontends.push(frontend);
+            }
+        };
+        for (frontend, (id, kind)) in &table.frontends {
+            add(*id, FrontendInfo {
+                kind: frontend_label(*kind).into(),
+                address: Some(frontend.address),
+                protocol: frontend.protocol.to_string(),
+                l4_port: frontend.l4_port,
+            });
+        }
+        for ((protocol, l4_port), id) in &table.node_ports {
+            add(*id, FrontendInfo {
+                kind: frontend_label(FrontendKind::NodePort).into(),
+                address: None,
+                protocol: protocol.to_string(),
+                l4_port: *l4_port,
+            });
+        }
+        for info in &mut list {
+            info.frontends.sort_by(|a, b| (&a.kind, a.address, a.l4_port).cmp(&(&b.kind, b.address, b.l4_port)));
+        }
+        // A service that went away leaves its number free until another takes it.
+        list.retain(|info| !info.frontends.is_empty());
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        list
+    }
+
+    pub(super) fn drops(&self) -> Vec<DropCount> {
+        drop_counts(&self.worker_statuses())
+    }
+
+    pub(super) fn ct_list(&self, matcher: &Matcher, limit: u32) -> CtListing {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let mut listing = CtListing { entries: Vec::new(), truncated: false };
+        let now = monotonic_now();
+        self.workers.flows().for_each(now, |flow| {
+            let service = flow.origin.service.and_then(|id| self.service_name(id));
+            if !matcher.matches_flow(&flow.original, &flow.reply, service.as_deref()) {
+                return;
+            }
+            if listing.entries.len() == limit {
+                listing.truncated = true;
+                return;
+            }
+            let (original, reply) = (&flow.original, &flow.reply);
+            let expires = u64::from(flow.life.deadline_seconds());
+            listing.entries.push(CtEntry {
+                protocol: original.protocol().to_string(),
+                source: source_of(original),
+                destination: destination_of(original),
+                backend: source_of(reply),
+                translated_source: destination_of(reply),
+                state: flow.life.state().label().into(),
+                expires_in_seconds: expires.saturating_sub(now.0 / 1_000_000_000),
+                packets: flow.packets,
+                service,
+                rule: Some(self.rule_name(flow.origin.rule)),
+            });
+        });
+        listing
+    }
+
+    pub(super) fn ct_count(&self, matcher: &Matcher) -> u64 {
+        let mut count = 0;
+        self.workers.flows().for_each(monotonic_now(), |flow| {
+            let service = flow.origin.service.and_then(|id| self.service_name(id));
+            count += u64::from(matcher.matches_flow(&flow.original, &flow.reply, service.as_deref()));
+        });
+        count
+    }
+
+    fn service_name(&self, id: ServiceId) -> Option<String> {
+        self.publisher.tables().services.get(id).map(|service| service.name.to_string())
+    }
+
+    fn rule_name(&self, rule: RuleId) -> String {
+        let known = self.publisher.compiled().rule_name(rule);
+        known.map_or_else(|| "a rule no longer in force".into(), |name| name.to_string())
+    }
+
+    /// The name of a port's interface.
+    pub(super) fn interface_name(&self, port: PortId) -> String {
+        interface_name(&self.ports, port)
+    }
+
+    /// Takes in what workers report.
+    pub(super) fn log_events(&mut self) {
+        // As many as workers may have under way, so that a flood cannot keep the loop here.
+        for _ in 0..dataplane::event::EVENTS_MAX {
+            let Some((_, event)) = self.workers.next_event() else { break };
+            let record = self.flow_record(&event);
+            self.flows.push(Logged { event, record });
+        }
+    }
+
+    fn flow_record(&self, event: &FlowEvent) -> FlowRecord {
+        let endpoint = |address: IpAddr| self.endpoints.by_address(address).map(ToString::to_string);
+        let source = event.key.as_ref().map(source_of);
+        let destination = event.key.as_ref().map(destination_of);
+        let backend = event.backend.map(|(address, l4_port)| Peer { address, l4_port });
+        FlowRecord {
+            time_unix_ms: Self::unix_ns(event.time) / 1_000_000,
+            verdict: verdict_label(event.kind).into(),
+            reason: match event.kind {
+                EventKind::Dropped(reason) => Some(reason.label().into()),
+                _ => None,
+            },
+            interface: self.interface_name(event.port),
+            protocol: event.key.map(|key| key.protocol().to_string()),
+            source_endpoint: source.and_then(|peer| endpoint(peer.address)),
+            destination_endpoint: backend.or(destination).and_then(|peer| endpoint(peer.address)),
+            source,
+            destination,
+            backend,
+            service: event.service.and_then(|id| self.service_name(id)),
+            rule: event.rule.map(|rule| self.rule_name(rule)),
+        }
+    }
+
+    /// What a decision found, for a trace.
+    pub(super) fn decision_stages(&self, event: &FlowEvent) -> Vec<TraceStage> {
+        let compiled = self.publisher.compiled();
+        let mut stages = Vec::new();
+        if let Some(service) = event.service.and_then(|id| self.service_name(id)) {
+            stages.push(stage("service", service));
+        }
+        if let Some((address, l4_port)) = event.backend {
+            stages.push(stage("backend", Peer { address, l4_port }.to_string()));
+        }
+        for (word, identity) in [("source", event.source), ("destination", event.destination)] {
+            if let Some(identity) = identity {
+                let name = compiled.identity_name(identity);
+                stages.push(stage("identity", format!("{word}: {name}")));
+            }
+        }
+        if let Some(rule) = event.rule {
+            stages.push(stage("policy", self.rule_name(rule)));
+        }
+        stages
+    }
+}
+
+fn interface_name(ports: &PortTable, port: PortId) -> String {
+    match ports.get(port) {
+        Some(port) => port.interface.clone(),
+        None => format!("port {} (gone)", port.0),
+    }
+}
+
+fn source_of(key: &FlowKey) -> Peer {
+    Peer { address: key.source(), l4_port: key.source_port() }
+}
+
+fn destination_of(key: &FlowKey) -> Peer {
+    Peer { address: key.destination(), l4_port: key.destination_port() }
+}
+
+fn mode_label(mode: RunningMode) -> &'static str {
+    match mode {
+        RunningMode::Native => "native",
+        RunningMode::Generic => "generic",
+        RunningMode::Hardware => "hardware",
+    }
+}
+
+fn frontend_label(kind: FrontendKind) -> &'static str {
+    match kind {
+        FrontendKind::ClusterIp => "cluster-ip",
+        FrontendKind::ExternalIp => "external-ip",
+        FrontendKind::LoadBalancer => "load-balancer",
+        FrontendKind::NodePort => "node-port",
+    }
+}
+
+fn drop_counts(workers: &[WorkerStatus]) -> Vec<DropCount> {
+    let of = |reason: &DropReason| {
+        let counted = workers.iter().flat_map(|worker| &worker.dropped);
+        DropCount {
+            reason: reason.label().into(),
+            explanation: reason.explanation().trim().into(),
+            packets: counted
+                .filter(|(label, _)| label == reason.label())
+                .map(|(_, packets)| packets)
+                .sum(),
+        }
+    };
+    DropReason::ALL.iter().map(of).collect()
+}

@@ -1,0 +1,245 @@
+//! Requests of clients, each answered by one reply or a stream.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use control::admin::{
+    AdminError, CaptureDirection, CaptureRequest, EndpointAdd, FlowFilter, Reply, Request,
+    StreamItem, decode_frame, parse_reason,
+};
+use control::model::ObjectName;
+use dataplane::capture::CaptureFilter;
+use dataplane::lpm::Prefix;
+use dataplane::mailbox::{Command, FlushFilter};
+use dataplane::port::PortId;
+use tokio::sync::mpsc;
+
+use super::Node;
+use super::captures::{Capture, Progress};
+use super::endpoints::EndpointSpec;
+use super::filter::Matcher;
+use super::flow_log::FOLLOWERS_MAX;
+use super::trace::{Names, trace};
+use crate::admin_server::{Call, REPLIES_MAX};
+use crate::workers::monotonic_now;
+
+/// Recent decisions in one answer: what fits the client's queue beside the stream's end.
+const RECENT_MAX: usize = REPLIES_MAX - 1;
+
+impl Node {
+    /// Answers one call. Never waits for the client: what does not fit its queue is lost to it.
+    pub(super) async fn answer(&mut self, call: Call) {
+        let Call { request, reply } = call;
+        let answer = match request {
+            Request::Flows { filter, follow } => self.stream_flows(&filter, follow, &reply),
+            Request::Capture(request) => self.start_capture(&request, &reply),
+            request => self.answer_once(request).await.map(Some),
+        };
+        let answer = answer.unwrap_or_else(|error| Some(Reply::Error(error)));
+        if let Some(answer) = answer {
+            // A client that hung up meanwhile is no matter.
+            let _ = reply.try_send(answer);
+        }
+    }
+
+    async fn answer_once(&mut self, request: Request) -> Result<Reply, AdminError> {
+        Ok(match request {
+            Request::Status => Reply::Status(Box::new(self.status())),
+            Request::EndpointAdd(endpoint) => self.answer_endpoint_add(endpoint).await?,
+            Request::EndpointRemove { name } => {
+                Reply::Removed(self.remove_endpoint(&parse_name(&name)?).await)
+            }
+            Request::EndpointList => {
+                let list = self.endpoints.iter().map(|endpoint| self.endpoint_info(endpoint));
+                Reply::Endpoints(list.collect())
+            }
+            Request::ServiceList => Reply::Services(self.services()),
+            Request::CtList { filter, limit } => {
+                Reply::Ct(self.ct_list(&self.matcher(&filter)?, limit))
+            }
+            Request::CtCount { filter } => Reply::Count(self.ct_count(&self.matcher(&filter)?)),
+            Request::CtFlush { filter } => self.ct_flush(&filter)?,
+            Request::PolicyExplain(question) => Reply::Policy(self.explain(&question)?),
+            Request::Drops => Reply::Drops(self.drops()),
+            Request::Trace { frame, port } => self.trace_frame(&frame, &port)?,
+            Request::ManifestsStatus => Reply::Manifests(self.cluster.borrow().manifests.clone()),
+            // The file's answers are given by who read it; a node may be made without one.
+            Request::ConfigShow | Request::ConfigDiff { .. } => {
+                let detail = "this node was started without a configuration file".into();
+                return Err(AdminError::Failed { detail });
+            }
+            Request::Flows { .. } | Request::Capture(_) => {
+                let detail = "a stream has no single answer".into();
+                return Err(AdminError::Failed { detail });
+            }
+        })
+    }
+
+    async fn answer_endpoint_add(&mut self, request: EndpointAdd) -> Result<Reply, AdminError> {
+        let spec = EndpointSpec::try_from(request)?;
+        let name = spec.name.clone();
+        self.add_endpoint(spec).await?;
+        let endpoint = self.endpoints.get(&name).ok_or_else(|| AdminError::Failed {
+            detail: format!("endpoint {name}: its interface went away while it was added"),
+        })?;
+        Ok(Reply::Endpoint(self.endpoint_info(endpoint)))
+    }
+
+    fn endpoint_addresses_of(&self, name: &str) -> Option<BTreeSet<IpAddr>> {
+        let endpoint = self.endpoints.get(&name.parse().ok()?)?;
+        Some(endpoint.spec.addresses.iter().copied().collect())
+    }
+
+    fn matcher(&self, filter: &FlowFilter) -> Result<Matcher, AdminError> {
+        Matcher::new(filter, |name| self.endpoint_addresses_of(name))
+    }
+
+    /// Ends flows by address, which is what workers can be told.
+    fn ct_flush(&mut self, filter: &FlowFilter) -> Result<Reply, AdminError> {
+        let by_address_only = FlowFilter {
+            address: filter.address,
+            endpoint: filter.endpoint.clone(),
+            ..FlowFilter::default()
+        };
+        if *filter != by_address_only || (filter.address.is_some() && filter.endpoint.is_some()) {
+            let detail = "flows are ended by --address, by --endpoint or with --all; list those \
+                          of a port or service first, and end them by their addresses";
+            return Err(AdminError::invalid("filter", detail));
+        }
+        let count = self.ct_count(&self.matcher(filter)?);
+        let addresses: Vec<IpAddr> = match &filter.endpoint {
+            Some(name) => self.endpoint_addresses_of(name).into_iter().flatten().collect(),
+            None => filter.address.into_iter().collect(),
+        };
+        let filters: Vec<FlushFilter> = if addresses.is_empty() {
+            vec![FlushFilter::default()]
+        } else {
+            let of = |address| FlushFilter { address: Some(Prefix::host(address)) };
+            addresses.into_iter().map(of).collect()
+        };
+        for filter in filters {
+            let refused = self.workers.send(|| Command::Flush(filter.clone()));
+            if refused > 0 {
+                let detail = format!("{refused} workers have stalled and could not be told");
+                return Err(AdminError::Failed { detail });
+            }
+        }
+        Ok(Reply::Count(count))
+    }
+
+    fn trace_frame(&self, frame: &str, interface: &str) -> Result<Reply, AdminError> {
+        let port = self.port_by_interface(interface)?;
+        let names = Names {
+            port: &|port| self.interface_name(port),
+            decision: &|event| self.decision_stages(event),
+        };
+        let frame = decode_frame(frame)?;
+        let report = trace(self.publisher.tables(), port, &frame, monotonic_now(), &names)
+            .map_err(|error| AdminError::Failed { detail: error.to_string() })?;
+        Ok(Reply::Trace(report))
+    }
+
+    fn port_by_interface(&self, interface: &str) -> Result<PortId, AdminError> {
+        let port = self.ports.by_interface(interface).map(|port| port.port);
+        port.ok_or_else(|| AdminError::NotFound {
+            what: "port".into(),
+            name: interface.into(),
+            list_command: "xskiff status".into(),
+        })
+    }
+
+    fn stream_flows(
+        &mut self,
+        filter: &FlowFilter,
+        follow: bool,
+        reply: &mpsc::Sender<Reply>,
+    ) -> Result<Option<Reply>, AdminError> {
+        let matcher = self.matcher(filter)?;
+        self.log_events();
+        for record in self.flows.recent(&matcher, RECENT_MAX) {
+            // The queue is this long: nothing is refused before it is full.
+            let _ = reply.try_send(Reply::Item(StreamItem::Flow(Box::new(record))));
+        }
+        if !follow {
+            return Ok(Some(Reply::End { lost: 0 }));
+        }
+        if self.flows.follow(matcher, reply.clone()) {
+            return Ok(None);
+        }
+        let limit = FOLLOWERS_MAX as u64;
+        Err(AdminError::Busy { what: "clients that follow flows".into(), limit })
+    }
+
+    fn start_capture(
+        &mut self,
+        request: &CaptureRequest,
+        reply: &mpsc::Sender<Reply>,
+    ) -> Result<Option<Reply>, AdminError> {
+        self.drain_capture();
+        if self.capture.is_some() {
+            return Err(AdminError::Busy { what: "captures".into(), limit: 1 });
+        }
+        let filter = self.capture_filter(request)?;
+        let capture = Capture::new(request, reply.clone());
+        let ring = Arc::clone(&capture.ring);
+        let refused = self.workers.send(|| Command::StartCapture(filter, Arc::clone(&ring)));
+        self.capture = Some((capture, self.captures_lost()));
+        if refused > 0 {
+            let object = "capture";
+            self.errors.note(object, format!("{refused} workers have stalled and copy nothing"));
+        }
+        Ok(None)
+    }
+
+    fn capture_filter(&self, request: &CaptureRequest) -> Result<CaptureFilter, AdminError> {
+        let port = match request.endpoint.as_deref() {
+            None => None,
+            Some(name) => {
+                let endpoint = name.parse().ok().and_then(|name| self.endpoints.get(&name));
+                match endpoint {
+                    Some(endpoint) => Some(endpoint.port),
+                    None => Some(self.port_by_interface(name)?),
+                }
+            }
+        };
+        Ok(CaptureFilter {
+            port,
+            received: request.direction.map(|way| way == CaptureDirection::Received),
+            reason: request.reason.as_deref().map(parse_reason).transpose()?,
+            dropped_only: false,
+        })
+    }
+
+    fn captures_lost(&self) -> u64 {
+        let all = (0..self.workers.count()).filter_map(|number| self.workers.counters(number));
+        all.map(|counters| counters.captures_lost.get()).sum()
+    }
+
+    /// Sends on what workers have copied, and ends the capture at its bound.
+    pub(super) fn drain_capture(&mut self) {
+        let ports = &self.ports;
+        let name = |port: PortId| {
+            ports.get(port).map_or_else(|| format!("port{}", port.0), |port| port.interface.clone())
+        };
+        let progress =
+            self.capture.as_mut().map(|(capture, _)| capture.drain(Self::unix_ns, name));
+        if progress == Some(Progress::Ended) {
+            self.stop_capture();
+        }
+    }
+
+    pub(super) fn stop_capture(&mut self) {
+        if let Some((capture, lost_before)) = self.capture.take() {
+            // A worker that has no room for this now stops when the next capture begins.
+            let _ = self.workers.send(|| Command::StopCapture);
+            capture.end(self.captures_lost() - lost_before);
+        }
+    }
+}
+
+fn parse_name(name: &str) -> Result<ObjectName, AdminError> {
+    name.parse().map_err(|error: control::model::ObjectNameError| {
+        AdminError::invalid("name", error.to_string())
+    })
+}

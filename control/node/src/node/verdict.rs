@@ -1,0 +1,172 @@
+//! The first two lines of `xskiff status`: how the node stands, and what to do next. Pure.
+
+use control::admin::Status;
+use control::admin::status::{Level, Verdict};
+
+/// A table this full, in percent, is worth a word.
+const NEARLY_FULL_PERCENT: u64 = 90;
+
+/// The verdict over everything else in `status`: the worst finding, and its remedy.
+#[must_use]
+pub fn verdict(status: &Status) -> Verdict {
+    let findings = [
+        stalled_worker(status),
+        no_tables(status),
+        port_down(status),
+        refused_manifests(status),
+        full_table(status),
+        last_error(status),
+    ];
+    // The first of the worst: findings are in order of urgency within a level.
+    let worst = findings.into_iter().flatten().rev().max_by_key(|finding| finding.level);
+    worst.unwrap_or_else(|| all_well(status))
+}
+
+fn finding(level: Level, summary: String, next_step: &str) -> Option<Verdict> {
+    Some(Verdict { level, summary, next_step: next_step.to_owned() })
+}
+
+fn all_well(status: &Status) -> Verdict {
+    let pods = status.ports.iter().filter(|port| port.kind == "pod").count();
+    let summary = format!(
+        "{} worker{} serve{} {} port{}",
+        status.workers.len(),
+        if status.workers.len() == 1 { "" } else { "s" },
+        if status.workers.len() == 1 { "s" } else { "" },
+        status.ports.len(),
+        if status.ports.len() == 1 { "" } else { "s" },
+    );
+    let next_step = match (status.ports.is_empty(), pods) {
+        (true, _) => "configure an uplink, or add a pod by `xskiff endpoint add`",
+        (false, 0) => "add pods by `xskiff endpoint add`, or install the CNI plugin",
+        _ => "nothing; `xskiff flows --follow` shows decisions as they are made",
+    };
+    Verdict { level: Level::Ok, summary, next_step: next_step.into() }
+}
+
+fn stalled_worker(status: &Status) -> Option<Verdict> {
+    let stalled: Vec<String> = status
+        .workers
+        .iter()
+        .filter(|worker| !worker.alive)
+        .map(|worker| worker.worker.to_string())
+        .collect();
+    if stalled.is_empty() {
+        return None;
+    }
+    let summary = format!(
+        "worker {} has stalled: what is ours on its queues is dropped until it is back",
+        stalled.join(" and ")
+    );
+    finding(Level::Failing, summary, "see whether its core is starved (`top -H`), and the log")
+}
+
+fn no_tables(status: &Status) -> Option<Verdict> {
+    if status.control.publishes > 0 {
+        return None;
+    }
+    finding(Level::Failing, "no tables are in force yet".into(), "wait, or read the errors below")
+}
+
+fn port_down(status: &Status) -> Option<Verdict> {
+    let port = status.ports.iter().find(|port| !port.up)?;
+    let level = if port.kind == "pod" { Level::Degraded } else { Level::Failing };
+    let summary = format!("{} {} is down", port.kind, port.interface);
+    finding(level, summary, "bring the link up, or remove the port")
+}
+
+fn refused_manifests(status: &Status) -> Option<Verdict> {
+    let errors = &status.manifests.errors;
+    let first = errors.first()?;
+    let summary = format!(
+        "{} manifest{} refused, the last good state stays in force: {}: {}",
+        errors.len(),
+        if errors.len() == 1 { " is" } else { "s are" },
+        first.object,
+        first.message
+    );
+    finding(Level::Degraded, summary, "mend the manifest; it is read again by itself")
+}
+
+fn full_table(status: &Status) -> Option<Verdict> {
+    let full = status.tables.iter().find(|table| {
+        table.capacity > 0 && table.used * 100 >= table.capacity * NEARLY_FULL_PERCENT
+    })?;
+    let summary = format!("table {} holds {} of {}", full.name, full.used, full.capacity);
+    finding(Level::Degraded, summary, "see what fills it (`xskiff ct list`), or raise its capacity")
+}
+
+fn last_error(status: &Status) -> Option<Verdict> {
+    let error = status.errors.first()?;
+    let summary = format!("{}: {}", error.object, error.message);
+    finding(Level::Degraded, summary, "mend what the last errors below name")
+}
+
+#[cfg(test)]
+mod tests {
+    use control::admin::status::{
+        ControlStatus, ObjectError, PortStatus, TableUsage, WorkerStatus,
+    };
+
+    use super::*;
+
+    fn healthy() -> Status {
+        Status {
+            workers: vec![WorkerStatus { alive: true, ..WorkerStatus::default() }],
+            ports: vec![PortStatus { up: true, kind: "uplink".into(), ..PortStatus::default() }],
+            control: ControlStatus { publishes: 1, ..ControlStatus::default() },
+            ..Status::default()
+        }
+    }
+
+    fn error(object: &str) -> ObjectError {
+        ObjectError { object: object.into(), message: "bad".into(), time_unix_ms: 0, count: 1 }
+    }
+
+    #[test]
+    fn a_healthy_node_without_pods_says_how_to_add_some() {
+        let verdict = verdict(&healthy());
+        assert_eq!(verdict.level, Level::Ok);
+        assert_eq!(verdict.summary, "1 worker serves 1 port");
+        assert!(verdict.next_step.contains("endpoint add"));
+    }
+
+    #[test]
+    fn a_stalled_worker_outranks_everything() {
+        let mut status = healthy();
+        status.workers[0].alive = false;
+        status.ports[0].up = false;
+        status.manifests.errors.push(error("Service a/b"));
+        let verdict = verdict(&status);
+        assert_eq!(verdict.level, Level::Failing);
+        assert!(verdict.summary.starts_with("worker 0 has stalled"));
+    }
+
+    #[test]
+    fn a_refused_manifest_degrades_and_is_named() {
+        let mut status = healthy();
+        status.manifests.errors.push(error("NetworkPolicy a/deny"));
+        status.errors.push(error("something else"));
+        let verdict = verdict(&status);
+        assert_eq!(verdict.level, Level::Degraded);
+        assert!(verdict.summary.contains("NetworkPolicy a/deny: bad"), "{}", verdict.summary);
+    }
+
+    #[test]
+    fn a_table_of_nine_tenths_is_named_with_its_numbers() {
+        let mut status = healthy();
+        let table =
+            TableUsage { name: "flows_ipv4".into(), used: 90, capacity: 100, high_water: 95 };
+        status.tables.push(table);
+        assert_eq!(verdict(&status).summary, "table flows_ipv4 holds 90 of 100");
+    }
+
+    #[test]
+    fn a_pod_that_is_down_degrades_and_an_uplink_that_is_down_fails() {
+        let mut status = healthy();
+        status.ports[0].up = false;
+        assert_eq!(verdict(&status).level, Level::Failing);
+        status.ports[0].kind = "pod".into();
+        assert_eq!(verdict(&status).level, Level::Degraded);
+    }
+}

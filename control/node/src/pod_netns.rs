@@ -1,0 +1,111 @@
+//! What must be done inside a pod's network namespace: a thread enters it and ends there.
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use nix::sched::{CloneFlags, setns};
+use xdp_redirect::ethtool::{Offload, OffloadError, set_offload};
+
+use crate::netlink::decode;
+
+/// Something inside the namespace failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PodNetnsError {
+    /// The namespace cannot be entered.
+    #[error("network namespace {netns}: {source}; is the pod still there?")]
+    Enter {
+        /// Its path.
+        netns: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The addresses are on no interface there.
+    #[error("no interface in {netns} has the endpoint's addresses")]
+    NoInterface {
+        /// Its path.
+        netns: String,
+    },
+    /// Netlink there failed.
+    #[error("network namespace {netns}: {detail}")]
+    Netlink {
+        /// Its path.
+        netns: String,
+        /// What failed.
+        detail: String,
+    },
+    /// The offload cannot be switched.
+    #[error(transparent)]
+    Offload(#[from] OffloadError),
+}
+
+/// Turns transmit checksum and segmentation offload off at the interface that has one of
+/// `addresses` in the namespace at path `netns`, within `limit`.
+///
+/// # Errors
+/// [`PodNetnsError`].
+pub fn turn_offloads_off(
+    netns: &str,
+    addresses: &[IpAddr],
+    limit: Duration,
+) -> Result<(), PodNetnsError> {
+    let (path, wanted) = (netns.to_owned(), addresses.to_vec());
+    let inside = std::thread::Builder::new().name("pod-netns".into()).spawn(move || {
+        enter(&path)?;
+        let interface = interface_with(&path, &wanted, limit)?;
+        for offload in [Offload::TransmitChecksum, Offload::TcpSegmentation] {
+            set_offload(&interface, offload, false)?;
+        }
+        Ok(())
+    });
+    let refuse = |source| PodNetnsError::Enter { netns: netns.to_owned(), source };
+    let joined = inside.map_err(refuse)?.join();
+    joined.unwrap_or_else(|_| Err(refuse(std::io::Error::other("the thread inside panicked"))))
+}
+
+fn enter(netns: &str) -> Result<(), PodNetnsError> {
+    let refuse = |source| PodNetnsError::Enter { netns: netns.to_owned(), source };
+    let file = File::open(netns).map_err(refuse)?;
+    setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| refuse(errno.into()))
+}
+
+fn interface_with(
+    netns: &str,
+    addresses: &[IpAddr],
+    limit: Duration,
+) -> Result<String, PodNetnsError> {
+    let refuse = |detail: String| PodNetnsError::Netlink { netns: netns.to_owned(), detail };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let found = runtime.map_err(|error| refuse(error.to_string()))?.block_on(async {
+        tokio::time::timeout(limit, find(addresses)).await
+    });
+    match found {
+        Ok(Ok(Some(interface))) => Ok(interface),
+        Ok(Ok(None)) => Err(PodNetnsError::NoInterface { netns: netns.to_owned() }),
+        Ok(Err(detail)) => Err(refuse(detail)),
+        Err(_) => Err(refuse("the kernel did not answer in time".into())),
+    }
+}
+
+async fn find(addresses: &[IpAddr]) -> Result<Option<String>, String> {
+    let (connection, handle, _) =
+        rtnetlink::new_connection().map_err(|error| error.to_string())?;
+    let driver = tokio::spawn(connection);
+    let mut index = None;
+    let mut answers = std::pin::pin!(handle.address().get().execute());
+    while let Some(message) = answers.try_next().await.map_err(|error| error.to_string())? {
+        let decoded = decode::decode_address(&message);
+        index = index.or(decoded
+            .filter(|(_, own)| addresses.contains(&own.address))
+            .map(|(index, _)| index));
+    }
+    let mut name = None;
+    if let Some(index) = index {
+        let mut links = std::pin::pin!(handle.link().get().match_index(index).execute());
+        let link = links.try_next().await.map_err(|error| error.to_string())?;
+        name = link.as_ref().and_then(decode::decode_link).map(|(_, link)| link.name);
+    }
+    driver.abort();
+    Ok(name)
+}
