@@ -2,16 +2,15 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig as XskConfig};
 use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue};
 
-use crate::cast::index;
 use crate::error::Error;
 use crate::loader::interface_index;
+use crate::mapping::Mapping;
 use crate::pool::FramePool;
 use crate::ring::{Consumer, Descriptor, Producer, RingMemory};
 use crate::ring_map::{RingKind, SocketMaps};
@@ -84,24 +83,8 @@ pub(crate) struct Rings {
 
 /// Whatever closes the socket when dropped.
 pub(crate) enum Owner {
-    Bound { _rings: Rings },
-    TransmitOnly { _ring: Mapping, _fd: OwnedFd },
-}
-
-/// A mapped ring of our own.
-pub(crate) struct Mapping {
-    start: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: only an address to unmap.
-unsafe impl Send for Mapping {}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: mapped with this length; the socket's rings are not used after its owner drops.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
-    }
+    Bound { _rings: Rings, _mapped: Vec<Mapping> },
+    TransmitOnly { _mapped: Vec<Mapping>, _fd: OwnedFd },
 }
 
 /// A number under which the region keeps the frames of one queue's sockets.
@@ -138,7 +121,17 @@ impl Socket {
         let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
         let rings = bind_in_mode(umem, interface, queue, config)?;
         let fd = rings.rx.fd().as_raw_fd();
-        let maps = SocketMaps::find(fd).map_err(refuse)?;
+        let region = umem.config();
+        let maps = SocketMaps::find(
+            fd,
+            &[
+                (RingKind::Receive, config.receive_ring),
+                (RingKind::Transmit, config.transmit_ring),
+                (RingKind::Fill, region.fill_ring),
+                (RingKind::Completion, region.completion_ring),
+            ],
+        )
+        .map_err(refuse)?;
         let options: libc::xdp_options = get_option(fd, libc::XDP_OPTIONS).map_err(refuse)?;
         let zero_copy = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
         let number = umem.take_socket_number().ok_or(Error::OutOfRange {
@@ -147,14 +140,14 @@ impl Socket {
             max: crate::umem::SOCKETS_MAX as u64,
         })?;
         let lease = Arc::new(Lease { umem: umem.clone(), number, zero_copy });
-        // SAFETY: the entry types are the kernel's for each ring; the mappings are xsk-rs's and
-        // live in `owner`, which `Socket` drops last; xsk-rs's own ring ends are never used.
+        // SAFETY: the entry types are the kernel's for each ring; the mappings live in `owner`,
+        // which `Socket` drops last; xsk-rs's own ring ends are never used.
         let (rx, tx, fill, completion) = unsafe {
             (
                 maps.ring(RingKind::Receive, config.receive_ring).map_err(refuse)?,
                 maps.ring(RingKind::Transmit, config.transmit_ring).map_err(refuse)?,
-                maps.ring(RingKind::Fill, umem.config().fill_ring).map_err(refuse)?,
-                maps.ring(RingKind::Completion, umem.config().completion_ring).map_err(refuse)?,
+                maps.ring(RingKind::Fill, region.fill_ring).map_err(refuse)?,
+                maps.ring(RingKind::Completion, region.completion_ring).map_err(refuse)?,
             )
         };
         let receiving = Receiving {
@@ -167,7 +160,7 @@ impl Socket {
             discarding: false,
         };
         let monitor = monitor(fd, interface, queue, zero_copy);
-        let owner = Some(Owner::Bound { _rings: rings });
+        let owner = Some(Owner::Bound { _rings: rings, _mapped: maps.into_mapped() });
         let mut socket = Self {
             tx: Producer::new(tx),
             receiving: Some(receiving),
@@ -196,7 +189,7 @@ impl Socket {
         let (interface, queue) = (self.interface(), self.queue());
         let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
         let ifindex = interface_index(interface)?;
-        let (fd, mapping, ring) =
+        let (fd, mapped, ring) =
             open_transmit_only(self.fd, ifindex, queue, config.transmit_ring).map_err(refuse)?;
         let raw = fd.as_raw_fd();
         set_options(raw, interface, queue, &SocketConfig { busy_poll: None, ..*config })?;
@@ -209,7 +202,7 @@ impl Socket {
             fd: raw,
             umem: self.umem.clone(),
             monitor: monitor(raw, interface, queue, self.is_zero_copy()),
-            owner: Some(Owner::TransmitOnly { _ring: mapping, _fd: fd }),
+            owner: Some(Owner::TransmitOnly { _mapped: mapped, _fd: fd }),
             lease: Arc::clone(&self.lease),
         })
     }
@@ -316,7 +309,7 @@ fn open_transmit_only(
     ifindex: u32,
     queue: u32,
     entries: u32,
-) -> io::Result<(OwnedFd, Mapping, RingMemory<Descriptor>)> {
+) -> io::Result<(OwnedFd, Vec<Mapping>, RingMemory<Descriptor>)> {
     // SAFETY: no pointers; the result is checked.
     let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
@@ -325,36 +318,10 @@ fn open_transmit_only(
     // SAFETY: just opened, owned by nobody else.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     set_option(fd.as_raw_fd(), libc::SOL_XDP, libc::XDP_TX_RING, entries)?;
-    let offsets: libc::xdp_mmap_offsets = get_option(fd.as_raw_fd(), libc::XDP_MMAP_OFFSETS)?;
-    let offset = |offset: u64| usize::try_from(offset).map_err(io::Error::other);
-    let bytes = offset(offsets.tx.desc)? + index(entries) * size_of::<Descriptor>();
-    // SAFETY: a new shared mapping at an address of the kernel's choice; `fd` is open.
-    let start = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            bytes,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_POPULATE,
-            fd.as_raw_fd(),
-            libc::XDP_PGOFF_TX_RING,
-        )
-    };
-    if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-    let mapping = Mapping { start, bytes };
-    // SAFETY: the kernel's offsets lie within the mapping it just made, aligned; the mapping lives
-    // in the socket's owner, dropped last; nobody else has the ring.
-    let ring = unsafe {
-        RingMemory::new(
-            start.add(offset(offsets.tx.producer)?).cast(),
-            start.add(offset(offsets.tx.consumer)?).cast(),
-            start.add(offset(offsets.tx.flags)?).cast(),
-            start.add(offset(offsets.tx.desc)?).cast(),
-            entries,
-        )
-    };
+    let maps = SocketMaps::find(fd.as_raw_fd(), &[(RingKind::Transmit, entries)])?;
+    // SAFETY: a transmit ring's entries are descriptors; the mapping lives in the socket's owner,
+    // dropped last; nobody else has the ring.
+    let ring = unsafe { maps.ring(RingKind::Transmit, entries)? };
     let family = u16::try_from(libc::AF_XDP).map_err(io::Error::other)?;
     let address = libc::sockaddr_xdp {
         sxdp_family: family,
@@ -368,7 +335,7 @@ fn open_transmit_only(
     if unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok((fd, mapping, ring))
+    Ok((fd, maps.into_mapped(), ring))
 }
 
 fn set_options(fd: RawFd, interface: &str, queue: u32, config: &SocketConfig) -> Result<(), Error> {
@@ -391,7 +358,12 @@ fn set_options(fd: RawFd, interface: &str, queue: u32, config: &SocketConfig) ->
     Ok(())
 }
 
-fn set_option(fd: RawFd, level: libc::c_int, option: libc::c_int, value: u32) -> io::Result<()> {
+pub(crate) fn set_option(
+    fd: RawFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: u32,
+) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<u32>()).unwrap_or(0);
     // SAFETY: the value lives through the call and has the length that is passed.
     let result = unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), length) };

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,6 +11,7 @@ use dataplane::time::Nanos;
 use crate::cast::index;
 use crate::error::Error;
 use crate::limits;
+use crate::mapping::Mapping;
 
 /// The word of a worker that waits for packets: alive, whatever the time.
 const ASLEEP: u64 = u64::MAX / 2;
@@ -20,34 +20,14 @@ const BYTES: usize = index(limits::WORKERS_MAX * limits::HEARTBEAT_STRIDE);
 /// The mapped array, shared by all writers.
 #[derive(Debug)]
 pub(crate) struct Heartbeats {
-    memory: NonNull<u8>,
+    memory: Mapping,
 }
-
-// SAFETY: the memory is only reached through atomics, and lives until the last owner drops.
-unsafe impl Send for Heartbeats {}
-// SAFETY: as above.
-unsafe impl Sync for Heartbeats {}
 
 impl Heartbeats {
     pub(crate) fn map(map: &MapData) -> Result<Arc<Self>, Error> {
-        let fd = map.fd().as_fd().as_raw_fd();
-        // SAFETY: a new shared mapping at an address of the kernel's choice; `fd` is open.
-        let memory = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                BYTES,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                fd,
-                0,
-            )
-        };
-        match NonNull::new(memory.cast::<u8>()) {
-            Some(memory) if memory.as_ptr().cast() != libc::MAP_FAILED => {
-                Ok(Arc::new(Self { memory }))
-            }
-            _ => Err(Error::Map { map: "heartbeats", source: io::Error::last_os_error() }),
-        }
+        let refuse = |source: io::Error| Error::Map { map: "heartbeats", source };
+        let memory = Mapping::new(map.fd().as_fd().as_raw_fd(), 0, BYTES).map_err(refuse)?;
+        Ok(Arc::new(Self { memory }))
     }
 
     pub(crate) fn writer(self: &Arc<Self>, worker: u32) -> Result<HeartbeatWriter, Error> {
@@ -62,19 +42,7 @@ impl Heartbeats {
     }
 
     fn word(&self, worker: usize) -> &AtomicU64 {
-        assert!(worker < index(limits::WORKERS_MAX));
-        // SAFETY: within the mapping by the assert; aligned, since the stride is a multiple of 8
-        // and the mapping starts at a page; the kernel reads the word as a whole.
-        unsafe {
-            &*self.memory.as_ptr().add(worker * index(limits::HEARTBEAT_STRIDE)).cast::<AtomicU64>()
-        }
-    }
-}
-
-impl Drop for Heartbeats {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `map` with this length, and no reference outlives `self`.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), BYTES) };
+        self.memory.word(worker * index(limits::HEARTBEAT_STRIDE))
     }
 }
 

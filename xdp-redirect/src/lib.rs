@@ -5,7 +5,8 @@
 //! interfaces, [`rules`] tells it what is ours, [`heartbeat`] which workers live, [`counters`]
 //! what it did. [`umem`] is the packet memory, [`frame`] one packet in it, [`pool`] a worker's
 //! share of free memory. [`ring`] speaks to the kernel, [`socket`] is one (interface, queue), and
-//! [`ports`] is all of a worker's sockets, as the dataplane's driver wants them.
+//! [`ports`] is all of a worker's sockets, as the dataplane's driver wants them; [`ready`] tells it
+//! which of hundreds to look at.
 //! [`forward`] forwards between two ports with nothing in between: the bare speed of the rest.
 //!
 //! Kernels from 6.1 on work; frames above one page (jumbo) need 6.6.
@@ -21,14 +22,17 @@ pub mod heartbeat;
 pub mod leftover;
 pub mod limits;
 pub mod loader;
+mod mapping;
 mod netlink;
 pub mod pool;
 pub mod ports;
+pub mod ready;
 pub mod ring;
 mod ring_map;
 pub mod rules;
 pub mod socket;
 pub mod statistics;
+mod turns;
 pub mod umem;
 
 pub use error::Error;

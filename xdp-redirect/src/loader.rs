@@ -22,6 +22,7 @@ use crate::counters::RedirectCounters;
 use crate::error::{Error, io_error};
 use crate::heartbeat::{HeartbeatWriter, Heartbeats};
 use crate::netlink::{self, AttachedMode};
+use crate::ready::ReadyFlags;
 use crate::rules::{L4Bitmap, OurPrefix, PortRule, Rules, typed};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.bpf.o"));
@@ -87,6 +88,7 @@ pub struct Redirect {
     rules: Rules,
     counters: PerCpuArray<MapData, u64>,
     heartbeats: Arc<Heartbeats>,
+    ready: ReadyFlags,
     multi_buffer: bool,
     ebpf: aya::Ebpf,
 }
@@ -113,7 +115,12 @@ impl Redirect {
             Some(aya::maps::Map::Array(map)) => Heartbeats::map(&map)?,
             _ => return Err(Error::Load { reason: "it has no heartbeats".into(), errno: 0 }),
         };
-        Ok(Self { attachments: BTreeMap::new(), rules, counters, heartbeats, multi_buffer, ebpf })
+        let ready = match ebpf.take_map("ready") {
+            Some(aya::maps::Map::Array(map)) => ReadyFlags::map(&map)?,
+            _ => return Err(Error::Load { reason: "it has no ready flags".into(), errno: 0 }),
+        };
+        let attachments = BTreeMap::new();
+        Ok(Self { attachments, rules, counters, heartbeats, ready, multi_buffer, ebpf })
     }
 
     /// Whether frames of several buffers (jumbo) are taken: sockets must then be made for them.
@@ -300,6 +307,13 @@ impl Redirect {
     /// [`Error::OutOfRange`].
     pub fn heartbeat(&self, worker: u32) -> Result<HeartbeatWriter, Error> {
         self.heartbeats.writer(worker)
+    }
+
+    /// The program's flags for sockets that may have packets, for every worker
+    /// ([`crate::WorkerPorts::with_ready_flags`]).
+    #[must_use]
+    pub fn ready_flags(&self) -> ReadyFlags {
+        self.ready.clone()
     }
 
     /// What the program did since it was loaded.

@@ -2,6 +2,11 @@
 //!
 //! The worker owns them; the control side makes and closes them. Both talk by two bounded queues:
 //! commands go one way ([`PortsControl`]), sockets to close come back the other.
+//!
+//! A worker with more than [`ALL_LOOKED_AT_MAX`] receiving sockets looks only at those that the XDP
+//! program says have packets ([`WorkerPorts::with_ready_flags`]). The program says so before a
+//! packet can be seen, so a flag is not cleared at the first vain look, all sockets are looked at
+//! every [`SWEEP_INTERVAL`], and once more before the worker sleeps ([`WorkerPorts::is_settled`]).
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -16,8 +21,12 @@ use crate::error::Error;
 use crate::frame::Frame;
 use crate::limits;
 use crate::pool::FramePool;
+use crate::ready::{FlagPlace, ReadyFlags};
 use crate::socket::{LinkState, Socket};
+use crate::turns::Turns;
 use crate::umem::Umem;
+
+pub use crate::turns::{ALL_LOOKED_AT_MAX, SWEEP_INTERVAL};
 
 /// Sockets one worker has at most.
 pub const WORKER_SOCKETS_MAX: usize = 4096;
@@ -52,6 +61,8 @@ pub enum TransmitPath {
 struct Entry {
     port: PortId,
     socket: Box<Socket>,
+    /// What the program raises for the queue.
+    flag: FlagPlace,
     /// Has packets that may not be under way.
     is_dirty: bool,
 }
@@ -59,9 +70,8 @@ struct Entry {
 /// A worker's sockets. Allocates nothing after it is made.
 pub struct WorkerPorts {
     sockets: Vec<Option<Entry>>,
-    /// Places of `sockets` that receive, in the order of their turns.
-    receiving: Vec<u16>,
-    turn: usize,
+    /// Of the sockets that receive.
+    turns: Turns,
     paths: Box<[TransmitPath]>,
     dirty: Vec<u16>,
     pool: FramePool,
@@ -119,13 +129,13 @@ impl PortsControl {
 }
 
 impl WorkerPorts {
-    /// No ports yet, with frames of `umem`.
+    /// No ports yet, with frames of `umem`. All sockets are looked at in every receive call; see
+    /// [`Self::with_ready_flags`].
     #[must_use]
     pub fn new(umem: &Umem) -> Self {
         Self {
             sockets: Vec::with_capacity(WORKER_SOCKETS_MAX),
-            receiving: Vec::with_capacity(WORKER_SOCKETS_MAX),
-            turn: 0,
+            turns: Turns::new(WORKER_SOCKETS_MAX),
             paths: vec![TransmitPath::None; index(limits::PORTS_MAX)].into_boxed_slice(),
             dirty: Vec::with_capacity(WORKER_SOCKETS_MAX),
             pool: FramePool::new(umem),
@@ -135,6 +145,21 @@ impl WorkerPorts {
             }),
             generation: 0,
         }
+    }
+
+    /// Looks only at sockets that the program says have packets
+    /// ([`crate::Redirect::ready_flags`]), once there are many.
+    #[must_use]
+    pub fn with_ready_flags(mut self, flags: ReadyFlags) -> Self {
+        self.turns.set_flags(flags);
+        self
+    }
+
+    /// How often a socket was found with packets and without a flag: each had waited up to
+    /// [`SWEEP_INTERVAL`].
+    #[must_use]
+    pub fn stranded(&self) -> u64 {
+        self.turns.stranded()
     }
 
     /// The control side's end.
@@ -157,8 +182,7 @@ impl WorkerPorts {
     /// What becomes readable when a packet waits, with its port: for a worker that sleeps. Close
     /// nothing, and ask again when [`Self::generation`] has grown.
     pub fn fds(&self) -> impl Iterator<Item = (PortId, BorrowedFd<'_>)> {
-        let entries = self.receiving.iter().filter_map(|place| self.entry(*place));
-        entries.map(|entry| (entry.port, entry.socket.fd()))
+        self.receiving().map(|entry| (entry.port, entry.socket.fd()))
     }
 
     /// How packets leave by `port` now.
@@ -175,15 +199,21 @@ impl WorkerPorts {
             .filter(|(_, link)| *link != LinkState::Up)
     }
 
-    fn entry(&self, place: u16) -> Option<&Entry> {
-        self.sockets.get(usize::from(place))?.as_ref()
+    fn receiving(&self) -> impl Iterator<Item = &Entry> {
+        self.sockets.iter().flatten().filter(|entry| entry.socket.receiving.is_some())
     }
 
-    /// Whether everything queued is under way. While it is not, a worker must not sleep: no event
-    /// will wake it.
+    /// Whether everything queued is under way, and no packet waits. While that is not so, a worker
+    /// must not sleep: no event will wake it. Ask after the last wait ended and right before the
+    /// next: what comes after the question makes its socket readable.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.dirty.is_empty()
+        let mut is_settled = self.dirty.is_empty();
+        for entry in self.receiving().filter(|entry| entry.socket.has_waiting()) {
+            self.turns.raise(entry.flag);
+            is_settled = false;
+        }
+        is_settled
     }
 
     /// Takes what the control side sent. [`Ports::flush`] does so as well.
@@ -205,14 +235,17 @@ impl WorkerPorts {
             return self.give_up(port, socket);
         };
         let place = vacant.unwrap_or(self.sockets.len());
-        let Ok(number) = u16::try_from(place) else { return self.give_up(port, socket) };
+        let (Ok(number), Some(flag)) = (u16::try_from(place), FlagPlace::of(port, socket.queue()))
+        else {
+            return self.give_up(port, socket);
+        };
         if *path == TransmitPath::None {
             *path = TransmitPath::AfXdp { socket: number };
         }
         if socket.receiving.is_some() {
-            self.receiving.push(number);
+            self.turns.add(flag, number, socket.is_polled());
         }
-        let entry = Some(Entry { port, socket, is_dirty: false });
+        let entry = Some(Entry { port, socket, flag, is_dirty: false });
         match self.sockets.get_mut(place) {
             Some(vacant) => *vacant = entry,
             None => self.sockets.push(entry),
@@ -227,13 +260,12 @@ impl WorkerPorts {
         for place in 0..self.sockets.len() {
             let is_of_port = |entry: &mut Entry| entry.port == port;
             if let Some(entry) = self.sockets[place].take_if(is_of_port) {
-                self.receiving.retain(|other| usize::from(*other) != place);
+                self.turns.remove(entry.flag, u16::try_from(place).unwrap_or(u16::MAX));
                 self.dirty.retain(|other| usize::from(*other) != place);
                 self.give_up(port, entry.socket);
                 self.generation += 1;
             }
         }
-        self.turn = 0;
     }
 
     fn give_up(&self, port: PortId, socket: Box<Socket>) {
@@ -248,16 +280,21 @@ impl Ports for WorkerPorts {
     #[inline]
     fn receive(&mut self, burst: &mut RxBurst<Frame>) {
         let room = burst.remaining_capacity();
-        for _ in 0..self.receiving.len() {
-            self.turn = if self.turn + 1 < self.receiving.len() { self.turn + 1 } else { 0 };
-            let place = usize::from(self.receiving[self.turn]);
+        let mut pass = self.turns.begin();
+        while let Some(turn) = self.turns.next(&mut pass) {
+            let place = usize::from(turn.place);
             let Some(Some(entry)) = self.sockets.get_mut(place) else { continue };
             let port = entry.port;
             let received = entry.socket.receive(&mut self.pool, room, |buffer| {
                 burst.push(Received { port, buffer });
             });
             if received > 0 {
-                return;
+                return self.turns.found(&turn);
+            }
+            if let Some(flag) = self.turns.in_vain(&turn)
+                && entry.socket.has_waiting()
+            {
+                self.turns.raise(flag);
             }
         }
     }
@@ -283,10 +320,16 @@ impl Ports for WorkerPorts {
         if !self.queues.commands.is_empty() {
             self.take_commands();
         }
-        let (sockets, pool) = (&mut self.sockets, &mut self.pool);
+        let (sockets, pool, turns) = (&mut self.sockets, &mut self.pool, &self.turns);
         self.dirty.retain(|place| match sockets.get_mut(usize::from(*place)) {
             Some(Some(entry)) => {
                 entry.is_dirty = !entry.socket.flush(pool);
+                // A port that only sends is not looked at for packets, nor for what completed.
+                if entry.socket.receiving.is_some() {
+                    entry.socket.complete(pool);
+                } else {
+                    turns.raise(entry.flag);
+                }
                 entry.is_dirty
             }
             _ => false,

@@ -50,6 +50,11 @@ struct heartbeat {
 	u64 nanos;
 	u8 padding[HEARTBEAT_STRIDE - sizeof(u64)];
 };
+// One byte per port of a queue: not 0 while the socket may have packets.
+struct ready {
+	u8 port[PORTS_MAX];
+};
+_Static_assert((PORTS_MAX & (PORTS_MAX - 1)) == 0, "raise masks with it");
 _Static_assert(sizeof(struct port_entry) == 8, "rules.rs");
 _Static_assert(sizeof(struct prefix4) == 8, "rules.rs");
 _Static_assert(sizeof(struct prefix6) == 20, "rules.rs");
@@ -85,6 +90,8 @@ TABLE(node_addresses6, MAP_HASH, 0, NODE_ADDRESSES_MAX, struct address6, u8);
 ARRAY(l4_ports, BITMAPS *L4_PORT_WORDS, u64);
 // CLOCK_MONOTONIC of every worker's last tick; 0 never ticked, all ones asleep and well.
 TABLE(heartbeats, MAP_ARRAY, BPF_F_MMAPABLE, WORKERS_MAX, u32, struct heartbeat);
+// By queue, since that is what tells workers apart: see ready.rs.
+TABLE(ready, MAP_ARRAY, BPF_F_MMAPABLE, QUEUES_MAX, u32, struct ready);
 // A worker that has not ticked for this many nanoseconds is stalled.
 ARRAY(stall_after, 1, u64);
 TABLE(counters, MAP_PERCPU_ARRAY, 0, COUNTERS, u32, u64);
@@ -168,6 +175,18 @@ static inline int is_alive(u32 slot)
 	return last && last + *limit >= bpf_ktime_get_coarse_ns();
 }
 
+// Says that the socket has packets, before it has: they are seen at the end of the NAPI poll.
+// Read first: a write would take the cache line from the worker that scans it.
+static inline void raise(u32 queue, u32 port)
+{
+	struct ready *row = bpf_map_lookup_elem(&ready, &queue);
+	if (!row)
+		return;
+	volatile u8 *flag = &row->port[port & (PORTS_MAX - 1)];
+	if (!*flag)
+		*flag = 1;
+}
+
 static inline int redirect(struct xdp_md *ctx, struct port_entry *port, enum owner owner)
 {
 	u32 queue = ctx->rx_queue_index;
@@ -179,6 +198,7 @@ static inline int redirect(struct xdp_md *ctx, struct port_entry *port, enum own
 	// The helper returns the action in its flags when the slot is empty.
 	if (bpf_redirect_map(&xsks, slot, XDP_DROP) != XDP_REDIRECT)
 		return unserved(owner, COUNTER_NO_SOCKET);
+	raise(queue, port->port);
 	return count(COUNTER_REDIRECTED, XDP_REDIRECT);
 }
 

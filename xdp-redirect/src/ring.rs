@@ -182,6 +182,12 @@ impl<T: Copy> Consumer<T> {
         Some(entry)
     }
 
+    /// Whether there is an entry to read; looks at the kernel's index.
+    #[inline]
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.memory.producer().load(Ordering::Acquire) != self.tail
+    }
+
     /// Gives the places of everything read back to the kernel.
     #[inline]
     pub(crate) fn release(&mut self) {

@@ -1,16 +1,18 @@
-//! Finds a bound socket's rings in our memory.
+//! Maps a bound socket's rings for our own ring code.
 //!
-//! xsk-rs maps the four rings before it binds and hides where. Kernels before 6.4 refuse to map
-//! them again afterwards (`xsk_mmap` then wanted a socket that is ready, not bound), so its own
-//! mappings are looked up in `/proc/self/maps`, by the socket's inode and the offset that names
-//! the ring. They live as long as xsk-rs's ring objects.
+//! xsk-rs maps the four rings before it binds and hides where, so they are mapped once more.
+//! Kernels before 6.4 refuse that once the socket is bound (`xsk_mmap` wanted one that is ready);
+//! there xsk-rs's own mappings are looked up in `/proc/self/maps`, by the socket's inode and the
+//! offset that names the ring, which takes longer the more sockets there are: half a millisecond
+//! with 500. They live as long as xsk-rs's ring objects.
 
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
 
 use crate::cast::index;
-use crate::ring::RingMemory;
+use crate::mapping::Mapping;
+use crate::ring::{Descriptor, RingMemory};
 
 /// One of a socket's rings: the offset that names it in `mmap(2)` (`linux/if_xdp.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,19 +24,58 @@ pub(crate) enum RingKind {
     Completion = 0x1_8000_0000,
 }
 
-/// Address range of each mapping of a socket, by ring.
+impl RingKind {
+    fn entry_bytes(self) -> usize {
+        match self {
+            Self::Receive | Self::Transmit => size_of::<Descriptor>(),
+            Self::Fill | Self::Completion => size_of::<u64>(),
+        }
+    }
+
+    fn offsets(self, of: &libc::xdp_mmap_offsets) -> &libc::xdp_ring_offset {
+        match self {
+            Self::Receive => &of.rx,
+            Self::Transmit => &of.tx,
+            Self::Fill => &of.fr,
+            Self::Completion => &of.cr,
+        }
+    }
+}
+
+/// Address range of each of a socket's rings.
 #[derive(Debug)]
 pub(crate) struct SocketMaps {
     ranges: Vec<(u64, usize, usize)>,
     offsets: libc::xdp_mmap_offsets,
+    mapped: Vec<Mapping>,
 }
 
 impl SocketMaps {
-    pub(crate) fn find(fd: RawFd) -> io::Result<Self> {
-        let inode = inode_of(fd)?;
-        let maps = std::fs::read_to_string("/proc/self/maps")?;
-        let ranges = maps.lines().filter_map(|line| parse(line, inode)).collect();
-        Ok(Self { ranges, offsets: offsets(fd)? })
+    /// Finds the rings of a socket, which have this many entries.
+    pub(crate) fn find(fd: RawFd, rings: &[(RingKind, u32)]) -> io::Result<Self> {
+        let mut maps = Self { ranges: Vec::new(), offsets: offsets(fd)?, mapped: Vec::new() };
+        match rings.iter().try_for_each(|(kind, entries)| maps.map(fd, *kind, *entries)) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                maps.ranges = listed(inode_of(fd)?)?;
+            }
+            result => result?,
+        }
+        Ok(maps)
+    }
+
+    fn map(&mut self, fd: RawFd, kind: RingKind, entries: u32) -> io::Result<()> {
+        let entries_at = usize::try_from(kind.offsets(&self.offsets).desc);
+        let bytes = entries_at.map_err(io::Error::other)? + index(entries) * kind.entry_bytes();
+        let mapping = Mapping::new(fd, kind as libc::off_t, bytes)?;
+        let (start, end) = mapping.addresses();
+        self.ranges.push((kind as u64, start, end));
+        self.mapped.push(mapping);
+        Ok(())
+    }
+
+    /// What has to live as long as the rings; empty where xsk-rs's mappings do.
+    pub(crate) fn into_mapped(self) -> Vec<Mapping> {
+        self.mapped
     }
 
     /// # Safety
@@ -48,12 +89,7 @@ impl SocketMaps {
         let missing = || io::Error::other(format!("the socket's {kind:?} ring is not mapped"));
         let of_kind = |range: &&(u64, usize, usize)| range.0 == kind as u64;
         let (_, start, end) = self.ranges.iter().find(of_kind).ok_or_else(missing)?;
-        let offsets = match kind {
-            RingKind::Receive => &self.offsets.rx,
-            RingKind::Transmit => &self.offsets.tx,
-            RingKind::Fill => &self.offsets.fr,
-            RingKind::Completion => &self.offsets.cr,
-        };
+        let offsets = kind.offsets(&self.offsets);
         let at = |offset: u64, bytes: usize| {
             let offset = usize::try_from(offset).ok()?;
             let address = start.checked_add(offset)?;
@@ -77,6 +113,12 @@ impl SocketMaps {
             )
         })
     }
+}
+
+/// The ranges that `/proc/self/maps` lists for a socket.
+fn listed(inode: u64) -> io::Result<Vec<(u64, usize, usize)>> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    Ok(maps.lines().filter_map(|line| parse(line, inode)).collect())
 }
 
 fn inode_of(fd: RawFd) -> io::Result<u64> {
@@ -107,7 +149,28 @@ fn parse(line: &str, inode: u64) -> Option<(u64, usize, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
     use super::*;
+
+    #[test]
+    fn mappings_of_a_socket_are_listed_where_they_are() {
+        if std::env::var_os("XSKIFF_SKIP_ROOT_TESTS").is_some_and(|value| value == "1") {
+            eprintln!("SKIPPED: XSKIFF_SKIP_ROOT_TESTS=1, no AF_XDP socket was made");
+            return;
+        }
+        // SAFETY: no pointers; the result is checked.
+        let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        let error = io::Error::last_os_error();
+        assert!(fd >= 0, "{error}: AF_XDP sockets need root, or XSKIFF_SKIP_ROOT_TESTS=1");
+        // SAFETY: just opened, owned by nobody else.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        crate::bind::set_option(fd, libc::SOL_XDP, libc::XDP_TX_RING, 64).expect("a ring");
+        let maps = SocketMaps::find(fd, &[(RingKind::Transmit, 64)]).expect("mapped");
+        let listed = listed(inode_of(socket.as_raw_fd()).expect("inode")).expect("listed");
+        let [(kind, start, end)] = maps.ranges[..] else { panic!("{maps:?}") };
+        assert_eq!(listed, [(kind, start, end.next_multiple_of(4096))]);
+    }
 
     #[test]
     fn only_lines_of_the_socket_are_taken() {

@@ -181,6 +181,18 @@ impl Socket {
         true
     }
 
+    /// Whether received packets wait. Looks at the kernel's index.
+    #[inline]
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.receiving.as_ref().is_some_and(|receiving| receiving.rx.has_waiting())
+    }
+
+    /// Whether packets come only when they are asked for: by busy polling, or by a driver that
+    /// waits to be woken (zero-copy).
+    pub(crate) fn is_polled(&self) -> bool {
+        self.busy_poll || self.is_zero_copy()
+    }
+
     /// Keeps as many frames with the kernel as configured.
     #[inline]
     pub(crate) fn fill(&mut self, pool: &mut FramePool) {

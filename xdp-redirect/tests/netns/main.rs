@@ -4,6 +4,7 @@
 
 mod attaching;
 mod forwarding;
+mod many_ports;
 mod packets;
 mod redirecting;
 mod world;
