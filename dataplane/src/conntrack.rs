@@ -60,6 +60,11 @@ impl Seen {
         self.0 & flags != 0
     }
 
+    /// The same without `flags`.
+    fn without(self, flags: u8) -> Self {
+        Self(self.0 & !flags)
+    }
+
     /// Both together.
     #[must_use]
     pub fn with(self, other: Self) -> Self {
@@ -74,7 +79,7 @@ pub enum FlowState {
     Opening,
     /// TCP: SYN and SYN-ACK seen.
     Answered,
-    /// TCP: handshake complete, or picked up in mid-stream. Others: both directions seen.
+    /// TCP: handshake complete, or both directions seen in mid-stream. Others: both directions seen.
     Established,
     /// TCP: one FIN seen.
     Closing,
@@ -113,8 +118,10 @@ impl FlowState {
             _ => return Self::Closing,
         }
         if !original.has(Seen::SYN) {
-            // Picked up in mid-stream: the handshake was before our time.
-            return Self::Established;
+            // Picked up in mid-stream: the handshake was before our time, or never. One side alone
+            // proves nothing, and anybody can forge it.
+            let both = original.has(Seen::ANY) && reply.has(Seen::ANY);
+            return if both { Self::Established } else { Self::Opening };
         }
         match (reply.has(Seen::SYN | Seen::ACK), original.has(Seen::ACK)) {
             (false, _) => Self::Opening,
@@ -146,7 +153,7 @@ impl FlowState {
 /// A flow's protocol, what its directions have shown, and its deadline, in one atomic word.
 ///
 /// Layout, from bit 63: deadline in seconds (32), original [`Seen`] (8), reply [`Seen`] (8),
-/// protocol (8), reserved (8).
+/// protocol (8), directions that spoke after a reset (8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life(pub u64);
 
@@ -157,15 +164,20 @@ impl Life {
         let state = FlowState::of(protocol, first, Seen::default());
         Self::pack(
             deadline(now, state.timeout(protocol, timeouts)),
-            first,
-            Seen::default(),
+            (first, Seen::default()),
             protocol,
+            0,
         )
     }
 
-    fn pack(deadline: u32, original: Seen, reply: Seen, protocol: Protocol) -> Self {
+    fn pack(
+        deadline: u32,
+        (original, reply): (Seen, Seen),
+        protocol: Protocol,
+        after_reset: u8,
+    ) -> Self {
         let [a, b, c, d] = deadline.to_be_bytes();
-        Self(u64::from_be_bytes([a, b, c, d, original.0, reply.0, protocol.0, 0]))
+        Self(u64::from_be_bytes([a, b, c, d, original.0, reply.0, protocol.0, after_reset]))
     }
 
     /// The second at which the flow ends unless a packet comes.
@@ -206,11 +218,30 @@ impl Life {
         self.deadline_seconds() <= seconds(now)
     }
 
+    /// Whether a packet with `tcp_flags` begins another connection between the same ends: a SYN
+    /// after this one was over (RFC 9293, 3.6.1 and 3.10.7.4). It is to be decided about anew.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_followed_by(self, tcp_flags: u8) -> bool {
+        is_first_syn(tcp_flags) && self.state() >= FlowState::TimeWait
+    }
+
+    /// Whether a packet with `tcp_flags` in `direction` fits the state. The side that was opened
+    /// to does not send a first SYN on a connection that stands (RFC 9293, 3.5: only while both
+    /// open at once): it would pass as part of a flow that policy judged for the other direction.
+    #[inline(always)]
+    #[must_use]
+    pub fn admits(self, direction: FlowDirection, tcp_flags: u8) -> bool {
+        !(is_first_syn(tcp_flags)
+            && direction == FlowDirection::Reply
+            && matches!(self.state(), FlowState::Established | FlowState::Closing))
+    }
+
     /// The word after a packet that shows `seen` in `direction`; `None` when nothing changes, so
     /// that the entry's cache line is not written.
     ///
-    /// A fresh SYN on a connection that is over (RFC 9293, 3.10.7.4 and TIME-WAIT reuse) begins it
-    /// anew.
+    /// A reset may be forged, and nothing here knows sequence numbers: a connection on which both
+    /// ends go on speaking was not reset, and is what it was before (RFC 6146, 3.5.2.2).
     #[must_use]
     pub fn advanced(
         self,
@@ -220,32 +251,44 @@ impl Life {
         timeouts: &Timeouts,
     ) -> Option<Self> {
         let protocol = self.protocol();
+        let before = self.state();
         let (mut original, mut reply) =
             (self.seen(FlowDirection::Original), self.seen(FlowDirection::Reply));
-        let reopens = protocol == Protocol::TCP
-            && direction == FlowDirection::Original
-            && seen.has(Seen::SYN)
-            && !seen.has(Seen::ACK)
-            && self.state() >= FlowState::TimeWait;
-        if reopens {
-            (original, reply) = (seen, Seen::default());
-        } else {
-            match direction {
-                FlowDirection::Original => original = original.with(seen),
-                FlowDirection::Reply => reply = reply.with(seen),
-            }
+        match direction {
+            FlowDirection::Original => original = original.with(seen),
+            FlowDirection::Reply => reply = reply.with(seen),
+        }
+        let mut after_reset = match direction {
+            _ if before != FlowState::Closed || seen.has(Seen::RST) => 0,
+            FlowDirection::Original => self.after_reset() | 1,
+            FlowDirection::Reply => self.after_reset() | 2,
+        };
+        if after_reset == 3 {
+            (original, reply) = (original.without(Seen::RST), reply.without(Seen::RST));
+            after_reset = 0;
         }
         let state = FlowState::of(protocol, original, reply);
-        let due = deadline(now, state.timeout(protocol, timeouts));
         // A flow that is closing counts down from the last FIN or RST, not from each stray packet.
-        let due = if state >= FlowState::TimeWait && state == self.state() && !reopens {
+        let due = if state >= FlowState::TimeWait && state == before {
             self.deadline_seconds()
         } else {
-            due
+            deadline(now, state.timeout(protocol, timeouts))
         };
-        let next = Self::pack(due, original, reply, protocol);
+        let next = Self::pack(due, (original, reply), protocol, after_reset);
         (next != self).then_some(next)
     }
+
+    /// Directions that spoke since the last reset, one bit each.
+    fn after_reset(self) -> u8 {
+        self.0.to_be_bytes()[7]
+    }
+}
+
+/// Whether these flags are of a SYN that answers nothing.
+#[inline(always)]
+#[must_use]
+pub fn is_first_syn(tcp_flags: u8) -> bool {
+    tcp_flags & (Seen::SYN | Seen::ACK) == Seen::SYN
 }
 
 /// Whole seconds of the caller's time.
@@ -254,10 +297,11 @@ pub fn seconds(now: Nanos) -> u32 {
     u32::try_from(now.0 / 1_000_000_000).unwrap_or(u32::MAX)
 }
 
-/// The second in which `timeout` from `now` will have passed: at least one second ahead.
+/// The first second by whose beginning `timeout` from `now` will have passed, at least one ahead:
+/// rounded up, because the RFCs' times are the least allowed.
 fn deadline(now: Nanos, timeout: Duration) -> u32 {
-    let whole = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1);
-    seconds(now).saturating_add(whole)
+    let end = now.after(timeout.max(Duration::from_secs(1)));
+    seconds(Nanos(end.0.saturating_add(999_999_999)))
 }
 
 #[cfg(test)]
@@ -302,10 +346,27 @@ mod tests {
     }
 
     #[test]
-    fn syn_in_time_wait_begins_the_flow_anew() {
-        let over = [(Original, S), (Reply, S | A), (Original, A | F), (Reply, F | A)];
-        let again = [&over[..], &[(Original, S)]].concat();
-        assert_eq!(walk(&again).state(), FlowState::Opening);
+    fn syn_after_the_end_begins_another_connection_and_before_it_none() {
+        let open = [(Original, S), (Reply, S | A), (Original, A)];
+        let over = [&open[..], &[(Original, A | F), (Reply, F | A)]].concat();
+        assert!(walk(&over).is_followed_by(S));
+        assert!(!walk(&over).is_followed_by(S | A));
+        assert!(!walk(&open).is_followed_by(S));
+        assert!(walk(&open).admits(Original, S), "the peer answers with a challenge ACK");
+        assert!(!walk(&open).admits(Reply, S));
+        assert!(walk(&open[..1]).admits(Reply, S), "both may open at once");
+    }
+
+    #[test]
+    fn reset_connection_stands_again_when_both_ends_go_on() {
+        let reset = [(Original, S), (Reply, S | A), (Original, A), (Reply, R)];
+        let one = [&reset[..], &[(Original, A), (Original, A)]].concat();
+        assert_eq!(walk(&one).state(), FlowState::Closed);
+        let again = [&one[..], &[(Original, R), (Reply, A)]].concat();
+        assert_eq!(walk(&again).state(), FlowState::Closed, "it was reset once more");
+        let both = [&one[..], &[(Reply, A)]].concat();
+        assert_eq!(walk(&both).state(), FlowState::Established);
+        assert_eq!(walk(&both).deadline_seconds(), 432_000);
     }
 
     #[test]
@@ -319,7 +380,9 @@ mod tests {
     #[test]
     fn established_packet_within_the_same_second_writes_nothing() {
         let life = walk(&[(Original, S), (Reply, S | A), (Original, A)]);
-        assert_eq!(life.advanced(Reply, Seen::of(A), Nanos(5), &Timeouts::default()), None);
+        let timeouts = Timeouts::default();
+        let life = life.advanced(Reply, Seen::of(A), Nanos(5), &timeouts).unwrap_or(life);
+        assert_eq!(life.advanced(Reply, Seen::of(A), Nanos(900), &timeouts), None);
     }
 
     #[test]

@@ -16,7 +16,6 @@ use crate::icmp::{self, IcmpErrorKind};
 use crate::nat;
 use crate::packet::Packet;
 use crate::pipeline::Action;
-use crate::port::PortId;
 use crate::tables::Tables;
 use crate::time::Nanos;
 use crate::worker::Received;
@@ -110,11 +109,6 @@ impl Context {
         // Multiply-shift over the middle bits; the table uses the others.
         let bits = (hash >> 16) & 0xffff_ffff;
         usize::try_from((bits * self.workers as u64) >> 32).unwrap_or(0)
-    }
-
-    /// The port behind `back`, or `otherwise` when it is not known.
-    pub(crate) fn opposite_port(&self, back: NextHopId, otherwise: PortId) -> PortId {
-        self.tables.forwarding.next_hop(back).map_or(otherwise, |hop| hop.port)
     }
 
     /// Leaves toward the node's own stack, layer 3 unchanged.

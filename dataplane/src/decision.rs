@@ -124,6 +124,9 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
         .map_err(|reason| refuse(reason, findings))?;
     let to_node = tables.forwarding.node_addresses.contains(&key.destination());
     if chosen.is_none() && to_node && port.kind == PortKind::Uplink {
+        if is_lost_binding(tables, &key) {
+            return Err(refuse(DropReason::NoFlow, findings));
+        }
         let host = tables.forwarding.host.ok_or(DropReason::NoRoute)?;
         return Ok(Decision::Foreign(host));
     }
@@ -139,7 +142,12 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
     };
     let hop = match tables.forwarding.resolve(translated.destination()) {
         Ok(Resolved::NextHop(hop)) => hop,
-        Ok(Resolved::Unresolved(port, address)) => return Ok(Decision::Unresolved(port, address)),
+        Ok(Resolved::Unresolved(to, address)) => {
+            if is_transit(tables, port, to, chosen.is_some()) {
+                return Err(refuse(DropReason::NoRoute, findings));
+            }
+            return Ok(Decision::Unresolved(to, address));
+        }
         Err(reason) => return Err(refuse(reason, findings)),
     };
     let egress = tables
@@ -147,6 +155,9 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
         .next_hop(hop)
         .and_then(|hop| Some((hop.port, tables.port(hop.port)?)))
         .ok_or(refuse(DropReason::PortGone, findings))?;
+    if is_transit(tables, port, egress.0, chosen.is_some()) {
+        return Err(refuse(DropReason::NoRoute, findings));
+    }
     let source_nat = source_nat(tables, port, egress.1, &translated, chosen.is_some())
         .map_err(|reason| refuse(reason, findings))?;
     if packet.is_mid_stream() && source_nat.is_some() {
@@ -181,15 +192,34 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
     }))
 }
 
+/// Whether the packet came from outside only to leave again without a service's doing. A node is no
+/// router: such a packet was for a pod that is gone, and the gateway would send it back here.
+fn is_transit(tables: &Tables, from: &Port, to: PortId, by_service: bool) -> bool {
+    let leaves = tables.port(to).is_some_and(|port| port.kind == PortKind::Uplink);
+    from.kind == PortKind::Uplink && leaves && !by_service
+}
+
+/// Whether `key`, toward the node itself, is the reply to a binding that ended. The range is kept
+/// from the node's own sockets; its stack would answer with a reset.
+fn is_lost_binding(tables: &Tables, key: &FlowKey) -> bool {
+    let nat = &tables.source_nat;
+    matches!(key.protocol(), Protocol::TCP | Protocol::UDP)
+        && nat.address_for(key.source()) == Some(key.destination())
+        && nat.l4_ports.contains(&key.destination_port())
+}
+
 /// Law: a local pod is its port. A pod speaks from its own addresses only, and nobody outside
-/// speaks from a local pod's.
+/// speaks from a local pod's, nor from the node's, which may reach every pod.
 ///
 /// # Errors
 /// [`DropReason::Spoofed`] or [`DropReason::LocalAddressFromUplink`].
 pub fn check_source(tables: &Tables, port: &Port, source: IpAddr) -> Result<(), DropReason> {
     match port.kind {
         PortKind::Pod if !port.addresses.contains(&source) => Err(DropReason::Spoofed),
-        PortKind::Uplink if tables.forwarding.endpoints.contains_key(&source) => {
+        PortKind::Uplink
+            if tables.forwarding.endpoints.contains_key(&source)
+                || tables.forwarding.node_addresses.contains(&source) =>
+        {
             Err(DropReason::LocalAddressFromUplink)
         }
         _ => Ok(()),

@@ -49,7 +49,7 @@ drop_reasons! {
     Multicast = "multicast",
     /// A pod sent from an address that is not its own.
     Spoofed = "spoofed",
-    /// A local pod's address arrived from outside.
+    /// A local pod's or the node's own address arrived from outside.
     LocalAddressFromUplink = "local-address-from-uplink",
     /// A pod sent a router advertisement or redirect.
     RouterAdvertisement = "router-advertisement",

@@ -1,10 +1,11 @@
 //! Expiry: a slice of the worker's own entries at every tick, never a pass over all.
 
+use arrayvec::ArrayVec;
 use flow_table::{Hasher, Sweep};
 
 use crate::conntrack::FlowDirection;
 use crate::context::Context;
-use crate::flow::FlowView;
+use crate::flow::{FlowFamily, FlowView};
 use crate::flow_key::{FlowKey4, FlowKey6};
 use crate::flows::{Flows, TableKey, WorkerFlows, hashes_of_flow};
 use crate::mailbox::FlushFilter;
@@ -20,9 +21,22 @@ pub(crate) struct Flush {
 /// Wraps of the cursor after which every entry was seen: the first may begin in the middle.
 const WRAPS: u8 = 2;
 
+/// Flushes that may be under way at once: a node that drains ends many pods together.
+pub(crate) const FLUSHES_MAX: usize = 64;
+
+/// All that are under way.
+pub(crate) type Flushes = ArrayVec<Flush, FLUSHES_MAX>;
+
 impl Flush {
     pub(crate) fn new(filter: FlushFilter) -> Self {
         Self { filter, wraps: [0; 2] }
+    }
+
+    fn ends<K: FlowFamily>(&self, flow: &FlowView<'_, K>) -> bool {
+        self.filter.matches(
+            &flow.tuple(FlowDirection::Original).generic(),
+            &flow.tuple(FlowDirection::Reply).generic(),
+        )
     }
 }
 
@@ -30,22 +44,19 @@ impl Flush {
 pub(crate) fn sweep(
     context: &mut Context,
     flows: &mut WorkerFlows,
-    flush: &mut Option<Flush>,
+    flushes: &mut Flushes,
     now: Nanos,
     entries: u32,
 ) {
-    let filter = flush.as_ref().map(|flush| &flush.filter);
     let hasher = &flows.hasher;
-    let v4 = sweep_family::<FlowKey4, 8>(context, &mut flows.v4, hasher, filter, now, entries);
-    let v6 = sweep_family::<FlowKey6, 16>(context, &mut flows.v6, hasher, filter, now, entries);
-    if let Some(under_way) = flush {
-        for (wraps, wrapped) in under_way.wraps.iter_mut().zip([v4, v6]) {
+    let v4 = sweep_family::<FlowKey4, 8>(context, &mut flows.v4, hasher, flushes, now, entries);
+    let v6 = sweep_family::<FlowKey6, 16>(context, &mut flows.v6, hasher, flushes, now, entries);
+    for flush in flushes.iter_mut() {
+        for (wraps, wrapped) in flush.wraps.iter_mut().zip([v4, v6]) {
             *wraps = wraps.saturating_add(u8::from(wrapped));
         }
-        if under_way.wraps.iter().all(|wraps| *wraps >= WRAPS) {
-            *flush = None;
-        }
     }
+    flushes.retain(|flush| flush.wraps.iter().any(|wraps| *wraps < WRAPS));
 }
 
 /// Says whether every entry has had its turn again.
@@ -53,22 +64,16 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
     context: &Context,
     flows: &mut Flows<W>,
     hasher: &Hasher,
-    filter: Option<&FlushFilter>,
+    flushes: &[Flush],
     now: Nanos,
     entries: u32,
 ) -> bool {
     let (mut expired, mut deleted) = (0, 0);
     let swept = flows.owner.sweep(entries, |_, entry| {
         let view = FlowView::<K>::new(entry.words());
-        let flushed = filter.is_some_and(|filter| {
-            filter.matches(
-                &view.tuple(FlowDirection::Original).generic(),
-                &view.tuple(FlowDirection::Reply).generic(),
-            )
-        });
         if view.life().expired(now) {
             expired += 1;
-        } else if flushed {
+        } else if flushes.iter().any(|flush| flush.ends(&view)) {
             deleted += 1;
         } else {
             return Sweep::Keep;

@@ -102,10 +102,11 @@ pub struct NewFlow<K> {
 
 impl<const W: usize> Flows<W> {
     /// Inserts `flow` under the hash of its original tuple, and of its reply tuple where the two
-    /// differ.
+    /// differ. No two flows ever have a tuple in common.
     ///
     /// # Errors
-    /// As [`Owner::insert`].
+    /// As [`Owner::insert`]: `Exists` when the original tuple is another flow's, `AliasExists` when
+    /// the reply tuple is.
     pub fn insert<K: TableKey<W>>(
         &mut self,
         hasher: &Hasher,
@@ -114,15 +115,44 @@ impl<const W: usize> Flows<W> {
         let mut words = [0u64; W];
         write_flow(&flow.original, &flow.reply, flow.life, flow.route, flow.origin, &mut words);
         let hashes = hashes_of(hasher, &flow.original, &flow.reply);
-        let alias = hashes.alias.map(|hash| (hash, flow.reply));
-        self.owner.insert((hashes.original, flow.original), alias, &words)
+        let tuples = EitherTuple(flow.original, flow.reply);
+        let alias = hashes.alias.map(|hash| (hash, tuples));
+        let inserted = self.owner.insert((hashes.original, tuples), alias, &words);
+        inserted.map_err(|error| match error {
+            InsertError::Exists(other) if !self.has_tuple(other, &flow.original) => {
+                InsertError::AliasExists(other)
+            }
+            error => error,
+        })
+    }
+
+    fn has_tuple<K: TableKey<W>>(&self, handle: Handle, tuple: &K) -> bool {
+        self.table.entry(handle).is_some_and(|entry| tuple.matches(entry).is_some())
     }
 
     /// Removes one of this worker's entries; `false` when it is not this worker's.
     pub fn remove<K: TableKey<W>>(&mut self, hasher: &Hasher, handle: Handle) -> bool {
         let Some(entry) = self.table.entry(handle) else { return false };
-        let hashes = hashes_of_flow(hasher, &FlowView::<K>::new(entry.words()));
-        self.owner.remove(handle, hashes).is_ok()
+        let view = FlowView::<K>::new(entry.words());
+        let removed = self.owner.remove(handle, hashes_of_flow(hasher, &view)).is_ok();
+        if removed {
+            // Whoever found it earlier in this burst sees that it is over.
+            view.end();
+        }
+        removed
+    }
+}
+
+/// Both tuples of a flow, for finding others that have one of them: the two tuples of a flow that
+/// is not translated have one hash, under which a translated flow's reply tuple may lie as well.
+#[derive(Clone, Copy)]
+struct EitherTuple<K>(K, K);
+
+impl<K: Key<W>, const W: usize> Key<W> for EitherTuple<K> {
+    type Match = K::Match;
+
+    fn matches(&self, entry: &Entry<W>) -> Option<K::Match> {
+        self.0.matches(entry).or_else(|| self.1.matches(entry))
     }
 }
 

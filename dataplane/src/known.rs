@@ -17,14 +17,19 @@ use crate::tables::Tables;
 use crate::time::Nanos;
 use crate::worker::Received;
 
-/// Whether the flow's deadline is still ahead.
+/// Whether `packet` belongs to the flow: its deadline is still ahead, and the packet does not begin
+/// another connection after it.
 #[inline(always)]
-pub(crate) fn is_live<K: TableKey<W>, const W: usize>(
+pub(crate) fn serves<K: TableKey<W>, const W: usize>(
     flows: &Flows<W>,
     found: Found,
     now: Nanos,
+    packet: &Packet,
 ) -> bool {
-    view::<K, W>(flows, found).is_some_and(|view| !view.life().expired(now))
+    view::<K, W>(flows, found).is_some_and(|view| {
+        let life = view.life();
+        !life.expired(now) && !life.is_followed_by(packet.tcp_flags)
+    })
 }
 
 #[inline(always)]
@@ -46,6 +51,9 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
     found: Found,
 ) -> Result<Action, Stop> {
     let view = view::<K, W>(flows, found).ok_or(DropReason::NoFlow)?;
+    if !view.life().admits(found.direction, packet.tcp_flags) {
+        return Err(DropReason::InvalidState.into());
+    }
     let target = view.tuple(found.direction.reversed()).generic().reversed();
     let hop = match way(context, now, received.port, &view, found.direction)? {
         Way::Hop(hop) => hop,
@@ -96,20 +104,21 @@ pub(crate) fn way<K: crate::flow::FlowFamily>(
     Ok(Way::Hop(*context.tables.forwarding.next_hop(id).ok_or(DropReason::PortGone)?))
 }
 
-/// A pod's packets come by its own port, and nobody else's do.
+/// A pod's packets come by its own port, and nobody else's do; the node's own never come from
+/// outside. Which uplink the others come by is the network's business.
 #[inline(always)]
 fn check_ingress(tables: &Tables, ingress: PortId, back: NextHopId) -> Result<(), DropReason> {
     let expected = tables.forwarding.next_hop(back).map(|hop| hop.port);
     if expected == Some(ingress) {
         return Ok(());
     }
-    let is_pod = |port| tables.port(port).is_some_and(|port| port.kind == PortKind::Pod);
-    if is_pod(ingress) {
-        Err(DropReason::Spoofed)
-    } else if expected.is_some_and(is_pod) {
-        Err(DropReason::LocalAddressFromUplink)
-    } else {
-        Ok(())
+    let kind = |port| tables.port(port).map(|port| port.kind);
+    match (kind(ingress), expected.and_then(kind)) {
+        (Some(PortKind::Pod), _) => Err(DropReason::Spoofed),
+        (_, Some(PortKind::Pod)) | (Some(PortKind::Uplink), Some(PortKind::Host)) => {
+            Err(DropReason::LocalAddressFromUplink)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -32,20 +32,23 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
     key: K,
 ) -> Result<Action, Stop> {
     let hash = key.hash(&context.hasher);
-    // An earlier packet of this burst may have opened it; an entry past its deadline makes room.
+    // A first fragment stays where its later ones will look for it.
+    let owner = context.owner_of(hash);
+    let is_here =
+        owner == context.worker || matches!(packet.kind, PacketKind::FirstFragment { .. });
+    // An earlier packet of this burst may have opened it; an entry that is over makes room.
     if let Some(hit) = flows.table.lookup(hash, &key) {
         let found = Found { handle: hit.handle, direction: hit.matched };
-        if known::is_live::<K, W>(flows, found, now) {
+        if known::serves::<K, W>(flows, found, now, packet) {
             return known::forward::<K, B, W>(context, flows, now, received, packet, found);
         }
-        if !flows.remove::<K>(&context.hasher, found.handle) {
+        if flows.remove::<K>(&context.hasher, found.handle) {
+            context.counters.flows_expired.add(1);
+        } else if is_here {
             return Err(DropReason::NoFlow.into());
         }
-        context.counters.flows_expired.add(1);
     }
-    let owner = context.owner_of(hash);
-    // A first fragment stays where its later ones will look for it.
-    if owner != context.worker && !matches!(packet.kind, PacketKind::FirstFragment { .. }) {
+    if !is_here {
         return Ok(Action::Handoff(owner));
     }
     let new = NewPacket {
@@ -94,7 +97,7 @@ fn admit<K: TableKey<W>, const W: usize>(
             unseen.advanced(FlowDirection::Reply, seen, now, timeouts).unwrap_or(unseen)
         }
     };
-    let flow = NewFlow {
+    let mut flow = NewFlow {
         original,
         reply,
         life,
@@ -105,7 +108,12 @@ fn admit<K: TableKey<W>, const W: usize>(
         },
         origin: Origin { service: admission.findings.service, rule: admission.findings.rule },
     };
-    match flows.insert(&context.hasher, &flow) {
+    let mut inserted = flows.insert(&context.hasher, &flow);
+    if let (Err(InsertError::AliasExists(_)), true) = (&inserted, may_move(admission, packet)) {
+        flow.reply = bind::<K, W>(context, flows, admission, admission.translated.source())?;
+        inserted = flows.insert(&context.hasher, &flow);
+    }
+    match inserted {
         Ok(handle) => {
             context.counters.flows_created.add(1);
             Ok(Found { handle, direction: admission.direction })
@@ -114,6 +122,13 @@ fn admit<K: TableKey<W>, const W: usize>(
         Err(InsertError::Exists(_)) => Err(DropReason::NoFlow),
         Err(_) => Err(DropReason::TableFull),
     }
+}
+
+/// Whether the source's L4 port may be translated although its address is not: a client may use one
+/// port toward a backend and toward a service that leads there, and its replies must be told apart.
+fn may_move(admission: &Admission, packet: &Packet) -> bool {
+    admission.source_nat.is_none()
+        && (packet.kind == PacketKind::Udp || packet.tcp_flags & Seen::SYN != 0)
 }
 
 /// Finds a free L4 port (or ICMP identifier) of `address`: the reply tuple that results is no
@@ -130,7 +145,8 @@ fn bind<K: TableKey<W>, const W: usize>(
         let outgoing: FlowKey = translated.with_source(address, l4_port)?;
         K::from_generic(&outgoing.reversed())
     };
-    let seed = translated.stable_hash();
+    // Keyed, so that a stranger cannot tell which port a tuple gets (RFC 6056, 3.3.3).
+    let seed = K::from_generic(translated).map_or(0, |key| key.hash(&context.hasher));
     let l4_port = nat::bind(share, seed, |l4_port| {
         reply_to(l4_port)
             .is_some_and(|reply| flows.table.lookup(reply.hash(&context.hasher), &reply).is_none())

@@ -16,7 +16,7 @@ use crate::buffer::Buffer;
 use crate::context::{Context, Stop};
 use crate::counters::WorkerCounters;
 use crate::event::{NeighbourRequest, Reports};
-use crate::expiry::Flush;
+use crate::expiry::{Flush, Flushes};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::flows::{Found, Lookups, WorkerFlows};
 use crate::mailbox::FlushFilter;
@@ -48,7 +48,7 @@ pub enum Action {
 pub struct Pipeline {
     context: Context,
     flows: WorkerFlows,
-    flush: Option<Flush>,
+    flushes: Flushes,
 }
 
 /// A parsed packet, or why it ends at once.
@@ -68,7 +68,7 @@ impl Pipeline {
         let context =
             Context::new(worker, workers, tables, flows.hasher.clone(), counters, reports);
         flows.quiescence.go_online(worker);
-        Self { context, flows, flush: None }
+        Self { context, flows, flushes: Flushes::new() }
     }
 
     /// Decides about every packet of `burst`, rewriting in place; `actions` runs parallel to it.
@@ -138,17 +138,19 @@ impl Pipeline {
             PacketKind::RouterAdvertisement => Err(DropReason::RouterAdvertisement.into()),
             PacketKind::NeighbourDiscovery => Err(DropReason::Multicast.into()),
             _ => {
-                if let Some(owner) = related::fragment_owner(context, now, packet)? {
+                if let Some(owner) = related::fragment_owner(context, packet) {
                     return Ok(Action::Handoff(owner));
                 }
-                match packet.flow_key() {
+                let action = match packet.flow_key() {
                     FlowKey::V4(key) => {
                         one(context, &mut flows.v4, now, received, packet, key, found)
                     }
                     FlowKey::V6(key) => {
                         one(context, &mut flows.v6, now, received, packet, key, found)
                     }
-                }
+                }?;
+                related::remember_fragment(context, now, packet)?;
+                Ok(action)
             }
         }
     }
@@ -176,14 +178,27 @@ impl Pipeline {
         self.context.neighbour_known(request)
     }
 
+    /// Whether another [`flush`](Self::flush) can begin now: 64 may be under way.
+    #[must_use]
+    pub fn may_flush(&self) -> bool {
+        !self.flushes.is_full()
+    }
+
     /// Ends, over the next sweeps, every flow of this worker that matches.
-    pub fn flush(&mut self, filter: FlushFilter) {
-        self.flush = Some(Flush::new(filter));
+    ///
+    /// # Errors
+    /// The filter, when no more can be under way: to be tried again after some sweeps.
+    pub fn flush(&mut self, filter: FlushFilter) -> Result<(), FlushFilter> {
+        if !self.may_flush() {
+            return Err(filter);
+        }
+        self.flushes.push(Flush::new(filter));
+        Ok(())
     }
 
     /// Looks at the next `entries` of each family for what has expired or is to be flushed.
     pub fn sweep(&mut self, now: Nanos, entries: u32) {
-        expiry::sweep(&mut self.context, &mut self.flows, &mut self.flush, now, entries);
+        expiry::sweep(&mut self.context, &mut self.flows, &mut self.flushes, now, entries);
         self.flows.quiescence.announce(self.context.worker);
     }
 
@@ -212,7 +227,7 @@ where
     B: Buffer,
 {
     match found {
-        Some(found) if known::is_live::<K, W>(flows, found, now) => {
+        Some(found) if known::serves::<K, W>(flows, found, now, packet) => {
             known::forward::<K, B, W>(context, flows, now, received, packet, found)
         }
         _ => opening::open(context, flows, now, received, packet, key),

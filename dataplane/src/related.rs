@@ -17,22 +17,24 @@ use crate::rewrite::{self, Rewrite};
 use crate::time::Nanos;
 use crate::worker::Received;
 
-/// For a first fragment: remembers its L4 ports here, or names the worker where all fragments of
-/// its packet meet. `None` for everything else, and when that worker is this one.
-pub(crate) fn fragment_owner(
+/// For a first fragment: the worker where all fragments of its packet meet, when that is another
+/// one. `None` for everything else.
+pub(crate) fn fragment_owner(context: &Context, packet: &Packet) -> Option<usize> {
+    let PacketKind::FirstFragment { identification } = packet.kind else { return None };
+    let owner = meeting_place(context, &fragment_key(&packet.flow_key(), identification));
+    (owner != context.worker).then_some(owner)
+}
+
+/// Remembers the L4 ports of a first fragment that goes on. Those that are refused take no room.
+pub(crate) fn remember_fragment(
     context: &mut Context,
     now: Nanos,
     packet: &Packet,
-) -> Result<Option<usize>, DropReason> {
-    let PacketKind::FirstFragment { identification } = packet.kind else { return Ok(None) };
+) -> Result<(), DropReason> {
+    let PacketKind::FirstFragment { identification } = packet.kind else { return Ok(()) };
     let key = packet.flow_key();
-    let fragment = fragment_key(&key, identification);
-    let owner = meeting_place(context, &fragment);
-    if owner != context.worker {
-        return Ok(Some(owner));
-    }
-    context.fragments.remember(fragment, (key.source_port(), key.destination_port()), now)?;
-    Ok(None)
+    let l4_ports = (key.source_port(), key.destination_port());
+    context.fragments.remember(fragment_key(&key, identification), l4_ports, now)
 }
 
 fn fragment_key(key: &FlowKey, identification: u32) -> FragmentKey {
@@ -103,6 +105,9 @@ fn follow<K: TableKey<W>, B: Buffer, const W: usize>(
     let hit = flows.table.lookup(key.hash(&context.hasher), &key);
     let hit = hit.ok_or(DropReason::FragmentUnknown)?;
     let found = Found { handle: hit.handle, direction: hit.matched };
+    if !known::serves::<K, W>(flows, found, now, packet) {
+        return Err(DropReason::FragmentUnknown.into());
+    }
     known::forward::<K, B, W>(context, flows, now, received, packet, found)
 }
 
@@ -148,14 +153,13 @@ fn relate<K: TableKey<W>, B: Buffer, const W: usize>(
     if view.life().expired(now) {
         return Err(DropReason::IcmpUnrelated.into());
     }
-    // A router on the way may report, not only the flow's other end, so an uplink is not held to
-    // the flow's own port. A pod is no router: it speaks about its own flows only.
-    let by_pod = context.tables.port(received.port).is_some_and(|port| port.kind == PortKind::Pod);
-    let ingress = match by_pod {
-        true => received.port,
-        false => context.opposite_port(view.route().hop_of(direction.reversed()), received.port),
-    };
-    let hop = match known::way(context, now, ingress, &view, direction)? {
+    // RFC 5508, REQ-4: what is sent to anybody but the quoted packet's sender is not about it.
+    if packet.flow_key().destination() != toward.generic().destination() {
+        return Err(DropReason::IcmpUnrelated.into());
+    }
+    // A router on the way may report, not only the flow's other end: by any port, unless a pod's
+    // is the far end. Between local pods is no router, and a pod is none.
+    let hop = match known::way(context, now, received.port, &view, direction)? {
         Way::Hop(hop) => hop,
         Way::Hold(request) => return Ok(context.hold(request)),
     };

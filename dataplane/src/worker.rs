@@ -15,7 +15,7 @@ use crate::capture::{CaptureFilter, CapturePoint, CaptureRing};
 use crate::counters::WorkerCounters;
 use crate::event::NeighbourRequest;
 use crate::handoff::Handoff;
-use crate::mailbox::{Command, Mailbox, Retired};
+use crate::mailbox::{COMMANDS_MAX, Command, Mailbox, Retired};
 use crate::pipeline::{Action, Pipeline};
 use crate::port::{PortId, Ports};
 use crate::time::Nanos;
@@ -27,8 +27,9 @@ pub const HELD_MAX: usize = 256;
 /// How long a packet waits for a neighbour. Linux asks three times, one second apart
 /// (`net.ipv4.neigh.*.mcast_solicit`, `retrans_time_ms`).
 pub const HOLD: Duration = Duration::from_secs(3);
-/// Vectors taken from the inbox per tick, so that a flood of hand-offs cannot starve reception.
-const INBOX_VECTORS: usize = 4;
+/// Packets after which no more is taken from the inbox in a tick, so that a flood of hand-offs
+/// cannot starve reception. Counted in packets: with many workers most vectors hold only a few.
+const INBOX_PACKETS: usize = 4 * BURST;
 /// Flow entries looked at for expiry per tick and family.
 const SWEEP_ENTRIES: u32 = 8;
 /// The same when the tick found no packet.
@@ -130,14 +131,7 @@ impl<P: Ports> Worker<P> {
         if adopted || !self.held.is_empty() {
             self.retry_held(now, adopted);
         }
-        let mut packets = 0;
-        for _ in 0..INBOX_VECTORS {
-            let Some(vector) = self.handoff.take() else { break };
-            self.counters.handed_in.add(vector.len() as u64);
-            packets += vector.len();
-            self.burst = vector;
-            self.run_burst(now);
-        }
+        let mut packets = self.run_inbox(now);
         self.ports.receive(&mut self.burst);
         if !self.burst.is_empty() {
             packets += self.burst.len();
@@ -149,6 +143,24 @@ impl<P: Ports> Worker<P> {
         self.ports.flush();
         self.pipeline.sweep(now, if packets == 0 { SWEEP_ENTRIES_IDLE } else { SWEEP_ENTRIES });
         Tick { packets, woken: self.handoff.take_woken() }
+    }
+
+    /// Handles what others handed on, small vectors joined to bursts.
+    fn run_inbox(&mut self, now: Nanos) -> usize {
+        let mut packets = 0;
+        while packets < INBOX_PACKETS {
+            let Some(vector) = self.handoff.take() else { break };
+            self.counters.handed_in.add(vector.len() as u64);
+            packets += vector.len();
+            if self.burst.remaining_capacity() < vector.len() {
+                self.run_burst(now);
+            }
+            self.burst.extend(vector);
+        }
+        if !self.burst.is_empty() {
+            self.run_burst(now);
+        }
+        packets
     }
 
     fn count_received(&mut self, now: Nanos) {
@@ -231,10 +243,10 @@ impl<P: Ports> Worker<P> {
     }
 
     /// Lets held packets go on when their neighbour is known now, and drops those that waited too
-    /// long.
+    /// long. Each has one try: one that must wait again is appended, and keeps its deadline.
     fn retry_held(&mut self, now: Nanos, adopted: bool) {
         let mut index = 0;
-        while index < self.held.len() {
+        for _ in 0..self.held.len() {
             let held = &self.held[index];
             let late = held.until <= now;
             let resolved = adopted && self.pipeline.neighbour_known(&held.waits_for);
@@ -246,10 +258,13 @@ impl<P: Ports> Worker<P> {
             let held = self.held.remove(index);
             if late {
                 self.discard(now, held.packet, DropReason::Unresolved);
-            } else {
-                self.burst.push(held.packet);
-                // A packet that must wait again would be appended behind the scan: one by one.
-                self.run_burst(now);
+                continue;
+            }
+            let others = self.held.len();
+            self.burst.push(held.packet);
+            self.run_burst(now);
+            if let Some(again) = self.held.get_mut(others) {
+                again.until = held.until;
             }
         }
         self.counters.held.set(self.held.len() as u64);
@@ -258,7 +273,12 @@ impl<P: Ports> Worker<P> {
     /// Reads all mail; says whether new tables were adopted.
     fn read_mail(&mut self) -> bool {
         let mut adopted = false;
-        while let Some(command) = self.mailbox.commands.pop() {
+        for _ in 0..COMMANDS_MAX {
+            // Mail waits, in order, while no further flush can begin; its sender sees it waiting.
+            if !self.pipeline.may_flush() {
+                break;
+            }
+            let Some(command) = self.mailbox.commands.pop() else { break };
             match command {
                 Command::Publish(tables) => {
                     let old = self.pipeline.adopt(tables);
@@ -266,7 +286,10 @@ impl<P: Ports> Worker<P> {
                     self.counters.tables_adopted.add(1);
                     adopted = true;
                 }
-                Command::Flush(filter) => self.pipeline.flush(filter),
+                Command::Flush(filter) => {
+                    let begun = self.pipeline.flush(filter);
+                    debug_assert!(begun.is_ok(), "there was room before the command was read");
+                }
                 Command::StartCapture(filter, ring) => {
                     self.stop_capture();
                     self.capture = Some(Capture { filter, ring });
