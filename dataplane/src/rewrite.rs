@@ -43,24 +43,35 @@ pub fn apply(change: &Rewrite, packet: &Packet, bytes: &mut [u8]) -> Result<(), 
     match (packet.flow_key(), change.tuple) {
         (FlowKey::V4(old), FlowKey::V4(new)) => {
             let addresses = set_ipv4(bytes, ETHERNET_LEN, &old, &new, change.decrement_ttl)?;
-            if old != new {
-                set_l4(bytes, packet, ports(&change.tuple), packet.flow_key(), addresses)?;
+            if old == new {
+                return Ok(());
             }
-            Ok(())
+            let ports = Ports {
+                old: (old.source_port, old.destination_port),
+                new: (new.source_port, new.destination_port),
+            };
+            set_l4(bytes, packet, old.protocol, ports, addresses)
         }
         (FlowKey::V6(old), FlowKey::V6(new)) => {
             let addresses = set_ipv6(bytes, ETHERNET_LEN, &old, &new, change.decrement_ttl)?;
-            if old != new {
-                set_l4(bytes, packet, ports(&change.tuple), packet.flow_key(), addresses)?;
+            if old == new {
+                return Ok(());
             }
-            Ok(())
+            let ports = Ports {
+                old: (old.source_port, old.destination_port),
+                new: (new.source_port, new.destination_port),
+            };
+            set_l4(bytes, packet, old.protocol, ports, addresses)
         }
         _ => Err(DropReason::Malformed),
     }
 }
 
-fn ports(key: &FlowKey) -> (u16, u16) {
-    (key.source_port(), key.destination_port())
+/// (Source, destination) L4 ports before and after.
+#[derive(Clone, Copy)]
+struct Ports {
+    old: (u16, u16),
+    new: (u16, u16),
 }
 
 /// Writes addresses and TTL into the IPv4 header at `at`; answers what the addresses changed.
@@ -111,48 +122,43 @@ fn set_ipv6(
 fn set_l4(
     bytes: &mut [u8],
     packet: &Packet,
-    new_ports: (u16, u16),
-    old: FlowKey,
+    protocol: Protocol,
+    ports: Ports,
     addresses: Delta,
 ) -> Result<(), DropReason> {
     if matches!(packet.kind, PacketKind::LaterFragment { .. }) {
         return Ok(());
     }
     let l4 = bytes.get_mut(packet.l4_offset..).ok_or(DropReason::Truncated)?;
-    set_l4_header(l4, &old, new_ports, addresses);
+    set_l4_header(l4, protocol, ports, addresses);
     Ok(())
 }
 
 /// The same for any L4 header, of which a quoted packet may have lost its end.
 #[inline(always)]
-fn set_l4_header(l4: &mut [u8], old: &FlowKey, new_ports: (u16, u16), addresses: Delta) {
-    let (old_source, old_destination) = ports(old);
-    let port_delta =
-        |delta: Delta| delta.word(old_source, new_ports.0).word(old_destination, new_ports.1);
-    match old.protocol() {
+fn set_l4_header(l4: &mut [u8], protocol: Protocol, ports: Ports, addresses: Delta) {
+    let with_ports = addresses.word(ports.old.0, ports.new.0).word(ports.old.1, ports.new.1);
+    match protocol {
         Protocol::TCP => {
-            set_ports(l4, new_ports);
-            update(l4, 16, port_delta(addresses), Zero::IsASum);
+            set_ports(l4, ports.new);
+            update(l4, 16, with_ports, Zero::IsASum);
         }
         Protocol::UDP => {
-            set_ports(l4, new_ports);
-            update(l4, 6, port_delta(addresses), Zero::MeansNone);
+            set_ports(l4, ports.new);
+            update(l4, 6, with_ports, Zero::MeansNone);
         }
         // Echo and timestamp alone carry an identifier there; ICMP's checksum covers no addresses
         // (RFC 792).
         Protocol::ICMP if matches!(l4.first(), Some(0 | 8 | 13 | 14)) => {
-            set_identifier(l4, new_ports.0);
-            let delta = Delta::default().word(old_source, new_ports.0);
+            set_identifier(l4, ports.new.0);
+            let delta = Delta::default().word(ports.old.0, ports.new.0);
             update(l4, 2, delta, Zero::IsAllOnes);
         }
-        Protocol::ICMPV6 => {
-            let is_query = matches!(l4.first(), Some(128 | 129));
-            let delta = if is_query { addresses.word(old_source, new_ports.0) } else { addresses };
-            if is_query {
-                set_identifier(l4, new_ports.0);
-            }
-            update(l4, 2, delta, Zero::IsASum);
+        Protocol::ICMPV6 if matches!(l4.first(), Some(128 | 129)) => {
+            set_identifier(l4, ports.new.0);
+            update(l4, 2, addresses.word(ports.old.0, ports.new.0), Zero::IsASum);
         }
+        Protocol::ICMPV6 => update(l4, 2, addresses, Zero::IsASum),
         _ => {}
     }
 }
@@ -251,7 +257,11 @@ fn set_quoted_l4(
 ) {
     let end = end.min(bytes.len());
     if let Some(l4) = bytes.get_mut(at..end) {
-        set_l4_header(l4, was, ports(is), addresses);
+        let ports = Ports {
+            old: (was.source_port(), was.destination_port()),
+            new: (is.source_port(), is.destination_port()),
+        };
+        set_l4_header(l4, was.protocol(), ports, addresses);
     }
 }
 

@@ -57,6 +57,14 @@ fn fold(sum: u64) -> u16 {
     u16::from_be_bytes([high, low])
 }
 
+/// The four 32-bit words of an address, added.
+#[inline(always)]
+fn sum_of_words(address: u128) -> u64 {
+    let half = |half: u128| u64::try_from(half & u128::from(u64::MAX)).unwrap_or(u64::MAX);
+    let (high, low) = (half(address >> 64), half(address));
+    (high >> 32) + (high & 0xffff_ffff) + (low >> 32) + (low & 0xffff_ffff)
+}
+
 /// What a change of covered bytes does to a checksum, to be applied to every checksum that covers
 /// them.
 ///
@@ -83,11 +91,7 @@ impl Delta {
     #[inline(always)]
     #[must_use]
     pub fn word128(self, old: u128, new: u128) -> Self {
-        let (old, new) = (old.to_be_bytes(), new.to_be_bytes());
-        let words = |address: &[u8; 16], at: usize| {
-            address.as_chunks::<4>().0.get(at).map_or(0, |word| u32::from_be_bytes(*word))
-        };
-        (0..4).fold(self, |delta, at| delta.word32(words(&old, at), words(&new, at)))
+        Self(Sum(self.0.0 + sum_of_words(!old) + sum_of_words(new)))
     }
 
     /// The checksum after the change.
