@@ -370,7 +370,9 @@ fn validate_pod_name(name: &str) -> Result<(), AdminError> {
     let valid_part = |part: &str| {
         // RFC 1123 subdomain, the bound of Kubernetes object names.
         (1..=253).contains(&part.len())
-            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
     };
     match name.split_once('/') {
         Some((namespace, pod)) if valid_part(namespace) && valid_part(pod) => Ok(()),

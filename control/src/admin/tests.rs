@@ -35,9 +35,7 @@ fn every_request_survives_the_wire() {
         Request::CtCount {
             filter: FlowFilter { protocol: Some("tcp".into()), ..FlowFilter::default() },
         },
-        Request::CtFlush {
-            filter: FlowFilter { l4_port: Some(80), ..FlowFilter::default() },
-        },
+        Request::CtFlush { filter: FlowFilter { l4_port: Some(80), ..FlowFilter::default() } },
         Request::PolicyExplain(PolicyQuestion {
             from: "a/b".into(),
             to: "world".into(),

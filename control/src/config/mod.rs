@@ -1,0 +1,485 @@
+//! The configuration file: one YAML document, every field with a default, all of it checked before
+//! anything is touched.
+//!
+//! [`Config::parse`] refuses what it does not know by its path (`workers.cuont`), and what it
+//! knows but cannot use by path, value and way out. [`effects`] says what changing each field of a
+//! running node does, and predicts it for a candidate file.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+pub mod effects;
+mod validate;
+
+pub use effects::{Change, Effect};
+pub use validate::Problem;
+
+/// `--service-node-port-range` of the API server, unless told otherwise.
+pub const NODE_PORTS_DEFAULT: RangeInclusive<u16> = 30_000..=32_767;
+
+/// The configuration cannot be used; nothing was touched.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not YAML, or a value of the wrong type.
+    #[error("{0}")]
+    Syntax(String),
+    /// Fields nobody reads: a misspelt one would silently be its default.
+    #[error("unknown field{}: {}; `xskiff config print` lists the known ones",
+        if .0.len() == 1 { "" } else { "s" }, .0.join(", "))]
+    Unknown(Vec<String>),
+    /// Values that cannot work.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<Problem>),
+}
+
+/// Where the XDP program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum XdpMode {
+    /// Native where the driver can, generic elsewhere.
+    #[default]
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the stack.
+    Generic,
+}
+
+/// How packets get between driver and packet memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bind {
+    /// Zero-copy if the first uplink can, otherwise copy.
+    #[default]
+    Auto,
+    /// The kernel copies.
+    Copy,
+    /// The NIC reads and writes packet memory.
+    ZeroCopy,
+}
+
+/// What workers do without packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Idle {
+    /// Look again at once.
+    Spin,
+    /// Look again for a while, then sleep.
+    #[default]
+    Adaptive,
+    /// Look again at once, running the queues' receive processing as well.
+    BusyPoll,
+}
+
+/// What happens to traffic of ours while no worker serves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnStall {
+    /// It is dropped: TCP retransmits.
+    #[default]
+    Drop,
+    /// Pods that no policy isolates are left to the kernel. What is translated or policed is
+    /// dropped all the same.
+    Pass,
+}
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// This node's name, as Pods and EndpointSlices spell it; empty: the host's name.
+    pub node_name: String,
+    /// Root's own directory for the admin socket, the lock and the record of what to give back.
+    pub run_directory: PathBuf,
+    /// Folder of Kubernetes manifests; `--manifests` overrides it.
+    pub manifests: Option<PathBuf>,
+    /// Interfaces to the outside.
+    pub uplinks: Vec<Uplink>,
+    /// Worker threads.
+    pub workers: Workers,
+    /// Sockets of pods.
+    pub pods: Sockets,
+    /// Sockets of uplinks and of the host port.
+    pub uplink_sockets: Sockets,
+    /// Where packets lie.
+    pub packet_memory: PacketMemory,
+    /// How many flows the node remembers.
+    pub flow_table: FlowTable,
+    /// Source translation.
+    pub nat: Nat,
+    /// Address ranges of the cluster.
+    pub cluster: Cluster,
+    /// Node ports.
+    pub node_ports: NodePorts,
+    /// The way to the node's own stack.
+    pub host_port: HostPort,
+    /// Workers that stop ticking.
+    pub stall: Stall,
+    /// Idle time-outs of flows, in seconds.
+    pub timeouts: Timeouts,
+    /// Where metrics and probes are served.
+    pub http: Http,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node_name: String::new(),
+            run_directory: PathBuf::from("/run/xskiff"),
+            manifests: None,
+            uplinks: Vec::new(),
+            workers: Workers::default(),
+            pods: Sockets::pods(),
+            uplink_sockets: Sockets::uplinks(),
+            packet_memory: PacketMemory::default(),
+            flow_table: FlowTable::default(),
+            nat: Nat::default(),
+            cluster: Cluster::default(),
+            node_ports: NodePorts::default(),
+            host_port: HostPort::default(),
+            stall: Stall::default(),
+            timeouts: Timeouts::default(),
+            http: Http::default(),
+        }
+    }
+}
+
+/// An interface to the outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uplink {
+    /// Kernel name.
+    pub interface: String,
+    /// Where the XDP program runs on it.
+    #[serde(default)]
+    pub xdp_mode: XdpMode,
+    /// Take all its traffic, not only what is addressed to pods and services.
+    #[serde(default)]
+    pub everything: bool,
+}
+
+/// Worker threads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Workers {
+    /// How many, when `cores` names none. 1 to 64.
+    pub count: u16,
+    /// One worker on each of these CPUs.
+    pub cores: Vec<u16>,
+    /// What they do without packets.
+    pub idle: Idle,
+    /// Adaptive: microseconds without a packet before a worker sleeps.
+    pub spin_us: u32,
+    /// Busy poll: microseconds one poll may take.
+    pub busy_poll_us: u32,
+    /// Busy poll: packets one poll may take.
+    pub busy_poll_packets: u32,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            count: 1,
+            cores: Vec::new(),
+            idle: Idle::Adaptive,
+            spin_us: 50,
+            busy_poll_us: 20,
+            busy_poll_packets: 64,
+        }
+    }
+}
+
+/// Ring sizes of a kind of socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sockets {
+    /// Where the XDP program runs on pods' interfaces and on the host port; unused for uplinks,
+    /// which have their own.
+    #[serde(default)]
+    pub xdp_mode: XdpMode,
+    /// Entries of the receive ring, a power of two.
+    pub receive_ring: u32,
+    /// Entries of the transmit ring, a power of two.
+    pub transmit_ring: u32,
+    /// Frames kept with the kernel for packets to come.
+    pub fill_frames: u32,
+}
+
+impl Sockets {
+    /// Small: there may be hundreds.
+    fn pods() -> Self {
+        Self { xdp_mode: XdpMode::Auto, receive_ring: 256, transmit_ring: 512, fill_frames: 256 }
+    }
+
+    fn uplinks() -> Self {
+        Self { xdp_mode: XdpMode::Auto, receive_ring: 2048, transmit_ring: 2048, fill_frames: 2048 }
+    }
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Self::pods()
+    }
+}
+
+/// Packet memory (UMEM).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PacketMemory {
+    /// Number of frames. The kernel keeps 128 bytes per frame for every socket beside.
+    pub frames: u32,
+    /// Bytes per frame: 2048 or 4096.
+    pub frame_bytes: u32,
+    /// Copy or zero-copy.
+    pub bind: Bind,
+    /// Take packets of several frames (MTU above 1,792); kernel 6.6 or later.
+    pub jumbo: bool,
+    /// Use huge pages when there are enough.
+    pub huge_pages: bool,
+}
+
+impl Default for PacketMemory {
+    fn default() -> Self {
+        Self { frames: 16_384, frame_bytes: 2048, bind: Bind::Auto, jumbo: true, huge_pages: true }
+    }
+}
+
+/// Capacities of the flow tables, fixed at start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FlowTable {
+    /// IPv4 flows, 105 bytes each.
+    pub ipv4_flows_max: u32,
+    /// IPv6 flows, 169 bytes each.
+    pub ipv6_flows_max: u32,
+}
+
+impl Default for FlowTable {
+    fn default() -> Self {
+        Self { ipv4_flows_max: 1 << 20, ipv6_flows_max: 1 << 18 }
+    }
+}
+
+/// Source translation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Nat {
+    /// IPv4 source of masqueraded packets; absent: the first uplink's first.
+    pub ipv4_source: Option<Ipv4Addr>,
+    /// IPv6 source of masqueraded packets; absent: the first uplink's first.
+    pub ipv6_source: Option<Ipv6Addr>,
+    /// First L4 port to translate to. The range is taken from the kernel's own.
+    pub l4_port_first: u16,
+    /// Last L4 port to translate to.
+    pub l4_port_last: u16,
+    /// Further destinations that see a pod's own address, beside the cluster's ranges, services
+    /// and nodes.
+    pub non_masquerade_cidrs: Vec<IpNet>,
+}
+
+impl Default for Nat {
+    fn default() -> Self {
+        Self {
+            ipv4_source: None,
+            ipv6_source: None,
+            l4_port_first: 61_000,
+            l4_port_last: 65_535,
+            non_masquerade_cidrs: Vec::new(),
+        }
+    }
+}
+
+impl Nat {
+    /// The range.
+    #[must_use]
+    pub fn l4_ports(&self) -> RangeInclusive<u16> {
+        self.l4_port_first..=self.l4_port_last
+    }
+}
+
+/// Address ranges of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cluster {
+    /// Ranges that pods of all nodes are in (`--cluster-cidr`).
+    pub pod_cidrs: Vec<IpNet>,
+    /// Ranges that ClusterIPs are in (`--service-cluster-ip-range`).
+    pub service_cidrs: Vec<IpNet>,
+}
+
+/// Node ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodePorts {
+    /// First port (`--service-node-port-range`).
+    pub first: u16,
+    /// Last port.
+    pub last: u16,
+    /// Ranges of the node's addresses that serve node ports; empty: all.
+    pub address_cidrs: Vec<IpNet>,
+}
+
+impl Default for NodePorts {
+    fn default() -> Self {
+        let (first, last) = (*NODE_PORTS_DEFAULT.start(), *NODE_PORTS_DEFAULT.end());
+        Self { first, last, address_cidrs: Vec::new() }
+    }
+}
+
+impl NodePorts {
+    /// The range.
+    #[must_use]
+    pub fn range(&self) -> RangeInclusive<u16> {
+        self.first..=self.last
+    }
+}
+
+/// The way to the node's own stack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostPort {
+    /// Whether there is one. Without it, what is the host's cannot be handed back to it.
+    pub enabled: bool,
+    /// Routing table of pods and services; the next number is used as well.
+    pub routing_table: u32,
+    /// Priority of the rule that asks it; the number before is used as well.
+    pub rule_priority: u32,
+}
+
+impl Default for HostPort {
+    fn default() -> Self {
+        Self { enabled: true, routing_table: 2560, rule_priority: 100 }
+    }
+}
+
+/// Workers that stop ticking.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stall {
+    /// Milliseconds without a tick after which a worker has stalled.
+    pub after_ms: u32,
+    /// What happens to its share meanwhile.
+    pub on_stall: OnStall,
+}
+
+impl Default for Stall {
+    fn default() -> Self {
+        Self { after_ms: 500, on_stall: OnStall::Drop }
+    }
+}
+
+/// Idle time-outs, in seconds. Names and defaults are Linux conntrack's
+/// (`net.netfilter.nf_conntrack_*`), but for ICMP, which RFC 5508 wants at 60.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Timeouts {
+    /// SYN seen, no answer.
+    pub tcp_syn_sent_seconds: u32,
+    /// SYN and SYN-ACK seen.
+    pub tcp_syn_recv_seconds: u32,
+    /// Handshake complete.
+    pub tcp_established_seconds: u32,
+    /// A FIN was seen.
+    pub tcp_fin_wait_seconds: u32,
+    /// Both FINs seen.
+    pub tcp_time_wait_seconds: u32,
+    /// A reset was seen.
+    pub tcp_close_seconds: u32,
+    /// UDP without a reply.
+    pub udp_seconds: u32,
+    /// UDP in both directions.
+    pub udp_stream_seconds: u32,
+    /// ICMP queries.
+    pub icmp_seconds: u32,
+    /// Any other protocol.
+    pub generic_seconds: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let defaults = dataplane::tables::Timeouts::default();
+        let seconds = |time: std::time::Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        Self {
+            tcp_syn_sent_seconds: seconds(defaults.tcp_syn_sent),
+            tcp_syn_recv_seconds: seconds(defaults.tcp_syn_recv),
+            tcp_established_seconds: seconds(defaults.tcp_established),
+            tcp_fin_wait_seconds: seconds(defaults.tcp_fin_wait),
+            tcp_time_wait_seconds: seconds(defaults.tcp_time_wait),
+            tcp_close_seconds: seconds(defaults.tcp_close),
+            udp_seconds: seconds(defaults.udp),
+            udp_stream_seconds: seconds(defaults.udp_stream),
+            icmp_seconds: seconds(defaults.icmp),
+            generic_seconds: seconds(defaults.generic),
+        }
+    }
+}
+
+impl Timeouts {
+    /// As the pipeline takes them.
+    #[must_use]
+    pub fn for_tables(&self) -> dataplane::tables::Timeouts {
+        let time = |seconds: u32| std::time::Duration::from_secs(seconds.into());
+        dataplane::tables::Timeouts {
+            tcp_syn_sent: time(self.tcp_syn_sent_seconds),
+            tcp_syn_recv: time(self.tcp_syn_recv_seconds),
+            tcp_established: time(self.tcp_established_seconds),
+            tcp_fin_wait: time(self.tcp_fin_wait_seconds),
+            tcp_time_wait: time(self.tcp_time_wait_seconds),
+            tcp_close: time(self.tcp_close_seconds),
+            udp: time(self.udp_seconds),
+            udp_stream: time(self.udp_stream_seconds),
+            icmp: time(self.icmp_seconds),
+            generic: time(self.generic_seconds),
+        }
+    }
+}
+
+/// Where metrics and probes are served, over HTTP without authentication.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Http {
+    /// Address and port; absent: nowhere.
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9964)) }
+    }
+}
+
+impl Config {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming every field that is wrong.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let mut unknown = BTreeSet::new();
+        let config = if text.trim().is_empty() {
+            Self::default()
+        } else {
+            serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+                serde_ignored::deserialize(deserializer, |path| {
+                    unknown.insert(path.to_string());
+                })
+            })
+            .map_err(|error| ConfigError::Syntax(error.to_string()))?
+        };
+        if !unknown.is_empty() {
+            return Err(ConfigError::Unknown(unknown.into_iter().collect()));
+        }
+        let problems = validate::problems(&config);
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(problems)) }
+    }
+
+    /// The configuration as a YAML document with every field.
+    ///
+    /// # Errors
+    /// [`ConfigError::Syntax`]; no value of these types is known to cause it.
+    pub fn print(&self) -> Result<String, ConfigError> {
+        serde_saphyr::to_string(self).map_err(|error| ConfigError::Syntax(error.to_string()))
+    }
+}

@@ -1,0 +1,252 @@
+//! What a configuration's values must be to each other and to the world.
+
+use std::fmt;
+
+use super::{Config, Sockets, Uplink};
+
+/// The longest interface name (`IFNAMSIZ` less one), in bytes.
+const INTERFACE_NAME_BYTES_MAX: usize = 15;
+/// Most flows of one family: the flow table's handles have 28 bits.
+const FLOWS_MAX: u32 = (1 << 28) - 1;
+/// Most frames of packet memory.
+const FRAMES_MAX: u32 = 1 << 22;
+/// Fewest L4 ports to translate to: each worker needs its own.
+const NAT_PORTS_MIN: u16 = 64;
+
+/// A value that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Path of the field.
+    pub field: String,
+    /// Its value.
+    pub value: String,
+    /// What it must be.
+    pub wanted: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} cannot be used: {}", self.field, self.value, self.wanted)
+    }
+}
+
+#[derive(Default)]
+struct Findings(Vec<Problem>);
+
+impl Findings {
+    fn check(
+        &mut self,
+        ok: bool,
+        field: impl Into<String>,
+        value: impl fmt::Display,
+        wanted: &str,
+    ) {
+        if !ok {
+            self.0.push(Problem {
+                field: field.into(),
+                value: value.to_string(),
+                wanted: wanted.to_owned(),
+            });
+        }
+    }
+}
+
+/// Everything that is wrong with `config`; empty when nothing is.
+pub(super) fn problems(config: &Config) -> Vec<Problem> {
+    let mut findings = Findings::default();
+    uplinks(&config.uplinks, &mut findings);
+    workers(config, &mut findings);
+    memory(config, &mut findings);
+    sockets("pods", &config.pods, config, &mut findings);
+    sockets("uplink_sockets", &config.uplink_sockets, config, &mut findings);
+    ports(config, &mut findings);
+    rest(config, &mut findings);
+    findings.0
+}
+
+fn uplinks(uplinks: &[Uplink], findings: &mut Findings) {
+    for (index, uplink) in uplinks.iter().enumerate() {
+        let name = &uplink.interface;
+        let ok = !name.is_empty()
+            && name.len() <= INTERFACE_NAME_BYTES_MAX
+            && !name.contains(|letter: char| letter == '/' || letter.is_whitespace());
+        findings.check(
+            ok,
+            format!("uplinks[{index}].interface"),
+            format!("{name:?}"),
+            "name an interface (`ip link` lists them), 1 to 15 letters",
+        );
+        let again = uplinks[..index].iter().any(|other| other.interface == *name);
+        findings.check(
+            !again,
+            format!("uplinks[{index}].interface"),
+            name,
+            "it is listed twice: keep one",
+        );
+    }
+}
+
+fn workers(config: &Config, findings: &mut Findings) {
+    let workers = &config.workers;
+    findings.check((1..=64).contains(&workers.count), "workers.count", workers.count, "1 to 64");
+    findings.check(
+        workers.cores.len() <= 64,
+        "workers.cores",
+        workers.cores.len(),
+        "at most 64 CPUs",
+    );
+    for (index, core) in workers.cores.iter().enumerate() {
+        findings.check(
+            !workers.cores[..index].contains(core),
+            format!("workers.cores[{index}]"),
+            core,
+            "it is listed twice: one worker per CPU",
+        );
+    }
+    findings.check(
+        (1..=1_000_000).contains(&workers.spin_us),
+        "workers.spin_us",
+        workers.spin_us,
+        "1 to 1000000 microseconds",
+    );
+    findings.check(
+        (1..=10_000).contains(&workers.busy_poll_us),
+        "workers.busy_poll_us",
+        workers.busy_poll_us,
+        "1 to 10000 microseconds",
+    );
+    findings.check(
+        (1..=1024).contains(&workers.busy_poll_packets),
+        "workers.busy_poll_packets",
+        workers.busy_poll_packets,
+        "1 to 1024 packets",
+    );
+}
+
+fn memory(config: &Config, findings: &mut Findings) {
+    let memory = &config.packet_memory;
+    findings.check(
+        (256..=FRAMES_MAX).contains(&memory.frames),
+        "packet_memory.frames",
+        memory.frames,
+        "256 to 4194304 frames",
+    );
+    findings.check(
+        matches!(memory.frame_bytes, 2048 | 4096),
+        "packet_memory.frame_bytes",
+        memory.frame_bytes,
+        "2048 or 4096 bytes",
+    );
+    for (field, flows) in [
+        ("flow_table.ipv4_flows_max", config.flow_table.ipv4_flows_max),
+        ("flow_table.ipv6_flows_max", config.flow_table.ipv6_flows_max),
+    ] {
+        findings.check((64..=FLOWS_MAX).contains(&flows), field, flows, "64 to 268435455 flows");
+    }
+}
+
+fn sockets(name: &str, sockets: &Sockets, config: &Config, findings: &mut Findings) {
+    for (field, ring) in
+        [("receive_ring", sockets.receive_ring), ("transmit_ring", sockets.transmit_ring)]
+    {
+        findings.check(
+            ring.is_power_of_two() && (64..=32_768).contains(&ring),
+            format!("{name}.{field}"),
+            ring,
+            "a power of two from 64 to 32768",
+        );
+    }
+    findings.check(
+        (32..=config.packet_memory.frames).contains(&sockets.fill_frames),
+        format!("{name}.fill_frames"),
+        sockets.fill_frames,
+        "32 to packet_memory.frames",
+    );
+}
+
+fn ports(config: &Config, findings: &mut Findings) {
+    let nat = &config.nat;
+    let enough = nat.l4_port_first >= 1024
+        && nat
+            .l4_port_last
+            .checked_sub(nat.l4_port_first)
+            .is_some_and(|span| span >= NAT_PORTS_MIN);
+    let range = format!("{}-{}", nat.l4_port_first, nat.l4_port_last);
+    findings.check(
+        enough,
+        "nat.l4_port_first",
+        &range,
+        "at least 64 L4 ports above 1023, the first before the last",
+    );
+    let node_ports = &config.node_ports;
+    findings.check(
+        node_ports.first > 0 && node_ports.first <= node_ports.last,
+        "node_ports.first",
+        format!("{}-{}", node_ports.first, node_ports.last),
+        "1 to 65535, the first not after the last",
+    );
+    let overlap = nat.l4_port_first <= node_ports.last && node_ports.first <= nat.l4_port_last;
+    findings.check(
+        !overlap,
+        "nat.l4_port_first",
+        &range,
+        "it overlaps node_ports: a reply could not be told from a new connection",
+    );
+    if let Some(listen) = config.http.listen {
+        findings.check(
+            listen.port() != 0 && !nat.l4_ports().contains(&listen.port()),
+            "http.listen",
+            listen,
+            "a port outside the range that sources are translated to",
+        );
+    }
+}
+
+fn rest(config: &Config, findings: &mut Findings) {
+    findings.check(
+        config.run_directory.is_absolute(),
+        "run_directory",
+        config.run_directory.display(),
+        "an absolute path",
+    );
+    findings.check(
+        (20..=60_000).contains(&config.stall.after_ms),
+        "stall.after_ms",
+        config.stall.after_ms,
+        "20 to 60000 milliseconds: the kernel's clock ticks every 4",
+    );
+    let table = config.host_port.routing_table;
+    findings.check(
+        (1..253).contains(&table) || (256..u32::MAX - 1).contains(&table),
+        "host_port.routing_table",
+        table,
+        "a table other than default (253), main (254) and local (255)",
+    );
+    let priority = config.host_port.rule_priority;
+    findings.check(
+        (2..32_766).contains(&priority),
+        "host_port.rule_priority",
+        priority,
+        "2 to 32765: before the main table's rule, after the local one's",
+    );
+    let timeouts = &config.timeouts;
+    for (field, seconds) in [
+        ("tcp_syn_sent_seconds", timeouts.tcp_syn_sent_seconds),
+        ("tcp_syn_recv_seconds", timeouts.tcp_syn_recv_seconds),
+        ("tcp_established_seconds", timeouts.tcp_established_seconds),
+        ("tcp_fin_wait_seconds", timeouts.tcp_fin_wait_seconds),
+        ("tcp_time_wait_seconds", timeouts.tcp_time_wait_seconds),
+        ("tcp_close_seconds", timeouts.tcp_close_seconds),
+        ("udp_seconds", timeouts.udp_seconds),
+        ("udp_stream_seconds", timeouts.udp_stream_seconds),
+        ("icmp_seconds", timeouts.icmp_seconds),
+        ("generic_seconds", timeouts.generic_seconds),
+    ] {
+        findings.check(
+            (1..=31_536_000).contains(&seconds),
+            format!("timeouts.{field}"),
+            seconds,
+            "1 second to a year",
+        );
+    }
+}

@@ -1,0 +1,317 @@
+//! A folder of ordinary Kubernetes manifests as the cluster's state.
+//!
+//! Files are YAML (many documents each) or JSON, read in the order of their names. Fields that the
+//! Kubernetes API does not have are refused by path: its own client drops them in silence, and a
+//! misspelt peer would become an empty one, which allows everybody. A folder with any error is
+//! refused whole, so that what was in force stays in force; all its errors are told at once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::model::{InvalidObject, Object, convert};
+use crate::store::{ClusterState, Conflict};
+
+pub mod folder;
+
+pub use folder::{Fingerprint, FolderError};
+
+/// Objects in one folder, at most.
+pub const OBJECTS_MAX: usize = 400_000;
+
+/// Where an object was read.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    /// The file.
+    pub file: PathBuf,
+    /// Which document of the file, counted from 1.
+    pub document: usize,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (document {})", self.file.display(), self.document)
+    }
+}
+
+/// Why a folder is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// The folder or a file cannot be read.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A file is not YAML or JSON.
+    #[error("{}: {message}", file.display())]
+    Syntax {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong, with line and column.
+        message: String,
+    },
+    /// A document is no Kubernetes object.
+    #[error("{origin}: {message}")]
+    NoObject {
+        /// Where.
+        origin: Origin,
+        /// What is missing.
+        message: String,
+    },
+    /// A value has the wrong type.
+    #[error("{origin}: {object}: {message}")]
+    Type {
+        /// Where.
+        origin: Origin,
+        /// Kind, namespace and name.
+        object: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Fields the Kubernetes API does not have.
+    #[error("{origin}: {object}: unknown field {}: it would be ignored, correct or remove it",
+        fields.join(", "))]
+    Unknown {
+        /// Where.
+        origin: Origin,
+        /// Kind, namespace and name.
+        object: String,
+        /// Their paths.
+        fields: Vec<String>,
+    },
+    /// A value that cannot work.
+    #[error("{origin}: {invalid}")]
+    Invalid {
+        /// Where.
+        origin: Origin,
+        /// Object, field and problem.
+        invalid: InvalidObject,
+    },
+    /// One object twice.
+    #[error("{object} is in {first} and again in {second}: keep one")]
+    Duplicate {
+        /// Kind, namespace and name.
+        object: String,
+        /// Where first.
+        first: Origin,
+        /// Where again.
+        second: Origin,
+    },
+    /// Two objects that cannot both hold.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// More than anybody needs.
+    #[error("more than {OBJECTS_MAX} objects: split the cluster or use an API server")]
+    TooMany,
+}
+
+impl ManifestError {
+    /// What the error is about: the file, or the object.
+    #[must_use]
+    pub fn subject(&self) -> String {
+        match self {
+            Self::Folder(error) => error.path().display().to_string(),
+            Self::Syntax { file, .. } => file.display().to_string(),
+            Self::NoObject { origin, .. } => origin.to_string(),
+            Self::Type { object, .. }
+            | Self::Unknown { object, .. }
+            | Self::Duplicate { object, .. } => object.clone(),
+            Self::Invalid { invalid, .. } => invalid.object.clone(),
+            Self::Conflict(_) | Self::TooMany => "manifests".to_owned(),
+        }
+    }
+}
+
+/// What a folder says.
+#[derive(Debug, Clone, Default)]
+pub struct Manifests {
+    /// The cluster's state.
+    pub state: ClusterState,
+    /// Objects of kinds that say nothing about the network, for a remark: `Deployment shop/web`.
+    pub ignored: Vec<String>,
+}
+
+/// Reads a folder.
+///
+/// # Errors
+/// Every [`ManifestError`] found; the folder then counts for nothing.
+pub fn read(directory: &Path) -> Result<Manifests, Vec<ManifestError>> {
+    let files = folder::files(directory).map_err(|error| vec![error.into()])?;
+    let mut reader = Reader::default();
+    for file in files {
+        match folder::text(&file) {
+            Ok(text) => reader.file(&file, &text),
+            Err(error) => reader.errors.push(error.into()),
+        }
+    }
+    reader.finish()
+}
+
+/// Reads one file's text, as if it were the only one of its folder.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(file: &Path, text: &str) -> Result<Manifests, Vec<ManifestError>> {
+    let mut reader = Reader::default();
+    reader.file(file, text);
+    reader.finish()
+}
+
+#[derive(Default)]
+struct Reader {
+    manifests: Manifests,
+    origins: BTreeMap<String, Origin>,
+    errors: Vec<ManifestError>,
+}
+
+impl Reader {
+    fn file(&mut self, file: &Path, text: &str) {
+        match serde_saphyr::from_multiple::<Value>(text) {
+            Ok(documents) => {
+                for (index, document) in documents.into_iter().enumerate() {
+                    let origin = Origin { file: file.to_owned(), document: index + 1 };
+                    self.document(&origin, document);
+                }
+            }
+            Err(error) => self
+                .errors
+                .push(ManifestError::Syntax { file: file.to_owned(), message: error.to_string() }),
+        }
+    }
+
+    fn document(&mut self, origin: &Origin, document: Value) {
+        let field = |name: &str| document.get(name).and_then(Value::as_str).map(str::to_owned);
+        if document.is_null() {
+            return;
+        }
+        let (Some(version), Some(kind)) = (field("apiVersion"), field("kind")) else {
+            self.errors.push(ManifestError::NoObject {
+                origin: origin.clone(),
+                message: "apiVersion or kind is missing: is this a Kubernetes manifest?".into(),
+            });
+            return;
+        };
+        if kind == "List" || (kind.ends_with("List") && document.get("items").is_some()) {
+            let Some(Value::Array(items)) = document.get("items").cloned() else { return };
+            items.into_iter().for_each(|item| self.document(origin, item));
+            return;
+        }
+        if self.origins.len() >= OBJECTS_MAX {
+            if self.errors.last() != Some(&ManifestError::TooMany) {
+                self.errors.push(ManifestError::TooMany);
+            }
+            return;
+        }
+        let object = title(&kind, &document);
+        match self.object(origin, &version, &kind, document) {
+            Some(Ok(read)) => self.insert(origin, object, read),
+            Some(Err(error)) => self.errors.push(error),
+            None => self.manifests.ignored.push(object),
+        }
+    }
+
+    /// `None` for kinds that say nothing about the network.
+    fn object(
+        &self,
+        origin: &Origin,
+        version: &str,
+        kind: &str,
+        document: Value,
+    ) -> Option<Result<Object, ManifestError>> {
+        let convert_with = Typed { origin, kind };
+        Some(match (version, kind) {
+            ("v1", "Namespace") => convert_with
+                .read::<core::Namespace, _>(document, convert::namespace)
+                .map(Object::Namespace),
+            ("v1", "Node") => {
+                convert_with.read::<core::Node, _>(document, convert::node).map(Object::Node)
+            }
+            ("v1", "Pod") => {
+                convert_with.read::<core::Pod, _>(document, convert::pod).map(Object::Pod)
+            }
+            ("v1", "Service") => convert_with
+                .read::<core::Service, _>(document, convert::service)
+                .map(Object::Service),
+            ("discovery.k8s.io/v1", "EndpointSlice") => convert_with
+                .read::<EndpointSlice, _>(document, convert::endpoint_slice)
+                .map(Object::EndpointSlice),
+            ("networking.k8s.io/v1", "NetworkPolicy") => convert_with
+                .read::<NetworkPolicy, _>(document, convert::network_policy)
+                .map(Object::NetworkPolicy),
+            (_, "Namespace" | "Node" | "Pod" | "Service" | "EndpointSlice" | "NetworkPolicy") => {
+                Err(ManifestError::NoObject {
+                    origin: origin.clone(),
+                    message: format!(
+                        "{kind} of apiVersion {version} is not read here: write v1, \
+                         discovery.k8s.io/v1 or networking.k8s.io/v1"
+                    ),
+                })
+            }
+            _ => return None,
+        })
+    }
+
+    fn insert(&mut self, origin: &Origin, object: String, read: Object) {
+        if let Some(first) = self.origins.get(&object) {
+            self.errors.push(ManifestError::Duplicate {
+                object,
+                first: first.clone(),
+                second: origin.clone(),
+            });
+            return;
+        }
+        self.origins.insert(object, origin.clone());
+        self.manifests.state.insert(read);
+    }
+
+    fn finish(mut self) -> Result<Manifests, Vec<ManifestError>> {
+        let conflicts = self.manifests.state.conflicts();
+        self.errors.extend(conflicts.into_iter().map(ManifestError::Conflict));
+        if self.errors.is_empty() { Ok(self.manifests) } else { Err(self.errors) }
+    }
+}
+
+/// Reads one kind, refusing fields that its type does not have.
+struct Typed<'a> {
+    origin: &'a Origin,
+    kind: &'a str,
+}
+
+impl Typed<'_> {
+    fn read<T: DeserializeOwned, M>(
+        &self,
+        document: Value,
+        convert: fn(T) -> Result<M, InvalidObject>,
+    ) -> Result<M, ManifestError> {
+        let object = title(self.kind, &document);
+        let mut fields = Vec::new();
+        let typed = serde_ignored::deserialize(document, |path| fields.push(path.to_string()))
+            .map_err(|error: serde_json::Error| ManifestError::Type {
+                origin: self.origin.clone(),
+                object: object.clone(),
+                message: error.to_string(),
+            })?;
+        // k8s-openapi reads these two itself and hands them to nobody.
+        fields.retain(|field| field != "apiVersion" && field != "kind");
+        if !fields.is_empty() {
+            return Err(ManifestError::Unknown { origin: self.origin.clone(), object, fields });
+        }
+        convert(typed)
+            .map_err(|invalid| ManifestError::Invalid { origin: self.origin.clone(), invalid })
+    }
+}
+
+fn title(kind: &str, document: &Value) -> String {
+    let field = |name| document.get("metadata").and_then(|meta| meta.get(name)?.as_str());
+    let name = field("name").unwrap_or("(no name)");
+    // Namespaced objects without one are in `default`, as kubectl has it.
+    let namespace = match kind {
+        "Namespace" | "Node" => None,
+        _ => Some(field("namespace").unwrap_or("default")),
+    };
+    namespace.map_or_else(|| format!("{kind} {name}"), |own| format!("{kind} {own}/{name}"))
+}

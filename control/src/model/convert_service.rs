@@ -1,0 +1,237 @@
+//! Services and EndpointSlices, from the Kubernetes API's types.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use dataplane::lb::TrafficPolicy;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use super::convert::{
+    Problem, address, l4_port, namespaced_name, prefixes, problem, protocol, title,
+};
+use super::{Endpoint, EndpointSlice, InvalidObject, Service, ServicePort, SlicePort};
+
+/// The label that ties an EndpointSlice to its Service.
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// Reads a Service.
+///
+/// # Errors
+/// No port, a port out of range, two ports alike, an address or range that cannot be read, an
+/// unknown type or traffic policy.
+pub fn service(object: core::Service) -> Result<Service, InvalidObject> {
+    let title = title("Service", &object.metadata);
+    read_service(object).map_err(|problem| problem.of(title))
+}
+
+fn read_service(object: core::Service) -> Result<Service, Problem> {
+    let name = namespaced_name(&object.metadata)?;
+    let spec = object.spec.ok_or_else(|| problem("spec", "is missing"))?;
+    let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+    if !matches!(kind, "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName") {
+        let known = "use ClusterIP, NodePort, LoadBalancer or ExternalName";
+        return Err(problem("spec.type", format!("{kind:?} is no type of service; {known}")));
+    }
+    let cluster_ips = cluster_ips(&spec)?;
+    let headless = cluster_ips.is_none() || kind == "ExternalName";
+    let ports = service_ports(&spec, headless, kind)?;
+    let external_ips = spec.external_ips.clone().unwrap_or_default();
+    let ingress = object.status.and_then(|status| status.load_balancer?.ingress);
+    Ok(Service {
+        name,
+        cluster_ips: cluster_ips.unwrap_or_default(),
+        headless,
+        external_ips: addresses("spec.externalIPs", &external_ips)?,
+        load_balancer_ips: match kind {
+            "LoadBalancer" => load_balancer_ips(&ingress.unwrap_or_default())?,
+            _ => Vec::new(),
+        },
+        ports,
+        internal_policy: traffic_policy(
+            "spec.internalTrafficPolicy",
+            spec.internal_traffic_policy.as_deref(),
+        )?,
+        external_policy: traffic_policy(
+            "spec.externalTrafficPolicy",
+            spec.external_traffic_policy.as_deref(),
+        )?,
+        source_ranges: prefixes(
+            "spec.loadBalancerSourceRanges",
+            &spec.load_balancer_source_ranges.clone().unwrap_or_default(),
+        )?,
+        health_check_node_port: match spec.health_check_node_port {
+            None | Some(0) => None,
+            Some(number) => Some(l4_port("spec.healthCheckNodePort", number)?),
+        },
+        not_obeyed: not_obeyed(&spec),
+    })
+}
+
+/// `None` when the service is headless.
+fn cluster_ips(spec: &core::ServiceSpec) -> Result<Option<Vec<IpAddr>>, Problem> {
+    let (field, texts) = match (&spec.cluster_ips, &spec.cluster_ip) {
+        (Some(texts), _) if !texts.is_empty() => ("spec.clusterIPs", texts.clone()),
+        (_, Some(text)) if !text.is_empty() => ("spec.clusterIP", vec![text.clone()]),
+        _ => return Ok(Some(Vec::new())),
+    };
+    if texts.iter().any(|text| text == "None") {
+        return Ok(None);
+    }
+    addresses(field, &texts).map(Some)
+}
+
+fn addresses(field: &str, texts: &[String]) -> Result<Vec<IpAddr>, Problem> {
+    let mut seen = BTreeSet::new();
+    let mut list = Vec::with_capacity(texts.len());
+    for (index, text) in texts.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        let address = address(&field, text)?;
+        if !seen.insert(address) {
+            return Err(problem(field, format!("{address} is listed twice; remove one")));
+        }
+        list.push(address);
+    }
+    Ok(list)
+}
+
+fn load_balancer_ips(ingress: &[core::LoadBalancerIngress]) -> Result<Vec<IpAddr>, Problem> {
+    let mut list = Vec::new();
+    for (index, entry) in ingress.iter().enumerate() {
+        // `Proxy`: the balancer wants the packets of pods too, so they must be routed to it.
+        if entry.ip_mode.as_deref() == Some("Proxy") {
+            continue;
+        }
+        if let Some(text) = entry.ip.as_deref().filter(|text| !text.is_empty()) {
+            list.push(address(&format!("status.loadBalancer.ingress[{index}].ip"), text)?);
+        }
+    }
+    Ok(list)
+}
+
+fn service_ports(
+    spec: &core::ServiceSpec,
+    headless: bool,
+    kind: &str,
+) -> Result<Vec<ServicePort>, Problem> {
+    let listed = spec.ports.as_deref().unwrap_or_default();
+    if listed.is_empty() && !headless {
+        return Err(problem("spec.ports", "a service needs at least one port; add one"));
+    }
+    let mut ports: Vec<ServicePort> = Vec::with_capacity(listed.len());
+    for (index, entry) in listed.iter().enumerate() {
+        let path = format!("spec.ports[{index}]");
+        let number = l4_port(&format!("{path}.port"), entry.port)?;
+        let protocol = protocol(&format!("{path}.protocol"), entry.protocol.as_deref())?;
+        let node_port = match entry.node_port {
+            None | Some(0) => None,
+            Some(number) => Some(l4_port(&format!("{path}.nodePort"), number)?),
+        };
+        if node_port.is_some() && !matches!(kind, "NodePort" | "LoadBalancer") {
+            let text = format!("a service of type {kind} has no node port; remove it");
+            return Err(problem(format!("{path}.nodePort"), text));
+        }
+        let name = entry.name.clone().unwrap_or_default();
+        if name.is_empty() && listed.len() > 1 {
+            let text = "is missing; a service with several ports must name each";
+            return Err(problem(format!("{path}.name"), text));
+        }
+        for (other_index, other) in ports.iter().enumerate() {
+            if other.name == name {
+                let text = format!("{name:?} is the name of spec.ports[{other_index}] too");
+                return Err(problem(format!("{path}.name"), text));
+            }
+            if (other.protocol, other.l4_port) == (protocol, number) {
+                let text = format!("{number}/{protocol} is spec.ports[{other_index}] already");
+                return Err(problem(format!("{path}.port"), text));
+            }
+        }
+        ports.push(ServicePort { name, protocol, l4_port: number, node_port });
+    }
+    Ok(ports)
+}
+
+fn traffic_policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, Problem> {
+    match text {
+        None | Some("Cluster" | "") => Ok(TrafficPolicy::Cluster),
+        Some("Local") => Ok(TrafficPolicy::Local),
+        Some(other) => {
+            Err(problem(field, format!("{other:?} is no traffic policy; use Cluster or Local")))
+        }
+    }
+}
+
+fn not_obeyed(spec: &core::ServiceSpec) -> Vec<&'static str> {
+    let mut fields = Vec::new();
+    if spec.session_affinity.as_deref() == Some("ClientIP") {
+        fields.push("spec.sessionAffinity");
+    }
+    if spec.traffic_distribution.is_some() {
+        fields.push("spec.trafficDistribution");
+    }
+    fields
+}
+
+/// Reads an EndpointSlice.
+///
+/// # Errors
+/// An unknown address type, an address of another family than it says, a port out of range.
+pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice, InvalidObject> {
+    let title = title("EndpointSlice", &object.metadata);
+    read_endpoint_slice(object).map_err(|problem| problem.of(title))
+}
+
+fn read_endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice, Problem> {
+    let name = namespaced_name(&object.metadata)?;
+    let wants_ipv4 = match object.address_type.as_str() {
+        "IPv4" => Some(true),
+        "IPv6" => Some(false),
+        "FQDN" => None,
+        other => {
+            let text = format!("{other:?} is no address type; use IPv4 or IPv6");
+            return Err(problem("addressType", text));
+        }
+    };
+    let mut ports = Vec::new();
+    for (index, entry) in object.ports.unwrap_or_default().iter().enumerate() {
+        let path = format!("ports[{index}]");
+        ports.push(SlicePort {
+            name: entry.name.clone().unwrap_or_default(),
+            protocol: protocol(&format!("{path}.protocol"), entry.protocol.as_deref())?,
+            l4_port: match entry.port {
+                None => None,
+                Some(number) => Some(l4_port(&format!("{path}.port"), number)?),
+            },
+        });
+    }
+    let mut endpoints = Vec::new();
+    if let Some(wants_ipv4) = wants_ipv4 {
+        for (index, entry) in object.endpoints.unwrap_or_default().into_iter().enumerate() {
+            endpoints.push(read_endpoint(&format!("endpoints[{index}]"), entry, wants_ipv4)?);
+        }
+    }
+    let service = object.metadata.labels.and_then(|mut labels| labels.remove(SERVICE_NAME_LABEL));
+    Ok(EndpointSlice { name, service, ports, endpoints })
+}
+
+fn read_endpoint(
+    path: &str,
+    entry: discovery::Endpoint,
+    wants_ipv4: bool,
+) -> Result<Endpoint, Problem> {
+    let field = format!("{path}.addresses[0]");
+    let text = entry.addresses.first().ok_or_else(|| problem(&*field, "is missing"))?;
+    let address = address(&field, text)?;
+    if address.is_ipv4() != wants_ipv4 {
+        let text = format!("{address} is not of the slice's addressType");
+        return Err(problem(field, text));
+    }
+    let conditions = entry.conditions.unwrap_or_default();
+    Ok(Endpoint {
+        address,
+        ready: conditions.ready.unwrap_or(true),
+        serving: conditions.serving.unwrap_or(true),
+        terminating: conditions.terminating.unwrap_or(false),
+        node: entry.node_name,
+    })
+}

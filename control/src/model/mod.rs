@@ -1,0 +1,342 @@
+//! Cluster objects, reduced to what a node's dataplane needs.
+//!
+//! The Kubernetes API's own types are large and mostly irrelevant here, and every object of the
+//! cluster is kept, so only the fields that are read are kept. [`convert`] makes these from the API
+//! types and refuses what cannot be meant; [`selector`] says how labels are matched.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use dataplane::address::Protocol;
+use dataplane::lb::TrafficPolicy;
+use dataplane::lpm::Prefix;
+
+pub mod convert;
+mod convert_policy;
+mod convert_service;
+pub mod selector;
+
+pub use selector::{LabelSelector, Operator, Requirement};
+
+/// Labels of an object, ordered by key.
+pub type Labels = BTreeMap<String, String>;
+
+/// What names an object of a kind within the cluster.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl ObjectName {
+    /// The name `namespace/name`.
+    #[must_use]
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Debug for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is not `namespace/name`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no object: write NAMESPACE/NAME, such as shop/web-0")]
+pub struct ObjectNameError(String);
+
+impl std::str::FromStr for ObjectName {
+    type Err = ObjectNameError;
+
+    fn from_str(text: &str) -> Result<Self, ObjectNameError> {
+        match text.split_once('/') {
+            Some((namespace, name))
+                if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
+            {
+                Ok(Self::new(namespace, name))
+            }
+            _ => Err(ObjectNameError(text.to_owned())),
+        }
+    }
+}
+
+/// A Namespace: only its labels matter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.labels`, with `kubernetes.io/metadata.name` always set, as the API server does.
+    pub labels: Labels,
+}
+
+/// A Node and its addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: String,
+    /// `status.addresses` of the types InternalIP and ExternalIP.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Vec<Prefix>,
+}
+
+/// `status.phase` of a Pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PodPhase {
+    /// Not all containers have started.
+    Pending,
+    /// At least one container runs.
+    Running,
+    /// All containers ended well: its addresses may be another pod's by now.
+    Succeeded,
+    /// All containers ended, one badly: its addresses may be another pod's by now.
+    Failed,
+    /// The node does not answer.
+    Unknown,
+}
+
+/// A container port that has a name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedPort {
+    /// `containers[].ports[].name`.
+    pub name: String,
+    /// `containers[].ports[].protocol`.
+    pub protocol: Protocol,
+    /// `containers[].ports[].containerPort`.
+    pub l4_port: u16,
+}
+
+/// A Pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `metadata.uid`; empty in manifests.
+    pub uid: String,
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// `status.podIPs`.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.nodeName`; `None` while unscheduled.
+    pub node: Option<String>,
+    /// Named container ports in the order of the containers; the first of a name counts.
+    pub named_ports: Vec<NamedPort>,
+    /// `spec.hostNetwork`: its addresses are its node's, and policy does not apply to it.
+    pub host_network: bool,
+    /// `status.phase`.
+    pub phase: PodPhase,
+    /// Whether `metadata.deletionTimestamp` is set.
+    pub terminating: bool,
+}
+
+impl Pod {
+    /// Whether its containers have ended for good, so that its addresses are no longer its own.
+    #[must_use]
+    pub fn is_completed(&self) -> bool {
+        matches!(self.phase, PodPhase::Succeeded | PodPhase::Failed)
+    }
+
+    /// The number behind a named port.
+    #[must_use]
+    pub fn named_port(&self, name: &str, protocol: Protocol) -> Option<u16> {
+        self.named_ports
+            .iter()
+            .find(|port| port.name == name && port.protocol == protocol)
+            .map(|port| port.l4_port)
+    }
+}
+
+/// One port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// `name`; empty when the service has a single, unnamed port.
+    pub name: String,
+    /// `protocol`.
+    pub protocol: Protocol,
+    /// `port`.
+    pub l4_port: u16,
+    /// `nodePort`, where one was allocated.
+    pub node_port: Option<u16>,
+}
+
+/// A Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `spec.clusterIPs`; empty for headless services and those without an address yet.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Whether it has no cluster address by intent: `clusterIP: None` or type ExternalName.
+    pub headless: bool,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip`, except those of `ipMode: Proxy`.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.ports`; at least one unless headless.
+    pub ports: Vec<ServicePort>,
+    /// `spec.internalTrafficPolicy`.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`.
+    pub external_policy: TrafficPolicy,
+    /// `spec.loadBalancerSourceRanges`.
+    pub source_ranges: Vec<Prefix>,
+    /// `spec.healthCheckNodePort`.
+    pub health_check_node_port: Option<u16>,
+    /// Fields that are understood but not obeyed, for a warning.
+    pub not_obeyed: Vec<&'static str>,
+}
+
+/// One port of an EndpointSlice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlicePort {
+    /// `name`: matches the Service port of the same name.
+    pub name: String,
+    /// `protocol`.
+    pub protocol: Protocol,
+    /// `port`; `None` means "all ports", which no Service can use.
+    pub l4_port: Option<u16>,
+}
+
+/// One endpoint of an EndpointSlice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `addresses[0]`; the API gives further ones no meaning.
+    pub address: IpAddr,
+    /// `conditions.ready`; absent means ready.
+    pub ready: bool,
+    /// `conditions.serving`; absent means serving.
+    pub serving: bool,
+    /// `conditions.terminating`; absent means not.
+    pub terminating: bool,
+    /// `nodeName`.
+    pub node: Option<String>,
+}
+
+/// An EndpointSlice of addresses (FQDN slices hold none).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// The label `kubernetes.io/service-name`.
+    pub service: Option<String>,
+    /// `ports`.
+    pub ports: Vec<SlicePort>,
+    /// `endpoints`.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Which L4 ports one entry of a rule's `ports` allows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum L4Ports {
+    /// No port is named: all of the protocol.
+    All,
+    /// `port`, or `port` to `endPort`.
+    Range(RangeInclusive<u16>),
+    /// Whatever the destination pod gives this name.
+    Named(String),
+}
+
+/// One entry of a rule's `ports`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PortMatch {
+    /// `protocol`, TCP by default.
+    pub protocol: Protocol,
+    /// `port` and `endPort`.
+    pub l4_ports: L4Ports,
+}
+
+/// One entry of a rule's `from` or `to`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// `podSelector`, `namespaceSelector` or both.
+    Pods {
+        /// `namespaceSelector`; absent means the policy's own namespace.
+        namespaces: Option<LabelSelector>,
+        /// `podSelector`; absent means all pods.
+        pods: LabelSelector,
+    },
+    /// `ipBlock`.
+    Block {
+        /// `cidr`.
+        cidr: Prefix,
+        /// `except`, each within `cidr`; sorted.
+        except: Vec<Prefix>,
+    },
+}
+
+/// One entry of `ingress` or `egress`: what it allows, and to whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyRule {
+    /// Empty: every peer.
+    pub peers: Vec<Peer>,
+    /// Empty: every protocol and L4 port.
+    pub ports: Vec<PortMatch>,
+}
+
+/// A NetworkPolicy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkPolicy {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `spec.podSelector`; empty selects every pod of the namespace.
+    pub subject: LabelSelector,
+    /// The ingress rules, if the policy isolates in that direction (`policyTypes`).
+    pub ingress: Option<Vec<PolicyRule>>,
+    /// The egress rules, if the policy isolates in that direction (`policyTypes`).
+    pub egress: Option<Vec<PolicyRule>>,
+}
+
+/// Any object that is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    /// A Namespace.
+    Namespace(Namespace),
+    /// A Node.
+    Node(Node),
+    /// A Pod.
+    Pod(Pod),
+    /// A Service.
+    Service(Service),
+    /// An EndpointSlice.
+    EndpointSlice(EndpointSlice),
+    /// A NetworkPolicy.
+    NetworkPolicy(NetworkPolicy),
+}
+
+impl fmt::Display for Object {
+    /// `Kind namespace/name`, as errors name it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Namespace(object) => write!(f, "Namespace {}", object.name),
+            Self::Node(object) => write!(f, "Node {}", object.name),
+            Self::Pod(object) => write!(f, "Pod {}", object.name),
+            Self::Service(object) => write!(f, "Service {}", object.name),
+            Self::EndpointSlice(object) => write!(f, "EndpointSlice {}", object.name),
+            Self::NetworkPolicy(object) => write!(f, "NetworkPolicy {}", object.name),
+        }
+    }
+}
+
+/// An object that cannot be meant as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{object}: {field}: {problem}")]
+pub struct InvalidObject {
+    /// Kind, namespace and name.
+    pub object: String,
+    /// Path of the field, `spec.ports[0].port`.
+    pub field: String,
+    /// What is wrong with its value, and what to write instead.
+    pub problem: String,
+}
