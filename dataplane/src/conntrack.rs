@@ -153,7 +153,7 @@ impl FlowState {
 /// A flow's protocol, what its directions have shown, and its deadline, in one atomic word.
 ///
 /// Layout, from bit 63: deadline in seconds (32), original [`Seen`] (8), reply [`Seen`] (8),
-/// protocol (8), directions that spoke after a reset (8).
+/// protocol (8), marks (8): directions that spoke after a reset (bits 0 and 1), denied (bit 7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life(pub u64);
 
@@ -278,9 +278,24 @@ impl Life {
         (next != self).then_some(next)
     }
 
+    /// Whether new tables denied the flow. Its entry stays, so that what either end goes on to
+    /// send is not taken for a connection picked up in mid-stream.
+    #[must_use]
+    pub fn is_denied(self) -> bool {
+        self.0 & Self::DENIED != 0
+    }
+
+    /// The word of the denied flow. The next packet that is admitted undoes it.
+    #[must_use]
+    pub fn denied(self) -> Self {
+        Self(self.0 | Self::DENIED)
+    }
+
+    const DENIED: u64 = 0x80;
+
     /// Directions that spoke since the last reset, one bit each.
     fn after_reset(self) -> u8 {
-        self.0.to_be_bytes()[7]
+        self.0.to_be_bytes()[7] & 3
     }
 }
 

@@ -304,13 +304,22 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
         }
     }
 
-    /// Ends the flow: the next lookup treats it as gone, the owner's sweep removes it.
+    /// Ends the flow: the next lookup treats it as gone.
     pub fn end(&self) {
+        self.change_life(|life| Life(life.0 & 0xffff_ffff));
+    }
+
+    /// Marks the flow as denied by new tables.
+    pub fn deny(&self) {
+        self.change_life(Life::denied);
+    }
+
+    fn change_life(&self, change: impl Fn(Life) -> Life) {
         let life = self.word(1);
         let mut current = life.load(Ordering::Relaxed);
         for _ in 0..4 {
-            let ended = current & 0xffff_ffff;
-            match life.compare_exchange_weak(current, ended, Ordering::Relaxed, Ordering::Relaxed) {
+            let next = change(Life(current)).0;
+            match life.compare_exchange_weak(current, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(other) => current = other,
             }

@@ -234,7 +234,7 @@ impl FlowTables {
         Ok((tables, holds))
     }
 
-    /// Calls `visit` with every live flow at `now`. For listings: flows that come and go meanwhile
+    /// Calls `visit` with every live flow at `now` that is not denied. For listings: flows that come and go meanwhile
     /// may be missed or shown.
     pub fn for_each(&self, now: Nanos, mut visit: impl FnMut(FlowRecord)) {
         self.v4.for_each(self.v4.handles(), |_, words| {
@@ -248,7 +248,7 @@ impl FlowTables {
 
 fn show<K: FlowFamily>(words: &[AtomicU64], now: Nanos, visit: &mut impl FnMut(FlowRecord)) {
     let view = FlowView::<K>::new(words);
-    if !view.life().expired(now) {
+    if !view.life().expired(now) && !view.life().is_denied() {
         visit(FlowRecord {
             original: view.tuple(FlowDirection::Original).generic(),
             reply: view.tuple(FlowDirection::Reply).generic(),

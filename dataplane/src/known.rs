@@ -136,7 +136,8 @@ pub(crate) fn may_leave(tables: &Tables, packet: &Packet, hop: &NextHop) -> Resu
     Ok(!to_host)
 }
 
-/// The tables changed since the flow's decision: decide again, and end what is denied now.
+/// The tables changed since the flow's decision: decide again. What is denied now is asked at each
+/// packet, until tables allow it again or its time is over.
 #[cold]
 fn rejudge<K: crate::flow::FlowFamily>(
     context: &mut Context,
@@ -160,8 +161,9 @@ fn rejudge<K: crate::flow::FlowFamily>(
             Ok(route)
         }
         Err(reason) => {
-            if matches!(reason, DropReason::PolicyIngress | DropReason::PolicyEgress) {
-                view.end();
+            let by_policy = matches!(reason, DropReason::PolicyIngress | DropReason::PolicyEgress);
+            if by_policy && !view.life().is_denied() {
+                view.deny();
                 let mut event = FlowEvent::new(now, EventKind::Closed, ingress);
                 event.key = Some(original);
                 event.service = view.origin().service;

@@ -352,3 +352,25 @@ fn connection_that_goes_on_both_ways_after_a_reset_is_kept() {
     node.wait(Duration::from_secs(60));
     node.forward(pod_port(1), &there("A"));
 }
+
+/// The packet after the one at which a connection was denied passed as a reply in mid-stream.
+#[test]
+fn denied_connection_stays_denied_until_policy_allows_it_again() {
+    let mut node = Simulation::single(&World::with_pods(2).tables());
+    let there = |flags| tcp("10.1.0.1:1000", "10.1.0.2:80", flags).build();
+    let back = tcp("10.1.0.2:80", "10.1.0.1:1000", "A").build();
+    node.forward(pod_port(1), &there("S"));
+    node.forward(pod_port(2), &back);
+    node.forward(pod_port(1), &there("A"));
+    let denying = World::with_pods(2).with_ingress_only_from(2, &[], 1..=1).next_generation();
+    node.publish(&denying.tables());
+    for _ in 0..3 {
+        node.expect_drop(pod_port(1), &there("PA"), DropReason::PolicyIngress);
+        node.expect_drop(pod_port(2), &back, DropReason::PolicyIngress);
+        node.wait(Duration::from_secs(60));
+    }
+    assert!(node.flows().is_empty());
+    node.publish(&World::with_pods(2).next_generation().next_generation().tables());
+    node.forward(pod_port(2), &back);
+    assert_eq!(node.flows().len(), 1);
+}
