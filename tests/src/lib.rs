@@ -3,6 +3,7 @@
 
 pub mod memory_ports;
 pub mod packet_builder;
+pub mod random;
 pub mod simulation;
 pub mod world;
 pub mod xskiff_binary;
