@@ -63,6 +63,12 @@ pub enum LabError {
         /// The longest allowed, in bytes.
         length_max: usize,
     },
+    /// A kept laboratory is there already.
+    #[error("what an earlier run kept is still there, {directory}: remove it first (xskiff demo --remove)", directory = directory.display())]
+    AlreadyKept {
+        /// Its directory.
+        directory: PathBuf,
+    },
     /// A signal arrived: everything is being removed, nothing new is made.
     #[error("interrupted: the laboratory is being removed")]
     Closing,

@@ -8,6 +8,9 @@ use super::{LabError, Namespace, command, registry};
 /// Longest label of a laboratory or name of a namespace, in bytes.
 const NAME_LENGTH_MAX: usize = 40;
 
+/// Stands for the maker in names of what is kept.
+const KEPT: &str = "kept";
+
 /// A set of namespaces made by one process, with a directory for their logs.
 ///
 /// Dropping it removes its directory; its namespaces and processes are removed by their own drops.
@@ -26,13 +29,37 @@ impl Laboratory {
     /// # Errors
     /// Not root, `iproute2` missing, or the directory for logs cannot be made.
     pub fn new(label: &str, program: &Path) -> Result<Self, LabError> {
-        check_name("laboratory", label, NAME_LENGTH_MAX)?;
-        if !nix::unistd::geteuid().is_root() {
-            return Err(LabError::NotRoot);
+        Self::named(&format!("{}", std::process::id()), label, program)
+    }
+
+    /// As [`Laboratory::new`], but under names without a maker, so that no later run takes what
+    /// is kept for a leftover. There is one of a label.
+    ///
+    /// # Errors
+    /// As [`Laboratory::new`], and [`LabError::AlreadyKept`].
+    pub fn kept(label: &str, program: &Path) -> Result<Self, LabError> {
+        let directory = std::env::temp_dir().join(format!("{}{KEPT}.{label}", registry::PREFIX));
+        if directory.exists() {
+            return Err(LabError::AlreadyKept { directory });
         }
+        Self::named(KEPT, label, program)
+    }
+
+    /// Removes what a laboratory of that label kept: processes, namespaces, files.
+    ///
+    /// # Errors
+    /// A bad label, or not root.
+    pub fn remove_kept(label: &str) -> Result<(), LabError> {
+        check(label)?;
+        registry::remove_all_of(&format!("{}{KEPT}.{label}", registry::PREFIX));
+        Ok(())
+    }
+
+    fn named(maker: &str, label: &str, program: &Path) -> Result<Self, LabError> {
+        check(label)?;
         command::run("ip", &["-Version"])?;
         registry::sweep_leftovers();
-        let prefix = format!("{}{}.{label}", registry::PREFIX, std::process::id());
+        let prefix = format!("{}{maker}.{label}", registry::PREFIX);
         let directory = std::env::temp_dir().join(&prefix);
         registry::add_directory(&directory)?;
         Ok(Self { prefix, program: program.to_owned(), directory, kept: false })
@@ -73,6 +100,11 @@ impl Drop for Laboratory {
             registry::remove_directory(&self.directory);
         }
     }
+}
+
+fn check(label: &str) -> Result<(), LabError> {
+    check_name("laboratory", label, NAME_LENGTH_MAX)?;
+    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(LabError::NotRoot) }
 }
 
 /// Refuses names that would be read as an option, a path or two words.

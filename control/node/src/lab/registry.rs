@@ -171,10 +171,26 @@ pub(super) fn sweep_leftovers() {
     }
 }
 
+/// Removes the namespaces and the directory of the laboratory with this prefix.
+pub(super) fn remove_all_of(prefix: &str) {
+    for name in names_in(Path::new(NETNS_DIRECTORY)) {
+        if name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-')) {
+            delete_namespace(&name);
+        }
+    }
+    // It is not there when nothing was kept.
+    let _ = std::fs::remove_dir_all(std::env::temp_dir().join(prefix));
+}
+
+fn names_in(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
 fn orphans_in(directory: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter(|name| maker_of(name).is_some_and(|maker| !lives(maker))).collect()
+    let mut names = names_in(directory);
+    names.retain(|name| maker_of(name).is_some_and(|maker| !lives(maker)));
+    names
 }
 
 /// Ends what runs in the namespace, then removes its name; its links go with it.

@@ -1,0 +1,261 @@
+//! Three outages under a running download, each of whose bytes is checked as it arrives.
+
+use std::time::{Duration, Instant};
+
+use super::expectation::{Outcome, seconds};
+use super::files::Files;
+use super::node::Node;
+use super::scene::{BALANCER, CLUSTER_IP, FLOOD_SOURCES, HTTP, STRANGER, Scene, to};
+use super::{DemoError, Seen, Stage, steps, traffic};
+use crate::lab::agent::report::{Fetched, Report, Trouble};
+use crate::lab::{Agent, LabError, wait_until};
+
+/// A download's speed, in bytes per second: enough to be hit in its middle by every outage.
+const RATE: u64 = 8 << 20;
+
+/// SYN segments a second, and in all.
+const FLOOD_RATE: u64 = 25_000;
+const FLOOD_COUNT: u64 = 100_000;
+
+/// Longest time in which no new connection may work, in milliseconds.
+const GAP_AFTER_KILL_MS: u64 = 8_000;
+const GAP_IN_FLOOD_MS: u64 = 2_000;
+
+/// How long traffic may go on after the node has died.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long the node stays dead before it is started again.
+const DEAD: Duration = Duration::from_secs(1);
+
+/// How long the manifests are gone.
+const FOLDER_GONE: Duration = Duration::from_secs(3);
+
+/// How long the node may take to complain about manifests, or to be content again.
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// How long an outage's download may take beyond its rate.
+const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Drives all three; gives the node process that runs in the end.
+///
+/// # Errors
+/// The node does not start again: nothing can be shown without it.
+pub fn run(scene: &Scene, files: &Files, node: Node, stage: &mut Stage) -> Result<Node, DemoError> {
+    stage.say("first outage: the node process is killed (SIGKILL) and started again");
+    let node = killed(scene, files, node, stage)?;
+    stage.say("second outage: a SYN flood");
+    flooded(scene, &node, stage);
+    stage.say("third outage: the manifests folder is gone");
+    folder_gone(scene, files, &node, stage);
+    Ok(node)
+}
+
+/// What runs during an outage, and what of it remains to be asked.
+struct Load {
+    download: Agent,
+    probe: Agent,
+    bytes: u64,
+}
+
+impl Load {
+    /// Starts a download that lasts for `lasting`, and attempts to connect anew all the time.
+    fn start(scene: &Scene, lasting: Duration) -> Result<Self, LabError> {
+        let bytes = RATE * lasting.as_secs();
+        let target = to(BALANCER[0], HTTP[0]);
+        let (size, rate) = (format!("--download-bytes={bytes}"), format!("--rate={RATE}"));
+        let download =
+            scene.client.agent(&["fetch", &target, &size, &rate, "--timeout-ms=1500"])?;
+        download.expect("its first bytes", DOWNLOAD_TIMEOUT, |report| match report {
+            Report::Progress { bytes } => (bytes > 0).then_some(()),
+            _ => None,
+        })?;
+        let probe = scene.client.agent(&["probe", &target])?;
+        turn(&probe, true, DOWNLOAD_TIMEOUT)?;
+        Ok(Self { download, probe, bytes })
+    }
+
+    /// Waits for the download's end; gives it with the attempts, their failures and the longest
+    /// gap in milliseconds.
+    fn end(self) -> Result<(Fetched, Attempts), LabError> {
+        let fetched = traffic::next_fetched(&self.download, DOWNLOAD_TIMEOUT)?;
+        let reports = self.probe.stop()?;
+        let attempts = reports.into_iter().rev().find_map(|stamped| match stamped.report {
+            Report::ProbedInAll { attempts, failures, longest_gap_ms } => {
+                Some(Attempts { made: attempts, failed: failures, longest_gap_ms })
+            }
+            _ => None,
+        });
+        Ok((fetched, attempts.unwrap_or_default()))
+    }
+}
+
+/// New connections during an outage.
+#[derive(Debug, Clone, Copy, Default)]
+struct Attempts {
+    made: u64,
+    failed: u64,
+    longest_gap_ms: u64,
+}
+
+impl Attempts {
+    fn within(self, gap_ms: u64) -> Seen {
+        let text = format!(
+            "{} of {} worked, longest gap {}",
+            self.made - self.failed,
+            self.made,
+            seconds(self.longest_gap_ms)
+        );
+        Seen::when(self.made > self.failed && self.longest_gap_ms <= gap_ms, text)
+    }
+}
+
+/// Waits until new connections begin, or cease, to work; gives why they fail.
+fn turn(probe: &Agent, wanted: bool, timeout: Duration) -> Result<Option<Trouble>, LabError> {
+    probe.expect("a turn of new connections", timeout, |report| match report {
+        Report::Probed { ok, error } => (ok == wanted).then_some(error),
+        _ => None,
+    })
+}
+
+/// The download must be whole, every byte right.
+fn whole(fetched: &Fetched, bytes: u64) -> Seen {
+    let mib = fetched.bytes >> 20;
+    if fetched.ok && fetched.bytes == bytes {
+        return Seen::when(true, format!("{mib} MiB, every byte right"));
+    }
+    Seen::when(
+        false,
+        format!("{} after {mib} of {} MiB", traffic::word(fetched.error), bytes >> 20),
+    )
+}
+
+fn killed(scene: &Scene, files: &Files, node: Node, stage: &mut Stage) -> Result<Node, DemoError> {
+    let load = Load::start(scene, Duration::from_secs(8))?;
+    let held = steps::hold(scene)?;
+    let bytes = load.bytes;
+    let mut second = None;
+    stage.expect("killed: started again", "ready again, traffic stopped in between", || {
+        node.kill();
+        let died = Instant::now();
+        let stopped = turn(&load.probe, false, STOP_TIMEOUT);
+        std::thread::sleep(DEAD.saturating_sub(died.elapsed()));
+        let restart = Instant::now();
+        second = Some(Node::start(scene, files));
+        let ready = super::expectation::milliseconds(restart.elapsed());
+        let works = turn(&load.probe, true, NOTICE_TIMEOUT).is_ok();
+        let stopped_word = match &stopped {
+            Ok(error) => traffic::word(*error),
+            Err(_) => "traffic went on".into(),
+        };
+        let text = format!("{stopped_word} while dead, ready {} after its start", seconds(ready));
+        Ok(Seen::when(stopped.is_ok() && works, text))
+    });
+    let second = second.transpose()?;
+    let (fetched, attempts) = load.end()?;
+    let new = format!("work again within {}", seconds(GAP_AFTER_KILL_MS));
+    stage.expect("killed: new connections", &new, || Ok(attempts.within(GAP_AFTER_KILL_MS)));
+    stage.expect("killed: the download's bytes", "none wrong", || {
+        let right = fetched.error != Some(Trouble::Corrupted);
+        Ok(Seen::when(right, format!("{} MiB arrived and were compared", fetched.bytes >> 20)))
+    });
+    let later = "go on (from the version that keeps flows in shared memory)";
+    stage.expect("killed: the established download", later, || {
+        Ok(lost_in_this_version(whole(&fetched, bytes)))
+    });
+    stage.expect("killed: 100 held connections", later, || {
+        let counts = steps::end_hold(held)?;
+        let text =
+            format!("{} alive, {} reset, {} ended", counts.alive, counts.resets, counts.ended);
+        Ok(lost_in_this_version(Seen::when(counts.alive == steps::HELD, text)))
+    });
+    second.ok_or_else(|| DemoError::NotReady {
+        state: "was not started again".into(),
+        within: Duration::ZERO,
+        log: String::new(),
+    })
+}
+
+/// A loss that this version is known for is shown as one, and is no difference.
+fn lost_in_this_version(seen: Seen) -> Seen {
+    match seen.outcome {
+        Outcome::Differs => Seen { outcome: Outcome::Known, text: format!("lost: {}", seen.text) },
+        _ => seen,
+    }
+}
+
+fn flooded(scene: &Scene, node: &Node, stage: &mut Stage) {
+    let mut outcome = None;
+    let flood = format!("{FLOOD_COUNT} SYN segments in {} s", FLOOD_COUNT / FLOOD_RATE);
+    stage.expect("flood: sent through the service", &flood, || {
+        let load = Load::start(scene, Duration::from_secs(6))?;
+        let (rate, count) = (format!("--rate={FLOOD_RATE}"), format!("--count={FLOOD_COUNT}"));
+        let sources = format!("--sources={FLOOD_SOURCES}");
+        let target = to(BALANCER[0], HTTP[0]);
+        let flood = scene.client.agent(&["flood", &target, &sources, &rate, &count])?;
+        let begin = Instant::now();
+        let sent = flood.expect("its end", DOWNLOAD_TIMEOUT, |report| match report {
+            Report::Flooded { sent, refused } => (sent + refused >= FLOOD_COUNT).then_some(sent),
+            _ => None,
+        })?;
+        let took = super::expectation::milliseconds(begin.elapsed());
+        let bytes = load.bytes;
+        outcome = Some((load.end()?, bytes));
+        let flows = node.status().map(|status| {
+            let tables = status.tables.into_iter().filter(|table| table.name.starts_with("flows"));
+            tables.map(|table| table.high_water).sum::<u64>()
+        })?;
+        Ok(Seen::when(
+            sent == FLOOD_COUNT,
+            format!("{sent} in {}; up to {flows} flows", seconds(took)),
+        ))
+    });
+    let Some(((fetched, attempts), bytes)) = outcome else { return };
+    stage.expect("flood: the established download", "whole, every byte right", || {
+        Ok(whole(&fetched, bytes))
+    });
+    let new = format!("no gap above {}", seconds(GAP_IN_FLOOD_MS));
+    stage.expect("flood: new connections", &new, || Ok(attempts.within(GAP_IN_FLOOD_MS)));
+}
+
+fn folder_gone(scene: &Scene, files: &Files, node: &Node, stage: &mut Stage) {
+    let mut outcome = None;
+    stage.expect("folder gone: the node says so", "an error in xskiff status", || {
+        let load = Load::start(scene, Duration::from_secs(5))?;
+        files.remove_manifests()?;
+        let removed = Instant::now();
+        let error = complaint(node, true);
+        std::thread::sleep(FOLDER_GONE.saturating_sub(removed.elapsed()));
+        let bytes = load.bytes;
+        outcome = Some((load.end()?, bytes));
+        Ok(match error {
+            Some(text) => Seen::when(true, text),
+            None => Seen::when(false, "no error is listed"),
+        })
+    });
+    let Some(((fetched, attempts), bytes)) = outcome else { return };
+    stage.expect("folder gone: the established download", "whole, every byte right", || {
+        Ok(whole(&fetched, bytes))
+    });
+    stage.expect("folder gone: new connections", "as before, by the tables in force", || {
+        Ok(attempts.within(GAP_IN_FLOOD_MS))
+    });
+    stage.expect("folder gone: the forbidden connection", "still timed out", || {
+        traffic::forbidden(scene.pod(STRANGER), CLUSTER_IP, HTTP[0])
+    });
+    stage.expect("folder back: the node says so", "no error any more", || {
+        files.write_manifests()?;
+        let error = complaint(node, false);
+        Ok(Seen::when(error.is_none(), error.unwrap_or_else(|| "no error".into())))
+    });
+}
+
+/// Waits until the node complains about its manifests, or no more; gives the complaint.
+fn complaint(node: &Node, wanted: bool) -> Option<String> {
+    let mut error = None;
+    wait_until(NOTICE_TIMEOUT, || {
+        let Ok(status) = node.status() else { return false };
+        error = status.manifests.errors.first().map(|error| error.message.clone());
+        error.is_some() == wanted
+    });
+    error
+}
