@@ -2,16 +2,20 @@
 //!
 //! Reading order: [`netlink`] (the kernel's view) and [`forwarding_view`] (what the pipeline is
 //! told of it), [`host_port`] (the way to the node's own stack), [`admin_server`] and [`http`]
-//! (the ways to ask), [`metrics`] (what is told), [`cli`] (how people ask).
+//! (the ways to ask), [`metrics`] (what is told), [`cli`] (how people ask);
+//! and beside all that [`lab`] (network namespaces to try it in) and [`demo`] (the trial itself).
 
 pub mod admin_server;
 pub mod cli;
+pub mod demo;
 pub mod forwarding_view;
 pub mod host_port;
 pub mod http;
 pub mod metrics;
 pub mod lab;
 pub mod netlink;
+pub mod node;
 pub mod ours;
+pub mod pod_netns;
 pub mod ports;
 pub mod workers;

@@ -24,7 +24,7 @@ use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::umem::UmemConfig;
 use xskiff::cli::client::{Client, ClientError};
 use xskiff::node::settings::{HostPortSettings, SnatSettings, Uplink};
-use xskiff::node::{ClusterUpdate, Node, Settings};
+use xskiff::node::{ClusterUpdate, ConfigUpdate, Node, Settings, Sources};
 use xskiff::workers::{self, Idle};
 
 fn settings(run_directory: &Path) -> Settings {
@@ -55,6 +55,14 @@ fn settings(run_directory: &Path) -> Settings {
         node_port_range: 30_000..=32_767,
         timeouts: Timeouts::default(),
         http: Some("127.0.0.1:0".parse().unwrap()),
+    }
+}
+
+/// A cluster that says nothing, and no configuration file.
+fn sources() -> Sources {
+    Sources {
+        cluster: watch::channel(ClusterUpdate::default()).1,
+        config: watch::channel(ConfigUpdate::default()).1,
     }
 }
 
@@ -106,8 +114,7 @@ impl World {
             std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let result = runtime.expect("a runtime").block_on(async {
-                    let (_cluster, updates) = watch::channel(ClusterUpdate::default());
-                    let node = Node::start(settings, updates).await?;
+                    let node = Node::start(settings, sources()).await?;
                     let _ = begun.send(());
                     node.run(async {
                         let _ = stopped.await;
@@ -292,9 +299,9 @@ fn what_happened_is_told_by_flows_connections_captures_traces_and_policy() {
         Reply::Policy(explanation) => assert!(explanation.allowed && explanation.steps.len() == 1),
         other => panic!("{other:?}"),
     }
-    assert!(matches!(world.ask(Request::CtFlush { filter }).unwrap(), Reply::Count(1..)));
-    let gone = Instant::now() + Duration::from_secs(5);
-    while world.ask(Request::CtCount { filter: FlowFilter::default() }).unwrap() != Reply::Count(0) {
+    assert!(matches!(world.ask(Request::CtFlush { filter: filter.clone() }).unwrap(), Reply::Count(1..)));
+    let gone = Instant::now() + Duration::from_secs(20);
+    while world.ask(Request::CtCount { filter: filter.clone() }).unwrap() != Reply::Count(0) {
         assert!(Instant::now() < gone, "flushed flows are gone within seconds");
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -384,8 +391,7 @@ fn a_second_node_on_the_same_directory_is_refused_and_the_first_goes_on() {
     world.add_endpoint();
     let directory = world.directory.path().join("run");
     let second = world.node.block_on(move || async move {
-        let (_cluster, updates) = watch::channel(ClusterUpdate::default());
-        Node::start(settings(&directory), updates).await.err().map(|error| error.to_string())
+        Node::start(settings(&directory), sources()).await.err().map(|error| error.to_string())
     });
     assert!(second.unwrap().contains("another node process"));
     assert!(pings(&world.pod, "192.0.2.1"));

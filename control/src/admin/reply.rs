@@ -308,4 +308,7 @@ pub struct ManifestsStatus {
     pub seconds_since_success: Option<u64>,
     /// What is refused now.
     pub errors: Vec<ObjectError>,
+    /// What is in force otherwise than it was probably meant.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }

@@ -170,7 +170,9 @@ struct Reader {
 
 impl Reader {
     fn file(&mut self, file: &Path, text: &str) {
-        match serde_saphyr::from_multiple::<Value>(text) {
+        // YAML 1.2: `no` and `n` are words, not booleans, and make good names.
+        let options = serde_saphyr::options! { strict_booleans: true };
+        match serde_saphyr::from_multiple_with_options::<Value>(text, options) {
             Ok(documents) => {
                 for (index, document) in documents.into_iter().enumerate() {
                     let origin = Origin { file: file.to_owned(), document: index + 1 };

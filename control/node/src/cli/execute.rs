@@ -10,6 +10,8 @@ use control::admin::{
     StreamItem,
 };
 
+use crate::node::launch::{self, LaunchError};
+
 use super::capture::{CaptureError, CaptureWriter};
 use super::client::{Client, ClientError};
 use super::{
@@ -43,6 +45,12 @@ pub enum ExecuteError {
     /// The answer cannot be printed as JSON.
     #[error("the answer cannot be encoded: {0}")]
     Json(#[from] serde_json::Error),
+    /// The configuration is refused, or the node process could not start or ended badly.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// There is no demo, or something in it came out otherwise than expected.
+    #[error(transparent)]
+    Demo(#[from] crate::demo::DemoError),
     /// A traffic agent cannot work.
     #[error("{0:#}")]
     Agent(anyhow::Error),
@@ -58,14 +66,17 @@ fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ExecuteError + '_ {
 /// [`ExecuteError`], whose text is for people.
 pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
     match cli.command {
+        Command::Run(args) => Ok(launch::run(&args.config, args.manifests)?),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "xskiff", &mut io::stdout());
             Ok(())
         }
         Command::Man { directory } => man(directory.as_deref()),
+        Command::Demo(arguments) => Ok(crate::demo::run(&arguments, cli.json)?),
         Command::LabAgent(arguments) => {
             crate::lab::agent::run(arguments).map_err(ExecuteError::Agent)
         }
+        Command::Config(ConfigCommand::Check { file }) => check(&file),
         Command::Flows(args) => flows(&cli.socket, cli.json, args),
         Command::Capture(args) => capture(&cli.socket, args),
         command => {
@@ -95,9 +106,12 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
             let candidate = std::fs::read_to_string(&file).map_err(file_error(&file))?;
             Request::ConfigDiff { candidate }
         }
-        Command::Flows(_)
+        Command::Run(_)
+        | Command::Flows(_)
         | Command::Capture(_)
+        | Command::Config(ConfigCommand::Check { .. })
         | Command::Completions { .. }
+        | Command::Demo(_)
         | Command::LabAgent(_)
         | Command::Man { .. } => {
             return Err(ExecuteError::Usage("this command asks the node nothing".into()));
@@ -222,6 +236,12 @@ fn report_lost(lost: u64, what: &str) -> Result<(), ExecuteError> {
     if lost > 0 {
         eprintln!("{lost} {what} were lost: the node had more to say than could be taken");
     }
+    Ok(())
+}
+
+fn check(file: &Path) -> Result<(), ExecuteError> {
+    launch::read_config(file)?;
+    println!("{}: good", file.display());
     Ok(())
 }
 

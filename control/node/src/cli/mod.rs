@@ -54,6 +54,13 @@ pub struct Cli {
 /// What can be done.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the node process until SIGTERM or SIGINT.
+    #[command(
+        long_about = "Run the node process until SIGTERM or SIGINT.\n\nThe configuration is \
+        checked whole before any interface is touched. On a clean end everything is detached \
+        and given back; after SIGKILL the next start mends what was left."
+    )]
+    Run(RunArgs),
     /// How the node stands: a verdict, the next step, then ports, workers and tables.
     Status,
     /// Pods on this node: add, remove, list.
@@ -76,7 +83,7 @@ pub enum Command {
     Capture(CaptureArgs),
     /// Show one packet's way through the pipeline, stage by stage, without sending anything.
     Trace(TraceArgs),
-    /// Print the configuration in force, or predict what a new one changes.
+    /// Check a configuration file, print the one in force, or predict what a new one changes.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print a shell's completions, to be sourced.
@@ -90,9 +97,22 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         directory: Option<PathBuf>,
     },
+    /// Show a node at work in network namespaces of its own, then three outages (2 minutes, root).
+    Demo(crate::demo::Arguments),
     /// Traffic for the demo and the tests; runs only inside a network namespace.
     #[command(hide = true)]
     LabAgent(crate::lab::agent::Arguments),
+}
+
+/// Of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The configuration, YAML; `deploy/xskiff.yaml` is a commented example.
+    #[arg(long, short, value_name = "FILE")]
+    pub config: PathBuf,
+    /// A folder of ordinary Kubernetes manifests, watched; overrules the configuration's.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
 }
 
 /// Of `endpoint`.
@@ -298,6 +318,11 @@ pub struct TraceArgs {
 /// Of `config`.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
+    /// Check a configuration file without touching anything.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
     /// Print the configuration in force, every default filled in.
     Print,
     /// Say what a configuration file would change in the running node, and what that does.

@@ -299,6 +299,9 @@ fn show_manifests(manifests: &ManifestsStatus) -> String {
     for error in &manifests.errors {
         let _ = writeln!(text, "  refused: {}: {}", error.object, error.message);
     }
+    for warning in &manifests.warnings {
+        let _ = writeln!(text, "  remark: {warning}");
+    }
     text
 }
 

@@ -28,6 +28,7 @@ fn every_command_has_a_word_of_help() {
 #[test]
 fn the_examples_of_the_issue_are_understood() {
     for line in [
+        "xskiff run --config /etc/xskiff.yaml --manifests /etc/manifests",
         "xskiff status --json",
         "xskiff endpoint add a/b --interface v0 --address 10.0.0.1 --address fd00::1",
         "xskiff endpoint remove a/b",
@@ -41,6 +42,7 @@ fn the_examples_of_the_issue_are_understood() {
         "xskiff flows --follow --verdict dropped",
         "xskiff capture -w out.pcapng --reason spoofed --direction received",
         "xskiff trace --port v0 0102",
+        "xskiff config check f",
         "xskiff config print",
         "xskiff config diff f",
         "xskiff completions bash",

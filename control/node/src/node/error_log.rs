@@ -48,6 +48,11 @@ impl ErrorLog {
         self.entries.retain(|entry| entry.object != object);
     }
 
+    /// Forgets the failures of every object whose name begins so.
+    pub fn clear_prefix(&mut self, prefix: &str) {
+        self.entries.retain(|entry| !entry.object.starts_with(prefix));
+    }
+
     /// Newest first.
     #[must_use]
     pub fn entries(&self) -> Vec<ObjectError> {

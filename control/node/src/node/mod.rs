@@ -1,19 +1,22 @@
 //! The node process: starts everything in order, keeps tables in step with the cluster and the
 //! kernel, answers clients, and takes everything away again.
 //!
-//! Reading order: [`settings`] (what it is told), this file (start, loop, end), [`reconcile`]
+//! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start, loop, end), [`reconcile`]
 //! (what changed becomes tables, rules and routes), [`publisher`] (pure: when is what published),
 //! [`requests`] and [`report`] (what clients are told), [`verdict`] (how the node stands).
-//! [`endpoints`], [`flow_log`], [`captures`], [`filter`], [`trace`] and [`error_log`] are its parts.
+//! [`from_config`], [`manifests`], [`endpoints`], [`flow_log`], [`captures`], [`filter`], [`trace`] and
+//! [`error_log`] are its parts.
 //!
 //! One thread runs all of this. Workers never wait for it: when it hangs or dies, packets go on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use control::admin::reply::ManifestsStatus;
+use control::config::Config;
 use control::store::ClusterState;
 use dataplane::port::PortId;
 use dataplane::tables::Tables;
@@ -35,8 +38,11 @@ pub mod captures;
 pub mod endpoints;
 pub mod error_log;
 mod explain;
+pub mod from_config;
 pub mod filter;
 pub mod flow_log;
+pub mod launch;
+pub mod manifests;
 pub mod publisher;
 mod reconcile;
 mod report;
@@ -118,8 +124,28 @@ pub enum NodeError {
 pub struct ClusterUpdate {
     /// The last good state.
     pub state: Arc<ClusterState>,
-    /// Readings, refusals, age.
+    /// Readings and refusals.
     pub manifests: ManifestsStatus,
+    /// When a reading last succeeded.
+    pub last_success: Option<Instant>,
+}
+
+/// The configuration file as last read.
+#[derive(Debug, Clone, Default)]
+pub struct ConfigUpdate {
+    /// The last good content; `None` for a node that was made without a file.
+    pub config: Option<Arc<Config>>,
+    /// Why the file's present content is refused, with its path.
+    pub refused: Option<(String, String)>,
+}
+
+/// What a node is told while it runs. A sender that is dropped leaves what was last sent in force.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The cluster.
+    pub cluster: watch::Receiver<ClusterUpdate>,
+    /// The configuration file.
+    pub config: watch::Receiver<ConfigUpdate>,
 }
 
 /// The host port with its number.
@@ -142,6 +168,9 @@ pub struct Node {
     ours: Ours,
     host_routes: crate::host_port::HostRoutes,
     cluster: watch::Receiver<ClusterUpdate>,
+    config: watch::Receiver<ConfigUpdate>,
+    /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
+    stall_after_ns: Arc<AtomicU64>,
     asked: BTreeMap<(PortId, IpAddr), Instant>,
     /// Ports whose interface the kernel's view has shown: one that is missing from it and was
     /// never there is only newer than the view.
@@ -184,7 +213,7 @@ impl Node {
     /// [`NodeError`], naming the thing and the way out.
     pub async fn start(
         settings: Settings,
-        cluster: watch::Receiver<ClusterUpdate>,
+        sources: Sources,
     ) -> Result<Self, NodeError> {
         if !nix::unistd::geteuid().is_root() {
             return Err(NodeError::NotRoot);
@@ -193,7 +222,7 @@ impl Node {
         let follower = Follower::start().await?;
         check_uplinks(&settings, &follower.view())?;
         let pair = make_host_port(&settings, &follower.view()).await?;
-        match Self::assemble(settings, cluster, directory, follower, pair.as_ref()) {
+        match Self::assemble(settings, sources, directory, follower, pair.as_ref()) {
             Ok((mut node, port)) => {
                 node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
                 node.reconcile(true).await;
@@ -212,14 +241,17 @@ impl Node {
     }
 
     fn assemble(
-        settings: Settings,
-        cluster: watch::Receiver<ClusterUpdate>,
+        mut settings: Settings,
+        told: Sources,
         directory: RunDirectory,
         follower: Follower,
         pair: Option<&HostPort>,
     ) -> Result<(Self, Option<PortId>), NodeError> {
         let mut redirect = Redirect::load(settings.umem.multi_buffer)?;
         redirect.set_stall_after(settings.stall_after)?;
+        // A kernel before 6.6 takes no frames of several buffers, whatever was asked for.
+        settings.umem.multi_buffer = redirect.multi_buffer();
+        check_uplinks(&settings, &follower.view())?;
         let umem = Umem::new(settings.umem)?;
         let tables = Arc::new(Tables::default());
         let workers = Workers::start(&settings.workers, &umem, &redirect, &tables)?;
@@ -233,8 +265,12 @@ impl Node {
         }
         let (readiness, ready) = watch::channel(Readiness::NotReady("starting".into()));
         let (status, status_requests) = mpsc::channel(STATUS_REQUESTS_MAX);
+        let stall_after_ns = Arc::new(AtomicU64::new(nanoseconds(settings.stall_after)));
+        let (stalled, limit) = (workers.stalled(), Arc::clone(&stall_after_ns));
         let sources = http::Sources {
-            stalled_workers: Arc::new(workers.stalled(settings.stall_after)),
+            stalled_workers: Arc::new(move || {
+                stalled(Duration::from_nanos(limit.load(Ordering::Relaxed)))
+            }),
             readiness: ready,
             status,
         };
@@ -250,7 +286,9 @@ impl Node {
             publisher: Publisher::default(),
             ours: Ours::default(),
             host_routes: crate::host_port::HostRoutes::default(),
-            cluster,
+            cluster: told.cluster,
+            config: told.config,
+            stall_after_ns,
             asked: BTreeMap::new(),
             seen: BTreeSet::new(),
             errors: ErrorLog::default(),
@@ -291,6 +329,7 @@ impl Node {
                 },
                 // A source that ended leaves the last good state in force.
                 Ok(()) = self.cluster.changed() => self.reconcile(true).await,
+                Ok(()) = self.config.changed() => self.reconfigure().await,
                 Some(call) = self.calls.recv() => self.answer(call).await,
                 Some(request) = self.status_requests.recv() => {
                     // A client that gave up waiting is no matter.
@@ -301,6 +340,23 @@ impl Node {
             }
         };
         self.end().await.and(ended)
+    }
+
+    /// Takes over what a new configuration file changes live; a refused one changes nothing.
+    async fn reconfigure(&mut self) {
+        let update = self.config.borrow_and_update().clone();
+        if let Some((file, why)) = update.refused {
+            return self.errors.note(file, why);
+        }
+        let Some(config) = update.config else { return };
+        self.settings.apply_live(&config);
+        self.stall_after_ns.store(nanoseconds(self.settings.stall_after), Ordering::Relaxed);
+        match self.ports.redirect().set_stall_after(self.settings.stall_after) {
+            Ok(()) => self.errors.clear("stall.after_ms"),
+            Err(error) => self.errors.note("stall.after_ms", error),
+        }
+        self.errors.clear_prefix("configuration ");
+        self.reconcile(true).await;
     }
 
     /// Reads what workers report.
@@ -349,6 +405,10 @@ impl Node {
         let then = now.saturating_sub(monotonic_now().since(time));
         u64::try_from(then.as_nanos()).unwrap_or(u64::MAX)
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Whether every uplink is there and can be one.

@@ -6,7 +6,9 @@ use control::admin::reply::{BackendInfo, CtListing, FrontendInfo, Peer, TraceSta
 use control::admin::status::{
     ControlStatus, PortStatus, SocketCounts, TableUsage, WorkerStatus, XdpCounts,
 };
-use control::admin::{CtEntry, DropCount, EndpointInfo, FlowRecord, ServiceInfo, Status};
+use control::admin::{
+    CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, ServiceInfo, Status,
+};
 use dataplane::DropReason;
 use dataplane::counters::PORTS_MAX;
 use dataplane::event::{EventKind, FlowEvent};
@@ -27,6 +29,9 @@ use crate::forwarding_view::NEXT_HOPS_MAX;
 use crate::netlink::neighbours::ASKED_MAX;
 use crate::netlink::view::{NEIGHBOURS_MAX, ROUTES_MAX};
 use crate::workers::monotonic_now;
+
+/// Remarks of the compiler in one answer.
+const WARNINGS_TOLD_MAX: usize = 64;
 
 fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
     counter.load(std::sync::atomic::Ordering::Relaxed)
@@ -57,11 +62,20 @@ impl Node {
             tables: self.table_usages(),
             xdp: self.xdp_counts(),
             control: self.control_status(),
-            manifests: self.cluster.borrow().manifests.clone(),
+            manifests: self.manifests_status(),
             errors: self.errors.entries(),
             ..Status::default()
         };
         status.verdict = verdict(&status);
+        status
+    }
+
+    pub(super) fn manifests_status(&self) -> ManifestsStatus {
+        let cluster = self.cluster.borrow();
+        let since = cluster.last_success.map(|at| at.elapsed().as_secs());
+        let mut status = ManifestsStatus { seconds_since_success: since, ..cluster.manifests.clone() };
+        let warnings = &self.publisher.compiled().warnings;
+        status.warnings = warnings.iter().take(WARNINGS_TOLD_MAX).map(ToString::to_string).collect();
         status
     }
 

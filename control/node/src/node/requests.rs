@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use control::admin::{
-    AdminError, CaptureDirection, CaptureRequest, EndpointAdd, FlowFilter, Reply, Request,
+    AdminError, CaptureDirection, CaptureRequest, ConfigDiff, EndpointAdd, FlowFilter, Reply, Request,
     StreamItem, decode_frame, parse_reason,
 };
+use control::config::Config;
 use control::model::ObjectName;
 use dataplane::capture::CaptureFilter;
 use dataplane::lpm::Prefix;
@@ -63,12 +64,12 @@ impl Node {
             Request::PolicyExplain(question) => Reply::Policy(self.explain(&question)?),
             Request::Drops => Reply::Drops(self.drops()),
             Request::Trace { frame, port } => self.trace_frame(&frame, &port)?,
-            Request::ManifestsStatus => Reply::Manifests(self.cluster.borrow().manifests.clone()),
-            // The file's answers are given by who read it; a node may be made without one.
-            Request::ConfigShow | Request::ConfigDiff { .. } => {
-                let detail = "this node was started without a configuration file".into();
-                return Err(AdminError::Failed { detail });
+            Request::ManifestsStatus => Reply::Manifests(self.manifests_status()),
+            Request::ConfigShow => {
+                let text = self.configuration()?.print();
+                Reply::Config(text.map_err(|error| AdminError::Failed { detail: error.to_string() })?)
             }
+            Request::ConfigDiff { candidate } => self.config_diff(&candidate)?,
             Request::Flows { .. } | Request::Capture(_) => {
                 let detail = "a stream has no single answer".into();
                 return Err(AdminError::Failed { detail });
@@ -84,6 +85,26 @@ impl Node {
             detail: format!("endpoint {name}: its interface went away while it was added"),
         })?;
         Ok(Reply::Endpoint(self.endpoint_info(endpoint)))
+    }
+
+    fn configuration(&self) -> Result<Arc<Config>, AdminError> {
+        let config = self.config.borrow().config.clone();
+        config.ok_or_else(|| AdminError::Failed {
+            detail: "this node was made without a configuration file".into(),
+        })
+    }
+
+    fn config_diff(&self, candidate: &str) -> Result<Reply, AdminError> {
+        let candidate = Config::parse(candidate)
+            .map_err(|error| AdminError::invalid("candidate", error.to_string()))?;
+        let changes = self.configuration()?.diff(&candidate);
+        let shown = changes.into_iter().map(|change| ConfigDiff {
+            setting: change.field,
+            from: change.from,
+            to: change.to,
+            effect: change.effect.label().into(),
+        });
+        Ok(Reply::ConfigDiff(shown.collect()))
     }
 
     fn endpoint_addresses_of(&self, name: &str) -> Option<BTreeSet<IpAddr>> {

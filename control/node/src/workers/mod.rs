@@ -334,6 +334,20 @@ impl Workers {
         running && (asleep || monotonic_now().since(last) <= limit)
     }
 
+    /// Tells the numbers of workers that have neither ticked within the given time nor announced
+    /// that they sleep, from any thread and for as long as the process lives.
+    pub fn stalled(&self) -> impl Fn(Duration) -> Vec<u16> + Send + Sync + 'static {
+        let shared: Vec<Arc<Shared>> =
+            self.handles.iter().map(|handle| Arc::clone(&handle.shared)).collect();
+        move |limit| {
+            let is_stalled = |one: &Arc<Shared>| {
+                let last = Nanos(one.last_tick.load(Ordering::Relaxed));
+                !one.asleep.load(Ordering::Relaxed) && monotonic_now().since(last) > limit
+            };
+            (0u16..).zip(&shared).filter(|(_, one)| is_stalled(one)).map(|(n, _)| n).collect()
+        }
+    }
+
     /// The next flow event of any worker.
     #[must_use]
     pub fn next_event(&self) -> Option<(usize, FlowEvent)> {

@@ -1,0 +1,218 @@
+//! The configuration file's words as what the node process is told.
+
+use std::io::Read;
+use std::time::Duration;
+
+use control::config::{Bind, Config, Idle, OnStall, Sockets, XdpMode};
+use dataplane::flows::Capacities;
+use dataplane::lpm::Prefix;
+use ipnet::IpNet;
+use pinning::CpuId;
+use pinning::plan::Plan;
+use xdp_redirect::loader::Mode;
+use xdp_redirect::rules;
+use xdp_redirect::socket::{BusyPoll, SocketConfig};
+use xdp_redirect::umem::{CopyMode, HugePages, UmemConfig};
+
+use super::settings::{HostPortSettings, Settings, SnatSettings, Uplink};
+use crate::workers;
+
+/// What the machine adds to the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// The host's name.
+    pub host_name: String,
+    /// Where workers run.
+    pub cores: Vec<CpuId>,
+    /// Random for every start.
+    pub hash_key: [u64; 2],
+}
+
+impl Machine {
+    /// This host, with workers where `plan` puts them.
+    ///
+    /// # Errors
+    /// What the kernel says about its name or its random numbers.
+    pub fn read(plan: &Plan) -> std::io::Result<Self> {
+        let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
+        let mut random = [[0u8; 8]; 2];
+        let mut source = std::fs::File::open("/dev/urandom")?;
+        for word in &mut random {
+            source.read_exact(word)?;
+        }
+        Ok(Self {
+            host_name: host_name.trim().to_owned(),
+            cores: plan.workers.iter().map(|placement| placement.cpu).collect(),
+            hash_key: random.map(u64::from_ne_bytes),
+        })
+    }
+}
+
+fn prefix(net: &IpNet) -> Option<Prefix> {
+    Prefix::new(net.addr(), net.prefix_len())
+}
+
+fn mode(mode: XdpMode) -> Mode {
+    match mode {
+        XdpMode::Auto => Mode::Auto,
+        XdpMode::Native => Mode::Native,
+        XdpMode::Generic => Mode::Generic,
+    }
+}
+
+fn sockets(config: &Config, sockets: &Sockets) -> SocketConfig {
+    let busy_poll = BusyPoll {
+        micros: config.workers.busy_poll_us,
+        budget: config.workers.busy_poll_packets,
+    };
+    SocketConfig {
+        receive_ring: sockets.receive_ring,
+        transmit_ring: sockets.transmit_ring,
+        fill_frames: sockets.fill_frames,
+        busy_poll: (config.workers.idle == Idle::BusyPoll).then_some(busy_poll),
+        ..SocketConfig::default()
+    }
+}
+
+fn packet_memory(config: &Config) -> UmemConfig {
+    let memory = &config.packet_memory;
+    let most = |of: fn(&Sockets) -> u32| of(&config.pods).max(of(&config.uplink_sockets));
+    UmemConfig {
+        frames: memory.frames,
+        chunk_bytes: memory.frame_bytes,
+        fill_ring: most(|sockets| sockets.fill_frames).next_power_of_two(),
+        completion_ring: most(|sockets| sockets.transmit_ring),
+        copy_mode: match memory.bind {
+            Bind::Auto => CopyMode::Auto,
+            Bind::Copy => CopyMode::Copy,
+            Bind::ZeroCopy => CopyMode::ZeroCopy,
+        },
+        multi_buffer: memory.jumbo,
+        huge_pages: if memory.huge_pages { HugePages::WhenAvailable } else { HugePages::Never },
+    }
+}
+
+impl Settings {
+    /// What `config` says on `machine`.
+    #[must_use]
+    pub fn from_config(config: &Config, machine: &Machine) -> Self {
+        let flows = |most: u32| usize::try_from(most).unwrap_or(usize::MAX);
+        let mut settings = Self {
+            node_name: if config.node_name.is_empty() {
+                machine.host_name.clone()
+            } else {
+                config.node_name.clone()
+            },
+            run_directory: config.run_directory.clone(),
+            uplinks: config
+                .uplinks
+                .iter()
+                .map(|uplink| Uplink {
+                    interface: uplink.interface.clone(),
+                    mode: mode(uplink.xdp_mode),
+                    everything: uplink.everything,
+                })
+                .collect(),
+            pod_mode: mode(config.pods.xdp_mode),
+            on_stall: rules::OnStall::Drop,
+            stall_after: Duration::ZERO,
+            workers: workers::Settings {
+                cores: machine.cores.clone(),
+                idle: match config.workers.idle {
+                    Idle::Spin => workers::Idle::Spin,
+                    Idle::Adaptive => {
+                        workers::Idle::Adaptive(Duration::from_micros(config.workers.spin_us.into()))
+                    }
+                    Idle::BusyPoll => workers::Idle::BusyPoll,
+                },
+                capacities: Capacities {
+                    v4: flows(config.flow_table.ipv4_flows_max),
+                    v6: flows(config.flow_table.ipv6_flows_max),
+                },
+                hash_key: machine.hash_key,
+            },
+            umem: packet_memory(config),
+            uplink_sockets: sockets(config, &config.uplink_sockets),
+            pod_sockets: sockets(config, &config.pods),
+            host_port: config.host_port.enabled.then_some(HostPortSettings {
+                routing_table: config.host_port.routing_table,
+                rule_priority: config.host_port.rule_priority,
+            }),
+            snat: SnatSettings {
+                v4: config.nat.ipv4_source,
+                v6: config.nat.ipv6_source,
+                l4_ports: config.nat.l4_ports(),
+                non_masquerade: Vec::new(),
+            },
+            node_port_addresses: Vec::new(),
+            node_port_range: config.node_ports.range(),
+            timeouts: config.timeouts.for_tables(),
+            http: config.http.listen,
+        };
+        settings.apply_live(config);
+        settings
+    }
+
+    /// Takes over what may change in a running node (`xskiff config diff` calls it live).
+    pub fn apply_live(&mut self, config: &Config) {
+        let ranges = config.nat.non_masquerade_cidrs.iter();
+        let cluster = config.cluster.pod_cidrs.iter().chain(&config.cluster.service_cidrs);
+        self.snat.non_masquerade = ranges.chain(cluster).filter_map(prefix).collect();
+        self.node_port_addresses =
+            config.node_ports.address_cidrs.iter().filter_map(prefix).collect();
+        self.node_port_range = config.node_ports.range();
+        self.timeouts = config.timeouts.for_tables();
+        self.stall_after = Duration::from_millis(config.stall.after_ms.into());
+        self.on_stall = match config.stall.on_stall {
+            OnStall::Drop => rules::OnStall::Drop,
+            OnStall::Pass => rules::OnStall::Pass,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use control::config::effects::{Effect, effect};
+
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine { host_name: "host-a".into(), cores: vec![CpuId(1)], hash_key: [1, 2] }
+    }
+
+    #[test]
+    fn the_hosts_name_stands_in_for_a_node_name_that_is_not_given() {
+        let named = Config { node_name: "node-b".into(), ..Config::default() };
+        assert_eq!(Settings::from_config(&Config::default(), &machine()).node_name, "host-a");
+        assert_eq!(Settings::from_config(&named, &machine()).node_name, "node-b");
+    }
+
+    #[test]
+    fn packet_memory_has_rings_for_its_largest_sockets() {
+        let settings = Settings::from_config(&Config::default(), &machine());
+        assert!(settings.umem.fill_ring >= settings.uplink_sockets.fill_frames);
+        assert!(settings.umem.completion_ring >= settings.uplink_sockets.transmit_ring);
+        assert!(settings.umem.completion_ring >= settings.pod_sockets.transmit_ring);
+    }
+
+    #[test]
+    fn what_is_called_live_is_applied_live() {
+        let text = "timeouts: {udp_seconds: 31}\n\
+                    nat: {non_masquerade_cidrs: [198.18.0.0/15]}\n\
+                    cluster: {pod_cidrs: [10.1.0.0/16]}\n\
+                    node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
+                    stall: {after_ms: 700, on_stall: pass}\n";
+        let changed = Config::parse(text).unwrap();
+        for change in Config::default().diff(&changed) {
+            assert_eq!(effect(&change.field), Effect::Live, "{}", change.field);
+        }
+        let mut settings = Settings::from_config(&Config::default(), &machine());
+        settings.apply_live(&changed);
+        let fresh = Settings::from_config(&changed, &machine());
+        assert_eq!(settings.timeouts, fresh.timeouts);
+        assert_eq!(settings.snat, fresh.snat);
+        assert_eq!(settings.node_port_addresses, fresh.node_port_addresses);
+        assert_eq!(settings.node_port_range, fresh.node_port_range);
+        assert_eq!((settings.stall_after, settings.on_stall), (fresh.stall_after, fresh.on_stall));
+    }
+}

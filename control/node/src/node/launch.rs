@@ -1,0 +1,219 @@
+//! `xskiff run`: the configuration file, the log, the runtime, and the node in it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use control::config::{Config, ConfigError};
+use pinning::plan::{PlanError, Request, Workers, plan};
+use pinning::topology::{Topology, TopologyError, interface_node};
+use tokio::sync::watch;
+
+use super::from_config::Machine;
+use super::{ConfigUpdate, Node, NodeError, Settings, Sources, termination};
+
+/// How often the configuration file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Largest configuration file, in bytes.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// The node process could not be launched, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The configuration file cannot be read.
+    #[error("configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The configuration is refused.
+    #[error("configuration {path}: {source}")]
+    Config {
+        /// The file.
+        path: String,
+        /// Every field that is wrong.
+        source: ConfigError,
+    },
+    /// The machine's CPUs cannot be read.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The workers have no place.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The kernel does not give what a start needs.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The node.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+}
+
+/// Reads the configuration at `path`.
+///
+/// # Errors
+/// [`LaunchError::Read`] or [`LaunchError::Config`].
+pub fn read_config(path: &Path) -> Result<Config, LaunchError> {
+    let name = || path.display().to_string();
+    let read = |path: &Path| {
+        use std::io::Read;
+        let mut text = String::new();
+        let file = std::fs::File::open(path)?;
+        let length = file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text)?;
+        if length as u64 > CONFIG_BYTES_MAX {
+            let text = format!("larger than {CONFIG_BYTES_MAX} bytes");
+            return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, text));
+        }
+        Ok(text)
+    };
+    let text = read(path).map_err(|source| LaunchError::Read { path: name(), source })?;
+    Config::parse(&text).map_err(|source| LaunchError::Config { path: name(), source })
+}
+
+/// Runs the node that the file at `path` describes until SIGTERM or SIGINT; `manifests` overrules
+/// the file's folder.
+///
+/// # Errors
+/// [`LaunchError`], before anything is touched when the configuration is at fault.
+pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
+    start_log();
+    let mut config = read_config(path)?;
+    if manifests.is_some() {
+        config.manifests = manifests;
+    }
+    let settings = settle(&config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| LaunchError::System { action: "start the control runtime", source })?;
+    runtime.block_on(async move {
+        let (cluster, cluster_updates) = watch::channel(super::ClusterUpdate::default());
+        if let Some(folder) = config.manifests.clone() {
+            super::manifests::watch_folder(folder, cluster).await;
+        }
+        let update = ConfigUpdate { config: Some(Arc::new(config)), refused: None };
+        let (config, config_updates) = watch::channel(update);
+        tokio::spawn(watch_file(path.to_owned(), config));
+        let sources = Sources { cluster: cluster_updates, config: config_updates };
+        let node = Node::start(settings, sources).await?;
+        tracing::info!("ready");
+        Ok(node.run(termination()).await?)
+    })
+}
+
+/// Where workers run, and everything else the file says.
+fn settle(config: &Config) -> Result<Settings, LaunchError> {
+    let root = Path::new("/");
+    let workers = if config.workers.cores.is_empty() {
+        Workers::Count(config.workers.count)
+    } else {
+        let cores = config.workers.cores.iter().map(|core| pinning::CpuId(*core));
+        Workers::Cores(cores.collect())
+    };
+    let nic = config.uplinks.first();
+    let request = Request {
+        workers,
+        reserve_control: config.workers.idle != control::config::Idle::Adaptive,
+        nic_node: nic.and_then(|uplink| interface_node(root, &uplink.interface)),
+    };
+    let plan = plan(&Topology::read()?, &request)?;
+    for note in &plan.notes {
+        if note.is_warning() {
+            tracing::warn!("{note}");
+        } else {
+            tracing::info!("{note}");
+        }
+    }
+    if let Err(error) = pinning::apply::restrict_current_thread(&plan.control) {
+        tracing::warn!(%error, "control threads run where the system puts them");
+    }
+    let machine = Machine::read(&plan)
+        .map_err(|source| LaunchError::System { action: "read the host's name", source })?;
+    Ok(Settings::from_config(config, &machine))
+}
+
+/// One line per event on standard error; `RUST_LOG` chooses what (tracing-subscriber's syntax).
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second start in one process (tests) keeps the first log.
+    let _ = log.try_init();
+}
+
+/// Sends every good content of the file, and why a bad one is refused.
+async fn watch_file(path: PathBuf, config: watch::Sender<ConfigUpdate>) {
+    let stamp = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let mut seen = stamp(&path);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = stamp(&path);
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        let object = format!("configuration {}", path.display());
+        match read_config(&path) {
+            Ok(read) => config.send_modify(|update| {
+                // What `--manifests` overruled stays so.
+                let manifests = update.config.as_ref().and_then(|old| old.manifests.clone());
+                *update = ConfigUpdate {
+                    config: Some(Arc::new(Config { manifests, ..read })),
+                    refused: None,
+                };
+            }),
+            Err(error) => config.send_modify(|update| {
+                update.refused = Some((object, error.to_string()));
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_is_absent_or_wrong_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("xskiff.yaml");
+        let error = read_config(&path).unwrap_err().to_string();
+        assert!(error.contains("xskiff.yaml"), "{error}");
+        std::fs::write(&path, "workers: {cuont: 2}").unwrap();
+        let error = read_config(&path).unwrap_err().to_string();
+        assert!(error.contains("cuont"), "{error}");
+        std::fs::write(&path, "workers: {count: 2}").unwrap();
+        assert_eq!(read_config(&path).unwrap().workers.count, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_turns_bad_leaves_the_last_good_one_and_says_why() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("xskiff.yaml");
+        std::fs::write(&path, "").unwrap();
+        let good = ConfigUpdate { config: Some(Arc::default()), refused: None };
+        let (sender, mut updates) = watch::channel(good);
+        tokio::spawn(watch_file(path.clone(), sender));
+        tokio::time::sleep(LOOK / 2).await;
+        let later = std::time::SystemTime::now() + Duration::from_secs(9);
+        std::fs::write(&path, "timeouts: {udp_seconds: many}").unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+        updates.changed().await.unwrap();
+        let update = updates.borrow_and_update().clone();
+        assert_eq!(update.config.as_deref(), Some(&Config::default()));
+        assert!(update.refused.unwrap().1.contains("udp_seconds"));
+        std::fs::write(&path, "timeouts: {udp_seconds: 77}").unwrap();
+        let later = later + Duration::from_secs(9);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+        updates.changed().await.unwrap();
+        let update = updates.borrow_and_update().clone();
+        assert_eq!(update.config.unwrap().timeouts.udp_seconds, 77);
+        assert_eq!(update.refused, None);
+    }
+}

@@ -1,0 +1,157 @@
+//! The manifests folder, looked at again and again. What it says is sent when all of it is good;
+//! otherwise the last good state stays in force, and what is refused is told by object.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use control::admin::status::ObjectError;
+use control::manifests::{Fingerprint, FolderError, ManifestError, Manifests, read};
+use tokio::sync::watch;
+
+use super::ClusterUpdate;
+use super::error_log::unix_ms;
+
+/// How often the folder is looked at. A change is read once two looks agree, so that a file that
+/// is being written is not read by halves.
+const LOOK: Duration = Duration::from_millis(250);
+/// Errors of one reading that are told; the rest are counted in the last.
+const ERRORS_TOLD_MAX: usize = 64;
+
+/// Reads `folder` once, so that a node starts with what it says, and follows it from then on.
+pub async fn watch_folder(folder: PathBuf, cluster: watch::Sender<ClusterUpdate>) {
+    cluster.send_modify(|update| {
+        update.manifests.folder = Some(folder.display().to_string());
+    });
+    let look = look_at(&folder).await;
+    read_into(&folder, &cluster).await;
+    tokio::spawn(follow(folder, cluster, look));
+}
+
+type Look = Result<Fingerprint, FolderError>;
+
+async fn look_at(folder: &Path) -> Look {
+    let folder = folder.to_owned();
+    blocking(move || Fingerprint::of(&folder)).await
+}
+
+async fn follow(folder: PathBuf, cluster: watch::Sender<ClusterUpdate>, first: Look) {
+    let (mut in_force, mut last) = (first.clone(), first);
+    while !cluster.is_closed() {
+        tokio::time::sleep(LOOK).await;
+        let look = look_at(&folder).await;
+        if look == last && look != in_force {
+            read_into(&folder, &cluster).await;
+            in_force = look.clone();
+        }
+        last = look;
+    }
+}
+
+async fn read_into(folder: &Path, cluster: &watch::Sender<ClusterUpdate>) {
+    let path = folder.to_owned();
+    let outcome = blocking(move || read(&path)).await;
+    cluster.send_modify(|update| apply(update, outcome, SystemTime::now()));
+}
+
+/// Runs `work` where it may take long: the control thread has packets' neighbours to ask for.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+}
+
+fn apply(
+    update: &mut ClusterUpdate,
+    outcome: Result<Manifests, Vec<ManifestError>>,
+    now: SystemTime,
+) {
+    let status = &mut update.manifests;
+    status.reads += 1;
+    match outcome {
+        Ok(manifests) => {
+            status.errors.clear();
+            let counts = manifests.state.counts();
+            status.objects =
+                counts.into_iter().map(|(kind, n)| (kind.to_owned(), n as u64)).collect();
+            update.last_success = Some(Instant::now());
+            tracing::info!(objects = ?counts, ignored = manifests.ignored.len(), "manifests in force");
+            update.state = Arc::new(manifests.state);
+        }
+        Err(errors) => {
+            status.failures += 1;
+            for error in &errors {
+                tracing::error!(object = error.subject(), %error, "manifest refused; the last good state stays");
+            }
+            status.errors = told(&errors, unix_ms(now));
+        }
+    }
+}
+
+fn told(errors: &[ManifestError], time_unix_ms: u64) -> Vec<ObjectError> {
+    let mut told: Vec<ObjectError> = errors
+        .iter()
+        .take(ERRORS_TOLD_MAX)
+        .map(|error| ObjectError {
+            object: error.subject(),
+            message: error.to_string(),
+            time_unix_ms,
+            count: 1,
+        })
+        .collect();
+    if let (Some(last), Some(more)) = (told.last_mut(), errors.len().checked_sub(ERRORS_TOLD_MAX)) {
+        last.count += more as u64;
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMESPACE: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}";
+
+    async fn until(
+        updates: &mut watch::Receiver<ClusterUpdate>,
+        wanted: impl Fn(&ClusterUpdate) -> bool,
+    ) -> ClusterUpdate {
+        let waited = tokio::time::timeout(Duration::from_secs(10), updates.wait_for(|u| wanted(u)));
+        waited.await.expect("in time").expect("the source lives").clone()
+    }
+
+    #[tokio::test]
+    async fn a_folder_is_followed_and_an_error_or_its_loss_leaves_the_last_good_state() {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = directory.path().join("manifests");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("a.yaml"), NAMESPACE).unwrap();
+        let (sender, mut updates) = watch::channel(ClusterUpdate::default());
+        watch_folder(folder.clone(), sender).await;
+        let has = |update: &ClusterUpdate| update.state.namespaces.contains_key("shop");
+        assert!(has(&updates.borrow()));
+
+        std::fs::write(folder.join("b.yaml"), "{apiVersion: v1, kind: Service, spce: {}}").unwrap();
+        let refused = until(&mut updates, |update| !update.manifests.errors.is_empty()).await;
+        assert!(has(&refused));
+        assert_eq!(refused.manifests.failures, 1);
+
+        std::fs::remove_dir_all(&folder).unwrap();
+        let gone = until(&mut updates, |update| update.manifests.failures == 2).await;
+        assert!(has(&gone));
+
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("a.yaml"), NAMESPACE.replace("shop", "bank")).unwrap();
+        let back = until(&mut updates, |u| u.state.namespaces.contains_key("bank")).await;
+        assert!(back.manifests.errors.is_empty() && !has(&back));
+        assert_eq!(back.manifests.objects[0], ("Namespace".to_owned(), 1));
+    }
+
+    #[test]
+    fn a_thousand_errors_are_told_in_few_lines_and_none_is_forgotten() {
+        let errors: Vec<ManifestError> = (0..1000).map(|_| ManifestError::TooMany).collect();
+        let told = told(&errors, 0);
+        assert_eq!(told.len(), ERRORS_TOLD_MAX);
+        assert_eq!(told.iter().map(|error| error.count).sum::<u64>(), 1000);
+    }
+}
