@@ -182,10 +182,10 @@ impl<T: Copy> Consumer<T> {
         Some(entry)
     }
 
-    /// Whether there is an entry to read; looks at the kernel's index.
+    /// Entries there are to read; looks at the kernel's index.
     #[inline]
-    pub(crate) fn has_waiting(&self) -> bool {
-        self.memory.producer().load(Ordering::Acquire) != self.tail
+    pub(crate) fn waiting(&self) -> u32 {
+        self.memory.producer().load(Ordering::Acquire).wrapping_sub(self.tail)
     }
 
     /// Gives the places of everything read back to the kernel.

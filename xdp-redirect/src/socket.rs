@@ -37,8 +37,11 @@ pub(crate) struct Receiving {
     pub rx: Consumer<Descriptor>,
     pub fill: Producer<u64>,
     pub completion: Consumer<u64>,
-    /// Frames to keep with the kernel.
+    /// Frames to keep with the kernel at most, and when little comes.
     pub fill_frames: u32,
+    pub idle_frames: u32,
+    /// Frames to keep with the kernel now.
+    pub wanted: u32,
     /// Frames that are.
     pub posted: u32,
     /// A packet whose last chunk has not come yet.
@@ -135,6 +138,7 @@ impl Socket {
         let number = self.lease.number;
         let Some(receiving) = &mut self.receiving else { return 0 };
         let counters = &self.monitor.monitored.counters;
+        receiving.grow(&self.umem);
         let mut packets = 0;
         while packets < packets_max {
             let Some(descriptor) = receiving.rx.pop() else { break };
@@ -184,7 +188,7 @@ impl Socket {
     /// Whether received packets wait. Looks at the kernel's index.
     #[inline]
     pub(crate) fn has_waiting(&self) -> bool {
-        self.receiving.as_ref().is_some_and(|receiving| receiving.rx.has_waiting())
+        self.receiving.as_ref().is_some_and(|receiving| receiving.rx.waiting() > 0)
     }
 
     /// Whether packets come only when they are asked for: by busy polling, or by a driver that
@@ -193,15 +197,16 @@ impl Socket {
         self.busy_poll || self.is_zero_copy()
     }
 
-    /// Keeps as many frames with the kernel as configured.
+    /// Keeps as many frames with the kernel as are wanted.
     #[inline]
     pub(crate) fn fill(&mut self, pool: &mut FramePool) {
         let number = self.lease.number;
         let Some(receiving) = &mut self.receiving else { return };
-        if receiving.posted >= receiving.fill_frames {
+        if receiving.posted >= receiving.wanted {
             return;
         }
-        let wanted = receiving.fill_frames - receiving.posted;
+        receiving.shrink(&self.umem);
+        let wanted = receiving.wanted.saturating_sub(receiving.posted);
         let room = receiving.fill.free(wanted).min(wanted);
         for _ in 0..room {
             let Some(chunk) = pool.take() else {
@@ -364,6 +369,26 @@ impl Socket {
 }
 
 impl Receiving {
+    /// Wants more frames with the kernel when a burst took half of them and the region has some.
+    #[inline]
+    fn grow(&mut self, umem: &Umem) {
+        if self.wanted < self.fill_frames
+            && self.rx.waiting() >= self.wanted.div_ceil(2)
+            && umem.has_plenty()
+        {
+            self.wanted = (self.wanted.max(1) * 2).min(self.fill_frames);
+        }
+    }
+
+    /// Wants fewer when the region has few. Frames the kernel has cannot be taken back: the next
+    /// packets bring them.
+    #[inline]
+    fn shrink(&mut self, umem: &Umem) {
+        if self.wanted > self.idle_frames && umem.is_short() {
+            self.wanted = (self.wanted / 2).max(self.idle_frames);
+        }
+    }
+
     #[cold]
     fn assemble(
         &mut self,

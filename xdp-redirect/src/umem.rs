@@ -284,6 +284,18 @@ impl Umem {
         self.shared.depot.push(batch).err()
     }
 
+    /// Whether a quarter of the region lies in the depot.
+    #[inline]
+    pub(crate) fn has_plenty(&self) -> bool {
+        self.shared.depot.len() * BATCH >= index(self.shared.config.frames) / 4
+    }
+
+    /// Whether less than an eighth does.
+    #[inline]
+    pub(crate) fn is_short(&self) -> bool {
+        self.shared.depot.len() * BATCH < index(self.shared.config.frames) / 8
+    }
+
     /// Hands a free chunk to a socket's fill ring.
     #[inline]
     pub(crate) fn post(&self, chunk: u32, number: u16) -> u64 {

@@ -29,7 +29,13 @@ struct Many {
 }
 
 fn config() -> SocketConfig {
-    SocketConfig { receive_ring: 64, transmit_ring: 64, fill_frames: 64, ..SocketConfig::small() }
+    SocketConfig {
+        receive_ring: 64,
+        transmit_ring: 64,
+        fill_frames: 64,
+        idle_frames: 64,
+        ..SocketConfig::small()
+    }
 }
 
 /// The number of a port, which is not that of its interface: they lie apart and in no order.
@@ -414,6 +420,44 @@ fn ports_that_come_and_go_are_served_at_once() {
     drop(control);
     let census = many.umem.census();
     assert_eq!(census.free, census.total, "frames were lost");
+}
+
+/// How many of a burst to one port arrive.
+fn burst_arrives(many: &mut Many, sender: &Sender, at: u16, packets: usize) -> usize {
+    (0..packets).for_each(|_| sender.send(at));
+    drain(&mut many.ports).len()
+}
+
+#[test]
+fn port_under_load_is_given_frames_until_the_region_is_short() {
+    let frames = 1024;
+    let small = SocketConfig { idle_frames: 8, ..SocketConfig::small() };
+    let Some(mut many) = Many::make(true) else { return };
+    many.umem = Umem::new(UmemConfig { frames, ..UmemConfig::default() }).expect("umem");
+    many.ports = WorkerPorts::new(&many.umem).with_ready_flags(many.redirect.ready_flags());
+    for at in 0..PORTS {
+        let socket = Socket::bind(&many.umem, &format!("pod{at}"), 0, &small).expect("bind");
+        many.redirect.set_socket(number(at), 0, 0, socket.fd()).expect("enter");
+        many.ports.control().add(number(at), socket).map_err(|(error, _)| error).expect("room");
+    }
+    many.ports.flush();
+    assert_eq!(many.umem.census().in_sockets, 8 * u32::from(PORTS), "idle ports have few frames");
+    let sender = many.world.within("a", Sender::new);
+    assert_eq!(burst_arrives(&mut many, &sender, 0, 60), 8, "what an idle port can take");
+    for packets in [16, 32, 64] {
+        assert_eq!(burst_arrives(&mut many, &sender, 0, packets), packets, "a burst that grew");
+    }
+    // All ports want more: some get it, each keeps its share, and some stay free for the rest.
+    for at in 0..PORTS {
+        for packets in [8, 16, 32, 64, 128] {
+            assert!(burst_arrives(&mut many, &sender, at, packets) >= 8);
+        }
+    }
+    for at in 0..PORTS {
+        assert!(burst_arrives(&mut many, &sender, at, 60) >= 8, "no port is left without");
+    }
+    let census = many.umem.census();
+    assert!(census.free >= frames / 8, "{census:?}");
 }
 
 /// Packets that arrived at a device of the calling thread's namespace (proc_pid_net(5)).
