@@ -86,10 +86,13 @@ impl Simulation {
 
     /// One tick of every worker, in order; checks the law after each.
     pub fn tick(&mut self) {
-        for index in 0..self.workers.len() {
-            self.workers[index].worker.tick(self.now);
-            self.check_conservation();
-        }
+        (0..self.workers.len()).for_each(|index| self.tick_worker(index));
+    }
+
+    /// One tick of one worker, while the others stall; checks the law.
+    pub fn tick_worker(&mut self, index: usize) {
+        self.workers[index].worker.tick(self.now);
+        self.check_conservation();
     }
 
     /// Ticks until nothing is under way, at most a thousand times.
@@ -157,13 +160,18 @@ impl Simulation {
         self.send(|| Command::Publish(Arc::clone(tables)));
     }
 
-    /// Sends a command to every worker.
+    /// Sends a command to every worker, which reads it in this tick.
     pub fn send(&mut self, command: impl Fn() -> Command) {
+        self.post(command);
+        self.tick();
+    }
+
+    /// Sends a command to every worker, which reads it in its next tick.
+    pub fn post(&mut self, command: impl Fn() -> Command) {
         for worker in &self.workers {
+            worker.mailbox.free_retired();
             assert!(worker.mailbox.send(command()).is_ok(), "mailbox full");
         }
-        self.tick();
-        self.workers.iter().for_each(|worker| worker.mailbox.free_retired());
     }
 
     /// Moves time on, ticking, in steps of a second.
