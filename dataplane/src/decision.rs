@@ -235,7 +235,8 @@ fn identity_of(tables: &Tables, port: &Port, address: IpAddr) -> Identity {
     }
 }
 
-/// The service that `key` addresses, if any, with how it was addressed.
+/// The service that `key` addresses, if any, with how it was addressed. Node ports are frontends
+/// like all others, on those of the node's addresses that the configuration lets serve them.
 fn frontend(
     tables: &Tables,
     key: &FlowKey,
@@ -248,10 +249,6 @@ fn frontend(
     };
     if let Some(found) = services.frontends.get(&exact) {
         return Ok(Some(*found));
-    }
-    if tables.forwarding.node_addresses.contains(&exact.address) {
-        let node_port = services.node_ports.get(&(exact.protocol, exact.l4_port));
-        return Ok(node_port.map(|id| (*id, FrontendKind::NodePort)));
     }
     if services.addresses.contains(&exact.address) {
         return Err(DropReason::NoServicePort);

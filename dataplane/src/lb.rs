@@ -103,7 +103,8 @@ pub enum FrontendKind {
 pub struct ServiceTable {
     /// Exact frontends.
     pub frontends: HashMap<Frontend, (ServiceId, FrontendKind)>,
-    /// Node ports, valid on every node-port address of the node.
+    /// Node ports, for who lists them. Each is in `frontends` too, once for each of the node's
+    /// addresses that serves it: packets are matched there alone.
     pub node_ports: HashMap<(Protocol, u16), ServiceId>,
     /// Every address some frontend uses: a packet to one of them with no frontend is dropped
     /// ([`crate::DropReason::NoServicePort`]), never routed.

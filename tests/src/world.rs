@@ -164,7 +164,8 @@ impl World {
         self
     }
 
-    /// A service on `frontend`:`l4_port` (TCP and UDP) with these backends.
+    /// A service on `frontend`:`l4_port` (TCP and UDP) with these backends. A node port needs no
+    /// frontend: it is on the node's address of the backends' family.
     #[must_use]
     pub fn with_service(
         mut self,
@@ -181,6 +182,7 @@ impl World {
                 local: self.forwarding.endpoints.contains_key(address),
             })
             .collect();
+        let backends_family = backends.first().map_or(address("0.0.0.0"), |one| one.address);
         let local: Box<[Backend]> = backends.iter().copied().filter(|one| one.local).collect();
         let id = ServiceId(u32::try_from(self.services.services.len()).unwrap_or(u32::MAX));
         self.services.services.push(Arc::new(Service {
@@ -194,6 +196,9 @@ impl World {
         for protocol in [Protocol::TCP, Protocol::UDP] {
             if kind == FrontendKind::NodePort {
                 self.services.node_ports.insert((protocol, l4_port), id);
+                let own = node_address(backends_family);
+                let at = Frontend { address: own, protocol, l4_port };
+                self.services.frontends.insert(at, (id, kind));
                 continue;
             }
             let at = Frontend { address: address(frontend), protocol, l4_port };

@@ -374,3 +374,18 @@ fn denied_connection_stays_denied_until_policy_allows_it_again() {
     node.forward(pod_port(2), &back);
     assert_eq!(node.flows().len(), 1);
 }
+
+/// A node port answered on every address of the node, also where the configuration had it not.
+#[test]
+fn node_port_is_served_only_on_addresses_that_are_its_frontends() {
+    let backends = [(pod4(1), 8080)];
+    let world = World::with_pods(1).with_service(FrontendKind::NodePort, "", 30_080, &backends);
+    let mut node = Simulation::single(&changed(&world, |tables| {
+        let forwarding = Arc::make_mut(&mut tables.forwarding);
+        forwarding.node_addresses.insert(address("10.0.0.11"));
+    }));
+    let (port, _) = node.forward(UPLINK, &tcp("192.0.2.7:9", "10.0.0.1:30080", "S").build());
+    assert_eq!(port, pod_port(1));
+    let (port, _) = node.forward(UPLINK, &tcp("192.0.2.7:9", "10.0.0.11:30080", "S").build());
+    assert_eq!(port, HOST, "the host's own business");
+}
