@@ -73,6 +73,8 @@ pub struct WorkerCounters {
     pub flows_expired: Counter,
     /// Flows ended by request (flush, policy, removed pod).
     pub flows_deleted: Counter,
+    /// Flows given up to make room.
+    pub flows_evicted: Counter,
     /// Flows judged again because the tables changed.
     pub flows_rejudged: Counter,
     /// Events that found the ring to the control thread full, or the budget spent.
@@ -101,6 +103,7 @@ impl Default for WorkerCounters {
             flows_created: Counter::default(),
             flows_expired: Counter::default(),
             flows_deleted: Counter::default(),
+            flows_evicted: Counter::default(),
             flows_rejudged: Counter::default(),
             events_lost: Counter::default(),
             captures_lost: Counter::default(),

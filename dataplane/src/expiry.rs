@@ -1,4 +1,5 @@
-//! Expiry: a slice of the worker's own entries at every tick, never a pass over all.
+//! Expiry: a slice of the worker's own entries at every tick, never a pass over all. What
+//! [`crate::eviction`] gives up under pressure goes on the same way.
 
 use arrayvec::ArrayVec;
 use flow_table::{Hasher, Sweep};
@@ -68,13 +69,16 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
     now: Nanos,
     entries: u32,
 ) -> bool {
-    let (mut expired, mut deleted) = (0, 0);
+    let (mut expired, mut deleted, mut evicted) = (0, 0, 0u32);
+    let (pressure, entries) = flows.eviction.plan(&flows.table, context.worker, entries);
     let swept = flows.owner.sweep(entries, |_, entry| {
         let view = FlowView::<K>::new(entry.words());
         if view.life().expired(now) {
             expired += 1;
         } else if flushes.iter().any(|flush| flush.ends(&view)) {
             deleted += 1;
+        } else if pressure.evicts(view.life(), now, &context.tables.timeouts) {
+            evicted += 1;
         } else {
             return Sweep::Keep;
         }
@@ -82,5 +86,7 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
     });
     context.counters.flows_expired.add(expired);
     context.counters.flows_deleted.add(deleted);
+    context.counters.flows_evicted.add(evicted.into());
+    flows.eviction.record(evicted);
     swept.wrapped
 }

@@ -9,6 +9,7 @@ use flow_table::{
 };
 
 use crate::conntrack::{FlowDirection, Life};
+use crate::eviction::Eviction;
 use crate::flow::{FlowFamily, FlowRoute, FlowView, Origin, write_flow};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::time::Nanos;
@@ -74,6 +75,8 @@ pub struct Flows<const W: usize> {
     pub table: Arc<Table<W>>,
     /// The part this worker inserts into and sweeps.
     pub owner: Owner<W>,
+    /// What it gives up when that part fills.
+    pub eviction: Eviction,
 }
 
 /// Where and how a flow was found.
@@ -225,8 +228,16 @@ impl FlowTables {
             .into_iter()
             .zip(owners6)
             .map(|(owner4, owner6)| WorkerFlows {
-                v4: Flows { table: tables.v4.clone(), owner: owner4 },
-                v6: Flows { table: tables.v6.clone(), owner: owner6 },
+                v4: Flows {
+                    table: tables.v4.clone(),
+                    owner: owner4,
+                    eviction: Eviction::default(),
+                },
+                v6: Flows {
+                    table: tables.v6.clone(),
+                    owner: owner6,
+                    eviction: Eviction::default(),
+                },
                 hasher: tables.hasher.clone(),
                 quiescence: Arc::clone(&tables.quiescence),
             })

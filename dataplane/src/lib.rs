@@ -18,6 +18,7 @@ pub mod counters;
 pub mod decision;
 pub mod drop_reason;
 pub mod event;
+pub mod eviction;
 mod expiry;
 pub mod flow;
 pub mod flow_key;
