@@ -28,6 +28,12 @@ pub struct NewPacket {
 }
 
 impl NewPacket {
+    /// A reset or a SYN-ACK: it answers something, and begins nothing.
+    fn is_answer(&self) -> bool {
+        let seen = Seen::of(self.tcp_flags);
+        seen.has(Seen::RST) || seen.has(Seen::SYN) && seen.has(Seen::ACK)
+    }
+
     /// TCP without SYN: the flow began before our time, or never.
     fn is_mid_stream(&self) -> bool {
         self.key.protocol() == Protocol::TCP && !Seen::of(self.tcp_flags).has(Seen::SYN)
@@ -130,7 +136,7 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
         let host = tables.forwarding.host.ok_or(DropReason::NoRoute)?;
         return Ok(Decision::Foreign(host));
     }
-    if !packet.may_begin || Seen::of(packet.tcp_flags).has(Seen::RST) {
+    if !packet.may_begin || packet.is_answer() {
         return Err(refuse(DropReason::NoFlow, findings));
     }
 

@@ -389,3 +389,11 @@ fn node_port_is_served_only_on_addresses_that_are_its_frontends() {
     let (port, _) = node.forward(UPLINK, &tcp("192.0.2.7:9", "10.0.0.11:30080", "S").build());
     assert_eq!(port, HOST, "the host's own business");
 }
+
+/// A SYN-ACK that answered nothing opened a flow, in the direction opposite to the connection's.
+#[test]
+fn syn_ack_of_no_flow_opens_nothing() {
+    let mut node = Simulation::single(&World::with_pods(2).tables());
+    let frame = tcp("10.1.0.2:80", "10.1.0.1:1000", "SA").build();
+    node.expect_drop(pod_port(2), &frame, DropReason::NoFlow);
+}
