@@ -72,6 +72,9 @@ pub struct Run {
     pending: Vec<Pending>,
     reassembly: Reassembly,
     stalled: Option<(usize, usize)>,
+    /// Whether the flow table is too small: then only established connections are promised to
+    /// stay, and a conversation that lost its flow is given up.
+    is_crowded: bool,
     totals: Totals,
 }
 
@@ -94,8 +97,8 @@ impl Run {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let workers = if random.one_in(2) { 1 } else { 2 + random.below(3) };
-        // One table in four is too small for its traffic.
-        let capacity = if random.one_in(4) { 96 } else { 4096 };
+        let is_crowded = random.one_in(4);
+        let capacity = if is_crowded { 96 } else { 4096 };
         let node = Simulation::new(workers, capacity, &world(false, false, 1).tables());
         let mut run = Self {
             random,
@@ -111,6 +114,7 @@ impl Run {
             pending: Vec::new(),
             reassembly: Reassembly::default(),
             stalled: None,
+            is_crowded,
             totals: Totals::default(),
         };
         run.fill_up();
@@ -142,7 +146,6 @@ impl Run {
             DropReason::LocalAddressFromUplink,
             DropReason::TxRingFull,
             DropReason::FragmentUnknown,
-            DropReason::TableFull,
         ] {
             self.totals.count(reason.label(), self.node.dropped(reason));
         }
@@ -366,6 +369,10 @@ impl Run {
         }
     }
 
+    fn may_be_lost(&self, talk: &Conversation) -> bool {
+        self.is_crowded && !(talk.kind == Kind::Tcp && talk.phase == Phase::Open)
+    }
+
     fn assert_allowed(&self, talk: &Conversation, server: std::net::IpAddr) {
         let allowed = talk.allowed(server, self.strict)
             || self.in_transition && talk.allowed(server, !self.strict);
@@ -402,6 +409,10 @@ impl Run {
         let kept = seen.source.port() == talk.from.port();
         assert!(kept && !masked || (61_000..=61_999).contains(&seen.source.port()));
         let pinned = talk.server.unwrap_or((server, seen.source));
+        if (server, seen.source) != pinned && self.may_be_lost(talk) {
+            self.talks.remove(&id);
+            return self.fill_up();
+        }
         assert_eq!((server, seen.source), pinned, "{talk:?} changed its backend or source");
         let talk = self.talks.get_mut(&id).expect("looked up before");
         talk.server = Some(pinned);
@@ -425,6 +436,11 @@ impl Run {
     fn reply_arrives(&mut self, port: PortId, seen: &Seen, id: u32, talk: &Conversation) {
         self.totals.count("reply", 1);
         let (server, _) = talk.server.expect("a server answers what it received");
+        let is_lost = seen.source.ip() != talk.to.ip() || seen.destination != talk.from;
+        if is_lost && self.may_be_lost(talk) {
+            self.talks.remove(&id);
+            return self.fill_up();
+        }
         self.assert_allowed(talk, server.ip());
         assert_eq!(port, talk.client_port(), "{talk:?} was answered by {seen:?}");
         assert_eq!(seen.destination, talk.from, "{talk:?} was answered by {seen:?}");
