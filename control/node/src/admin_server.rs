@@ -298,9 +298,7 @@ async fn answer(
 }
 
 /// One line without its newline; `None` at the end of the stream.
-async fn read_line(
-    reader: &mut BufReader<OwnedReadHalf>,
-) -> Result<Option<Vec<u8>>, AdminError> {
+async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> Result<Option<Vec<u8>>, AdminError> {
     let mut line = Vec::new();
     let bound = REQUEST_BYTES_MAX as u64 + 1;
     let read = reader.take(bound).read_until(b'\n', &mut line).await;

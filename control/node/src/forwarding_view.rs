@@ -143,13 +143,7 @@ impl ForwardingBuilder {
             || self.last.next_hops != build.out.next_hops
             || self.last.neighbours != build.out.neighbours;
         self.last = build.out.clone();
-        Built {
-            forwarding: build.out,
-            new_generation,
-            changed,
-            gateways: build.gateways,
-            left_out,
-        }
+        Built { forwarding: build.out, new_generation, changed, gateways: build.gateways, left_out }
     }
 
     /// Numbers of next hops that nothing uses any more are kept until there is no room, since
@@ -169,7 +163,8 @@ impl ForwardingBuilder {
     }
 
     fn number(&mut self, build: &mut Build<'_>) -> u64 {
-        let mut free: Vec<usize> = (0..self.keys.len()).filter(|i| self.keys[*i].is_none()).collect();
+        let mut free: Vec<usize> =
+            (0..self.keys.len()).filter(|i| self.keys[*i].is_none()).collect();
         let mut left_out = 0;
         for (key, users) in std::mem::take(&mut build.wanted) {
             let id = match self.numbers.get(&key) {

@@ -77,9 +77,9 @@ fn interface_with(
 ) -> Result<String, PodNetnsError> {
     let refuse = |detail: String| PodNetnsError::Netlink { netns: netns.to_owned(), detail };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let found = runtime.map_err(|error| refuse(error.to_string()))?.block_on(async {
-        tokio::time::timeout(limit, find(addresses)).await
-    });
+    let found = runtime
+        .map_err(|error| refuse(error.to_string()))?
+        .block_on(async { tokio::time::timeout(limit, find(addresses)).await });
     match found {
         Ok(Ok(Some(interface))) => Ok(interface),
         Ok(Ok(None)) => Err(PodNetnsError::NoInterface { netns: netns.to_owned() }),
@@ -89,8 +89,7 @@ fn interface_with(
 }
 
 async fn find(addresses: &[IpAddr]) -> Result<Option<String>, String> {
-    let (connection, handle, _) =
-        rtnetlink::new_connection().map_err(|error| error.to_string())?;
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(|error| error.to_string())?;
     let driver = tokio::spawn(connection);
     let mut index = None;
     let mut answers = std::pin::pin!(handle.address().get().execute());

@@ -7,7 +7,9 @@ use std::path::Path;
 use common::{ip, may_run, node_and_gateway};
 use dataplane::address::Protocol;
 use dataplane::lpm::Prefix;
-use xskiff::host_port::{HOST_INTERFACE, HostPort, HostPortError, HostPortPlan, HostRoutes, PORT_INTERFACE};
+use xskiff::host_port::{
+    HOST_INTERFACE, HostPort, HostPortError, HostPortPlan, HostRoutes, PORT_INTERFACE,
+};
 
 fn plan(directory: &Path) -> HostPortPlan {
     HostPortPlan {
@@ -23,7 +25,8 @@ fn plan(directory: &Path) -> HostPortPlan {
 fn routes() -> HostRoutes {
     let prefix = |address: &str, length| Prefix::new(address.parse().unwrap(), length).unwrap();
     HostRoutes {
-        destinations: [prefix("10.1.0.0", 16), prefix("10.96.0.0", 12), prefix("fd00:1::", 64)].into(),
+        destinations: [prefix("10.1.0.0", 16), prefix("10.96.0.0", 12), prefix("fd00:1::", 64)]
+            .into(),
         source_v4: Some("192.0.2.2".parse().unwrap()),
         source_v6: Some("2001:db8::2".parse().unwrap()),
         backend_l4_ports: [(Protocol::TCP, 8080)].into(),
@@ -33,8 +36,12 @@ fn routes() -> HostRoutes {
 /// Everything the host port might touch.
 fn state() -> String {
     let reserved = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap();
+    // Names alone: the kernel settles a link's state in the background.
+    let links = ip("-brief link show");
+    let links: Vec<&str> =
+        links.lines().filter_map(|line| line.split_whitespace().next()).collect();
     [
-        ip("-brief link show"),
+        links.join("\n"),
         ip("rule show"),
         ip("-6 rule show"),
         ip("route show table all"),
@@ -150,7 +157,9 @@ fn an_interface_of_somebody_else_is_named_and_left_alone() {
         ip(&format!("link add {HOST_INTERFACE} type veth peer name other0"));
         let before = state();
         let error = HostPort::create(plan(directory.path())).await.unwrap_err();
-        assert!(matches!(&error, HostPortError::Taken { interface } if interface == HOST_INTERFACE));
+        assert!(
+            matches!(&error, HostPortError::Taken { interface } if interface == HOST_INTERFACE)
+        );
         assert!(error.to_string().contains("ip link del"), "{error}");
         assert_eq!(state(), before);
     });

@@ -13,7 +13,11 @@ use common::{ip, may_run, node_and_gateway};
 use xskiff::netlink::{Follower, KernelView, RouteKind};
 
 /// Waits until the view is as wanted, 5 s at most.
-async fn until(follower: &mut Follower, what: &str, wanted: impl Fn(&KernelView) -> bool) -> Arc<KernelView> {
+async fn until(
+    follower: &mut Follower,
+    what: &str,
+    wanted: impl Fn(&KernelView) -> bool,
+) -> Arc<KernelView> {
     let waited = tokio::time::timeout(Duration::from_secs(5), async {
         let mut view = follower.view();
         while !wanted(&view) {
@@ -60,12 +64,15 @@ fn links_addresses_routes_and_neighbours_are_there_at_once_and_followed() {
         .await;
         ip("route replace 203.0.113.0/24 nexthop via 192.0.2.1 nexthop via 192.0.2.5");
         until(&mut follower, "two hops", |view| {
-            view.routes.iter().any(|r| matches!(&r.kind, RouteKind::Unicast(hops) if hops.len() == 2))
+            view.routes
+                .iter()
+                .any(|r| matches!(&r.kind, RouteKind::Unicast(hops) if hops.len() == 2))
         })
         .await;
         ip("link set up0 down");
         until(&mut follower, "that the routes went with the link", |view| {
-            !view.links[&uplink].up && view.routes.iter().all(|route| route.kind == RouteKind::Refuse)
+            !view.links[&uplink].up
+                && view.routes.iter().all(|route| route.kind == RouteKind::Refuse)
         })
         .await;
         ip("link del up0");
@@ -86,13 +93,14 @@ fn gateways_are_resolved_and_kept_fresh_and_forgotten_at_the_end() {
     node.block_on(|| async {
         let mut follower = Follower::start().await.unwrap();
         let uplink = index(&follower.view(), "up0");
-        let gateways: BTreeSet<(u32, IpAddr)> = ["192.0.2.1", "2001:db8::1"]
-            .map(|address| (uplink, address.parse().unwrap()))
-            .into();
+        let gateways: BTreeSet<(u32, IpAddr)> =
+            ["192.0.2.1", "2001:db8::1"].map(|address| (uplink, address.parse().unwrap())).into();
         follower.set_gateways(gateways.clone()).await;
         until(&mut follower, "both gateways' link addresses, kept fresh by the kernel", |view| {
             gateways.iter().all(|key| {
-                view.neighbours.get(key).is_some_and(|known| known.mac.is_some() && known.kept_fresh)
+                view.neighbours
+                    .get(key)
+                    .is_some_and(|known| known.mac.is_some() && known.kept_fresh)
             })
         })
         .await;
@@ -112,7 +120,8 @@ fn an_on_link_address_is_resolved_on_request_and_its_silence_is_seen() {
     node.block_on(|| async {
         let mut follower = Follower::start().await.unwrap();
         let uplink = index(&follower.view(), "up0");
-        let (there, nobody) = ((uplink, "192.0.2.50".parse().unwrap()), (uplink, "192.0.2.99".parse().unwrap()));
+        let (there, nobody) =
+            ((uplink, "192.0.2.50".parse().unwrap()), (uplink, "192.0.2.99".parse().unwrap()));
         follower.ask(there);
         follower.ask(nobody);
         until(&mut follower, "who is there", |view| {
@@ -172,7 +181,8 @@ fn an_overrun_leads_to_a_full_reading_and_nothing_is_missed() {
         let mut batch = tempfile::NamedTempFile::new().unwrap();
         for number in 0..NEIGHBOURS {
             let (high, low) = (number / 250, number % 250 + 1);
-            writeln!(batch, "neighbour add 10.9.{high}.{low} lladdr 02:00:00:00:00:01 dev up0").unwrap();
+            writeln!(batch, "neighbour add 10.9.{high}.{low} lladdr 02:00:00:00:00:01 dev up0")
+                .unwrap();
         }
         batch.flush().unwrap();
         // The runtime has one thread, and this blocks it: nobody reads the socket meanwhile.

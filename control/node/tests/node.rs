@@ -299,7 +299,10 @@ fn what_happened_is_told_by_flows_connections_captures_traces_and_policy() {
         Reply::Policy(explanation) => assert!(explanation.allowed && explanation.steps.len() == 1),
         other => panic!("{other:?}"),
     }
-    assert!(matches!(world.ask(Request::CtFlush { filter: filter.clone() }).unwrap(), Reply::Count(1..)));
+    assert!(matches!(
+        world.ask(Request::CtFlush { filter: filter.clone() }).unwrap(),
+        Reply::Count(1..)
+    ));
     let gone = Instant::now() + Duration::from_secs(20);
     while world.ask(Request::CtCount { filter: filter.clone() }).unwrap() != Reply::Count(0) {
         assert!(Instant::now() < gone, "flushed flows are gone within seconds");
@@ -328,7 +331,8 @@ fn a_pod_that_speaks_from_another_address_is_dropped_counted_and_named() {
         .unwrap()
         .stream(request, |item| {
             if let StreamItem::Flow(record) = item {
-                sources.push((record.interface, record.source.map(|peer| peer.address.to_string())));
+                sources
+                    .push((record.interface, record.source.map(|peer| peer.address.to_string())));
             }
             Ok::<bool, ClientError>(true)
         })
@@ -425,7 +429,8 @@ fn node_seconds() -> f64 {
             let is_node = name.starts_with("worker-") || name.starts_with("xskiff-http");
             let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
             let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-            let used: f64 = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
+            let used: f64 =
+                fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
             is_node.then_some(used)
         })
         .sum();

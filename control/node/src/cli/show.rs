@@ -81,7 +81,8 @@ fn show_status(status: &Status) -> String {
     if !status.errors.is_empty() {
         out.push_str("LAST ERRORS\n");
         for error in &status.errors {
-            let times = if error.count > 1 { format!(" ({} times)", error.count) } else { String::new() };
+            let times =
+                if error.count > 1 { format!(" ({} times)", error.count) } else { String::new() };
             let _ = writeln!(out, "  {}: {}{times}", error.object, error.message);
         }
     }
@@ -100,7 +101,15 @@ fn duration(seconds: u64) -> String {
 
 fn ports(status: &Status) -> String {
     let mut table = Table::new(&[
-        "PORT", "KIND", "LINK", ">MTU", "XDP", "SOCKETS", ">RX PACKETS", ">TX PACKETS", ">LOST",
+        "PORT",
+        "KIND",
+        "LINK",
+        ">MTU",
+        "XDP",
+        "SOCKETS",
+        ">RX PACKETS",
+        ">TX PACKETS",
+        ">LOST",
         "ENDPOINT",
     ]);
     for port in &status.ports {
@@ -125,8 +134,16 @@ fn ports(status: &Status) -> String {
 
 fn workers(workers: &[WorkerStatus]) -> String {
     let mut table = Table::new(&[
-        "WORKER", ">CORE", "MODE", "STATE", ">RECEIVED", ">TRANSMITTED", ">HANDED OUT", ">DROPPED",
-        ">HELD", ">FLOWS OPENED",
+        "WORKER",
+        ">CORE",
+        "MODE",
+        "STATE",
+        ">RECEIVED",
+        ">TRANSMITTED",
+        ">HANDED OUT",
+        ">DROPPED",
+        ">HELD",
+        ">FLOWS OPENED",
     ]);
     for worker in workers {
         let dropped: u64 = worker.dropped.iter().map(|(_, packets)| packets).sum();
@@ -193,8 +210,7 @@ fn services(list: &[ServiceInfo]) -> String {
             if backend.local { format!("{peer} (here)") } else { peer.to_string() }
         };
         let backends: Vec<String> = service.backends.iter().map(backend).collect();
-        let backends =
-            if backends.is_empty() { "none usable".into() } else { backends.join(", ") };
+        let backends = if backends.is_empty() { "none usable".into() } else { backends.join(", ") };
         for (index, frontend) in service.frontends.iter().enumerate() {
             let address = match frontend.address {
                 Some(address) => Peer { address, l4_port: frontend.l4_port }.to_string(),
@@ -215,8 +231,17 @@ fn services(list: &[ServiceInfo]) -> String {
 
 fn ct(listing: &CtListing) -> String {
     let mut table = Table::new(&[
-        "PROTO", "STATE", "SOURCE", "DESTINATION", "BACKEND", "SOURCE AS SEEN", ">EXPIRES S",
-        ">PACKETS", ">BACK", "SERVICE", "RULE",
+        "PROTO",
+        "STATE",
+        "SOURCE",
+        "DESTINATION",
+        "BACKEND",
+        "SOURCE AS SEEN",
+        ">EXPIRES S",
+        ">PACKETS",
+        ">BACK",
+        "SERVICE",
+        "RULE",
     ]);
     for entry in &listing.entries {
         let unless = |same: bool, peer: Peer| if same { "-".into() } else { peer.to_string() };
@@ -249,7 +274,8 @@ fn policy(explanation: &PolicyExplanation) -> String {
     );
     for step in &explanation.steps {
         let verdict = if step.allowed { "allowed" } else { "denied" };
-        let _ = writeln!(text, "  {} of {}: {verdict} by {}", step.direction, step.subject, step.rule);
+        let _ =
+            writeln!(text, "  {} of {}: {verdict} by {}", step.direction, step.subject, step.rule);
     }
     text
 }
@@ -384,7 +410,10 @@ mod tests {
             })
             .into();
         let text = show_drops(&drops);
-        assert_eq!(text, "REASON  PACKETS  MEANING\nc         1 000  Why.\nb             2  Why.\n");
+        assert_eq!(
+            text,
+            "REASON  PACKETS  MEANING\nc         1 000  Why.\nb             2  Why.\n"
+        );
     }
 
     #[test]

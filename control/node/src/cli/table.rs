@@ -41,7 +41,8 @@ impl std::fmt::Display for Table {
             for (column, width) in widths.iter().enumerate() {
                 let cell = row.get(column).map_or("", String::as_str);
                 let blanks = " ".repeat(width.saturating_sub(cell.chars().count()));
-                let (before, after) = if self.right[column] { (&*blanks, "") } else { ("", &*blanks) };
+                let (before, after) =
+                    if self.right[column] { (&*blanks, "") } else { ("", &*blanks) };
                 let gap = if column == 0 { "" } else { "  " };
                 line.extend([gap, before, cell, after]);
             }

@@ -17,7 +17,12 @@ fn every_command_has_a_word_of_help() {
         for sub in command.get_subcommands() {
             assert!(sub.get_about().is_some(), "{} has no help", sub.get_name());
             for argument in sub.get_arguments() {
-                assert!(argument.get_help().is_some(), "{} of {}", argument.get_id(), sub.get_name());
+                assert!(
+                    argument.get_help().is_some(),
+                    "{} of {}",
+                    argument.get_id(),
+                    sub.get_name()
+                );
             }
             look(sub);
         }

@@ -84,12 +84,8 @@ impl World {
     }
 
     fn build(&mut self) -> Built {
-        let host = HostWay {
-            port: HOST,
-            mac: mac(0xaa),
-            address: ip("169.254.7.2"),
-            stack_interface: 13,
-        };
+        let host =
+            HostWay { port: HOST, mac: mac(0xaa), address: ip("169.254.7.2"), stack_interface: 13 };
         self.builder.build(&Inputs {
             view: &self.view,
             ports: &self.ports,
@@ -112,7 +108,10 @@ fn a_pod_the_node_and_the_world_have_their_ways() {
     let mut world = World::new();
     know(&mut world.view, 10, "192.0.2.1", 1);
     let built = world.build();
-    assert_eq!((hop_to(&built, "10.1.0.5").port, hop_to(&built, "10.1.0.5").destination), (POD, Some(mac(5))));
+    assert_eq!(
+        (hop_to(&built, "10.1.0.5").port, hop_to(&built, "10.1.0.5").destination),
+        (POD, Some(mac(5)))
+    );
     assert_eq!(hop_to(&built, "192.0.2.2").destination, Some(mac(0xaa)));
     let world = hop_to(&built, "203.0.113.9");
     assert_eq!((world.port, world.destination), (UPLINK, Some(mac(1))));
@@ -154,10 +153,7 @@ fn another_gateway_makes_a_new_generation_and_leaves_other_numbers_alone() {
     world.view.set_routes(vec![unicast("0.0.0.0/0", 0, vec![hop(10, Some("192.0.2.7"))])]);
     let after = world.build();
     assert!(after.new_generation);
-    assert_eq!(
-        before.forwarding.resolve(ip("10.1.0.5")),
-        after.forwarding.resolve(ip("10.1.0.5"))
-    );
+    assert_eq!(before.forwarding.resolve(ip("10.1.0.5")), after.forwarding.resolve(ip("10.1.0.5")));
     assert_eq!(hop_to(&after, "203.0.113.9").neighbour, ip("192.0.2.7"));
     assert!(!world.build().new_generation);
 }

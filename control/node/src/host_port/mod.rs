@@ -229,18 +229,20 @@ async fn make(handle: &Handle, plan: &HostPortPlan) -> Result<(PairEnd, PairEnd)
     add.map_err(|error| kernel(pair, error))?;
     let mut ends = Vec::with_capacity(2);
     for interface in [HOST_INTERFACE, PORT_INTERFACE] {
-        let (index, link) = find(handle, interface).await?.ok_or_else(|| kernel(
-            format!("find interface {interface} after making it"),
-            rtnetlink::Error::RequestFailed,
-        ))?;
+        let (index, link) = find(handle, interface).await?.ok_or_else(|| {
+            kernel(
+                format!("find interface {interface} after making it"),
+                rtnetlink::Error::RequestFailed,
+            )
+        })?;
         let alias = LinkUnspec::new_with_index(index).alias(ALIAS).build();
         let set = handle.link().set(alias).execute().await;
         set.map_err(|error| kernel(format!("name interface {interface} as ours"), error))?;
         ends.push(PairEnd { index, mac: link.mac.unwrap_or_default() });
     }
-    let [host, port]: [PairEnd; 2] = ends.try_into().map_err(|_| {
-        kernel("find both ends of the pair", rtnetlink::Error::RequestFailed)
-    })?;
+    let [host, port]: [PairEnd; 2] = ends
+        .try_into()
+        .map_err(|_| kernel("find both ends of the pair", rtnetlink::Error::RequestFailed))?;
     configure()?;
     for (interface, index) in [(HOST_INTERFACE, host.index), (PORT_INTERFACE, port.index)] {
         for offload in [Offload::TransmitChecksum, Offload::TcpSegmentation] {
@@ -255,15 +257,13 @@ async fn make(handle: &Handle, plan: &HostPortPlan) -> Result<(PairEnd, PairEnd)
 }
 
 fn pair_message(plan: &HostPortPlan) -> rtnetlink::packet_route::link::LinkMessage {
-    let queues =
-        [LinkAttribute::NumTxQueues(plan.queues), LinkAttribute::NumRxQueues(plan.queues)];
+    let queues = [LinkAttribute::NumTxQueues(plan.queues), LinkAttribute::NumRxQueues(plan.queues)];
     let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(PORT_INTERFACE)
         .mtu(u32::from(plan.mtu))
         .arp(false);
-    let mut host = LinkVeth::new(HOST_INTERFACE, PORT_INTERFACE)
-        .mtu(u32::from(plan.mtu))
-        .arp(false);
+    let mut host =
+        LinkVeth::new(HOST_INTERFACE, PORT_INTERFACE).mtu(u32::from(plan.mtu)).arp(false);
     for attribute in queues {
         peer = peer.append_extra_attribute(attribute.clone());
         host = host.append_extra_attribute(attribute);
@@ -273,8 +273,10 @@ fn pair_message(plan: &HostPortPlan) -> rtnetlink::packet_route::link::LinkMessa
 
 /// Settings that must stand before the interfaces come up.
 fn configure() -> Result<(), HostPortError> {
-    let host = |family: &str, setting: &str| format!("net/{family}/conf/{HOST_INTERFACE}/{setting}");
-    let port = |family: &str, setting: &str| format!("net/{family}/conf/{PORT_INTERFACE}/{setting}");
+    let host =
+        |family: &str, setting: &str| format!("net/{family}/conf/{HOST_INTERFACE}/{setting}");
+    let port =
+        |family: &str, setting: &str| format!("net/{family}/conf/{PORT_INTERFACE}/{setting}");
     sysctl::loosen_source_validation(HOST_INTERFACE)?;
     // A host process that reaches a backend in the host network through a service sees the
     // node's own address come back by this interface.

@@ -61,7 +61,11 @@ fn wanted_routes(plan: &HostPortPlan, routes: &HostRoutes) -> BTreeSet<OwnRoute>
     let mut wanted: BTreeSet<OwnRoute> = routes
         .destinations
         .iter()
-        .map(|prefix| OwnRoute { table: plan.routing_table, prefix: *prefix, source: source(prefix) })
+        .map(|prefix| OwnRoute {
+            table: plan.routing_table,
+            prefix: *prefix,
+            source: source(prefix),
+        })
         .collect();
     if !routes.backend_l4_ports.is_empty() {
         let everything = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
@@ -134,10 +138,7 @@ pub async fn remove_rules(handle: &Handle, plan: &HostPortPlan) -> Result<(), Ho
     reconcile_rules(handle, &BTreeSet::new()).await
 }
 
-async fn reconcile_rules(
-    handle: &Handle,
-    wanted: &BTreeSet<OwnRule>,
-) -> Result<(), HostPortError> {
+async fn reconcile_rules(handle: &Handle, wanted: &BTreeSet<OwnRule>) -> Result<(), HostPortError> {
     let mut present = BTreeSet::new();
     for v6 in families() {
         let family = if *v6 { IpVersion::V6 } else { IpVersion::V4 };
@@ -203,8 +204,7 @@ fn decode_route(message: &RouteMessage, plan: &HostPortPlan) -> Option<OwnRoute>
         _ => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
     let ours = table == plan.routing_table || table == plan.routing_table + 1;
-    let prefix =
-        Prefix::new(destination.unwrap_or(unspecified), header.destination_prefix_length)?;
+    let prefix = Prefix::new(destination.unwrap_or(unspecified), header.destination_prefix_length)?;
     ours.then_some(OwnRoute { table, prefix, source })
 }
 

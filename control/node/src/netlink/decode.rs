@@ -29,15 +29,14 @@ pub fn change(message: &RouteNetlinkMessage) -> Change {
         }
         RouteNetlinkMessage::NewAddress(address) => decode_address(address)
             .map_or(Change::Nothing, |(index, address)| Change::Address(index, address)),
-        RouteNetlinkMessage::DelAddress(address) => {
-            decode_address(address).map_or(Change::Nothing, |(index, address)| {
+        RouteNetlinkMessage::DelAddress(address) => decode_address(address)
+            .map_or(Change::Nothing, |(index, address)| {
                 Change::AddressGone(index, address.address)
-            })
-        }
-        RouteNetlinkMessage::NewNeighbour(neighbour) => decode_neighbour(neighbour).map_or(
-            Change::Nothing,
-            |(index, address, neighbour)| Change::Neighbour(index, address, neighbour),
-        ),
+            }),
+        RouteNetlinkMessage::NewNeighbour(neighbour) => decode_neighbour(neighbour)
+            .map_or(Change::Nothing, |(index, address, neighbour)| {
+                Change::Neighbour(index, address, neighbour)
+            }),
         RouteNetlinkMessage::DelNeighbour(neighbour) => decode_neighbour(neighbour)
             .map_or(Change::Nothing, |(index, address, _)| Change::NeighbourGone(index, address)),
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)
@@ -294,14 +293,16 @@ mod tests {
             .build();
         let entry = decode_route(&message).unwrap();
         assert_eq!(entry.metric, 100);
-        let hop = RouteHop { interface: 7, gateway: Some("192.0.2.1".parse().unwrap()), dead: false };
+        let hop =
+            RouteHop { interface: 7, gateway: Some("192.0.2.1".parse().unwrap()), dead: false };
         assert_eq!(entry.kind, RouteKind::Unicast(vec![hop]));
     }
 
     #[test]
     fn a_route_of_another_table_is_not_ours_even_when_its_number_needs_the_attribute() {
         assert_eq!(decode_route(&route("10.0.0.0", 8).table_id(1000).build()), None);
-        let notification = RouteNetlinkMessage::NewRoute(route("10.0.0.0", 8).table_id(1000).build());
+        let notification =
+            RouteNetlinkMessage::NewRoute(route("10.0.0.0", 8).table_id(1000).build());
         assert_eq!(change(&notification), Change::Nothing);
     }
 

@@ -155,8 +155,12 @@ impl Follower {
     }
 }
 
-type Messages =
-    Box<dyn Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)> + Send + Sync + Unpin>;
+type Messages = Box<
+    dyn Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)>
+        + Send
+        + Sync
+        + Unpin,
+>;
 
 /// One netlink socket with its driver.
 struct Session {
@@ -190,7 +194,8 @@ impl Session {
         let links = self.handle.link().get().execute();
         apply_all(&mut view, "links", links.map_ok(RouteNetlinkMessage::NewLink)).await?;
         let addresses = self.handle.address().get().execute();
-        apply_all(&mut view, "addresses", addresses.map_ok(RouteNetlinkMessage::NewAddress)).await?;
+        apply_all(&mut view, "addresses", addresses.map_ok(RouteNetlinkMessage::NewAddress))
+            .await?;
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let neighbours = self.handle.neighbours().get().set_address_family(family).execute();
             let neighbours = neighbours.map_ok(RouteNetlinkMessage::NewNeighbour);

@@ -14,4 +14,4 @@ pub mod neighbours;
 pub mod view;
 
 pub use follow::{FollowCounts, Follower, NetlinkError};
-pub use view::{KernelView, Link, Neighbour, RouteHop, RouteKind, RouteEntry};
+pub use view::{KernelView, Link, Neighbour, RouteEntry, RouteHop, RouteKind};

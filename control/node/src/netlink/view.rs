@@ -221,7 +221,15 @@ mod tests {
     use super::*;
 
     fn link(name: &str, up: bool) -> Link {
-        Link { name: name.into(), alias: None, mac: None, mtu: 1500, up, receive_queues: 1, virtual_kind: None }
+        Link {
+            name: name.into(),
+            alias: None,
+            mac: None,
+            mtu: 1500,
+            up,
+            receive_queues: 1,
+            virtual_kind: None,
+        }
     }
 
     fn address(text: &str) -> InterfaceAddress {

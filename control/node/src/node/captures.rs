@@ -5,7 +5,7 @@ use std::sync::Arc;
 use control::admin::{
     CaptureDirection, CaptureRecord, CaptureRequest, Reply, StreamItem, encode_frame,
 };
-use dataplane::capture::{CapturePoint, CapturedPacket, CaptureRing};
+use dataplane::capture::{CapturePoint, CaptureRing, CapturedPacket};
 use dataplane::port::PortId;
 use dataplane::time::Nanos;
 use tokio::sync::mpsc;

@@ -101,10 +101,9 @@ impl Endpoints {
         }
         let same_interface = |other: &&Endpoint| other.spec.interface == spec.interface;
         match self.by_name.values().find(same_interface) {
-            Some(other) => conflict(format!(
-                "interface {} is endpoint {}'s",
-                spec.interface, other.spec.name
-            )),
+            Some(other) => {
+                conflict(format!("interface {} is endpoint {}'s", spec.interface, other.spec.name))
+            }
             None => Ok(Admission::New),
         }
     }

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use control::admin::{AdminError, ExplainedStep, PolicyExplanation, PolicyQuestion, parse_protocol};
+use control::admin::{
+    AdminError, ExplainedStep, PolicyExplanation, PolicyQuestion, parse_protocol,
+};
+use control::compile::Compiled;
 use control::compile::policies::direction_name;
 use dataplane::identity::Identity;
 use dataplane::policy::{Direction, Query, RuleId};
@@ -47,7 +50,9 @@ impl Node {
         }
         let allowed = steps.iter().all(|step| step.allowed);
         let summary = match steps.iter().find(|step| !step.allowed) {
-            _ if steps.is_empty() => "neither side is a pod of this node: nothing is enforced here".into(),
+            _ if steps.is_empty() => {
+                "neither side is a pod of this node: nothing is enforced here".into()
+            }
             Some(step) => format!("{} of {} refuses: {}", step.direction, step.subject, step.rule),
             None => format!(
                 "{} may speak to {} on {}/{}",
@@ -60,15 +65,7 @@ impl Node {
     fn step(&self, direction: Direction, subject: &Side, query: &Query) -> ExplainedStep {
         let compiled = self.publisher.compiled();
         let verdict = compiled.policy.judge(direction, query);
-        let known = compiled.rule_name(verdict.rule);
-        let mut rule = known.map_or_else(|| "a rule no longer in force".into(), |name| name.to_string());
-        if verdict.rule == RuleId::DEFAULT_DENY {
-            let policies = compiled.isolating(query.subject, direction);
-            let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
-            if !names.is_empty() {
-                rule = format!("{rule}; isolated by NetworkPolicy {}", names.join(", "));
-            }
-        }
+        let rule = rule_text(compiled, verdict.rule, Some(query.subject), direction);
         ExplainedStep {
             direction: direction_name(direction).into(),
             subject: subject.shown.clone(),
@@ -94,7 +91,10 @@ impl Node {
             return Ok(Side { shown, identity, is_here: here.is_some() });
         }
         let name = text.parse().map_err(|_| {
-            AdminError::invalid(field, format!("{text:?}: write namespace/pod, an address, host or world"))
+            AdminError::invalid(
+                field,
+                format!("{text:?}: write namespace/pod, an address, host or world"),
+            )
         })?;
         let cluster = self.cluster.borrow();
         let endpoint = self.endpoints.get(&name).map(|endpoint| &endpoint.spec.addresses);
@@ -108,4 +108,22 @@ impl Node {
         let identity = compiled.endpoint_identity(addresses);
         Ok(Side { shown: text.into(), identity, is_here: endpoint.is_some() })
     }
+}
+
+/// A rule for people; a default deny with the policies that isolate `subject`, since no rule of
+/// theirs is to be named.
+pub(super) fn rule_text(
+    compiled: &Compiled,
+    rule: RuleId,
+    subject: Option<Identity>,
+    direction: Direction,
+) -> String {
+    let known = compiled.rule_name(rule);
+    let text = known.map_or_else(|| "a rule no longer in force".into(), |name| name.to_string());
+    let isolating = subject.map_or(&[][..], |subject| compiled.isolating(subject, direction));
+    if rule != RuleId::DEFAULT_DENY || isolating.is_empty() {
+        return text;
+    }
+    let names: Vec<String> = isolating.iter().map(ToString::to_string).collect();
+    format!("{text}; isolated by NetworkPolicy {}", names.join(", "))
 }

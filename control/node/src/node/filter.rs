@@ -88,10 +88,8 @@ impl Matcher {
                 && self.endpoint.is_none()
                 && self.service.is_none();
         };
-        let mut ends = vec![
-            (key.source(), key.source_port()),
-            (key.destination(), key.destination_port()),
-        ];
+        let mut ends =
+            vec![(key.source(), key.source_port()), (key.destination(), key.destination_port())];
         ends.extend(event.backend);
         self.matches_ends(key.protocol(), &ends, service)
     }
@@ -163,8 +161,11 @@ mod tests {
         let original = key("10.1.0.5", "10.96.0.1", 80);
         for (name, found) in [("shop/web", true), ("shop/web:http", true), ("shop/we", false)] {
             let filter = FlowFilter { service: Some(name.into()), ..FlowFilter::default() };
-            let matched =
-                matcher(filter).matches_flow(&original, &original.reversed(), Some("shop/web:http"));
+            let matched = matcher(filter).matches_flow(
+                &original,
+                &original.reversed(),
+                Some("shop/web:http"),
+            );
             assert_eq!(matched, found, "{name}");
         }
     }
@@ -173,8 +174,7 @@ mod tests {
     fn an_event_without_a_tuple_is_found_by_its_reason_alone() {
         let kind = EventKind::Dropped(DropReason::Truncated);
         let event = FlowEvent::new(Nanos(0), kind, PortId(0));
-        let by_reason =
-            FlowFilter { reason: Some("truncated".into()), ..FlowFilter::default() };
+        let by_reason = FlowFilter { reason: Some("truncated".into()), ..FlowFilter::default() };
         assert!(matcher(by_reason).matches_event(&event, None));
         let by_port = FlowFilter { l4_port: Some(80), ..FlowFilter::default() };
         assert!(!matcher(by_port).matches_event(&event, None));

@@ -146,7 +146,10 @@ mod tests {
         let recent = log.recent(&Matcher::default(), 3);
         let last = FLOWS_KEPT_MAX as u64 + 4;
         assert_eq!(log.kept(), FLOWS_KEPT_MAX);
-        assert_eq!(recent.iter().map(|r| r.time_unix_ms).collect::<Vec<_>>(), [last - 2, last - 1, last]);
+        assert_eq!(
+            recent.iter().map(|r| r.time_unix_ms).collect::<Vec<_>>(),
+            [last - 2, last - 1, last]
+        );
     }
 
     #[test]

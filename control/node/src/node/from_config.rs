@@ -61,10 +61,8 @@ fn mode(mode: XdpMode) -> Mode {
 }
 
 fn sockets(config: &Config, sockets: &Sockets) -> SocketConfig {
-    let busy_poll = BusyPoll {
-        micros: config.workers.busy_poll_us,
-        budget: config.workers.busy_poll_packets,
-    };
+    let busy_poll =
+        BusyPoll { micros: config.workers.busy_poll_us, budget: config.workers.busy_poll_packets };
     SocketConfig {
         receive_ring: sockets.receive_ring,
         transmit_ring: sockets.transmit_ring,
@@ -120,9 +118,9 @@ impl Settings {
                 cores: machine.cores.clone(),
                 idle: match config.workers.idle {
                     Idle::Spin => workers::Idle::Spin,
-                    Idle::Adaptive => {
-                        workers::Idle::Adaptive(Duration::from_micros(config.workers.spin_us.into()))
-                    }
+                    Idle::Adaptive => workers::Idle::Adaptive(Duration::from_micros(
+                        config.workers.spin_us.into(),
+                    )),
                     Idle::BusyPoll => workers::Idle::BusyPoll,
                 },
                 capacities: Capacities {

@@ -38,9 +38,9 @@ pub mod captures;
 pub mod endpoints;
 pub mod error_log;
 mod explain;
-pub mod from_config;
 pub mod filter;
 pub mod flow_log;
+pub mod from_config;
 pub mod launch;
 pub mod manifests;
 pub mod publisher;
@@ -211,10 +211,7 @@ impl Node {
     ///
     /// # Errors
     /// [`NodeError`], naming the thing and the way out.
-    pub async fn start(
-        settings: Settings,
-        sources: Sources,
-    ) -> Result<Self, NodeError> {
+    pub async fn start(settings: Settings, sources: Sources) -> Result<Self, NodeError> {
         if !nix::unistd::geteuid().is_root() {
             return Err(NodeError::NotRoot);
         }
@@ -414,9 +411,8 @@ fn nanoseconds(time: Duration) -> u64 {
 /// Whether every uplink is there and can be one.
 fn check_uplinks(settings: &Settings, view: &KernelView) -> Result<(), NodeError> {
     for (index, uplink) in settings.uplinks.iter().enumerate() {
-        let refuse = |detail: String| {
-            Err(NodeError::Uplink { interface: uplink.interface.clone(), detail })
-        };
+        let refuse =
+            |detail: String| Err(NodeError::Uplink { interface: uplink.interface.clone(), detail });
         if settings.uplinks[..index].iter().any(|other| other.interface == uplink.interface) {
             return refuse("it is configured twice".into());
         }

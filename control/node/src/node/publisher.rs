@@ -85,8 +85,7 @@ impl Publisher {
         let nat_changed = !same_nat(&old.source_nat, source_nat);
         let decides_alike = Arc::ptr_eq(&old.identities, &self.compiled.identities)
             && Arc::ptr_eq(&old.policy, &self.compiled.policy);
-        let new_generation =
-            built.new_generation || ports_changed || nat_changed || !decides_alike;
+        let new_generation = built.new_generation || ports_changed || nat_changed || !decides_alike;
         let services_changed = !Arc::ptr_eq(&old.services, &self.compiled.services);
         let first = self.publishes == 0;
         let changed = first
@@ -119,11 +118,7 @@ impl Publisher {
             self.tables = Arc::clone(tables);
             self.publishes += 1;
         }
-        Update {
-            tables,
-            gateways: built.gateways,
-            next_hops_left_out: built.left_out,
-        }
+        Update { tables, gateways: built.gateways, next_hops_left_out: built.left_out }
     }
 }
 

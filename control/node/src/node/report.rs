@@ -14,7 +14,7 @@ use dataplane::counters::PORTS_MAX;
 use dataplane::event::{EventKind, FlowEvent};
 use dataplane::flow_key::FlowKey;
 use dataplane::lb::{FrontendKind, ServiceId};
-use dataplane::policy::RuleId;
+use dataplane::policy::{Direction, RuleId};
 use dataplane::port::{PortId, PortKind};
 use dataplane::worker::HELD_MAX;
 use xdp_redirect::loader::RunningMode;
@@ -24,7 +24,7 @@ use super::filter::{Matcher, verdict_label};
 use super::flow_log::{FLOWS_KEPT_MAX, Logged};
 use super::trace::stage;
 use super::verdict::verdict;
-use super::{Node, PortTable};
+use super::{Node, PortTable, explain};
 use crate::forwarding_view::NEXT_HOPS_MAX;
 use crate::netlink::neighbours::ASKED_MAX;
 use crate::netlink::view::{NEIGHBOURS_MAX, ROUTES_MAX};
@@ -73,9 +73,11 @@ impl Node {
     pub(super) fn manifests_status(&self) -> ManifestsStatus {
         let cluster = self.cluster.borrow();
         let since = cluster.last_success.map(|at| at.elapsed().as_secs());
-        let mut status = ManifestsStatus { seconds_since_success: since, ..cluster.manifests.clone() };
+        let mut status =
+            ManifestsStatus { seconds_since_success: since, ..cluster.manifests.clone() };
         let warnings = &self.publisher.compiled().warnings;
-        status.warnings = warnings.iter().take(WARNINGS_TOLD_MAX).map(ToString::to_string).collect();
+        status.warnings =
+            warnings.iter().take(WARNINGS_TOLD_MAX).map(ToString::to_string).collect();
         status
     }
 
@@ -212,12 +214,22 @@ impl Node {
             ("kernel_neighbours", view.neighbours.len(), NEIGHBOURS_MAX),
             ("asked_neighbours", self.asked.len(), ASKED_MAX),
             ("recent_flow_events", self.flows.kept(), FLOWS_KEPT_MAX),
-            ("packet_frames", frames(census.total - census.free.min(census.total)), frames(census.total)),
+            (
+                "packet_frames",
+                frames(census.total - census.free.min(census.total)),
+                frames(census.total),
+            ),
             ("held_packets", usize::try_from(held).unwrap_or(usize::MAX), HELD_MAX * fragments),
-            ("xdp_prefixes", tables.forwarding.endpoints.len() + tables.services.addresses.len(),
-                frames(2 * xdp_redirect::limits::PREFIXES_MAX)),
-            ("xdp_node_addresses", tables.forwarding.node_addresses.len(),
-                frames(2 * xdp_redirect::limits::NODE_ADDRESSES_MAX)),
+            (
+                "xdp_prefixes",
+                tables.forwarding.endpoints.len() + tables.services.addresses.len(),
+                frames(2 * xdp_redirect::limits::PREFIXES_MAX),
+            ),
+            (
+                "xdp_node_addresses",
+                tables.forwarding.node_addresses.len(),
+                frames(2 * xdp_redirect::limits::NODE_ADDRESSES_MAX),
+            ),
         ]
     }
 
@@ -231,10 +243,8 @@ impl Node {
 
     fn table_usages(&self) -> Vec<TableUsage> {
         let flows = self.workers.flows();
-        let flow_tables = [
-            ("flows_ipv4", flows.v4.statistics()),
-            ("flows_ipv6", flows.v6.statistics()),
-        ];
+        let flow_tables =
+            [("flows_ipv4", flows.v4.statistics()), ("flows_ipv6", flows.v6.statistics())];
         let flow_tables = flow_tables.map(|(name, statistics)| TableUsage {
             name: name.into(),
             used: statistics.used,
@@ -298,23 +308,31 @@ impl Node {
             }
         };
         for (frontend, (id, kind)) in &table.frontends {
-            add(*id, FrontendInfo {
-                kind: frontend_label(*kind).into(),
-                address: Some(frontend.address),
-                protocol: frontend.protocol.to_string(),
-                l4_port: frontend.l4_port,
-            });
+            add(
+                *id,
+                FrontendInfo {
+                    kind: frontend_label(*kind).into(),
+                    address: Some(frontend.address),
+                    protocol: frontend.protocol.to_string(),
+                    l4_port: frontend.l4_port,
+                },
+            );
         }
         for ((protocol, l4_port), id) in &table.node_ports {
-            add(*id, FrontendInfo {
-                kind: frontend_label(FrontendKind::NodePort).into(),
-                address: None,
-                protocol: protocol.to_string(),
-                l4_port: *l4_port,
-            });
+            add(
+                *id,
+                FrontendInfo {
+                    kind: frontend_label(FrontendKind::NodePort).into(),
+                    address: None,
+                    protocol: protocol.to_string(),
+                    l4_port: *l4_port,
+                },
+            );
         }
         for info in &mut list {
-            info.frontends.sort_by(|a, b| (&a.kind, a.address, a.l4_port).cmp(&(&b.kind, b.address, b.l4_port)));
+            info.frontends.sort_by(|a, b| {
+                (&a.kind, a.address, a.l4_port).cmp(&(&b.kind, b.address, b.l4_port))
+            });
         }
         // A service that went away leaves its number free until another takes it.
         list.retain(|info| !info.frontends.is_empty());
@@ -361,7 +379,8 @@ impl Node {
         let mut count = 0;
         self.workers.flows().for_each(monotonic_now(), |flow| {
             let service = flow.origin.service.and_then(|id| self.service_name(id));
-            count += u64::from(matcher.matches_flow(&flow.original, &flow.reply, service.as_deref()));
+            count +=
+                u64::from(matcher.matches_flow(&flow.original, &flow.reply, service.as_deref()));
         });
         count
     }
@@ -391,7 +410,8 @@ impl Node {
     }
 
     fn flow_record(&self, event: &FlowEvent) -> FlowRecord {
-        let endpoint = |address: IpAddr| self.endpoints.by_address(address).map(ToString::to_string);
+        let endpoint =
+            |address: IpAddr| self.endpoints.by_address(address).map(ToString::to_string);
         let source = event.key.as_ref().map(source_of);
         let destination = event.key.as_ref().map(destination_of);
         let backend = event.backend.map(|(address, l4_port)| Peer { address, l4_port });
@@ -410,8 +430,18 @@ impl Node {
             destination,
             backend,
             service: event.service.and_then(|id| self.service_name(id)),
-            rule: event.rule.map(|rule| self.rule_name(rule)),
+            rule: self.deciding_rule(event),
         }
+    }
+
+    /// The rule that decided, with the policies behind a default deny.
+    fn deciding_rule(&self, event: &FlowEvent) -> Option<String> {
+        let (subject, direction) = match event.kind {
+            EventKind::Dropped(DropReason::PolicyEgress) => (event.source, Direction::Egress),
+            _ => (event.destination, Direction::Ingress),
+        };
+        let compiled = self.publisher.compiled();
+        event.rule.map(|rule| explain::rule_text(compiled, rule, subject, direction))
     }
 
     /// What a decision found, for a trace.
@@ -430,8 +460,8 @@ impl Node {
                 stages.push(stage("identity", format!("{word}: {name}")));
             }
         }
-        if let Some(rule) = event.rule {
-            stages.push(stage("policy", self.rule_name(rule)));
+        if let Some(rule) = self.deciding_rule(event) {
+            stages.push(stage("policy", rule));
         }
         stages
     }

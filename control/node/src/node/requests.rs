@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use control::admin::{
-    AdminError, CaptureDirection, CaptureRequest, ConfigDiff, EndpointAdd, FlowFilter, Reply, Request,
-    StreamItem, decode_frame, parse_reason,
+    AdminError, CaptureDirection, CaptureRequest, ConfigDiff, EndpointAdd, FlowFilter, Reply,
+    Request, StreamItem, decode_frame, parse_reason,
 };
 use control::config::Config;
 use control::model::ObjectName;
@@ -67,7 +67,9 @@ impl Node {
             Request::ManifestsStatus => Reply::Manifests(self.manifests_status()),
             Request::ConfigShow => {
                 let text = self.configuration()?.print();
-                Reply::Config(text.map_err(|error| AdminError::Failed { detail: error.to_string() })?)
+                Reply::Config(
+                    text.map_err(|error| AdminError::Failed { detail: error.to_string() })?,
+                )
             }
             Request::ConfigDiff { candidate } => self.config_diff(&candidate)?,
             Request::Flows { .. } | Request::Capture(_) => {
@@ -243,8 +245,7 @@ impl Node {
         let name = |port: PortId| {
             ports.get(port).map_or_else(|| format!("port{}", port.0), |port| port.interface.clone())
         };
-        let progress =
-            self.capture.as_mut().map(|(capture, _)| capture.drain(Self::unix_ns, name));
+        let progress = self.capture.as_mut().map(|(capture, _)| capture.drain(Self::unix_ns, name));
         if progress == Some(Progress::Ended) {
             self.stop_capture();
         }

@@ -97,7 +97,8 @@ pub fn trace(
     now: Nanos,
     names: &Names<'_>,
 ) -> Result<TraceReport, SetupError> {
-    let mut stages = vec![stage("received", format!("{} bytes by {}", frame.len(), (names.port)(port)))];
+    let mut stages =
+        vec![stage("received", format!("{} bytes by {}", frame.len(), (names.port)(port)))];
     match Packet::parse(frame, frame.len()) {
         Ok(packet) => stages.push(stage("parse", describe(&packet))),
         Err(reason) => stages.push(stage("parse", format!("refused: {reason}"))),
@@ -112,11 +113,14 @@ pub fn trace(
             stages.push(hop(out));
             (format!("transmit by {}", (names.port)(out)), true)
         }
-        Action::Hold(request) => {
-            (format!("wait for neighbour {} on {}", request.address, (names.port)(request.port)), true)
-        }
+        Action::Hold(request) => (
+            format!("wait for neighbour {} on {}", request.address, (names.port)(request.port)),
+            true,
+        ),
         Action::Handoff(worker) => (format!("hand to worker {worker}"), false),
-        Action::Drop(reason) => (format!("drop: {reason} ({})", reason.explanation().trim()), false),
+        Action::Drop(reason) => {
+            (format!("drop: {reason} ({})", reason.explanation().trim()), false)
+        }
         Action::Answer(reason) => (format!("drop: {reason}, and answer the sender"), true),
     };
     let changed = shown && after != frame;

@@ -112,6 +112,14 @@ pub fn node_and_gateway() -> (Namespace, Namespace) {
     node.ip("address add 192.0.2.2/24 dev up0");
     node.ip("address add 2001:db8::2/64 dev up0 nodad");
     node.ip("link set up0 up");
+    // The kernel settles a link's state in the background.
+    let settled = node.run(|| {
+        (0..200).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            ip("-brief link show up0").split_whitespace().nth(1) == Some("UP")
+        })
+    });
+    assert!(settled, "up0 never came up");
     node.ip("route add default via 192.0.2.1");
     node.ip("route add default via 2001:db8::1");
     (node, gateway)
