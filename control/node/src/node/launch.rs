@@ -83,10 +83,8 @@ pub fn read_config(path: &Path) -> Result<Config, LaunchError> {
 /// [`LaunchError`], before anything is touched when the configuration is at fault.
 pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
     start_log();
-    let mut config = read_config(path)?;
-    if manifests.is_some() {
-        config.manifests = manifests;
-    }
+    let config = read_config(path)?;
+    let folder = manifests.or_else(|| config.manifests.clone());
     let settings = settle(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -94,7 +92,7 @@ pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
         .map_err(|source| LaunchError::System { action: "start the control runtime", source })?;
     runtime.block_on(async move {
         let (cluster, cluster_updates) = watch::channel(super::ClusterUpdate::default());
-        if let Some(folder) = config.manifests.clone() {
+        if let Some(folder) = folder {
             super::manifests::watch_folder(folder, cluster).await;
         }
         let update = ConfigUpdate { config: Some(Arc::new(config)), refused: None };
@@ -142,7 +140,11 @@ fn settle(config: &Config) -> Result<Settings, LaunchError> {
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr);
     // A second start in one process (tests) keeps the first log.
     let _ = log.try_init();
 }
@@ -160,14 +162,9 @@ async fn watch_file(path: PathBuf, config: watch::Sender<ConfigUpdate>) {
         seen = now;
         let object = format!("configuration {}", path.display());
         match read_config(&path) {
-            Ok(read) => config.send_modify(|update| {
-                // What `--manifests` overruled stays so.
-                let manifests = update.config.as_ref().and_then(|old| old.manifests.clone());
-                *update = ConfigUpdate {
-                    config: Some(Arc::new(Config { manifests, ..read })),
-                    refused: None,
-                };
-            }),
+            Ok(read) => {
+                config.send_replace(ConfigUpdate { config: Some(Arc::new(read)), refused: None });
+            }
             Err(error) => config.send_modify(|update| {
                 update.refused = Some((object, error.to_string()));
             }),

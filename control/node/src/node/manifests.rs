@@ -93,11 +93,12 @@ fn told(errors: &[ManifestError], time_unix_ms: u64) -> Vec<ObjectError> {
     let mut told: Vec<ObjectError> = errors
         .iter()
         .take(ERRORS_TOLD_MAX)
-        .map(|error| ObjectError {
-            object: error.subject(),
-            message: error.to_string(),
-            time_unix_ms,
-            count: 1,
+        .map(|error| {
+            let (object, text) = (error.subject(), error.to_string());
+            // Where the text begins with what it is about, once is enough.
+            let rest = text.strip_prefix(&object).and_then(|rest| rest.strip_prefix(": "));
+            let message = rest.unwrap_or(&text).to_owned();
+            ObjectError { object, message, time_unix_ms, count: 1 }
         })
         .collect();
     if let (Some(last), Some(more)) = (told.last_mut(), errors.len().checked_sub(ERRORS_TOLD_MAX)) {
