@@ -176,6 +176,17 @@ fn held_connections_that_break_are_counted_and_not_made_again() {
         })
     };
     wait(&all).unwrap();
+    let few = lab.client.agent(&["hold", to, "--connections=7"]).unwrap();
+    few.expect("open connections", PATIENCE, |report| match report {
+        Report::Held(held) => (held.alive == 7).then_some(()),
+        _ => None,
+    })
+    .unwrap();
+    let last = few.stop().unwrap().pop().map(|stamped| stamped.report);
+    assert!(
+        matches!(last, Some(Report::Held(Held { alive: 7, answered_last: 7, .. }))),
+        "{last:?}"
+    );
     drop(server);
     let broken = wait(&|held: Held| held.alive == 0).unwrap();
     assert_eq!((broken.opened, broken.refused, broken.resets + broken.ended), (500, 0, 500));

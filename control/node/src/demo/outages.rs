@@ -13,13 +13,16 @@ use crate::lab::{Agent, LabError, wait_until};
 /// A download's speed, in bytes per second: enough to be hit in its middle by every outage.
 const RATE: u64 = 8 << 20;
 
-/// SYN segments a second, and in all.
-const FLOOD_RATE: u64 = 25_000;
-const FLOOD_COUNT: u64 = 100_000;
+/// The table that the floods fill, as `xskiff status` names it.
+const FLOWS_TABLE: &str = "flows_ipv4";
 
 /// Longest time in which no new connection may work, in milliseconds.
 const GAP_AFTER_KILL_MS: u64 = 8_000;
-const GAP_IN_FLOOD_MS: u64 = 2_000;
+const GAP_MS: u64 = 2_000;
+
+/// How long a full flow table may keep new connections out after the flood: the time-out of
+/// half-open flows in `deploy/demo/xskiff.yaml`, and some more.
+const RECOVERY_MS: u64 = 10_000;
 
 /// How long traffic may go on after the node has died.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -43,8 +46,12 @@ const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 pub fn run(scene: &Scene, files: &Files, node: Node, stage: &mut Stage) -> Result<Node, DemoError> {
     stage.say("first outage: the node process is killed (SIGKILL) and started again");
     let node = killed(scene, files, node, stage)?;
-    stage.say("second outage: a SYN flood");
-    flooded(scene, &node, stage);
+    stage.say(
+        "second outage: a SYN flood, first one that fits the flow table, then one that does not",
+    );
+    for flood in &FLOODS {
+        flooded(scene, &node, flood, stage);
+    }
     stage.say("third outage: the manifests folder is gone");
     folder_gone(scene, files, &node, stage);
     Ok(node)
@@ -162,11 +169,12 @@ fn killed(scene: &Scene, files: &Files, node: Node, stage: &mut Stage) -> Result
     stage.expect("killed: the established download", later, || {
         Ok(lost_in_this_version(whole(&fetched, bytes)))
     });
-    stage.expect("killed: 100 held connections", later, || {
+    let name = format!("killed: {} held connections", steps::HELD);
+    stage.expect(&name, later, || {
         let counts = steps::end_hold(held)?;
-        let text =
-            format!("{} alive, {} reset, {} ended", counts.alive, counts.resets, counts.ended);
-        Ok(lost_in_this_version(Seen::when(counts.alive == steps::HELD, text)))
+        let (answer, resets) = (counts.answered_last, counts.resets);
+        let text = format!("{answer} of {} answer, {resets} resets", steps::HELD);
+        Ok(lost_in_this_version(Seen::when(answer == steps::HELD, text)))
     });
     second.ok_or_else(|| DemoError::NotReady {
         state: "was not started again".into(),
@@ -183,38 +191,69 @@ fn lost_in_this_version(seen: Seen) -> Seen {
     }
 }
 
-fn flooded(scene: &Scene, node: &Node, stage: &mut Stage) {
+/// A flood, and whether the flow table has room for all of it.
+struct Flood {
+    name: &'static str,
+    rate: u64,
+    count: u64,
+    fits: bool,
+}
+
+/// The demo's flow table has room for 65,536 flows of a family (`deploy/demo/xskiff.yaml`).
+const FLOODS: [Flood; 2] = [
+    Flood { name: "small flood", rate: 20_000, count: 40_000, fits: true },
+    Flood { name: "large flood", rate: 30_000, count: 90_000, fits: false },
+];
+
+fn flooded(scene: &Scene, node: &Node, flood: &Flood, stage: &mut Stage) {
     let mut outcome = None;
-    let flood = format!("{FLOOD_COUNT} SYN segments in {} s", FLOOD_COUNT / FLOOD_RATE);
-    stage.expect("flood: sent through the service", &flood, || {
-        let load = Load::start(scene, Duration::from_secs(6))?;
-        let (rate, count) = (format!("--rate={FLOOD_RATE}"), format!("--count={FLOOD_COUNT}"));
-        let sources = format!("--sources={FLOOD_SOURCES}");
-        let target = to(BALANCER[0], HTTP[0]);
-        let flood = scene.client.agent(&["flood", &target, &sources, &rate, &count])?;
+    let name = |what: &str| format!("{}: {what}", flood.name);
+    let lasting = flood.count / flood.rate;
+    let expected = format!("{} SYN segments in {lasting} s", flood.count);
+    stage.expect(&name("sent through the service"), &expected, || {
+        let load = Load::start(scene, Duration::from_secs(lasting + 2))?;
         let begin = Instant::now();
-        let sent = flood.expect("its end", DOWNLOAD_TIMEOUT, |report| match report {
-            Report::Flooded { sent, refused } => (sent + refused >= FLOOD_COUNT).then_some(sent),
-            _ => None,
-        })?;
+        let sent = send_flood(scene, flood)?;
         let took = super::expectation::milliseconds(begin.elapsed());
         let bytes = load.bytes;
         outcome = Some((load.end()?, bytes));
-        let flows = node.status().map(|status| {
-            let tables = status.tables.into_iter().filter(|table| table.name.starts_with("flows"));
-            tables.map(|table| table.high_water).sum::<u64>()
-        })?;
-        Ok(Seen::when(
-            sent == FLOOD_COUNT,
-            format!("{sent} in {}; up to {flows} flows", seconds(took)),
-        ))
+        let tables = node.status()?.tables;
+        let flows = tables.iter().find(|table| table.name == FLOWS_TABLE);
+        let (used, capacity) = flows.map_or((0, 0), |table| (table.high_water, table.capacity));
+        let text = format!("{sent} in {}; {used} of {capacity} flows", seconds(took));
+        Ok(Seen::when(sent == flood.count, text))
     });
     let Some(((fetched, attempts), bytes)) = outcome else { return };
-    stage.expect("flood: the established download", "whole, every byte right", || {
+    stage.expect(&name("the established download"), "whole, every byte right", || {
         Ok(whole(&fetched, bytes))
     });
-    let new = format!("no gap above {}", seconds(GAP_IN_FLOOD_MS));
-    stage.expect("flood: new connections", &new, || Ok(attempts.within(GAP_IN_FLOOD_MS)));
+    if flood.fits {
+        let new = format!("no gap above {}", seconds(GAP_MS));
+        stage.expect(&name("new connections"), &new, || Ok(attempts.within(GAP_MS)));
+        return;
+    }
+    let later = "go on (from the version that evicts half-open flows)";
+    stage.expect(&name("new connections meanwhile"), later, || {
+        Ok(lost_in_this_version(attempts.within(GAP_MS)))
+    });
+    let after = format!("work within {}", seconds(RECOVERY_MS));
+    stage.expect(&name("new connections after it"), &after, || {
+        let probe = scene.client.agent(&["probe", &to(BALANCER[0], HTTP[0])])?;
+        let works = turn(&probe, true, Duration::from_millis(RECOVERY_MS)).is_ok();
+        Ok(Seen::when(works, if works { "work" } else { "fail" }))
+    });
+}
+
+/// Sends it all; gives how many segments left.
+fn send_flood(scene: &Scene, flood: &Flood) -> Result<u64, LabError> {
+    let (rate, count) = (format!("--rate={}", flood.rate), format!("--count={}", flood.count));
+    let sources = format!("--sources={FLOOD_SOURCES}");
+    let target = to(BALANCER[0], HTTP[0]);
+    let agent = scene.client.agent(&["flood", &target, &sources, &rate, &count])?;
+    agent.expect("its end", DOWNLOAD_TIMEOUT, |report| match report {
+        Report::Flooded { sent, refused } => (sent + refused >= flood.count).then_some(sent),
+        _ => None,
+    })
 }
 
 fn folder_gone(scene: &Scene, files: &Files, node: &Node, stage: &mut Stage) {
@@ -237,7 +276,7 @@ fn folder_gone(scene: &Scene, files: &Files, node: &Node, stage: &mut Stage) {
         Ok(whole(&fetched, bytes))
     });
     stage.expect("folder gone: new connections", "as before, by the tables in force", || {
-        Ok(attempts.within(GAP_IN_FLOOD_MS))
+        Ok(attempts.within(GAP_MS))
     });
     stage.expect("folder gone: the forbidden connection", "still timed out", || {
         traffic::forbidden(scene.pod(STRANGER), CLUSTER_IP, HTTP[0])

@@ -149,12 +149,12 @@ fn stop_and_go_on(scene: &Scene, node: &Node) -> Result<Seen, DemoError> {
     let counts = end_hold(held)?;
     let stopped = traffic::word(trouble);
     let text = format!(
-        "new connection {stopped} meanwhile, {} after; {} of {HELD} held alive, {} resets",
+        "new connection {stopped} meanwhile, {} after; {} of {HELD} held answer, {} resets",
         if works { "works" } else { "fails" },
-        counts.alive,
+        counts.answered_last,
         counts.resets,
     );
-    Ok(Seen::when(trouble.is_some() && works && counts.alive == HELD, text))
+    Ok(Seen::when(trouble.is_some() && works && counts.answered_last == HELD, text))
 }
 
 /// Connections from outside through the service, a tenth of them busy.

@@ -51,6 +51,14 @@ pub enum LabError {
         /// The last lines of it.
         tail: String,
     },
+    /// A child ended without saying what was awaited.
+    #[error("{name} ended without reporting {awaited}")]
+    Ended {
+        /// The child's name.
+        name: String,
+        /// What was awaited.
+        awaited: &'static str,
+    },
     /// A name that a namespace, an interface or a file cannot have.
     #[error(
         "`{name}` is no name for a {object}: use 1 to {length_max} letters, digits and hyphens"

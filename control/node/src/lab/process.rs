@@ -19,7 +19,7 @@ use super::{LabError, command};
 const TAIL_BYTES_MAX: usize = 600;
 
 /// How long an agent may take to stop after it was told.
-const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// A child process; killed and reaped when dropped.
 #[derive(Debug)]
@@ -188,8 +188,11 @@ impl Agent {
                         return Ok(value);
                     }
                 }
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                Err(RecvTimeoutError::Timeout) => {
                     return Err(self.process.no_report(awaited, timeout));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(LabError::Ended { name: self.process.name.clone(), awaited });
                 }
             }
         }
@@ -213,7 +216,7 @@ impl Agent {
     /// Tells it to stop and gives its remaining reports, the summary last.
     ///
     /// # Errors
-    /// It does not end within 5 s.
+    /// It does not end within 12 s.
     pub fn stop(mut self) -> Result<Vec<Stamped>, LabError> {
         self.input = None;
         self.process.wait(STOP_TIMEOUT)?;

@@ -1,13 +1,18 @@
 //! Many connections at once, each made once and never again, so that one that breaks is seen.
+//!
+//! An idle connection does not know that its way is gone; so, when told to stop, every connection
+//! that is left makes one more request, and those that are answered are counted.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use hyper::client::conn::http1::SendRequest;
 use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
 
+use super::fetch::RequestBody;
 use super::report::{Held, Report, Trouble};
 use super::{Stop, fetch, stopped};
 
@@ -16,6 +21,10 @@ const OPENING_MAX: usize = 128;
 
 /// How long a connection may take to open.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the last request of every connection may take: retransmissions back off, so that a
+/// connection may need seconds after an outage to notice that it is over.
+const LAST_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How often counts are said.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
@@ -61,7 +70,7 @@ pub(super) async fn run(arguments: &Arguments, stop: Stop) -> anyhow::Result<()>
     });
     let tasks = LocalSet::new();
     for number in 0..arguments.connections {
-        tasks.spawn_local(hold(Rc::clone(&holder), number < arguments.active));
+        tasks.spawn_local(hold(Rc::clone(&holder), number < arguments.active, stop.clone()));
     }
     let reporting = async {
         loop {
@@ -69,16 +78,20 @@ pub(super) async fn run(arguments: &Arguments, stop: Stop) -> anyhow::Result<()>
             Report::Held(holder.held.get()).say();
         }
     };
-    let all = tasks.run_until(reporting);
-    tokio::select! {
-        () = all => {}
-        () = stopped(stop) => {}
-    }
+    let until_stopped = async {
+        tokio::select! {
+            () = reporting => {}
+            () = stopped(stop) => {}
+        }
+    };
+    tasks.run_until(until_stopped).await;
+    // Every connection that is left is asked for the last time, and its task ends.
+    let _ = tokio::time::timeout(LAST_TIMEOUT * 2, tasks).await;
     Report::Held(holder.held.get()).say();
     Ok(())
 }
 
-async fn hold(holder: Rc<Holder>, active: bool) {
+async fn hold(holder: Rc<Holder>, active: bool, stop: Stop) {
     let opened = {
         // The semaphore is never closed.
         let Ok(_permit) = holder.opening.acquire().await else { return };
@@ -91,20 +104,16 @@ async fn hold(holder: Rc<Holder>, active: bool) {
         held.opened += 1;
         held.alive += 1;
     });
-    let requests = async {
-        while fetch::ask(&mut sender, holder.to).await.is_ok() {
-            holder.count(|held| held.requests += 1);
-            if !active {
-                break;
-            }
-            tokio::time::sleep(holder.interval).await;
+    let asking = async {
+        ask_until_stopped(&holder, &mut sender, active, stop).await;
+        let last = answered(&holder, &mut sender);
+        if tokio::time::timeout(LAST_TIMEOUT, last).await.unwrap_or(false) {
+            holder.count(|held| held.answered_last += 1);
         }
-        // Only the connection itself knows how it ends.
-        std::future::pending::<()>().await;
     };
     let ended = tokio::select! {
         ended = connection => ended,
-        () = requests => Ok(()),
+        () = asking => return,
     };
     let reset = ended.is_err_and(|error| fetch::trouble(&error) == Trouble::Reset);
     holder.count(|held| {
@@ -115,4 +124,30 @@ async fn hold(holder: Rc<Holder>, active: bool) {
             held.ended += 1;
         }
     });
+}
+
+/// Never cut off in the middle of a request, for that would close the connection.
+async fn ask_until_stopped(
+    holder: &Holder,
+    sender: &mut SendRequest<RequestBody>,
+    active: bool,
+    stop: Stop,
+) {
+    while answered(holder, sender).await {
+        if !active {
+            return stopped(stop).await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(holder.interval) => {}
+            () = stopped(stop.clone()) => return,
+        }
+    }
+    // Only the connection itself knows how it ends.
+    std::future::pending::<()>().await;
+}
+
+async fn answered(holder: &Holder, sender: &mut SendRequest<RequestBody>) -> bool {
+    let answered = fetch::ask(sender, holder.to).await.is_ok();
+    holder.count(|held| held.requests += u64::from(answered));
+    answered
 }

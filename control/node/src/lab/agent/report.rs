@@ -129,6 +129,8 @@ pub struct Held {
     pub refused: u64,
     /// Requests answered over them.
     pub requests: u64,
+    /// Of the open ones, those whose last request was answered; 0 before the agent is stopped.
+    pub answered_last: u64,
 }
 
 /// Why traffic failed, as far as the client's socket can tell.
