@@ -242,6 +242,7 @@ impl Life {
     ///
     /// A reset may be forged, and nothing here knows sequence numbers: a connection on which both
     /// ends go on speaking was not reset, and is what it was before (RFC 6146, 3.5.2.2).
+    #[inline(always)]
     #[must_use]
     pub fn advanced(
         self,

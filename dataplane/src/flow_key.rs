@@ -180,6 +180,7 @@ impl FlowKey {
     }
 
     /// The tuple of the opposite direction.
+    #[inline(always)]
     #[must_use]
     pub fn reversed(self) -> Self {
         match self {

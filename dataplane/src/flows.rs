@@ -285,17 +285,37 @@ pub struct FlowRecord {
     pub packets: (u64, u64),
 }
 
-/// The lookups of one family in a burst.
+/// What [`Lookups::locate`] finds out about a packet.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Located {
+    hash: u64,
+    candidate: Option<Handle>,
+}
+
+impl Located {
+    /// The flow of the packet with this key.
+    #[inline(always)]
+    #[must_use]
+    pub fn find<K: TableKey<W>, const W: usize>(&self, table: &Table<W>, key: &K) -> Option<Found> {
+        let hit = table.confirm(self.hash, key, self.candidate)?;
+        Some(Found { handle: hit.handle, direction: hit.matched })
+    }
+}
+
+/// The lookups of one family in a burst, in steps with other work in between, so that memory
+/// arrives meanwhile: [`fetch`](Self::fetch) asks for index lines, [`locate`](Self::locate) reads
+/// them and asks for entries, [`Located::find`] reads those.
 #[derive(Debug)]
 pub struct Lookups<K, const W: usize> {
     keys: ArrayVec<K, BURST>,
+    hashes: ArrayVec<u64, BURST>,
     /// Where in the burst each key's packet stands.
     places: ArrayVec<usize, BURST>,
 }
 
 impl<K, const W: usize> Default for Lookups<K, W> {
     fn default() -> Self {
-        Self { keys: ArrayVec::new(), places: ArrayVec::new() }
+        Self { keys: ArrayVec::new(), hashes: ArrayVec::new(), places: ArrayVec::new() }
     }
 }
 
@@ -307,19 +327,28 @@ impl<K: TableKey<W>, const W: usize> Lookups<K, W> {
         self.places.push(place);
     }
 
-    /// Looks them all up; writes what is found to `found` at each packet's place.
+    /// Hashes the keys added since the last call, and asks for their index lines.
     #[inline(always)]
-    pub fn run(&self, hasher: &Hasher, table: &Table<W>, found: &mut [Option<Found>]) {
+    pub fn fetch(&mut self, hasher: &Hasher, table: &Table<W>) {
+        let new = &self.keys[self.hashes.len()..];
+        let mut hashes = [0; BURST];
+        K::hash_burst(new, hasher, &mut hashes);
+        for hash in &hashes[..new.len()] {
+            table.prefetch(*hash);
+            self.hashes.push(*hash);
+        }
+    }
+
+    /// Writes to `located`, at each packet's place, where its flow is if there is one.
+    #[inline(always)]
+    pub fn locate(&self, table: &Table<W>, located: &mut [Located]) {
         if self.keys.is_empty() {
             return;
         }
-        let mut hashes = [0u64; BURST];
-        K::hash_burst(&self.keys, hasher, &mut hashes);
-        let mut hits = [None; BURST];
-        let count = self.keys.len();
-        table.lookup_burst(&hashes[..count], &self.keys, &mut hits[..count]);
-        for (place, hit) in self.places.iter().zip(&hits) {
-            found[*place] = hit.map(|hit| Found { handle: hit.handle, direction: hit.matched });
+        let mut candidates = [None; BURST];
+        table.candidates(&self.hashes, &mut candidates);
+        for ((place, hash), candidate) in self.places.iter().zip(&self.hashes).zip(candidates) {
+            located[*place] = Located { hash: *hash, candidate };
         }
     }
 }

@@ -3,6 +3,10 @@
 //! Parsing promises that every offset in a [`Packet`] lies within the first chunk, so that later
 //! stages never look beyond it; it never panics, whatever the bytes.
 
+mod plain;
+
+use arrayvec::ArrayVec;
+
 use crate::DropReason;
 use crate::address::Protocol;
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
@@ -81,8 +85,28 @@ impl Packet {
     ///
     /// # Errors
     /// The reason to drop it for.
-    #[inline]
+    #[inline(always)]
     pub fn parse(bytes: &[u8], len: usize) -> Result<Self, DropReason> {
+        let mut parsed = ArrayVec::<_, 1>::new();
+        Self::parse_onto(bytes, len, &mut parsed);
+        parsed.pop().unwrap_or(Err(DropReason::Malformed))
+    }
+
+    /// As [`Self::parse`], but appends the result to `parsed`, which must have room.
+    #[inline(always)]
+    pub fn parse_onto<const N: usize>(
+        bytes: &[u8],
+        len: usize,
+        parsed: &mut ArrayVec<Result<Self, DropReason>, N>,
+    ) {
+        if !plain::parse(bytes, len, |packet| parsed.push(Ok(packet))) {
+            parsed.push(Self::parse_any(bytes, len));
+        }
+    }
+
+    /// The careful way, for everything that is not plain.
+    #[inline(never)]
+    fn parse_any(bytes: &[u8], len: usize) -> Result<Self, DropReason> {
         match wire::u16_at(bytes, 12) {
             Some(wire::ETHERTYPE_IPV4) => parse_ipv4(bytes, len),
             Some(wire::ETHERTYPE_IPV6) => parse_ipv6(bytes, len),
@@ -96,6 +120,12 @@ impl Packet {
     #[must_use]
     pub fn flow_key(&self) -> FlowKey {
         self.key
+    }
+
+    /// The same in place.
+    #[inline(always)]
+    pub(crate) fn key(&self) -> &FlowKey {
+        &self.key
     }
 
     /// Whether it may open a flow: the reply to an ICMP query may not, whole or in fragments.
@@ -346,12 +376,17 @@ fn parse_tcp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
         return Err(DropReason::Malformed);
     }
     let flags = tcp[13];
-    let (fin, syn, rst, ack) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0, flags & 16 != 0);
-    // No state has a use for these (RFC 9293, 3.10.7); scanners do.
-    if (syn && (fin || rst)) || !(syn || rst || ack) {
+    if !is_sound(flags) {
         return Err(DropReason::Malformed);
     }
     Ok(Header { ports: ports(tcp), tcp_flags: flags, is_reply: false })
+}
+
+/// Whether TCP has a use for these flags (RFC 9293, 3.10.7); scanners have for the others.
+#[inline(always)]
+fn is_sound(flags: u8) -> bool {
+    let (fin, syn, rst, ack) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0, flags & 16 != 0);
+    !(syn && (fin || rst)) && (syn || rst || ack)
 }
 
 #[inline(always)]

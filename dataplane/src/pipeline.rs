@@ -18,7 +18,7 @@ use crate::counters::WorkerCounters;
 use crate::event::{NeighbourRequest, Reports};
 use crate::expiry::{Flush, Flushes};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
-use crate::flows::{Found, Lookups, WorkerFlows};
+use crate::flows::{Found, Located, Lookups, WorkerFlows};
 use crate::mailbox::FlushFilter;
 use crate::packet::{Packet, PacketKind};
 use crate::port::{Checksums, PortId};
@@ -42,6 +42,9 @@ pub enum Action {
     /// End here; the buffer now holds an answer that leaves by the port the packet came in by.
     Answer(DropReason),
 }
+
+/// Packets parsed before their index lines are asked for.
+const FETCH: usize = 8;
 
 /// One worker's pipeline.
 #[derive(Debug)]
@@ -78,51 +81,115 @@ impl Pipeline {
         burst: &mut [Received<B>],
         actions: &mut ArrayVec<Action, BURST>,
     ) {
-        let parsed: ArrayVec<Parsed, BURST> =
-            burst.iter_mut().take(BURST).map(|received| self.parse(received)).collect();
-        let found = self.look_up(&parsed);
-        for ((received, parsed), found) in burst.iter_mut().zip(&parsed).zip(&found) {
-            let outcome = match parsed {
-                Ok(packet) => self.decide(now, received, packet, *found),
-                Err(reason) => Err(Stop::from(*reason)),
-            };
-            actions.push(match outcome {
-                Ok(action) => action,
-                Err(stop) => self.context.stop(now, received, parsed.as_ref().ok(), stop),
-            });
+        let mut parsed = ArrayVec::<Parsed, BURST>::new();
+        let located = self.parse_and_locate(burst, &mut parsed);
+        for ((received, parsed), located) in burst.iter_mut().zip(&parsed).zip(&located) {
+            let found = self.find(parsed, located);
+            match self.forward_straight(now, received, parsed, found) {
+                Some(port) => actions.push(Action::Transmit(port)),
+                None => self.decide(now, received, parsed, found, actions),
+            }
         }
         self.flows.quiescence.announce(self.context.worker);
     }
 
-    fn parse<B: Buffer>(&self, received: &mut Received<B>) -> Parsed {
-        let port = self.context.tables.port(received.port).ok_or(DropReason::UnknownPort)?;
-        let packet = Packet::parse(received.buffer.bytes(), received.buffer.len())?;
-        if port.checksums == Checksums::Unknown {
-            finish_checksum(&packet, &mut received.buffer);
+    #[inline(always)]
+    fn parse<B: Buffer>(&self, received: &mut Received<B>, parsed: &mut ArrayVec<Parsed, BURST>) {
+        let Some(port) = self.context.tables.port(received.port) else {
+            return parsed.push(Err(DropReason::UnknownPort));
+        };
+        Packet::parse_onto(received.buffer.bytes(), received.buffer.len(), parsed);
+        if port.checksums == Checksums::Unknown
+            && let Some(Ok(packet)) = parsed.last()
+        {
+            finish_checksum(packet, &mut received.buffer);
         }
-        Ok(packet)
     }
 
-    /// Looks all packets with a whole tuple up at once, so that their memory is fetched together.
-    fn look_up(&self, parsed: &ArrayVec<Parsed, BURST>) -> ArrayVec<Option<Found>, BURST> {
-        let mut v4 = Lookups::<FlowKey4, 8>::default();
-        let mut v6 = Lookups::<FlowKey6, 16>::default();
-        for (index, packet) in parsed.iter().enumerate() {
-            match packet {
-                Ok(packet) if packet.kind.has_tuple() => match packet.flow_key() {
-                    FlowKey::V4(key) => v4.push(index, key),
-                    FlowKey::V6(key) => v6.push(index, key),
-                },
-                _ => {}
+    /// Parses a burst, and finds the flows of all packets with a whole tuple together, so that
+    /// their memory comes together, and while others are parsed.
+    #[inline(always)]
+    fn parse_and_locate<B: Buffer>(
+        &self,
+        burst: &mut [Received<B>],
+        parsed: &mut ArrayVec<Parsed, BURST>,
+    ) -> [Located; BURST] {
+        let WorkerFlows { v4, v6, hasher, .. } = &self.flows;
+        let mut lookups4 = Lookups::<FlowKey4, 8>::default();
+        let mut lookups6 = Lookups::<FlowKey6, 16>::default();
+        let room = burst.len().min(BURST);
+        for group in burst[..room].chunks_mut(FETCH) {
+            let first = parsed.len();
+            group.iter_mut().for_each(|received| self.parse(received, parsed));
+            for (place, packet) in parsed.iter().enumerate().skip(first) {
+                match packet {
+                    Ok(packet) if packet.kind.has_tuple() => match packet.key() {
+                        FlowKey::V4(key) => lookups4.push(place, *key),
+                        FlowKey::V6(key) => lookups6.push(place, *key),
+                    },
+                    _ => {}
+                }
+            }
+            lookups4.fetch(hasher, &v4.table);
+            lookups6.fetch(hasher, &v6.table);
+        }
+        let mut located = [Located::default(); BURST];
+        lookups4.locate(&v4.table, &mut located);
+        lookups6.locate(&v6.table, &mut located);
+        located
+    }
+
+    #[inline(always)]
+    fn find(&self, parsed: &Parsed, located: &Located) -> Option<Found> {
+        match parsed.as_ref().ok()?.key() {
+            FlowKey::V4(key) => located.find(&self.flows.v4.table, key),
+            FlowKey::V6(key) => located.find(&self.flows.v6.table, key),
+        }
+    }
+
+    /// The fast path: a whole packet of a flow for which nothing has changed since it was decided.
+    #[inline(always)]
+    fn forward_straight<B: Buffer>(
+        &self,
+        now: Nanos,
+        received: &mut Received<B>,
+        parsed: &Parsed,
+        found: Option<Found>,
+    ) -> Option<PortId> {
+        let (Ok(packet), Some(found)) = (parsed, found) else { return None };
+        let Self { context, flows, .. } = self;
+        let tables = &*context.tables;
+        match packet.key() {
+            FlowKey::V4(_) => {
+                known::straight::<FlowKey4, B, 8>(tables, &flows.v4, now, received, packet, found)
+            }
+            FlowKey::V6(_) => {
+                known::straight::<FlowKey6, B, 16>(tables, &flows.v6, now, received, packet, found)
             }
         }
-        let mut found: ArrayVec<Option<Found>, BURST> = parsed.iter().map(|_| None).collect();
-        v4.run(&self.flows.hasher, &self.flows.v4.table, &mut found);
-        v6.run(&self.flows.hasher, &self.flows.v6.table, &mut found);
-        found
     }
 
+    /// Every other way, and what becomes of a packet that is stopped.
+    #[inline(never)]
     fn decide<B: Buffer>(
+        &mut self,
+        now: Nanos,
+        received: &mut Received<B>,
+        parsed: &Parsed,
+        found: Option<Found>,
+        actions: &mut ArrayVec<Action, BURST>,
+    ) {
+        let outcome = match parsed {
+            Ok(packet) => self.decide_packet(now, received, packet, found),
+            Err(reason) => Err(Stop::from(*reason)),
+        };
+        actions.push(match outcome {
+            Ok(action) => action,
+            Err(stop) => self.context.stop(now, received, parsed.as_ref().ok(), stop),
+        });
+    }
+
+    fn decide_packet<B: Buffer>(
         &mut self,
         now: Nanos,
         received: &mut Received<B>,

@@ -195,57 +195,82 @@ impl<const WORDS: usize> Table<WORDS> {
     ) {
         let bursts = hashes.chunks(BURST).zip(keys.chunks(BURST)).zip(hits.chunks_mut(BURST));
         for ((hashes, keys), hits) in bursts {
-            match self.path {
-                Path::Portable => self.burst(Portable, hashes, keys, hits),
-                // SAFETY: the value proves that the processor has AVX2.
-                #[cfg(all(target_arch = "x86_64", not(loom)))]
-                Path::Avx2(avx2) => unsafe { self.burst_avx2(avx2, hashes, keys, hits) },
-                // SAFETY: the value proves that the processor has AVX-512F.
-                #[cfg(all(target_arch = "x86_64", not(loom)))]
-                Path::Avx512(avx512) => unsafe { self.burst_avx512(avx512, hashes, keys, hits) },
+            let mut candidates = [None; BURST];
+            hashes.iter().for_each(|hash| self.prefetch(*hash));
+            self.candidates(hashes, &mut candidates);
+            for (((hash, key), candidate), hit) in hashes.iter().zip(keys).zip(candidates).zip(hits)
+            {
+                *hit = self.confirm(*hash, key, candidate);
             }
+        }
+    }
+
+    /// The first half of [`Self::lookup_burst`]: finds the entry that each hash's key most likely
+    /// has, and asks for the entries' lines. Ask for the index lines some time before
+    /// ([`Self::prefetch`]), and [`Self::confirm`] later: a caller that works on one packet after
+    /// the other meanwhile waits for nothing.
+    ///
+    /// Takes as many hashes as both slices have, at most [`BURST`].
+    #[inline]
+    pub fn candidates(&self, hashes: &[u64], candidates: &mut [Option<Handle>]) {
+        match self.path {
+            Path::Portable => self.choose(Portable, hashes, candidates),
+            // SAFETY: the value proves that the processor has AVX2.
+            #[cfg(all(target_arch = "x86_64", not(loom)))]
+            Path::Avx2(avx2) => unsafe { self.choose_avx2(avx2, hashes, candidates) },
+            // SAFETY: the value proves that the processor has AVX-512F.
+            #[cfg(all(target_arch = "x86_64", not(loom)))]
+            Path::Avx512(avx512) => unsafe { self.choose_avx512(avx512, hashes, candidates) },
+        }
+    }
+
+    /// The second half: the entry under `hash` that is `key`'s, given what [`Self::candidates`]
+    /// found. An entry that was inserted since may be missed, as if the lookup had been then.
+    #[inline(always)]
+    pub fn confirm<K: Key<WORDS>>(
+        &self,
+        hash: u64,
+        key: &K,
+        candidate: Option<Handle>,
+    ) -> Option<Hit<'_, K::Match, WORDS>> {
+        match self.compare(candidate?, key) {
+            // A candidate that is another flow's is as rare as 36 equal hash bits; then all
+            // candidates are tried.
+            None => self.lookup(hash, key),
+            found => found,
         }
     }
 
     #[cfg(all(target_arch = "x86_64", not(loom)))]
     #[target_feature(enable = "avx2")]
-    fn burst_avx2<'t, K: Key<WORDS>>(
-        &'t self,
+    fn choose_avx2(
+        &self,
         avx2: crate::arch::vector::Avx2,
         hashes: &[u64],
-        keys: &[K],
-        hits: &mut [Option<Hit<'t, K::Match, WORDS>>],
+        candidates: &mut [Option<Handle>],
     ) {
-        self.burst(avx2, hashes, keys, hits);
+        self.choose(avx2, hashes, candidates);
     }
 
     #[cfg(all(target_arch = "x86_64", not(loom)))]
     #[target_feature(enable = "avx512f")]
-    fn burst_avx512<'t, K: Key<WORDS>>(
-        &'t self,
+    fn choose_avx512(
+        &self,
         avx512: crate::arch::vector::Avx512,
         hashes: &[u64],
-        keys: &[K],
-        hits: &mut [Option<Hit<'t, K::Match, WORDS>>],
+        candidates: &mut [Option<Handle>],
     ) {
-        self.burst(avx512, hashes, keys, hits);
+        self.choose(avx512, hashes, candidates);
     }
 
-    /// At most [`BURST`] lookups in stages, each of which asks for the lines of the next:
-    /// primary buckets, alternate buckets where the filter says so, entries.
+    /// At most [`BURST`] in stages, each of which asks for the lines of the next: primary buckets,
+    /// alternate buckets where the filter says so.
     #[inline(always)]
-    fn burst<'t, C: Compare, K: Key<WORDS>>(
-        &'t self,
-        compare: C,
-        hashes: &[u64],
-        keys: &[K],
-        hits: &mut [Option<Hit<'t, K::Match, WORDS>>],
-    ) {
-        let mut candidates = [None; BURST];
+    fn choose<C: Compare>(&self, compare: C, hashes: &[u64], candidates: &mut [Option<Handle>]) {
         let mut overflowed = [0usize; BURST];
         let mut overflowed_count = 0;
-        hashes.iter().for_each(|hash| self.prefetch(*hash));
-        for (number, (&hash, candidate)) in hashes.iter().zip(&mut candidates).enumerate() {
+        let hashes = &hashes[..hashes.len().min(BURST)];
+        for (number, (&hash, candidate)) in hashes.iter().zip(&mut *candidates).enumerate() {
             let bucket = self.index.primary(hash);
             *candidate = bucket.first(compare.candidates(bucket, hash), hash);
             if let Some(handle) = *candidate {
@@ -261,16 +286,6 @@ impl<const WORDS: usize> Table<WORDS> {
             let found = bucket.first(compare.candidates(bucket, hashes[number]), hashes[number]);
             found.into_iter().for_each(|handle| self.prefetch_entry(handle));
             candidates[number] = found;
-        }
-        let asked = hashes.iter().zip(keys).zip(&candidates);
-        for (((hash, key), candidate), hit) in asked.zip(hits) {
-            *hit = match candidate.map(|handle| self.compare(handle, key)) {
-                // A candidate that is another flow's is as rare as 36 equal hash bits; then all
-                // candidates are tried.
-                Some(None) => self.lookup(*hash, key),
-                Some(found) => found,
-                None => None,
-            };
         }
     }
 

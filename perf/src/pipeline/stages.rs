@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use arrayvec::ArrayVec;
+use dataplane::DropReason;
 use dataplane::buffer::Buffer;
 use dataplane::conntrack::{Life, Seen};
 use dataplane::decision::{Admission, Decision, NewPacket, decide};
 use dataplane::flow::{FlowRoute, FlowView, Origin};
 use dataplane::flow_key::{FlowKey, FlowKey4};
-use dataplane::flows::{FlowTables, Found, Lookups, NewFlow, WorkerFlows, hashes_of_flow};
+use dataplane::flows::{FlowTables, Found, Located, Lookups, NewFlow, WorkerFlows, hashes_of_flow};
 use dataplane::packet::Packet;
 use dataplane::rewrite::{self, Rewrite};
 use dataplane::tables::Tables;
@@ -22,13 +23,39 @@ use flow_table::{Handle, Sweep};
 
 use super::node::{Clock, Node, Ring, SWEEP_ENTRIES, Sequence, Traffic, flow_tables};
 use super::{BATCH, CHECK_EVERY};
+use crate::figure::median;
 use crate::workload::Cluster;
 
 /// Nanoseconds per packet of each stage, in their order.
 pub type Shares = Vec<(&'static str, f64)>;
 
 const BURSTS: usize = BATCH / BURST;
-type PerBurst<T> = [ArrayVec<T, BURST>; BURSTS];
+type Parsed = ArrayVec<Result<Packet, DropReason>, BURST>;
+type FoundBurst = ArrayVec<Option<Found>, BURST>;
+type Admitted = ArrayVec<Admission, BURST>;
+type Changes = ArrayVec<Rewrite, BURST>;
+
+/// What each stage leaves to the next, by burst.
+#[derive(Default)]
+struct Results {
+    parsed: Vec<Parsed>,
+    found: Vec<FoundBurst>,
+    admitted: Vec<Admitted>,
+    changes: Vec<Changes>,
+}
+
+impl Results {
+    fn clear(&mut self) {
+        fn empty<T>(results: &mut Vec<ArrayVec<T, BURST>>) {
+            results.resize_with(BURSTS, ArrayVec::new);
+            results.iter_mut().for_each(ArrayVec::clear);
+        }
+        empty(&mut self.parsed);
+        empty(&mut self.found);
+        empty(&mut self.admitted);
+        empty(&mut self.changes);
+    }
+}
 
 /// The stages over tables of their own.
 pub struct Staged {
@@ -39,6 +66,7 @@ pub struct Staged {
     opener: Option<Node>,
     sequence: Sequence,
     ring: Ring,
+    results: Results,
     clock: Clock,
 }
 
@@ -61,63 +89,68 @@ impl Staged {
             opener,
             sequence: Sequence::new(cluster, traffic, flows),
             ring: Ring::new(cluster),
+            results: Results::default(),
             clock: Clock::new(),
         })
     }
 
-    /// Sends at least `packets` packets through the stages.
+    /// Sends at least `packets` packets through the stages; of each, the median of the batches.
     pub fn run(&mut self, packets: u64) -> Result<Shares> {
         let batches = packets.div_ceil(BATCH as u64);
-        let mut spent: Vec<(&'static str, Duration)> = Vec::new();
+        let mut spent: Vec<(&'static str, Vec<f64>)> = Vec::new();
         for _ in 0..batches {
             self.sequence.fill(&mut self.ring);
-            let mut lap =
-                |stage, time: Duration| match spent.iter_mut().find(|(name, _)| *name == stage) {
-                    Some((_, sum)) => *sum += time,
-                    None => spent.push((stage, time)),
-                };
+            self.results.clear();
+            let mut lap = |stage, time: Duration| {
+                let nanos = time.as_secs_f64() * 1e9 / BATCH as f64;
+                match spent.iter_mut().find(|(name, _)| *name == stage) {
+                    Some((_, samples)) => samples.push(nanos),
+                    None => spent.push((stage, vec![nanos])),
+                }
+            };
             self.batch(&mut lap)?;
         }
-        let sent = batches * BATCH as u64;
+        let shares = spent.iter().filter_map(|(stage, nanos)| Some((*stage, median(nanos)?)));
+        let mut shares: Shares = shares.collect();
         if let Some(hold) = &mut self.hold {
             self.clock.skip_time_outs();
+            let sent = batches * BATCH as u64;
             let time = expire(hold, self.clock.now(), sent)?;
-            spent.push(("expire", time));
+            shares.push(("expire", time.as_secs_f64() * 1e9 / sent as f64));
         }
-        Ok(spent
-            .into_iter()
-            .map(|(stage, time)| (stage, time.as_secs_f64() * 1e9 / sent as f64))
-            .collect())
+        Ok(shares)
     }
 
     fn batch(&mut self, lap: &mut impl FnMut(&'static str, Duration)) -> Result<()> {
+        let Results { parsed, found, admitted, changes } = &mut self.results;
         let started = Instant::now();
-        let parsed = parse(&self.ring);
+        parse(&self.ring, parsed);
         lap("parse", started.elapsed());
-        ensure!(parsed.iter().map(|burst| burst.len()).sum::<usize>() == BATCH, "not all parsed");
+        let sound: usize = parsed.iter().map(|burst| burst.iter().flatten().count()).sum();
+        ensure!(sound == BATCH, "{sound} of {BATCH} packets were parsed");
 
         let started = Instant::now();
-        let mut found = look_up(&self.tables, &parsed);
+        look_up(&self.tables, parsed, found);
         lap("lookup", started.elapsed());
 
         let now = self.clock.now();
         let tables = &**self.cluster.tables();
         if let Some(hold) = &mut self.hold {
             let started = Instant::now();
-            let admitted = admit(tables, &self.ring, &parsed);
+            admit(tables, &self.ring, parsed, admitted);
             lap("decide", started.elapsed());
             let started = Instant::now();
-            insert(hold, tables, now, &admitted, &mut found);
+            insert(hold, tables, now, admitted, found);
             lap("insert", started.elapsed());
         }
         ensure!(found.iter().flatten().all(Option::is_some), "a flow is not in the table");
 
         let started = Instant::now();
-        let changes = advance(&self.tables, tables, now, &parsed, &found);
+        advance(&self.tables, tables, now, (parsed, found), changes);
         lap("advance", started.elapsed());
 
         let started = Instant::now();
-        apply(&mut self.ring, &parsed, &changes)?;
+        apply(&mut self.ring, parsed, changes)?;
         lap("rewrite", started.elapsed());
         if let Some(node) = &mut self.opener {
             let started = Instant::now();
@@ -128,42 +161,38 @@ impl Staged {
     }
 }
 
-fn empty<T>() -> PerBurst<T> {
-    [const { ArrayVec::new_const() }; BURSTS]
-}
-
-fn parse(ring: &Ring) -> PerBurst<Packet> {
-    let mut parsed = empty();
-    for (burst, parsed) in ring.packets.chunks(BURST).zip(&mut parsed) {
+fn parse(ring: &Ring, parsed: &mut [Parsed]) {
+    for (burst, parsed) in ring.packets.chunks(BURST).zip(parsed) {
         for received in burst {
-            if let Ok(packet) = Packet::parse(received.buffer.bytes(), received.buffer.len()) {
-                parsed.push(packet);
-            }
+            Packet::parse_onto(received.buffer.bytes(), received.buffer.len(), parsed);
         }
     }
-    parsed
 }
 
-fn look_up(tables: &FlowTables, parsed: &PerBurst<Packet>) -> PerBurst<Option<Found>> {
-    let mut all = empty();
-    for (parsed, found) in parsed.iter().zip(&mut all) {
+fn look_up(tables: &FlowTables, parsed: &[Parsed], found: &mut [FoundBurst]) {
+    for (parsed, found) in parsed.iter().zip(found) {
         let mut lookups = Lookups::<FlowKey4, 8>::default();
-        for (place, packet) in parsed.iter().enumerate() {
+        let mut located = [Located::default(); BURST];
+        for (place, packet) in parsed.iter().flatten().enumerate() {
             if let FlowKey::V4(key) = packet.flow_key() {
                 lookups.push(place, key);
             }
         }
-        found.extend(parsed.iter().map(|_| None));
-        lookups.run(&tables.hasher, &tables.v4, found);
+        lookups.fetch(&tables.hasher, &tables.v4);
+        lookups.locate(&tables.v4, &mut located);
+        for (packet, located) in parsed.iter().flatten().zip(&located) {
+            found.push(match packet.flow_key() {
+                FlowKey::V4(key) => located.find(&tables.v4, &key),
+                FlowKey::V6(_) => None,
+            });
+        }
     }
-    all
 }
 
-fn admit(tables: &Tables, ring: &Ring, parsed: &PerBurst<Packet>) -> PerBurst<Admission> {
-    let mut all = empty();
+fn admit(tables: &Tables, ring: &Ring, parsed: &[Parsed], admitted: &mut [Admitted]) {
     let bursts = ring.packets.chunks(BURST).zip(parsed);
-    for ((burst, parsed), admitted) in bursts.zip(&mut all) {
-        for (received, packet) in burst.iter().zip(parsed) {
+    for ((burst, parsed), admitted) in bursts.zip(admitted) {
+        for (received, packet) in burst.iter().zip(parsed.iter().flatten()) {
             let new = NewPacket {
                 key: packet.flow_key(),
                 tcp_flags: packet.tcp_flags,
@@ -174,15 +203,14 @@ fn admit(tables: &Tables, ring: &Ring, parsed: &PerBurst<Packet>) -> PerBurst<Ad
             }
         }
     }
-    all
 }
 
 fn insert(
     hold: &mut WorkerFlows,
     tables: &Tables,
     now: Nanos,
-    admitted: &PerBurst<Admission>,
-    found: &mut PerBurst<Option<Found>>,
+    admitted: &[Admitted],
+    found: &mut [FoundBurst],
 ) {
     for (admitted, found) in admitted.iter().zip(found) {
         for (admission, found) in admitted.iter().zip(found) {
@@ -218,12 +246,11 @@ fn advance(
     flows: &FlowTables,
     tables: &Tables,
     now: Nanos,
-    parsed: &PerBurst<Packet>,
-    found: &PerBurst<Option<Found>>,
-) -> PerBurst<Rewrite> {
-    let mut all = empty();
-    for ((parsed, found), changes) in parsed.iter().zip(found).zip(&mut all) {
-        for (packet, found) in parsed.iter().zip(found) {
+    (parsed, found): (&[Parsed], &[FoundBurst]),
+    changes: &mut [Changes],
+) {
+    for ((parsed, found), changes) in parsed.iter().zip(found).zip(changes) {
+        for (packet, found) in parsed.iter().flatten().zip(found) {
             let Some((entry, direction)) =
                 found.and_then(|found| Some((flows.v4.entry(found.handle)?, found.direction)))
             else {
@@ -235,24 +262,26 @@ fn advance(
             }
             view.advance(direction, Seen::of(packet.tcp_flags), now, &tables.timeouts);
             let hop = tables.forwarding.next_hop(view.route().hop_of(direction));
-            if let Some((hop, destination)) = hop.and_then(|hop| Some((hop, hop.destination?))) {
+            if let Some((hop, destination_mac)) = hop.and_then(|hop| Some((hop, hop.destination?)))
+            {
                 changes.push(Rewrite {
                     tuple: FlowKey::V4(view.tuple(direction.reversed()).reversed()),
                     source_mac: hop.source,
-                    destination_mac: destination,
+                    destination_mac,
                     decrement_ttl: true,
                 });
             }
         }
     }
-    all
 }
 
-fn apply(ring: &mut Ring, parsed: &PerBurst<Packet>, changes: &PerBurst<Rewrite>) -> Result<()> {
+fn apply(ring: &mut Ring, parsed: &[Parsed], changes: &[Changes]) -> Result<()> {
     let bursts = ring.packets.chunks_mut(BURST).zip(parsed).zip(changes);
     for ((burst, parsed), changes) in bursts {
         ensure!(changes.len() == BURST, "only {} of {BURST} flows advanced", changes.len());
-        for ((received, packet), change) in burst.iter_mut().zip(parsed).zip(changes) {
+        for ((received, packet), change) in
+            burst.iter_mut().zip(parsed.iter().flatten()).zip(changes)
+        {
             if let Err(reason) = rewrite::apply(change, packet, received.buffer.bytes_mut()) {
                 bail!("a packet could not be rewritten: {}", reason.label());
             }
