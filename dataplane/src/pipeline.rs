@@ -263,6 +263,12 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Whether a flush is under way: it goes on with the worker's ticks, so none should be left out.
+    #[must_use]
+    pub fn is_flushing(&self) -> bool {
+        !self.flushes.is_empty()
+    }
+
     /// Looks at the next `entries` of each family for what has expired or is to be flushed.
     pub fn sweep(&mut self, now: Nanos, entries: u32) {
         expiry::sweep(&mut self.context, &mut self.flows, &mut self.flushes, now, entries);

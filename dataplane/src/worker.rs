@@ -118,10 +118,13 @@ impl<P: Ports> Worker<P> {
         &mut self.pipeline
     }
 
-    /// Whether the worker has mail, or packets from others.
+    /// Whether there is something to do that no packet will announce: mail, packets from others, or
+    /// a flush under way.
     #[must_use]
-    pub fn has_mail(&self) -> bool {
-        !self.mailbox.commands.is_empty() || self.handoff.has_waiting()
+    pub fn has_work(&self) -> bool {
+        !self.mailbox.commands.is_empty()
+            || self.handoff.has_waiting()
+            || self.pipeline.is_flushing()
     }
 
     /// One round at time `now`.

@@ -57,7 +57,7 @@ fn honest(random: &mut Random) -> Vec<u8> {
     let payload = vec![0x5a; random.below(90)];
     let frame = match random.below(9) {
         0 => tcp(one, other, "S"),
-        1 => tcp(one, other, *random.pick::<&str>(&["SA", "A", "PA", "FA", "R"])),
+        1 => tcp(one, other, random.pick::<&str>(&["SA", "A", "PA", "FA", "R"])),
         2 | 3 => udp(one, other),
         4 => ping(a, b, 7),
         5 => pong(a, b, 7),

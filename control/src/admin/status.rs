@@ -172,6 +172,8 @@ pub struct WorkerStatus {
     pub flows_expired: u64,
     /// Flows ended by request.
     pub flows_deleted: u64,
+    /// Flows given up to make room.
+    pub flows_evicted: u64,
 
     /// Flows judged again because tables changed.
     pub flows_rejudged: u64,

@@ -106,6 +106,7 @@ impl Node {
                 flows_created: counters.flows_created.get(),
                 flows_expired: counters.flows_expired.get(),
                 flows_deleted: counters.flows_deleted.get(),
+                flows_evicted: counters.flows_evicted.get(),
                 flows_rejudged: counters.flows_rejudged.get(),
                 events_lost: counters.events_lost.get(),
                 captures_lost: counters.captures_lost.get(),

@@ -102,7 +102,7 @@ impl Run {
         rest.follow(&self.poll, &self.worker)?;
         self.shared().asleep.store(true, Ordering::SeqCst);
         // Whoever sent something before it could see that we sleep has not woken us.
-        let must_stay = self.worker.has_mail()
+        let must_stay = self.worker.has_work()
             || !self.worker.ports().is_settled()
             || self.shared().stop.load(Ordering::SeqCst);
         let result = if must_stay { Ok(()) } else { self.wait(rest) };
