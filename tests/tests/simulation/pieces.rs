@@ -31,7 +31,7 @@ pub fn fragments(frame: &[u8], identification: u16, at: usize) -> [Vec<u8>; 2] {
         if is_v4(frame) {
             piece[16..18].copy_from_slice(&(len + 20).to_be_bytes());
             piece[18..20].copy_from_slice(&identification.to_be_bytes());
-            let field = offset / 8 | if more { 0x2000 } else { 0 };
+            let field = (offset / 8) | if more { 0x2000 } else { 0 };
             piece[20..22].copy_from_slice(&field.to_be_bytes());
             finish_header(&mut piece[LINK..LINK + 20]);
         } else {
