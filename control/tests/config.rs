@@ -82,7 +82,11 @@ fn impossible_values_are_refused_with_field_value_and_way_out() {
     for (text, field, value) in [
         ("workers: {count: 0}", "workers.count", "0"),
         ("workers: {cores: [1, 1]}", "workers.cores[1]", "1"),
-        ("pods: {receive_ring: 100, transmit_ring: 512, fill_frames: 64}", "pods.receive_ring", "100"),
+        (
+            "pods: {receive_ring: 100, transmit_ring: 512, fill_frames: 64}",
+            "pods.receive_ring",
+            "100",
+        ),
         ("packet_memory: {frame_bytes: 1000}", "packet_memory.frame_bytes", "1000"),
         ("nat: {l4_port_first: 65000, l4_port_last: 61000}", "nat.l4_port_first", "65000-61000"),
         ("nat: {l4_port_first: 30000, l4_port_last: 31000}", "node_ports", "30000-31000"),
@@ -100,7 +104,9 @@ fn impossible_values_are_refused_with_field_value_and_way_out() {
 
 #[test]
 fn wrong_types_and_units_are_refused_where_they_stand() {
-    for text in ["workers: {count: two}", "stall: {after_ms: 500ms}", "cluster: {pod_cidrs: [10.0.0.0/99]}"] {
+    for text in
+        ["workers: {count: two}", "stall: {after_ms: 500ms}", "cluster: {pod_cidrs: [10.0.0.0/99]}"]
+    {
         assert!(matches!(Config::parse(text), Err(ConfigError::Syntax(_))), "{text}");
     }
 }

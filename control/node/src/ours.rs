@@ -121,12 +121,16 @@ mod tests {
 
     #[test]
     fn consecutive_ports_become_one_range() {
-        assert_eq!(ranges([1, 2, 3, 7, 65_534, 65_535].iter()), vec![1..=3, 7..=7, 65_534..=65_535]);
+        assert_eq!(
+            ranges([1, 2, 3, 7, 65_534, 65_535].iter()),
+            vec![1..=3, 7..=7, 65_534..=65_535]
+        );
     }
 
     #[test]
     fn policed_pods_are_never_passed_on_stall() {
-        let (free, policed) = (IpAddr::from(Ipv4Addr::new(10, 1, 0, 1)), IpAddr::from(Ipv4Addr::new(10, 1, 0, 2)));
+        let (free, policed) =
+            (IpAddr::from(Ipv4Addr::new(10, 1, 0, 1)), IpAddr::from(Ipv4Addr::new(10, 1, 0, 2)));
         let subject = Identity(Identity::FIRST_COMPILED);
         let tables = Tables {
             forwarding: Arc::new(Forwarding {

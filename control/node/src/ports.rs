@@ -11,9 +11,9 @@ use std::path::Path;
 use dataplane::address::MacAddr;
 use dataplane::counters::PORTS_MAX;
 use dataplane::port::{PortId, PortKind};
-use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::loader::{Attachment, Mode};
 use xdp_redirect::rules::{OnStall, PortRule};
+use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::statistics::{KernelStatistics, SocketMonitor};
 use xdp_redirect::{Error, Redirect, Socket, Umem};
 
@@ -300,8 +300,8 @@ impl Link {
 
 fn read_as<T: std::str::FromStr>(path: &Path, what: &'static str) -> Result<T, PortError> {
     let name = || path.display().to_string();
-    let text = fs::read_to_string(path)
-        .map_err(|source| PortError::Sysfs { path: name(), source })?;
+    let text =
+        fs::read_to_string(path).map_err(|source| PortError::Sysfs { path: name(), source })?;
     let text = text.trim();
     text.parse().map_err(|_| PortError::Unreadable { path: name(), text: text.into(), what })
 }

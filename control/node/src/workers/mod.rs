@@ -168,10 +168,8 @@ impl Workers {
         if count == 0 || count > WORKERS_MAX {
             return Err(WorkersError::Count { asked: count });
         }
-        let memory = (
-            flow_memory::<8>(settings.capacities.v4)?,
-            flow_memory::<16>(settings.capacities.v6)?,
-        );
+        let memory =
+            (flow_memory::<8>(settings.capacities.v4)?, flow_memory::<16>(settings.capacities.v6)?);
         let (flows, holds) =
             FlowTables::new(settings.capacities, memory, count, settings.hash_key)?;
         let inboxes = Inboxes::new(count);
@@ -205,7 +203,15 @@ impl Workers {
                 waker,
             });
             let thread = None;
-            handles.push(Handle { core: *core, shared, counters, mailbox, reports, thread, behind: false });
+            handles.push(Handle {
+                core: *core,
+                shared,
+                counters,
+                mailbox,
+                reports,
+                thread,
+                behind: false,
+            });
         }
         let latest = Arc::clone(tables);
         let mut workers = Self { handles, ports, flows, inboxes, latest, idle: settings.idle };
