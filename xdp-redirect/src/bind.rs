@@ -48,10 +48,11 @@ pub struct SocketConfig {
     /// Frames kept with the kernel for packets to come. Fewer cost less memory and lose more in a
     /// burst; the kernel counts an empty fill ring.
     pub fill_frames: u32,
-    /// The same while the port receives little. When packets wait in half of what the kernel was
-    /// given, it is given twice as much, up to `fill_frames` and while a quarter of the region is
-    /// free; when less than an eighth is, it gets less again as packets come. Equal to
-    /// `fill_frames`: always that many.
+    /// The same while the port receives little, or less where a quarter of the region does not
+    /// suffice to give all sockets as many. When packets wait in half of what the kernel was given,
+    /// it is given twice as much, up to `fill_frames` and while a quarter of the region is free;
+    /// when less than an eighth is, it gets less again as packets come. Equal to `fill_frames`:
+    /// always that many.
     pub idle_frames: u32,
     /// Poll the queue from the worker.
     pub busy_poll: Option<BusyPoll>,
@@ -73,8 +74,7 @@ impl Default for SocketConfig {
 }
 
 impl SocketConfig {
-    /// For one of hundreds of pods: 16 frames while it is idle, so that 500 ports take half of a
-    /// region of 16,384, and 256 under load.
+    /// For one of hundreds of pods: 16 frames while it is idle and 256 under load.
     #[must_use]
     pub fn small() -> Self {
         Self {
@@ -169,7 +169,7 @@ impl Socket {
             completion: Consumer::new(completion),
             fill_frames: config.fill_frames,
             idle_frames: config.idle_frames.min(config.fill_frames),
-            wanted: config.idle_frames.min(config.fill_frames),
+            wanted: 0,
             posted: 0,
             partial: None,
             discarding: false,
@@ -189,6 +189,9 @@ impl Socket {
             lease,
         };
         set_options(fd, interface, queue, config)?;
+        if let Some(receiving) = &mut socket.receiving {
+            receiving.wanted = receiving.least(umem);
+        }
         socket.fill(&mut FramePool::new(umem));
         Ok(socket)
     }

@@ -284,6 +284,9 @@ impl Ports for WorkerPorts {
         while let Some(turn) = self.turns.next(&mut pass) {
             let place = usize::from(turn.place);
             let Some(Some(entry)) = self.sockets.get_mut(place) else { continue };
+            if turn.is_peek && !entry.socket.has_waiting() {
+                continue;
+            }
             let port = entry.port;
             let received = entry.socket.receive(&mut self.pool, room, |buffer| {
                 burst.push(Received { port, buffer });

@@ -369,6 +369,14 @@ impl Socket {
 }
 
 impl Receiving {
+    /// Frames wanted with the kernel when little comes or the region is short.
+    pub(crate) fn least(&self, umem: &Umem) -> u32 {
+        match self.idle_frames < self.fill_frames {
+            true => self.idle_frames.min(umem.share()),
+            false => self.fill_frames,
+        }
+    }
+
     /// Wants more frames with the kernel when a burst took half of them and the region has some.
     #[inline]
     fn grow(&mut self, umem: &Umem) {
@@ -384,8 +392,8 @@ impl Receiving {
     /// packets bring them.
     #[inline]
     fn shrink(&mut self, umem: &Umem) {
-        if self.wanted > self.idle_frames && umem.is_short() {
-            self.wanted = (self.wanted / 2).max(self.idle_frames);
+        if self.idle_frames < self.fill_frames && umem.is_short() {
+            self.wanted = (self.wanted / 2).max(self.least(umem)).min(self.wanted);
         }
     }
 

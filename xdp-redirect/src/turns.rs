@@ -8,8 +8,8 @@
 //!   once more behind a fence: what is seen then is not lost, and what comes from then on raises
 //!   the flag again;
 //! - a packet whose flag was read as raised before it was cleared, and which could be seen only
-//!   after that last look (its NAPI poll took longer), is found by the next sweep: all sockets
-//!   are looked at once every [`SWEEP_INTERVAL`].
+//!   after that last look (its NAPI poll took longer), is found by the next sweep: every receive
+//!   ring is looked at once in every [`SWEEP_INTERVAL`].
 
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
@@ -18,9 +18,12 @@ use crate::ready::{FlagPlace, ReadyFlags, WORD_FLAGS};
 
 /// With no more sockets than this all are looked at in every pass: about what the flags cost.
 pub const ALL_LOOKED_AT_MAX: usize = 8;
-/// The longest a packet without a flag waits while the worker makes passes. Looking at 500 empty
-/// rings takes 2 us: 0.4 % of a core.
-pub const SWEEP_INTERVAL: Duration = Duration::from_micros(500);
+/// The longest a packet without a flag waits while the worker makes passes. All rings begin at a
+/// page, so that 500 of them crowd into few sets of the cache: a sweep takes some microseconds.
+pub const SWEEP_INTERVAL: Duration = Duration::from_millis(1);
+/// So many sweeps make one that does all that a look does: takes back what completed of packets
+/// that were sent long ago, and fills rings that went short of frames.
+const SWEEPS_PER_THOROUGH: u32 = 16;
 /// Vain looks before a flag is cleared. A NAPI poll of 64 packets takes some 5 us, about as long
 /// as so many passes of a worker that finds nothing; and a look at a ring in the cache costs 4 ns.
 pub const VAIN_LOOKS_MAX: u8 = 64;
@@ -57,6 +60,7 @@ pub(crate) struct Turns {
     last: (usize, u64),
     /// Words in which every socket is still to be looked at.
     sweep_words: usize,
+    sweeps: u32,
     passes: u32,
     swept: Instant,
     stranded: u64,
@@ -69,7 +73,10 @@ pub(crate) struct Pass {
     words_left: usize,
     /// What is still to be looked at in the word.
     candidates: u64,
+    /// Of the word: flags that are raised.
     raised: u64,
+    /// Of the word: sockets to look at more closely only when their ring has something.
+    peeked: u64,
 }
 
 /// A socket to look at.
@@ -80,6 +87,8 @@ pub(crate) struct Turn {
     word: usize,
     byte: u8,
     is_raised: bool,
+    /// Only a sweep asks: it is enough to look at the receive ring.
+    pub is_peek: bool,
 }
 
 impl Turns {
@@ -92,6 +101,7 @@ impl Turns {
             sockets: 0,
             last: (0, 0),
             sweep_words: 0,
+            sweeps: 0,
             passes: 0,
             swept: Instant::now(),
             stranded: 0,
@@ -164,10 +174,12 @@ impl Turns {
         self.passes = self.passes.wrapping_add(1);
         if self.passes.is_multiple_of(PASSES_PER_CLOCK) && self.swept.elapsed() >= SWEEP_INTERVAL {
             self.swept = Instant::now();
+            self.sweeps = self.sweeps.wrapping_add(1);
             self.sweep();
         }
         let (word, last) = self.last;
-        let mut pass = Pass { word, words_left: self.words.len(), candidates: 0, raised: 0 };
+        let words_left = self.words.len();
+        let mut pass = Pass { word, words_left, candidates: 0, raised: 0, peeked: 0 };
         if pass.words_left > 0 {
             self.enter(&mut pass);
             pass.candidates &= behind(last);
@@ -182,14 +194,34 @@ impl Turns {
         match &self.flags {
             Some(flags) if self.sockets > ALL_LOOKED_AT_MAX => {
                 pass.raised = flags.load(word.number) & word.ours;
-                let is_swept = self.sweep_words > 0;
-                pass.candidates = if is_swept { word.ours } else { pass.raised | word.always };
+                pass.candidates = pass.raised | word.always;
+                if self.sweep_words > 0 {
+                    let is_thorough = self.sweeps.is_multiple_of(SWEEPS_PER_THOROUGH);
+                    pass.peeked = if is_thorough { 0 } else { word.ours & !pass.candidates };
+                    pass.candidates = word.ours;
+                }
             }
             _ => {
                 pass.raised = 0;
                 pass.candidates = word.ours;
             }
         }
+    }
+
+    /// Goes on to right before the next word with something in it, or to the last word or the
+    /// word before the last one of the pass: what an idle worker does all the time, in one loop.
+    #[inline]
+    fn skip_unraised(&self, pass: &mut Pass) {
+        let Some(flags) = &self.flags else { return };
+        if self.sweep_words > 0 || self.sockets <= ALL_LOOKED_AT_MAX {
+            return;
+        }
+        let ahead = &self.words[pass.word + 1..];
+        let ahead = &ahead[..ahead.len().min(pass.words_left - 1)];
+        let is_empty = |word: &Word| flags.load(word.number) & word.ours | word.always == 0;
+        let skipped = ahead.iter().position(|word| !is_empty(word)).unwrap_or(ahead.len());
+        pass.word += skipped;
+        pass.words_left -= skipped;
     }
 
     /// The next socket to look at in a pass.
@@ -199,6 +231,7 @@ impl Turns {
             if pass.words_left == 0 {
                 return None;
             }
+            self.skip_unraised(pass);
             pass.words_left -= 1;
             pass.word = if pass.word + 1 < self.words.len() { pass.word + 1 } else { 0 };
             self.sweep_words = self.sweep_words.saturating_sub(1);
@@ -212,8 +245,8 @@ impl Turns {
         pass.candidates &= !bit;
         let byte = (bit.trailing_zeros() / 8).to_le_bytes()[0];
         let slot = &self.slots[pass.word][usize::from(byte)];
-        let is_raised = pass.raised & bit != 0;
-        Some(Turn { place: slot.place, word: pass.word, byte, is_raised })
+        let (is_raised, is_peek) = (pass.raised & bit != 0, pass.peeked & bit != 0);
+        Some(Turn { place: slot.place, word: pass.word, byte, is_raised, is_peek })
     }
 
     /// Says that the socket had packets: the next pass begins behind it.

@@ -18,7 +18,7 @@ use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
@@ -130,6 +130,7 @@ pub(crate) struct Shared {
     /// Chunks given back that do not fill a batch yet, fewer than [`BATCH`].
     remainder: Mutex<Vec<u32>>,
     sockets: Mutex<SocketNumbers>,
+    sockets_bound: AtomicU32,
     anchor: ManuallyDrop<Mutex<Anchor>>,
 }
 
@@ -193,6 +194,7 @@ impl Umem {
             depot: ArrayQueue::new(index(config.frames) / BATCH + 1),
             remainder: Mutex::new(Vec::with_capacity(2 * BATCH)),
             sockets: Mutex::default(),
+            sockets_bound: AtomicU32::new(0),
             anchor: ManuallyDrop::new(Mutex::new(Anchor::None)),
         };
         let umem = Self { shared: Arc::new(shared) };
@@ -237,12 +239,16 @@ impl Umem {
     /// Takes a number for a socket's chunks.
     pub(crate) fn take_socket_number(&self) -> Option<u16> {
         let mut numbers = lock(&self.shared.sockets);
-        if let Some(number) = numbers.unused.pop() {
-            return Some(number);
-        }
-        let number = numbers.next;
-        (usize::from(number) < SOCKETS_MAX).then(|| numbers.next += 1)?;
-        Some(SOCKET_BASE + number)
+        let number = match numbers.unused.pop() {
+            Some(number) => number,
+            None => {
+                let number = numbers.next;
+                (usize::from(number) < SOCKETS_MAX).then(|| numbers.next += 1)?;
+                SOCKET_BASE + number
+            }
+        };
+        self.shared.sockets_bound.fetch_add(1, Ordering::Relaxed);
+        Some(number)
     }
 
     /// Frees every chunk a closed socket had, and its number.
@@ -255,6 +261,7 @@ impl Umem {
         }
         self.give_back(found.into_iter());
         lock(&self.shared.sockets).unused.push(number);
+        self.shared.sockets_bound.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Puts free chunks where every pool can take them. For the control side and a pool's end.
@@ -282,6 +289,12 @@ impl Umem {
     #[inline]
     pub(crate) fn put_batch(&self, batch: Batch) -> Option<Batch> {
         self.shared.depot.push(batch).err()
+    }
+
+    /// Frames for each socket when all share a quarter of the region.
+    pub(crate) fn share(&self) -> u32 {
+        let sockets = self.shared.sockets_bound.load(Ordering::Relaxed).max(1);
+        (self.shared.config.frames / 4 / sockets).max(1)
     }
 
     /// Whether a quarter of the region lies in the depot.
