@@ -1,13 +1,14 @@
 //! Measures the pipeline in memory, AF_XDP on veth, and the peers beside it.
 //!
-//! Reading order: [`workload`] and [`packet`] (what is sent), [`pipeline`] (in memory), then
-//! [`figure`] and [`report`] (what comes out).
+//! Reading order: [`workload`] and [`packet`] (what is sent), [`pipeline`] (in memory), [`ports`]
+//! (hundreds of sockets), then [`figure`] and [`report`] (what comes out).
 #![forbid(unsafe_code)]
 
 mod figure;
 mod machine;
 mod packet;
 mod pipeline;
+mod ports;
 mod report;
 mod workload;
 
@@ -31,6 +32,8 @@ struct Cli {
 enum Command {
     /// Nanoseconds per packet in memory, in all and by stage.
     Pipeline(pipeline::Options),
+    /// What hundreds of pod ports cost: adding, idling, fanning out, memory.
+    Ports(ports::Options),
 }
 
 fn main() -> Result<()> {
@@ -38,5 +41,6 @@ fn main() -> Result<()> {
     let mut report = Report::new(cli.json);
     match &cli.command {
         Command::Pipeline(options) => pipeline::run(options, &mut report),
+        Command::Ports(options) => ports::run(options, &mut report),
     }
 }
