@@ -1,0 +1,254 @@
+//! Services and EndpointSlices to frontends and backends, and what a recompilation keeps.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use control::compile::{Compiled, NodeView, compile};
+use control::manifests;
+use control::model::ObjectName;
+use control::store::ClusterState;
+use dataplane::address::Protocol;
+use dataplane::lb::{Frontend, FrontendKind, Service, TrafficPolicy};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap_or_else(|_| panic!("{text} is no address"))
+}
+
+fn node() -> NodeView {
+    NodeView {
+        name: "one".into(),
+        addresses: [ip("172.16.0.1"), ip("fd16::1")].into(),
+        node_port_addresses: [ip("172.16.0.1"), ip("fd16::1")].into(),
+        ..NodeView::default()
+    }
+}
+
+fn state(text: &str) -> ClusterState {
+    manifests::parse(Path::new("case.yaml"), text)
+        .unwrap_or_else(|errors| panic!("refused: {errors:?}"))
+        .state
+}
+
+fn service(spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop}}\n{spec}\n")
+}
+
+fn slice(name: &str, ports: &str, endpoints: &str) -> String {
+    let family = if endpoints.contains("::") { "IPv6" } else { "IPv4" };
+    format!(
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}\n\
+         addressType: {family}\nports: {ports}\nendpoints: {endpoints}\n"
+    )
+}
+
+const PLAIN: &str = "spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}";
+
+fn compiled(text: &str) -> Compiled {
+    compile(&state(text), &node(), &Compiled::default())
+}
+
+fn at(compiled: &Compiled, address: &str, l4_port: u16) -> Option<(Arc<Service>, FrontendKind)> {
+    let frontend = Frontend { address: ip(address), protocol: Protocol::TCP, l4_port };
+    let (id, kind) = compiled.services.frontends.get(&frontend)?;
+    Some((Arc::clone(compiled.services.get(*id).expect("a frontend has its service")), *kind))
+}
+
+fn shown(set: &dataplane::lb::BackendSet) -> Vec<String> {
+    set.backends.iter().map(|b| format!("{}:{}", b.address, b.l4_port)).collect()
+}
+
+/// The usable backends of the plain service, in all and on this node.
+fn usable(endpoints: &str) -> (Vec<String>, Vec<String>) {
+    let text = service(PLAIN) + &slice("s", "[{port: 8080}]", endpoints);
+    let (service, _) = at(&compiled(&text), "10.96.0.1", 80).expect("it listens");
+    (shown(&service.cluster), shown(&service.local))
+}
+
+#[test]
+fn endpoint_that_says_nothing_is_ready_and_one_that_is_not_ready_is_left_out() {
+    let (all, _) = usable(
+        "[{addresses: [10.0.0.1]}, {addresses: [10.0.0.2], conditions: {ready: true}},
+          {addresses: [10.0.0.3], conditions: {ready: false}}, {addresses: [10.0.0.4], conditions: {}}]",
+    );
+    assert_eq!(all, ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.4:8080"]);
+}
+
+#[test]
+fn terminating_endpoints_serve_only_while_no_ready_one_is_left() {
+    let ending =
+        "{addresses: [10.0.0.1], conditions: {ready: false, serving: true, terminating: true}}";
+    let deaf =
+        "{addresses: [10.0.0.2], conditions: {ready: false, serving: false, terminating: true}}";
+    let starting = "{addresses: [10.0.0.4], conditions: {ready: false, serving: true}}";
+    let (all, _) = usable(&format!("[{ending}, {deaf}, {starting}]"));
+    assert_eq!(all, ["10.0.0.1:8080"]);
+    let (all, _) = usable(&format!("[{ending}, {deaf}, {{addresses: [10.0.0.3]}}]"));
+    assert_eq!(all, ["10.0.0.3:8080"]);
+}
+
+#[test]
+fn terminating_endpoints_of_this_node_are_judged_apart_from_all_others() {
+    let (all, local) = usable(
+        "[{addresses: [10.0.0.1], nodeName: one, conditions: {ready: false, serving: true, terminating: true}},
+          {addresses: [10.0.0.2], nodeName: two}]",
+    );
+    assert_eq!((all, local), (vec!["10.0.0.2:8080".into()], vec!["10.0.0.1:8080".to_owned()]));
+}
+
+#[test]
+fn endpoint_without_a_node_is_local_when_its_address_is() {
+    let text = service(PLAIN)
+        + &slice("s", "[{port: 8080}]", "[{addresses: [10.0.0.1]}, {addresses: [10.0.0.2]}]");
+    let mut node = node();
+    node.endpoints.insert(ObjectName::new("shop", "web-0"), [ip("10.0.0.2")].into());
+    let compiled = compile(&state(&text), &node, &Compiled::default());
+    let (service, _) = at(&compiled, "10.96.0.1", 80).expect("it listens");
+    assert_eq!(shown(&service.local), ["10.0.0.2:8080"]);
+}
+
+#[test]
+fn target_ports_come_from_the_slice_port_of_the_same_name() {
+    let text = service(
+        "spec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80, targetPort: web}, {name: admin, port: 81}]}",
+    ) + &slice(
+        "s",
+        "[{name: admin, port: 9000}, {name: http, port: 8080}]",
+        "[{addresses: [10.0.0.1]}]",
+    ) + &slice("t", "[{name: http, port: 8888}]", "[{addresses: [10.0.0.2]}]");
+    let compiled = compiled(&text);
+    let (http, _) = at(&compiled, "10.96.0.1", 80).expect("it listens");
+    let (admin, _) = at(&compiled, "10.96.0.1", 81).expect("it listens");
+    assert_eq!(shown(&http.cluster), ["10.0.0.1:8080", "10.0.0.2:8888"]);
+    assert_eq!(shown(&admin.cluster), ["10.0.0.1:9000"]);
+    assert_eq!(&*admin.name, "shop/web:admin");
+}
+
+#[test]
+fn slices_overlap_without_doubling_and_backends_are_ordered() {
+    let text = service(PLAIN)
+        + &slice("a", "[{port: 8080}]", "[{addresses: [10.0.0.9]}, {addresses: [10.0.0.2]}]")
+        + &slice("b", "[{port: 8080}]", "[{addresses: [10.0.0.9]}, {addresses: [10.0.0.10]}]");
+    let (service, _) = at(&compiled(&text), "10.96.0.1", 80).expect("it listens");
+    assert_eq!(shown(&service.cluster), ["10.0.0.2:8080", "10.0.0.9:8080", "10.0.0.10:8080"]);
+    assert_eq!(service.cluster.maglev.len(), 509);
+}
+
+const EVERYTHING: &str = "
+spec:
+  type: LoadBalancer
+  clusterIPs: [10.96.0.1, 'fd96::1']
+  externalIPs: [198.51.100.7]
+  externalTrafficPolicy: Local
+  internalTrafficPolicy: Cluster
+  loadBalancerSourceRanges: [203.0.113.0/24]
+  ports: [{port: 80, nodePort: 30080}]
+status: {loadBalancer: {ingress: [{ip: 192.0.2.80}, {ip: 'fd92::80'}, {hostname: lb.test},
+                                  {ip: 192.0.2.81, ipMode: Proxy}]}}";
+
+#[test]
+fn every_kind_of_frontend_listens_in_its_own_family() {
+    let text = service(EVERYTHING)
+        + &slice("four", "[{port: 8080}]", "[{addresses: [10.0.0.1]}]")
+        + &slice("six", "[{port: 8080}]", "[{addresses: ['fd00::1']}]");
+    let compiled = compiled(&text);
+    for (address, l4_port, kind, backend) in [
+        ("10.96.0.1", 80, FrontendKind::ClusterIp, "10.0.0.1:8080"),
+        ("fd96::1", 80, FrontendKind::ClusterIp, "fd00::1:8080"),
+        ("198.51.100.7", 80, FrontendKind::ExternalIp, "10.0.0.1:8080"),
+        ("192.0.2.80", 80, FrontendKind::LoadBalancer, "10.0.0.1:8080"),
+        ("fd92::80", 80, FrontendKind::LoadBalancer, "fd00::1:8080"),
+        ("172.16.0.1", 30080, FrontendKind::NodePort, "10.0.0.1:8080"),
+        ("fd16::1", 30080, FrontendKind::NodePort, "fd00::1:8080"),
+    ] {
+        let (service, found) = at(&compiled, address, l4_port).expect(address);
+        assert_eq!((found, shown(&service.cluster)), (kind, vec![backend.to_owned()]), "{address}");
+        assert_eq!(service.external_policy, TrafficPolicy::Local);
+        assert_eq!(service.internal_policy, TrafficPolicy::Cluster);
+        assert_eq!(service.source_ranges.len(), 1);
+    }
+    assert_eq!(compiled.services.frontends.len(), 7, "a balancer in proxy mode gets its packets");
+    assert_eq!(compiled.services.node_ports.len(), 1);
+}
+
+#[test]
+fn node_address_that_a_service_uses_stays_the_nodes_for_other_ports() {
+    let text =
+        service("spec: {clusterIP: 10.96.0.1, externalIPs: [172.16.0.1], ports: [{port: 80}]}");
+    let compiled = compiled(&text);
+    assert!(at(&compiled, "172.16.0.1", 80).is_some());
+    assert!(!compiled.services.addresses.contains(&ip("172.16.0.1")));
+    assert!(compiled.services.addresses.contains(&ip("10.96.0.1")));
+}
+
+#[test]
+fn headless_services_listen_nowhere_and_node_ports_out_of_range_are_warned_about() {
+    let headless = compiled(&service("spec: {clusterIP: None, ports: [{port: 80}]}"));
+    assert!(headless.services.frontends.is_empty() && headless.warnings.is_empty());
+    let text = service(
+        "spec: {type: NodePort, clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 8080}]}",
+    );
+    let stray = compiled(&text);
+    assert!(at(&stray, "172.16.0.1", 8080).is_none());
+    assert!(stray.warnings.iter().any(|warning| warning.to_string().contains("8080")));
+}
+
+#[test]
+fn nothing_new_shares_every_table_and_a_change_shares_all_the_rest() {
+    let policy = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+                  metadata: {name: p, namespace: shop}\nspec: {podSelector: {}}\n";
+    let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\n\
+               spec: {containers: [{name: c}]}\nstatus: {podIPs: [{ip: 10.0.0.1}]}\n";
+    let other =
+        service(PLAIN).replace("name: web", "name: other").replace("10.96.0.1", "10.96.0.2");
+    let base = service(PLAIN)
+        + &slice("s", "[{port: 8080}]", "[{addresses: [10.0.0.1]}, {addresses: [10.0.0.2]}]")
+        + "---\n"
+        + &other
+        + policy
+        + pod;
+    let first = compiled(&base);
+    let same = compile(&state(&base), &node(), &first);
+    assert!(same.decides_like(&first) && Arc::ptr_eq(&same.services, &first.services));
+
+    // Another endpoint: policy and the other service stay what they are, and where they are.
+    let more =
+        base.replace("{addresses: [10.0.0.2]}", "{addresses: [10.0.0.2]}, {addresses: [10.0.0.3]}");
+    let second = compile(&state(&more), &node(), &first);
+    assert!(second.decides_like(&first) && !Arc::ptr_eq(&second.services, &first.services));
+    let kept = |compiled: &Compiled| at(compiled, "10.96.0.2", 80).expect("it listens").0;
+    assert!(Arc::ptr_eq(&kept(&first), &kept(&second)));
+
+    // Another pod like the first: a new address for a known identity, and the same verdicts.
+    let more = base.clone() + &pod.replace("name: a", "name: b").replace("10.0.0.1", "10.0.0.5");
+    let third = compile(&state(&more), &node(), &first);
+    assert!(!Arc::ptr_eq(&third.identities, &first.identities));
+    assert!(Arc::ptr_eq(&third.policy, &first.policy));
+    assert!(Arc::ptr_eq(&third.services, &first.services));
+}
+
+#[test]
+fn services_keep_their_numbers_while_others_come_and_go() {
+    let named = |name: &str, address: &str| {
+        format!(
+            "---\n{}",
+            service(PLAIN)
+                .replace("name: web", &format!("name: {name}"))
+                .replace("10.96.0.1", address)
+        )
+    };
+    let (b, c, a) = (named("b", "10.96.0.2"), named("c", "10.96.0.3"), named("a", "10.96.0.1"));
+    let first = compiled(&(b.clone() + &c));
+    let id = |compiled: &Compiled, address: &str| {
+        let frontend = Frontend { address: ip(address), protocol: Protocol::TCP, l4_port: 80 };
+        compiled.services.frontends[&frontend].0
+    };
+    let second = compile(&state(&(c.clone() + &a)), &node(), &first);
+    assert_eq!(id(&first, "10.96.0.3"), id(&second, "10.96.0.3"));
+    let gone = second.services.get(id(&first, "10.96.0.2")).expect("a vacancy");
+    assert_eq!((&*gone.name, gone.cluster.backends.len()), ("(removed)", 0));
+    let third = compile(&state(&(a + &b + &c)), &node(), &second);
+    assert_eq!(id(&third, "10.96.0.1"), id(&second, "10.96.0.1"));
+    assert_eq!(third.services.services.len(), 3);
+}
