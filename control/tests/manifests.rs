@@ -112,6 +112,60 @@ fn nonsense_is_refused_by_place_object_and_field() {
     }
 }
 
+/// Each was once passed by in silence, and what it says was not in force.
+#[test]
+fn misspelt_kind_or_list_is_refused_and_other_kinds_are_not() {
+    for (text, wanted) in [
+        ("{apiVersion: networking.k8s.io/v1, kind: Networkpolicy}", "write NetworkPolicy"),
+        ("{apiVersion: networking.k8s.io/v1, kind: NetworkPolicies}", "write NetworkPolicy"),
+        ("{apiVersion: networking.k8s.io/v1, kind: NetwrokPolicy}", "write NetworkPolicy"),
+        ("{apiVersion: v1, kind: pod}", "write Pod"),
+        ("{apiVersion: v1, kind: Services}", "write Service"),
+        ("{apiVersion: v1, kind: List}", "items is missing"),
+        ("{apiVersion: v1, kind: List, items: {a: b}}", "items is missing or no list"),
+        ("{apiVersion: v1, kind: List, items: [], itmes: [1]}", "unknown field itmes"),
+    ] {
+        let message = errors(text);
+        assert!(message.contains(wanted), "{text}: {message}");
+    }
+    for kind in [
+        "ConfigMap",
+        "Secret",
+        "Ingress",
+        "Role",
+        "Job",
+        "Endpoints",
+        "Lease",
+        "Event",
+        "Binding",
+        "ServiceAccount",
+        "PodTemplate",
+        "IngressClass",
+        "IPAddress",
+        "ServiceCIDR",
+        "NodeClass",
+        "PodDisruptionBudget",
+        "RuntimeClass",
+        "CiliumNetworkPolicy",
+        "ClusterNetworkPolicy",
+    ] {
+        let text =
+            format!("{{apiVersion: networking.k8s.io/v1, kind: {kind}, metadata: {{name: a}}}}");
+        assert_eq!(read(&text).ignored.len(), 1, "{kind}");
+    }
+}
+
+#[test]
+fn wrong_type_and_unknown_field_are_refused_by_the_fields_path() {
+    let service = "{apiVersion: v1, kind: Service, metadata: {name: s, namespace: n}, \
+                   spec: {clusterIP: 10.96.0.1, ports: [{port: eighty}]}}";
+    let message = errors(service);
+    let wanted = "(document 1): Service n/s: spec.ports[0].port: invalid type: string \"eighty\"";
+    assert!(message.contains(wanted), "{message}");
+    let message = errors(&service.replace("port: eighty", "port: 80, prot: 1"));
+    assert!(message.contains("unknown field spec.ports[0].prot"), "{message}");
+}
+
 #[test]
 fn folder_is_read_in_order_and_seen_to_change() {
     let folder = tempfile::tempdir().expect("temporary folder");

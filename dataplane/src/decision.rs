@@ -129,10 +129,11 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
     let chosen = choose_backend(tables, port, &key, &mut findings)
         .map_err(|reason| refuse(reason, findings))?;
     let to_node = tables.forwarding.node_addresses.contains(&key.destination());
+    let is_from_node = port.kind == PortKind::Host;
+    if chosen.is_none() && to_node && !is_from_node && is_lost_binding(tables, &key) {
+        return Err(refuse(DropReason::NoFlow, findings));
+    }
     if chosen.is_none() && to_node && port.kind == PortKind::Uplink {
-        if is_lost_binding(tables, &key) {
-            return Err(refuse(DropReason::NoFlow, findings));
-        }
         let host = tables.forwarding.host.ok_or(DropReason::NoRoute)?;
         return Ok(Decision::Foreign(host));
     }

@@ -323,6 +323,18 @@ fn reply_to_an_expired_binding_is_dropped_as_no_flow() {
     assert_eq!(port, HOST, "what may be the host's own goes there");
 }
 
+/// The same for a pod that had reached itself through its service, as the node.
+#[test]
+fn reply_of_a_pod_to_an_expired_binding_is_dropped_as_no_flow() {
+    let mut node = Simulation::single(&service_with(1).tables());
+    let (port, out) = node.forward(pod_port(1), &udp("10.1.0.1:9", "10.2.0.1:80").build());
+    let own = read(&out).expect("frame").source;
+    assert_eq!((port, own.ip()), (pod_port(1), address("10.0.0.1")));
+    node.wait(Duration::from_secs(40));
+    let reply = udp("10.1.0.1:8080", &own.to_string()).build();
+    node.expect_drop(pod_port(1), &reply, DropReason::NoFlow);
+}
+
 /// Deadlines in whole seconds cut off up to a second of what RFC 4787 (REQ-5) promises.
 #[test]
 fn flow_lives_at_least_its_whole_time_out() {

@@ -25,6 +25,9 @@ pub use folder::{Fingerprint, FolderError};
 /// Objects in one folder, at most.
 pub const OBJECTS_MAX: usize = 400_000;
 
+/// The kinds that are read.
+const KINDS: [&str; 6] = ["Namespace", "Node", "Pod", "Service", "EndpointSlice", "NetworkPolicy"];
+
 /// Where an object was read.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Origin {
@@ -63,12 +66,14 @@ pub enum ManifestError {
         message: String,
     },
     /// A value has the wrong type.
-    #[error("{origin}: {object}: {message}")]
+    #[error("{origin}: {object}: {field}: {message}")]
     Type {
         /// Where.
         origin: Origin,
         /// Kind, namespace and name.
         object: String,
+        /// Path of the field, `spec.ports[0].port`.
+        field: String,
         /// What is wrong.
         message: String,
     },
@@ -198,9 +203,7 @@ impl Reader {
             return;
         };
         if kind == "List" || (kind.ends_with("List") && document.get("items").is_some()) {
-            let Some(Value::Array(items)) = document.get("items").cloned() else { return };
-            items.into_iter().for_each(|item| self.document(origin, item));
-            return;
+            return self.list(origin, &kind, document);
         }
         if self.origins.len() >= OBJECTS_MAX {
             if self.errors.last() != Some(&ManifestError::TooMany) {
@@ -214,6 +217,24 @@ impl Reader {
             Some(Err(error)) => self.errors.push(error),
             None => self.manifests.ignored.push(object),
         }
+    }
+
+    /// A list whose items were not found would be a folder without policies, which allows all.
+    fn list(&mut self, origin: &Origin, kind: &str, mut document: Value) {
+        let Some(Value::Array(items)) = document.get_mut("items").map(Value::take) else {
+            let message = format!("{kind}: items is missing or no list: write the objects there");
+            self.errors.push(ManifestError::NoObject { origin: origin.clone(), message });
+            return;
+        };
+        let known = ["apiVersion", "kind", "metadata", "items"];
+        let names = document.as_object().into_iter().flat_map(serde_json::Map::keys);
+        let fields: Vec<String> =
+            names.filter(|name| !known.contains(&name.as_str())).cloned().collect();
+        if !fields.is_empty() {
+            let object = kind.to_owned();
+            self.errors.push(ManifestError::Unknown { origin: origin.clone(), object, fields });
+        }
+        items.into_iter().for_each(|item| self.document(origin, item));
     }
 
     /// `None` for kinds that say nothing about the network.
@@ -244,16 +265,18 @@ impl Reader {
             ("networking.k8s.io/v1", "NetworkPolicy") => convert_with
                 .read::<NetworkPolicy, _>(document, convert::network_policy)
                 .map(Object::NetworkPolicy),
-            (_, "Namespace" | "Node" | "Pod" | "Service" | "EndpointSlice" | "NetworkPolicy") => {
-                Err(ManifestError::NoObject {
-                    origin: origin.clone(),
-                    message: format!(
-                        "{kind} of apiVersion {version} is not read here: write v1, \
+            (_, kind) if KINDS.contains(&kind) => Err(ManifestError::NoObject {
+                origin: origin.clone(),
+                message: format!(
+                    "{kind} of apiVersion {version} is not read here: write v1, \
                          discovery.k8s.io/v1 or networking.k8s.io/v1"
-                    ),
-                })
+                ),
+            }),
+            _ => {
+                let meant = misspelt(version, kind)?;
+                let message = format!("{kind} is no kind that is read here: write {meant}");
+                Err(ManifestError::NoObject { origin: origin.clone(), message })
             }
-            _ => return None,
         })
     }
 
@@ -291,12 +314,16 @@ impl Typed<'_> {
     ) -> Result<M, ManifestError> {
         let object = title(self.kind, &document);
         let mut fields = Vec::new();
-        let typed = serde_ignored::deserialize(document, |path| fields.push(path.to_string()))
-            .map_err(|error: serde_json::Error| ManifestError::Type {
+        let mut ignored = |path: serde_ignored::Path<'_>| fields.push(dotted(&path));
+        let fields_named = serde_ignored::Deserializer::new(document, &mut ignored);
+        let typed = serde_path_to_error::deserialize(fields_named).map_err(
+            |error: serde_path_to_error::Error<serde_json::Error>| ManifestError::Type {
                 origin: self.origin.clone(),
                 object: object.clone(),
-                message: error.to_string(),
-            })?;
+                field: error.path().to_string(),
+                message: error.inner().to_string(),
+            },
+        )?;
         // k8s-openapi reads these two itself and hands them to nobody.
         fields.retain(|field| field != "apiVersion" && field != "kind");
         if !fields.is_empty() {
@@ -305,6 +332,54 @@ impl Typed<'_> {
         convert(typed)
             .map_err(|invalid| ManifestError::Invalid { origin: self.origin.clone(), invalid })
     }
+}
+
+/// A path as people write it; the library shows optional fields as `?` and indices as names.
+fn dotted(path: &serde_ignored::Path<'_>) -> String {
+    let mut dotted = String::new();
+    for step in path.to_string().split('.').filter(|step| *step != "?") {
+        if step.parse::<usize>().is_ok() {
+            dotted += &format!("[{step}]");
+        } else {
+            dotted += if dotted.is_empty() { "" } else { "." };
+            dotted += step;
+        }
+    }
+    dotted
+}
+
+/// The kind that was probably meant, for one of an API group that is read and that differs from it
+/// by case, number or a slip of two letters: passed by as a stranger, a policy would not come into
+/// force. Other groups' kinds may be spelt alike by right.
+fn misspelt(version: &str, kind: &str) -> Option<&'static str> {
+    let group = version.rsplit_once('/').map_or("", |(group, _)| group);
+    if !matches!(group, "" | "discovery.k8s.io" | "networking.k8s.io") {
+        return None;
+    }
+    let kind = kind.to_ascii_lowercase();
+    let singular = match kind.strip_suffix("ies") {
+        Some(stem) => format!("{stem}y"),
+        None => kind.strip_suffix('s').unwrap_or(&kind).to_owned(),
+    };
+    KINDS.into_iter().find(|known| {
+        let known = known.to_ascii_lowercase();
+        let slips_max = if known.len() > 4 { 2 } else { 1 };
+        singular == known || distance(&known, &kind) <= slips_max
+    })
+}
+
+/// Levenshtein's distance, for words.
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (index, letter) in one.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], index + 1);
+        for (column, candidate) in other.bytes().enumerate() {
+            let substituted = diagonal + usize::from(letter != candidate);
+            diagonal = row[column + 1];
+            row[column + 1] = substituted.min(row[column] + 1).min(diagonal + 1);
+        }
+    }
+    row.last().copied().unwrap_or_default()
 }
 
 fn title(kind: &str, document: &Value) -> String {

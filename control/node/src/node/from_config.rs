@@ -60,13 +60,14 @@ fn mode(mode: XdpMode) -> Mode {
     }
 }
 
-fn sockets(config: &Config, sockets: &Sockets) -> SocketConfig {
+fn sockets(config: &Config, sockets: &Sockets, idle_frames: u32) -> SocketConfig {
     let busy_poll =
         BusyPoll { micros: config.workers.busy_poll_us, budget: config.workers.busy_poll_packets };
     SocketConfig {
         receive_ring: sockets.receive_ring,
         transmit_ring: sockets.transmit_ring,
         fill_frames: sockets.fill_frames,
+        idle_frames,
         busy_poll: (config.workers.idle == Idle::BusyPoll).then_some(busy_poll),
         ..SocketConfig::default()
     }
@@ -130,8 +131,12 @@ impl Settings {
                 hash_key: machine.hash_key,
             },
             umem: packet_memory(config),
-            uplink_sockets: sockets(config, &config.uplink_sockets),
-            pod_sockets: sockets(config, &config.pods),
+            uplink_sockets: sockets(
+                config,
+                &config.uplink_sockets,
+                config.uplink_sockets.fill_frames,
+            ),
+            pod_sockets: sockets(config, &config.pods, SocketConfig::small().idle_frames),
             host_port: config.host_port.enabled.then_some(HostPortSettings {
                 routing_table: config.host_port.routing_table,
                 rule_priority: config.host_port.rule_priority,

@@ -190,7 +190,7 @@ impl Workers {
                 Arc::clone(&counters),
                 Arc::clone(&reports),
             );
-            let worker_ports = WorkerPorts::new(umem);
+            let worker_ports = WorkerPorts::new(umem).with_ready_flags(redirect.ready_flags());
             ports.push(worker_ports.control());
             let handoff = Handoff::new(Arc::clone(&inboxes), index);
             let worker = Worker::new(worker_ports, pipeline, Arc::clone(&mailbox), handoff);
