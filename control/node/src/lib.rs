@@ -4,6 +4,7 @@
 //! told of it), [`host_port`] (the way to the node's own stack), [`admin_server`] and [`http`]
 //! (the ways to ask), [`metrics`] (what is told), [`cli`] (how people ask);
 //! and beside all that [`lab`] (network namespaces to try it in) and [`demo`] (the trial itself).
+#![forbid(unsafe_code)]
 
 pub mod admin_server;
 pub mod cli;

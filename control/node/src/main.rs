@@ -1,4 +1,5 @@
 //! The `xskiff` binary: reads the command line, does it, and tells how it went.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
