@@ -7,6 +7,7 @@
 //!
 //! It ends by itself within [`TIME_MAX`] and leaves nothing behind, however it ends.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -134,11 +135,13 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<(), DemoError> {
     let mut stage = Stage { rows: Vec::new(), screen };
     let kept = perform(arguments, &program, &mut stage)?;
     let summary = Summary::new(&stage.rows, begin.elapsed());
-    if json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+    let text = if json {
+        serde_json::to_string_pretty(&summary)?
     } else {
-        println!("\n{}", summary.table(screen::columns()));
-    }
+        format!("\n{}", summary.table(screen::columns()))
+    };
+    // A reader that has gone needs no result; the exit code tells it all the same.
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
     if let Some(how_to_play) = kept {
         screen::lock(&stage.screen).say(&how_to_play);
     }
@@ -206,7 +209,8 @@ fn give_up_in_time(screen: &SharedScreen, json: bool) -> Result<(), DemoError> {
         screen::lock(&screen).end("the demo took too long: everything is removed");
         registry::remove_everything();
         if json {
-            println!(r#"{{"ok":false,"error":"the demo took too long"}}"#);
+            let text = r#"{"ok":false,"error":"the demo took too long"}"#;
+            let _ = writeln!(std::io::stdout().lock(), "{text}");
         }
         std::process::exit(1);
     };

@@ -276,7 +276,8 @@ fn complaint(node: &Node, wanted: bool) -> Option<String> {
     let mut error = None;
     wait_until(NOTICE_TIMEOUT, || {
         let Ok(status) = node.status() else { return false };
-        error = status.manifests.errors.first().map(|error| error.message.clone());
+        let first = status.manifests.errors.first();
+        error = first.map(|error| format!("{}: {}", error.object, error.message));
         error.is_some() == wanted
     });
     error

@@ -11,6 +11,7 @@ use dataplane::buffer::Buffer;
 use dataplane::counters::WorkerCounters;
 use dataplane::event::{FlowEvent, Reports};
 use dataplane::flows::{Capacities, FlowTables};
+use dataplane::memory::HeapBuffer;
 use dataplane::packet::Packet;
 use dataplane::pipeline::{Action, Pipeline};
 use dataplane::port::PortId;
@@ -19,64 +20,8 @@ use dataplane::time::Nanos;
 use dataplane::worker::{Received, RxBurst};
 use flow_table::{Memory, SetupError};
 
-/// Room before the frame, as an AF_XDP frame has (XDP_PACKET_HEADROOM).
-const HEADROOM_BYTES: usize = 256;
 /// Flows the trace's own tables hold: one is opened, with its alias.
 const FLOWS_MAX: usize = 64;
-
-/// A frame in ordinary memory.
-struct TracedFrame {
-    bytes: Vec<u8>,
-    start: usize,
-    end: usize,
-}
-
-impl TracedFrame {
-    fn new(frame: &[u8]) -> Self {
-        let mut bytes = vec![0; HEADROOM_BYTES];
-        bytes.extend_from_slice(frame);
-        // An answer (an ICMP error) may be longer than the offender.
-        bytes.resize(HEADROOM_BYTES + frame.len().max(2048), 0);
-        Self { bytes, start: HEADROOM_BYTES, end: HEADROOM_BYTES + frame.len() }
-    }
-}
-
-impl Buffer for TracedFrame {
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.end]
-    }
-
-    fn len(&self) -> usize {
-        self.end - self.start
-    }
-
-    fn for_each_chunk(&self, visit: &mut dyn FnMut(&[u8])) {
-        visit(self.bytes());
-    }
-
-    fn grow_front(&mut self, bytes: usize) -> Result<(), DropReason> {
-        self.start = self.start.checked_sub(bytes).ok_or(DropReason::NoRoom)?;
-        Ok(())
-    }
-
-    fn shrink_front(&mut self, bytes: usize) -> Result<(), DropReason> {
-        if bytes > self.len() {
-            return Err(DropReason::Truncated);
-        }
-        self.start += bytes;
-        Ok(())
-    }
-
-    fn set_len(&mut self, bytes: usize) -> Result<(), DropReason> {
-        let end = self.start.checked_add(bytes).filter(|end| *end <= self.bytes.len());
-        self.end = end.ok_or(DropReason::NoRoom)?;
-        Ok(())
-    }
-}
 
 /// The names a trace speaks in.
 pub struct Names<'a> {
@@ -146,7 +91,7 @@ fn run(
     let mut pipeline =
         Pipeline::new(0, 1, Arc::clone(tables), hold, counters, Arc::clone(&reports));
     let mut burst = RxBurst::new();
-    burst.push(Received { port, buffer: TracedFrame::new(frame) });
+    burst.push(Received { port, buffer: HeapBuffer::new(frame) });
     let mut actions = ArrayVec::new();
     pipeline.process(now, &mut burst, &mut actions);
     let action = actions.first().copied().unwrap_or(Action::Drop(DropReason::Malformed));
@@ -200,15 +145,5 @@ mod tests {
             let frame: Vec<u8> = (0..length).map(|number: u8| number.wrapping_mul(37)).collect();
             assert!(!traced(&frame).outcome.is_empty());
         }
-    }
-
-    #[test]
-    fn growing_and_cutting_stay_within_the_frames_memory() {
-        let mut frame = TracedFrame::new(&[1, 2, 3]);
-        assert_eq!(frame.grow_front(HEADROOM_BYTES + 1), Err(DropReason::NoRoom));
-        frame.shrink_front(1).unwrap();
-        assert_eq!(frame.bytes(), [2, 3]);
-        assert_eq!(frame.shrink_front(3), Err(DropReason::Truncated));
-        assert_eq!(frame.set_len(1 << 20), Err(DropReason::NoRoom));
     }
 }
