@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use common::{Namespace, may_run, node_and_gateway};
 use control::admin::status::{Level, Status};
 use control::admin::{
-    CaptureRequest, EndpointAdd, FlowFilter, PolicyQuestion, Reply, Request, StreamItem,
+    CaptureDirection, CaptureRecord, CaptureRequest, EndpointAdd, FlowFilter, PolicyQuestion,
+    Reply, Request, StreamItem,
 };
 use dataplane::flows::Capacities;
 use dataplane::tables::Timeouts;
@@ -281,7 +282,11 @@ fn what_happened_is_told_by_flows_connections_captures_traces_and_policy() {
         })
         .unwrap();
     assert!(opened >= 1);
-    let frame = packets[0].frame.clone();
+    // The pod's own link business (listener reports) may be captured as well; the ping is IPv4.
+    let is_ping = |packet: &&CaptureRecord| {
+        packet.direction == CaptureDirection::Received && packet.frame.get(24..28) == Some("0800")
+    };
+    let frame = packets.iter().find(is_ping).unwrap().frame.clone();
     match world.ask(Request::Trace { frame, port: "veth-pod".into() }).unwrap() {
         Reply::Trace(report) => {
             assert!(report.outcome.contains("up0"), "{report:#?}");
