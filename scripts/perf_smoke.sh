@@ -10,6 +10,7 @@ cd "$ROOT_DIR"
 RUNS=(
     "pipeline --quick --runs 2"
     "ports --quick"
+    "veth --quick"
 )
 
 cargo build --locked -p xskiff-perf

@@ -1,4 +1,4 @@
-//! Compiles the XDP program with clang.
+//! Compiles the XDP programs with clang.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -13,21 +13,22 @@ macro_rules! defines {
 }
 
 fn main() -> ExitCode {
-    for watched in ["src/redirect.bpf.c", "src/limits.rs", "build.rs"] {
+    for watched in ["src/limits.rs", "build.rs"] {
         println!("cargo::rerun-if-changed={watched}");
     }
     println!("cargo::rerun-if-env-changed=BPF_CLANG");
     let clang = env::var("BPF_CLANG").unwrap_or_else(|_| "clang".into());
-    match compile(&clang) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => {
-            println!("cargo::error=cannot compile src/redirect.bpf.c: {reason}");
-            ExitCode::FAILURE
+    for name in ["redirect", "live_frames"] {
+        println!("cargo::rerun-if-changed=src/{name}.bpf.c");
+        if let Err(reason) = compile(&clang, name) {
+            println!("cargo::error=cannot compile src/{name}.bpf.c: {reason}");
+            return ExitCode::FAILURE;
         }
     }
+    ExitCode::SUCCESS
 }
 
-fn compile(clang: &str) -> Result<(), String> {
+fn compile(clang: &str, name: &str) -> Result<(), String> {
     let missing = |name: &str| format!("cargo did not set {name}");
     let here = env::var("CARGO_MANIFEST_DIR").map_err(|_| missing("CARGO_MANIFEST_DIR"))?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or_else(|| missing("OUT_DIR"))?);
@@ -43,8 +44,10 @@ fn compile(clang: &str) -> Result<(), String> {
             COUNTER_STALLED COUNTER_ROUTER_ADVERTISEMENT COUNTER_NOT_IP COUNTER_MALFORMED
             COUNTER_UNKNOWN_INTERFACE COUNTER_PASSED_ON_STALL COUNTERS
         ))
-        .args(["-c", "src/redirect.bpf.c", "-o"])
-        .arg(out.join("redirect.bpf.o"))
+        .arg("-c")
+        .arg(format!("src/{name}.bpf.c"))
+        .arg("-o")
+        .arg(out.join(format!("{name}.bpf.o")))
         .current_dir(&here)
         .output()
         .map_err(|error| match error.kind() {

@@ -1,15 +1,18 @@
 //! Measures the pipeline in memory, AF_XDP on veth, and the peers beside it.
 //!
 //! Reading order: [`workload`] and [`packet`] (what is sent), [`pipeline`] (in memory), [`ports`]
-//! (hundreds of sockets), then [`figure`] and [`report`] (what comes out).
+//! (hundreds of sockets), [`veth`] (beside the kernel), then [`figure`] and [`report`] (what comes
+//! out).
 #![forbid(unsafe_code)]
 
 mod figure;
 mod machine;
+mod netns;
 mod packet;
 mod pipeline;
 mod ports;
 mod report;
+mod veth;
 mod workload;
 
 use anyhow::Result;
@@ -34,6 +37,8 @@ enum Command {
     Pipeline(pipeline::Options),
     /// What hundreds of pod ports cost: adding, idling, fanning out, memory.
     Ports(ports::Options),
+    /// Packets per second on veth, beside bare AF_XDP and the kernel's nftables.
+    Veth(veth::Options),
 }
 
 fn main() -> Result<()> {
@@ -42,5 +47,6 @@ fn main() -> Result<()> {
     match &cli.command {
         Command::Pipeline(options) => pipeline::run(options, &mut report),
         Command::Ports(options) => ports::run(options, &mut report),
+        Command::Veth(options) => veth::run(options, &mut report),
     }
 }

@@ -20,7 +20,7 @@ use crate::umem::{Anchor, CopyMode, Umem, make_tap};
 
 /// How long a queue may stay busy after its last socket was closed: the kernel lets go of it in
 /// the background.
-const BUSY_PATIENCE: Duration = Duration::from_millis(500);
+const BUSY_PATIENCE: Duration = Duration::from_secs(4);
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 /// The same for frames of a zero-copy queue: until then the device may still write to them.
 const ZERO_COPY_PATIENCE: Duration = Duration::from_secs(1);

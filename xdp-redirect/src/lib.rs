@@ -8,6 +8,7 @@
 //! [`ports`] is all of a worker's sockets, as the dataplane's driver wants them; [`ready`] tells it
 //! which of hundreds to look at.
 //! [`forward`] forwards between two ports with nothing in between: the bare speed of the rest.
+//! [`live_frames`] makes and counts packets for measurements.
 //!
 //! Kernels from 6.1 on work; frames above one page (jumbo) need 6.6.
 
@@ -21,6 +22,7 @@ pub mod frame;
 pub mod heartbeat;
 pub mod leftover;
 pub mod limits;
+pub mod live_frames;
 pub mod loader;
 mod mapping;
 mod netlink;

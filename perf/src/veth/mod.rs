@@ -1,0 +1,321 @@
+//! `xskiff-perf veth`: bare AF_XDP forwarding, xskiff, and the kernel's nftables, side by side.
+//!
+//! Client, node and server are linked by veth pairs of one queue. The client sends 60-byte UDP to
+//! a service; the server counts what arrives translated as it must. Every subject has a node of its
+//! own, all stand at once, and are measured in turns, so that a slow moment hits all of them.
+//!
+//! Where the work is done: the source sends on one core. In the first placement that core also
+//! does the node's receive softirq, and the node's core the rest; in the second (`-onecore`) the
+//! node's core does all of the node's work, by busy polling. The kernel's node has its receive
+//! thread on the node's core in both. The server's counting runs where the node transmits.
+//!
+//! Reading order: [`service`] (the job), [`network`] (links), [`worker`] and [`kernel`] (nodes),
+//! [`source`] (how a rate is measured), this file (cases, rounds, ratios).
+
+mod kernel;
+mod network;
+mod service;
+mod source;
+mod worker;
+
+use std::net::SocketAddrV4;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use nix::sys::signal::{SigSet, Signal};
+use pinning::CpuId;
+use xdp_redirect::live_frames::Expected;
+
+use crate::figure::{Figure, median};
+use crate::packet;
+use crate::report::Report;
+use kernel::{KernelNode, Limits};
+use network::Network;
+use service::{FRONTEND, POD_PORT, PODS_BITS, PODS_NETWORK};
+use source::{INTERRUPTED, Path, Sample, Source};
+use worker::{Work, WorkerNode};
+
+const BENCH: &str = "veth";
+const RATE: &str = "kpps";
+const EFFICIENCY: &str = "kpkt/cpu-s";
+/// Room in xskiff's table: a million flows, or what a round of new ones begins.
+const FLOWS: usize = 4 << 20;
+const QUICK_FLOWS: usize = 1 << 16;
+
+/// Options of `veth`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Cases to run, of 1, 10k, 1M and new; all when not given.
+    #[arg(long, value_delimiter = ',')]
+    cases: Vec<String>,
+    /// Subjects to run, such as bare,xskiff,nftables-onecore; all when not given.
+    #[arg(long, value_delimiter = ',')]
+    subjects: Vec<String>,
+    /// Rounds, in each of which every subject is measured once; the median counts.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Length of each of the three offers of a measurement, in milliseconds.
+    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(5..=10_000))]
+    millis: u64,
+    /// Times a measurement is tried while other processes take more than 5 % of a core.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    tries: u32,
+    /// CPU of the node; the last one when not given.
+    #[arg(long)]
+    core: Option<u16>,
+    /// CPU of the source; the first one when not given.
+    #[arg(long)]
+    source_core: Option<u16>,
+    /// Two short rounds: to see that it works, not to measure.
+    #[arg(long)]
+    quick: bool,
+}
+
+struct Case {
+    name: &'static str,
+    /// `None`: every packet begins a flow.
+    flows: Option<u64>,
+}
+
+const CASES: [Case; 4] = [
+    Case { name: "1", flows: Some(1) },
+    Case { name: "10k", flows: Some(10_000) },
+    Case { name: "1M", flows: Some(1_000_000) },
+    Case { name: "new", flows: None },
+];
+const SUBJECTS: [&str; 3] = ["bare", "xskiff", "nftables"];
+const PLACEMENTS: [&str; 2] = ["", "-onecore"];
+
+enum Node {
+    Worker(WorkerNode),
+    Kernel(KernelNode),
+}
+
+struct Subject {
+    name: String,
+    node: Node,
+    path: Path,
+    samples: Vec<Sample>,
+}
+
+impl Subject {
+    fn set_active(&self, is_active: bool) {
+        if let Node::Worker(node) = &self.node {
+            node.set_active(is_active);
+        }
+    }
+
+    fn flush(&self) -> Result<()> {
+        match &self.node {
+            Node::Worker(node) => node.flush(),
+            Node::Kernel(node) => node.flush(),
+        }
+        .with_context(|| self.name.clone())
+    }
+
+    /// Does `work` while this subject alone is active.
+    fn active<T>(&mut self, work: impl FnOnce(&mut Path) -> Result<T>) -> Result<T> {
+        self.set_active(true);
+        let result = work(&mut self.path);
+        self.set_active(false);
+        result.with_context(|| match &self.node {
+            Node::Worker(node) => format!("{} (dropped: {})", self.name, node.drops()),
+            Node::Kernel(_) => self.name.clone(),
+        })
+    }
+}
+
+/// Runs the cases and reports.
+///
+/// # Errors
+/// Not root, a missing tool, a kernel that refuses something, or packets that arrive wrong.
+pub fn run(options: &Options, report: &mut Report) -> Result<()> {
+    let cases = chosen(&options.cases, &CASES, |case| case.name)?;
+    let names: Vec<String> = PLACEMENTS
+        .iter()
+        .flat_map(|placement| SUBJECTS.iter().map(move |name| format!("{name}{placement}")))
+        .collect();
+    let names = chosen(&options.subjects, &names, |name| name)?;
+    let (source_core, core) = cores(options)?;
+    stop_on_signal()?;
+    let has_kernel = names.iter().any(|name| name.starts_with(SUBJECTS[2]));
+    let _limits = if has_kernel { Some(Limits::raise()?) } else { None };
+    let mut network = Network::new()?;
+    pinning::apply::pin_current_thread(source_core)?;
+    let flows = if options.quick { QUICK_FLOWS } else { FLOWS };
+    let subjects = names.iter().zip(0..).map(|(name, number)| {
+        subject(&mut network, name, number, flows, core).with_context(|| (*name).clone())
+    });
+    let mut subjects = subjects.collect::<Result<Vec<Subject>>>()?;
+    header(report, &subjects, source_core, core)?;
+    let mut source = Source::new("spare")?;
+    let mut remarks = Vec::new();
+    for case in cases {
+        if options.quick && case.flows.is_some_and(|flows| flows > QUICK_FLOWS as u64) {
+            continue;
+        }
+        measure(case, options, &mut source, &mut subjects, report).context(case.name)?;
+        remarks.extend(ratios(case, &subjects));
+    }
+    Ok(report.table(&remarks)?)
+}
+
+fn chosen<'a, T>(
+    wanted: &[String],
+    known: &'a [T],
+    name: impl Fn(&T) -> &str,
+) -> Result<Vec<&'a T>> {
+    let names: Vec<&str> = known.iter().map(&name).collect();
+    if let Some(unknown) = wanted.iter().find(|wanted| !names.contains(&wanted.as_str())) {
+        bail!("there is no {unknown}: choose from {}", names.join(", "));
+    }
+    let is_chosen = |one: &&T| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name(one));
+    Ok(known.iter().filter(is_chosen).collect())
+}
+
+fn cores(options: &Options) -> Result<(CpuId, CpuId)> {
+    let allowed = pinning::apply::current_affinity().context("ask for this process's CPUs")?;
+    let first = allowed.iter().next().context("this process may run on no CPU")?;
+    let last = allowed.iter().last().unwrap_or(first);
+    Ok((options.source_core.map_or(first, CpuId), options.core.map_or(last, CpuId)))
+}
+
+/// So that an interrupted run takes its namespaces down and puts the host's settings back.
+fn stop_on_signal() -> Result<()> {
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    signals.thread_block()?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        if signals.wait().is_ok() {
+            INTERRUPTED.store(true, Ordering::Relaxed);
+        }
+    })?;
+    Ok(())
+}
+
+fn subject(
+    network: &mut Network,
+    name: &str,
+    number: u8,
+    flows: usize,
+    core: CpuId,
+) -> Result<Subject> {
+    let links = network.add_node(number)?;
+    let (kind, is_onecore) = match name.strip_suffix(PLACEMENTS[1]) {
+        Some(kind) => (kind, true),
+        None => (name, false),
+    };
+    let translated = Expected {
+        destination: SocketAddrV4::new(PODS_NETWORK, POD_PORT),
+        address_bits: PODS_BITS,
+        ttl: packet::TTL - 1,
+    };
+    let unchanged = Expected { destination: FRONTEND, address_bits: 32, ttl: packet::TTL };
+    let expected = if kind == "bare" { unchanged } else { translated };
+    let path = Path::new(&links, &expected)?;
+    let node = match kind {
+        "nftables" => Node::Kernel(KernelNode::new(links, core)?),
+        "bare" => Node::Worker(WorkerNode::new(links, Work::Bare, is_onecore, core)?),
+        _ => Node::Worker(WorkerNode::new(links, Work::Xskiff { flows }, is_onecore, core)?),
+    };
+    Ok(Subject { name: name.to_owned(), node, path, samples: Vec::new() })
+}
+
+fn header(
+    report: &Report,
+    subjects: &[Subject],
+    source_core: CpuId,
+    core: CpuId,
+) -> std::io::Result<()> {
+    let modes = subjects.iter().find_map(|subject| match &subject.node {
+        Node::Worker(node) => Some(node.modes()),
+        Node::Kernel(_) => None,
+    });
+    report.header(&[
+        format!(
+            "mode     veth of one queue, XDP and AF_XDP {}; 60-byte UDP, bursts of 64",
+            modes.unwrap_or("not used")
+        ),
+        format!("cores    source {source_core}, node {core}"),
+        "         bare, xskiff: receive softirq on the source's core, the rest on the node's"
+            .into(),
+        "         -onecore: all of the node's work on its core, by busy polling".into(),
+        "         nftables: threaded NAPI on the node's core, in both".into(),
+        "work     DNAT to one of 10 pods, policy, conntrack; bare forwards unchanged; the server \
+         checks all"
+            .into(),
+    ])
+}
+
+fn measure(
+    case: &Case,
+    options: &Options,
+    source: &mut Source,
+    subjects: &mut [Subject],
+    report: &mut Report,
+) -> Result<()> {
+    report.progress(&format!("case {}", case.name));
+    let (rounds, millis, tries) = match options.quick {
+        true => (2, 10, 1),
+        false => (options.rounds, options.millis, options.tries),
+    };
+    let run = Duration::from_millis(millis);
+    for subject in &mut *subjects {
+        subject.samples.clear();
+        subject.path.begin_case();
+        subject.flush()?;
+        subject.active(|path| source.warm_up(path, case.flows, run))?;
+    }
+    for _ in 0..rounds {
+        for subject in &mut *subjects {
+            if case.flows.is_none() {
+                subject.flush()?;
+            }
+            let sample = subject.active(|path| source.measure(path, case.flows, run, tries))?;
+            subject.samples.push(sample);
+        }
+    }
+    for subject in &*subjects {
+        let of = |value: fn(&Sample) -> f64| subject.samples.iter().map(value).collect::<Vec<_>>();
+        let rates = of(|sample| sample.kpps);
+        report.add(Figure::of(BENCH, case.name, &subject.name, RATE, &rates))?;
+        let efficiencies = of(|sample| sample.kpkt_per_cpu_second);
+        report.add(Figure::of(BENCH, case.name, &subject.name, EFFICIENCY, &efficiencies))?;
+    }
+    Ok(())
+}
+
+/// What people compare, from pairs of the same round.
+fn ratios(case: &Case, subjects: &[Subject]) -> Vec<String> {
+    let rates = |name: String| -> Option<Vec<f64>> {
+        let subject = subjects.iter().find(|subject| subject.name == name)?;
+        Some(subject.samples.iter().map(|sample| sample.kpps).collect())
+    };
+    let mut lines = Vec::new();
+    let samples = subjects.iter().flat_map(|subject| &subject.samples);
+    let disturbed = samples.clone().filter(|sample| sample.is_disturbed).count();
+    if disturbed > 0 {
+        let all = samples.count();
+        lines.push(format!("case {}: other processes disturbed {disturbed} of {all}", case.name));
+    }
+    for placement in PLACEMENTS {
+        let Some(xskiff) = rates(format!("xskiff{placement}")) else { continue };
+        let with = |other: &str, of: fn(f64, f64) -> f64| -> Option<f64> {
+            let other = rates(format!("{other}{placement}"))?;
+            let pairs: Vec<f64> =
+                xskiff.iter().zip(other).map(|(own, other)| of(*own, other)).collect();
+            median(&pairs)
+        };
+        let name = format!("case {}: xskiff{placement}", case.name);
+        // Thousand packets per second to nanoseconds per packet.
+        if let Some(nanos) = with("bare", |own, bare| 1e6 / own - 1e6 / bare) {
+            lines.push(format!("{name} costs {nanos:+.0} ns per packet over bare{placement}"));
+        }
+        if let Some(ratio) = with("nftables", |own, kernel| own / kernel) {
+            lines.push(format!("{name} is {ratio:.2} of nftables{placement}"));
+        }
+    }
+    lines
+}

@@ -1,0 +1,290 @@
+//! The AF_XDP subjects: bare forwarding, and xskiff's worker, each a thread on the node's core with
+//! sockets of the same kind, that rests while others are measured.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use dataplane::counters::WorkerCounters;
+use dataplane::event::Reports;
+use dataplane::flows::{Capacities, FlowTables};
+use dataplane::handoff::{Handoff, Inboxes};
+use dataplane::lpm::Prefix;
+use dataplane::mailbox::{Command, FlushFilter, Mailbox};
+use dataplane::pipeline::Pipeline;
+use dataplane::port::{PortId, PortKind};
+use dataplane::time::Nanos;
+use dataplane::worker::Worker;
+use flow_table::{Memory, Table};
+use nix::time::{ClockId, clock_gettime};
+use pinning::CpuId;
+use pinning::memory::{Prefault, map_words};
+use xdp_redirect::forward::Forwarder;
+use xdp_redirect::heartbeat::HeartbeatWriter;
+use xdp_redirect::loader::{Mode, RunningMode};
+use xdp_redirect::rules::{OnStall, OurPrefix, PortRule};
+use xdp_redirect::socket::{BusyPoll, SocketConfig};
+use xdp_redirect::umem::UmemConfig;
+use xdp_redirect::{Redirect, Socket, Umem, WorkerPorts};
+
+use super::network::Links;
+use super::service::{FRONTEND, POD, UPLINK, tables};
+
+/// Packets and microseconds of one poll where the worker does the receive processing.
+const BUSY_POLL: BusyPoll = BusyPoll { micros: 20, budget: 64 };
+/// IPv6 flows, of which there are none.
+const FLOWS_V6: usize = 64;
+/// Turns between two looks at whether to rest.
+const TURNS: usize = 64;
+/// How long a worker may take to forget its flows.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it is given before it is asked again.
+const FLUSH: Duration = Duration::from_millis(50);
+
+/// What the thread does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Forwards and looks at nothing.
+    Bare,
+    /// The full pipeline, with room for so many flows.
+    Xskiff {
+        /// IPv4 flows.
+        flows: usize,
+    },
+}
+
+/// What both sides of the thread see.
+#[derive(Default)]
+struct Shared {
+    is_active: AtomicBool,
+    stop: AtomicBool,
+    counters: Arc<WorkerCounters>,
+    mailbox: Arc<Mailbox>,
+    flows: Mutex<Option<FlowTables>>,
+}
+
+/// A node with one worker thread.
+pub struct WorkerNode {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    modes: String,
+}
+
+impl WorkerNode {
+    /// Starts the thread, resting. With `busy_poll` it does its receive processing itself.
+    pub fn new(links: Links, work: Work, busy_poll: bool, core: CpuId) -> Result<Self> {
+        if busy_poll {
+            // The kernel leaves the queue to the poller for so long.
+            links.shell(&format!(
+                "echo 2 >/sys/class/net/{0}/napi_defer_hard_irqs; \
+                 echo 200000 >/sys/class/net/{0}/gro_flush_timeout",
+                links.uplink
+            ))?;
+        }
+        let shared = Arc::new(Shared::default());
+        let (ready, answer) = channel();
+        let thread = {
+            let shared = Arc::clone(&shared);
+            let run = move || run(&links, work, busy_poll, core, &shared, &ready);
+            thread::Builder::new().name("worker".into()).spawn(run)?
+        };
+        let modes = answer.recv().map_err(|_| anyhow!("the worker's thread ended"))??;
+        Ok(Self { shared, thread: Some(thread), modes })
+    }
+
+    /// What the kernel says it runs.
+    pub fn modes(&self) -> &str {
+        &self.modes
+    }
+
+    /// Lets the worker work, or rest.
+    pub fn set_active(&self, is_active: bool) {
+        self.shared.is_active.store(is_active, Ordering::Relaxed);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+    }
+
+    /// Forgets every flow.
+    pub fn flush(&self) -> Result<()> {
+        let flows = self.shared.flows.lock().map_err(|_| anyhow!("the worker panicked"))?;
+        let Some(flows) = &*flows else { return Ok(()) };
+        self.set_active(true);
+        let started = Instant::now();
+        // Packets that were under way when the worker came to rest begin their flows anew.
+        while flows.v4.statistics().used > 0 {
+            if started.elapsed() > PATIENCE {
+                bail!("the worker does not forget its flows: {:?}", flows.v4.statistics());
+            }
+            // A full mailbox holds what was asked before.
+            drop(self.shared.mailbox.send(Command::Flush(FlushFilter::default())));
+            thread::sleep(FLUSH);
+        }
+        self.set_active(false);
+        Ok(())
+    }
+
+    /// Reasons for which packets were dropped, for an error message.
+    pub fn drops(&self) -> String {
+        let counters = &self.shared.counters;
+        let drops = dataplane::DropReason::ALL.iter().filter_map(|reason| {
+            let count = counters.dropped(*reason);
+            (count > 0).then(|| format!("{} {count}", reason.label()))
+        });
+        drops.collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Drop for WorkerNode {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // A panic has printed its message already.
+            drop(thread.join());
+        }
+    }
+}
+
+/// The thread: sets up in the node's namespace, says how it went, and works.
+fn run(
+    links: &Links,
+    work: Work,
+    busy_poll: bool,
+    core: CpuId,
+    shared: &Shared,
+    ready: &Sender<Result<String>>,
+) {
+    let prepared = links.enter().and_then(|()| {
+        pinning::apply::pin_current_thread(core)?;
+        Sockets::new(links, busy_poll)
+    });
+    let sockets = match prepared {
+        Ok(sockets) => sockets,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    let Sockets { redirect, umem, sockets, heartbeat, modes } = sockets;
+    match work {
+        Work::Bare => {
+            let mut forwarder = Forwarder::new(&umem, vec![sockets]);
+            drop(ready.send(Ok(modes)));
+            turn_while_active(shared, &heartbeat, |_| {
+                forwarder.turn();
+            });
+        }
+        Work::Xskiff { flows } => match worker(links, &umem, sockets, flows, shared) {
+            Ok(mut worker) => {
+                drop(ready.send(Ok(modes)));
+                turn_while_active(shared, &heartbeat, |now| {
+                    worker.tick(now);
+                });
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        },
+    }
+    heartbeat.stop();
+    drop(redirect);
+}
+
+fn turn_while_active(shared: &Shared, heartbeat: &HeartbeatWriter, mut turn: impl FnMut(Nanos)) {
+    while !shared.stop.load(Ordering::Relaxed) {
+        if !shared.is_active.load(Ordering::Relaxed) {
+            heartbeat.sleep();
+            thread::park();
+            continue;
+        }
+        for _ in 0..TURNS {
+            let now =
+                clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+            let now = Nanos(0).after(now);
+            heartbeat.beat(now);
+            turn(now);
+        }
+    }
+}
+
+/// Program and sockets on both links.
+struct Sockets {
+    redirect: Redirect,
+    umem: Umem,
+    sockets: [Socket; 2],
+    heartbeat: HeartbeatWriter,
+    modes: String,
+}
+
+impl Sockets {
+    fn new(links: &Links, busy_poll: bool) -> Result<Self> {
+        let mut redirect = Redirect::load(false)?;
+        let heartbeat = redirect.heartbeat(0)?;
+        heartbeat.sleep();
+        let umem = Umem::new(UmemConfig::default())?;
+        let config =
+            SocketConfig { busy_poll: busy_poll.then_some(BUSY_POLL), ..SocketConfig::default() };
+        let ours = OurPrefix {
+            prefix: Prefix::host((*FRONTEND.ip()).into()),
+            translated: true,
+            on_stall: OnStall::Drop,
+        };
+        redirect.change_prefixes(&[ours], &[])?;
+        let mut modes = Vec::new();
+        let mut add = |port: PortId, kind, interface: &str, config: &SocketConfig| {
+            let socket = Socket::bind(&umem, interface, 0, config)?;
+            redirect.set_socket(port, 0, 0, socket.fd())?;
+            let rule =
+                PortRule { port, kind, queues: 1, everything: false, on_stall: OnStall::Drop };
+            let attachment = redirect.attach(interface, &rule, Mode::Native)?;
+            let mode = if attachment.mode == RunningMode::Native { "native" } else { "generic" };
+            modes.push(format!(
+                "{mode} {}",
+                if socket.is_zero_copy() { "zero-copy" } else { "copy" }
+            ));
+            Ok::<Socket, anyhow::Error>(socket)
+        };
+        let uplink = add(UPLINK, PortKind::Uplink, &links.uplink, &config)?;
+        // Nothing comes from the server, so nothing is polled there.
+        let idle = SocketConfig { busy_poll: None, ..config };
+        let pod = add(POD, PortKind::Pod, &links.pod, &idle)?;
+        modes.dedup();
+        let modes = modes.join(", ");
+        Ok(Self { redirect, umem, sockets: [uplink, pod], heartbeat, modes })
+    }
+}
+
+fn worker(
+    links: &Links,
+    umem: &Umem,
+    sockets: [Socket; 2],
+    flows: usize,
+    shared: &Shared,
+) -> Result<Worker<WorkerPorts>> {
+    let capacities = Capacities { v4: flows, v6: FLOWS_V6 };
+    let map = |bytes| -> Result<Memory> {
+        Ok(Memory::Mapped(map_words(bytes, Prefault::Now)?.into_bytes()))
+    };
+    let memory = (
+        map(Table::<8>::memory_bytes(capacities.v4)?)?,
+        map(Table::<16>::memory_bytes(capacities.v6)?)?,
+    );
+    let key = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
+    let (tables_of_flows, mut holds) = FlowTables::new(capacities, memory, 1, key)?;
+    let hold = holds.pop().context("one worker has one hold")?;
+    *shared.flows.lock().map_err(|_| anyhow!("another thread panicked"))? = Some(tables_of_flows);
+    let pipeline = Pipeline::new(
+        0,
+        1,
+        Arc::new(tables(links)),
+        hold,
+        Arc::clone(&shared.counters),
+        Arc::new(Reports::default()),
+    );
+    let mut ports = WorkerPorts::new(umem);
+    for (port, socket) in [UPLINK, POD].into_iter().zip(sockets) {
+        ports.control().add(port, socket).map_err(|(error, _)| error)?;
+    }
+    ports.take_commands();
+    let handoff = Handoff::new(Inboxes::new(1), 0);
+    Ok(Worker::new(ports, pipeline, Arc::clone(&shared.mailbox), handoff))
+}
