@@ -19,7 +19,9 @@ struct xdp_md {
 enum { XDP_ABORTED = 0, XDP_DROP = 1, XDP_PASS = 2 };
 enum { MAP_ARRAY = 2, MAP_PERCPU_ARRAY = 6 };
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static long (*bpf_redirect)(u32 ifindex, u64 flags) = (void *)23;
+static long (*bpf_loop)(u32 count, void *callback, void *context, u64 flags) = (void *)181;
 
 // Ethernet, IPv4 and UDP headers as 16-bit words in network order.
 struct frame {
@@ -33,9 +35,15 @@ enum { IP_TTL = 4, IP_CHECKSUM = 5, IP_SOURCE = 6, IP_DESTINATION = 8 };
 enum { UDP_SOURCE = 0, UDP_DESTINATION = 1, UDP_CHECKSUM = 3 };
 enum { FIRST_L4_PORT = 1024, L4_PORTS = 65536 - FIRST_L4_PORT };
 
+// Bursts begin at a steady pace; one that falls behind by more does not make up for it.
+enum { BURST = 64, BEHIND_MAX_NS = 200000 };
+// Looks at the clock in one wait at most, tens of milliseconds.
+enum { LOOKS_MAX = 1 << 20 };
+
 // Shared with live_frames.rs, which asserts the same size.
 struct traffic {
 	u64 flows; // 0: every packet begins a flow
+	u64 burst_interval_ns;
 	u32 first_source; // host order
 	u32 source_bits;
 	u32 ip_sum; // of the frame without source and checksum, not folded
@@ -52,7 +60,13 @@ struct expected {
 struct counted {
 	u64 right, wrong;
 };
-_Static_assert(sizeof(struct traffic) == 88, "live_frames.rs");
+struct progress {
+	u64 packets;
+	u64 due_ns; // when the next burst begins
+	u64 waited_ns;
+};
+_Static_assert(sizeof(struct progress) == 24, "live_frames.rs");
+_Static_assert(sizeof(struct traffic) == 96, "live_frames.rs");
 _Static_assert(sizeof(struct expected) == 12, "live_frames.rs");
 
 struct {
@@ -65,8 +79,8 @@ struct {
 	__uint(type, MAP_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, u32);
-	__type(value, u64);
-} next SEC(".maps");
+	__type(value, struct progress);
+} progress SEC(".maps");
 struct {
 	__uint(type, MAP_ARRAY);
 	__uint(max_entries, 1);
@@ -92,6 +106,25 @@ static inline u32 two_words(const u16 *words)
 	return (u32)words[0] + words[1];
 }
 
+static long is_due(u32 look, void *context)
+{
+	return bpf_ktime_get_ns() >= *(u64 *)context;
+}
+
+// Waiting is done here, since a call into the kernel for every burst makes a pool of pages each time,
+// and the kernel takes as long to be rid of it.
+static inline void wait_for_turn(struct progress *progress, u64 interval_ns)
+{
+	u64 due_ns = progress->due_ns, now_ns = bpf_ktime_get_ns();
+	if (now_ns < due_ns) {
+		bpf_loop(LOOKS_MAX, is_due, &due_ns, 0);
+		progress->waited_ns += bpf_ktime_get_ns() - now_ns;
+	} else if (now_ns - due_ns > BEHIND_MAX_NS) {
+		due_ns = now_ns;
+	}
+	progress->due_ns = due_ns + interval_ns;
+}
+
 // One caller at a time: the flow's number is not taken atomically. It is attached to a spare
 // interface as well, so that it stays in the kernel's dispatcher of XDP programs between calls:
 // going there and away takes 20 ms.
@@ -100,10 +133,14 @@ SEC("xdp") int generate(struct xdp_md *ctx)
 	u32 zero = 0;
 	struct frame *frame = (void *)(long)ctx->data;
 	struct traffic *made = bpf_map_lookup_elem(&traffic, &zero);
-	u64 *count = bpf_map_lookup_elem(&next, &zero);
-	if ((void *)(frame + 1) > (void *)(long)ctx->data_end || !made || !count)
+	struct progress *sent = bpf_map_lookup_elem(&progress, &zero);
+	if (!made || !sent)
 		return XDP_ABORTED;
-	u64 number = (*count)++;
+	u64 number = sent->packets++;
+	if (number % BURST == 0)
+		wait_for_turn(sent, made->burst_interval_ns);
+	if ((void *)(frame + 1) > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
 	// Steps of the golden ratio visit all flows evenly and out of order (Weyl).
 	if (made->flows)
 		number = ((number * 0x9e3779b97f4a7c15ULL >> 32) * made->flows) >> 32;

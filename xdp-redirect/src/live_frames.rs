@@ -7,6 +7,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::Xdp;
@@ -68,6 +69,7 @@ pub struct Counted {
 #[repr(C)]
 struct TrafficEntry {
     flows: u64,
+    burst_interval_ns: u64,
     first_source: u32,
     source_bits: u32,
     ip_sum: u32,
@@ -75,9 +77,20 @@ struct TrafficEntry {
     frame: [u8; FRAME_BYTES],
     padding: u32,
 }
-const _: () = assert!(size_of::<TrafficEntry>() == 88);
-// SAFETY: `repr(C)` integers and bytes without padding (8 + 4 * 4 + 60 + 4): any bytes are a value.
+const _: () = assert!(size_of::<TrafficEntry>() == 96);
+// SAFETY: `repr(C)` integers and bytes without padding (2 * 8 + 4 * 4 + 60 + 4): any bytes are a value.
 unsafe impl Pod for TrafficEntry {}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct ProgressEntry {
+    packets: u64,
+    due_ns: u64,
+    waited_ns: u64,
+}
+const _: () = assert!(size_of::<ProgressEntry>() == 24);
+// SAFETY: `repr(C)` integers without padding (3 * 8): any bytes are a value.
+unsafe impl Pod for ProgressEntry {}
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -105,6 +118,8 @@ unsafe impl Pod for CountedEntry {}
 pub struct LiveFrames {
     _keep: XdpLink,
     traffic: Array<MapData, TrafficEntry>,
+    sent: TrafficEntry,
+    progress: Array<MapData, ProgressEntry>,
     ebpf: Ebpf,
 }
 
@@ -124,8 +139,10 @@ impl LiveFrames {
     pub fn load(spare: &str) -> Result<Self, Error> {
         let mut ebpf = load()?;
         let keep = attach(&mut ebpf, "generate", spare)?;
-        let traffic = typed(&mut ebpf, "traffic")?;
-        Ok(Self { _keep: keep, traffic, ebpf })
+        let traffic: Array<MapData, TrafficEntry> = typed(&mut ebpf, "traffic")?;
+        let sent = traffic.get(&0, 0).map_err(|error| map_error("traffic", &error))?;
+        let progress = typed(&mut ebpf, "progress")?;
+        Ok(Self { _keep: keep, traffic, sent, progress, ebpf })
     }
 
     /// Says what is sent from here on.
@@ -142,8 +159,9 @@ impl LiveFrames {
             (from..to).step_by(2).map(|at| u32::from(word(at))).sum()
         };
         let pseudo_header = sum(26, 34) + u32::from(u16::to_be(17 + 26));
-        let entry = TrafficEntry {
+        self.sent = TrafficEntry {
             flows: traffic.flows.unwrap_or(0),
+            burst_interval_ns: 0,
             first_source: traffic.first_source.to_bits(),
             source_bits: traffic.source_bits,
             ip_sum: sum(14, 34),
@@ -151,16 +169,35 @@ impl LiveFrames {
             frame: traffic.frame,
             padding: 0,
         };
-        self.traffic.set(0, entry, 0).map_err(|error| map_error("traffic", &error))
+        Ok(())
     }
 
     /// Sends `packets` packets out of the interface with this index, in bursts of [`BURST`], on
     /// the CPU of the calling thread, whose network namespace the interface is in. The kernel also
-    /// does there what the frames' arrival causes.
+    /// does there what the frames' arrival causes. A burst begins every `interval`, or at once when
+    /// the last one took longer. Returns how long it waited, in a loop on its CPU.
     ///
     /// # Errors
-    /// [`Error::Kernel`] when the kernel (5.18) cannot.
-    pub fn send(&mut self, ifindex: u32, packets: u32) -> Result<(), Error> {
+    /// [`Error::Kernel`] when the kernel (5.18) cannot, [`Error::Map`].
+    pub fn send(
+        &mut self,
+        ifindex: u32,
+        packets: u32,
+        interval: Duration,
+    ) -> Result<Duration, Error> {
+        self.sent.burst_interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
+        self.traffic.set(0, self.sent, 0).map_err(|error| map_error("traffic", &error))?;
+        let before = self.waited_ns()?;
+        self.run(ifindex, packets)?;
+        Ok(Duration::from_nanos(self.waited_ns()?.saturating_sub(before)))
+    }
+
+    fn waited_ns(&self) -> Result<u64, Error> {
+        let progress = self.progress.get(&0, 0).map_err(|error| map_error("progress", &error))?;
+        Ok(progress.waited_ns)
+    }
+
+    fn run(&mut self, ifindex: u32, packets: u32) -> Result<(), Error> {
         let fd = program(&mut self.ebpf, "generate")?.fd().map_err(|error| refused(&error))?;
         let context = [0, cast_len(FRAME_BYTES), 0, ifindex, 0, 0u32];
         let frame = [0u8; FRAME_BYTES];

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use pinning::CpuId;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::awake::{Awake, SpunTime};
 use super::network::Links;
 use super::service::{
     CLIENT_BITS, CLIENTS, IDLE, PODS, PODS_BITS, PODS_NETWORK, nftables, pod_address,
@@ -73,6 +74,7 @@ impl Limits {
 /// A node that is all kernel.
 pub struct KernelNode {
     links: Links,
+    awake: Awake,
 }
 
 impl KernelNode {
@@ -110,7 +112,17 @@ impl KernelNode {
              echo {seconds} >{CONNTRACK}/nf_conntrack_udp_timeout_stream"
         ))?;
         pin_receiver(uplink, core)?;
-        Ok(Self { links })
+        Ok(Self { links, awake: Awake::new(core)? })
+    }
+
+    /// Keeps its core awake, or lets it rest.
+    pub fn set_active(&self, is_active: bool) {
+        self.awake.set_active(is_active);
+    }
+
+    /// Processor time that keeping it awake took.
+    pub fn spun_time(&self) -> SpunTime {
+        self.awake.spun_time()
     }
 
     /// Forgets every connection.

@@ -7,11 +7,12 @@
 //! Where the work is done: the source sends on one core. In the first placement that core also
 //! does the node's receive softirq, and the node's core the rest; in the second (`-onecore`) the
 //! node's core does all of the node's work, by busy polling. The kernel's node has its receive
-//! thread on the node's core in both. The server's counting runs where the node transmits.
+//! thread on the node's core in both, which is kept awake for it. The server's counting runs where the node transmits.
 //!
 //! Reading order: [`service`] (the job), [`network`] (links), [`worker`] and [`kernel`] (nodes),
 //! [`source`] (how a rate is measured), this file (cases, rounds, ratios).
 
+mod awake;
 mod kernel;
 mod network;
 mod service;
@@ -103,8 +104,9 @@ struct Subject {
 
 impl Subject {
     fn set_active(&self, is_active: bool) {
-        if let Node::Worker(node) = &self.node {
-            node.set_active(is_active);
+        match &self.node {
+            Node::Worker(node) => node.set_active(is_active),
+            Node::Kernel(node) => node.set_active(is_active),
         }
     }
 
@@ -214,9 +216,13 @@ fn subject(
     };
     let unchanged = Expected { destination: FRONTEND, address_bits: 32, ttl: packet::TTL };
     let expected = if kind == "bare" { unchanged } else { translated };
-    let path = Path::new(&links, &expected)?;
+    let mut path = Path::new(&links, &expected)?;
     let node = match kind {
-        "nftables" => Node::Kernel(KernelNode::new(links, core)?),
+        "nftables" => {
+            let node = KernelNode::new(links, core)?;
+            path.subtract(node.spun_time());
+            Node::Kernel(node)
+        }
         "bare" => Node::Worker(WorkerNode::new(links, Work::Bare, is_onecore, core)?),
         _ => Node::Worker(WorkerNode::new(links, Work::Xskiff { flows }, is_onecore, core)?),
     };
@@ -242,7 +248,7 @@ fn header(
         "         bare, xskiff: receive softirq on the source's core, the rest on the node's"
             .into(),
         "         -onecore: all of the node's work on its core, by busy polling".into(),
-        "         nftables: threaded NAPI on the node's core, in both".into(),
+        "         nftables: threaded NAPI on the node's core, kept awake, in both".into(),
         "work     DNAT to one of 10 pods, policy, conntrack; bare forwards unchanged; the server \
          checks all"
             .into(),

@@ -3,7 +3,8 @@
 //! Offering far more than a node can take lowers what it delivers, and so does pacing packet by
 //! packet. So the source sends bursts of 64 and climbs: it offers more for as long as that delivers
 //! more. From then on each measurement offers a little less, as much, and a little more than was
-//! best the last time, about 1.1 to 1.3 times what the node can take; the best of them counts.
+//! best the last time, goes on to where it found more, and the best of them counts: about 1.1 to 1.3
+//! times what the node can take.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use xdp_redirect::live_frames::{BURST, Counted, Expected, FrameCounter, LiveFrames, Traffic};
 use xdp_redirect::loader::interface_index;
 
+use super::awake::SpunTime;
 use super::network::Links;
 use super::service::{CLIENT_BITS, CLIENTS, FRONTEND};
 use crate::packet;
@@ -30,8 +32,8 @@ const GAIN: f64 = 1.02;
 const STEPS: usize = 24;
 /// What is kept of an offer that was best once: a bad moment must not lower all that follows.
 const KEPT: f64 = 0.8;
-/// The source falls behind a pace it cannot keep by no more than this.
-const BEHIND_MAX: Duration = Duration::from_micros(200);
+/// Length of one call of the source, at the pace that is wanted.
+const CALL: Duration = Duration::from_millis(250);
 /// What other processes may take of a core while something is measured.
 const OTHERS_MAX: f64 = 0.05;
 /// Kernel clock ticks per second in `/proc/stat` (`USER_HZ`).
@@ -71,6 +73,8 @@ pub struct Path {
     traffic: Traffic,
     /// The offer that delivered most the last time.
     best_offer_kpps: Option<f64>,
+    /// Nobody's work.
+    spun: Option<SpunTime>,
 }
 
 impl Path {
@@ -93,7 +97,17 @@ impl Path {
                 frame,
             },
             best_offer_kpps: None,
+            spun: None,
         })
+    }
+
+    /// Has the time that keeps the node's core awake taken from what is counted as work.
+    pub fn subtract(&mut self, spun: SpunTime) {
+        self.spun = Some(spun);
+    }
+
+    fn spun(&self) -> Duration {
+        self.spun.as_ref().map_or(Duration::ZERO, SpunTime::so_far)
     }
 
     /// Has the best offer searched for anew: another case begins.
@@ -153,6 +167,8 @@ impl Source {
         }
         if best.offered_kpps > usual {
             best = self.climb(path, best, run)?;
+        } else if best.offered_kpps < usual {
+            best = self.descend(path, best, run)?;
         }
         let others = others_seconds()? - others_before;
         path.best_offer_kpps = Some(best.offered_kpps.max(KEPT * usual));
@@ -199,33 +215,32 @@ impl Source {
         Ok(best)
     }
 
-    /// Sends at a steady pace for `run`.
-    fn offer(&mut self, path: &Path, kpps: f64, run: Duration) -> Result<Offered> {
-        if INTERRUPTED.load(Ordering::Relaxed) {
-            bail!("interrupted");
-        }
-        let pause = Duration::from_secs_f64(f64::from(BURST) / (kpps * 1e3));
-        let (before, busy_before) = (path.counter.counted()?, busy_seconds()?);
-        let started = Instant::now();
-        let mut due = started;
-        let mut waited = Duration::ZERO;
-        loop {
-            let mut now = Instant::now();
-            if now < due {
-                let since = now;
-                while now < due {
-                    std::hint::spin_loop();
-                    now = Instant::now();
-                }
-                waited += now - since;
-            } else if now - due > BEHIND_MAX {
-                due = now;
-            }
-            if now - started >= run {
+    /// Offers less than `best` did for as long as that delivers more.
+    fn descend(&mut self, path: &Path, mut best: Offered, run: Duration) -> Result<Offered> {
+        for _ in 0..STEPS {
+            let next = self.offer(path, OFFERED[0] * best.offered_kpps, run)?;
+            if next.kpps < best.kpps {
                 break;
             }
-            self.frames.send(path.client, BURST)?;
-            due += pause;
+            best = next;
+        }
+        Ok(best)
+    }
+
+    /// Sends at a steady pace for `run`.
+    fn offer(&mut self, path: &Path, kpps: f64, run: Duration) -> Result<Offered> {
+        let interval = Duration::from_secs_f64(f64::from(BURST) / (kpps * 1e3));
+        let (before, busy_before) = (path.counter.counted()?, busy_seconds()?);
+        let spun_before = path.spun();
+        let started = Instant::now();
+        let mut waited = Duration::ZERO;
+        while started.elapsed() < run {
+            if INTERRUPTED.load(Ordering::Relaxed) {
+                bail!("interrupted");
+            }
+            let left = run.saturating_sub(started.elapsed()).min(CALL).as_secs_f64();
+            let bursts = (left / interval.as_secs_f64()).ceil();
+            waited += self.frames.send(path.client, bursts as u32 * BURST, interval)?;
         }
         let elapsed = started.elapsed().as_secs_f64();
         let (after, busy) = (path.counter.counted()?, busy_seconds()? - busy_before);
@@ -237,6 +252,7 @@ impl Source {
             right + wrong
         );
         // The source waits in a loop; that time is nobody's work.
+        let waited = waited + path.spun().saturating_sub(spun_before);
         let worked = (busy - waited.as_secs_f64()).max(1.0 / TICKS);
         Ok(Offered {
             offered_kpps: kpps,
