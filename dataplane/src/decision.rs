@@ -12,6 +12,7 @@ use crate::flow_key::FlowKey;
 use crate::forwarding::{NextHopId, Resolved};
 use crate::identity::Identity;
 use crate::lb::{Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, TrafficPolicy};
+use crate::packet::Packet;
 use crate::policy::{Direction, Query, RuleId, Verdict};
 use crate::port::{Port, PortId, PortKind};
 use crate::tables::Tables;
@@ -28,6 +29,16 @@ pub struct NewPacket {
 }
 
 impl NewPacket {
+    /// What a decision needs of `packet`.
+    #[must_use]
+    pub fn of(packet: &Packet) -> Self {
+        Self {
+            key: packet.flow_key(),
+            tcp_flags: packet.tcp_flags,
+            may_begin: packet.may_begin_flow(),
+        }
+    }
+
     /// A reset or a SYN-ACK: it answers something, and begins nothing.
     fn is_answer(&self) -> bool {
         let seen = Seen::of(self.tcp_flags);
@@ -249,18 +260,26 @@ fn frontend(
     key: &FlowKey,
 ) -> Result<Option<(ServiceId, FrontendKind)>, DropReason> {
     let services = &tables.services;
-    let exact = Frontend {
-        address: key.destination(),
-        protocol: key.protocol(),
-        l4_port: key.destination_port(),
-    };
-    if let Some(found) = services.frontends.get(&exact) {
+    if let Some(found) = services.frontends.get(&frontend_of(key)) {
         return Ok(Some(*found));
     }
-    if services.addresses.contains(&exact.address) {
+    if services.addresses.contains(&key.destination()) {
         return Err(DropReason::NoServicePort);
     }
     Ok(None)
+}
+
+fn frontend_of(key: &FlowKey) -> Frontend {
+    Frontend {
+        address: key.destination(),
+        protocol: key.protocol(),
+        l4_port: key.destination_port(),
+    }
+}
+
+/// Whether `key` addresses a service, so that a decision will translate it.
+pub(crate) fn addresses_service(tables: &Tables, key: &FlowKey) -> bool {
+    tables.services.frontends.contains_key(&frontend_of(key))
 }
 
 fn choose_backend(

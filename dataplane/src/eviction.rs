@@ -18,9 +18,11 @@ use crate::time::Nanos;
 /// the earth takes a third of one.
 const HALF_OPEN_SECONDS: [u32; 2] = [2, 1];
 /// Entries looked at per sweep under pressure, at least: enough to notice that there is something
-/// to evict again.
-const ENTRIES_MIN: u32 = 64;
-/// The same, at most. More than a tick can insert: a flood is overtaken.
+/// to evict again, however fast flows come.
+const ENTRIES_MIN: u32 = 16;
+/// The same while new flows are refused.
+const ENTRIES_WHEN_FULL: u32 = 64;
+/// Entries looked at per sweep under pressure, at most. More than a tick can insert: a flood is overtaken.
 const ENTRIES_MAX: u32 = 512;
 
 /// How much a worker gives up.
@@ -93,25 +95,25 @@ pub struct Eviction {
 }
 
 impl Eviction {
-    /// The pressure on `owner`'s part of `table`, and how many entries the next sweep looks at
-    /// when it would look at `entries` without any.
+    /// The pressure on `owner`'s part of `table`.
     #[must_use]
-    pub fn plan<const W: usize>(
-        &mut self,
-        table: &Table<W>,
-        owner: usize,
-        entries: u32,
-    ) -> (Pressure, u32) {
-        let Some(part) = table.statistics_of(owner) else { return (Pressure::None, entries) };
+    pub fn pressure<const W: usize>(&mut self, table: &Table<W>, owner: usize) -> Pressure {
+        let Some(part) = table.statistics_of(owner) else { return Pressure::None };
         let pressure = Pressure::of(&part, part.slab_full > self.refused);
         self.refused = part.slab_full;
-        match pressure {
-            Pressure::None => (pressure, entries),
-            _ => {
-                let wanted = ENTRIES_MIN.saturating_add(self.evicted.saturating_mul(2));
-                (pressure, entries.max(wanted.min(ENTRIES_MAX)))
-            }
-        }
+        pressure
+    }
+
+    /// Entries that the next sweep looks at under `pressure`, whether their turn has come or not:
+    /// more while that helps.
+    #[must_use]
+    pub fn entries(&self, pressure: Pressure) -> u32 {
+        let least = match pressure {
+            Pressure::None => return 0,
+            Pressure::Full => ENTRIES_WHEN_FULL,
+            _ => ENTRIES_MIN,
+        };
+        self.evicted.saturating_mul(2).clamp(least, ENTRIES_MAX)
     }
 
     /// Remembers how many a sweep evicted.

@@ -1,16 +1,51 @@
-//! Expiry: a slice of the worker's own entries at every tick, never a pass over all. What
-//! [`crate::eviction`] gives up under pressure goes on the same way.
+//! Expiry: a slice of the worker's own entries at a time, never a pass over all, at a pace that
+//! comes round in four seconds however many packets there are. What [`crate::eviction`] gives up
+//! under pressure goes on the same way.
 
 use arrayvec::ArrayVec;
 use flow_table::{Hasher, Sweep};
 
 use crate::conntrack::FlowDirection;
 use crate::context::Context;
+use crate::eviction::Pressure;
 use crate::flow::{FlowFamily, FlowView};
 use crate::flow_key::{FlowKey4, FlowKey6};
 use crate::flows::{Flows, TableKey, WorkerFlows, hashes_of_flow};
 use crate::mailbox::FlushFilter;
 use crate::time::Nanos;
+
+/// How long a sweep takes to come round: a flow that is over keeps its entry for no longer, while
+/// the worker is awake. Short against every time-out; at a million flows a quarter of an entry per
+/// microsecond.
+const SWEEP_ROUND_NS: u64 = 4_000_000_000;
+/// The same under pressure: what may be given up is found before the last eighth is full.
+const PRESSED_ROUND_NS: u64 = SWEEP_ROUND_NS / 16;
+/// Entries looked at together, so that the memory of one arrives while others are looked at.
+const ENTRIES_MIN: u32 = 16;
+/// Entries looked at in one tick at most, after a pause or for a flush.
+const ENTRIES_MAX: u32 = 256;
+
+/// When the next slice of one family is due.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    last: Nanos,
+}
+
+impl Pace {
+    /// Entries to look at now, of `known` that were ever used; 0 while too few are due to be worth
+    /// the way there.
+    fn due(&mut self, now: Nanos, known: u32, pressure: Pressure) -> u32 {
+        let round_ns = if pressure == Pressure::None { SWEEP_ROUND_NS } else { PRESSED_ROUND_NS };
+        // Below 2^32 nanoseconds times 2^28 entries.
+        let elapsed_ns = now.0.saturating_sub(self.last.0).min(round_ns);
+        let due = elapsed_ns * u64::from(known) / round_ns;
+        if due < u64::from(ENTRIES_MIN.min(known)) {
+            return 0;
+        }
+        self.last = now;
+        u32::try_from(due).unwrap_or(ENTRIES_MAX).min(ENTRIES_MAX)
+    }
+}
 
 /// A flush under way: it ends when the sweep has been round once in both families.
 #[derive(Debug)]
@@ -41,7 +76,7 @@ impl Flush {
     }
 }
 
-/// Sweeps `entries` of each family.
+/// Sweeps what is due of each family, and `entries` at least.
 pub(crate) fn sweep(
     context: &mut Context,
     flows: &mut WorkerFlows,
@@ -49,6 +84,7 @@ pub(crate) fn sweep(
     now: Nanos,
     entries: u32,
 ) {
+    let entries = if flushes.is_empty() { entries } else { entries.max(ENTRIES_MAX) };
     let hasher = &flows.hasher;
     let v4 = sweep_family::<FlowKey4, 8>(context, &mut flows.v4, hasher, flushes, now, entries);
     let v6 = sweep_family::<FlowKey6, 16>(context, &mut flows.v6, hasher, flushes, now, entries);
@@ -70,7 +106,12 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
     entries: u32,
 ) -> bool {
     let (mut expired, mut deleted, mut evicted) = (0, 0, 0u32);
-    let (pressure, entries) = flows.eviction.plan(&flows.table, context.worker, entries);
+    let pressure = flows.eviction.pressure(&flows.table, context.worker);
+    let due = flows.pace.due(now, flows.owner.known(), pressure);
+    let entries = entries.max(due).max(flows.eviction.entries(pressure));
+    if entries == 0 {
+        return false;
+    }
     let swept = flows.owner.sweep(entries, |_, entry| {
         let view = FlowView::<K>::new(entry.words());
         if view.life().expired(now) {

@@ -10,6 +10,7 @@ use flow_table::{
 
 use crate::conntrack::{FlowDirection, Life};
 use crate::eviction::Eviction;
+use crate::expiry::Pace;
 use crate::flow::{FlowFamily, FlowRoute, FlowView, Origin, write_flow};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::time::Nanos;
@@ -77,6 +78,7 @@ pub struct Flows<const W: usize> {
     pub owner: Owner<W>,
     /// What it gives up when that part fills.
     pub eviction: Eviction,
+    pub(crate) pace: Pace,
 }
 
 /// Where and how a flow was found.
@@ -232,11 +234,13 @@ impl FlowTables {
                     table: tables.v4.clone(),
                     owner: owner4,
                     eviction: Eviction::default(),
+                    pace: Pace::default(),
                 },
                 v6: Flows {
                     table: tables.v6.clone(),
                     owner: owner6,
                     eviction: Eviction::default(),
+                    pace: Pace::default(),
                 },
                 hasher: tables.hasher.clone(),
                 quiescence: Arc::clone(&tables.quiescence),
@@ -293,6 +297,12 @@ pub struct Located {
 }
 
 impl Located {
+    /// Whether there is surely no flow yet.
+    #[inline(always)]
+    pub(crate) fn is_miss(&self) -> bool {
+        self.candidate.is_none()
+    }
+
     /// The flow of the packet with this key.
     #[inline(always)]
     #[must_use]

@@ -10,6 +10,7 @@
 #![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 
 pub mod address;
+mod anticipation;
 pub mod buffer;
 pub mod capture;
 pub mod conntrack;

@@ -30,6 +30,7 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
     received: &mut Received<B>,
     packet: &Packet,
     key: K,
+    anticipated: Option<&Result<Decision, Refusal>>,
 ) -> Result<Action, Stop> {
     let hash = key.hash(&context.hasher);
     // A first fragment stays where its later ones will look for it.
@@ -51,20 +52,24 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
     if !is_here {
         return Ok(Action::Handoff(owner));
     }
-    let new = NewPacket {
-        key: key.generic(),
-        tcp_flags: packet.tcp_flags,
-        may_begin: packet.may_begin_flow(),
-    };
-    let admission = match decide(&context.tables, received.port, &new) {
-        Ok(Decision::Admit(admission)) => admission,
-        Ok(Decision::Foreign(host)) => return context.to_host(received.buffer.bytes_mut(), host),
-        Ok(Decision::Unresolved(port, address)) => {
-            return Ok(context.hold(NeighbourRequest { port, address }));
+    let new = NewPacket::of(packet);
+    let late;
+    let decided = match anticipated {
+        Some(decided) => decided,
+        None => {
+            late = decide(&context.tables, received.port, &new);
+            &late
         }
-        Err(refusal) => return Err(refuse(context, now, received.port, &new.key, &refusal)),
     };
-    let found = admit::<K, W>(context, flows, now, packet, &admission).map_err(|reason| {
+    let admission = match decided {
+        Ok(Decision::Admit(admission)) => admission,
+        Ok(Decision::Foreign(host)) => return context.to_host(received.buffer.bytes_mut(), *host),
+        Ok(Decision::Unresolved(port, address)) => {
+            return Ok(context.hold(NeighbourRequest { port: *port, address: *address }));
+        }
+        Err(refusal) => return Err(refuse(context, now, received.port, &new.key, refusal)),
+    };
+    let found = admit::<K, W>(context, flows, now, packet, admission).map_err(|reason| {
         let refusal = Refusal { reason, findings: admission.findings };
         refuse(context, now, received.port, &new.key, &refusal)
     })?;

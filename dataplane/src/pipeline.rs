@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! parse -> finish checksum -> hash, prefetch -> lookup -+-> hit:  known::forward
-//!                                                       +-> miss: opening::open (or its owner)
+//!                                                       +-> miss: anticipation, opening::open
+//!                                                       |         (or its owner)
 //!                             fragments, ICMP errors ---+-> related::*
 //! ```
 //! Every packet leaves with exactly one [`Action`]; the worker carries it out.
@@ -12,9 +13,11 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::DropReason;
+use crate::anticipation::Anticipated;
 use crate::buffer::Buffer;
 use crate::context::{Context, Stop};
 use crate::counters::WorkerCounters;
+use crate::decision::{Decision, Refusal};
 use crate::event::{NeighbourRequest, Reports};
 use crate::expiry::{Flush, Flushes};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
@@ -83,11 +86,16 @@ impl Pipeline {
     ) {
         let mut parsed = ArrayVec::<Parsed, BURST>::new();
         let located = self.parse_and_locate(burst, &mut parsed);
-        for ((received, parsed), located) in burst.iter_mut().zip(&parsed).zip(&located) {
+        let mut anticipated = self.anticipate(burst, &parsed, &located);
+        for (place, received) in burst.iter_mut().enumerate() {
+            let (parsed, located) = (&parsed[place], &located[place]);
             let found = self.find(parsed, located);
             match self.forward_straight(now, received, parsed, found) {
                 Some(port) => actions.push(Action::Transmit(port)),
-                None => self.decide(now, received, parsed, found, actions),
+                None => {
+                    let early = anticipated.take(place);
+                    actions.push(self.decide(now, received, parsed, found, early));
+                }
             }
         }
         self.flows.quiescence.announce(self.context.worker);
@@ -139,6 +147,23 @@ impl Pipeline {
         located
     }
 
+    /// Decides early about what begins a flow. See [`crate::anticipation`].
+    #[inline(always)]
+    fn anticipate<B: Buffer>(
+        &self,
+        burst: &[Received<B>],
+        parsed: &[Parsed],
+        located: &[Located; BURST],
+    ) -> Anticipated {
+        let mut anticipated = Anticipated::default();
+        for (place, (received, packet)) in burst.iter().zip(parsed).enumerate() {
+            if let (Ok(packet), true) = (packet, located[place].is_miss()) {
+                anticipated.add(&self.context, &self.flows, place, received.port, packet);
+            }
+        }
+        anticipated
+    }
+
     #[inline(always)]
     fn find(&self, parsed: &Parsed, located: &Located) -> Option<Found> {
         match parsed.as_ref().ok()?.key() {
@@ -177,16 +202,16 @@ impl Pipeline {
         received: &mut Received<B>,
         parsed: &Parsed,
         found: Option<Found>,
-        actions: &mut ArrayVec<Action, BURST>,
-    ) {
+        early: Option<&Result<Decision, Refusal>>,
+    ) -> Action {
         let outcome = match parsed {
-            Ok(packet) => self.decide_packet(now, received, packet, found),
+            Ok(packet) => self.decide_packet(now, received, packet, found, early),
             Err(reason) => Err(Stop::from(*reason)),
         };
-        actions.push(match outcome {
+        match outcome {
             Ok(action) => action,
             Err(stop) => self.context.stop(now, received, parsed.as_ref().ok(), stop),
-        });
+        }
     }
 
     fn decide_packet<B: Buffer>(
@@ -195,6 +220,7 @@ impl Pipeline {
         received: &mut Received<B>,
         packet: &Packet,
         found: Option<Found>,
+        early: Option<&Result<Decision, Refusal>>,
     ) -> Result<Action, Stop> {
         let Self { context, flows, .. } = self;
         match packet.kind {
@@ -210,10 +236,10 @@ impl Pipeline {
                 }
                 let action = match packet.flow_key() {
                     FlowKey::V4(key) => {
-                        one(context, &mut flows.v4, now, received, packet, key, found)
+                        one(context, &mut flows.v4, now, received, packet, key, (found, early))
                     }
                     FlowKey::V6(key) => {
-                        one(context, &mut flows.v6, now, received, packet, key, found)
+                        one(context, &mut flows.v6, now, received, packet, key, (found, early))
                     }
                 }?;
                 related::remember_fragment(context, now, packet)?;
@@ -269,8 +295,14 @@ impl Pipeline {
         !self.flushes.is_empty()
     }
 
-    /// Looks at the next `entries` of each family for what has expired or is to be flushed.
-    pub fn sweep(&mut self, now: Nanos, entries: u32) {
+    /// Looks at the entries whose turn it is for what has expired or is to be flushed or evicted:
+    /// part of every tick.
+    pub fn sweep(&mut self, now: Nanos) {
+        self.sweep_entries(now, 0);
+    }
+
+    /// The same for the next `entries` of each family at least.
+    pub fn sweep_entries(&mut self, now: Nanos, entries: u32) {
         expiry::sweep(&mut self.context, &mut self.flows, &mut self.flushes, now, entries);
         self.flows.quiescence.announce(self.context.worker);
     }
@@ -293,7 +325,7 @@ fn one<K, B, const W: usize>(
     received: &mut Received<B>,
     packet: &Packet,
     key: K,
-    found: Option<Found>,
+    (found, early): (Option<Found>, Option<&Result<Decision, Refusal>>),
 ) -> Result<Action, Stop>
 where
     K: crate::flows::TableKey<W>,
@@ -303,6 +335,6 @@ where
         Some(found) if known::serves::<K, W>(flows, found, now, packet) => {
             known::forward::<K, B, W>(context, flows, now, received, packet, found)
         }
-        _ => opening::open(context, flows, now, received, packet, key),
+        _ => opening::open(context, flows, now, received, packet, key, early),
     }
 }

@@ -30,10 +30,6 @@ pub const HOLD: Duration = Duration::from_secs(3);
 /// Packets after which no more is taken from the inbox in a tick, so that a flood of hand-offs
 /// cannot starve reception. Counted in packets: with many workers most vectors hold only a few.
 const INBOX_PACKETS: usize = 4 * BURST;
-/// Flow entries looked at for expiry per tick and family.
-const SWEEP_ENTRIES: u32 = 8;
-/// The same when the tick found no packet.
-const SWEEP_ENTRIES_IDLE: u32 = 256;
 
 /// A received packet and where it came in.
 #[derive(Debug)]
@@ -144,7 +140,7 @@ impl<P: Ports> Worker<P> {
         let ports = &mut self.ports;
         self.handoff.flush(&self.counters, &mut |buffer| ports.release(buffer));
         self.ports.flush();
-        self.pipeline.sweep(now, if packets == 0 { SWEEP_ENTRIES_IDLE } else { SWEEP_ENTRIES });
+        self.pipeline.sweep(now);
         Tick { packets, woken: self.handoff.take_woken() }
     }
 

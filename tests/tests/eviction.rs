@@ -89,3 +89,20 @@ fn short_lived_protocols_give_way_last() {
     establish(&mut node, 999);
     assert!(node.sum(|counters| counters.flows_evicted.get()) > 0, "{}", node.moved_counters());
 }
+
+#[test]
+fn flow_that_is_over_gives_its_entry_back_within_a_round_of_the_sweep() {
+    let mut node = node();
+    for l4_port in 1000..1700 {
+        node.forward(pod_port(1), &udp(&format!("10.1.0.1:{l4_port}"), "10.1.0.2:53").build());
+    }
+    let time_out = dataplane::tables::Timeouts::default().udp;
+    node.now = node.now.after(time_out);
+    let before = node.sum(|counters| counters.flows_expired.get());
+    // A whole second more: deadlines are kept in seconds. Then a round, at a busy worker's pace.
+    for _ in 0..5_100 {
+        node.now = node.now.after(Duration::from_millis(1));
+        node.tick();
+    }
+    assert_eq!(node.sum(|counters| counters.flows_expired.get()) - before, 700);
+}

@@ -526,3 +526,28 @@ fn reset_of_no_flow_opens_nothing() {
     node.expect_drop(pod_port(1), &frame, DropReason::NoFlow);
     assert!(node.flows().is_empty());
 }
+
+#[test]
+fn burst_of_new_connections_to_a_service_opens_each_once_beside_other_traffic() {
+    let mut node = Simulation::single(&cluster_ip_world().tables());
+    let direct = tcp("10.1.0.1:900", "10.1.0.2:80", "S").build();
+    node.forward(pod_port(1), &direct);
+    for client in 1000..1010 {
+        let source = format!("10.1.0.1:{client}");
+        // Twice each: the second finds the flow that the first opened, though no flow was found
+        // for it when the burst was looked up.
+        node.deliver(0, pod_port(1), &udp(&source, "10.2.0.1:80").build());
+        node.deliver(0, pod_port(1), &udp(&source, "10.2.0.1:80").build());
+        node.deliver(0, pod_port(1), &tcp("10.1.0.1:900", "10.1.0.2:80", "A").build());
+    }
+    node.tick();
+    let out = node.take_outgoing();
+    assert_eq!(out.len(), 30, "{}", node.moved_counters());
+    for pair in out.chunks(3) {
+        let [first, second, direct] = [&pair[0], &pair[1], &pair[2]].map(|(_, frame)| seen(frame));
+        assert_eq!(first.destination, second.destination, "one flow, one backend");
+        assert_eq!(first.destination.port(), 8080);
+        assert_eq!(direct.destination, at("10.1.0.2:80"));
+    }
+    assert_eq!(node.sum(|counters| counters.flows_created.get()), 11);
+}

@@ -91,6 +91,12 @@ impl<const WORDS: usize> Owner<WORDS> {
         self.handles.clone()
     }
 
+    /// Entries of its part that were ever used, which is what a sweep goes round.
+    #[must_use]
+    pub fn known(&self) -> u32 {
+        self.unused - self.handles.start
+    }
+
     /// Adds an entry of these words, found by `original` and, if given, by `alias`, each a key
     /// with its hash; both keys must match the words. When it returns, every thread that learns
     /// of it finds the entry under both.
@@ -195,7 +201,7 @@ impl<const WORDS: usize> Owner<WORDS> {
         let mut swept = Swept { wrapped: self.unused == self.handles.start, ..Swept::default() };
         let mut removals = [None; SWEEP_REMOVALS];
         let mut gathered = 0;
-        for _ in 0..entries.min(self.unused - self.handles.start) {
+        for _ in 0..entries.min(self.known()) {
             let handle = self.cursor;
             self.prefetch_swept(handle);
             self.cursor += 1;
@@ -287,8 +293,7 @@ impl<const WORDS: usize> Owner<WORDS> {
     }
 
     fn report(&self) {
-        let known = (self.unused - self.handles.start) as usize;
-        let used = known - self.recycler.queued();
+        let used = self.known() as usize - self.recycler.queued();
         self.table.counters(self.number).occupancy(used, self.recycler.waiting());
     }
 }

@@ -21,7 +21,7 @@ use dataplane::time::Nanos;
 use dataplane::worker::BURST;
 use flow_table::{Handle, Sweep};
 
-use super::node::{Clock, Node, Ring, SWEEP_ENTRIES, Sequence, Traffic, flow_tables};
+use super::node::{Clock, Node, Ring, Sequence, Traffic, flow_tables};
 use super::{BATCH, CHECK_EVERY};
 use crate::figure::median;
 use crate::workload::Cluster;
@@ -123,6 +123,7 @@ impl Staged {
 
     fn batch(&mut self, lap: &mut impl FnMut(&'static str, Duration)) -> Result<()> {
         let Results { parsed, found, admitted, changes } = &mut self.results;
+        self.clock.start();
         let started = Instant::now();
         parse(&self.ring, parsed);
         lap("parse", started.elapsed());
@@ -154,9 +155,10 @@ impl Staged {
         lap("rewrite", started.elapsed());
         if let Some(node) = &mut self.opener {
             let started = Instant::now();
-            (0..BURSTS).for_each(|_| node.sweep(now, SWEEP_ENTRIES));
+            (0..BURSTS).for_each(|_| node.sweep(self.clock.now()));
             lap("sweep", started.elapsed());
         }
+        self.clock.stop();
         (0..BATCH).step_by(CHECK_EVERY + 1).try_for_each(|place| self.ring.check(place))
     }
 }
@@ -193,11 +195,7 @@ fn admit(tables: &Tables, ring: &Ring, parsed: &[Parsed], admitted: &mut [Admitt
     let bursts = ring.packets.chunks(BURST).zip(parsed);
     for ((burst, parsed), admitted) in bursts.zip(admitted) {
         for (received, packet) in burst.iter().zip(parsed.iter().flatten()) {
-            let new = NewPacket {
-                key: packet.flow_key(),
-                tcp_flags: packet.tcp_flags,
-                may_begin: packet.may_begin_flow(),
-            };
+            let new = NewPacket::of(packet);
             if let Ok(Decision::Admit(admission)) = decide(tables, received.port, &new) {
                 admitted.push(admission);
             }
