@@ -48,6 +48,9 @@ pub struct MacAddrError;
 pub struct Protocol(pub u8);
 
 impl Protocol {
+    /// Stands for none, in reports about ARP. As a number it is that of IPv6 hop-by-hop options,
+    /// which no packet has for its transport.
+    pub const NONE: Self = Self(0);
     /// ICMP for IPv4 (RFC 792).
     pub const ICMP: Self = Self(1);
     /// TCP (RFC 9293).

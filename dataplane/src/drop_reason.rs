@@ -47,7 +47,7 @@ drop_reasons! {
     SourceRouted = "source-routed",
     /// The destination is multicast or broadcast, which is not forwarded.
     Multicast = "multicast",
-    /// A pod sent from an address that is not its own.
+    /// A pod sent from an address that is not its own, or claimed it by ARP or neighbour discovery.
     Spoofed = "spoofed",
     /// A local pod's or the node's own address arrived from outside.
     LocalAddressFromUplink = "local-address-from-uplink",

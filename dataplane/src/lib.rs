@@ -13,6 +13,7 @@ pub mod address;
 mod anticipation;
 pub mod buffer;
 pub mod capture;
+mod claims;
 pub mod conntrack;
 mod context;
 pub mod counters;

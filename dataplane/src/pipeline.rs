@@ -29,7 +29,7 @@ use crate::rewrite::finish_checksum;
 use crate::tables::Tables;
 use crate::time::Nanos;
 use crate::worker::{BURST, Received};
-use crate::{expiry, known, opening, related};
+use crate::{claims, expiry, known, opening, related};
 
 /// What becomes of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,6 +206,7 @@ impl Pipeline {
     ) -> Action {
         let outcome = match parsed {
             Ok(packet) => self.decide_packet(now, received, packet, found, early),
+            Err(DropReason::NotIp) => Err(claims::refuse_arp(&mut self.context, now, received)),
             Err(reason) => Err(Stop::from(*reason)),
         };
         match outcome {
@@ -229,7 +230,7 @@ impl Pipeline {
             }
             PacketKind::IcmpError => related::icmp_error(context, flows, now, received, packet),
             PacketKind::RouterAdvertisement => Err(DropReason::RouterAdvertisement.into()),
-            PacketKind::NeighbourDiscovery => Err(DropReason::Multicast.into()),
+            PacketKind::NeighbourDiscovery => Err(claims::refuse(context, now, received, packet)),
             _ => {
                 if let Some(owner) = related::fragment_owner(context, packet) {
                     return Ok(Action::Handoff(owner));

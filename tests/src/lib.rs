@@ -1,6 +1,7 @@
 //! What the tests stand on: frames, a small cluster as tables, and a whole node in memory.
 #![forbid(unsafe_code)]
 
+pub mod link_frames;
 pub mod memory_ports;
 pub mod packet_builder;
 pub mod random;

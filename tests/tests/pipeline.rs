@@ -1,6 +1,6 @@
 //! What the pipeline does to packets: one worker, tables by hand, frames in and out.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use dataplane::DropReason;
@@ -9,6 +9,7 @@ use dataplane::event::EventKind;
 use dataplane::lb::FrontendKind;
 use dataplane::mailbox::{Command, FlushFilter};
 use dataplane::policy::RuleId;
+use xskiff_tests::link_frames::{advertisement, arp_reply, arp_request, solicitation};
 use xskiff_tests::packet_builder::{icmp_error, ping, pong, raw, read, read_quoted, tcp, udp};
 use xskiff_tests::simulation::Simulation;
 use xskiff_tests::world::{HOST, UPLINK, World, address, pod_port, pod4, pod6};
@@ -304,6 +305,36 @@ fn pod_cannot_answer_for_another_on_an_open_flow() {
     node.expect_drop(pod_port(3), &forged, DropReason::Spoofed);
     node.expect_drop(UPLINK, &forged, DropReason::LocalAddressFromUplink);
     node.forward(pod_port(2), &forged);
+}
+
+#[test]
+fn pod_cannot_claim_anothers_address_by_arp_or_neighbour_discovery() {
+    let mut node = Simulation::single(&World::with_pods(2).tables());
+    let ([IpAddr::V4(own), IpAddr::V4(other)], [IpAddr::V6(own6), IpAddr::V6(other6)]) =
+        ([pod4(1), pod4(2)], [pod6(1), pod6(2)])
+    else {
+        panic!("each of its family")
+    };
+    let mac = [2, 0, 0, 0, 3, 1];
+    let local = "fe80::1".parse().expect("an address");
+    for lie in [
+        arp_request(mac, other, own),
+        arp_reply(mac, mac, other, own),
+        advertisement(mac, own6, other6),
+        advertisement(mac, other6, own6),
+        solicitation(mac, mac, other6, own6),
+    ] {
+        node.expect_drop(pod_port(1), &lie, DropReason::Spoofed);
+    }
+    // What it may say is the kernel's to hear, and goes nowhere from here.
+    node.expect_drop(pod_port(1), &arp_request(mac, own, other), DropReason::NotIp);
+    let probe = arp_request(mac, Ipv4Addr::UNSPECIFIED, other);
+    node.expect_drop(pod_port(1), &probe, DropReason::NotIp);
+    let honest = advertisement(mac, local, own6);
+    node.expect_drop(pod_port(1), &honest, DropReason::Multicast);
+    node.expect_drop(UPLINK, &arp_request(mac, other, own), DropReason::NotIp);
+    let cut = &arp_request(mac, other, own)[..30];
+    node.expect_drop(pod_port(1), cut, DropReason::NotIp);
 }
 
 #[test]

@@ -17,8 +17,6 @@ pub struct RedirectCounters {
     pub no_socket: u64,
     /// Dropped: ours, and the queue's worker does not tick.
     pub stalled: u64,
-    /// Dropped: router advertisement or redirect from a pod.
-    pub router_advertisement: u64,
     /// Dropped: from a pod or the host's stack, and neither IP nor ARP.
     pub not_ip: u64,
     /// The frame ends before the headers it announces. Dropped when even the Ethernet header is
@@ -41,7 +39,6 @@ impl RedirectCounters {
             passed: sum(limits::COUNTER_PASSED)?,
             no_socket: sum(limits::COUNTER_NO_SOCKET)?,
             stalled: sum(limits::COUNTER_STALLED)?,
-            router_advertisement: sum(limits::COUNTER_ROUTER_ADVERTISEMENT)?,
             not_ip: sum(limits::COUNTER_NOT_IP)?,
             malformed: sum(limits::COUNTER_MALFORMED)?,
             unknown_interface: sum(limits::COUNTER_UNKNOWN_INTERFACE)?,

@@ -13,6 +13,8 @@ pub const WORKERS_MAX: u32 = 64;
 pub const PREFIXES_MAX: u32 = 65_536;
 /// The node's own addresses, per family.
 pub const NODE_ADDRESSES_MAX: u32 = 1024;
+/// Addresses that pods may claim on their links, per family: as many as prefixes of ours.
+pub const POD_ADDRESSES_MAX: u32 = PREFIXES_MAX;
 /// Interfaces that may be entered in the `ports` map.
 pub const INTERFACES_MAX: u32 = PORTS_MAX;
 /// Bytes between two workers' heartbeats: a cache line, so that workers do not share one.
@@ -54,15 +56,13 @@ pub const COUNTER_PASSED: u32 = 1;
 pub const COUNTER_NO_SOCKET: u32 = 2;
 /// Counter: ours, and the worker that serves the queue does not tick.
 pub const COUNTER_STALLED: u32 = 3;
-/// Counter: router advertisement or redirect from a pod.
-pub const COUNTER_ROUTER_ADVERTISEMENT: u32 = 4;
 /// Counter: neither IP nor ARP, from a pod or the host's stack.
-pub const COUNTER_NOT_IP: u32 = 5;
+pub const COUNTER_NOT_IP: u32 = 4;
 /// Counter: the frame ends before the headers it announces.
-pub const COUNTER_MALFORMED: u32 = 6;
+pub const COUNTER_MALFORMED: u32 = 5;
 /// Counter: the interface is in no table; left to the kernel.
-pub const COUNTER_UNKNOWN_INTERFACE: u32 = 7;
+pub const COUNTER_UNKNOWN_INTERFACE: u32 = 6;
 /// Counter: ours without a live worker, left to the kernel as configured.
-pub const COUNTER_PASSED_ON_STALL: u32 = 8;
+pub const COUNTER_PASSED_ON_STALL: u32 = 7;
 /// Number of counters.
-pub const COUNTERS: u32 = 9;
+pub const COUNTERS: u32 = 8;

@@ -278,6 +278,23 @@ impl Redirect {
         remove.iter().try_for_each(|address| self.rules.remove_node_address(*address))
     }
 
+    /// Adds addresses that the pods behind ports may claim on their links by ARP and neighbour
+    /// discovery, then takes others away. Claims of other addresses are redirected, for the
+    /// pipeline to drop.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; [`Error::Map`] when the table
+    /// ([`crate::limits::POD_ADDRESSES_MAX`] per family) is full.
+    pub fn change_pod_addresses(
+        &mut self,
+        set: &[(PortId, IpAddr)],
+        remove: &[(PortId, IpAddr)],
+    ) -> Result<(), Error> {
+        set.iter().try_for_each(|(port, address)| self.rules.set_pod_address(*port, *address))?;
+        let gone = remove.iter();
+        gone.copied().try_for_each(|(port, address)| self.rules.remove_pod_address(port, address))
+    }
+
     /// Says whether a range of L4 ports (or echo identifiers) of the node's addresses is ours:
     /// NodePorts, the range sources are translated to, host-network backends.
     ///

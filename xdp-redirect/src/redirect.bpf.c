@@ -46,6 +46,14 @@ struct prefix6 {
 	u32 length;
 	struct address6 address;
 };
+// An address and the port of the pod that has it.
+struct claim4 {
+	u32 port, address;
+};
+struct claim6 {
+	u32 port;
+	struct address6 address;
+};
 struct heartbeat {
 	u64 nanos;
 	u8 padding[HEARTBEAT_STRIDE - sizeof(u64)];
@@ -58,6 +66,8 @@ _Static_assert((PORTS_MAX & (PORTS_MAX - 1)) == 0, "raise masks with it");
 _Static_assert(sizeof(struct port_entry) == 8, "rules.rs");
 _Static_assert(sizeof(struct prefix4) == 8, "rules.rs");
 _Static_assert(sizeof(struct prefix6) == 20, "rules.rs");
+_Static_assert(sizeof(struct claim4) == 8, "rules.rs");
+_Static_assert(sizeof(struct claim6) == 20, "rules.rs");
 _Static_assert(sizeof(struct heartbeat) == HEARTBEAT_STRIDE, "heartbeat.rs");
 
 #define ARRAY(name, entries, value_type)                                                           \
@@ -87,6 +97,9 @@ TABLE(prefixes6, MAP_LPM_TRIE, BPF_F_NO_PREALLOC, PREFIXES_MAX, struct prefix6, 
 // Addresses the kernel shares with us; l4_ports tells whose a packet is.
 TABLE(node_addresses4, MAP_HASH, 0, NODE_ADDRESSES_MAX, u32, u8);
 TABLE(node_addresses6, MAP_HASH, 0, NODE_ADDRESSES_MAX, struct address6, u8);
+// Which addresses a pod may claim on its link.
+TABLE(pod_addresses4, MAP_HASH, BPF_F_NO_PREALLOC, POD_ADDRESSES_MAX, struct claim4, u8);
+TABLE(pod_addresses6, MAP_HASH, BPF_F_NO_PREALLOC, POD_ADDRESSES_MAX, struct claim6, u8);
 ARRAY(l4_ports, BITMAPS *L4_PORT_WORDS, u64);
 // CLOCK_MONOTONIC of every worker's last tick; 0 never ticked, all ones asleep and well.
 TABLE(heartbeats, MAP_ARRAY, BPF_F_MMAPABLE, WORKERS_MAX, u32, struct heartbeat);
@@ -137,6 +150,16 @@ struct l4 {
 	};
 	u16 identifier, sequence;
 };
+// ARP for IPv4 over Ethernet (RFC 826).
+struct arp {
+	u16 hardware, protocol;
+	u8 hardware_length, protocol_length;
+	u16 operation;
+	u8 sender_mac[6];
+	u32 sender;
+	u8 target_mac[6];
+	u32 target;
+} __attribute__((packed));
 struct extension {
 	u8 next_header, length;
 	u8 rest[6];
@@ -316,6 +339,42 @@ static inline u8 discovery_type(void *start, void *end)
 	return icmp->type >= 133 && icmp->type <= 137 ? icmp->type : 0;
 }
 
+// Whether a pod's ARP speaks of its own address, or of none (RFC 5227 probes).
+static inline int is_own_arp(struct port_entry *port, void *start, void *end)
+{
+	struct arp *arp = start;
+	if ((void *)(arp + 1) > end)
+		return 0;
+	struct claim4 claim = { port->port, arp->sender };
+	return !claim.address || bpf_map_lookup_elem(&pod_addresses4, &claim);
+}
+
+// Whether an address is the pod's, none, or of its link alone, where it deceives only itself.
+static inline int is_own6(struct port_entry *port, struct address6 *address)
+{
+	struct claim6 claim = { port->port, *address };
+	u32 *word = claim.address.word;
+	if (!(word[0] | word[1] | word[2] | word[3]))
+		return 1;
+	if ((word[0] & __builtin_bswap32(0xffc00000)) == __builtin_bswap32(0xfe800000))
+		return 1;
+	return bpf_map_lookup_elem(&pod_addresses6, &claim) != (void *)0;
+}
+
+// Whether a pod's neighbour discovery is what a pod may say, about its own addresses.
+static inline int is_own_discovery(struct port_entry *port, u8 type, void *start, void *end)
+{
+	struct ipv6 *ip = start;
+	// RFC 6105: a pod is no router, and redirects nobody.
+	if (type == 134 || type == 137)
+		return 0;
+	// A neighbour advertisement's target, which a solicitation's answer makes the kernel learn.
+	struct address6 *target = start + sizeof(*ip) + sizeof(struct l4);
+	if ((void *)(target + 1) > end)
+		return type == 133 && (void *)(ip + 1) <= end && is_own6(port, &ip->source);
+	return is_own6(port, &ip->source) && (type != 136 || is_own6(port, target));
+}
+
 static inline int answer(struct xdp_md *ctx)
 {
 	void *start = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -329,15 +388,18 @@ static inline int answer(struct xdp_md *ctx)
 	int is_uplink = port->kind == KIND_UPLINK;
 	void *ip = ethernet + 1;
 	u16 type = swap16(ethernet->type);
-	if (type == ETH_ARP)
+	int is_pod = port->kind == KIND_POD;
+	// What a pod may not say of itself goes to the pipeline, which drops it by name.
+	if (type == ETH_ARP) {
+		if (is_pod && !is_own_arp(port, ip, end))
+			return redirect(ctx, port, OURS);
 		return count(COUNTER_PASSED, XDP_PASS);
-	if (type == ETH_IPV6) {
-		u8 discovery = discovery_type(ip, end);
-		// RFC 6105: a pod is no router, and redirects nobody.
-		if (port->kind == KIND_POD && (discovery == 134 || discovery == 137))
-			return count(COUNTER_ROUTER_ADVERTISEMENT, XDP_DROP);
-		if (discovery)
-			return count(COUNTER_PASSED, XDP_PASS);
+	}
+	u8 discovery = type == ETH_IPV6 ? discovery_type(ip, end) : 0;
+	if (discovery) {
+		if (is_pod && !is_own_discovery(port, discovery, ip, end))
+			return redirect(ctx, port, OURS);
+		return count(COUNTER_PASSED, XDP_PASS);
 	}
 	if (type != ETH_IPV4 && type != ETH_IPV6)
 		return is_uplink ? count(COUNTER_PASSED, XDP_PASS)

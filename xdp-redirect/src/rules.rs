@@ -75,6 +75,20 @@ const _: () = assert!(size_of::<PortEntry>() == 8 && size_of::<Key<[u8; 16]>>() 
 // SAFETY: `repr(C)` integers without padding (2 + 1 + 1 + 4 bytes): any bytes are a value.
 unsafe impl Pod for PortEntry {}
 
+/// An address and the port of the pod that has it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Claim<const BYTES: usize> {
+    port: u32,
+    address: [u8; BYTES],
+}
+const _: () = assert!(size_of::<Claim<4>>() == 8 && size_of::<Claim<16>>() == 20);
+// SAFETY: `repr(C)`, an integer and bytes whose number is a multiple of four, so that no padding
+// follows: any bytes are a value.
+unsafe impl Pod for Claim<4> {}
+// SAFETY: as above.
+unsafe impl Pod for Claim<16> {}
+
 /// The program's maps, typed.
 pub(crate) struct Rules {
     xsks: XskMap<MapData>,
@@ -84,6 +98,8 @@ pub(crate) struct Rules {
     prefixes6: LpmTrie<MapData, [u8; 16], u32>,
     node_addresses4: HashMap<MapData, [u8; 4], u8>,
     node_addresses6: HashMap<MapData, [u8; 16], u8>,
+    pod_addresses4: HashMap<MapData, Claim<4>, u8>,
+    pod_addresses6: HashMap<MapData, Claim<16>, u8>,
     l4_ports: Array<MapData, u64>,
     /// What `l4_ports` holds, so that a change writes the words it changes.
     l4_words: Box<[u64]>,
@@ -142,6 +158,8 @@ impl Rules {
             prefixes6: typed(ebpf, "prefixes6")?,
             node_addresses4: typed(ebpf, "node_addresses4")?,
             node_addresses6: typed(ebpf, "node_addresses6")?,
+            pod_addresses4: typed(ebpf, "pod_addresses4")?,
+            pod_addresses6: typed(ebpf, "pod_addresses6")?,
             l4_ports: typed(ebpf, "l4_ports")?,
             l4_words: vec![0; words].into_boxed_slice(),
             stall_after: typed(ebpf, "stall_after")?,
@@ -244,6 +262,38 @@ impl Rules {
         match address {
             IpAddr::V4(a) => removed("node_addresses4", self.node_addresses4.remove(&a.octets())),
             IpAddr::V6(a) => removed("node_addresses6", self.node_addresses6.remove(&a.octets())),
+        }
+    }
+
+    pub(crate) fn set_pod_address(&mut self, port: PortId, address: IpAddr) -> Result<(), Error> {
+        let port = in_range("port", port.0.into(), limits::PORTS_MAX)?;
+        match address {
+            IpAddr::V4(a) => self
+                .pod_addresses4
+                .insert(Claim { port, address: a.octets() }, 1, 0)
+                .map_err(|error| map_error("pod_addresses4", &error)),
+            IpAddr::V6(a) => self
+                .pod_addresses6
+                .insert(Claim { port, address: a.octets() }, 1, 0)
+                .map_err(|error| map_error("pod_addresses6", &error)),
+        }
+    }
+
+    pub(crate) fn remove_pod_address(
+        &mut self,
+        port: PortId,
+        address: IpAddr,
+    ) -> Result<(), Error> {
+        let port = port.0.into();
+        match address {
+            IpAddr::V4(a) => {
+                let claim = Claim { port, address: a.octets() };
+                removed("pod_addresses4", self.pod_addresses4.remove(&claim))
+            }
+            IpAddr::V6(a) => {
+                let claim = Claim { port, address: a.octets() };
+                removed("pod_addresses6", self.pod_addresses6.remove(&claim))
+            }
         }
     }
 

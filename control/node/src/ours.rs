@@ -1,4 +1,5 @@
-//! What is ours on an uplink, as the XDP program must know it: derived from the tables in force,
+//! What is ours on an uplink, and what pods may claim on their links, as the XDP program must know
+//! it: derived from the tables in force,
 //! applied as differences.
 //!
 //! Additions come before removals and node addresses before prefixes, so that nothing that stays
@@ -9,6 +10,7 @@ use std::net::IpAddr;
 
 use dataplane::address::Protocol;
 use dataplane::lpm::Prefix;
+use dataplane::port::{PortId, PortKind};
 use dataplane::tables::Tables;
 use xdp_redirect::rules::{L4Bitmap, OnStall, OurPrefix};
 use xdp_redirect::{Error, Redirect};
@@ -19,6 +21,8 @@ pub struct Ours {
     /// Destinations, with whether they are translated and what a stall does.
     prefixes: BTreeMap<Prefix, (bool, bool)>,
     node_addresses: BTreeSet<IpAddr>,
+    /// What each pod may claim on its link.
+    pod_addresses: BTreeSet<(PortId, IpAddr)>,
     tcp: BTreeSet<u16>,
     udp: BTreeSet<u16>,
     icmp: BTreeSet<u16>,
@@ -39,6 +43,11 @@ impl Ours {
             ours.prefixes.insert(Prefix::host(*address), (true, false));
         }
         ours.node_addresses = tables.forwarding.node_addresses.iter().copied().collect();
+        for (port, place) in tables.ports.iter().zip(0u16..) {
+            let pod = port.iter().filter(|port| port.kind == PortKind::Pod);
+            let addresses = pod.flat_map(|port| port.addresses.iter());
+            ours.pod_addresses.extend(addresses.map(|address| (PortId(place), *address)));
+        }
         for (protocol, l4_port) in tables.services.node_ports.keys() {
             match *protocol {
                 Protocol::TCP => ours.tcp.insert(*l4_port),
@@ -60,6 +69,10 @@ impl Ours {
         let added: Vec<IpAddr> =
             self.node_addresses.difference(&before.node_addresses).copied().collect();
         redirect.change_node_addresses(&added, &[])?;
+        let claims = |one: &Self, other: &Self| -> Vec<(PortId, IpAddr)> {
+            one.pod_addresses.difference(&other.pod_addresses).copied().collect()
+        };
+        redirect.change_pod_addresses(&claims(self, before), &claims(before, self))?;
         let set: Vec<OurPrefix> = self
             .prefixes
             .iter()

@@ -110,8 +110,6 @@ pub struct XdpCounts {
     pub no_socket: u64,
     /// Ours, dropped: the worker that serves the queue does not tick.
     pub stalled: u64,
-    /// Router advertisements and redirects from pods, dropped.
-    pub router_advertisement: u64,
     /// Neither IP nor ARP, from a pod or the host's stack, dropped.
     pub not_ip: u64,
     /// Dropped: the frame ends before the headers it announces.

@@ -23,6 +23,8 @@ pub const SCTP_LEN: usize = 12;
 pub const ICMP_LEN: usize = 8;
 /// EtherType of IPv4 (IEEE 802 numbers).
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of ARP.
+pub const ETHERTYPE_ARP: u16 = 0x0806;
 /// EtherType of IPv6.
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// Extension headers walked at most. RFC 8200, 4.1 lists seven; more is an attack.

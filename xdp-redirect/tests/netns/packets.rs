@@ -9,6 +9,8 @@ pub const POD4: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 7);
 pub const NODE6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 9);
 pub const POD6: Ipv6Addr = Ipv6Addr::new(0xfd44, 0, 0, 0, 0, 0, 0, 7);
 pub const OTHER4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Source of every IPv6 packet here.
+pub const SOURCE6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 1);
 pub const OTHER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 pub fn ethernet(ether_type: u16, payload: &[u8]) -> Vec<u8> {
@@ -37,7 +39,7 @@ pub fn ipv6(destination: Ipv6Addr, next_header: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0x60, 0, 0, 0];
     packet.extend(length.to_be_bytes());
     packet.extend([next_header, 255]);
-    packet.extend(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 1).octets());
+    packet.extend(SOURCE6.octets());
     packet.extend(destination.octets());
     packet.extend(payload);
     ethernet(0x86dd, &packet)

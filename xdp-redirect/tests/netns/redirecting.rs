@@ -1,5 +1,6 @@
 //! Whose a frame is: one frame sent, one counter moved.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use dataplane::buffer::Buffer;
@@ -16,7 +17,7 @@ use xdp_redirect::umem::UmemConfig;
 use xdp_redirect::{Redirect, Socket, Umem};
 
 use crate::packets::{
-    NODE4, NODE6, OTHER4, OTHER6, POD4, POD6, ethernet, icmp, inject, ipv4, ipv6, l4,
+    NODE4, NODE6, OTHER4, OTHER6, POD4, POD6, SOURCE6, ethernet, icmp, inject, ipv4, ipv6, l4,
 };
 use crate::world::{Plan, World, eventually, rule, world};
 
@@ -60,7 +61,7 @@ fn node(kind: PortKind, mode: Mode) -> Option<Node> {
 
 fn total(counters: &RedirectCounters) -> u64 {
     let c = counters;
-    let dropped = c.no_socket + c.stalled + c.router_advertisement + c.not_ip;
+    let dropped = c.no_socket + c.stalled + c.not_ip;
     c.redirected + c.passed + dropped + c.unknown_interface + c.passed_on_stall
 }
 
@@ -81,7 +82,6 @@ impl Node {
             ("passed", after.passed - before.passed),
             ("no socket", after.no_socket - before.no_socket),
             ("stalled", after.stalled - before.stalled),
-            ("router advertisement", after.router_advertisement - before.router_advertisement),
             ("not ip", after.not_ip - before.not_ip),
             ("malformed", after.malformed - before.malformed),
             ("passed on stall", after.passed_on_stall - before.passed_on_stall),
@@ -209,24 +209,67 @@ fn changes_of_what_is_ours_apply_at_once() {
 fn pod_and_host_ports_redirect_all_ip_and_drop_what_is_not() {
     for kind in [PortKind::Pod, PortKind::Host] {
         let Some(mut node) = node(kind, Mode::Native) else { return };
-        let advertisement = if kind == PortKind::Pod { "router advertisement" } else { "passed" };
+        let as_router = if kind == PortKind::Pod { "redirected" } else { "passed" };
+        // Whose frames these are, by every address in them.
+        node.redirect.change_pod_addresses(&[(PortId(3), SOURCE6.into())], &[]).expect("address");
         let cases = [
             ("IPv4 to anywhere", ipv4(OTHER4, 6, 0, &l4(443)), "redirected"),
             ("IPv4 to the node", ipv4(NODE4, 6, 0, &l4(22)), "redirected"),
             ("IPv6 to anywhere", ipv6(OTHER6, 17, &l4(443)), "redirected"),
             ("cut IPv4", ethernet(0x0800, &[0x45, 0, 0, 9]), "redirected"),
-            ("ARP", ethernet(0x0806, &[0; 46]), "passed"),
+            ("ARP probe", ethernet(0x0806, &[0; 46]), "passed"),
             ("router solicitation", ipv6(OTHER6, 58, &icmp(133, 0)), "passed"),
             ("neighbour solicitation", ipv6(OTHER6, 58, &icmp(135, 0)), "passed"),
             ("neighbour advertisement", ipv6(OTHER6, 58, &icmp(136, 0)), "passed"),
-            ("router advertisement", ipv6(OTHER6, 58, &icmp(134, 0)), advertisement),
-            ("redirect", ipv6(OTHER6, 58, &icmp(137, 0)), advertisement),
+            ("router advertisement", ipv6(OTHER6, 58, &icmp(134, 0)), as_router),
+            ("redirect", ipv6(OTHER6, 58, &icmp(137, 0)), as_router),
             ("ping", ipv6(OTHER6, 58, &icmp(128, 0)), "redirected"),
             ("VLAN", ethernet(0x8100, &[0; 46]), "not ip"),
             ("LLDP", ethernet(0x88cc, &[0; 46]), "not ip"),
         ];
         expect_fates(&mut node, &cases);
     }
+}
+
+fn arp(sender: Ipv4Addr) -> Vec<u8> {
+    let mut message = vec![0, 1, 8, 0, 6, 4, 0, 2, 2, 0, 0, 0, 0, 0xa];
+    message.extend(sender.octets());
+    message.resize(46, 0);
+    ethernet(0x0806, &message)
+}
+
+fn advertisement(target: Ipv6Addr) -> Vec<u8> {
+    let mut message = icmp(136, 0);
+    message[8..24].copy_from_slice(&target.octets());
+    ipv6(OTHER6, 58, &message)
+}
+
+#[test]
+fn pod_port_passes_claims_of_the_pods_own_addresses_and_redirects_all_others() {
+    let Some(mut node) = node(PortKind::Pod, Mode::Native) else { return };
+    let own: [(PortId, IpAddr); 3] =
+        [POD4.into(), POD6.into(), SOURCE6.into()].map(|address| (PortId(3), address));
+    let another = [(PortId(4), OTHER4.into()), (PortId(4), OTHER6.into())];
+    node.redirect.change_pod_addresses(&own, &[]).expect("own addresses");
+    node.redirect.change_pod_addresses(&another, &[]).expect("another pod's");
+    let local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 7);
+    let cases = [
+        ("ARP from its own", arp(POD4), "passed"),
+        ("ARP from another's", arp(OTHER4), "redirected"),
+        ("ARP from the node's", arp(NODE4), "redirected"),
+        ("cut ARP", ethernet(0x0806, &[0; 20]), "redirected"),
+        ("advertisement of its own", advertisement(POD6), "passed"),
+        ("advertisement of its link's", advertisement(local), "passed"),
+        ("advertisement of another's", advertisement(OTHER6), "redirected"),
+    ];
+    expect_fates(&mut node, &cases);
+    node.redirect.change_pod_addresses(&[], &own).expect("given up");
+    let cases = [
+        ("ARP from what was its own", arp(POD4), "redirected"),
+        ("solicitation from what was its own", ipv6(OTHER6, 58, &icmp(135, 0)), "redirected"),
+        ("advertisement of what was its own", advertisement(POD6), "redirected"),
+    ];
+    expect_fates(&mut node, &cases);
 }
 
 #[test]

@@ -57,18 +57,17 @@ fn show_status(status: &Status) -> String {
     let _ = writeln!(out, "{}", workers(&status.workers));
     let _ = writeln!(out, "{}", tables(&status.tables));
     let xdp = &status.xdp;
-    let lost = xdp.no_socket + xdp.stalled + xdp.malformed + xdp.router_advertisement + xdp.not_ip;
+    let lost = xdp.no_socket + xdp.stalled + xdp.malformed + xdp.not_ip;
     let _ = writeln!(
         out,
         "XDP: {} redirected, {} passed to the kernel, {} dropped (no socket {}, stalled worker {}, \
-         malformed {}, router advertisement {}, not IP {})\n",
+         malformed {}, not IP {})\n",
         grouped(xdp.redirected),
         grouped(xdp.passed + xdp.unknown_interface + xdp.passed_on_stall),
         grouped(lost),
         grouped(xdp.no_socket),
         grouped(xdp.stalled),
         grouped(xdp.malformed),
-        grouped(xdp.router_advertisement),
         grouped(xdp.not_ip)
     );
     let dropped: u64 = status.drops.iter().map(|drop| drop.packets).sum();

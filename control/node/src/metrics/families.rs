@@ -226,7 +226,6 @@ fn xdp(status: &Status) -> Family {
         ("passed", xdp.passed),
         ("no-socket", xdp.no_socket),
         ("stalled", xdp.stalled),
-        ("router-advertisement", xdp.router_advertisement),
         ("not-ip", xdp.not_ip),
         ("malformed", xdp.malformed),
         ("unknown-interface", xdp.unknown_interface),

@@ -10,6 +10,7 @@ use control::admin::{
     CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, ServiceInfo, Status,
 };
 use dataplane::DropReason;
+use dataplane::address::Protocol;
 use dataplane::counters::PORTS_MAX;
 use dataplane::event::{EventKind, FlowEvent};
 use dataplane::flow_key::FlowKey;
@@ -168,7 +169,6 @@ impl Node {
                 passed: counts.passed,
                 no_socket: counts.no_socket,
                 stalled: counts.stalled,
-                router_advertisement: counts.router_advertisement,
                 not_ip: counts.not_ip,
                 malformed: counts.malformed,
                 unknown_interface: counts.unknown_interface,
@@ -424,7 +424,11 @@ impl Node {
                 _ => None,
             },
             interface: self.interface_name(event.port),
-            protocol: event.key.map(|key| key.protocol().to_string()),
+            protocol: event
+                .key
+                .map(|key| key.protocol())
+                .filter(|protocol| *protocol != Protocol::NONE)
+                .map(|protocol| protocol.to_string()),
             source_endpoint: source.and_then(|peer| endpoint(peer.address)),
             destination_endpoint: backend.or(destination).and_then(|peer| endpoint(peer.address)),
             source,
