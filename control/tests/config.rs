@@ -116,3 +116,13 @@ fn every_problem_is_told_at_once() {
     let message = refused("workers: {count: 0}\nstall: {after_ms: 1}\n");
     assert!(message.contains("workers.count") && message.contains("stall.after_ms"), "{message}");
 }
+
+#[test]
+fn what_a_section_of_sockets_leaves_out_is_as_without_the_section() {
+    let text = "pods: {xdp_mode: generic}\nuplink_sockets: {receive_ring: 4096}\n";
+    let (config, default) = (Config::parse(text).expect("valid"), Config::default());
+    let changed: Vec<_> = default.diff(&config).into_iter().map(|change| change.field).collect();
+    assert_eq!(changed, ["pods.xdp_mode", "uplink_sockets.receive_ring"]);
+    let error = Config::parse("uplink_sockets: {recieve_ring: 1}").unwrap_err().to_string();
+    assert!(error.contains("uplink_sockets.recieve_ring"), "{error}");
+}

@@ -105,6 +105,7 @@ pub struct Config {
     /// Sockets of pods.
     pub pods: Sockets,
     /// Sockets of uplinks and of the host port.
+    #[serde(deserialize_with = "Sockets::of_uplinks")]
     pub uplink_sockets: Sockets,
     /// Where packets lie.
     pub packet_memory: PacketMemory,
@@ -193,12 +194,12 @@ impl Default for Workers {
     }
 }
 
-/// Ring sizes of a kind of socket.
+/// Ring sizes of a kind of socket. What is left out is as for pods, or as for uplinks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Sockets {
     /// Where the XDP program runs on pods' interfaces and on the host port; unused for uplinks,
     /// which have their own.
-    #[serde(default)]
     pub xdp_mode: XdpMode,
     /// Entries of the receive ring, a power of two.
     pub receive_ring: u32,
@@ -216,6 +217,27 @@ impl Sockets {
 
     fn uplinks() -> Self {
         Self { xdp_mode: XdpMode::Auto, receive_ring: 2048, transmit_ring: 2048, fill_frames: 2048 }
+    }
+}
+
+/// [`Sockets`] of uplinks as a file gives them: any part of them.
+#[derive(Deserialize)]
+struct SomeSockets {
+    xdp_mode: Option<XdpMode>,
+    receive_ring: Option<u32>,
+    transmit_ring: Option<u32>,
+    fill_frames: Option<u32>,
+}
+
+impl Sockets {
+    fn of_uplinks<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let (given, default) = (SomeSockets::deserialize(from)?, Self::uplinks());
+        Ok(Self {
+            xdp_mode: given.xdp_mode.unwrap_or(default.xdp_mode),
+            receive_ring: given.receive_ring.unwrap_or(default.receive_ring),
+            transmit_ring: given.transmit_ring.unwrap_or(default.transmit_ring),
+            fill_frames: given.fill_frames.unwrap_or(default.fill_frames),
+        })
     }
 }
 
