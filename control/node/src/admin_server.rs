@@ -66,7 +66,7 @@ pub enum AdminSocketError {
         path: String,
     },
     /// The kernel refused.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}; the node needs a directory it may write: see run_directory")]
     Io {
         /// The file.
         path: String,

@@ -24,6 +24,8 @@ use dataplane::time::Nanos;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
+use xdp_redirect::frame::HEADROOM_BYTES;
+use xdp_redirect::socket::TRANSMIT_CHUNKS_MAX;
 use xdp_redirect::{Redirect, Umem};
 
 use crate::admin_server::{AdminServer, AdminSocketError, Call, RunDirectory};
@@ -43,6 +45,8 @@ pub mod flow_log;
 pub mod from_config;
 pub mod launch;
 pub mod manifests;
+mod network_claim;
+mod privileges;
 pub mod publisher;
 mod reconcile;
 mod report;
@@ -57,6 +61,7 @@ use captures::Capture;
 use endpoints::Endpoints;
 use error_log::ErrorLog;
 use flow_log::FlowLog;
+use network_claim::NetworkClaim;
 use publisher::Publisher;
 
 /// How often reports of workers are read: the longest a packet waits for its neighbour to be
@@ -68,6 +73,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const STATUS_REQUESTS_MAX: usize = 8;
 /// Largest MTU of the host port: a jumbo frame's IP packet.
 const HOST_MTU_MAX: u32 = 9000;
+/// An Ethernet header, which the MTU does not count.
+const ETHERNET_BYTES: u32 = 14;
 
 /// The node process could not start.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +82,24 @@ pub enum NodeError {
     /// Not root.
     #[error("the node process must run as root: it loads an XDP program and opens AF_XDP sockets")]
     NotRoot,
+    /// Root without a capability.
+    #[error(
+        "the node process lacks {capability}: run it as root with CAP_NET_ADMIN, CAP_NET_RAW and \
+         CAP_BPF (a container needs them listed)"
+    )]
+    Capability {
+        /// The missing one.
+        capability: &'static str,
+    },
+    /// Another node process serves this network namespace.
+    #[error(
+        "another node process{} runs in this network namespace and holds its interfaces: stop it \
+         first", process(*pid)
+    )]
+    SecondProcess {
+        /// Its process id; 0 when that is not known.
+        pid: i32,
+    },
     /// The run directory or the admin socket.
     #[error(transparent)]
     Admin(#[from] AdminSocketError),
@@ -117,6 +142,11 @@ pub enum NodeError {
         /// What the kernel said.
         source: std::io::Error,
     },
+}
+
+/// ` (process 12)`, or nothing for 0.
+fn process(pid: i32) -> String {
+    if pid == 0 { String::new() } else { format!(" (process {pid})") }
 }
 
 /// The cluster as last read, and what reading it gave.
@@ -184,6 +214,8 @@ pub struct Node {
     calls: mpsc::Receiver<Call>,
     _http: Option<HttpServer>,
     status_requests: mpsc::Receiver<StatusRequest>,
+    // Given up when everything else is.
+    _network: NetworkClaim,
     _directory: RunDirectory,
 }
 
@@ -212,14 +244,13 @@ impl Node {
     /// # Errors
     /// [`NodeError`], naming the thing and the way out.
     pub async fn start(settings: Settings, sources: Sources) -> Result<Self, NodeError> {
-        if !nix::unistd::geteuid().is_root() {
-            return Err(NodeError::NotRoot);
-        }
+        privileges::check()?;
         let directory = RunDirectory::claim(&settings.run_directory)?;
+        let network = NetworkClaim::claim()?;
         let follower = Follower::start().await?;
         check_uplinks(&settings, &follower.view())?;
         let pair = make_host_port(&settings, &follower.view()).await?;
-        match Self::assemble(settings, sources, directory, follower, pair.as_ref()) {
+        match Self::assemble(settings, sources, (directory, network), follower, pair.as_ref()) {
             Ok((mut node, port)) => {
                 node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
                 node.reconcile(true).await;
@@ -240,7 +271,7 @@ impl Node {
     fn assemble(
         mut settings: Settings,
         told: Sources,
-        directory: RunDirectory,
+        (directory, network): (RunDirectory, NetworkClaim),
         follower: Follower,
         pair: Option<&HostPort>,
     ) -> Result<(Self, Option<PortId>), NodeError> {
@@ -297,6 +328,7 @@ impl Node {
             calls,
             _http: http,
             status_requests,
+            _network: network,
             _directory: directory,
             settings,
         };
@@ -422,14 +454,29 @@ fn check_uplinks(settings: &Settings, view: &KernelView) -> Result<(), NodeError
         if link.mac.is_none() {
             return refuse("it has no Ethernet address, so it cannot carry Ethernet frames".into());
         }
-        let single = settings.umem.chunk_bytes.saturating_sub(256 + 14);
-        if link.mtu > single && !settings.umem.multi_buffer {
-            return refuse(format!(
-                "its MTU of {} does not fit one buffer of {} bytes; turn multi-buffer on (kernel \
-                 6.6), take larger buffers, or lower the MTU to {single}",
-                link.mtu, settings.umem.chunk_bytes
+        check_mtu(settings, link.mtu).or_else(refuse)?;
+    }
+    Ok(())
+}
+
+/// Whether a packet of the link fits packet memory; else what is wrong and the way out.
+fn check_mtu(settings: &Settings, mtu: u32) -> Result<(), String> {
+    let bytes = settings.umem.chunk_bytes;
+    let single = bytes.saturating_sub(HEADROOM_BYTES + ETHERNET_BYTES);
+    if settings.umem.multi_buffer {
+        let most = single * u32::from(TRANSMIT_CHUNKS_MAX);
+        if mtu > most {
+            return Err(format!(
+                "its MTU of {mtu} does not fit {TRANSMIT_CHUNKS_MAX} buffers of {bytes} bytes; \
+                 take larger buffers (packet_memory.frame_bytes), or lower the MTU to {most} or less"
             ));
         }
+    } else if mtu > single {
+        return Err(format!(
+            "its MTU of {mtu} does not fit one buffer of {bytes} bytes; allow packets of several \
+             (packet_memory.jumbo, kernel 6.6 or newer), take larger buffers \
+             (packet_memory.frame_bytes), or lower the MTU to {single} or less"
+        ));
     }
     Ok(())
 }
