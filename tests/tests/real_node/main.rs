@@ -1,0 +1,12 @@
+//! The `xskiff` binary over veth pairs and network namespaces, as a cluster would use it: what no
+//! simulated node can show.
+//!
+//! Reading order: [`world`] (the demo's stage, in any MTU and XDP mode), then what is shown in it.
+//! Sizes are small by default; each module names the variable that makes them large.
+#![forbid(unsafe_code)]
+
+mod claims;
+mod held_connections;
+mod refused_starts;
+mod transfers;
+mod world;

@@ -1,0 +1,133 @@
+//! The demo's node, client and pods, with links and XDP modes of a test's choice.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use control::admin::status::{PortStatus, Status};
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
+use xskiff::demo::files::Files;
+use xskiff::demo::node::Node;
+use xskiff::demo::scene::{PODS, Scene};
+use xskiff::lab::{ForwardCounters, Laboratory, Namespace};
+use xskiff_tests::xskiff_binary::path;
+
+/// How long anything may take that takes milliseconds on an idle machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a world is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Names its namespaces.
+    pub label: &'static str,
+    /// Of every link.
+    pub mtu: u16,
+    /// `native` or `generic`, of every port.
+    pub xdp_mode: &'static str,
+}
+
+/// A running node with its pods registered. The process goes before its namespaces.
+pub struct World {
+    pub node: Node,
+    pub scene: Scene,
+    socket: PathBuf,
+}
+
+impl World {
+    /// Builds it and waits until the node says that all is well.
+    pub fn start(shape: Shape) -> Self {
+        let laboratory = Laboratory::new(shape.label, path()).expect("a laboratory");
+        let scene = Scene::build(laboratory).expect("a scene");
+        for (namespace, interface) in links(&scene) {
+            let mtu = shape.mtu;
+            namespace.ip(&format!("link set {interface} mtu {mtu}")).expect("the link's MTU");
+        }
+        let files = Files::write(scene.laboratory.directory()).expect("files");
+        let text = std::fs::read_to_string(&files.configuration).expect("the configuration");
+        std::fs::write(&files.configuration, with_mode(&text, shape.xdp_mode)).expect("written");
+        let node = Node::start(&scene, &files).unwrap_or_else(|error| panic!("{error}"));
+        Self { node, scene, socket: files.socket }
+    }
+
+    pub fn status(&self) -> Status {
+        self.node.status().expect("the node answers")
+    }
+
+    /// What `xskiff --json COMMAND` prints in the node's namespace.
+    pub fn ask(&self, command: &[&str]) -> String {
+        let socket = self.socket.to_string_lossy();
+        let words = [&["--socket", &*socket, "--json"], command].concat();
+        let program = path().to_string_lossy();
+        self.scene.node.run(&program, &words).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`World::ask`], read.
+    pub fn ask_json(&self, command: &[&str]) -> Value {
+        serde_json::from_str(&self.ask(command)).expect("JSON")
+    }
+
+    /// The port of an interface.
+    pub fn port(&self, interface: &str) -> PortStatus {
+        let mut ports = self.status().ports.into_iter();
+        ports.find(|port| port.interface == interface).expect("the interface is a port")
+    }
+
+    /// The kernel of the node's namespace must have forwarded nothing by itself.
+    pub fn assert_kernel_forwarded_nothing(&self) {
+        let counters = self.scene.node.forward_counters().expect("counters");
+        assert_eq!(counters, ForwardCounters { ipv4: 0, ipv6: 0 });
+    }
+}
+
+/// Both ends of every link.
+fn links(scene: &Scene) -> Vec<(&Namespace, &'static str)> {
+    let mut links = vec![(&scene.client, "eth0"), (&scene.node, "uplink")];
+    for plan in PODS {
+        links.extend([(scene.pod(plan), "eth0"), (&scene.node, plan.name)]);
+    }
+    links
+}
+
+/// The configuration with one XDP mode for every port.
+fn with_mode(configuration: &str, mode: &str) -> String {
+    let uplink = "  - interface: uplink\n";
+    assert!(configuration.contains(uplink), "{configuration}");
+    let of_uplink = format!("{uplink}    xdp_mode: {mode}\n");
+    let sockets = |name: &str, ring: u32| {
+        let rings = format!("receive_ring: {ring}, transmit_ring: {ring}, fill_frames: {ring}");
+        format!("{name}: {{xdp_mode: {mode}, {rings}}}\n")
+    };
+    let of_rest = sockets("pods", 512) + &sockets("uplink_sockets", 2048);
+    configuration.replace(uplink, &of_uplink) + &of_rest
+}
+
+/// Runs `work` in a thread that is in the namespace.
+pub fn within<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
+    let namespace = format!("/run/netns/{}", namespace.system_name());
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(move || {
+            let file = File::open(&namespace).expect("the namespace is there");
+            setns(file, CloneFlags::CLONE_NEWNET).expect("entered");
+            work()
+        });
+        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// TCP's own counters of a namespace (`/proc/net/snmp`).
+pub fn tcp_counters(namespace: &Namespace) -> BTreeMap<String, i64> {
+    let text = namespace.run("cat", &["/proc/net/snmp"]).expect("/proc/net/snmp");
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, numbers) = (lines.next().expect("names"), lines.next().expect("numbers"));
+    let names = names.split_whitespace().map(str::to_owned);
+    names.zip(numbers.split_whitespace().map(|number| number.parse().expect("a number"))).collect()
+}
+
+/// A number from the environment, for showings larger than the usual run.
+pub fn number_from(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| {
+        text.parse().unwrap_or_else(|error| panic!("{variable}={text}: {error}"))
+    })
+}
