@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the benchmarks and runs them as root: `bench.sh [SUBCOMMAND [OPTION]...]`, without
-# arguments the pipeline in memory and then the comparison on veth.
+# arguments the pipeline in memory, then the comparison on veth, then the node process's latency.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -9,11 +9,12 @@ cd "$ROOT_DIR"
 want_root "make bench"
 scripts/install_packages.sh test
 scripts/check_rust.sh
-cargo build --locked --release -p xskiff-perf
+cargo build --locked --release -p xskiff-perf -p xskiff
 perf="$ROOT_DIR/target/release/xskiff-perf"
 if [[ $# -gt 0 ]]; then
     as_root "$perf" "$@"
 else
     as_root "$perf" pipeline
     as_root "$perf" veth
+    as_root "$perf" latency
 fi

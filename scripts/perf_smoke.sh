@@ -11,9 +11,11 @@ RUNS=(
     "pipeline --quick --runs 2"
     "ports --quick"
     "veth --quick"
+    "latency --quick"
 )
 
-cargo build --locked -p xskiff-perf
+# `latency` starts the xskiff beside it.
+cargo build --locked -p xskiff-perf -p xskiff
 perf="$ROOT_DIR/target/debug/xskiff-perf"
 
 # The list above must follow the program: a subcommand without a run fails here.

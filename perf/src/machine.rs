@@ -1,7 +1,11 @@
-//! What a figure was measured on.
+//! What a figure was measured on, and how busy it was.
 
 use std::fs;
 
+use anyhow::{Context, Result};
+
+/// Kernel clock ticks per second in `/proc` (`USER_HZ`).
+pub const TICKS: f64 = 100.0;
 /// The commit this program was built from.
 const COMMIT: &str = env!("XSKIFF_COMMIT");
 
@@ -27,4 +31,18 @@ fn cpu_model() -> String {
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+/// The sum of these fields of the first line of `/proc/stat` (proc_stat(5)), in seconds.
+///
+/// # Errors
+/// It cannot be read.
+pub fn machine_seconds(fields: &[usize]) -> Result<f64> {
+    let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    let numbers = text.lines().next().and_then(|line| line.strip_prefix("cpu "));
+    let numbers = numbers.context("/proc/stat begins otherwise")?;
+    let ticks = numbers.split_whitespace().map(str::parse::<u64>);
+    let ticks = ticks.collect::<Result<Vec<_>, _>>().context("/proc/stat")?;
+    let sum: u64 = fields.iter().filter_map(|field| ticks.get(*field)).sum();
+    Ok(sum as f64 / TICKS)
 }

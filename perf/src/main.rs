@@ -1,11 +1,13 @@
 //! Measures the pipeline in memory, AF_XDP on veth, and the peers beside it.
 //!
 //! Reading order: [`workload`] and [`packet`] (what is sent), [`pipeline`] (in memory), [`ports`]
-//! (hundreds of sockets), [`veth`] (beside the kernel), then [`figure`] and [`report`] (what comes
-//! out).
+//! (hundreds of sockets), [`veth`] (beside the kernel), [`latency`] (the whole node process, beside
+//! the kernel), then [`figure`] and [`report`] (what comes out).
 #![forbid(unsafe_code)]
 
 mod figure;
+mod interrupt;
+mod latency;
 mod machine;
 mod netns;
 mod packet;
@@ -39,6 +41,8 @@ enum Command {
     Ports(ports::Options),
     /// Packets per second on veth, beside bare AF_XDP and the kernel's nftables.
     Veth(veth::Options),
+    /// Microseconds of a round trip through the node process, and what it takes while idle.
+    Latency(latency::Options),
 }
 
 fn main() -> Result<()> {
@@ -48,5 +52,6 @@ fn main() -> Result<()> {
         Command::Pipeline(options) => pipeline::run(options, &mut report),
         Command::Ports(options) => ports::run(options, &mut report),
         Command::Veth(options) => veth::run(options, &mut report),
+        Command::Latency(options) => latency::run(options, &mut report),
     }
 }

@@ -60,8 +60,20 @@ pub fn enter(namespace: &str) -> Result<()> {
 /// # Errors
 /// It is missing, or fails; the error has its words.
 pub fn run(program: &str, arguments: &[&str], input: &str) -> Result<()> {
+    finish(program, arguments, input).map(drop)
+}
+
+/// Runs a program to its end and gives what it wrote.
+///
+/// # Errors
+/// As [`run`].
+pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
+    Ok(String::from_utf8_lossy(&finish(program, arguments, "")?).into_owned())
+}
+
+fn finish(program: &str, arguments: &[&str], input: &str) -> Result<Vec<u8>> {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("start `{program}`"))?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input.as_bytes()).with_context(|| format!("write to `{program}`"))?;
@@ -71,5 +83,5 @@ pub fn run(program: &str, arguments: &[&str], input: &str) -> Result<()> {
         let words = String::from_utf8_lossy(&output.stderr);
         bail!("{program} {}: {}", arguments.join(" "), words.trim());
     }
-    Ok(())
+    Ok(output.stdout)
 }

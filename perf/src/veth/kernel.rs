@@ -135,8 +135,11 @@ impl KernelNode {
     }
 }
 
-/// Pins the kernel thread that receives for `interface`.
-fn pin_receiver(interface: &str, core: CpuId) -> Result<()> {
+/// Pins the kernel thread that receives for `interface`, whose name no other namespace has.
+///
+/// # Errors
+/// There is none: its NAPI is not threaded.
+pub fn pin_receiver(interface: &str, core: CpuId) -> Result<()> {
     let prefix = format!("napi/{interface}-");
     // The thread is made by the write to `threaded`, and named a little later.
     for _ in 0..50 {

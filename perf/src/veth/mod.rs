@@ -13,30 +13,28 @@
 //! [`source`] (how a rate is measured), this file (cases, rounds, ratios).
 
 mod awake;
-mod kernel;
+pub mod kernel;
 mod network;
 mod service;
 mod source;
 mod worker;
 
 use std::net::SocketAddrV4;
-use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use nix::sys::signal::{SigSet, Signal};
 use pinning::CpuId;
 use xdp_redirect::live_frames::Expected;
 
 use crate::figure::{Figure, median};
+use crate::interrupt;
 use crate::packet;
 use crate::report::Report;
 use kernel::{KernelNode, Limits};
 use network::Network;
 use service::{FRONTEND, POD_PORT, PODS_BITS, PODS_NETWORK};
-use source::{INTERRUPTED, Path, Sample, Source};
+use source::{Path, Sample, Source};
 use worker::{Work, WorkerNode};
 
 const BENCH: &str = "veth";
@@ -142,7 +140,7 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
         .collect();
     let names = chosen(&options.subjects, &names, |name| name)?;
     let (source_core, core) = cores(options)?;
-    stop_on_signal()?;
+    interrupt::watch()?;
     let has_kernel = names.iter().any(|name| name.starts_with(SUBJECTS[2]));
     let _limits = if has_kernel { Some(Limits::raise()?) } else { None };
     let mut network = Network::new()?;
@@ -183,18 +181,6 @@ fn cores(options: &Options) -> Result<(CpuId, CpuId)> {
     let first = allowed.iter().next().context("this process may run on no CPU")?;
     let last = allowed.iter().last().unwrap_or(first);
     Ok((options.source_core.map_or(first, CpuId), options.core.map_or(last, CpuId)))
-}
-
-/// So that an interrupted run takes its namespaces down and puts the host's settings back.
-fn stop_on_signal() -> Result<()> {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
-    signals.thread_block()?;
-    thread::Builder::new().name("signals".into()).spawn(move || {
-        if signals.wait().is_ok() {
-            INTERRUPTED.store(true, Ordering::Relaxed);
-        }
-    })?;
-    Ok(())
 }
 
 fn subject(

@@ -6,11 +6,9 @@
 //! best the last time, goes on to where it found more, and the best of them counts: about 1.1 to 1.3
 //! times what the node can take.
 
-use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use xdp_redirect::live_frames::{BURST, Counted, Expected, FrameCounter, LiveFrames, Traffic};
 use xdp_redirect::loader::interface_index;
@@ -18,6 +16,8 @@ use xdp_redirect::loader::interface_index;
 use super::awake::SpunTime;
 use super::network::Links;
 use super::service::{CLIENT_BITS, CLIENTS, FRONTEND};
+use crate::interrupt;
+use crate::machine::{TICKS, machine_seconds};
 use crate::packet;
 
 /// What is offered, in parts of what was best the last time.
@@ -36,11 +36,6 @@ const KEPT: f64 = 0.8;
 const CALL: Duration = Duration::from_millis(250);
 /// What other processes may take of a core while something is measured.
 const OTHERS_MAX: f64 = 0.05;
-/// Kernel clock ticks per second in `/proc/stat` (`USER_HZ`).
-const TICKS: f64 = 100.0;
-
-/// Whether the run was interrupted.
-pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// One measurement.
 #[derive(Debug, Clone, Copy)]
@@ -235,9 +230,7 @@ impl Source {
         let started = Instant::now();
         let mut waited = Duration::ZERO;
         while started.elapsed() < run {
-            if INTERRUPTED.load(Ordering::Relaxed) {
-                bail!("interrupted");
-            }
+            interrupt::check()?;
             let left = run.saturating_sub(started.elapsed()).min(CALL).as_secs_f64();
             let bursts = (left / interval.as_secs_f64()).ceil();
             waited += self.frames.send(path.client, bursts as u32 * BURST, interval)?;
@@ -273,15 +266,4 @@ fn others_seconds() -> Result<f64> {
     let own = getrusage(UsageWho::RUSAGE_SELF)?.user_time();
     let own = own.tv_sec() as f64 + own.tv_usec() as f64 / 1e6;
     Ok(machine_seconds(&[0, 1])? - own)
-}
-
-/// The sum of these fields of the first line of `/proc/stat` (proc_stat(5)).
-fn machine_seconds(fields: &[usize]) -> Result<f64> {
-    let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
-    let numbers = text.lines().next().and_then(|line| line.strip_prefix("cpu "));
-    let numbers = numbers.context("/proc/stat begins otherwise")?;
-    let ticks = numbers.split_whitespace().map(str::parse::<u64>);
-    let ticks = ticks.collect::<Result<Vec<_>, _>>().context("/proc/stat")?;
-    let sum: u64 = fields.iter().filter_map(|field| ticks.get(*field)).sum();
-    Ok(sum as f64 / TICKS)
 }
