@@ -14,7 +14,7 @@ use crate::mapping::Mapping;
 use crate::pool::FramePool;
 use crate::ring::{Consumer, Descriptor, Producer, RingMemory};
 use crate::ring_map::{RingKind, SocketMaps};
-use crate::socket::{LinkState, Receiving, Socket, get_option};
+use crate::socket::{LinkState, Polling, Receiving, Socket, get_option, has_napi};
 use crate::statistics::{Monitored, SocketMonitor};
 use crate::umem::{Anchor, CopyMode, Umem, make_tap};
 
@@ -29,7 +29,8 @@ const KICK_DESCRIPTORS: u32 = 32;
 /// `XDP_MAX_TX_SKB_BUDGET` (`linux/if_xdp.h`, kernel 6.17).
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 
-/// Busy polling: the worker runs the queue's receive processing itself, in its receive turns.
+/// Busy polling: the worker runs the queue's receive processing itself, in its receive turns, where
+/// the kernel lets it ([`Socket::busy_polls`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BusyPoll {
     /// Time one poll may take, in microseconds (`SO_BUSY_POLL`).
@@ -181,7 +182,7 @@ impl Socket {
             receiving: Some(receiving),
             link: LinkState::Up,
             kicks_max: kicks_max(config),
-            busy_poll: config.busy_poll.is_some(),
+            polling: Polling::Off,
             fd,
             umem: umem.clone(),
             monitor,
@@ -189,6 +190,17 @@ impl Socket {
             lease,
         };
         set_options(fd, interface, queue, config)?;
+        if config.busy_poll.is_some() {
+            socket.polling = if has_napi(fd) { Polling::On } else { Polling::Unconfirmed };
+            if socket.polling == Polling::Unconfirmed {
+                tracing::warn!(
+                    interface,
+                    queue,
+                    "the kernel names no NAPI to busy-poll, as for any veth; unless it does with \
+                     the first packet, the worker only spins"
+                );
+            }
+        }
         if let Some(receiving) = &mut socket.receiving {
             receiving.wanted = receiving.least(umem);
         }
@@ -216,7 +228,7 @@ impl Socket {
             receiving: None,
             link: LinkState::Up,
             kicks_max: kicks_max(config),
-            busy_poll: false,
+            polling: Polling::Off,
             fd: raw,
             umem: self.umem.clone(),
             monitor: monitor(raw, interface, queue, self.is_zero_copy()),

@@ -32,6 +32,18 @@ pub enum LinkState {
     Gone,
 }
 
+/// Whether the worker runs the queue's receive processing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Polling {
+    /// The kernel does it, or cannot be made to by this socket.
+    Off,
+    /// Wanted, but the kernel has named no NAPI for the socket. Some kernels do so only with the
+    /// first packet.
+    Unconfirmed,
+    /// The kernel has named one.
+    On,
+}
+
 /// The receiving half, which the owner of the queue has.
 pub(crate) struct Receiving {
     pub rx: Consumer<Descriptor>,
@@ -56,7 +68,7 @@ pub struct Socket {
     pub(crate) receiving: Option<Receiving>,
     pub(crate) link: LinkState,
     pub(crate) kicks_max: u32,
-    pub(crate) busy_poll: bool,
+    pub(crate) polling: Polling,
     pub(crate) fd: RawFd,
     pub(crate) umem: Umem,
     pub(crate) monitor: SocketMonitor,
@@ -105,6 +117,13 @@ impl Socket {
         unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 
+    /// Whether receive calls run the queue's receive processing ([`BusyPoll`]), as the kernel says
+    /// itself: not when it has named no NAPI by the first packet, as it never does for veth.
+    #[must_use]
+    pub fn busy_polls(&self) -> bool {
+        self.polling == Polling::On
+    }
+
     fn counters(&self) -> &crate::statistics::SocketCounters {
         let monitored: &Monitored = &self.monitor.monitored;
         &monitored.counters
@@ -123,6 +142,10 @@ impl Socket {
         let mut packets = self.receive_ready(pool, packets_max, &mut take);
         if packets == 0 && self.wake_receiver() {
             packets = self.receive_ready(pool, packets_max, &mut take);
+        }
+        if packets > 0 && self.polling == Polling::Unconfirmed {
+            // One system call in a socket's life spares one in each receive call from now on.
+            self.polling = if has_napi(self.fd) { Polling::On } else { Polling::Off };
         }
         self.fill(pool);
         packets
@@ -168,7 +191,7 @@ impl Socket {
     /// polled; says whether it did.
     fn wake_receiver(&mut self) -> bool {
         let Some(receiving) = &self.receiving else { return false };
-        if !self.busy_poll && !receiving.fill.needs_wakeup() {
+        if self.polling == Polling::Off && !receiving.fill.needs_wakeup() {
             return false;
         }
         // SAFETY: no buffer; AF_XDP's recvfrom only runs the queue (`xsk_recvmsg`).
@@ -194,7 +217,7 @@ impl Socket {
     /// Whether packets come only when they are asked for: by busy polling, or by a driver that
     /// waits to be woken (zero-copy).
     pub(crate) fn is_polled(&self) -> bool {
-        self.busy_poll || self.is_zero_copy()
+        self.polling != Polling::Off || self.is_zero_copy()
     }
 
     /// Keeps as many frames with the kernel as are wanted.
@@ -442,15 +465,29 @@ impl Drop for Socket {
     }
 }
 
+/// Whether the socket knows the NAPI of its queue, without which the kernel polls nothing and says
+/// nothing (`sk_can_busy_loop`).
+pub(crate) fn has_napi(fd: RawFd) -> bool {
+    let id = get_option_of::<libc::c_uint>(fd, libc::SOL_SOCKET, libc::SO_INCOMING_NAPI_ID);
+    id.is_ok_and(|id| id != 0)
+}
+
 /// Reads a socket option of `SOL_XDP`.
 pub(crate) fn get_option<T: Copy>(fd: RawFd, option: libc::c_int) -> std::io::Result<T> {
+    get_option_of(fd, libc::SOL_XDP, option)
+}
+
+fn get_option_of<T: Copy>(
+    fd: RawFd,
+    level: libc::c_int,
+    option: libc::c_int,
+) -> std::io::Result<T> {
     let mut value = std::mem::MaybeUninit::<T>::zeroed();
     let size = size_of::<T>();
     let mut length = libc::socklen_t::try_from(size).unwrap_or(0);
     // SAFETY: the value and its length live through the call, which writes at most the length.
-    let result = unsafe {
-        libc::getsockopt(fd, libc::SOL_XDP, option, value.as_mut_ptr().cast(), &raw mut length)
-    };
+    let result =
+        unsafe { libc::getsockopt(fd, level, option, value.as_mut_ptr().cast(), &raw mut length) };
     if result < 0 {
         return Err(std::io::Error::last_os_error());
     }

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use dataplane::port::{PortId, PortKind, Ports};
 use dataplane::worker::RxBurst;
 use xdp_redirect::forward::Forwarder;
 use xdp_redirect::loader::Mode;
+use xdp_redirect::pool::FramePool;
 use xdp_redirect::ports::TransmitPath;
 use xdp_redirect::rules::PortRule;
 use xdp_redirect::socket::{BusyPoll, SocketConfig};
@@ -165,6 +167,46 @@ fn every_queue_is_served_and_busy_polling_works() {
     while_forwarding(plan, Mode::Native, &config, |world| {
         udp(world, "10.9.0.2:0", 100);
     });
+}
+
+/// veth names no NAPI, so that each vain look of a busy-polling worker was a system call per socket
+/// that did nothing.
+#[test]
+fn a_queue_is_polled_after_its_first_packet_only_if_the_kernel_names_its_napi() {
+    let Some(world) = world(Plan::default()) else { return };
+    let mut redirect = Redirect::load(false).expect("load");
+    redirect.heartbeat(0).expect("heartbeat").sleep();
+    let umem = Umem::new(UmemConfig { frames: 2048, ..UmemConfig::default() }).expect("umem");
+    let mut pool = FramePool::new(&umem);
+    let busy_poll = Some(BusyPoll { micros: 20, budget: 64 });
+    let config = SocketConfig { busy_poll, ..SocketConfig::small() };
+    let mut socket = Socket::bind(&umem, "left", 0, &config).expect("bind");
+    redirect.set_socket(LEFT, 0, 0, socket.fd()).expect("enter");
+    redirect.attach("left", &rule(LEFT.0, PortKind::Pod), Mode::Native).expect("attach");
+    for _ in 0..2 {
+        world.within("a", || inject("a0", &ipv4(OTHER4, 17, 0, &l4(9))));
+        let mut frames = Vec::new();
+        assert!(eventually(|| socket.receive(&mut pool, 1, |frame| frames.push(frame)) > 0));
+        frames.into_iter().for_each(|frame| pool.release(frame));
+        assert_eq!(socket.busy_polls(), napi_id(&socket) != 0);
+    }
+}
+
+/// What the kernel says about itself.
+fn napi_id(socket: &Socket) -> u32 {
+    let (mut id, mut length) = (0u32, 4);
+    // SAFETY: the value and its length live through the call, which writes at most the length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_INCOMING_NAPI_ID,
+            (&raw mut id).cast(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    id
 }
 
 /// A worker with `left` as port 4 and `right` as port 5, and what it takes to feed it.
