@@ -196,6 +196,9 @@ pub struct TableUsage {
     pub capacity: u64,
     /// Most entries since start.
     pub high_water: u64,
+    /// Whether it forgets its oldest entry for a new one by design: full is how it lives.
+    #[serde(default)]
+    pub overwrites: bool,
 }
 
 /// What the control thread has done.

@@ -165,12 +165,15 @@ fn workers(workers: &[WorkerStatus]) -> String {
 fn tables(tables: &[TableUsage]) -> String {
     let mut table = Table::new(&["TABLE", ">USED", ">CAPACITY", ">FULL %", ">HIGH WATER"]);
     for usage in tables {
-        let full = (usage.used * 100).checked_div(usage.capacity).unwrap_or(0);
+        let full = match usage.overwrites {
+            true => "-".to_owned(),
+            false => (usage.used * 100).checked_div(usage.capacity).unwrap_or(0).to_string(),
+        };
         table.row([
             usage.name.clone(),
             grouped(usage.used),
             grouped(usage.capacity),
-            full.to_string(),
+            full,
             grouped(usage.high_water),
         ]);
     }

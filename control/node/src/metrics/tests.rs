@@ -25,7 +25,13 @@ fn status() -> Status {
             endpoint: Some("shop/cart-0".into()),
             ..PortStatus::default()
         }],
-        tables: vec![TableUsage { name: "flows_ipv4".into(), used: 1, capacity: 2, high_water: 2 }],
+        tables: vec![TableUsage {
+            name: "flows_ipv4".into(),
+            used: 1,
+            capacity: 2,
+            high_water: 2,
+            overwrites: false,
+        }],
         manifests: ManifestsStatus {
             objects: vec![("Pod".into(), 3)],
             seconds_since_success: Some(1),

@@ -34,6 +34,10 @@ use crate::workers::monotonic_now;
 /// Remarks of the compiler in one answer.
 const WARNINGS_TOLD_MAX: usize = 64;
 
+const RECENT_FLOW_EVENTS: &str = "recent_flow_events";
+/// Tables that forget their oldest entry for a new one.
+const OVERWRITING: [&str; 1] = [RECENT_FLOW_EVENTS];
+
 fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
     counter.load(std::sync::atomic::Ordering::Relaxed)
 }
@@ -214,7 +218,7 @@ impl Node {
             ("routes", view.routes.len(), ROUTES_MAX),
             ("kernel_neighbours", view.neighbours.len(), NEIGHBOURS_MAX),
             ("asked_neighbours", self.asked.len(), ASKED_MAX),
-            ("recent_flow_events", self.flows.kept(), FLOWS_KEPT_MAX),
+            (RECENT_FLOW_EVENTS, self.flows.kept(), FLOWS_KEPT_MAX),
             (
                 "packet_frames",
                 frames(census.total - census.free.min(census.total)),
@@ -251,12 +255,14 @@ impl Node {
             used: statistics.used,
             capacity: statistics.capacity,
             high_water: statistics.used_high_water,
+            overwrites: false,
         });
         let others = self.usages().into_iter().map(|(name, used, capacity)| TableUsage {
             name: name.into(),
             used: used as u64,
             capacity: capacity as u64,
             high_water: self.high_water.get(name).copied().unwrap_or(used as u64),
+            overwrites: OVERWRITING.contains(&name),
         });
         flow_tables.into_iter().chain(others).collect()
     }

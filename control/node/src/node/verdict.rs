@@ -90,7 +90,9 @@ fn refused_manifests(status: &Status) -> Option<Verdict> {
 
 fn full_table(status: &Status) -> Option<Verdict> {
     let full = status.tables.iter().find(|table| {
-        table.capacity > 0 && table.used * 100 >= table.capacity * NEARLY_FULL_PERCENT
+        !table.overwrites
+            && table.capacity > 0
+            && table.used * 100 >= table.capacity * NEARLY_FULL_PERCENT
     })?;
     let summary = format!("table {} holds {} of {}", full.name, full.used, full.capacity);
     finding(Level::Degraded, summary, "see what fills it (`xskiff ct list`), or raise its capacity")
@@ -155,10 +157,28 @@ mod tests {
     #[test]
     fn a_table_of_nine_tenths_is_named_with_its_numbers() {
         let mut status = healthy();
-        let table =
-            TableUsage { name: "flows_ipv4".into(), used: 90, capacity: 100, high_water: 95 };
-        status.tables.push(table);
+        status.tables.push(TableUsage {
+            name: "flows_ipv4".into(),
+            used: 90,
+            capacity: 100,
+            high_water: 95,
+            ..TableUsage::default()
+        });
         assert_eq!(verdict(&status).summary, "table flows_ipv4 holds 90 of 100");
+    }
+
+    /// Every node was DEGRADED for ever after its first 7,373 flows.
+    #[test]
+    fn a_ring_that_forgets_its_oldest_entry_is_full_in_good_health() {
+        let mut status = healthy();
+        status.tables.push(TableUsage {
+            name: "recent_flow_events".into(),
+            used: 8192,
+            capacity: 8192,
+            high_water: 8192,
+            overwrites: true,
+        });
+        assert_eq!(verdict(&status).level, Level::Ok);
     }
 
     #[test]
