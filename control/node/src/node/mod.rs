@@ -34,7 +34,7 @@ use crate::http::{self, HttpError, HttpServer, Readiness, StatusRequest};
 use crate::netlink::{Follower, KernelView, NetlinkError};
 use crate::ours::Ours;
 use crate::ports::{PortError, PortTable};
-use crate::workers::{Workers, WorkersError, monotonic_now};
+use crate::workers::{WorkerGone, Workers, WorkersError, monotonic_now};
 
 pub mod captures;
 pub mod endpoints;
@@ -131,6 +131,9 @@ pub enum NodeError {
     /// The workers.
     #[error(transparent)]
     Workers(#[from] WorkersError),
+    /// A worker is no more.
+    #[error(transparent)]
+    WorkerGone(#[from] WorkerGone),
     /// Metrics and probes.
     #[error(transparent)]
     Http(#[from] HttpError),
@@ -338,8 +341,8 @@ impl Node {
     /// Runs until `stop` is ready (in a process, [`termination`]), then takes everything away.
     ///
     /// # Errors
-    /// What `stop` gave, or [`NodeError`] when the follower ended or something could not be taken
-    /// away.
+    /// What `stop` gave, or [`NodeError`] when a worker or the follower ended or something could not
+    /// be taken away.
     pub async fn run(
         mut self,
         stop: impl Future<Output = Result<(), NodeError>>,
@@ -364,10 +367,17 @@ impl Node {
                     // A client that gave up waiting is no matter.
                     let _ = request.send(Box::new(self.status()));
                 }
-                _ = drain.tick() => self.drain().await,
+                _ = drain.tick() => match self.workers.gone() {
+                    // Half a node would drop half the connections for good, and look alive.
+                    Some(gone) => break Err(gone.into()),
+                    None => self.drain().await,
+                },
                 _ = housekeeping.tick() => self.housekeep().await,
             }
         };
+        if let Err(error) = &ended {
+            tracing::error!(%error, "ending");
+        }
         self.end().await.and(ended)
     }
 

@@ -101,17 +101,50 @@ pub enum WorkersError {
     },
 }
 
+/// A worker's thread is gone, though nobody stopped it: it panicked. Its flows and queues have no
+/// owner any more, so the process must end and be started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "worker {worker} on CPU {core} panicked (its message is in the log above): the node ends, so \
+     that its supervisor starts it again; please report the message"
+)]
+pub struct WorkerGone {
+    /// The worker.
+    pub worker: usize,
+    /// Its core.
+    pub core: CpuId,
+}
+
 /// What a thread and the control side share.
 #[derive(Debug)]
 struct Shared {
     asleep: AtomicBool,
     stop: AtomicBool,
+    /// The thread is over.
+    ended: AtomicBool,
     /// Time of the last tick, in nanoseconds of `CLOCK_MONOTONIC`.
     last_tick: AtomicU64,
     waker: mio::Waker,
 }
 
 impl Shared {
+    fn new(waker: mio::Waker) -> Self {
+        Self {
+            asleep: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            last_tick: AtomicU64::new(monotonic_now().0),
+            waker,
+        }
+    }
+
+    /// Whether the thread runs, and has ticked within `limit` or announced that it sleeps.
+    fn is_alive(&self, limit: Duration) -> bool {
+        let last = Nanos(self.last_tick.load(Ordering::Relaxed));
+        let on_time = self.asleep.load(Ordering::Relaxed) || monotonic_now().since(last) <= limit;
+        on_time && !self.ended.load(Ordering::Relaxed)
+    }
+
     /// Wakes the worker if it sleeps.
     fn wake(&self) {
         // Sequentially consistent with the worker's own store and check before it sleeps: one of
@@ -120,6 +153,15 @@ impl Shared {
             // A failed wake is made good by the sleep's time limit.
             let _ = self.waker.wake();
         }
+    }
+}
+
+/// Marks the end of the thread that owns it, also by a panic.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::SeqCst);
     }
 }
 
@@ -196,12 +238,7 @@ impl Workers {
             let worker = Worker::new(worker_ports, pipeline, Arc::clone(&mailbox), handoff);
             let heartbeat = redirect.heartbeat(u32::try_from(index).unwrap_or(u32::MAX))?;
             parts.push(Parts { worker, poll, heartbeat });
-            let shared = Arc::new(Shared {
-                asleep: AtomicBool::new(false),
-                stop: AtomicBool::new(false),
-                last_tick: AtomicU64::new(monotonic_now().0),
-                waker,
-            });
+            let shared = Arc::new(Shared::new(waker));
             let thread = None;
             handles.push(Handle {
                 core: *core,
@@ -232,6 +269,7 @@ impl Workers {
                 poll: parts.poll,
                 heartbeat: parts.heartbeat,
                 everybody: Arc::clone(&everybody),
+                _ending: Ending(Arc::clone(&everybody[index])),
             };
             let spawned = run.spawn();
             match spawned {
@@ -333,25 +371,29 @@ impl Workers {
     /// Whether a worker's thread runs, and has ticked within `limit` or announced that it sleeps.
     #[must_use]
     pub fn is_alive(&self, worker: usize, limit: Duration) -> bool {
-        let Some(handle) = self.handles.get(worker) else { return false };
-        let running = handle.thread.as_ref().is_some_and(|thread| !thread.is_finished());
-        let last = Nanos(handle.shared.last_tick.load(Ordering::Relaxed));
-        let asleep = handle.shared.asleep.load(Ordering::Relaxed);
-        running && (asleep || monotonic_now().since(last) <= limit)
+        self.handles.get(worker).is_some_and(|handle| handle.shared.is_alive(limit))
     }
 
-    /// Tells the numbers of workers that have neither ticked within the given time nor announced
-    /// that they sleep, from any thread and for as long as the process lives.
+    /// Tells the numbers of workers that are not alive by the given limit, from any thread and for
+    /// as long as the process lives.
     pub fn stalled(&self) -> impl Fn(Duration) -> Vec<u16> + Send + Sync + 'static {
         let shared: Vec<Arc<Shared>> =
             self.handles.iter().map(|handle| Arc::clone(&handle.shared)).collect();
         move |limit| {
-            let is_stalled = |one: &Arc<Shared>| {
-                let last = Nanos(one.last_tick.load(Ordering::Relaxed));
-                !one.asleep.load(Ordering::Relaxed) && monotonic_now().since(last) > limit
-            };
-            (0u16..).zip(&shared).filter(|(_, one)| is_stalled(one)).map(|(n, _)| n).collect()
+            let numbered = (0u16..).zip(&shared);
+            numbered.filter(|(_, one)| !one.is_alive(limit)).map(|(number, _)| number).collect()
         }
+    }
+
+    /// A worker whose thread is over though nobody stopped it.
+    #[must_use]
+    pub fn gone(&self) -> Option<WorkerGone> {
+        let mut handles = self.handles.iter().enumerate();
+        handles.find_map(|(worker, handle)| {
+            let finished = handle.thread.as_ref().is_some_and(JoinHandle::is_finished);
+            let ordered = handle.shared.stop.load(Ordering::SeqCst);
+            (finished && !ordered).then_some(WorkerGone { worker, core: handle.core })
+        })
     }
 
     /// The next flow event of any worker.
@@ -399,3 +441,6 @@ fn flow_memory<const W: usize>(capacity: usize) -> Result<Memory, WorkersError> 
     tracing::info!(bytes, pages = ?mapped.pages(), "flow table memory");
     Ok(Memory::Mapped(mapped.into_bytes()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use pinning::CpuId;
 use xdp_redirect::WorkerPorts;
 use xdp_redirect::heartbeat::HeartbeatWriter;
 
-use super::{Idle, Shared};
+use super::{Ending, Idle, Shared};
 
 /// The waker's token; sockets have theirs below.
 pub(super) const WAKE: Token = Token(usize::MAX);
@@ -41,6 +41,7 @@ pub(super) struct Run {
     pub poll: Poll,
     pub heartbeat: HeartbeatWriter,
     pub everybody: Arc<[Arc<Shared>]>,
+    pub _ending: Ending,
 }
 
 impl Run {
@@ -79,8 +80,6 @@ impl Run {
                 }
             }
         }
-        self.worker.pipeline_mut().set_online(false);
-        self.heartbeat.stop();
     }
 
     fn shared(&self) -> &Shared {
@@ -120,6 +119,15 @@ impl Run {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             other => other,
         }
+    }
+}
+
+/// A worker ends by order or by a panic; either way the XDP program drops its share from now on,
+/// also when it had announced that it sleeps, and nobody waits for it to let go of flow entries.
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.worker.pipeline_mut().set_online(false);
+        self.heartbeat.stop();
     }
 }
 

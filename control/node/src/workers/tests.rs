@@ -1,0 +1,86 @@
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What `run` becomes as worker 0: a thread beside a node that has started.
+fn workers(run: impl FnOnce(Arc<Shared>) + Send + 'static) -> Workers {
+    let poll = mio::Poll::new().unwrap();
+    let shared = Arc::new(Shared::new(mio::Waker::new(poll.registry(), thread::WAKE).unwrap()));
+    let capacities = Capacities { v4: 64, v6: 64 };
+    let memory = (Memory::Heap, Memory::Heap);
+    let (flows, _holds) = FlowTables::new(capacities, memory, 1, [1, 2]).unwrap();
+    let own = Arc::clone(&shared);
+    let handle = Handle {
+        core: CpuId(3),
+        shared,
+        counters: Arc::default(),
+        mailbox: Arc::default(),
+        reports: Arc::default(),
+        thread: Some(std::thread::spawn(move || run(own))),
+        behind: false,
+    };
+    Workers {
+        handles: vec![handle],
+        ports: Vec::new(),
+        flows,
+        inboxes: Inboxes::new(1),
+        latest: Arc::default(),
+        idle: Idle::Spin,
+    }
+}
+
+fn wait_for(what: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        if what() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("did not come to pass in 5 seconds");
+}
+
+#[test]
+fn a_worker_that_panics_is_named_at_once_also_when_it_had_said_that_it_sleeps() {
+    let workers = workers(|shared| {
+        let _ending = Ending(Arc::clone(&shared));
+        shared.asleep.store(true, Ordering::SeqCst);
+        panic!("of this test");
+    });
+    wait_for(|| workers.gone().is_some());
+    let gone = workers.gone().unwrap();
+    assert_eq!(gone, WorkerGone { worker: 0, core: CpuId(3) });
+    assert!(gone.to_string().starts_with("worker 0 on CPU 3 panicked"), "{gone}");
+    // The probes need not wait for the limit to pass.
+    assert!(!workers.is_alive(0, LIMIT));
+    assert_eq!(workers.stalled()(LIMIT), [0]);
+}
+
+#[test]
+fn a_worker_that_stands_still_is_stalled_and_not_gone() {
+    let mut workers = workers(|shared| {
+        while !shared.stop.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(workers.gone(), None);
+    assert!(workers.is_alive(0, LIMIT));
+    assert_eq!(workers.stalled()(Duration::from_millis(10)), [0]);
+    // What sleeps by announcement may be silent.
+    workers.handles[0].shared.asleep.store(true, Ordering::SeqCst);
+    assert_eq!(workers.stalled()(Duration::from_millis(10)), [0u16; 0]);
+    workers.stop();
+    assert_eq!(workers.gone(), None);
+}
+
+#[test]
+fn a_worker_that_ends_by_order_is_not_gone() {
+    let workers = workers(|shared| {
+        while !shared.stop.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    workers.handles[0].shared.stop.store(true, Ordering::SeqCst);
+    wait_for(|| workers.handles[0].thread.as_ref().is_some_and(JoinHandle::is_finished));
+    assert_eq!(workers.gone(), None);
+}
