@@ -111,7 +111,9 @@ fn check(policies: &[&str], allowed: &[&str], denied: &[&str]) {
     let compiled = compile(&cluster.state, &cluster.node, &Compiled::default());
     for (lines, wanted) in [(allowed, true), (denied, false)] {
         for line in lines {
-            let got = cluster.allows(&compiled, &packet(&cluster, line));
+            let packet = packet(&cluster, line);
+            cluster.check_explanation(&compiled, &packet);
+            let got = cluster.allows(&compiled, &packet);
             assert_eq!(got, wanted, "{line} under {policies:?}");
         }
     }

@@ -15,8 +15,8 @@ pub mod reply;
 pub mod status;
 
 pub use reply::{
-    CaptureRecord, ConfigDiff, CtEntry, DropCount, EndpointInfo, ExplainedStep, FlowRecord,
-    ManifestsStatus, PolicyExplanation, Reply, ServiceInfo, StreamItem, TraceReport,
+    CaptureRecord, ConfigDiff, CtEntry, DropCount, EndpointInfo, ExaminedRule, ExplainedStep,
+    FlowRecord, ManifestsStatus, PolicyExplanation, Reply, ServiceInfo, StreamItem, TraceReport,
 };
 pub use status::Status;
 

@@ -190,6 +190,30 @@ pub struct ExplainedStep {
     pub allowed: bool,
     /// `namespace/policy`, the rule's place in it, or why there is none.
     pub rule: String,
+    /// Every rule that was looked at, in order.
+    #[serde(default)]
+    pub examined: Vec<ExaminedRule>,
+}
+
+/// One rule that was looked at. It allows when peer and port both match.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExaminedRule {
+    /// `namespace/policy`.
+    pub policy: String,
+    /// Place in `spec.ingress` or `spec.egress`, from 0; absent where the policy has none that
+    /// counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
+    /// Whether the other side is in the rule's `from` or `to`.
+    pub peer_matches: bool,
+    /// What matched, or what none of did.
+    pub peer: String,
+    /// Whether protocol and port are in the rule's `ports`.
+    pub port_matches: bool,
+    /// What matched, or what none of did.
+    pub port: String,
+    /// Whether this is the rule that is reported as deciding.
+    pub decides: bool,
 }
 
 /// Packets dropped for one reason.

@@ -6,7 +6,7 @@
 //! name for as long as it is there.
 //!
 //! Reading order: this file, [`identities`] (who an address is), [`policies`] (who may speak to
-//! whom), [`services`] and [`maglev`] (which backend a flow goes to).
+//! whom), [`services`] and [`maglev`] (which backend a flow goes to), [`explain`] (why).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,6 +21,7 @@ use dataplane::policy::{Direction, Policy, RuleId};
 use crate::model::ObjectName;
 use crate::store::ClusterState;
 
+pub mod explain;
 pub mod identities;
 mod interner;
 pub mod maglev;
@@ -32,6 +33,7 @@ use identities::Identities;
 use policies::Policies;
 use services::Services;
 
+pub use explain::{Examined, Finding};
 pub use policies::RuleName;
 
 /// What the node itself contributes.

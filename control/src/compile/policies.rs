@@ -293,7 +293,7 @@ fn allow_port(
     }
 }
 
-fn resolve(key: &Key, name: &str, protocol: Protocol) -> Option<u16> {
+pub(super) fn resolve(key: &Key, name: &str, protocol: Protocol) -> Option<u16> {
     key.named_ports
         .iter()
         .find(|port| port.name == name && port.protocol == protocol)

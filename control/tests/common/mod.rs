@@ -1,6 +1,7 @@
 //! Policy seen two ways: through the compiled tables, as a worker does, and by a naive reading of
 //! the objects, rule by rule, that knows neither identities nor tables.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use control::compile::{Compiled, NodeView, RuleName};
@@ -49,6 +50,46 @@ impl Cluster {
         pod.node.as_ref().is_none_or(|node| *node == self.node.name)
     }
 
+    /// Whether the rules that are listed for people are those that isolate and allow by a naive
+    /// reading; panics where not.
+    pub fn check_explanation(&self, compiled: &Compiled, packet: &Packet) {
+        for direction in [Direction::Egress, Direction::Ingress] {
+            let Some(naive) = self.naive_verdict(direction, packet) else { continue };
+            let query = self.query(compiled, direction, packet);
+            let examined = compiled.examine(&self.state, direction, &query);
+            let policies: BTreeSet<_> = examined.iter().map(|one| one.policy.clone()).collect();
+            let matching: Vec<(ObjectName, usize)> = examined
+                .iter()
+                .filter(|one| one.peer.matches && one.port.matches)
+                .filter_map(|one| Some((one.policy.clone(), one.index?)))
+                .collect();
+            let agree = match &naive {
+                Naive::NotIsolated => policies.is_empty(),
+                // Whatever its rules say.
+                Naive::OwnNode => true,
+                Naive::Isolated { isolating, allowing } => {
+                    policies.iter().eq(isolating) && matching == *allowing
+                }
+            };
+            assert!(agree, "{packet:?} {direction:?}: told {examined:#?}, objects say {naive:?}");
+        }
+    }
+
+    fn query(&self, compiled: &Compiled, direction: Direction, packet: &Packet) -> Query {
+        let (subject, peer) = packet.side(direction);
+        // As the pipeline does: what enters by the host port is the node, whatever its address.
+        let identity = |address| match self.node.addresses.contains(&address) {
+            true if direction == Direction::Ingress => Identity::HOST,
+            _ => compiled.identities.lookup(address),
+        };
+        Query {
+            subject: compiled.identities.lookup(subject),
+            peer: identity(peer),
+            protocol: packet.protocol,
+            l4_port: packet.l4_port,
+        }
+    }
+
     /// The tables' verdict in one direction, if policy is enforced here in it.
     pub fn compiled_verdict(
         &self,
@@ -56,19 +97,9 @@ impl Cluster {
         direction: Direction,
         packet: &Packet,
     ) -> Option<Verdict> {
-        let (subject, peer) = packet.side(direction);
+        let (subject, _) = packet.side(direction);
         self.pod(subject).filter(|pod| self.is_local(pod))?;
-        // As the pipeline does: what enters by the host port is the node, whatever its address.
-        let identity = |address| match self.node.addresses.contains(&address) {
-            true if direction == Direction::Ingress => Identity::HOST,
-            _ => compiled.identities.lookup(address),
-        };
-        let query = Query {
-            subject: compiled.identities.lookup(subject),
-            peer: identity(peer),
-            protocol: packet.protocol,
-            l4_port: packet.l4_port,
-        };
+        let query = self.query(compiled, direction, packet);
         Some(compiled.policy.judge(direction, &query))
     }
 

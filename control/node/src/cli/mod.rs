@@ -221,7 +221,8 @@ pub enum CtCommand {
 /// Of `policy`.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// Say which rule decides for FROM, TO and port, in each direction.
+    /// Say which rule decides for FROM, TO and port, in each direction, and list every rule that
+    /// was looked at.
     #[command(after_help = "Example:\n  xskiff policy explain --from shop/cart-0 --to shop/db-0 \
         --port 5432")]
     Explain {

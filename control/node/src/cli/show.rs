@@ -5,8 +5,8 @@ use std::fmt::Write;
 use control::admin::reply::{CtListing, Peer};
 use control::admin::status::{Level, TableUsage, WorkerStatus};
 use control::admin::{
-    ConfigDiff, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, PolicyExplanation, Reply,
-    ServiceInfo, Status, TraceReport,
+    ConfigDiff, DropCount, EndpointInfo, ExplainedStep, FlowRecord, ManifestsStatus,
+    PolicyExplanation, Reply, ServiceInfo, Status, TraceReport,
 };
 
 use super::table::{Table, grouped};
@@ -277,9 +277,30 @@ fn policy(explanation: &PolicyExplanation) -> String {
     for step in &explanation.steps {
         let verdict = if step.allowed { "allowed" } else { "denied" };
         let _ =
-            writeln!(text, "  {} of {}: {verdict} by {}", step.direction, step.subject, step.rule);
+            writeln!(text, "\n{} of {}: {verdict} by {}", step.direction, step.subject, step.rule);
+        if !step.examined.is_empty() {
+            text.push_str(&examined(step));
+        }
     }
     text
+}
+
+/// Every rule that was looked at; the one that decides is marked.
+fn examined(step: &ExplainedStep) -> String {
+    let peer = if step.direction == "egress" { "TO" } else { "FROM" };
+    let mut table = Table::new(&["", "POLICY", "RULE", peer, "PORT"]);
+    let finding =
+        |matches: bool, why: &str| format!("{} {why}", if matches { "yes:" } else { "no:" });
+    for rule in &step.examined {
+        table.row([
+            if rule.decides { "=>".to_owned() } else { String::new() },
+            rule.policy.clone(),
+            rule.index.map_or_else(|| "-".into(), |at| format!("spec.{}[{at}]", step.direction)),
+            finding(rule.peer_matches, &rule.peer),
+            finding(rule.port_matches, &rule.port),
+        ]);
+    }
+    table.to_string()
 }
 
 fn show_drops(drops: &[DropCount]) -> String {

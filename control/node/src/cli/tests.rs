@@ -73,3 +73,36 @@ fn nonsense_is_refused() {
         assert!(parse(line).is_err(), "{line}");
     }
 }
+
+#[test]
+fn a_policy_explanation_lists_every_rule_and_marks_the_one_that_decides() {
+    use control::admin::{ExaminedRule, ExplainedStep, PolicyExplanation, Reply};
+    let rule = |index, peer_matches, decides| ExaminedRule {
+        policy: "shop/web".into(),
+        index: Some(index),
+        peer_matches,
+        peer: "pods app=web of namespace shop".into(),
+        port_matches: true,
+        port: "tcp 80".into(),
+        decides,
+    };
+    let explanation = PolicyExplanation {
+        allowed: true,
+        summary: "a/b may speak to shop/web on tcp/80".into(),
+        steps: vec![ExplainedStep {
+            direction: "ingress".into(),
+            subject: "shop/web".into(),
+            allowed: true,
+            rule: "NetworkPolicy shop/web, spec.ingress[1]".into(),
+            examined: vec![rule(0, false, false), rule(1, true, true)],
+        }],
+    };
+    assert_eq!(
+        show::reply(&Reply::Policy(explanation)),
+        "ALLOWED: a/b may speak to shop/web on tcp/80\n\n\
+         ingress of shop/web: allowed by NetworkPolicy shop/web, spec.ingress[1]\n    \
+         POLICY    RULE             FROM                                 PORT\n    \
+         shop/web  spec.ingress[0]  no: pods app=web of namespace shop   yes: tcp 80\n\
+         =>  shop/web  spec.ingress[1]  yes: pods app=web of namespace shop  yes: tcp 80\n"
+    );
+}

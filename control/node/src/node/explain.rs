@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use control::admin::{
-    AdminError, ExplainedStep, PolicyExplanation, PolicyQuestion, parse_protocol,
+    AdminError, ExaminedRule, ExplainedStep, PolicyExplanation, PolicyQuestion, parse_protocol,
 };
-use control::compile::Compiled;
 use control::compile::policies::direction_name;
+use control::compile::{Compiled, Examined, RuleName};
 use dataplane::identity::Identity;
 use dataplane::policy::{Direction, Query, RuleId};
 
@@ -66,11 +66,15 @@ impl Node {
         let compiled = self.publisher.compiled();
         let verdict = compiled.policy.judge(direction, query);
         let rule = rule_text(compiled, verdict.rule, Some(query.subject), direction);
+        let cluster = self.cluster.borrow();
+        let examined = compiled.examine(&cluster.state, direction, query);
+        let deciding = compiled.rule_name(verdict.rule);
         ExplainedStep {
             direction: direction_name(direction).into(),
             subject: subject.shown.clone(),
             allowed: verdict.allowed,
             rule,
+            examined: examined.into_iter().map(|one| told(one, deciding.as_ref())).collect(),
         }
     }
 
@@ -107,6 +111,24 @@ impl Node {
         })?;
         let identity = compiled.endpoint_identity(addresses);
         Ok(Side { shown: text.into(), identity, is_here: endpoint.is_some() })
+    }
+}
+
+fn told(examined: Examined, deciding: Option<&RuleName>) -> ExaminedRule {
+    let decides = match deciding {
+        Some(RuleName::Rule { policy, index, .. }) => {
+            *policy == examined.policy && Some(*index) == examined.index
+        }
+        _ => false,
+    };
+    ExaminedRule {
+        policy: examined.policy.to_string(),
+        index: examined.index.map(|index| u32::try_from(index).unwrap_or(u32::MAX)),
+        peer_matches: examined.peer.matches,
+        peer: examined.peer.why,
+        port_matches: examined.port.matches,
+        port: examined.port.why,
+        decides,
     }
 }
 
