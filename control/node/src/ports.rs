@@ -287,15 +287,23 @@ impl Link {
         let root = Path::new("/sys/class/net").join(interface);
         let mac = read_as(&root.join("address"), "Ethernet address")?;
         let mtu: u32 = read_as(&root.join("mtu"), "MTU")?;
-        let queues = root.join("queues");
-        let entries = fs::read_dir(&queues)
-            .map_err(|source| PortError::Sysfs { path: queues.display().to_string(), source })?;
-        let receive = entries
-            .filter_map(Result::ok)
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-"));
-        let queues = u32::try_from(receive.count()).unwrap_or(u32::MAX).max(1);
+        let queues = receive_queues(interface)?;
         Ok(Self { mac, mtu: u16::try_from(mtu).unwrap_or(u16::MAX), queues })
     }
+}
+
+/// Receive queues of an interface; 1 where the kernel shows none.
+///
+/// # Errors
+/// [`PortError::Sysfs`].
+pub fn receive_queues(interface: &str) -> Result<u32, PortError> {
+    let queues = Path::new("/sys/class/net").join(interface).join("queues");
+    let entries = fs::read_dir(&queues)
+        .map_err(|source| PortError::Sysfs { path: queues.display().to_string(), source })?;
+    let receive = entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-"));
+    Ok(u32::try_from(receive.count()).unwrap_or(u32::MAX).max(1))
 }
 
 fn read_as<T: std::str::FromStr>(path: &Path, what: &'static str) -> Result<T, PortError> {

@@ -216,7 +216,7 @@ impl Sockets {
     }
 
     fn uplinks() -> Self {
-        Self { xdp_mode: XdpMode::Auto, receive_ring: 2048, transmit_ring: 2048, fill_frames: 2048 }
+        Self { xdp_mode: XdpMode::Auto, receive_ring: 2048, transmit_ring: 2048, fill_frames: 1024 }
     }
 }
 
@@ -251,7 +251,8 @@ impl Default for Sockets {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PacketMemory {
-    /// Number of frames. The kernel keeps 128 bytes per frame for every socket beside.
+    /// Number of frames; 0: twice what uplinks and the host port keep with the kernel, from 4,096
+    /// to 16,384. The kernel keeps 128 bytes per frame for every socket beside.
     pub frames: u32,
     /// Bytes per frame: 2048 or 4096.
     pub frame_bytes: u32,
@@ -265,7 +266,7 @@ pub struct PacketMemory {
 
 impl Default for PacketMemory {
     fn default() -> Self {
-        Self { frames: 16_384, frame_bytes: 2048, bind: Bind::Auto, jumbo: true, huge_pages: true }
+        Self { frames: 0, frame_bytes: 2048, bind: Bind::Auto, jumbo: true, huge_pages: true }
     }
 }
 

@@ -10,6 +10,9 @@ const INTERFACE_NAME_BYTES_MAX: usize = 15;
 const FLOWS_MAX: u32 = (1 << 28) - 1;
 /// Most frames of packet memory.
 const FRAMES_MAX: u32 = 1 << 22;
+/// Most frames kept with the kernel for one queue: as many as packet memory has when its size is
+/// left to the node.
+const FILL_FRAMES_MAX: u32 = 16_384;
 /// Fewest L4 ports to translate to: each worker needs its own.
 const NAT_PORTS_MIN: u16 = 64;
 
@@ -126,10 +129,10 @@ fn workers(config: &Config, findings: &mut Findings) {
 fn memory(config: &Config, findings: &mut Findings) {
     let memory = &config.packet_memory;
     findings.check(
-        (256..=FRAMES_MAX).contains(&memory.frames),
+        memory.frames == 0 || (256..=FRAMES_MAX).contains(&memory.frames),
         "packet_memory.frames",
         memory.frames,
-        "256 to 4194304 frames",
+        "256 to 4194304 frames, or 0 for as many as the queues need",
     );
     findings.check(
         matches!(memory.frame_bytes, 2048 | 4096),
@@ -156,11 +159,15 @@ fn sockets(name: &str, sockets: &Sockets, config: &Config, findings: &mut Findin
             "a power of two from 64 to 32768",
         );
     }
+    let frames_max = match config.packet_memory.frames {
+        0 => FILL_FRAMES_MAX,
+        frames => frames.min(FILL_FRAMES_MAX),
+    };
     findings.check(
-        (32..=config.packet_memory.frames).contains(&sockets.fill_frames),
+        (32..=frames_max).contains(&sockets.fill_frames),
         format!("{name}.fill_frames"),
         sockets.fill_frames,
-        "32 to packet_memory.frames",
+        "32 to packet_memory.frames, at most 16384",
     );
 }
 

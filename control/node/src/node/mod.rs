@@ -1,11 +1,11 @@
 //! The node process: starts everything in order, keeps tables in step with the cluster and the
 //! kernel, answers clients, and takes everything away again.
 //!
-//! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start, loop, end), [`reconcile`]
-//! (what changed becomes tables, rules and routes), [`publisher`] (pure: when is what published),
-//! [`requests`] and [`report`] (what clients are told), [`verdict`] (how the node stands).
-//! [`from_config`], [`manifests`], [`endpoints`], [`flow_log`], [`captures`], [`filter`], [`trace`] and
-//! [`error_log`] are its parts.
+//! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start, loop,
+//! end), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
+//! what published), [`requests`] and [`report`] (what clients are told), [`verdict`] (how the node
+//! stands). [`from_config`], [`capacity`], [`manifests`], [`endpoints`], [`flow_log`],
+//! [`captures`], [`filter`], [`trace`] and [`error_log`] are its parts.
 //!
 //! One thread runs all of this. Workers never wait for it: when it hangs or dies, packets go on.
 
@@ -36,6 +36,7 @@ use crate::ours::Ours;
 use crate::ports::{PortError, PortTable};
 use crate::workers::{WorkerGone, Workers, WorkersError, monotonic_now};
 
+mod capacity;
 pub mod captures;
 pub mod endpoints;
 pub mod error_log;
@@ -250,6 +251,7 @@ impl Node {
         privileges::check()?;
         let directory = RunDirectory::claim(&settings.run_directory)?;
         let network = NetworkClaim::claim()?;
+        capacity::raise_open_files(settings.workers.cores.len());
         let follower = Follower::start().await?;
         check_uplinks(&settings, &follower.view())?;
         let pair = make_host_port(&settings, &follower.view()).await?;
@@ -283,6 +285,7 @@ impl Node {
         // A kernel before 6.6 takes no frames of several buffers, whatever was asked for.
         settings.umem.multi_buffer = redirect.multi_buffer();
         check_uplinks(&settings, &follower.view())?;
+        capacity::plan_packet_memory(&mut settings)?;
         let umem = Umem::new(settings.umem)?;
         let tables = Arc::new(Tables::default());
         let workers = Workers::start(&settings.workers, &umem, &redirect, &tables)?;

@@ -1,0 +1,138 @@
+//! What as many ports as there may be take from the machine: packet memory and file descriptors.
+//! Planned before anything is opened, and told when it will not do.
+
+use dataplane::counters::PORTS_MAX;
+use pinning::limits::{LimitError, Resource, ensure, read};
+
+use super::{NodeError, Settings};
+use crate::ports::receive_queues;
+
+/// Fewest frames that are chosen without being told: half for two queues of 1,024 frames, half for
+/// idle pods and packets under way. The kernel keeps 128 bytes per frame for every port's socket
+/// beside: with 4,096, 500 pods take 285 MB of it.
+const FRAMES_CHOSEN_MIN: u32 = 4096;
+/// Most frames that are chosen without being told; 500 pods take 1.06 GB with them.
+const FRAMES_CHOSEN_MAX: u32 = 16_384;
+/// Descriptors of everything that is no port: log, maps, clients, netlink, HTTP.
+const OTHER_DESCRIPTORS: u64 = 256;
+
+/// Frames of packet memory: as `asked`, or, for 0, twice what uplinks and the host port keep with
+/// the kernel, so that pods and packets under way have as much.
+#[must_use]
+pub fn packet_frames(asked: u32, kept: u32) -> u32 {
+    match asked {
+        0 => kept.saturating_mul(2).clamp(FRAMES_CHOSEN_MIN, FRAMES_CHOSEN_MAX),
+        asked => asked,
+    }
+}
+
+/// Why packet memory of `frames` is short when `kept` of them are with the kernel.
+#[must_use]
+pub fn shortage(frames: u32, kept: u32) -> Option<String> {
+    (kept > frames - frames / 4).then(|| {
+        format!(
+            "uplinks and the host port keep {kept} of {frames} frames with the kernel, so that \
+             little is left for pods: lower uplink_sockets.fill_frames, give the uplink fewer \
+             queues (`ethtool -L`), or raise packet_memory.frames"
+        )
+    })
+}
+
+/// Chooses the size of packet memory, and says when it is short.
+///
+/// # Errors
+/// [`NodeError::Port`] for an uplink whose queues cannot be counted.
+pub(super) fn plan_packet_memory(settings: &mut Settings) -> Result<(), NodeError> {
+    let mut queues = match settings.host_port {
+        Some(_) => u32::try_from(settings.workers.cores.len()).unwrap_or(u32::MAX),
+        None => 0,
+    };
+    for uplink in &settings.uplinks {
+        let counted = receive_queues(&uplink.interface)
+            .map_err(|source| NodeError::Port { interface: uplink.interface.clone(), source })?;
+        queues = queues.saturating_add(counted);
+    }
+    let kept = queues.saturating_mul(settings.uplink_sockets.fill_frames);
+    settings.umem.frames = packet_frames(settings.umem.frames, kept);
+    let frames = settings.umem.frames;
+    if let Some(why) = shortage(frames, kept) {
+        tracing::warn!("{why}");
+    }
+    let kernel_bytes_per_socket = u64::from(frames) * 128;
+    tracing::info!(frames, kept, kernel_bytes_per_socket, "packet memory");
+    Ok(())
+}
+
+/// Descriptors of one port: a socket for each queue or, where there are more, each worker, and the
+/// attached program. Pods' veths have one queue.
+fn descriptors_per_port(workers: usize) -> u64 {
+    workers.max(1) as u64 + 1
+}
+
+/// Ports that fit into `descriptors`.
+fn ports_that_fit(descriptors: u64, workers: usize) -> u64 {
+    descriptors.saturating_sub(OTHER_DESCRIPTORS) / descriptors_per_port(workers)
+}
+
+/// Raises the limit of open files so far that [`PORTS_MAX`] ports fit, or as far as it goes; then it
+/// is told how many do.
+pub(super) fn raise_open_files(workers: usize) {
+    let needed = PORTS_MAX as u64 * descriptors_per_port(workers) + OTHER_DESCRIPTORS;
+    let Err(error) = ensure(Resource::OpenFiles, needed) else { return };
+    let allowed = match read(Resource::OpenFiles) {
+        Ok(limit) => ensure(Resource::OpenFiles, limit.hard).map_or(limit.soft, |now| now.soft),
+        Err(_) => 0,
+    };
+    tracing::warn!("{}", too_few_files(&error, allowed, workers));
+}
+
+fn too_few_files(error: &LimitError, allowed: u64, workers: usize) -> String {
+    let fit = ports_that_fit(allowed, workers);
+    format!("{error}; until then {fit} of {PORTS_MAX} ports fit, further pods will be refused")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packet_memory_is_twice_what_the_kernel_keeps_unless_told_otherwise() {
+        assert_eq!(packet_frames(0, 2 * 1024), 4096);
+        assert_eq!(packet_frames(0, 4 * 1024), 8192);
+        assert_eq!(packet_frames(0, 0), FRAMES_CHOSEN_MIN);
+        assert_eq!(packet_frames(0, u32::MAX), FRAMES_CHOSEN_MAX);
+        assert_eq!(packet_frames(1000, 4 * 1024), 1000);
+    }
+
+    #[test]
+    fn memory_that_uplinks_nearly_fill_is_told_with_the_settings_that_help() {
+        assert_eq!(shortage(4096, 2048), None);
+        assert_eq!(shortage(16_384, 12_288), None);
+        let told = shortage(16_384, 12_289).expect("short");
+        for word in ["12289", "16384", "uplink_sockets.fill_frames", "packet_memory.frames"] {
+            assert!(told.contains(word), "{told}");
+        }
+    }
+
+    #[test]
+    fn too_few_open_files_are_told_with_the_number_of_ports_that_fit() {
+        assert_eq!(ports_that_fit(1024, 1), 384);
+        assert_eq!(ports_that_fit(100, 1), 0);
+        let error = LimitError::TooLow {
+            resource: Resource::OpenFiles,
+            needed: 2304,
+            hard: 1024,
+            source: std::io::Error::from_raw_os_error(1),
+        };
+        let told = too_few_files(&error, 1024, 1);
+        assert!(told.contains("LimitNOFILE") && told.contains("384 of 1024 ports"), "{told}");
+    }
+
+    #[test]
+    fn the_limit_of_open_files_is_raised_at_start() {
+        raise_open_files(1);
+        let now = read(Resource::OpenFiles).unwrap();
+        let needed = PORTS_MAX as u64 * 2 + OTHER_DESCRIPTORS;
+        assert!(now.soft >= needed.min(now.hard), "{now:?}");
+    }
+}
