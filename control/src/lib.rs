@@ -1,10 +1,10 @@
 //! The control side, as values: configuration and manifests in, tables and explanations out.
 //! Nothing here touches the kernel or a socket; the node process does.
 //!
-//! Reading order: [`config`] (the node's own file), [`manifests`] (a folder of objects),
-//! [`model`] (what is kept of Kubernetes
-//! objects), [`store`] (the cluster's state), [`compile`] (state to tables), [`admin`] (what
-//! people and programs may ask the running node).
+//! Reading order: [`text_file`] (what people write), [`config`] (the node's own file),
+//! [`manifests`] (a folder of objects), [`model`] (what is kept of Kubernetes objects), [`store`]
+//! (the cluster's state), [`compile`] (state to tables), [`admin`] (what people and programs may
+//! ask the running node).
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -13,3 +13,5 @@ pub mod config;
 pub mod manifests;
 pub mod model;
 pub mod store;
+pub mod text_file;
+mod yaml;

@@ -167,6 +167,143 @@ fn wrong_type_and_unknown_field_are_refused_by_the_fields_path() {
 }
 
 #[test]
+fn text_as_editors_leave_it_is_read() {
+    let windows = "\u{feff}apiVersion: v1\r\nkind: Namespace\r\nmetadata:\r\n  name: a\r\n---\r\n\
+                   apiVersion: v1\r\nkind: Namespace\r\nmetadata: {name: b}\r\n";
+    assert_eq!(read(windows).state.namespaces.len(), 2);
+    for empty in ["", "\u{feff}", "\n\n", "---\n", "# nothing yet\n"] {
+        assert_eq!(read(empty).state.counts().iter().map(|(_, count)| count).sum::<usize>(), 0);
+    }
+}
+
+#[test]
+fn hostile_text_is_refused_in_one_short_line() {
+    let long = "x".repeat(10 << 20);
+    let namespace =
+        |metadata: &str| format!("{{apiVersion: v1, kind: Namespace, metadata: {{{metadata}}}}}");
+    let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+    for level in 1..12 {
+        let items = vec![format!("*a{}", level - 1); 10].join(",");
+        bomb += &format!("a{level}: &a{level} [{items}]\n");
+    }
+    let repeated = format!("a: &a {long}\nb: [{}]\n", vec!["*a"; 40].join(","));
+    for (text, told) in [
+        ("metadata:\n\tname: x\n".to_owned(), "line 2 column 2: tabs"),
+        (namespace("name: a, name: b"), "line 1 column 55: name is said twice: keep one"),
+        (namespace(&format!("name: {long}")), "is not a legal name"),
+        (namespace(&format!("name: a, labels: {{app: {long}}}")), "is not a legal label value"),
+        (namespace(&format!("name: a, labels: {{? {long} : b}}")), "is not a legal label key"),
+        (namespace(&format!("name: a, ? {long} : b")), "unknown field metadata.xxx"),
+        (namespace("name: a, labels: {app: 'web '}"), "metadata.labels.app: \"web \""),
+        (format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {long}}}\nspec: 1\n"), "Pod"),
+        ("[".repeat(100_000), "line 1"),
+        (bomb, "too large"),
+        (repeated, "too large"),
+        ("{{ if .Values.policy }}\nkind: Pod\n{{ end }}".to_owned(), "line 1 column"),
+    ] {
+        let message = errors(&text);
+        assert!(message.contains(told), "{told}: {}", &message[..message.len().min(600)]);
+        assert!(message.len() < 1500 && !message.contains('\n'), "{} bytes", message.len());
+    }
+}
+
+/// `kubectl get pods -A -o yaml` of a middling cluster was refused: the YAML library's own bounds
+/// are a quarter of a million values and a thousand documents.
+#[test]
+fn tens_of_thousands_of_objects_are_read_from_one_file_as_list_or_documents() {
+    let pod = |number: u32, lead: &str, indent: &str| {
+        let address = std::net::Ipv4Addr::from(0x0a00_0000 + number);
+        format!(
+            "{lead}apiVersion: v1\n{indent}kind: Pod\n\
+             {indent}metadata: {{name: p{number}, namespace: n, labels: {{a: b, c: d}}}}\n\
+             {indent}spec: {{nodeName: one, containers: [{{name: c, image: i}}]}}\n\
+             {indent}status: {{podIPs: [{{ip: {address}}}], phase: Running}}\n"
+        )
+    };
+    let documents: String = (0..20_000).map(|number| pod(number, "---\n", "")).collect();
+    assert_eq!(read(&documents).state.pods.len(), 20_000);
+    let items: String = (0..20_000).map(|number| pod(number, "- ", "  ")).collect();
+    let list = format!("apiVersion: v1\nkind: List\nitems:\n{items}");
+    assert_eq!(read(&list).state.pods.len(), 20_000);
+}
+
+#[test]
+fn files_that_are_no_text_are_named_and_never_waited_for() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("a.yaml"), b"# one\n# t\xffwo\n").expect("write");
+    fs::create_dir(path("b.yaml")).expect("directory");
+    let pipe = std::process::Command::new("mkfifo").arg(path("c.yaml")).status().expect("mkfifo");
+    assert!(pipe.success());
+    std::os::unix::fs::symlink("nowhere", path("d.json")).expect("link");
+    let refused = |folder: &Path| {
+        let errors = manifests::read(folder).expect_err("refused");
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    let message = refused(folder.path());
+    assert!(message.contains("d.json: No such file"), "{message}");
+    fs::remove_file(path("d.json")).expect("remove");
+    let message = refused(folder.path());
+    for told in [
+        "a.yaml is not UTF-8 from line 2 on: save it as UTF-8",
+        "b.yaml is not a regular file",
+        "c.yaml is not a regular file",
+    ] {
+        assert!(message.contains(told), "{message}");
+    }
+}
+
+/// As a kubelet updates a ConfigMap volume: `a.yaml -> ..data/a.yaml`, and `..data` is renamed.
+#[test]
+fn a_folder_whose_data_link_is_swapped_is_never_read_as_half_old_and_half_new() {
+    use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let root = folder.path().to_owned();
+    for file in ["a.yaml", "b.yaml", "c.yaml"] {
+        symlink(Path::new("..data").join(file), root.join(file)).expect("link");
+    }
+    let publish = move |version: u32| {
+        let data = root.join(format!("..v{version}"));
+        fs::create_dir(&data).expect("directory");
+        for file in ["a", "b", "c"] {
+            let text = format!(
+                "apiVersion: v1\nkind: Namespace\n\
+                 metadata: {{name: {file}, labels: {{version: '{version}'}}}}\n"
+            );
+            fs::write(data.join(format!("{file}.yaml")), text).expect("write");
+        }
+        let fresh = root.join("..data_tmp");
+        symlink(format!("..v{version}"), &fresh).expect("link");
+        fs::rename(fresh, root.join("..data")).expect("swap");
+        if version > 2 {
+            let _ = fs::remove_dir_all(root.join(format!("..v{}", version - 2)));
+        }
+    };
+    publish(0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            (1..300).for_each(|version| {
+                publish(version);
+                std::thread::sleep(std::time::Duration::from_micros(u64::from(version % 7) * 100));
+            });
+            done.store(true, Ordering::SeqCst);
+        });
+        let mut whole = 0;
+        while !done.load(Ordering::SeqCst) {
+            let Ok(manifests) = manifests::read(folder.path()) else { continue };
+            let versions: std::collections::BTreeSet<_> =
+                manifests.state.namespaces.values().map(|one| &one.labels["version"]).collect();
+            assert_eq!((versions.len(), manifests.state.namespaces.len()), (1, 3), "{versions:?}");
+            whole += 1;
+        }
+        assert!(whole > 0, "not once was the folder quiet for a reading");
+    });
+    assert_eq!(manifests::read(folder.path()).expect("quiet").state.namespaces.len(), 3);
+}
+
+#[test]
 fn folder_is_read_in_order_and_seen_to_change() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("write");

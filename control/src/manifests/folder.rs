@@ -4,8 +4,9 @@
 //! ConfigMap volume swaps a symbolic link two levels up, which inotify on the folder does not see.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use crate::text_file::{Stamp, TextFileError};
 
 /// Files in a folder, at most.
 pub const FILES_MAX: usize = 10_000;
@@ -15,27 +16,28 @@ pub const FILE_BYTES_MAX: u64 = 256 << 20;
 /// The folder or a file cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FolderError {
-    /// The operating system refuses.
+    /// The folder cannot be listed.
     #[error("{}: {message}; check that it exists and that root may read it", path.display())]
     Io {
-        /// What.
+        /// The folder.
         path: PathBuf,
         /// Why.
         message: String,
     },
+    /// A file in it cannot be read.
+    #[error(transparent)]
+    File(#[from] TextFileError),
     /// Too many files.
     #[error("{} holds more than {FILES_MAX} manifests: put several objects into one file", path.display())]
     TooManyFiles {
         /// The folder.
         path: PathBuf,
     },
-    /// A file is too large.
-    #[error("{} has {bytes} bytes, at most {FILE_BYTES_MAX} are read: split it", path.display())]
-    TooLarge {
-        /// The file.
+    /// It was written to while it was read, every time.
+    #[error("{} changes all the time: write elsewhere, then rename into it", path.display())]
+    Changing {
+        /// The folder.
         path: PathBuf,
-        /// Its size.
-        bytes: u64,
     },
 }
 
@@ -44,9 +46,8 @@ impl FolderError {
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {
-            Self::Io { path, .. } | Self::TooManyFiles { path } | Self::TooLarge { path, .. } => {
-                path
-            }
+            Self::Io { path, .. } | Self::TooManyFiles { path } | Self::Changing { path } => path,
+            Self::File(error) => error.path(),
         }
     }
 }
@@ -61,7 +62,7 @@ fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> FolderError {
 ///
 /// # Errors
 /// [`FolderError::Io`], [`FolderError::TooManyFiles`].
-pub fn files(directory: &Path) -> Result<Vec<PathBuf>, FolderError> {
+fn files(directory: &Path) -> Result<Vec<PathBuf>, FolderError> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).map_err(io_error(directory))? {
         let path = entry.map_err(io_error(directory))?.path();
@@ -81,32 +82,25 @@ pub fn files(directory: &Path) -> Result<Vec<PathBuf>, FolderError> {
     Ok(files)
 }
 
-/// A file's text.
-///
-/// # Errors
-/// [`FolderError::Io`], also for what is not UTF-8; [`FolderError::TooLarge`].
-pub fn text(file: &Path) -> Result<String, FolderError> {
-    let bytes = fs::metadata(file).map_err(io_error(file))?.len();
-    if bytes > FILE_BYTES_MAX {
-        return Err(FolderError::TooLarge { path: file.to_owned(), bytes });
-    }
-    fs::read_to_string(file).map_err(io_error(file))
-}
-
 /// What a folder looks like from outside: equal when nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fingerprint(Vec<(PathBuf, u64, i64, i64, u64)>);
+pub struct Fingerprint(Vec<(PathBuf, Stamp)>);
 
 impl Fingerprint {
     /// Looks at a folder.
     ///
     /// # Errors
-    /// [`FolderError::Io`], [`FolderError::TooManyFiles`].
+    /// [`FolderError`].
     pub fn of(directory: &Path) -> Result<Self, FolderError> {
         let looks = files(directory)?.into_iter().map(|file| {
-            let meta = fs::metadata(&file).map_err(io_error(&file))?;
-            Ok((file, meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ino()))
+            let stamp = Stamp::of(&file)?;
+            Ok((file, stamp))
         });
         looks.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The files that were seen, by name.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(|(file, _)| file.as_path())
     }
 }

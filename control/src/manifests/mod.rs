@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::model::{InvalidObject, Object, convert};
 use crate::store::{ClusterState, Conflict};
+use crate::{text_file, yaml};
 
 pub mod folder;
 
@@ -24,6 +25,9 @@ pub use folder::{Fingerprint, FolderError};
 
 /// Objects in one folder, at most.
 pub const OBJECTS_MAX: usize = 400_000;
+
+/// Readings of a folder that changes meanwhile, at most.
+const READS_MAX: usize = 5;
 
 /// The kinds that are read.
 const KINDS: [&str; 6] = ["Namespace", "Node", "Pod", "Service", "EndpointSlice", "NetworkPolicy"];
@@ -140,17 +144,34 @@ pub struct Manifests {
     pub ignored: Vec<String>,
 }
 
-/// Reads a folder.
+/// Reads a folder as it was at one moment. One that changed meanwhile, as when a ConfigMap volume
+/// swaps all its files at once, is read again: half of the old and half of the new may say what
+/// neither does.
 ///
 /// # Errors
 /// Every [`ManifestError`] found; the folder then counts for nothing.
 pub fn read(directory: &Path) -> Result<Manifests, Vec<ManifestError>> {
-    let files = folder::files(directory).map_err(|error| vec![error.into()])?;
+    let mut before = Fingerprint::of(directory);
+    for _ in 0..READS_MAX {
+        let outcome = match &before {
+            Ok(look) => read_files(look),
+            Err(error) => Err(vec![error.clone().into()]),
+        };
+        let after = Fingerprint::of(directory);
+        if after == before {
+            return outcome;
+        }
+        before = after;
+    }
+    Err(vec![FolderError::Changing { path: directory.to_owned() }.into()])
+}
+
+fn read_files(look: &Fingerprint) -> Result<Manifests, Vec<ManifestError>> {
     let mut reader = Reader::default();
-    for file in files {
-        match folder::text(&file) {
-            Ok(text) => reader.file(&file, &text),
-            Err(error) => reader.errors.push(error.into()),
+    for file in look.files() {
+        match text_file::read(file, folder::FILE_BYTES_MAX) {
+            Ok(text) => reader.file(file, &text),
+            Err(error) => reader.errors.push(FolderError::from(error).into()),
         }
     }
     reader.finish()
@@ -175,8 +196,7 @@ struct Reader {
 
 impl Reader {
     fn file(&mut self, file: &Path, text: &str) {
-        // YAML 1.2: `no` and `n` are words, not booleans, and make good names.
-        let options = serde_saphyr::options! { strict_booleans: true };
+        let options = yaml::manifest_options(text);
         match serde_saphyr::from_multiple_with_options::<Value>(text, options) {
             Ok(documents) => {
                 for (index, document) in documents.into_iter().enumerate() {
@@ -184,9 +204,10 @@ impl Reader {
                     self.document(&origin, document);
                 }
             }
-            Err(error) => self
-                .errors
-                .push(ManifestError::Syntax { file: file.to_owned(), message: error.to_string() }),
+            Err(error) => self.errors.push(ManifestError::Syntax {
+                file: file.to_owned(),
+                message: yaml::message(&error),
+            }),
         }
     }
 
@@ -228,8 +249,10 @@ impl Reader {
         };
         let known = ["apiVersion", "kind", "metadata", "items"];
         let names = document.as_object().into_iter().flat_map(serde_json::Map::keys);
-        let fields: Vec<String> =
-            names.filter(|name| !known.contains(&name.as_str())).cloned().collect();
+        let fields: Vec<String> = names
+            .filter(|name| !known.contains(&name.as_str()))
+            .map(|name| yaml::shortened(name))
+            .collect();
         if !fields.is_empty() {
             let object = kind.to_owned();
             self.errors.push(ManifestError::Unknown { origin: origin.clone(), object, fields });
@@ -314,14 +337,14 @@ impl Typed<'_> {
     ) -> Result<M, ManifestError> {
         let object = title(self.kind, &document);
         let mut fields = Vec::new();
-        let mut ignored = |path: serde_ignored::Path<'_>| fields.push(dotted(&path));
+        let mut ignored = |path: serde_ignored::Path<'_>| fields.push(yaml::dotted(&path));
         let fields_named = serde_ignored::Deserializer::new(document, &mut ignored);
         let typed = serde_path_to_error::deserialize(fields_named).map_err(
             |error: serde_path_to_error::Error<serde_json::Error>| ManifestError::Type {
                 origin: self.origin.clone(),
                 object: object.clone(),
-                field: error.path().to_string(),
-                message: error.inner().to_string(),
+                field: yaml::shortened(&error.path().to_string()),
+                message: yaml::shortened(&error.inner().to_string()),
             },
         )?;
         // k8s-openapi reads these two itself and hands them to nobody.
@@ -332,20 +355,6 @@ impl Typed<'_> {
         convert(typed)
             .map_err(|invalid| ManifestError::Invalid { origin: self.origin.clone(), invalid })
     }
-}
-
-/// A path as people write it; the library shows optional fields as `?` and indices as names.
-fn dotted(path: &serde_ignored::Path<'_>) -> String {
-    let mut dotted = String::new();
-    for step in path.to_string().split('.').filter(|step| *step != "?") {
-        if step.parse::<usize>().is_ok() {
-            dotted += &format!("[{step}]");
-        } else {
-            dotted += if dotted.is_empty() { "" } else { "." };
-            dotted += step;
-        }
-    }
-    dotted
 }
 
 /// The kind that was probably meant, for one of an API group that is read and that differs from it
@@ -384,11 +393,12 @@ fn distance(one: &str, other: &str) -> usize {
 
 fn title(kind: &str, document: &Value) -> String {
     let field = |name| document.get("metadata").and_then(|meta| meta.get(name)?.as_str());
-    let name = field("name").unwrap_or("(no name)");
+    let name = yaml::shortened(field("name").unwrap_or("(no name)"));
+    let kind = yaml::shortened(kind);
     // Namespaced objects without one are in `default`, as kubectl has it.
-    let namespace = match kind {
+    let namespace = match kind.as_str() {
         "Namespace" | "Node" => None,
-        _ => Some(field("namespace").unwrap_or("default")),
+        _ => Some(yaml::shortened(field("namespace").unwrap_or("default"))),
     };
     namespace.map_or_else(|| format!("{kind} {name}"), |own| format!("{kind} {own}/{name}"))
 }

@@ -11,6 +11,9 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as ApiSelector, ObjectMeta};
 
+use super::labels::{check_key, check_value, labels};
+use crate::yaml::shortened;
+
 pub use super::convert_policy::network_policy;
 pub use super::convert_service::{endpoint_slice, service};
 use super::{
@@ -39,8 +42,8 @@ impl Problem {
 
 /// The object's name as an error shows it, whatever state its metadata is in.
 pub(super) fn title(kind: &str, metadata: &ObjectMeta) -> String {
-    let name = metadata.name.as_deref().unwrap_or("(no name)");
-    match metadata.namespace.as_deref() {
+    let name = shortened(metadata.name.as_deref().unwrap_or("(no name)"));
+    match metadata.namespace.as_deref().map(shortened) {
         Some(namespace) => format!("{kind} {namespace}/{name}"),
         None => format!("{kind} {name}"),
     }
@@ -52,8 +55,12 @@ pub(super) fn title(kind: &str, metadata: &ObjectMeta) -> String {
 /// A missing or unusable name.
 pub fn namespace(object: core::Namespace) -> Result<Namespace, InvalidObject> {
     let title = title("Namespace", &object.metadata);
-    let name = plain_name(&object.metadata).map_err(|problem| problem.of(title))?;
-    let mut labels = object.metadata.labels.unwrap_or_default();
+    read_namespace(object).map_err(|problem| problem.of(title))
+}
+
+fn read_namespace(object: core::Namespace) -> Result<Namespace, Problem> {
+    let name = plain_name(&object.metadata)?;
+    let mut labels = labels("metadata.labels", object.metadata.labels)?;
     labels.insert("kubernetes.io/metadata.name".to_owned(), name.clone());
     Ok(Namespace { name, labels })
 }
@@ -124,7 +131,7 @@ fn read_pod(object: core::Pod) -> Result<Pod, Problem> {
     Ok(Pod {
         name,
         uid: object.metadata.uid.unwrap_or_default(),
-        labels: object.metadata.labels.unwrap_or_default(),
+        labels: labels("metadata.labels", object.metadata.labels)?,
         addresses,
         node: spec.node_name.filter(|node| !node.is_empty()),
         named_ports: named_ports(&spec.containers, spec.init_containers.as_deref())?,
@@ -185,6 +192,7 @@ fn check_name(field: &str, name: &str) -> Result<(), Problem> {
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
     if name.len() > NAME_BYTES_MAX || !name.bytes().all(legal) {
         let rule = "use at most 253 lower-case letters, digits, '-' and '.'";
+        let name = shortened(name);
         return Err(problem(field, format!("{name:?} is not a legal name; {rule}")));
     }
     Ok(())
@@ -230,11 +238,11 @@ pub(super) fn protocol(field: &str, text: Option<&str>) -> Result<Protocol, Prob
 }
 
 pub(super) fn selector(field: &str, api: ApiSelector) -> Result<LabelSelector, Problem> {
-    let exact = api
-        .match_labels
-        .unwrap_or_default()
-        .into_iter()
-        .map(|(key, value)| Ok(Requirement { key, operator: Operator::In([value].into()) }));
+    let exact = api.match_labels.unwrap_or_default().into_iter().map(|(key, value)| {
+        check_key(&format!("{field}.matchLabels"), &key)?;
+        check_value(&format!("{field}.matchLabels.{key}"), &value)?;
+        Ok(Requirement { key, operator: Operator::In([value].into()) })
+    });
     let expressions = api.match_expressions.unwrap_or_default().into_iter().enumerate();
     exact
         .chain(expressions.map(|(index, expression)| {
@@ -242,7 +250,11 @@ pub(super) fn selector(field: &str, api: ApiSelector) -> Result<LabelSelector, P
             if expression.key.is_empty() {
                 return Err(problem(format!("{path}.key"), "is missing"));
             }
+            check_key(&format!("{path}.key"), &expression.key)?;
             let values = expression.values.unwrap_or_default();
+            for value in &values {
+                check_value(&format!("{path}.values"), value)?;
+            }
             let empty = values.is_empty();
             let operator = match expression.operator.as_str() {
                 "In" => Operator::In(values.into_iter().collect()),

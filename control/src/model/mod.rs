@@ -16,6 +16,7 @@ use dataplane::lpm::Prefix;
 pub mod convert;
 mod convert_policy;
 mod convert_service;
+mod labels;
 pub mod selector;
 
 pub use selector::{LabelSelector, Operator, Requirement};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::config::{Config, ConfigError};
+use control::text_file::{self, Stamp, TextFileError};
 use pinning::plan::{PlanError, Request, Workers, plan};
 use pinning::topology::{Topology, TopologyError, interface_node};
 use tokio::sync::watch;
@@ -13,7 +14,7 @@ use super::from_config::Machine;
 use super::{ConfigUpdate, Node, NodeError, Settings, Sources, termination};
 
 /// How often the configuration file is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
 /// Largest configuration file, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -21,13 +22,8 @@ const CONFIG_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// The configuration file cannot be read.
-    #[error("configuration {path}: {source}")]
-    Read {
-        /// The file.
-        path: String,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
+    #[error("configuration {0}")]
+    Read(#[from] TextFileError),
     /// The configuration is refused.
     #[error("configuration {path}: {source}")]
     Config {
@@ -60,20 +56,9 @@ pub enum LaunchError {
 /// # Errors
 /// [`LaunchError::Read`] or [`LaunchError::Config`].
 pub fn read_config(path: &Path) -> Result<Config, LaunchError> {
-    let name = || path.display().to_string();
-    let read = |path: &Path| {
-        use std::io::Read;
-        let mut text = String::new();
-        let file = std::fs::File::open(path)?;
-        let length = file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text)?;
-        if length as u64 > CONFIG_BYTES_MAX {
-            let text = format!("larger than {CONFIG_BYTES_MAX} bytes");
-            return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, text));
-        }
-        Ok(text)
-    };
-    let text = read(path).map_err(|source| LaunchError::Read { path: name(), source })?;
-    Config::parse(&text).map_err(|source| LaunchError::Config { path: name(), source })
+    let text = text_file::read(path, CONFIG_BYTES_MAX)?;
+    Config::parse(&text)
+        .map_err(|source| LaunchError::Config { path: path.display().to_string(), source })
 }
 
 /// Runs the node that the file at `path` describes until SIGTERM or SIGINT; `manifests` overrules
@@ -83,6 +68,8 @@ pub fn read_config(path: &Path) -> Result<Config, LaunchError> {
 /// [`LaunchError`], before anything is touched when the configuration is at fault.
 pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
     start_log();
+    // Looked at first: a change while it is read is seen by the watch.
+    let stamp = Stamp::of(path);
     let config = read_config(path)?;
     let folder = manifests.or_else(|| config.manifests.clone());
     let settings = settle(&config)?;
@@ -97,7 +84,7 @@ pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
         }
         let update = ConfigUpdate { config: Some(Arc::new(config)), refused: None };
         let (config, config_updates) = watch::channel(update);
-        tokio::spawn(watch_file(path.to_owned(), config));
+        tokio::spawn(watch_file(path.to_owned(), stamp, config));
         let sources = Sources { cluster: cluster_updates, config: config_updates };
         let node = Node::start(settings, sources).await?;
         tracing::info!("ready");
@@ -149,17 +136,23 @@ fn start_log() {
     let _ = log.try_init();
 }
 
-/// Sends every good content of the file, and why a bad one is refused.
-async fn watch_file(path: PathBuf, config: watch::Sender<ConfigUpdate>) {
-    let stamp = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    let mut seen = stamp(&path);
+/// Sends every good content of the file, and why a bad one is refused. A change is read once two
+/// looks agree, so that a file that is being written is not read by halves.
+async fn watch_file(
+    path: PathBuf,
+    mut in_force: Result<Stamp, TextFileError>,
+    config: watch::Sender<ConfigUpdate>,
+) {
+    let mut last = in_force.clone();
     loop {
         tokio::time::sleep(LOOK).await;
-        let now = stamp(&path);
-        if now == seen {
+        let look = Stamp::of(&path);
+        let is_settled = look == last;
+        last = look;
+        if !is_settled || last == in_force {
             continue;
         }
-        seen = now;
+        in_force = last.clone();
         let object = format!("configuration {}", path.display());
         match read_config(&path) {
             Ok(read) => {
@@ -196,18 +189,13 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         let good = ConfigUpdate { config: Some(Arc::default()), refused: None };
         let (sender, mut updates) = watch::channel(good);
-        tokio::spawn(watch_file(path.clone(), sender));
-        tokio::time::sleep(LOOK / 2).await;
-        let later = std::time::SystemTime::now() + Duration::from_secs(9);
+        tokio::spawn(watch_file(path.clone(), Stamp::of(&path), sender));
         std::fs::write(&path, "timeouts: {udp_seconds: many}").unwrap();
-        std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
         updates.changed().await.unwrap();
         let update = updates.borrow_and_update().clone();
         assert_eq!(update.config.as_deref(), Some(&Config::default()));
         assert!(update.refused.unwrap().1.contains("udp_seconds"));
         std::fs::write(&path, "timeouts: {udp_seconds: 77}").unwrap();
-        let later = later + Duration::from_secs(9);
-        std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
         updates.changed().await.unwrap();
         let update = updates.borrow_and_update().clone();
         assert_eq!(update.config.unwrap().timeouts.udp_seconds, 77);
