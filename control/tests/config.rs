@@ -81,6 +81,7 @@ fn misspelt_fields_are_refused_by_their_path() {
 fn impossible_values_are_refused_with_field_value_and_way_out() {
     for (text, field, value) in [
         ("workers: {count: 0}", "workers.count", "0"),
+        ("workers: {count: 65}", "workers.count", "65"),
         ("workers: {cores: [1, 1]}", "workers.cores[1]", "1"),
         (
             "pods: {receive_ring: 100, transmit_ring: 512, fill_frames: 64}",
@@ -108,6 +109,122 @@ fn wrong_types_and_units_are_refused_where_they_stand() {
         ["workers: {count: two}", "stall: {after_ms: 500ms}", "cluster: {pod_cidrs: [10.0.0.0/99]}"]
     {
         assert!(matches!(Config::parse(text), Err(ConfigError::Syntax(_))), "{text}");
+    }
+}
+
+#[test]
+fn wrong_types_are_named_by_setting_line_and_column() {
+    for (text, told) in [
+        (
+            "workers:\n  count: two\n",
+            "workers.count: line 2 column 10: a whole number from 0 to 65535 is wanted",
+        ),
+        ("workers: {count: -1}", "workers.count: line 1 column 18: a whole number"),
+        ("stall: {after_ms: 500ms}", "stall.after_ms: line 1 column 19: a whole number"),
+        ("cluster:\n  pod_cidrs: [10.1.0.0/16, ten]", "cluster.pod_cidrs[1]: line 2 column 28"),
+        ("uplinks:\n- {interface: a, xdp_mode: fast}", "uplinks[0].xdp_mode: line 2 column 28"),
+        ("workers: [1]", "workers: line 1 column 10"),
+        ("pods: {receive_ring: 256}", "pods: line 1 column"),
+        ("uplinks: [{interface: a, everthing: true}]", "unknown field: uplinks[0].everthing"),
+    ] {
+        let message = refused(text);
+        assert!(message.starts_with(told), "{text:?}: {message:?} is not {told:?}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+}
+
+#[test]
+fn ranges_that_overlap_are_refused_by_both_settings_and_prefixes() {
+    for (text, told) in [
+        (
+            "cluster: {pod_cidrs: [10.0.0.0/8], service_cidrs: [10.96.0.0/12]}",
+            ["cluster.service_cidrs[0]", "10.96.0.0/12", "cluster.pod_cidrs[0]", "10.0.0.0/8"],
+        ),
+        (
+            "cluster: {pod_cidrs: ['fd00::/64', 'fd01::/64'], service_cidrs: ['fd01::/112']}",
+            ["cluster.service_cidrs[0]", "fd01::/112", "cluster.pod_cidrs[1]", "fd01::/64"],
+        ),
+        (
+            "cluster: {pod_cidrs: [10.1.0.0/16, 10.1.2.0/24]}",
+            ["cluster.pod_cidrs[1]", "10.1.2.0/24", "cluster.pod_cidrs[0]", "10.1.0.0/16"],
+        ),
+        (
+            "cluster: {service_cidrs: [10.96.0.0/12]}\nnat: {ipv4_source: 10.96.0.1}",
+            ["cluster.service_cidrs[0]", "10.96.0.0/12", "nat.ipv4_source", "10.96.0.1"],
+        ),
+        (
+            "cluster: {service_cidrs: [10.96.0.0/12]}\n\
+             node_ports: {address_cidrs: [10.96.1.0/24]}",
+            ["cluster.service_cidrs[0]", "10.96.0.0/12", "node_ports.address_cidrs[0]", "10.96.1"],
+        ),
+        (
+            "cluster: {pod_cidrs: ['::/0']}",
+            ["cluster.pod_cidrs[0]", "::/0", "every address", "cannot be used"],
+        ),
+    ] {
+        let message = refused(text);
+        for word in told {
+            assert!(message.contains(word), "{text}: {message} has no {word}");
+        }
+    }
+}
+
+#[test]
+fn pods_may_live_in_the_nodes_own_subnet_and_node_addresses_may_be_meant_widely() {
+    let text = "cluster: {pod_cidrs: [10.0.0.0/16], service_cidrs: [10.96.0.0/12]}\n\
+                nat: {ipv4_source: 10.0.0.7}\nnode_ports: {address_cidrs: [10.0.0.0/8]}\n";
+    Config::parse(text).unwrap_or_else(|error| panic!("refused: {error}"));
+}
+
+#[test]
+fn timeouts_below_what_an_rfc_asks_are_taken_with_a_caution_that_names_it() {
+    assert_eq!(Config::default().cautions(), []);
+    for (text, field, rfc) in [
+        ("udp_seconds: 29", "timeouts.udp_seconds", "RFC 4787, REQ-5"),
+        ("udp_stream_seconds: 119", "timeouts.udp_stream_seconds", "RFC 4787, REQ-5"),
+        ("tcp_established_seconds: 7439", "timeouts.tcp_established_seconds", "RFC 5382, REQ-5"),
+        ("tcp_syn_sent_seconds: 119", "timeouts.tcp_syn_sent_seconds", "RFC 5382, REQ-5"),
+        ("icmp_seconds: 59", "timeouts.icmp_seconds", "RFC 5508, REQ-2"),
+    ] {
+        let config = Config::parse(&format!("timeouts: {{{text}}}")).expect("taken");
+        let cautions = config.cautions();
+        assert_eq!(cautions.len(), 1, "{text}: {cautions:?}");
+        let told = cautions[0].to_string();
+        assert!(told.starts_with(field) && told.contains(rfc), "{told}");
+    }
+    let long = "timeouts: {tcp_established_seconds: 7440, udp_stream_seconds: 120}";
+    assert_eq!(Config::parse(long).expect("taken").cautions(), []);
+}
+
+#[test]
+fn text_as_editors_leave_it_is_read_and_what_was_not_meant_is_refused_in_one_line() {
+    let windows = "\u{feff}workers:\r\n  count: 2\r\n";
+    assert_eq!(Config::parse(windows).expect("read").workers.count, 2);
+    assert_eq!(Config::parse("\u{feff}").expect("read"), Config::default());
+    let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+    for level in 1..12 {
+        let items = vec![format!("*a{}", level - 1); 10].join(",");
+        bomb += &format!("a{level}: &a{level} [{items}]\n");
+    }
+    let deep = "[".repeat(100_000);
+    for (text, told) in [
+        ("workers:\n\tcount: 2\n", "line 2 column 2: tabs"),
+        (
+            "stall: {after_ms: 700}\nstall: {after_ms: 800}\n",
+            "line 2 column 1: stall is said twice",
+        ),
+        ("workers:\n  count: 2\n  count: 3\n", "count is said twice"),
+        ("workers: {count: 2}\n---\nworkers: {count: 3}\n", "a second document begins"),
+        ("node_name: \"a\\0b\"", "node_name"),
+        ("node_name: Node_1", "node_name"),
+        ("manifests: ''", "manifests"),
+        ("<html>404</html>", "line 1 column 1"),
+        (&bomb, "too large or too complex"),
+        (&deep, "line 1"),
+    ] {
+        let message = refused(text);
+        assert!(message.contains(told), "{message}");
+        assert!(!message.contains('\n') && message.len() < 1000, "{message}");
     }
 }
 

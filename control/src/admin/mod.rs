@@ -380,13 +380,16 @@ fn validate_pod_name(name: &str) -> Result<(), AdminError> {
     }
 }
 
-fn validate_interface(field: &str, name: &str) -> Result<(), AdminError> {
-    // The kernel's dev_valid_name().
-    let valid = (1..=INTERFACE_NAME_BYTES_MAX).contains(&name.len())
+/// Whether the kernel takes `name` for an interface (its `dev_valid_name()`).
+pub(crate) fn is_interface_name(name: &str) -> bool {
+    (1..=INTERFACE_NAME_BYTES_MAX).contains(&name.len())
         && name != "."
         && name != ".."
-        && !name.bytes().any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace() || b == 0);
-    if valid {
+        && !name.bytes().any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace() || b == 0)
+}
+
+fn validate_interface(field: &str, name: &str) -> Result<(), AdminError> {
+    if is_interface_name(name) {
         Ok(())
     } else {
         let detail = format!(

@@ -8,6 +8,10 @@ use serde_json::Value;
 use super::Config;
 
 /// When a changed field comes into force.
+///
+/// There is nothing between the two: whatever workers are started with (cores, rings, flow tables,
+/// packet memory) is tied to sockets that are bound and flows that are owned, so starting the
+/// workers alone again would lose what starting the process again loses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Effect {

@@ -2,8 +2,9 @@
 //! anything is touched.
 //!
 //! [`Config::parse`] refuses what it does not know by its path (`workers.cuont`), and what it
-//! knows but cannot use by path, value and way out. [`effects`] says what changing each field of a
-//! running node does, and predicts it for a candidate file.
+//! knows but cannot use by path, value and way out. [`Config::cautions`] names what can be used and
+//! is probably not meant. [`effects`] says what changing each field of a running node does, and
+//! predicts it for a candidate file.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,9 +14,14 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::yaml;
+
+mod cautions;
 pub mod effects;
+mod ranges;
 mod validate;
 
+pub use cautions::Caution;
 pub use effects::{Change, Effect};
 pub use validate::Problem;
 
@@ -25,7 +31,8 @@ pub const NODE_PORTS_DEFAULT: RangeInclusive<u16> = 30_000..=32_767;
 /// The configuration cannot be used; nothing was touched.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Not YAML, or a value of the wrong type.
+    /// Not YAML, or a value of the wrong type: the setting's path, where there is one, line, column
+    /// and what is wrong.
     #[error("{0}")]
     Syntax(String),
     /// Fields nobody reads: a misspelt one would silently be its default.
@@ -441,6 +448,22 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
+    /// Every setting by its name, in seconds.
+    pub(crate) fn by_name(&self) -> [(&'static str, u32); 10] {
+        [
+            ("tcp_syn_sent_seconds", self.tcp_syn_sent_seconds),
+            ("tcp_syn_recv_seconds", self.tcp_syn_recv_seconds),
+            ("tcp_established_seconds", self.tcp_established_seconds),
+            ("tcp_fin_wait_seconds", self.tcp_fin_wait_seconds),
+            ("tcp_time_wait_seconds", self.tcp_time_wait_seconds),
+            ("tcp_close_seconds", self.tcp_close_seconds),
+            ("udp_seconds", self.udp_seconds),
+            ("udp_stream_seconds", self.udp_stream_seconds),
+            ("icmp_seconds", self.icmp_seconds),
+            ("generic_seconds", self.generic_seconds),
+        ]
+    }
+
     /// As the pipeline takes them.
     #[must_use]
     pub fn for_tables(&self) -> dataplane::tables::Timeouts {
@@ -481,15 +504,23 @@ impl Config {
     /// [`ConfigError`], naming every field that is wrong.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let mut unknown = BTreeSet::new();
+        let mut field = String::new();
         let config = if text.trim().is_empty() {
             Self::default()
         } else {
             serde_saphyr::with_deserializer_from_str(text, |deserializer| {
-                serde_ignored::deserialize(deserializer, |path| {
-                    unknown.insert(path.to_string());
-                })
+                let mut ignored = |path: serde_ignored::Path<'_>| {
+                    unknown.insert(yaml::dotted(&path));
+                };
+                let fields_named = serde_ignored::Deserializer::new(deserializer, &mut ignored);
+                serde_path_to_error::deserialize(fields_named).map_err(
+                    |error: serde_path_to_error::Error<_>| {
+                        field = error.path().to_string();
+                        error.into_inner()
+                    },
+                )
             })
-            .map_err(|error| ConfigError::Syntax(error.to_string()))?
+            .map_err(|error| ConfigError::Syntax(located(&field, &yaml::message(&error))))?
         };
         if !unknown.is_empty() {
             return Err(ConfigError::Unknown(unknown.into_iter().collect()));
@@ -505,4 +536,13 @@ impl Config {
     pub fn print(&self) -> Result<String, ConfigError> {
         serde_saphyr::to_string(self).map_err(|error| ConfigError::Syntax(error.to_string()))
     }
+}
+
+/// `message` behind the setting it is about. The root has none, and what is no YAML at all has an
+/// unknown one.
+fn located(field: &str, message: &str) -> String {
+    if field.is_empty() || field == "." || field == "?" {
+        return message.to_owned();
+    }
+    format!("{}: {message}", yaml::shortened(field))
 }

@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use super::{Config, Sockets, Uplink};
+use dataplane::handoff::WORKERS_MAX;
 
-/// The longest interface name (`IFNAMSIZ` less one), in bytes.
-const INTERFACE_NAME_BYTES_MAX: usize = 15;
+use super::{Config, Sockets, Uplink, ranges};
+use crate::admin::is_interface_name;
+
 /// Most flows of one family: the flow table's handles have 28 bits.
 const FLOWS_MAX: u32 = (1 << 28) - 1;
 /// Most frames of packet memory.
@@ -34,10 +35,10 @@ impl fmt::Display for Problem {
 }
 
 #[derive(Default)]
-struct Findings(Vec<Problem>);
+pub(super) struct Findings(Vec<Problem>);
 
 impl Findings {
-    fn check(
+    pub(super) fn check(
         &mut self,
         ok: bool,
         field: impl Into<String>,
@@ -63,6 +64,8 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     sockets("pods", &config.pods, config, &mut findings);
     sockets("uplink_sockets", &config.uplink_sockets, config, &mut findings);
     ports(config, &mut findings);
+    ranges::check(config, &mut findings);
+    names(config, &mut findings);
     rest(config, &mut findings);
     findings.0
 }
@@ -70,11 +73,8 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
 fn uplinks(uplinks: &[Uplink], findings: &mut Findings) {
     for (index, uplink) in uplinks.iter().enumerate() {
         let name = &uplink.interface;
-        let ok = !name.is_empty()
-            && name.len() <= INTERFACE_NAME_BYTES_MAX
-            && !name.contains(|letter: char| letter == '/' || letter.is_whitespace());
         findings.check(
-            ok,
+            is_interface_name(name),
             format!("uplinks[{index}].interface"),
             format!("{name:?}"),
             "name an interface (`ip link` lists them), 1 to 15 letters",
@@ -91,12 +91,17 @@ fn uplinks(uplinks: &[Uplink], findings: &mut Findings) {
 
 fn workers(config: &Config, findings: &mut Findings) {
     let workers = &config.workers;
-    findings.check((1..=64).contains(&workers.count), "workers.count", workers.count, "1 to 64");
     findings.check(
-        workers.cores.len() <= 64,
+        (1..=WORKERS_MAX).contains(&usize::from(workers.count)),
+        "workers.count",
+        workers.count,
+        &format!("1 to {WORKERS_MAX}"),
+    );
+    findings.check(
+        workers.cores.len() <= WORKERS_MAX,
         "workers.cores",
-        workers.cores.len(),
-        "at most 64 CPUs",
+        format!("a list of {}", workers.cores.len()),
+        &format!("at most {WORKERS_MAX} CPUs, one worker each"),
     );
     for (index, core) in workers.cores.iter().enumerate() {
         findings.check(
@@ -209,6 +214,26 @@ fn ports(config: &Config, findings: &mut Findings) {
     }
 }
 
+fn names(config: &Config, findings: &mut Findings) {
+    let name = &config.node_name;
+    let legal =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+    findings.check(
+        name.len() <= 253 && name.bytes().all(legal),
+        "node_name",
+        format!("{:?}", crate::yaml::shortened(name)),
+        "at most 253 lower-case letters, digits, '-' and '.', as `kubectl get nodes` shows it",
+    );
+    if let Some(folder) = &config.manifests {
+        findings.check(
+            folder.is_absolute(),
+            "manifests",
+            format!("{:?}", folder.display().to_string()),
+            "an absolute path; leave the setting out for none",
+        );
+    }
+}
+
 fn rest(config: &Config, findings: &mut Findings) {
     findings.check(
         config.run_directory.is_absolute(),
@@ -236,19 +261,7 @@ fn rest(config: &Config, findings: &mut Findings) {
         priority,
         "2 to 32765: before the main table's rule, after the local one's",
     );
-    let timeouts = &config.timeouts;
-    for (field, seconds) in [
-        ("tcp_syn_sent_seconds", timeouts.tcp_syn_sent_seconds),
-        ("tcp_syn_recv_seconds", timeouts.tcp_syn_recv_seconds),
-        ("tcp_established_seconds", timeouts.tcp_established_seconds),
-        ("tcp_fin_wait_seconds", timeouts.tcp_fin_wait_seconds),
-        ("tcp_time_wait_seconds", timeouts.tcp_time_wait_seconds),
-        ("tcp_close_seconds", timeouts.tcp_close_seconds),
-        ("udp_seconds", timeouts.udp_seconds),
-        ("udp_stream_seconds", timeouts.udp_stream_seconds),
-        ("icmp_seconds", timeouts.icmp_seconds),
-        ("generic_seconds", timeouts.generic_seconds),
-    ] {
+    for (field, seconds) in config.timeouts.by_name() {
         findings.check(
             (1..=31_536_000).contains(&seconds),
             format!("timeouts.{field}"),

@@ -240,7 +240,9 @@ fn report_lost(lost: u64, what: &str) -> Result<(), ExecuteError> {
 }
 
 fn check(file: &Path) -> Result<(), ExecuteError> {
-    launch::read_config(file)?;
+    for caution in launch::read_config(file)?.cautions() {
+        eprintln!("caution: {caution}");
+    }
     println!("{}: good", file.display());
     Ok(())
 }

@@ -71,6 +71,7 @@ pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
     // Looked at first: a change while it is read is seen by the watch.
     let stamp = Stamp::of(path);
     let config = read_config(path)?;
+    caution(&config);
     let folder = manifests.or_else(|| config.manifests.clone());
     let settings = settle(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -156,12 +157,20 @@ async fn watch_file(
         let object = format!("configuration {}", path.display());
         match read_config(&path) {
             Ok(read) => {
+                caution(&read);
                 config.send_replace(ConfigUpdate { config: Some(Arc::new(read)), refused: None });
             }
             Err(error) => config.send_modify(|update| {
                 update.refused = Some((object, error.to_string()));
             }),
         }
+    }
+}
+
+/// Logs what is taken and should be thought over.
+fn caution(config: &Config) {
+    for caution in config.cautions() {
+        tracing::warn!("configuration: {caution}");
     }
 }
 

@@ -1,0 +1,60 @@
+//! What can be used and is probably not meant: told, and taken.
+
+use std::fmt;
+
+use super::{Config, Timeouts};
+
+/// A setting that works, at a price that should be known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caution {
+    /// Path of the field.
+    pub field: String,
+    /// Its value.
+    pub value: String,
+    /// What it costs, and what is recommended.
+    pub reason: String,
+}
+
+impl fmt::Display for Caution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.field, self.value, self.reason)
+    }
+}
+
+/// The least that an RFC asks of a time-out, in seconds, and what a shorter one breaks.
+const MINIMA: [(&str, u32, &str); 9] = [
+    ("tcp_syn_sent_seconds", 240, "RFC 5382, REQ-5 (a connection partially open)"),
+    ("tcp_syn_recv_seconds", 240, "RFC 5382, REQ-5 (a connection partially open)"),
+    ("tcp_established_seconds", 7440, "RFC 5382, REQ-5 (2 h 4 min: keep-alives come every 2 h)"),
+    ("tcp_fin_wait_seconds", 240, "RFC 5382, REQ-5 (a connection closing)"),
+    ("tcp_time_wait_seconds", 240, "RFC 5382, REQ-5 (a connection closing)"),
+    ("tcp_close_seconds", 240, "RFC 5382, REQ-5 (a connection closing)"),
+    ("udp_seconds", 120, "RFC 4787, REQ-5 (a UDP mapping)"),
+    ("udp_stream_seconds", 120, "RFC 4787, REQ-5 (a UDP mapping)"),
+    ("icmp_seconds", 60, "RFC 5508, REQ-2 (an ICMP query session)"),
+];
+
+impl Config {
+    /// What is accepted and should be thought over; empty for the defaults.
+    ///
+    /// Linux's defaults, which are ours, lie under some of the RFCs' minima. They have proved
+    /// themselves, so a caution is given for what is below both.
+    #[must_use]
+    pub fn cautions(&self) -> Vec<Caution> {
+        let defaults = Timeouts::default();
+        let given = self.timeouts.by_name().into_iter().zip(defaults.by_name());
+        given.filter_map(|((name, seconds), (_, default))| short(name, seconds, default)).collect()
+    }
+}
+
+fn short(name: &str, seconds: u32, default: u32) -> Option<Caution> {
+    let (_, minimum, source) = MINIMA.iter().find(|(field, ..)| *field == name)?;
+    (seconds < *minimum && seconds < default).then(|| Caution {
+        field: format!("timeouts.{name}"),
+        value: format!("{seconds} s"),
+        reason: format!(
+            "{source} asks for at least {minimum} s, the default is {default} s: whoever is silent \
+             for longer loses the connection"
+        ),
+    })
+}
