@@ -12,6 +12,7 @@ pub mod compile;
 pub mod config;
 pub mod manifests;
 pub mod model;
+mod shown;
 pub mod store;
 pub mod text_file;
 mod yaml;

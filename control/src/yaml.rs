@@ -2,6 +2,8 @@
 
 use serde_saphyr::{Error, MessageFormatter as _, Options, UserMessageFormatter};
 
+use crate::shown::shortened;
+
 /// Values in one file of manifests, at most: a hundred thousand pods as `kubectl get` prints them.
 /// Each takes about 64 bytes of memory while the file is read.
 const NODES_MAX: usize = 16 << 20;
@@ -52,18 +54,6 @@ fn wanted(kind: &str) -> String {
         _ => return format!("this is no {kind}"),
     };
     format!("a whole number from 0 to {largest} is wanted, without a unit")
-}
-
-/// Longest name of anything in Kubernetes, in bytes; longer ones are cut in messages.
-const SHOWN_BYTES_MAX: usize = 253;
-
-/// `text`, cut where it is longer than any name should be.
-pub(crate) fn shortened(text: &str) -> String {
-    if text.len() <= SHOWN_BYTES_MAX {
-        return text.to_owned();
-    }
-    let cut = (0..=SHOWN_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    format!("{}... ({} bytes)", &text[..cut], text.len())
 }
 
 /// A field's path as people write it; serde_ignored shows optional fields as `?` and indices as

@@ -11,6 +11,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::shown::cut;
+
 pub mod reply;
 pub mod status;
 
@@ -33,6 +35,11 @@ pub const CT_LIST_MAX: u32 = 65_536;
 pub const ENDPOINT_ADDRESSES_MAX: usize = 16;
 /// Longest interface name the kernel takes (IFNAMSIZ without the terminator).
 pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
+
+/// Longest path the kernel takes (PATH_MAX without the terminator).
+pub const PATH_BYTES_MAX: usize = 4095;
+/// Longest detail of a refusal, in bytes: it goes into the log and must not bury it.
+const DETAIL_BYTES_MAX: usize = 1000;
 
 /// One line from a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -271,7 +278,12 @@ impl AdminError {
     /// A value of `field` that cannot be.
     #[must_use]
     pub fn invalid(field: &str, detail: impl Into<String>) -> Self {
-        Self::Invalid { field: field.to_owned(), detail: detail.into() }
+        Self::Invalid { field: field.to_owned(), detail: cut(&detail.into(), DETAIL_BYTES_MAX) }
+    }
+
+    /// A line that is no request, as the parser says.
+    fn malformed(error: &serde_json::Error) -> Self {
+        Self::Malformed { detail: cut(&error.to_string(), DETAIL_BYTES_MAX) }
     }
 }
 
@@ -284,8 +296,8 @@ pub fn decode_request(line: &[u8]) -> Result<Request, AdminError> {
     if line.len() > REQUEST_BYTES_MAX {
         return Err(AdminError::TooLong { bytes: line.len() as u64 });
     }
-    let line: RequestLine = serde_json::from_slice(line)
-        .map_err(|error| AdminError::Malformed { detail: error.to_string() })?;
+    let line: RequestLine =
+        serde_json::from_slice(line).map_err(|error| AdminError::malformed(&error))?;
     if line.version != PROTOCOL_VERSION {
         return Err(AdminError::Version { got: line.version });
     }
@@ -299,8 +311,7 @@ pub fn decode_request(line: &[u8]) -> Result<Request, AdminError> {
 /// [`AdminError::TooLong`] when the node would refuse it for its length.
 pub fn encode_request(request: Request) -> Result<Vec<u8>, AdminError> {
     let line = RequestLine { version: PROTOCOL_VERSION, request };
-    let mut bytes = serde_json::to_vec(&line)
-        .map_err(|error| AdminError::Malformed { detail: error.to_string() })?;
+    let mut bytes = serde_json::to_vec(&line).map_err(|error| AdminError::malformed(&error))?;
     if bytes.len() > REQUEST_BYTES_MAX {
         return Err(AdminError::TooLong { bytes: bytes.len() as u64 });
     }
@@ -356,7 +367,7 @@ fn validate_endpoint(endpoint: &EndpointAdd) -> Result<(), AdminError> {
         }
     }
     if let Some(netns) = &endpoint.netns
-        && !netns.starts_with('/')
+        && (!netns.starts_with('/') || netns.len() > PATH_BYTES_MAX || netns.contains('\0'))
     {
         return Err(AdminError::invalid("netns", "give the absolute path, as in /run/netns/pod-a"));
     }

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::shown::shortened;
 use crate::yaml;
 
 mod cautions;
@@ -544,5 +545,5 @@ fn located(field: &str, message: &str) -> String {
     if field.is_empty() || field == "." || field == "?" {
         return message.to_owned();
     }
-    format!("{}: {message}", yaml::shortened(field))
+    format!("{}: {message}", shortened(field))
 }

@@ -6,6 +6,7 @@ use dataplane::handoff::WORKERS_MAX;
 
 use super::{Config, Sockets, Uplink, ranges};
 use crate::admin::is_interface_name;
+use crate::shown::shortened;
 
 /// Most flows of one family: the flow table's handles have 28 bits.
 const FLOWS_MAX: u32 = (1 << 28) - 1;
@@ -221,7 +222,7 @@ fn names(config: &Config, findings: &mut Findings) {
     findings.check(
         name.len() <= 253 && name.bytes().all(legal),
         "node_name",
-        format!("{:?}", crate::yaml::shortened(name)),
+        format!("{:?}", shortened(name)),
         "at most 253 lower-case letters, digits, '-' and '.', as `kubectl get nodes` shows it",
     );
     if let Some(folder) = &config.manifests {

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::model::{InvalidObject, Object, convert};
+use crate::shown::shortened;
 use crate::store::{ClusterState, Conflict};
 use crate::{text_file, yaml};
 
@@ -251,7 +252,7 @@ impl Reader {
         let names = document.as_object().into_iter().flat_map(serde_json::Map::keys);
         let fields: Vec<String> = names
             .filter(|name| !known.contains(&name.as_str()))
-            .map(|name| yaml::shortened(name))
+            .map(|name| shortened(name))
             .collect();
         if !fields.is_empty() {
             let object = kind.to_owned();
@@ -343,8 +344,8 @@ impl Typed<'_> {
             |error: serde_path_to_error::Error<serde_json::Error>| ManifestError::Type {
                 origin: self.origin.clone(),
                 object: object.clone(),
-                field: yaml::shortened(&error.path().to_string()),
-                message: yaml::shortened(&error.inner().to_string()),
+                field: shortened(&error.path().to_string()),
+                message: shortened(&error.inner().to_string()),
             },
         )?;
         // k8s-openapi reads these two itself and hands them to nobody.
@@ -393,12 +394,12 @@ fn distance(one: &str, other: &str) -> usize {
 
 fn title(kind: &str, document: &Value) -> String {
     let field = |name| document.get("metadata").and_then(|meta| meta.get(name)?.as_str());
-    let name = yaml::shortened(field("name").unwrap_or("(no name)"));
-    let kind = yaml::shortened(kind);
+    let name = shortened(field("name").unwrap_or("(no name)"));
+    let kind = shortened(kind);
     // Namespaced objects without one are in `default`, as kubectl has it.
     let namespace = match kind.as_str() {
         "Namespace" | "Node" => None,
-        _ => Some(yaml::shortened(field("namespace").unwrap_or("default"))),
+        _ => Some(shortened(field("namespace").unwrap_or("default"))),
     };
     namespace.map_or_else(|| format!("{kind} {name}"), |own| format!("{kind} {own}/{name}"))
 }

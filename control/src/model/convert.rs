@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as ApiSelector, ObjectMeta};
 
 use super::labels::{check_key, check_value, labels};
-use crate::yaml::shortened;
+use crate::shown::shortened;
 
 pub use super::convert_policy::network_policy;
 pub use super::convert_service::{endpoint_slice, service};

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::convert::{Problem, problem};
-use crate::yaml::shortened;
+use crate::shown::shortened;
 
 /// Longest name and value, in bytes.
 const BYTES_MAX: usize = 63;

@@ -173,3 +173,69 @@ async fn one_client_too_many_is_told_so() {
     let mut late = client(&world).await;
     assert!(matches!(next(&mut late).await, Reply::Error(AdminError::Busy { .. })));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_says_nothing_or_half_a_request_is_cut_off_in_time_and_counted() {
+    let (world, calls) = world();
+    tokio::spawn(control(calls));
+    let request = count_request();
+    let mut expected = 0;
+    for said in [&b""[..], b"{", &request[..request.len() - 1]] {
+        let mut client = client(&world).await;
+        client.get_mut().write_all(said).await.unwrap();
+        let began = tokio::time::Instant::now();
+        let mut rest = Vec::new();
+        assert_eq!(client.read_to_end(&mut rest).await.unwrap_or(0), 0);
+        assert!(began.elapsed() <= CLIENT_TIMEOUT + Duration::from_secs(1));
+        expected += 1;
+        assert_eq!(world.server.counts().refusals.load(Ordering::Relaxed), expected);
+    }
+    let mut after = client(&world).await;
+    assert_eq!(ask(&mut after, &request).await, Reply::Count(7));
+}
+
+#[tokio::test]
+async fn a_hundred_megabytes_are_refused_after_one_and_others_are_served_meanwhile() {
+    let (world, calls) = world();
+    tokio::spawn(control(calls));
+    let (mut flood, mut other) = (client(&world).await, client(&world).await);
+    let chunk = vec![b'{'; 1 << 20];
+    let mut sent = 0;
+    while sent < 100 {
+        assert_eq!(ask(&mut other, &count_request()).await, Reply::Count(7));
+        if flood.get_mut().write_all(&chunk).await.is_err() {
+            break;
+        }
+        sent += 1;
+    }
+    // The socket's own buffer takes a little more than is read.
+    assert!(sent < 4, "{sent} MiB were taken");
+    assert!(matches!(next(&mut flood).await, Reply::Error(AdminError::TooLong { .. })));
+    assert_eq!(world.server.counts().refusals.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn hostile_lines_are_refused_one_by_one_in_few_words() {
+    let (world, calls) = world();
+    tokio::spawn(control(calls));
+    let mut client = client(&world).await;
+    let long = "x".repeat(1 << 19);
+    let request = |text: &str| format!("{{\"version\":1,\"request\":{text}}}");
+    for line in [
+        Vec::new(),
+        b"\0\0\0".to_vec(),
+        b"\xff\xfe{}".to_vec(),
+        b"null".to_vec(),
+        "[".repeat(100_000).into_bytes(),
+        b"{\"version\":1,\"version\":1,\"request\":\"status\"}".to_vec(),
+        request(&format!("\"{long}\"")).into_bytes(),
+        request(&format!("{{\"endpoint_remove\":{{\"name\":\"{long}\"}}}}")).into_bytes(),
+        request("{\"ct_count\":{\"filter\":{\"adress\":\"10.0.0.1\"}}}").into_bytes(),
+        request("\"status\"} {").into_bytes(),
+    ] {
+        let refused = ask(&mut client, &[line.as_slice(), b"\n"].concat()).await;
+        let Reply::Error(error) = refused else { panic!("{refused:?}") };
+        assert!(error.to_string().len() < 1200, "{} bytes", error.to_string().len());
+    }
+    assert_eq!(ask(&mut client, &count_request()).await, Reply::Count(7));
+}

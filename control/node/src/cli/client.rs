@@ -1,6 +1,6 @@
 //! Asks the node over its admin socket.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,6 +32,12 @@ pub enum ClientError {
     /// The answer cannot be read.
     #[error("the node's answer cannot be read: {0}; use the xskiff binary of the running node")]
     Unreadable(#[from] serde_json::Error),
+    /// The control thread hangs, or has too much to do.
+    #[error(
+        "the node did not answer within {} s; packets go on meanwhile, /livez says whether workers \
+         live", ANSWER_TIMEOUT.as_secs()
+    )]
+    Late,
     /// The node ended the conversation without an answer.
     #[error("the node hung up without an answer")]
     Silent,
@@ -96,18 +102,73 @@ impl Client {
 
     fn send(&mut self, request: Request) -> Result<(), ClientError> {
         let bytes = encode_request(request).map_err(ClientError::Refused)?;
-        Ok(self.stream.get_mut().write_all(&bytes)?)
+        match self.stream.get_mut().write_all(&bytes) {
+            Ok(()) => Ok(()),
+            // A node that turns a client away says why, and hangs up.
+            Err(error) => match self.next() {
+                Err(ClientError::Refused(why)) => Err(ClientError::Refused(why)),
+                _ => Err(ClientError::Broken(error)),
+            },
+        }
     }
 
     fn next(&mut self) -> Result<Reply, ClientError> {
         let mut line = Vec::new();
-        self.stream.by_ref().take(REPLY_BYTES_MAX).read_until(b'\n', &mut line)?;
+        let read = self.stream.by_ref().take(REPLY_BYTES_MAX).read_until(b'\n', &mut line);
+        read.map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => ClientError::Late,
+            _ => ClientError::Broken(error),
+        })?;
         if line.is_empty() {
             return Err(ClientError::Silent);
         }
         match serde_json::from_slice(&line)? {
             Reply::Error(error) => Err(ClientError::Refused(error)),
             reply => Ok(reply),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// A broken pipe was all that a client turned away was told.
+    #[test]
+    fn a_client_that_is_turned_away_before_it_asked_is_told_why() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut client = Client::connect(&path).unwrap();
+        let busy = AdminError::Busy { what: "admin clients".into(), limit: 32 };
+        let (mut stream, _) = listener.accept().unwrap();
+        writeln!(stream, "{}", serde_json::to_string(&Reply::Error(busy.clone())).unwrap())
+            .unwrap();
+        drop(stream);
+        match client.ask(Request::Drops) {
+            Err(ClientError::Refused(why)) => assert_eq!(why, busy),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_node_that_hangs_up_in_the_middle_is_not_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        for (said, wanted) in [("", "without an answer"), ("{\"Drops\":[", "cannot be read")] {
+            let mut client = Client::connect(&path).unwrap();
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(said.as_bytes()).unwrap();
+            let node = std::thread::spawn(move || {
+                let mut request = String::new();
+                BufReader::new(&stream).read_line(&mut request).unwrap();
+            });
+            let error = client.ask(Request::Drops).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{error}");
+            node.join().unwrap();
         }
     }
 }

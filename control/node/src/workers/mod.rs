@@ -29,6 +29,10 @@ use xdp_redirect::{Frame, Redirect, Umem, WorkerPorts};
 
 pub use thread::monotonic_now;
 
+// The configuration is held to the pipeline's bounds; the XDP program must not have lower ones.
+const _: () = assert!(WORKERS_MAX <= xdp_redirect::limits::WORKERS_MAX as usize);
+const _: () = assert!(dataplane::counters::PORTS_MAX <= xdp_redirect::limits::PORTS_MAX as usize);
+
 /// What a worker does when it finds no packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Idle {
