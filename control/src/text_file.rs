@@ -23,7 +23,7 @@ pub enum TextFileError {
         path: PathBuf,
     },
     /// It is too large.
-    #[error("{} has more than {bytes_max} bytes: split it", path.display())]
+    #[error("{} has more than {bytes_max} bytes: split or shorten it", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -53,22 +53,41 @@ impl TextFileError {
     }
 }
 
-/// The text of `file`, of at most `bytes_max` bytes. Never waits for a writer.
+/// The text of a regular file, of at most `bytes_max` bytes. Never waits for a writer.
 ///
 /// # Errors
 /// [`TextFileError`], naming the file.
 pub fn read(file: &Path, bytes_max: u64) -> Result<String, TextFileError> {
-    let path = || file.to_owned();
-    let refuse = |error: io::Error| TextFileError::Io { path: path(), message: error.to_string() };
-    // Opening a pipe would wait for a writer.
+    // Opening a pipe would wait.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file);
-    let opened: File = opened.map_err(refuse)?;
-    if !opened.metadata().map_err(refuse)?.is_file() {
-        return Err(TextFileError::NotRegular { path: path() });
+    let opened = opened.map_err(refuse(file))?;
+    let look = opened.metadata().map_err(refuse(file))?;
+    if !look.is_file() {
+        return Err(TextFileError::NotRegular { path: file.to_owned() });
     }
+    if look.len() > bytes_max {
+        return Err(TextFileError::TooLarge { path: file.to_owned(), bytes_max });
+    }
+    text(opened, file, bytes_max)
+}
+
+/// The text of what somebody named on the command line, which may be a pipe of their shell.
+///
+/// # Errors
+/// [`TextFileError`], naming it.
+pub fn read_named(file: &Path, bytes_max: u64) -> Result<String, TextFileError> {
+    text(File::open(file).map_err(refuse(file))?, file, bytes_max)
+}
+
+fn refuse(file: &Path) -> impl Fn(io::Error) -> TextFileError {
+    move |error| TextFileError::Io { path: file.to_owned(), message: error.to_string() }
+}
+
+fn text(opened: File, file: &Path, bytes_max: u64) -> Result<String, TextFileError> {
+    let path = || file.to_owned();
     let mut bytes = Vec::new();
     // It may grow while it is read.
-    opened.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes).map_err(refuse)?;
+    opened.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes).map_err(refuse(file))?;
     if bytes.len() as u64 > bytes_max {
         return Err(TextFileError::TooLarge { path: path(), bytes_max });
     }

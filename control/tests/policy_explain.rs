@@ -74,7 +74,7 @@ fn every_rule_of_every_policy_that_selects_the_pod_is_told_in_order() {
         [
             "shop/a-deny -: no the policy has no rule: it isolates only | no the policy has no \
              rule: it isolates only",
-            "shop/b-web 0: no not in pods (all) of namespace shop | yes tcp \"http\" (8080 there)",
+            "shop/b-web 0: no pods (all) of namespace shop | yes tcp \"http\" (8080 there)",
             "shop/b-web 1: yes pods (all) of namespaces team=b | yes tcp 8000 to 8100",
         ]
     );
@@ -85,9 +85,9 @@ fn a_port_or_peer_outside_is_told_with_all_that_would_have_matched() {
     assert_eq!(
         told(&ask(Direction::Ingress, "198.51.100.7", "10.0.0.1", 443))[1..],
         [
-            "shop/b-web 0: no not in pods (all) of namespace shop | no not in tcp \"http\" (8080 \
+            "shop/b-web 0: no pods (all) of namespace shop | no tcp \"http\" (8080 \
              there)",
-            "shop/b-web 1: no not in pods (all) of namespaces team=b or 192.0.2.0/24 | no not in \
+            "shop/b-web 1: no pods (all) of namespaces team=b or 192.0.2.0/24 | no \
              tcp 8000 to 8100 or udp 53",
         ]
     );

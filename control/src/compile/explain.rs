@@ -114,7 +114,7 @@ impl Sides<'_> {
             Some(selector) => Finding::of(true, selector.to_string()),
             None => {
                 let all: Vec<String> = selectors.iter().map(ToString::to_string).collect();
-                Finding::of(false, format!("not in {}", all.join(" or ")))
+                Finding::of(false, all.join(" or "))
             }
         }
     }
@@ -127,7 +127,7 @@ impl Sides<'_> {
             Some(port) => Finding::of(true, self.shown(port)),
             None => {
                 let all: Vec<String> = rule.ports.iter().map(|port| self.shown(port)).collect();
-                Finding::of(false, format!("not in {}", all.join(" or ")))
+                Finding::of(false, all.join(" or "))
             }
         }
     }

@@ -9,6 +9,7 @@ use control::admin::{
     CaptureDirection, CaptureRequest, EndpointAdd, FlowFilter, PolicyQuestion, Reply, Request,
     StreamItem,
 };
+use control::text_file::{self, TextFileError};
 
 use crate::node::launch::{self, LaunchError};
 
@@ -31,7 +32,10 @@ pub enum ExecuteError {
     /// A capture could not be written.
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    /// A file cannot be read or written.
+    /// A file cannot be read.
+    #[error(transparent)]
+    Text(#[from] TextFileError),
+    /// A file cannot be written.
     #[error("{path}: {source}")]
     File {
         /// The file.
@@ -103,7 +107,7 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
         }
         Command::Config(ConfigCommand::Print) => Request::ConfigShow,
         Command::Config(ConfigCommand::Diff { file }) => {
-            let candidate = std::fs::read_to_string(&file).map_err(file_error(&file))?;
+            let candidate = text_file::read_named(&file, launch::CONFIG_BYTES_MAX)?;
             Request::ConfigDiff { candidate }
         }
         Command::Run(_)

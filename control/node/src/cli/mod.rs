@@ -56,8 +56,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the node process until SIGTERM or SIGINT.
     #[command(
-        long_about = "Run the node process until SIGTERM or SIGINT.\n\nThe configuration is \
-        checked whole before any interface is touched. On a clean end everything is detached \
+        long_about = "Run the node process until SIGTERM or SIGINT.\n\nThe configuration and \
+        the manifests are checked whole before any interface is touched. On a clean end everything is detached \
         and given back; after SIGKILL the next start mends what was left."
     )]
     Run(RunArgs),

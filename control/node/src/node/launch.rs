@@ -11,12 +11,13 @@ use pinning::topology::{Topology, TopologyError, interface_node};
 use tokio::sync::watch;
 
 use super::from_config::Machine;
+use super::manifests::RefusedAtStart;
 use super::{ConfigUpdate, Node, NodeError, Settings, Sources, termination};
 
 /// How often the configuration file is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Largest configuration file, in bytes.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 /// The node process could not be launched, or ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,9 @@ pub enum LaunchError {
         /// Every field that is wrong.
         source: ConfigError,
     },
+    /// The manifests are refused.
+    #[error(transparent)]
+    Manifests(#[from] RefusedAtStart),
     /// The machine's CPUs cannot be read.
     #[error(transparent)]
     Topology(#[from] TopologyError),
@@ -56,7 +60,7 @@ pub enum LaunchError {
 /// # Errors
 /// [`LaunchError::Read`] or [`LaunchError::Config`].
 pub fn read_config(path: &Path) -> Result<Config, LaunchError> {
-    let text = text_file::read(path, CONFIG_BYTES_MAX)?;
+    let text = text_file::read_named(path, CONFIG_BYTES_MAX)?;
     Config::parse(&text)
         .map_err(|source| LaunchError::Config { path: path.display().to_string(), source })
 }
@@ -81,7 +85,7 @@ pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
     runtime.block_on(async move {
         let (cluster, cluster_updates) = watch::channel(super::ClusterUpdate::default());
         if let Some(folder) = folder {
-            super::manifests::watch_folder(folder, cluster).await;
+            super::manifests::watch_folder(folder, cluster).await?;
         }
         let update = ConfigUpdate { config: Some(Arc::new(config)), refused: None };
         let (config, config_updates) = watch::channel(update);
@@ -189,6 +193,25 @@ mod tests {
         assert!(error.contains("cuont"), "{error}");
         std::fs::write(&path, "workers: {count: 2}").unwrap();
         assert_eq!(read_config(&path).unwrap().workers.count, 2);
+        std::fs::write(&path, b"workers: {count: 2}\n# \xe4\n").unwrap();
+        let error = read_config(&path).unwrap_err().to_string();
+        assert!(error.contains("xskiff.yaml is not UTF-8 from line 2 on"), "{error}");
+        std::fs::write(&path, vec![b'#'; 2 << 20]).unwrap();
+        let error = read_config(&path).unwrap_err().to_string();
+        assert!(error.contains("more than 1048576 bytes"), "{error}");
+        let error = read_config(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("directory"), "{error}");
+    }
+
+    #[test]
+    fn a_configuration_may_come_through_a_pipe_of_the_shell() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let writer = path.clone();
+        let writer = std::thread::spawn(move || std::fs::write(writer, "workers: {count: 3}"));
+        assert_eq!(read_config(&path).unwrap().workers.count, 3);
+        writer.join().unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -209,5 +232,38 @@ mod tests {
         let update = updates.borrow_and_update().clone();
         assert_eq!(update.config.unwrap().timeouts.udp_seconds, 77);
         assert_eq!(update.refused, None);
+    }
+
+    /// As a kubelet updates a ConfigMap volume, and as an editor that removes before it writes.
+    #[tokio::test(start_paused = true)]
+    async fn a_file_whose_link_is_swapped_or_that_goes_and_comes_back_is_read() {
+        use std::os::unix::fs::symlink;
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for (version, seconds) in [("..one", 61), ("..two", 62)] {
+            std::fs::create_dir(at(version)).unwrap();
+            let text = format!("timeouts: {{icmp_seconds: {seconds}}}");
+            std::fs::write(at(version).join("xskiff.yaml"), text).unwrap();
+        }
+        symlink("..one", at("..data")).unwrap();
+        symlink("..data/xskiff.yaml", at("xskiff.yaml")).unwrap();
+        let path = at("xskiff.yaml");
+        let (sender, mut updates) = watch::channel(ConfigUpdate::default());
+        tokio::spawn(watch_file(path.clone(), Stamp::of(&path), sender));
+        tokio::time::sleep(LOOK / 2).await;
+        symlink("..two", at("..data_tmp")).unwrap();
+        std::fs::rename(at("..data_tmp"), at("..data")).unwrap();
+        updates.changed().await.unwrap();
+        let update = updates.borrow_and_update().clone();
+        assert_eq!(update.config.unwrap().timeouts.icmp_seconds, 62);
+        std::fs::remove_file(&path).unwrap();
+        updates.changed().await.unwrap();
+        let update = updates.borrow_and_update().clone();
+        assert_eq!(update.config.unwrap().timeouts.icmp_seconds, 62);
+        assert!(update.refused.unwrap().1.contains("No such file"));
+        std::fs::write(&path, "timeouts: {icmp_seconds: 63}").unwrap();
+        updates.changed().await.unwrap();
+        let update = updates.borrow_and_update().clone();
+        assert_eq!((update.config.unwrap().timeouts.icmp_seconds, update.refused), (63, None));
     }
 }

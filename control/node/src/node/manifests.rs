@@ -18,14 +18,40 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Errors of one reading that are told; the rest are counted in the last.
 const ERRORS_TOLD_MAX: usize = 64;
 
+/// A node must not start with what a folder says, since a folder that is refused says nothing: no
+/// policy would be in force.
+#[derive(Debug, thiserror::Error)]
+#[error("manifests of {folder}: {}", told.join("; "))]
+pub struct RefusedAtStart {
+    folder: String,
+    told: Vec<String>,
+}
+
 /// Reads `folder` once, so that a node starts with what it says, and follows it from then on.
-pub async fn watch_folder(folder: PathBuf, cluster: watch::Sender<ClusterUpdate>) {
+///
+/// # Errors
+/// [`RefusedAtStart`] when its first reading fails, naming every object that is wrong.
+pub async fn watch_folder(
+    folder: PathBuf,
+    cluster: watch::Sender<ClusterUpdate>,
+) -> Result<(), RefusedAtStart> {
     cluster.send_modify(|update| {
         update.manifests.folder = Some(folder.display().to_string());
     });
     let look = look_at(&folder).await;
     read_into(&folder, &cluster).await;
+    let told: Vec<String> = cluster
+        .borrow()
+        .manifests
+        .errors
+        .iter()
+        .map(|error| format!("{}: {}", error.object, error.message))
+        .collect();
+    if !told.is_empty() {
+        return Err(RefusedAtStart { folder: folder.display().to_string(), told });
+    }
     tokio::spawn(follow(folder, cluster, look));
+    Ok(())
 }
 
 type Look = Result<Fingerprint, FolderError>;
@@ -82,7 +108,7 @@ fn apply(
         Err(errors) => {
             status.failures += 1;
             for error in &errors {
-                tracing::error!(object = error.subject(), %error, "manifest refused; the last good state stays");
+                tracing::error!(object = error.subject(), %error, "manifest refused");
             }
             status.errors = told(&errors, unix_ms(now));
         }
@@ -96,7 +122,7 @@ fn told(errors: &[ManifestError], time_unix_ms: u64) -> Vec<ObjectError> {
         .map(|error| {
             let (object, text) = (error.subject(), error.to_string());
             // Where the text begins with what it is about, once is enough.
-            let rest = text.strip_prefix(&object).and_then(|rest| rest.strip_prefix(": "));
+            let rest = text.strip_prefix(&object).map(|rest| rest.trim_start_matches([':', ' ']));
             let message = rest.unwrap_or(&text).to_owned();
             ObjectError { object, message, time_unix_ms, count: 1 }
         })
@@ -128,7 +154,7 @@ mod tests {
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join("a.yaml"), NAMESPACE).unwrap();
         let (sender, mut updates) = watch::channel(ClusterUpdate::default());
-        watch_folder(folder.clone(), sender).await;
+        watch_folder(folder.clone(), sender).await.unwrap();
         let has = |update: &ClusterUpdate| update.state.namespaces.contains_key("shop");
         assert!(has(&updates.borrow()));
 
@@ -146,6 +172,45 @@ mod tests {
         let back = until(&mut updates, |u| u.state.namespaces.contains_key("bank")).await;
         assert!(back.manifests.errors.is_empty() && !has(&back));
         assert_eq!(back.manifests.objects[0], ("Namespace".to_owned(), 1));
+    }
+
+    /// A node that was started again beside a misspelt policy ran without any.
+    #[tokio::test]
+    async fn a_folder_that_is_refused_at_start_starts_nothing_and_names_what_is_wrong() {
+        let directory = tempfile::tempdir().unwrap();
+        let start = |folder: PathBuf| {
+            let (sender, _updates) = watch::channel(ClusterUpdate::default());
+            watch_folder(folder, sender)
+        };
+        std::fs::write(directory.path().join("a.yaml"), NAMESPACE).unwrap();
+        assert!(start(directory.path().to_owned()).await.is_ok());
+        let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, \
+                      metadata: {name: deny, namespace: shop}, spec: {podSelektor: {}}}";
+        std::fs::write(directory.path().join("b.yaml"), policy).unwrap();
+        let error = start(directory.path().to_owned()).await.unwrap_err().to_string();
+        assert!(
+            error.contains("NetworkPolicy shop/deny") && error.contains("podSelektor"),
+            "{error}"
+        );
+        let error = start(directory.path().join("none")).await.unwrap_err().to_string();
+        assert!(error.contains("/none") && error.contains("check that it exists"), "{error}");
+    }
+
+    #[test]
+    fn what_an_error_is_about_is_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("a.yaml")).unwrap();
+        std::fs::write(folder.path().join("b.yaml"), b"\xff").unwrap();
+        let told = told(&read(folder.path()).unwrap_err(), 0);
+        let messages: Vec<&str> = told.iter().map(|error| error.message.as_str()).collect();
+        assert!(told[0].object.ends_with("/a.yaml") && told[1].object.ends_with("/b.yaml"));
+        assert_eq!(
+            messages,
+            [
+                "is not a regular file: remove or rename it",
+                "is not UTF-8 from line 1 on: save it as UTF-8"
+            ]
+        );
     }
 
     #[test]
