@@ -342,9 +342,11 @@ impl Umem {
             return None;
         }
         holder.store(HELD, Ordering::Relaxed);
+        let start = self.chunk(chunk);
+        prefetch_headers(start, offset);
         // SAFETY: the chunk lies within the region and was the socket's until this moment, so no
         // other frame has it and the kernel is done with it; offset and length were just checked.
-        Some(unsafe { Frame::new(self.chunk(chunk), offset, length, chunk_bytes) })
+        Some(unsafe { Frame::new(start, offset, length, chunk_bytes) })
     }
 
     /// Makes a free chunk an empty frame.
@@ -470,4 +472,19 @@ pub(crate) fn make_tap() -> io::Result<(OwnedFd, String)> {
         request.ifr_name.iter().take_while(|c| **c != 0).map(|c| char::from(c.cast_unsigned()));
     let name = name.collect();
     Ok((device.into(), name))
+}
+
+/// Asks for a packet's headers, for writing: they lie in the cache of the core that received them,
+/// and all of a burst's come over together while it is taken in.
+#[inline(always)]
+fn prefetch_headers(chunk: NonNull<u8>, offset: u32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing that the program sees and never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        let headers = chunk.as_ptr().wrapping_add(offset as usize);
+        _mm_prefetch::<_MM_HINT_ET0>(headers.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (chunk, offset);
 }
