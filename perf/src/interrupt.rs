@@ -9,13 +9,13 @@ use nix::sys::signal::{SigSet, Signal};
 /// Whether the run was interrupted.
 pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Has SIGINT and SIGTERM set [`INTERRUPTED`] instead of ending the process. To be called before
-/// other threads are started.
+/// Has SIGINT, SIGTERM and SIGHUP set [`INTERRUPTED`] instead of ending the process. To be called
+/// before other threads are started.
 ///
 /// # Errors
 /// The kernel refuses a thread.
 pub fn watch() -> Result<()> {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
     signals.thread_block()?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         if signals.wait().is_ok() {
@@ -25,8 +25,10 @@ pub fn watch() -> Result<()> {
     Ok(())
 }
 
+/// Ends a run that was interrupted; to be asked between measurements.
+///
 /// # Errors
-/// The run was interrupted.
+/// It was.
 pub fn check() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {
         bail!("interrupted");

@@ -30,16 +30,27 @@ const LOG_BYTES_MAX: usize = 800;
 /// Name of the node and of its Kubernetes namespace.
 const NAME: &str = "perf";
 
+/// Where directories are made, how their names begin; the process id follows.
+const PARENT: &str = "/run";
+const PREFIX: &str = "xskiff-perf-";
+
 /// A directory of this process's own for configurations and logs, removed when dropped.
 pub struct Directory(PathBuf);
 
 impl Directory {
-    /// Makes it, readable by root only.
+    /// Makes it, readable by root only, and removes those whose process is gone.
     ///
     /// # Errors
     /// It is there already, or cannot be made.
     pub fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("xskiff-perf-{}", std::process::id()));
+        for entry in fs::read_dir(PARENT).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                drop(fs::remove_dir_all(entry.path()));
+            }
+        }
+        let path = Path::new(PARENT).join(format!("{PREFIX}{}", std::process::id()));
         let made = DirBuilder::new().mode(0o700).create(&path);
         made.with_context(|| format!("make {}", path.display()))?;
         Ok(Self(path))
