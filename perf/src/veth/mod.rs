@@ -5,9 +5,12 @@
 //! own, all stand at once, and are measured in turns, so that a slow moment hits all of them.
 //!
 //! Where the work is done: the source sends on one core. In the first placement that core also
-//! does the node's receive softirq, and the node's core the rest; in the second (`-onecore`) the
-//! node's core does all of the node's work, by busy polling. The kernel's node has its receive
-//! thread on the node's core in both, which is kept awake for it. The server's counting runs where the node transmits.
+//! does the node's receive softirq, and the node's core the rest. In the second (`-onecore`) the
+//! node's core does all of the node's work: receive in a kernel thread, to which the worker yields
+//! when it has no packet. Busy polling would spare the switches, but since Linux 6.13 the kernel
+//! knows no NAPI of a veth's AF_XDP socket to poll. The kernel's node has its receive thread on the
+//! node's core in both, which is kept awake for it. The server's counting runs where the node
+//! transmits.
 //!
 //! Reading order: [`service`] (the job), [`network`] (links), [`worker`] and [`kernel`] (nodes),
 //! [`source`] (how a rate is measured), this file (cases, rounds, ratios).
@@ -233,7 +236,9 @@ fn header(
         format!("cores    source {source_core}, node {core}"),
         "         bare, xskiff: receive softirq on the source's core, the rest on the node's"
             .into(),
-        "         -onecore: all of the node's work on its core, by busy polling".into(),
+        "         -onecore: all of the node's work on its core: receive in a kernel thread, to which"
+            .into(),
+        "         the worker yields when it has no packet (veth's NAPI cannot be busy polled)".into(),
         "         nftables: threaded NAPI on the node's core, kept awake, in both".into(),
         "work     DNAT to one of 10 pods, policy, conntrack; bare forwards unchanged; the server \
          checks all"

@@ -26,15 +26,14 @@ use xdp_redirect::forward::Forwarder;
 use xdp_redirect::heartbeat::HeartbeatWriter;
 use xdp_redirect::loader::{Mode, RunningMode};
 use xdp_redirect::rules::{OnStall, OurPrefix, PortRule};
-use xdp_redirect::socket::{BusyPoll, SocketConfig};
+use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::umem::UmemConfig;
 use xdp_redirect::{Redirect, Socket, Umem, WorkerPorts};
 
+use super::kernel::pin_receiver;
 use super::network::Links;
 use super::service::{FRONTEND, POD, UPLINK, tables};
 
-/// Packets and microseconds of one poll where the worker does the receive processing.
-const BUSY_POLL: BusyPoll = BusyPoll { micros: 20, budget: 64 };
 /// IPv6 flows, of which there are none.
 const FLOWS_V6: usize = 64;
 /// Turns between two looks at whether to rest.
@@ -74,21 +73,14 @@ pub struct WorkerNode {
 }
 
 impl WorkerNode {
-    /// Starts the thread, resting. With `busy_poll` it does its receive processing itself.
-    pub fn new(links: Links, work: Work, busy_poll: bool, core: CpuId) -> Result<Self> {
-        if busy_poll {
-            // The kernel leaves the queue to the poller for so long.
-            links.shell(&format!(
-                "echo 2 >/sys/class/net/{0}/napi_defer_hard_irqs; \
-                 echo 200000 >/sys/class/net/{0}/gro_flush_timeout",
-                links.uplink
-            ))?;
-        }
+    /// Starts the thread, resting. With `is_onecore` the node's receive processing is done on
+    /// `core`, too.
+    pub fn new(links: Links, work: Work, is_onecore: bool, core: CpuId) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let (ready, answer) = channel();
         let thread = {
             let shared = Arc::clone(&shared);
-            let run = move || run(&links, work, busy_poll, core, &shared, &ready);
+            let run = move || run(&links, work, is_onecore, core, &shared, &ready);
             thread::Builder::new().name("worker".into()).spawn(run)?
         };
         let modes = answer.recv().map_err(|_| anyhow!("the worker's thread ended"))??;
@@ -153,15 +145,21 @@ impl Drop for WorkerNode {
 fn run(
     links: &Links,
     work: Work,
-    busy_poll: bool,
+    is_onecore: bool,
     core: CpuId,
     shared: &Shared,
     ready: &Sender<Result<String>>,
 ) {
     let prepared = links.enter().and_then(|()| {
         pinning::apply::pin_current_thread(core)?;
-        Sockets::new(links, busy_poll)
+        let sockets = Sockets::new(links)?;
+        if is_onecore {
+            links.shell(&format!("echo 1 >/sys/class/net/{}/threaded", links.uplink))?;
+            pin_receiver(&links.uplink, core)?;
+        }
+        Ok(sockets)
     });
+    let when_idle = if is_onecore { thread::yield_now } else { std::hint::spin_loop };
     let sockets = match prepared {
         Ok(sockets) => sockets,
         Err(error) => return drop(ready.send(Err(error))),
@@ -171,16 +169,12 @@ fn run(
         Work::Bare => {
             let mut forwarder = Forwarder::new(&umem, vec![sockets]);
             drop(ready.send(Ok(modes)));
-            turn_while_active(shared, &heartbeat, |_| {
-                forwarder.turn();
-            });
+            turn_while_active(shared, &heartbeat, when_idle, |_| forwarder.turn());
         }
         Work::Xskiff { flows } => match worker(links, &umem, sockets, flows, shared) {
             Ok(mut worker) => {
                 drop(ready.send(Ok(modes)));
-                turn_while_active(shared, &heartbeat, |now| {
-                    worker.tick(now);
-                });
+                turn_while_active(shared, &heartbeat, when_idle, |now| worker.tick(now).packets);
             }
             Err(error) => drop(ready.send(Err(error))),
         },
@@ -189,7 +183,13 @@ fn run(
     drop(redirect);
 }
 
-fn turn_while_active(shared: &Shared, heartbeat: &HeartbeatWriter, mut turn: impl FnMut(Nanos)) {
+/// `turn` answers how many packets it had.
+fn turn_while_active(
+    shared: &Shared,
+    heartbeat: &HeartbeatWriter,
+    when_idle: fn(),
+    mut turn: impl FnMut(Nanos) -> usize,
+) {
     while !shared.stop.load(Ordering::Relaxed) {
         if !shared.is_active.load(Ordering::Relaxed) {
             heartbeat.sleep();
@@ -201,7 +201,9 @@ fn turn_while_active(shared: &Shared, heartbeat: &HeartbeatWriter, mut turn: imp
                 clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
             let now = Nanos(0).after(now);
             heartbeat.beat(now);
-            turn(now);
+            if turn(now) == 0 {
+                when_idle();
+            }
         }
     }
 }
@@ -216,13 +218,12 @@ struct Sockets {
 }
 
 impl Sockets {
-    fn new(links: &Links, busy_poll: bool) -> Result<Self> {
+    fn new(links: &Links) -> Result<Self> {
         let mut redirect = Redirect::load(false)?;
         let heartbeat = redirect.heartbeat(0)?;
         heartbeat.sleep();
         let umem = Umem::new(UmemConfig::default())?;
-        let config =
-            SocketConfig { busy_poll: busy_poll.then_some(BUSY_POLL), ..SocketConfig::default() };
+        let config = SocketConfig::default();
         let ours = OurPrefix {
             prefix: Prefix::host((*FRONTEND.ip()).into()),
             translated: true,
@@ -244,9 +245,7 @@ impl Sockets {
             Ok::<Socket, anyhow::Error>(socket)
         };
         let uplink = add(UPLINK, PortKind::Uplink, &links.uplink, &config)?;
-        // Nothing comes from the server, so nothing is polled there.
-        let idle = SocketConfig { busy_poll: None, ..config };
-        let pod = add(POD, PortKind::Pod, &links.pod, &idle)?;
+        let pod = add(POD, PortKind::Pod, &links.pod, &config)?;
         modes.dedup();
         let modes = modes.join(", ");
         Ok(Self { redirect, umem, sockets: [uplink, pod], heartbeat, modes })
