@@ -60,7 +60,7 @@ impl Frame {
     /// `chunk` is the start of a chunk of `chunk_bytes` (at most 4096) bytes that stays mapped
     /// while the frame lives and that nobody else accesses; `offset + len <= chunk_bytes`, and
     /// `offset >= HEADROOM_BYTES`.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn new(chunk: NonNull<u8>, offset: u32, len: u32, chunk_bytes: u32) -> Self {
         #[allow(clippy::cast_possible_truncation)] // all at most 4096, says the caller
         let (offset, len, chunk_bytes) = (offset as u16, len as u16, chunk_bytes as u16);

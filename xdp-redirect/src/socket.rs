@@ -151,7 +151,7 @@ impl Socket {
         packets
     }
 
-    #[inline]
+    #[inline(always)]
     fn receive_ready(
         &mut self,
         pool: &mut FramePool,
@@ -273,7 +273,7 @@ impl Socket {
     /// # Errors
     /// Gives the frame back: the ring is full, the link down or gone, the frame empty, of more
     /// than [`TRANSMIT_CHUNKS_MAX`] chunks, or another region's.
-    #[inline]
+    #[inline(always)]
     pub fn transmit(
         &mut self,
         pool: &mut FramePool,
@@ -303,6 +303,7 @@ impl Socket {
         Ok(())
     }
 
+    #[cold]
     fn transmit_chain(
         &mut self,
         pool: &mut FramePool,

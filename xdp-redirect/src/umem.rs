@@ -330,7 +330,7 @@ impl Umem {
 
     /// Takes a chunk that the kernel filled; `None` when the socket does not have it, or the
     /// descriptor does not lie within the chunk.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn received(&self, address: u64, length: u32, number: u16) -> Option<Frame> {
         let (chunk, offset) = self.locate(address)?;
         let holder = &self.shared.holders[index(chunk)];
@@ -361,7 +361,7 @@ impl Umem {
     #[inline]
     pub(crate) fn chunk_of(&self, start: NonNull<u8>) -> Option<u32> {
         let distance = start.addr().get().checked_sub(self.shared.base.addr().get())?;
-        let chunk = u32::try_from(distance / index(self.shared.config.chunk_bytes)).ok()?;
+        let chunk = u32::try_from(distance >> self.chunk_bits()).ok()?;
         (chunk < self.shared.config.frames).then_some(chunk)
     }
 
@@ -373,10 +373,16 @@ impl Umem {
 
     #[inline]
     fn locate(&self, address: u64) -> Option<(u32, u32)> {
-        let chunk_bytes = u64::from(self.shared.config.chunk_bytes);
-        let chunk = u32::try_from(address / chunk_bytes).ok()?;
-        let offset = u32::try_from(address % chunk_bytes).ok()?;
+        let chunk = u32::try_from(address >> self.chunk_bits()).ok()?;
+        let offset = u32::try_from(address & ((1 << self.chunk_bits()) - 1)).ok()?;
         (chunk < self.shared.config.frames).then_some((chunk, offset))
+    }
+
+    /// Chunks are powers of two long ([`CHUNK_BYTES`]): a division for each packet would cost as
+    /// much as parsing it.
+    #[inline(always)]
+    fn chunk_bits(&self) -> u32 {
+        self.shared.config.chunk_bytes.trailing_zeros()
     }
 
     #[inline]
