@@ -124,7 +124,10 @@ fn wrong_types_are_named_by_setting_line_and_column() {
         ("cluster:\n  pod_cidrs: [10.1.0.0/16, ten]", "cluster.pod_cidrs[1]: line 2 column 28"),
         ("uplinks:\n- {interface: a, xdp_mode: fast}", "uplinks[0].xdp_mode: line 2 column 28"),
         ("workers: [1]", "workers: line 1 column 10"),
-        ("pods: {receive_ring: 256}", "pods: line 1 column"),
+        (
+            "uplink_sockets: {receive_ring: many}",
+            "uplink_sockets.receive_ring: line 1 column 32: a whole number",
+        ),
         ("uplinks: [{interface: a, everthing: true}]", "unknown field: uplinks[0].everthing"),
     ] {
         let message = refused(text);
