@@ -26,6 +26,8 @@ const BUSY_PAUSE: Duration = Duration::from_millis(5);
 const ZERO_COPY_PATIENCE: Duration = Duration::from_secs(1);
 /// `TX_BATCH_SIZE` of `net/xdp/xsk.c`: descriptors that one call sends in copy mode.
 const KICK_DESCRIPTORS: u32 = 32;
+/// Descriptors that one call is to send: all that a worker's turn queues.
+const TRANSMIT_BUDGET: u32 = 128;
 /// `XDP_MAX_TX_SKB_BUDGET` (`linux/if_xdp.h`, kernel 6.17).
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 
@@ -57,7 +59,8 @@ pub struct SocketConfig {
     pub idle_frames: u32,
     /// Poll the queue from the worker.
     pub busy_poll: Option<BusyPoll>,
-    /// Descriptors one system call sends in copy mode; `None`: the kernel's 32.
+    /// Descriptors one system call sends in copy mode, at most the transmit ring's; `None`, less
+    /// than 32, and kernels before 6.17: 32.
     pub transmit_budget: Option<u32>,
 }
 
@@ -69,7 +72,7 @@ impl Default for SocketConfig {
             fill_frames: 2048,
             idle_frames: 2048,
             busy_poll: None,
-            transmit_budget: None,
+            transmit_budget: Some(TRANSMIT_BUDGET),
         }
     }
 }
@@ -242,9 +245,9 @@ fn monitor(fd: RawFd, interface: &str, queue: u32, zero_copy: bool) -> SocketMon
     SocketMonitor { interface: interface.into(), queue, zero_copy, monitored: Monitored::new(fd) }
 }
 
-/// Enough calls for a full transmit ring, and one to see that it is empty.
+/// Enough calls for a full transmit ring, and one to see that it is empty, on any kernel.
 fn kicks_max(config: &SocketConfig) -> u32 {
-    config.transmit_ring / config.transmit_budget.unwrap_or(KICK_DESCRIPTORS).max(1) + 1
+    config.transmit_ring / KICK_DESCRIPTORS + 1
 }
 
 fn check(umem: &Umem, config: &SocketConfig) -> Result<(), Error> {
@@ -377,8 +380,14 @@ fn set_options(fd: RawFd, interface: &str, queue: u32, config: &SocketConfig) ->
             source,
         })
     };
-    if let Some(budget) = config.transmit_budget {
-        set("XDP_MAX_TX_SKB_BUDGET", libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, budget)?;
+    // The kernel wants at least its own 32, and no more than the ring has.
+    let budget = config.transmit_budget.map(|budget| budget.min(config.transmit_ring));
+    if let Some(budget) = budget.filter(|budget| *budget > KICK_DESCRIPTORS) {
+        match set("XDP_MAX_TX_SKB_BUDGET", libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, budget) {
+            // Kernels before 6.17 send 32 descriptors a call.
+            Err(error) if error.errno() == Some(libc::ENOPROTOOPT) => {}
+            set => set?,
+        }
     }
     if let Some(BusyPoll { micros, budget }) = config.busy_poll {
         set("SO_PREFER_BUSY_POLL", libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, 1)?;
