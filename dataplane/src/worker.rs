@@ -76,8 +76,6 @@ pub struct Worker<P: Ports> {
     counters: Arc<WorkerCounters>,
     held: Vec<Held<P::Buffer>>,
     capture: Option<Capture>,
-    burst: RxBurst<P::Buffer>,
-    actions: ArrayVec<Action, BURST>,
 }
 
 impl<P: Ports> Worker<P> {
@@ -98,8 +96,6 @@ impl<P: Ports> Worker<P> {
             counters,
             held: Vec::with_capacity(HELD_MAX),
             capture: None,
-            burst: ArrayVec::new(),
-            actions: ArrayVec::new(),
         }
     }
 
@@ -134,16 +130,17 @@ impl<P: Ports> Worker<P> {
         if adopted || !self.held.is_empty() {
             self.retry_held(now, adopted);
         }
-        let mut packets = self.run_inbox(now);
+        let mut burst = RxBurst::new();
+        let mut packets = self.run_inbox(now, &mut burst);
         for _ in 0..RECEIVE_BURSTS {
-            self.ports.receive(&mut self.burst);
-            let received = self.burst.len();
+            self.ports.receive(&mut burst);
+            let received = burst.len();
             if received == 0 {
                 break;
             }
             packets += received;
-            self.count_received(now);
-            self.run_burst(now);
+            self.count_received(now, &burst);
+            self.run_burst(now, &mut burst);
             if received < BURST {
                 break;
             }
@@ -156,46 +153,45 @@ impl<P: Ports> Worker<P> {
     }
 
     /// Handles what others handed on, small vectors joined to bursts.
-    fn run_inbox(&mut self, now: Nanos) -> usize {
+    fn run_inbox(&mut self, now: Nanos, burst: &mut RxBurst<P::Buffer>) -> usize {
         let mut packets = 0;
         while packets < INBOX_PACKETS {
             let Some(vector) = self.handoff.take() else { break };
             self.counters.handed_in.add(vector.len() as u64);
             packets += vector.len();
-            if self.burst.remaining_capacity() < vector.len() {
-                self.run_burst(now);
+            if burst.remaining_capacity() < vector.len() {
+                self.run_burst(now, burst);
             }
-            self.burst.extend(vector);
+            burst.extend(vector);
         }
-        if !self.burst.is_empty() {
-            self.run_burst(now);
+        if !burst.is_empty() {
+            self.run_burst(now, burst);
         }
         packets
     }
 
-    fn count_received(&mut self, now: Nanos) {
-        self.counters.received.add(self.burst.len() as u64);
-        for packet in &self.burst {
+    fn count_received(&mut self, now: Nanos, burst: &RxBurst<P::Buffer>) {
+        self.counters.received.add(burst.len() as u64);
+        for packet in burst {
             if let Some(port) = self.counters.port(packet.port) {
                 port.received_packets.add(1);
                 port.received_bytes.add(packet.buffer.len() as u64);
             }
         }
         if self.capture.is_some() {
-            for packet in &self.burst {
+            for packet in burst {
                 self.copy(now, packet.port, CapturePoint::Received, &packet.buffer);
             }
         }
     }
 
-    /// Decides about the staged burst and carries every packet to where it goes.
-    fn run_burst(&mut self, now: Nanos) {
-        self.actions.clear();
-        self.pipeline.process(now, &mut self.burst, &mut self.actions);
-        let burst = std::mem::take(&mut self.burst);
-        let actions = std::mem::take(&mut self.actions);
-        for (packet, action) in burst.into_iter().zip(actions) {
-            self.carry_out(now, packet, action);
+    /// Decides about the burst and carries every packet to where it goes. Both vectors live on the
+    /// stack, uninitialised, and are read in place: moving them costs as much as parsing.
+    fn run_burst(&mut self, now: Nanos, burst: &mut RxBurst<P::Buffer>) {
+        let mut actions = ArrayVec::new();
+        self.pipeline.process(now, burst, &mut actions);
+        for (packet, action) in burst.drain(..).zip(&actions) {
+            self.carry_out(now, packet, *action);
         }
     }
 
@@ -271,8 +267,7 @@ impl<P: Ports> Worker<P> {
                 continue;
             }
             let others = self.held.len();
-            self.burst.push(held.packet);
-            self.run_burst(now);
+            self.run_burst(now, &mut RxBurst::from_iter([held.packet]));
             if let Some(again) = self.held.get_mut(others) {
                 again.until = held.until;
             }
