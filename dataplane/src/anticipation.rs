@@ -24,27 +24,20 @@ pub(crate) struct Anticipated {
 }
 
 impl Anticipated {
-    /// Decides about the packet at `place`, which no flow was found for.
+    /// Decides about the packet at `place`, with its hash, which no flow was found for.
     pub(crate) fn add(
         &mut self,
         context: &Context,
         flows: &WorkerFlows,
         place: usize,
         ingress: PortId,
-        packet: &Packet,
+        (packet, hash): (&Packet, u64),
     ) {
         // Everything else has its own way to a decision.
-        let is_whole = !matches!(
-            packet.kind,
-            PacketKind::FirstFragment { .. } | PacketKind::NeighbourDiscovery
-        );
-        if !packet.kind.has_tuple() || !is_whole {
+        let is_fragment = matches!(packet.kind, PacketKind::FirstFragment { .. });
+        if !packet.kind.has_tuple() || is_fragment {
             return;
         }
-        let hash = match packet.key() {
-            FlowKey::V4(key) => key.hash(&context.hasher),
-            FlowKey::V6(key) => key.hash(&context.hasher),
-        };
         let is_ours = context.owner_of(hash) == context.worker;
         if !is_ours || !addresses_service(&context.tables, packet.key()) {
             return;

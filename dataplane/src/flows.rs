@@ -297,10 +297,10 @@ pub struct Located {
 }
 
 impl Located {
-    /// Whether there is surely no flow yet.
+    /// The packet's hash, when there is surely no flow yet.
     #[inline(always)]
-    pub(crate) fn is_miss(&self) -> bool {
-        self.candidate.is_none()
+    pub(crate) fn missed(&self) -> Option<u64> {
+        self.candidate.is_none().then_some(self.hash)
     }
 
     /// The flow of the packet with this key.

@@ -87,8 +87,8 @@ impl Pipeline {
         let mut parsed = ArrayVec::<Parsed, BURST>::new();
         let located = self.parse_and_locate(burst, &mut parsed);
         let mut anticipated = self.anticipate(burst, &parsed, &located);
-        for (place, received) in burst.iter_mut().enumerate() {
-            let (parsed, located) = (&parsed[place], &located[place]);
+        let packets = burst.iter_mut().zip(&parsed).zip(&located).enumerate();
+        for (place, ((received, parsed), located)) in packets {
             let found = self.find(parsed, located);
             match self.forward_straight(now, received, parsed, found) {
                 Some(port) => actions.push(Action::Transmit(port)),
@@ -156,9 +156,10 @@ impl Pipeline {
         located: &[Located; BURST],
     ) -> Anticipated {
         let mut anticipated = Anticipated::default();
-        for (place, (received, packet)) in burst.iter().zip(parsed).enumerate() {
-            if let (Ok(packet), true) = (packet, located[place].is_miss()) {
-                anticipated.add(&self.context, &self.flows, place, received.port, packet);
+        let packets = burst.iter().zip(parsed).zip(located).enumerate();
+        for (place, ((received, packet), located)) in packets {
+            if let (Ok(packet), Some(hash)) = (packet, located.missed()) {
+                anticipated.add(&self.context, &self.flows, place, received.port, (packet, hash));
             }
         }
         anticipated

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod figure;
+mod flow_memory;
 mod interrupt;
 mod latency;
 mod machine;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use arrayvec::ArrayVec;
 use dataplane::buffer::Buffer;
 use dataplane::counters::WorkerCounters;
@@ -13,11 +13,10 @@ use dataplane::memory::HeapBuffer;
 use dataplane::pipeline::{Action, Pipeline};
 use dataplane::time::Nanos;
 use dataplane::worker::{BURST, Received};
-use flow_table::{Memory, Table};
-use pinning::memory::{Prefault, map_words};
 
 use super::{BATCH, CHECK_EVERY};
 use crate::figure::median;
+use crate::flow_memory;
 use crate::packet;
 use crate::workload::{Cluster, Packet, UPLINK};
 
@@ -38,21 +37,11 @@ pub enum Traffic {
     NewToService,
 }
 
-/// Flow tables on huge pages, with one worker's hold.
+/// Flow tables with room for `flows` and some more, with one worker's hold.
 pub fn flow_tables(flows: u64) -> Result<(FlowTables, WorkerFlows)> {
     let v4 = usize::try_from(flows + flows / SPARE + BATCH as u64)?;
     let capacities = Capacities { v4, v6: BURST };
-    let map = |bytes| -> Result<Memory> {
-        Ok(Memory::Mapped(map_words(bytes, Prefault::Now)?.into_bytes()))
-    };
-    let memory = (
-        map(Table::<8>::memory_bytes(capacities.v4)?)?,
-        map(Table::<16>::memory_bytes(capacities.v6)?)?,
-    );
-    let key = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
-    let (tables, mut holds) = FlowTables::new(capacities, memory, 1, key)?;
-    let hold = holds.pop().context("one worker has one hold")?;
-    Ok((tables, hold))
+    flow_memory::flow_tables(capacities)
 }
 
 /// A ring of packets, and what must become of each.

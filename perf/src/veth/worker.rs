@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use dataplane::counters::WorkerCounters;
 use dataplane::event::Reports;
 use dataplane::flows::{Capacities, FlowTables};
@@ -18,10 +18,8 @@ use dataplane::pipeline::Pipeline;
 use dataplane::port::{PortId, PortKind};
 use dataplane::time::Nanos;
 use dataplane::worker::Worker;
-use flow_table::{Memory, Table};
 use nix::time::{ClockId, clock_gettime};
 use pinning::CpuId;
-use pinning::memory::{Prefault, map_words};
 use xdp_redirect::forward::Forwarder;
 use xdp_redirect::heartbeat::HeartbeatWriter;
 use xdp_redirect::loader::{Mode, RunningMode};
@@ -33,6 +31,7 @@ use xdp_redirect::{Redirect, Socket, Umem, WorkerPorts};
 use super::kernel::pin_receiver;
 use super::network::Links;
 use super::service::{FRONTEND, POD, UPLINK, tables};
+use crate::flow_memory::flow_tables;
 
 /// IPv6 flows, of which there are none.
 const FLOWS_V6: usize = 64;
@@ -260,16 +259,7 @@ fn worker(
     shared: &Shared,
 ) -> Result<Worker<WorkerPorts>> {
     let capacities = Capacities { v4: flows, v6: FLOWS_V6 };
-    let map = |bytes| -> Result<Memory> {
-        Ok(Memory::Mapped(map_words(bytes, Prefault::Now)?.into_bytes()))
-    };
-    let memory = (
-        map(Table::<8>::memory_bytes(capacities.v4)?)?,
-        map(Table::<16>::memory_bytes(capacities.v6)?)?,
-    );
-    let key = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
-    let (tables_of_flows, mut holds) = FlowTables::new(capacities, memory, 1, key)?;
-    let hold = holds.pop().context("one worker has one hold")?;
+    let (tables_of_flows, hold) = flow_tables(capacities)?;
     *shared.flows.lock().map_err(|_| anyhow!("another thread panicked"))? = Some(tables_of_flows);
     let pipeline = Pipeline::new(
         0,
