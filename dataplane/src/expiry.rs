@@ -110,6 +110,7 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
     let due = flows.pace.due(now, flows.owner.known(), pressure);
     let entries = entries.max(due).max(flows.eviction.entries(pressure));
     if entries == 0 {
+        flows.owner.reclaim();
         return false;
     }
     let swept = flows.owner.sweep(entries, |_, entry| {

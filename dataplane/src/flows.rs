@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicU64;
 
 use arrayvec::ArrayVec;
 use flow_table::{
-    Entry, Handle, Hasher, Hashes, InsertError, Key, Memory, Owner, Quiescence, SetupError, Table,
+    Entry, Handle, Hasher, Hashes, InsertError, Key, Memory, Owner, Quiescence, SetupError, Shape,
+    Table,
 };
 
 use crate::conntrack::{FlowDirection, Life};
@@ -174,13 +175,45 @@ fn hashes_of<const W: usize, K: TableKey<W>>(hasher: &Hasher, original: &K, repl
     Hashes { original: first, alias: (first != second).then_some(second) }
 }
 
+/// How many flows a table has room for, at first and at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// At first.
+    pub now: usize,
+    /// What it may become while it is in use.
+    pub max: usize,
+}
+
 /// How many flows of each family a node has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacities {
     /// IPv4 flows.
-    pub v4: usize,
+    pub v4: Capacity,
     /// IPv6 flows.
-    pub v6: usize,
+    pub v6: Capacity,
+    /// Whether flows have a second line, for TCP windows and bytes.
+    pub details: bool,
+}
+
+impl Capacities {
+    /// Tables that stay as large as they are, without details.
+    #[must_use]
+    pub fn fixed(v4: usize, v6: usize) -> Self {
+        let fixed = |flows| Capacity { now: flows, max: flows };
+        Self { v4: fixed(v4), v6: fixed(v6), details: false }
+    }
+
+    /// The shapes of the IPv4 and the IPv6 table for so many workers.
+    #[must_use]
+    pub fn shapes(&self, workers: usize) -> (Shape, Shape) {
+        let shape = |capacity: Capacity| Shape {
+            capacity: capacity.now,
+            capacity_max: capacity.max,
+            owners: workers,
+            details: self.details,
+        };
+        (shape(self.v4), shape(self.v6))
+    }
 }
 
 /// Both tables, as everybody may read them.
@@ -222,8 +255,9 @@ impl FlowTables {
         hash_key: [u64; 2],
     ) -> Result<(Self, Vec<WorkerFlows>), SetupError> {
         let quiescence = Quiescence::new(workers)?;
-        let (v4, owners4) = Table::new(memory.0, capacities.v4, workers, quiescence.clone())?;
-        let (v6, owners6) = Table::new(memory.1, capacities.v6, workers, quiescence.clone())?;
+        let shapes = capacities.shapes(workers);
+        let (v4, owners4) = Table::new(memory.0, shapes.0, quiescence.clone())?;
+        let (v6, owners6) = Table::new(memory.1, shapes.1, quiescence.clone())?;
         let hasher = Hasher::new(hash_key);
         let tables = Self { v4, v6, hasher, quiescence };
         let holds = owners4

@@ -14,8 +14,8 @@ pub fn flow_tables(capacities: Capacities) -> Result<(FlowTables, WorkerFlows)> 
         Ok(Memory::Mapped(map_words(bytes, Prefault::Now)?.into_bytes()))
     };
     let memory = (
-        map(Table::<8>::memory_bytes(capacities.v4)?)?,
-        map(Table::<16>::memory_bytes(capacities.v6)?)?,
+        map(Table::<8>::memory_bytes(&capacities.shapes(1).0)?)?,
+        map(Table::<16>::memory_bytes(&capacities.shapes(1).1)?)?,
     );
     let (tables, mut holds) = FlowTables::new(capacities, memory, 1, HASH_KEY)?;
     let hold = holds.pop().context("one worker has one hold")?;

@@ -43,7 +43,7 @@ impl Simulation {
     /// A node of `workers` workers with room for `capacity` flows of each family.
     #[must_use]
     pub fn new(workers: usize, capacity: usize, tables: &Arc<Tables>) -> Self {
-        let capacities = Capacities { v4: capacity, v6: capacity };
+        let capacities = Capacities::fixed(capacity, capacity);
         let memory = (Memory::Heap, Memory::Heap);
         let (flows, holds) = FlowTables::new(capacities, memory, workers, [0x5eed, 0xca5e])
             .unwrap_or_else(|error| panic!("flow tables: {error}"));

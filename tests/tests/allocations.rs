@@ -106,7 +106,7 @@ fn worker_allocates_nothing_after_its_start() {
     let backends = [(pod4(2), 8080), (pod4(3), 8080)];
     let world =
         || World::with_pods(3).with_service(FrontendKind::ClusterIp, "10.2.0.1", 80, &backends);
-    let capacities = Capacities { v4: 4096, v6: 512 };
+    let capacities = Capacities::fixed(4096, 512);
     let (_tables, mut holds) =
         FlowTables::new(capacities, (Memory::Heap, Memory::Heap), 1, [1, 2]).expect("tables");
     let counters = Arc::new(WorkerCounters::default());

@@ -493,16 +493,25 @@ fn packet_for_a_full_port_is_counted() {
 }
 
 #[test]
-fn full_table_refuses_new_flows_and_keeps_old_ones() {
+fn full_table_refuses_new_flows_keeps_established_ones_and_gives_up_closed_ones() {
     let mut node = Simulation::new(1, 8, &World::with_pods(2).tables());
-    for client in 1..=8 {
-        node.forward(pod_port(1), &udp(&format!("10.1.0.1:{client}"), "10.1.0.2:53").build());
+    let server = "10.1.0.2:53";
+    let client = |n| format!("10.1.0.1:{n}");
+    for n in 1..=8 {
+        node.forward(pod_port(1), &tcp(&client(n), server, "S").build());
+        node.forward(pod_port(2), &tcp(server, &client(n), "SA").build());
+        node.forward(pod_port(1), &tcp(&client(n), server, "A").build());
     }
-    let ninth = udp("10.1.0.1:9", "10.1.0.2:53").build();
+    let ninth = tcp(&client(9), server, "S").build();
     node.expect_drop(pod_port(1), &ninth, DropReason::TableFull);
-    node.forward(pod_port(2), &udp("10.1.0.2:53", "10.1.0.1:1").build());
-    node.wait(Duration::from_secs(31));
+    for n in 1..=8 {
+        node.forward(pod_port(2), &tcp(server, &client(n), "A").build());
+    }
+    node.forward(pod_port(2), &tcp(server, &client(1), "RA").build());
+    // Found by the sweep, and two grace periods until its entry is used again.
+    (0..3).for_each(|_| node.tick());
     node.forward(pod_port(1), &ninth);
+    assert_eq!(node.sum(|counters| counters.flows_evicted.get()), 1);
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn settings(run_directory: &Path) -> Settings {
         workers: workers::Settings {
             cores: vec![CpuId(0)],
             idle: Idle::Adaptive(Duration::from_micros(50)),
-            capacities: Capacities { v4: 4096, v6: 4096 },
+            capacities: Capacities::fixed(4096, 4096),
             hash_key: [3, 4],
         },
         umem: UmemConfig { frames: 8192, ..UmemConfig::default() },

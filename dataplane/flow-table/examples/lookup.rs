@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use flow_table::{BURST, Entry, Hasher, Hashes, Key, Memory, Quiescence, Sweep, Table};
+use flow_table::{BURST, Entry, Hasher, Hashes, Key, Memory, Quiescence, Shape, Sweep, Table};
 
 const RUNS: usize = 5;
 const LOOKUPS: usize = 1 << 22;
@@ -63,9 +63,10 @@ fn best(operations: usize, mut run: impl FnMut()) -> f64 {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let entries: usize = std::env::args().nth(1).map_or(Ok(1_000_000), |text| text.parse())?;
     let hasher = Hasher::new([0x243F_6A88_85A3_08D3, 0x1319_8A2E_0370_7344]);
-    let memory = Memory::Mapped(map(Table::<8>::memory_bytes(entries)?));
+    let shape = Shape::fixed(entries, 1);
+    let memory = Memory::Mapped(map(Table::<8>::memory_bytes(&shape)?));
     let quiescence = Quiescence::new(1)?;
-    let (table, mut owners) = Table::<8>::new(memory, entries, 1, quiescence.clone())?;
+    let (table, mut owners) = Table::<8>::new(memory, shape, quiescence.clone())?;
     let owner = &mut owners[0];
     quiescence.go_online(0);
 

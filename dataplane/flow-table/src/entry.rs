@@ -11,7 +11,7 @@ pub(crate) const HANDLE_BITS: u32 = 28;
 /// The most entries a table can have.
 pub(crate) const CAPACITY_MAX: usize = (1 << HANDLE_BITS) - 1;
 
-/// The number of an entry, from 1 to the capacity. It stays with the entry until it is removed,
+/// The number of an entry, from 1 to the most entries there can be. It stays with the entry until it is removed,
 /// and is used again after that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Handle(NonZeroU32);
@@ -31,7 +31,7 @@ impl Handle {
 
     /// Its place in the slab.
     pub(crate) fn position(self) -> usize {
-        self.0.get() as usize
+        self.0.get() as usize - 1
     }
 }
 

@@ -17,6 +17,14 @@ pub enum SetupError {
         /// Entries a table can have.
         most: usize,
     },
+    /// A table that is larger than it may become.
+    #[error("flow table capacity {capacity} is above its maximum {capacity_max}: raise that")]
+    CapacityAboveMax {
+        /// Entries asked for.
+        capacity: usize,
+        /// Entries there may ever be.
+        capacity_max: usize,
+    },
     /// No owner, or more owners than entries.
     #[error("flow table of {capacity} entries cannot have {owners} owners: give 1 to {capacity}")]
     Owners {
@@ -57,9 +65,9 @@ pub enum InsertError {
     /// No handle of this owner is free: all are in use, or wait for workers to announce.
     #[error("no free entry in this owner's part of the flow table")]
     SlabFull,
-    /// Both buckets of a hash are full. The index is sized so that this does not happen below
-    /// capacity (see [`crate::Table::new`]).
-    #[error("both index buckets of the flow's hash are full")]
+    /// The group of a hash is full. The index grows in time, so that this does not happen to
+    /// hashes that are spread evenly.
+    #[error("the index has no room for the flow's hash")]
     IndexFull,
     /// An entry that the original key matches is there already, or is being inserted at this very
     /// moment. Look it up again: of two inserts at the same instant both may be told this.

@@ -21,7 +21,7 @@
 //!
 //! # Example
 //! ```
-//! use flow_table::{Entry, Hasher, Hashes, Key, Memory, Quiescence, Table};
+//! use flow_table::{Entry, Hasher, Hashes, Key, Memory, Quiescence, Shape, Table};
 //! use std::sync::atomic::Ordering::Relaxed;
 //!
 //! #[derive(Clone, Copy)]
@@ -35,7 +35,7 @@
 //! }
 //!
 //! let quiescence = Quiescence::new(1)?;
-//! let (table, mut owners) = Table::<8>::new(Memory::Heap, 1000, 1, quiescence.clone())?;
+//! let (table, mut owners) = Table::<8>::new(Memory::Heap, Shape::fixed(1000, 1), quiescence.clone())?;
 //! let owner = &mut owners[0];
 //! quiescence.go_online(0);
 //!
@@ -54,11 +54,14 @@ mod arch;
 pub mod entry;
 mod error;
 pub mod hasher;
+mod holdings;
 mod index;
 mod memory;
 mod owner;
 pub mod quiescence;
 mod recycler;
+mod shape;
+mod slab;
 mod statistics;
 mod sync;
 mod table;
@@ -69,5 +72,6 @@ pub use hasher::Hasher;
 pub use memory::Memory;
 pub use owner::{Hashes, Owner, Sweep, Swept};
 pub use quiescence::Quiescence;
+pub use shape::Shape;
 pub use statistics::Statistics;
 pub use table::{BURST, Hit, Table};

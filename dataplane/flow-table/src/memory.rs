@@ -16,8 +16,9 @@ pub enum Memory {
     /// Zeroed by the kernel on first touch: pages that no flow has used cost nothing.
     Heap,
     /// Memory of the caller's for as long as the process lives: at least
-    /// [`crate::Table::memory_bytes`] bytes, aligned to 64. What it held is lost: all that the
-    /// table uses is zeroed at once, so that no packet pays for a page fault later.
+    /// [`crate::Table::memory_bytes`] bytes, aligned to 64. What it held is lost: all that a table
+    /// of the capacity asked for needs is zeroed at once, so that no packet pays for a page fault
+    /// later. What growth may need is not touched, and must be zero.
     #[cfg(not(loom))]
     Mapped(&'static mut [u8]),
 }
@@ -25,8 +26,8 @@ pub enum Memory {
 /// A type that may be made by zeroing memory.
 ///
 /// # Safety
-/// All bytes zero are a valid value, shared access to which is sound from any thread; dropping it
-/// does nothing; its alignment is at most [`LINE_BYTES`].
+/// Any bytes are a valid value, shared access to which is sound from any thread; dropping it does
+/// nothing; its alignment is at most [`LINE_BYTES`].
 pub(crate) unsafe trait Zeroable: Send + Sync + Sized {
     /// Loom's atomics must be made one by one.
     #[cfg(loom)]
@@ -53,8 +54,14 @@ impl Carver {
         Ok(Self(memory))
     }
 
-    /// The next array of `length` zeroed elements.
-    pub(crate) fn array<T: Zeroable>(&mut self, length: usize) -> Result<Array<T>, SetupError> {
+    /// The next array of `length` elements, of which the first `needed` are zeroed at once.
+    pub(crate) fn array<T: Zeroable>(
+        &mut self,
+        length: usize,
+        needed: usize,
+    ) -> Result<Array<T>, SetupError> {
+        #[cfg(loom)]
+        let _ = needed;
         match &mut self.0 {
             Memory::Heap => Array::heap(length),
             #[cfg(not(loom))]
@@ -69,7 +76,7 @@ impl Carver {
                 }
                 let (mine, others) = bytes.split_at_mut(taken);
                 *rest = others;
-                Array::mapped(mine, length)
+                Array::mapped(mine, length, needed)
             }
         }
     }
@@ -107,8 +114,9 @@ impl<T: Zeroable> Array<T> {
         Ok(Self { start, length, allocation: Some((base, layout)) })
     }
 
-    fn mapped(bytes: &'static mut [u8], length: usize) -> Result<Self, SetupError> {
-        bytes.fill(0);
+    fn mapped(bytes: &'static mut [u8], length: usize, needed: usize) -> Result<Self, SetupError> {
+        let needed_bytes = (size_of::<T>() * needed.min(length)).min(bytes.len());
+        bytes[..needed_bytes].fill(0);
         let address = bytes.as_ptr().addr();
         if !address.is_multiple_of(LINE_BYTES) || bytes.len() < size_of::<T>() * length {
             return Err(SetupError::Misaligned { address });
@@ -125,7 +133,7 @@ impl<T> std::ops::Deref for Array<T> {
     fn deref(&self) -> &[T] {
         // SAFETY: `start` is aligned to LINE_BYTES, at least T's alignment (`Zeroable`); `length`
         // elements from it on lie in one allocation of ours, or in memory given to us exclusively
-        // for 'static; all were zeroed, which is a valid T, and they are only ever accessed
+        // for 'static; they are atomics, for which any bytes are valid, and are only ever accessed
         // through shared references, that is, atomically.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
     }
@@ -182,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_heap_array_is_zeroed_and_starts_on_a_cache_line() {
-        let array = Carver(Memory::Heap).array::<AtomicU32>(1001).expect("heap");
+        let array = Carver(Memory::Heap).array::<AtomicU32>(1001, 1001).expect("heap");
         assert_eq!(array.len(), 1001);
         assert!(array.as_ptr().addr().is_multiple_of(LINE_BYTES));
         assert!(array.iter().all(|word| word.load(Relaxed) == 0));
@@ -191,11 +199,11 @@ mod tests {
     #[test]
     fn mapped_arrays_are_zeroed_aligned_and_apart() {
         let mut carver = Carver::new(Memory::Mapped(leaked(256)), 256).expect("fits");
-        let first = carver.array::<AtomicU32>(17).expect("fits");
-        let second = carver.array::<AtomicU32>(32).expect("fits");
+        let first = carver.array::<AtomicU32>(17, 17).expect("fits");
+        let second = carver.array::<AtomicU32>(32, 32).expect("fits");
         assert!(first.iter().chain(second.iter()).all(|word| word.load(Relaxed) == 0));
         assert_eq!(second.as_ptr().addr() - first.as_ptr().addr(), 128);
-        assert!(carver.array::<AtomicU32>(1).is_err());
+        assert!(carver.array::<AtomicU32>(1, 1).is_err());
     }
 
     #[test]

@@ -1,12 +1,14 @@
-//! The owner of a range of handles: it alone inserts, sweeps and removes their entries.
+//! An owner of handles: it alone inserts, sweeps and removes their entries.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::entry::{Entry, Handle, Key};
 use crate::error::{InsertError, RemoveError};
+use crate::holdings::Holdings;
 use crate::quiescence::Quiescence;
 use crate::recycler::Recycler;
+use crate::slab::{SegmentId, Slab};
 use crate::sync::model_fence;
 use crate::table::Table;
 
@@ -16,6 +18,13 @@ const SWEEP_AHEAD: u32 = 16;
 /// Removals that a sweep gathers, so that their index lines arrive together.
 const SWEEP_REMOVALS: usize = 16;
 
+/// Handles that a sweep gives back to their segments at most, of those that no insert took.
+const RELEASED_AT_ONCE: usize = 64;
+
+/// Inserts after which an owner sees whether the index is to grow, or moves a group of it: a
+/// group's worth of keys is moved for an eighth of it inserted.
+const INSERTS_EACH_STEP: u32 = 32;
+
 /// The hashes that an entry is found under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hashes {
@@ -23,6 +32,12 @@ pub struct Hashes {
     pub original: u64,
     /// The hash of its alias, if it was inserted with one.
     pub alias: Option<u64>,
+}
+
+impl Hashes {
+    fn count(self) -> u64 {
+        1 + u64::from(self.alias.is_some())
+    }
 }
 
 /// What becomes of an entry that a sweep visits.
@@ -41,28 +56,30 @@ pub struct Swept {
     pub visited: u32,
     /// Entries that it removed.
     pub removed: u32,
-    /// Whether it passed the end of the owner's part, and began again at the first entry.
+    /// Whether it passed the end of the owner's entries, and began again at the first one.
     pub wrapped: bool,
 }
 
-/// The one who inserts, sweeps and removes entries of a range of handles.
+/// The one who inserts, sweeps and removes entries of the segments it claims.
 pub struct Owner<const WORDS: usize> {
     table: Arc<Table<WORDS>>,
-    quiescence: Arc<Quiescence>,
     number: usize,
-    handles: Range<u32>,
-    /// The first handle that was never used.
-    unused: u32,
+    holdings: Holdings<WORDS>,
     recycler: Recycler,
-    /// Where the next sweep begins.
-    cursor: u32,
+    /// Where the next sweep begins: handles that are left of a segment, and the segment after it.
+    cursor: (Range<u32>, SegmentId),
+    /// Tells one flow of an entry from the next.
+    stamp: u32,
+    /// Keys of its entries in the index.
+    keys: u64,
+    inserts: u32,
 }
 
 impl<const WORDS: usize> std::fmt::Debug for Owner<WORDS> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Owner")
             .field("number", &self.number)
-            .field("handles", &self.handles)
+            .field("entries", &self.holdings.entries())
             .finish_non_exhaustive()
     }
 }
@@ -72,11 +89,17 @@ impl<const WORDS: usize> Owner<WORDS> {
         table: Arc<Table<WORDS>>,
         quiescence: Arc<Quiescence>,
         number: usize,
-        handles: Range<u32>,
     ) -> Self {
-        let recycler = Recycler::new(handles.len(), quiescence.workers());
-        let (unused, cursor) = (handles.start, handles.start);
-        Self { table, quiescence, number, handles, unused, recycler, cursor }
+        Self {
+            holdings: Holdings::new(Arc::clone(&table), number),
+            table,
+            number,
+            recycler: Recycler::new(quiescence),
+            cursor: (0..0, SegmentId(0)),
+            stamp: 0,
+            keys: 0,
+            inserts: 0,
+        }
     }
 
     /// The table.
@@ -85,21 +108,19 @@ impl<const WORDS: usize> Owner<WORDS> {
         &self.table
     }
 
-    /// The handles it owns.
-    #[must_use]
-    pub fn handles(&self) -> Range<u32> {
-        self.handles.clone()
-    }
-
-    /// Entries of its part that were ever used, which is what a sweep goes round.
+    /// Entries of its segments that were ever used, which is what a sweep goes round.
     #[must_use]
     pub fn known(&self) -> u32 {
-        self.unused - self.handles.start
+        self.holdings.known()
+    }
+
+    fn slab(&self) -> &Slab<WORDS> {
+        self.table.slab()
     }
 
     /// Adds an entry of these words, found by `original` and, if given, by `alias`, each a key
     /// with its hash; both keys must match the words. When it returns, every thread that learns
-    /// of it finds the entry under both.
+    /// of it finds the entry under both. Its details, if the table has them, are zero.
     ///
     /// # Errors
     /// Any [`InsertError`]; then no entry was added.
@@ -109,6 +130,10 @@ impl<const WORDS: usize> Owner<WORDS> {
         alias: Option<(u64, K)>,
         words: &[u64; WORDS],
     ) -> Result<Handle, InsertError> {
+        self.inserts = self.inserts.wrapping_add(1);
+        if self.inserts.is_multiple_of(INSERTS_EACH_STEP) {
+            self.table.tend_index();
+        }
         let inserted = self.try_insert(original, alias, words);
         let counters = self.table.counters(self.number);
         match inserted {
@@ -131,28 +156,31 @@ impl<const WORDS: usize> Owner<WORDS> {
     ) -> Result<Handle, InsertError> {
         // Before anything is published, so that a translation that is taken costs no handle.
         self.conflict(&original, alias.as_ref(), None)?;
-        let handle = self.free_handle().ok_or(InsertError::SlabFull)?;
-        self.table.fill(handle, words);
+        let handle = self.take_handle().ok_or(InsertError::SlabFull)?;
+        self.stamp = self.stamp.wrapping_add(1);
+        self.slab().fill(handle, words, self.stamp);
         if self.table.index().publish(original.0, handle).is_err() {
-            self.table.vacate(handle);
+            self.recycler.put_back(self.table.slab(), handle);
             return Err(InsertError::IndexFull);
         }
-        self.take(handle);
         let mut hashes = Hashes { original: original.0, alias: None };
         if let Some((hash, _)) = alias {
             if self.table.index().publish(hash, handle).is_err() {
+                self.keys += hashes.count();
                 self.withdraw(handle, hashes);
                 return Err(InsertError::IndexFull);
             }
             hashes.alias = Some(hash);
         }
+        self.keys += hashes.count();
         model_fence();
         if let Err(error) = self.conflict(&original, alias.as_ref(), Some(handle)) {
             self.withdraw(handle, hashes);
             return Err(error);
         }
-        // The next insert's line is fetched while the caller goes on.
-        self.peek().into_iter().for_each(|next| self.table.prefetch_entry(next));
+        // The next insert's lines are fetched while the caller goes on.
+        let next = self.recycler.peek().or_else(|| self.holdings.peek());
+        next.into_iter().for_each(|next| self.slab().prefetch_for_insert(next));
         Ok(handle)
     }
 
@@ -172,16 +200,16 @@ impl<const WORDS: usize> Owner<WORDS> {
         }
     }
 
-    /// Removes an entry, which nobody finds any more once this returns. Those who found it before
-    /// may use it until they announce.
+    /// Removes an entry, which nobody finds any more once this returns, but for lookups during a
+    /// step of a resize. Those who found it may use it until they announce.
     ///
     /// # Errors
     /// Any [`RemoveError`].
     pub fn remove(&mut self, handle: Handle, hashes: Hashes) -> Result<(), RemoveError> {
-        if !self.handles.contains(&handle.number()) {
+        if !self.slab().is_owned(self.slab().segment_of(handle), self.number) {
             return Err(RemoveError::NotOwned);
         }
-        if !self.table.in_use(handle) {
+        if !self.slab().in_use(handle) {
             return Err(RemoveError::NotInUse);
         }
         let whole = self.withdraw(handle, hashes);
@@ -189,27 +217,24 @@ impl<const WORDS: usize> Owner<WORDS> {
         if whole { Ok(()) } else { Err(RemoveError::WrongHash) }
     }
 
-    /// Visits the next `entries` handles of its part, as far as they were ever used, and removes
-    /// those that `decide` says; then lets removed entries be used again that every worker has
-    /// let go of. Call it at every burst.
+    /// Visits the next `entries` handles of its segments, as far as they were ever used, and
+    /// removes those that `decide` says; lets removed entries be used again that every worker has
+    /// let go of; and moves a part of the index, if that grows or shrinks. Call it at every burst.
     pub fn sweep(
         &mut self,
         entries: u32,
         mut decide: impl FnMut(Handle, &Entry<WORDS>) -> Sweep,
     ) -> Swept {
         // With nothing ever inserted there is nothing to come round to.
-        let mut swept = Swept { wrapped: self.unused == self.handles.start, ..Swept::default() };
+        let mut swept = Swept { wrapped: self.known() == 0, ..Swept::default() };
         let mut removals = [None; SWEEP_REMOVALS];
         let mut gathered = 0;
+        self.leave_foreign_segment();
         for _ in 0..entries.min(self.known()) {
-            let handle = self.cursor;
-            self.prefetch_swept(handle);
-            self.cursor += 1;
-            if self.cursor == self.unused {
-                self.cursor = self.handles.start;
-                swept.wrapped = true;
-            }
-            let Some(handle) = Handle::new(handle).filter(|handle| self.table.in_use(*handle))
+            // At the end of a round the sweep ends: no entry is visited twice.
+            let Some(number) = self.cursor.0.next().or_else(|| self.next_segment()) else { break };
+            self.prefetch_swept(number);
+            let Some(handle) = Handle::new(number).filter(|handle| self.slab().in_use(*handle))
             else {
                 continue;
             };
@@ -227,16 +252,34 @@ impl<const WORDS: usize> Owner<WORDS> {
                 }
             }
         }
+        if self.cursor.0.is_empty() && self.holdings.used_from(self.cursor.1).is_none() {
+            swept.wrapped = true;
+            self.cursor.1 = SegmentId(0);
+        }
         self.withdraw_all(&removals[..gathered]);
+        self.table.tend_index();
         self.reclaim();
         swept
     }
 
-    fn prefetch_swept(&self, from: u32) {
-        let ahead = from + SWEEP_AHEAD;
-        if ahead < self.unused {
-            Handle::new(ahead).into_iter().for_each(|handle| self.table.prefetch_entry(handle));
+    /// The first handle of the next segment.
+    fn next_segment(&mut self) -> Option<u32> {
+        let (id, handles) = self.holdings.used_from(self.cursor.1)?;
+        self.cursor = (handles, SegmentId(id.0 + 1));
+        self.cursor.0.next()
+    }
+
+    /// The cursor's segment may have been given back since the last sweep, and be another's now.
+    fn leave_foreign_segment(&mut self) {
+        let segment = Handle::new(self.cursor.0.start).map(|next| self.slab().segment_of(next));
+        if segment.is_some_and(|id| !self.slab().is_owned(id, self.number)) {
+            self.cursor.0 = 0..0;
         }
+    }
+
+    fn prefetch_swept(&self, from: u32) {
+        let ahead = Handle::new(from + SWEEP_AHEAD);
+        ahead.into_iter().for_each(|handle| self.table.prefetch_entry(handle));
     }
 
     fn withdraw_all(&mut self, removals: &[Option<(Handle, Hashes)>]) {
@@ -247,32 +290,34 @@ impl<const WORDS: usize> Owner<WORDS> {
 
     /// Lets removed entries be used again that every worker has let go of. [`Self::sweep`] does
     /// it too, and so does an insert that finds nothing free.
+    #[inline]
     pub fn reclaim(&mut self) {
-        self.recycler.advance(&self.quiescence);
+        if self.recycler.queued() > 0 {
+            self.release_removed();
+        }
+    }
+
+    fn release_removed(&mut self) {
+        self.recycler.advance(self.table.slab());
+        for _ in 0..RELEASED_AT_ONCE {
+            let Some(handle) = self.recycler.take(self.table.slab()) else { break };
+            self.holdings.release(handle);
+        }
         self.report();
     }
 
     /// The handle for the next insert; waits for nobody.
-    fn free_handle(&mut self) -> Option<Handle> {
-        if self.peek().is_none() {
-            self.recycler.advance(&self.quiescence);
+    fn take_handle(&mut self) -> Option<Handle> {
+        if let Some(handle) = self.recycler.take(self.table.slab()) {
+            return Some(handle);
         }
-        self.peek()
-    }
-
-    /// A used handle rather than one that was never used: its memory is there already.
-    fn peek(&self) -> Option<Handle> {
-        let unused = (self.unused < self.handles.end).then_some(self.unused);
-        Handle::new(self.recycler.peek().or(unused)?)
-    }
-
-    /// Takes what `peek` showed.
-    fn take(&mut self, handle: Handle) {
-        if handle.number() == self.unused {
-            self.unused += 1;
-        } else {
-            self.recycler.take();
+        if self.holdings.peek().is_none() {
+            self.recycler.advance(self.table.slab());
+            return self.recycler.take(self.table.slab());
         }
+        let handle = self.holdings.peek()?;
+        self.holdings.take(handle);
+        Some(handle)
     }
 
     /// Clears the slots of an entry and retires it. False when a slot was not found; then the
@@ -280,10 +325,12 @@ impl<const WORDS: usize> Owner<WORDS> {
     /// under its hash, so the handle can be used again all the same.
     fn withdraw(&mut self, handle: Handle, hashes: Hashes) -> bool {
         let index = self.table.index();
+        // Before the slots are cleared, so that a process that is killed meanwhile leaves no entry
+        // that seems to be in use and cannot be found.
+        self.recycler.retire(self.table.slab(), handle);
         let original = index.withdraw(hashes.original, handle);
         let alias = hashes.alias.is_none_or(|hash| index.withdraw(hash, handle));
-        self.table.vacate(handle);
-        self.recycler.retire(handle.number());
+        self.keys = self.keys.saturating_sub(hashes.count());
         for found in [original, alias] {
             if !found {
                 self.table.counters(self.number).slots_lost.increment();
@@ -293,7 +340,9 @@ impl<const WORDS: usize> Owner<WORDS> {
     }
 
     fn report(&self) {
-        let used = self.known() as usize - self.recycler.queued();
-        self.table.counters(self.number).occupancy(used, self.recycler.waiting());
+        let counters = self.table.counters(self.number);
+        let free = self.holdings.free() as usize + self.recycler.queued();
+        counters.occupancy(self.known() as usize - free, self.recycler.waiting());
+        counters.holdings(self.holdings.entries().into(), self.keys);
     }
 }

@@ -21,6 +21,16 @@ use crate::sync::{AtomicU64, Ordering, fence};
 #[derive(Debug)]
 struct Padded(AtomicU64);
 
+/// Where every worker was at some moment; at first, offline. One thread at a time uses it.
+#[derive(Debug)]
+pub(crate) struct Snapshot(Box<[AtomicU64]>);
+
+impl Snapshot {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
 /// What every worker has announced. One serves all tables that the same workers read.
 #[derive(Debug)]
 pub struct Quiescence {
@@ -87,19 +97,20 @@ impl Quiescence {
         }
     }
 
-    /// Remembers in `seen` where every worker is, after all that the caller did before.
-    pub(crate) fn observe(&self, seen: &mut [u64]) {
+    /// Notes where every worker is, after all that the caller did before.
+    pub(crate) fn note(&self, noted: &Snapshot) {
         fence(Ordering::SeqCst);
-        for (seen, worker) in seen.iter_mut().zip(&self.workers) {
-            *seen = worker.0.load(Ordering::Acquire);
+        for (noted, worker) in noted.0.iter().zip(&self.workers) {
+            noted.store(worker.0.load(Ordering::Acquire), Ordering::Relaxed);
         }
     }
 
-    /// Whether every worker has announced, or was offline, since it was `seen`.
-    pub(crate) fn all_passed(&self, seen: &[u64]) -> bool {
-        seen.iter()
-            .zip(&self.workers)
-            .all(|(seen, worker)| seen & 1 == 0 || worker.0.load(Ordering::Acquire) != *seen)
+    /// Whether every worker has announced, or was offline, since that was `noted`.
+    pub(crate) fn have_passed(&self, noted: &Snapshot) -> bool {
+        noted.0.iter().zip(&self.workers).all(|(noted, worker)| {
+            let noted = noted.load(Ordering::Relaxed);
+            noted & 1 == 0 || worker.0.load(Ordering::Acquire) != noted
+        })
     }
 }
 
@@ -107,10 +118,10 @@ impl Quiescence {
 mod tests {
     use super::*;
 
-    fn observed(quiescence: &Quiescence) -> Vec<u64> {
-        let mut seen = vec![0; quiescence.workers()];
-        quiescence.observe(&mut seen);
-        seen
+    fn noted(quiescence: &Quiescence) -> Snapshot {
+        let noted = Snapshot::new(quiescence.workers());
+        quiescence.note(&noted);
+        noted
     }
 
     #[test]
@@ -118,25 +129,25 @@ mod tests {
         let quiescence = Quiescence::new(3).expect("workers");
         quiescence.go_online(0);
         quiescence.go_online(1);
-        let seen = observed(&quiescence);
-        assert!(!quiescence.all_passed(&seen));
+        let noted = noted(&quiescence);
+        assert!(!quiescence.have_passed(&noted));
         quiescence.announce(0);
         quiescence.announce(2);
-        assert!(!quiescence.all_passed(&seen), "worker 1 has not announced");
+        assert!(!quiescence.have_passed(&noted), "worker 1 has not announced");
         quiescence.announce(1);
-        assert!(quiescence.all_passed(&seen));
+        assert!(quiescence.have_passed(&noted));
     }
 
     #[test]
     fn going_offline_and_back_counts_as_an_announcement() {
         let quiescence = Quiescence::new(1).expect("workers");
         quiescence.go_online(0);
-        let seen = observed(&quiescence);
+        let noted = noted(&quiescence);
         quiescence.go_offline(0);
-        assert!(quiescence.all_passed(&seen));
+        assert!(quiescence.have_passed(&noted));
         quiescence.go_online(0);
-        assert!(quiescence.all_passed(&seen));
-        assert!(!quiescence.all_passed(&observed(&quiescence)));
+        assert!(quiescence.have_passed(&noted));
+        assert!(!quiescence.have_passed(&self::noted(&quiescence)));
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct Statistics {
     pub exists: u64,
     /// Index slots lost to removals with a wrong hash ([`crate::RemoveError::WrongHash`]).
     pub slots_lost: u64,
+    /// Keys in the index: one or two for each entry.
+    pub keys: u64,
 }
 
 impl Statistics {
@@ -37,6 +39,7 @@ impl Statistics {
         self.index_full += part.index_full;
         self.exists += part.exists;
         self.slots_lost += part.slots_lost;
+        self.keys += part.keys;
     }
 }
 
@@ -51,12 +54,16 @@ pub(crate) struct Counters {
     pub(crate) index_full: Counter,
     pub(crate) exists: Counter,
     pub(crate) slots_lost: Counter,
+    /// Entries of the owner's segments.
+    entries: Counter,
+    keys: Counter,
 }
 
 impl Counters {
-    pub(crate) fn read(&self, capacity: u64) -> Statistics {
+    /// `unclaimed` is what the owner may count on beside its own segments.
+    pub(crate) fn read(&self, unclaimed: u64) -> Statistics {
         Statistics {
-            capacity,
+            capacity: self.entries.get() + unclaimed,
             used: self.used.get(),
             used_high_water: self.used_high_water.get(),
             retired_waiting: self.retired_waiting.get(),
@@ -64,6 +71,7 @@ impl Counters {
             index_full: self.index_full.get(),
             exists: self.exists.get(),
             slots_lost: self.slots_lost.get(),
+            keys: self.keys.get(),
         }
     }
 
@@ -72,6 +80,18 @@ impl Counters {
         self.used.set(used as u64);
         self.used_high_water.set(self.used_high_water.get().max(used as u64));
         self.retired_waiting.set(waiting as u64);
+    }
+}
+
+impl Counters {
+    /// Entries of the owner's segments, and keys in the index, after either changed.
+    pub(crate) fn holdings(&self, entries: u64, keys: u64) {
+        self.entries.set(entries);
+        self.keys.set(keys);
+    }
+
+    pub(crate) fn keys(&self) -> u64 {
+        self.keys.get()
     }
 }
 

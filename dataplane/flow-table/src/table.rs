@@ -4,14 +4,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::arch::{Compare, Path, Portable, prefetch};
-use crate::entry::{CAPACITY_MAX, Entry, Handle, Key};
+use crate::entry::{Entry, Handle, Key};
 use crate::error::SetupError;
-use crate::index::Index;
-use crate::memory::{Array, Carver, Memory, Zeroable, array_bytes};
+use crate::index::{
+    COMFORTABLE, FILL_LEAST_PERCENT, FILL_MOST_PERCENT, GROUP_SLOTS, Index, Overflow,
+};
+use crate::memory::{Carver, Memory, Zeroable};
 use crate::owner::Owner;
 use crate::quiescence::Quiescence;
+use crate::shape::Shape;
+use crate::slab::Slab;
 use crate::statistics::{Counters, Statistics};
-use crate::sync::{AtomicU32, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64};
 
 /// Lookups that are under way at once in [`Table::lookup_burst`].
 pub const BURST: usize = 32;
@@ -36,7 +40,7 @@ impl<M: Copy, const WORDS: usize> Clone for Hit<'_, M, WORDS> {
 
 impl<M: Copy, const WORDS: usize> Copy for Hit<'_, M, WORDS> {}
 
-// SAFETY: an `AtomicU32` is valid when all its bytes are zero, and needs no drop.
+// SAFETY: an `AtomicU32` is valid whatever its bytes are, and needs no drop.
 unsafe impl Zeroable for AtomicU32 {
     #[cfg(loom)]
     fn zeroed() -> Self {
@@ -44,20 +48,14 @@ unsafe impl Zeroable for AtomicU32 {
     }
 }
 
-/// One owner's part.
-struct Part {
-    capacity: u32,
-    counters: Counters,
-}
-
 /// Flows of `WORDS` 64-bit words each, found by hash and key.
 pub struct Table<const WORDS: usize> {
     index: Index,
-    /// Entry 0 is no entry.
-    entries: Array<Entry<WORDS>>,
-    /// By handle: odd while the entry is in use; grows with every insert and removal.
-    states: Array<AtomicU32>,
-    parts: Box<[Part]>,
+    slab: Slab<WORDS>,
+    /// By owner.
+    counters: Box<[Counters]>,
+    /// Groups that the index can have.
+    groups_max: usize,
     path: Path,
 }
 
@@ -75,107 +73,151 @@ impl<const WORDS: usize> Table<WORDS> {
     const WHOLE_LINES: () =
         assert!(WORDS > 0 && WORDS.is_multiple_of(8), "entries are whole lines");
 
-    /// Memory that a table needs, in bytes: for each entry its words, 4 bytes of state and 36.6
-    /// bytes of index, which two keys for each entry fill to one half. A further 4 bytes for each
-    /// entry lie in the heap.
+    /// Address range that a table of this shape needs, in bytes. What is used of it at first is for
+    /// each entry of the capacity its words, 4 bytes of state and 13 bytes of index for one key.
     ///
     /// # Errors
-    /// [`SetupError::ZeroCapacity`], [`SetupError::CapacityTooLarge`].
-    pub fn memory_bytes(capacity: usize) -> Result<usize, SetupError> {
+    /// As [`Self::new`].
+    pub fn memory_bytes(shape: &Shape) -> Result<usize, SetupError> {
         let () = Self::WHOLE_LINES;
-        match capacity {
-            0 => Err(SetupError::ZeroCapacity),
-            1..=CAPACITY_MAX => Ok(Index::memory_bytes(capacity)
-                + array_bytes::<Entry<WORDS>>(capacity + 1)
-                + array_bytes::<AtomicU32>(capacity + 1)),
-            _ => Err(SetupError::CapacityTooLarge { capacity, most: CAPACITY_MAX }),
-        }
+        shape.check()?;
+        let halves = 2 * Index::half_bytes(Index::groups_for(shape.keys_max()));
+        Ok(Slab::<WORDS>::bytes(shape) + halves)
     }
 
-    /// An empty table of `capacity` entries, 1 to 2^28 - 1, split evenly among `owners` owners,
-    /// one for each thread that inserts. Removed entries wait for the workers of `quiescence`,
-    /// which is all who look up.
+    /// An empty table and its owners, one for each thread that inserts. Removed entries wait for
+    /// the workers of `quiescence`, which is all who look up.
     ///
     /// # Errors
     /// Any [`SetupError`] but `NoWorkers`.
     pub fn new(
         memory: Memory,
-        capacity: usize,
-        owners: usize,
+        shape: Shape,
         quiescence: Arc<Quiescence>,
     ) -> Result<(Arc<Self>, Vec<Owner<WORDS>>), SetupError> {
-        Self::with_path(memory, capacity, owners, quiescence, Path::best())
+        Self::with_path(memory, shape, quiescence, Path::best())
     }
 
     /// As `new`, comparing buckets in the way given.
     fn with_path(
         memory: Memory,
-        capacity: usize,
-        owners: usize,
+        shape: Shape,
         quiescence: Arc<Quiescence>,
         path: Path,
     ) -> Result<(Arc<Self>, Vec<Owner<WORDS>>), SetupError> {
-        let bytes = Self::memory_bytes(capacity)?;
-        if owners == 0 || owners > capacity {
-            return Err(SetupError::Owners { capacity, owners });
-        }
-        let mut carver = Carver::new(memory, bytes)?;
-        let parts = partition(capacity, owners);
+        let mut carver = Carver::new(memory, Self::memory_bytes(&shape)?)?;
+        let groups_max = Index::groups_for(shape.keys_max());
+        let groups = Index::groups_for(shape.capacity);
         let table = Arc::new(Self {
-            index: Index::new(&mut carver, capacity)?,
-            entries: carver.array(capacity + 1)?,
-            states: carver.array(capacity + 1)?,
-            parts: parts
-                .iter()
-                .map(|part| Part { capacity: part.end - part.start, counters: Counters::default() })
-                .collect(),
+            slab: Slab::new(&mut carver, &shape)?,
+            index: Index::new(&mut carver, groups, groups_max, Arc::clone(&quiescence))?,
+            counters: (0..shape.owners).map(|_| Counters::default()).collect(),
+            groups_max,
             path,
         });
-        let owners = parts
-            .into_iter()
-            .enumerate()
-            .map(|(number, handles)| {
-                Owner::new(Arc::clone(&table), Arc::clone(&quiescence), number, handles)
-            })
+        let owners = (0..shape.owners)
+            .map(|number| Owner::new(Arc::clone(&table), Arc::clone(&quiescence), number))
             .collect();
         Ok((table, owners))
     }
 
-    /// Handles that entries of this table have: 1 to the capacity.
+    /// Handles that entries of this table can have.
     #[must_use]
     pub fn handles(&self) -> Range<u32> {
-        1..self.parts.iter().map(|part| part.capacity).sum::<u32>() + 1
+        1..self.slab.handles_max() + 1
+    }
+
+    /// Entries that there may be now.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.slab.capacity()
+    }
+
+    /// Lets so many entries be, of which there can be at most [`Shape::capacity_max`]; and lets
+    /// owners double that by themselves when three quarters are claimed, up to `committed`, for
+    /// which there must be memory. Rounds up to whole segments and returns what came of it.
+    ///
+    /// Nothing is removed by a lower capacity: nobody inserts into what is above it, and its
+    /// memory comes free with the last entry there.
+    pub fn set_capacity(&self, capacity: usize, committed: usize) -> u32 {
+        self.slab.set_capacity(capacity, committed)
     }
 
     /// How full the table is.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         let mut sum = Statistics::default();
-        (0..self.parts.len())
-            .filter_map(|owner| self.statistics_of(owner))
-            .for_each(|part| sum.add(part));
-        sum
+        self.counters.iter().for_each(|part| sum.add(part.read(0)));
+        Statistics { capacity: self.capacity().into(), ..sum }
     }
 
-    /// How full one owner's part is; `None` if there is no such owner.
+    /// How full one owner's part is, its share of what nobody has claimed included; `None` if there
+    /// is no such owner.
     #[must_use]
     pub fn statistics_of(&self, owner: usize) -> Option<Statistics> {
-        let part = self.parts.get(owner)?;
-        Some(part.counters.read(u64::from(part.capacity)))
+        let part = self.counters.get(owner)?;
+        Some(part.read(u64::from(self.slab.unclaimed()) / self.counters.len() as u64))
+    }
+
+    /// Slots of the index, which holds one or two keys for each entry.
+    #[must_use]
+    pub fn index_slots(&self) -> usize {
+        self.index.slots()
+    }
+
+    /// Whether the index is being moved, to grow or to shrink.
+    #[must_use]
+    pub fn is_resizing(&self) -> bool {
+        self.index.resizes()
+    }
+
+    /// Moves a group of the index if it is to grow or shrink. For owners, who do it as they insert
+    /// and sweep.
+    pub(crate) fn tend_index(&self) {
+        if self.index.resizes() {
+            self.index.step();
+            return;
+        }
+        let keys = self.counters.iter().map(Counters::keys).sum::<u64>() as usize;
+        let (slots, target) = (self.index.slots(), self.groups_wanted(keys));
+        if keys * 100 > slots * FILL_MOST_PERCENT && target * GROUP_SLOTS > slots
+            || keys * 100 < slots * FILL_LEAST_PERCENT && target * GROUP_SLOTS < slots
+        {
+            self.index.begin_resize(target);
+        }
+    }
+
+    /// Groups for half as many keys again, or for one key for each entry there may be.
+    fn groups_wanted(&self, keys: usize) -> usize {
+        let keys = (keys + keys / 2).max(self.capacity() as usize);
+        Index::groups_for(keys).min(self.groups_max)
     }
 
     /// Asks for the line that a lookup of `hash` reads first. Worth its while when there is other
     /// work for some 100 ns before the lookup.
     #[inline(always)]
     pub fn prefetch(&self, hash: u64) {
-        self.index.prefetch(hash);
+        self.index.prefetch(self.index.view(), hash);
     }
 
     /// The entry with this handle, in use or not; `None` if the table has no such handle.
     #[inline(always)]
     #[must_use]
     pub fn entry(&self, handle: Handle) -> Option<&Entry<WORDS>> {
-        self.entries.get(handle.position())
+        self.slab.entry(handle)
+    }
+
+    /// The second line of an entry, zero when it is inserted; `None` if the table has no details.
+    #[inline(always)]
+    #[must_use]
+    pub fn details(&self, handle: Handle) -> Option<&[AtomicU64; 8]> {
+        self.slab.detail(handle).map(Entry::words)
+    }
+
+    /// Asks for an entry's second line, if there is one.
+    #[inline(always)]
+    pub fn prefetch_details(&self, handle: Handle) {
+        self.slab.detail(handle).into_iter().for_each(prefetch);
     }
 
     /// The entry under `hash` that is `key`'s.
@@ -264,28 +306,51 @@ impl<const WORDS: usize> Table<WORDS> {
     }
 
     /// At most [`BURST`] in stages, each of which asks for the lines of the next: primary buckets,
-    /// alternate buckets where the filter says so.
+    /// alternate buckets where the filter says so, and whatever else for the few that strayed or
+    /// whose group moves.
     #[inline(always)]
     fn choose<C: Compare>(&self, compare: C, hashes: &[u64], candidates: &mut [Option<Handle>]) {
-        let mut overflowed = [0usize; BURST];
+        let view = self.index.view();
+        let mut overflowed = [(0usize, Overflow::Alternate); BURST];
         let mut overflowed_count = 0;
-        let hashes = &hashes[..hashes.len().min(BURST)];
+        let count = hashes.len().min(candidates.len()).min(BURST);
+        let (hashes, candidates) = (&hashes[..count], &mut candidates[..count]);
         for (number, (&hash, candidate)) in hashes.iter().zip(&mut *candidates).enumerate() {
-            let bucket = self.index.primary(hash);
+            let bucket = self.index.primary(view, hash);
             *candidate = bucket.first(compare.candidates(bucket, hash), hash);
             if let Some(handle) = *candidate {
                 self.prefetch_entry(handle);
-            } else if bucket.may_overflow(hash) {
-                prefetch(self.index.alternate(hash));
-                overflowed[overflowed_count] = number;
+            } else if let Some(overflow) = bucket.overflow(hash) {
+                prefetch(self.index.alternate(view, hash));
+                overflowed[overflowed_count] = (number, overflow);
                 overflowed_count += 1;
+            } else if bucket.has_likely(COMFORTABLE) {
+                // Who looks for a flow in vain inserts it, and this is where it will be.
+                prefetch(self.index.alternate(view, hash));
             }
         }
-        for &number in &overflowed[..overflowed_count] {
-            let bucket = self.index.alternate(hashes[number]);
-            let found = bucket.first(compare.candidates(bucket, hashes[number]), hashes[number]);
-            found.into_iter().for_each(|handle| self.prefetch_entry(handle));
-            candidates[number] = found;
+        for &(number, overflow) in &overflowed[..overflowed_count] {
+            let hash = hashes[number];
+            let bucket = self.index.alternate(view, hash);
+            let found = bucket.first(compare.candidates(bucket, hash), hash);
+            candidates[number] = match overflow {
+                Overflow::Stray if found.is_none() => self.index.find(hash, Some),
+                _ => found,
+            };
+            candidates[number].into_iter().for_each(|handle| self.prefetch_entry(handle));
+        }
+        if !self.index.is_settled_since(view) {
+            self.choose_again(hashes, candidates);
+        }
+    }
+
+    /// Looks again for what was missed while the index moved.
+    #[cold]
+    fn choose_again(&self, hashes: &[u64], candidates: &mut [Option<Handle>]) {
+        for (hash, candidate) in hashes.iter().zip(candidates) {
+            if candidate.is_none() {
+                *candidate = self.index.find(*hash, Some);
+            }
         }
     }
 
@@ -308,26 +373,17 @@ impl<const WORDS: usize> Table<WORDS> {
     /// so two words that change together may be of different instants.
     #[must_use]
     pub fn snapshot(&self, handle: Handle) -> Option<[u64; WORDS]> {
-        let state = self.states.get(handle.position())?;
-        let before = state.load(Ordering::Acquire);
-        if before & 1 == 0 {
-            return None;
-        }
-        let words = self.entry(handle)?.words();
-        let words = std::array::from_fn(|word| words[word].load(Ordering::Relaxed));
-        // With the fence in `fill`: whoever read a word of a later flow sees the state that came
-        // before that word.
-        fence(Ordering::Acquire);
-        (state.load(Ordering::Relaxed) == before).then_some(words)
+        self.slab.snapshot(handle)
     }
 
     /// Calls `visit` with a snapshot of every entry in use among `handles`.
     pub fn for_each(&self, handles: Range<u32>, mut visit: impl FnMut(Handle, [u64; WORDS])) {
-        let within = self.handles();
-        for number in handles.start.max(within.start)..handles.end.min(within.end) {
-            let Some(handle) = Handle::new(number) else { continue };
-            if let Some(words) = self.snapshot(handle) {
-                visit(handle, words);
+        for touched in self.slab.touched() {
+            for number in handles.start.max(touched.start)..handles.end.min(touched.end) {
+                let Some(handle) = Handle::new(number) else { continue };
+                if let Some(words) = self.snapshot(handle) {
+                    visit(handle, words);
+                }
             }
         }
     }
@@ -336,35 +392,12 @@ impl<const WORDS: usize> Table<WORDS> {
         &self.index
     }
 
+    pub(crate) fn slab(&self) -> &Slab<WORDS> {
+        &self.slab
+    }
+
     pub(crate) fn counters(&self, owner: usize) -> &Counters {
-        &self.parts[owner].counters
-    }
-
-    /// Whether the entry is in use. For its owner, who alone changes that.
-    pub(crate) fn in_use(&self, handle: Handle) -> bool {
-        let state = self.states.get(handle.position());
-        state.is_some_and(|state| state.load(Ordering::Relaxed) & 1 == 1)
-    }
-
-    /// Writes the words of an entry that is not in use, then marks it as in use.
-    pub(crate) fn fill(&self, handle: Handle, words: &[u64; WORDS]) {
-        // With the fence in `snapshot`: the even state comes before the words.
-        fence(Ordering::Release);
-        for (word, value) in self.entries[handle.position()].words().iter().zip(words) {
-            word.store(*value, Ordering::Relaxed);
-        }
-        self.turn(handle);
-    }
-
-    /// Marks an entry as no longer in use.
-    pub(crate) fn vacate(&self, handle: Handle) {
-        self.turn(handle);
-    }
-
-    /// Steps the state of an entry; its owner alone does, so a load and a store suffice.
-    fn turn(&self, handle: Handle) {
-        let state = &self.states[handle.position()];
-        state.store(state.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        &self.counters[owner]
     }
 
     /// Another entry than `own` under this hash that is the key's.
@@ -378,16 +411,6 @@ impl<const WORDS: usize> Table<WORDS> {
             if Some(handle) == own { None } else { self.compare(handle, key).map(|hit| hit.handle) }
         })
     }
-}
-
-/// Ranges of handles, as even as can be. `owners` is not above `capacity`, which has 28 bits.
-fn partition(capacity: usize, owners: usize) -> Vec<Range<u32>> {
-    let start = |owner: usize| {
-        let before = capacity as u64 * owner as u64 / owners as u64;
-        // At most the capacity.
-        before as u32 + 1
-    };
-    (0..owners).map(|owner| start(owner)..start(owner + 1)).collect()
 }
 
 #[cfg(all(test, not(loom)))]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::entry::CAPACITY_MAX;
 use crate::sync::Ordering::Relaxed;
 use crate::{Hashes, InsertError, RemoveError, Sweep};
 
@@ -20,7 +21,8 @@ fn table_on(path: Path, capacity: usize) -> (Arc<Table<8>>, Owner<8>, Arc<Quiesc
     let quiescence = Quiescence::new(1).expect("one worker");
     quiescence.go_online(ONLINE);
     let (table, owners) =
-        Table::with_path(Memory::Heap, capacity, 1, Arc::clone(&quiescence), path).expect("set up");
+        Table::with_path(Memory::Heap, Shape::fixed(capacity, 1), Arc::clone(&quiescence), path)
+            .expect("set up");
     let owner = owners.into_iter().next().expect("one owner");
     (table, owner, quiescence)
 }
@@ -117,36 +119,45 @@ fn a_full_slab_refuses_until_an_entry_is_removed_and_let_go_of() {
     let kept: Vec<_> = table.entry(handles[0]).expect("handle").words().iter().collect();
     assert_eq!(kept[0].load(Relaxed), 1, "its words are as they were");
     quiescence.announce(ONLINE);
+    assert_eq!(insert(&mut owner, 4 << 40, 4), Err(InsertError::SlabFull), "one of two periods");
+    quiescence.announce(ONLINE);
     assert_eq!(insert(&mut owner, 4 << 40, 4), Ok(handles[0]));
     let expected = Statistics {
         capacity: 3,
         used: 3,
         used_high_water: 3,
-        slab_full: 2,
+        slab_full: 3,
+        keys: 3,
         ..Statistics::default()
     };
     assert_eq!(table.statistics(), expected);
 }
 
 #[test]
-fn one_hash_for_too_many_flows_fills_the_index_and_nothing_else_is_harmed() {
-    let (table, mut owner, _) = table(100);
+fn one_hash_for_too_many_flows_fills_its_group_and_nothing_else_is_harmed() {
+    let (table, mut owner, _) = table(2 * GROUP_SLOTS);
     let hash = 77 << 40;
-    let handles: Vec<_> = (1..=14).map(|key| insert(&mut owner, hash, key)).collect();
-    assert!(handles.iter().all(Result::is_ok));
-    assert_eq!(insert(&mut owner, hash, 15), Err(InsertError::IndexFull));
-    let pair = ((99 << 40, Tuple(16)), Some((hash, Tuple(17))));
-    assert_eq!(owner.insert(pair.0, pair.1, &words(16, 17)), Err(InsertError::IndexFull));
-    assert!(table.lookup(99 << 40, &Tuple(16)).is_none(), "the first key is withdrawn");
-    assert!((1..=14).all(|key| table.lookup(hash, &Tuple(key)).is_some()));
+    let full = GROUP_SLOTS as u64;
+    assert!((1..=full).all(|key| insert(&mut owner, hash, key).is_ok()));
+    assert_eq!(insert(&mut owner, hash, full + 1), Err(InsertError::IndexFull));
+    let elsewhere = !0 << 40;
+    let pair = ((elsewhere, Tuple(0)), Some((hash, Tuple(full + 2))));
+    assert_eq!(owner.insert(pair.0, pair.1, &words(0, full + 2)), Err(InsertError::IndexFull));
+    assert!(table.lookup(elsewhere, &Tuple(0)).is_none(), "the first key is withdrawn");
+    assert!((1..=full).all(|key| table.lookup(hash, &Tuple(key)).is_some()));
+    let mut hits = vec![None; GROUP_SLOTS];
+    let keys: Vec<_> = (1..=full).map(Tuple).collect();
+    table.lookup_burst(&vec![hash; GROUP_SLOTS], &keys, &mut hits);
+    assert!(hits.iter().all(Option::is_some));
     let statistics = table.statistics();
-    assert_eq!((statistics.used, statistics.index_full, statistics.retired_waiting), (14, 2, 1));
+    assert_eq!((statistics.used, statistics.keys, statistics.index_full), (full, full, 2));
 }
 
 #[test]
 fn wrong_removals_are_named_and_a_wrong_hash_is_counted() {
     let quiescence = Quiescence::new(1).expect("one worker");
-    let (table, mut owners) = Table::<8>::new(Memory::Heap, 10, 2, quiescence).expect("set up");
+    let (table, mut owners) =
+        Table::<8>::new(Memory::Heap, Shape::fixed(10, 2), quiescence).expect("set up");
     let handle = insert(&mut owners[0], 1 << 40, 1).expect("room");
     assert_eq!(owners[1].remove(handle, only(1 << 40)), Err(RemoveError::NotOwned));
     assert_eq!(owners[0].remove(handle, only(2 << 40)), Err(RemoveError::WrongHash));
@@ -178,10 +189,10 @@ fn a_sweep_visits_every_entry_once_a_round_and_removes_what_it_is_told() {
     assert_eq!(removed, 25);
     assert_eq!(seen, (0..50).collect::<Vec<_>>());
     assert!((0..50).all(|key| table.lookup(key << 40, &Tuple(key)).is_some() == (key % 2 == 1)));
-    quiescence.announce(ONLINE);
-    owner.sweep(0, |_, _| Sweep::Keep);
-    quiescence.announce(ONLINE);
-    owner.sweep(0, |_, _| Sweep::Keep);
+    for _ in 0..4 {
+        quiescence.announce(ONLINE);
+        owner.sweep(0, |_, _| Sweep::Keep);
+    }
     let statistics = table.statistics();
     assert_eq!((statistics.used, statistics.retired_waiting), (25, 0));
     assert_eq!(statistics.used_high_water, 50);
@@ -209,7 +220,7 @@ fn a_dump_sees_what_is_in_use_and_only_within_its_range() {
 fn setups_that_cannot_be_are_refused_by_name() {
     let quiescence = Quiescence::new(1).expect("one worker");
     let refused = |memory, capacity, owners| {
-        Table::<8>::new(memory, capacity, owners, Arc::clone(&quiescence)).err()
+        Table::<8>::new(memory, Shape::fixed(capacity, owners), Arc::clone(&quiescence)).err()
     };
     assert_eq!(refused(Memory::Heap, 0, 1), Some(SetupError::ZeroCapacity));
     let most = CAPACITY_MAX;
@@ -217,7 +228,7 @@ fn setups_that_cannot_be_are_refused_by_name() {
     assert_eq!(refused(Memory::Heap, 1 << 28, 1), Some(large));
     assert_eq!(refused(Memory::Heap, 2, 0), Some(SetupError::Owners { capacity: 2, owners: 0 }));
     assert_eq!(refused(Memory::Heap, 2, 3), Some(SetupError::Owners { capacity: 2, owners: 3 }));
-    let needed_bytes = Table::<8>::memory_bytes(100).expect("a capacity");
+    let needed_bytes = Table::<8>::memory_bytes(&Shape::fixed(100, 1)).expect("a capacity");
     let bytes = Box::leak(vec![1u8; needed_bytes + 63].into_boxed_slice());
     let (given_bytes, skip) = (needed_bytes - 1, bytes.as_ptr().align_offset(64));
     let small = SetupError::MemoryTooSmall { given_bytes, needed_bytes };
@@ -231,12 +242,13 @@ fn setups_that_cannot_be_are_refused_by_name() {
 
 #[test]
 fn mapped_memory_serves_as_the_heap_does() {
-    let needed_bytes = Table::<16>::memory_bytes(1000).expect("a capacity");
+    let needed_bytes = Table::<16>::memory_bytes(&Shape::fixed(1000, 3)).expect("a capacity");
     let bytes = Box::leak(vec![0xaau8; needed_bytes + 64].into_boxed_slice());
     let skip = bytes.as_ptr().align_offset(64);
     let quiescence = Quiescence::new(1).expect("one worker");
     let memory = Memory::Mapped(&mut bytes[skip..skip + needed_bytes]);
-    let (table, mut owners) = Table::<16>::new(memory, 1000, 3, quiescence).expect("set up");
+    let (table, mut owners) =
+        Table::<16>::new(memory, Shape::fixed(1000, 3), quiescence).expect("set up");
 
     #[derive(Clone, Copy)]
     struct Wide(u64);
@@ -246,22 +258,91 @@ fn mapped_memory_serves_as_the_heap_does() {
             (entry.words()[15].load(Relaxed) == self.0).then_some(())
         }
     }
+    let hasher = crate::Hasher::new([1, 2]);
+    let hash = |key| hasher.hash(&[key, 0]);
     for key in 0..1000u64 {
-        let owner = &mut owners[key as usize % 3];
-        let inserted = owner.insert((key << 40, Wide(key)), None, &[key; 16]);
-        let full = owner.handles().len() as u64 == key / 3;
-        assert_eq!(inserted.err(), full.then_some(InsertError::SlabFull), "key {key}");
+        // What one owner did not claim, another can have: all entries are used in the end.
+        let inserted = (0..3).find_map(|turn| {
+            let owner = &mut owners[(key as usize + turn) % 3];
+            owner.insert((hash(key), Wide(key)), None, &[key; 16]).ok()
+        });
+        assert!(inserted.is_some(), "key {key}");
     }
-    assert!((0..999).all(|key| table.lookup(key << 40, &Wide(key)).is_some()));
+    let refused = owners[0].insert((hash(1000), Wide(1000)), None, &[1000; 16]);
+    assert_eq!(refused, Err(InsertError::SlabFull));
+    assert!((0..1000).all(|key| table.lookup(hash(key), &Wide(key)).is_some()));
 }
 
 #[test]
-fn parts_cover_all_handles_once() {
-    for (capacity, owners) in [(1, 1), (10, 3), (1 << 20, 7), (5, 5)] {
-        let parts = partition(capacity, owners);
-        assert_eq!(parts.first().map(|part| part.start), Some(1));
-        assert_eq!(parts.last().map(|part| part.end as usize), Some(capacity + 1));
-        assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start));
-        assert!(parts.iter().all(|part| part.len() >= capacity / owners));
+fn details_are_one_line_for_each_entry_and_zero_when_it_is_inserted() {
+    let quiescence = Quiescence::new(1).expect("one worker");
+    let shape = Shape { details: true, ..Shape::fixed(1, 1) };
+    let (table, mut owners) = Table::<8>::new(Memory::Heap, shape, quiescence).expect("set up");
+    let handle = insert(&mut owners[0], 1 << 40, 1).expect("room");
+    let details = || table.details(handle).expect("this table has them");
+    details()[7].store(9, Relaxed);
+    owners[0].remove(handle, only(1 << 40)).expect("there");
+    owners[0].reclaim();
+    assert_eq!(insert(&mut owners[0], 2 << 40, 2), Ok(handle), "nobody is online");
+    assert_eq!(details()[7].load(Relaxed), 0);
+    let (plain, _, _) = self::table(10);
+    assert!(plain.details(handle).is_none());
+}
+
+/// Inserts keys from `first` on until the table is full.
+fn fill(owner: &mut Owner<8>, first: u64) -> u64 {
+    let hasher = crate::Hasher::new([1, 2]);
+    let is_inserted =
+        |key: &u64, owner: &mut Owner<8>| insert(owner, hasher.hash(&[*key, 0]), *key).is_ok();
+    (first..).take_while(|key| is_inserted(key, owner)).count() as u64
+}
+
+#[test]
+fn a_table_grows_within_what_is_committed_and_loses_nothing() {
+    let quiescence = Quiescence::new(1).expect("one worker");
+    let shape = Shape { capacity: 1000, capacity_max: 20_000, owners: 1, details: false };
+    let (table, mut owners) =
+        Table::<8>::new(Memory::Heap, shape, quiescence.clone()).expect("set up");
+    let owner = &mut owners[0];
+    let hasher = crate::Hasher::new([1, 2]);
+    let mut inserted = 0;
+    for (committed, capacity) in [(1000, 1000..1100), (5000, 5000..5100), (20_000, 20_000..20_001)]
+    {
+        table.set_capacity(table.capacity() as usize, committed);
+        inserted += fill(owner, inserted);
+        assert!(capacity.contains(&inserted), "{inserted} of {committed}");
+        assert_eq!(u64::from(table.capacity()), inserted);
+        let there = |key: u64| table.lookup(hasher.hash(&[key, 0]), &Tuple(key)).is_some();
+        assert!((0..inserted).all(there));
+        quiescence.announce(ONLINE);
     }
+    assert!(table.index_slots() > 20_000 && table.statistics().index_full == 0);
+}
+
+#[test]
+fn a_table_that_shrinks_keeps_what_is_in_it_and_gives_back_the_rest() {
+    let quiescence = Quiescence::new(1).expect("one worker");
+    let (table, mut owners) =
+        Table::<8>::new(Memory::Heap, Shape::fixed(8000, 1), quiescence).expect("set up");
+    let owner = &mut owners[0];
+    let hasher = crate::Hasher::new([1, 2]);
+    assert_eq!(fill(owner, 0), 8000);
+    let slots = table.index_slots();
+    let capacity = table.set_capacity(1000, 1000);
+    assert!((1000..2000).contains(&capacity), "rounded up to whole segments");
+    assert_eq!(table.statistics().used, 8000, "nothing is removed");
+    let hash = |entry: &Entry<8>| hasher.hash(&[entry.words()[0].load(Relaxed), 0]);
+    for _ in 0..1000 {
+        owner.sweep(100, |_, entry| {
+            let goes = entry.words()[0].load(Relaxed) % 100 != 0;
+            if goes { Sweep::Remove(only(hash(entry))) } else { Sweep::Keep }
+        });
+    }
+    let statistics = table.statistics();
+    assert_eq!((statistics.used, statistics.capacity), (80, capacity.into()));
+    let there = |key: u64| table.lookup(hasher.hash(&[key, 0]), &Tuple(key)).is_some();
+    assert!((0..8000).all(|key| there(key) == (key % 100 == 0)));
+    assert!(table.index_slots() * 4 < slots && !table.is_resizing());
+    let (more, capacity) = (fill(owner, 8000), u64::from(capacity));
+    assert!((capacity - 80..=capacity).contains(&more), "{more} fit into what the table is now");
 }

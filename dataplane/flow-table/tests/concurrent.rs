@@ -6,7 +6,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use flow_table::{
-    BURST, Entry, Handle, Hasher, Hashes, InsertError, Key, Memory, Owner, Quiescence, Sweep, Table,
+    BURST, Entry, Handle, Hasher, Hashes, InsertError, Key, Memory, Owner, Quiescence, Shape,
+    Sweep, Table,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -151,9 +152,12 @@ fn nothing_inserted_is_lost_and_nothing_held_changes_while_all_work() {
     let quiescence = Quiescence::new(WRITERS + READERS).expect("workers");
     // Tight: handles are used again all the time.
     let capacity = (STABLE as usize).div_ceil(WRITERS) + CHURNED as usize;
-    let (table, mut owners) =
-        Table::<8>::new(Memory::Heap, capacity * WRITERS, WRITERS, quiescence.clone())
-            .expect("set up");
+    let (table, mut owners) = Table::<8>::new(
+        Memory::Heap,
+        Shape::fixed(capacity * WRITERS, WRITERS),
+        quiescence.clone(),
+    )
+    .expect("set up");
     let hasher = Hasher::new([3, 4]);
     for key in 1..=STABLE {
         insert(&mut owners[key as usize % WRITERS], &hasher, key).expect("room");
@@ -184,7 +188,8 @@ fn of_inserts_of_one_key_at_once_at_most_one_stays() {
     const KEYS: u64 = 20_000;
     let quiescence = Quiescence::new(1).expect("workers");
     let (table, owners) =
-        Table::<8>::new(Memory::Heap, 4 * KEYS as usize, 2, quiescence).expect("set up");
+        Table::<8>::new(Memory::Heap, Shape::fixed(4 * KEYS as usize, 2), quiescence)
+            .expect("set up");
     let hasher = Arc::new(Hasher::new([5, 6]));
     let (turn, won) = (Barrier::new(2), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -216,7 +221,7 @@ fn of_inserts_of_one_key_at_once_at_most_one_stays() {
 fn removed_entries_wait_for_a_worker_that_has_not_announced() {
     let quiescence = Quiescence::new(2).expect("workers");
     let (table, mut owners) =
-        Table::<8>::new(Memory::Heap, 1, 1, quiescence.clone()).expect("set up");
+        Table::<8>::new(Memory::Heap, Shape::fixed(1, 1), quiescence.clone()).expect("set up");
     let hasher = Hasher::new([7, 8]);
     let owner = &mut owners[0];
     quiescence.go_online(0);
@@ -230,5 +235,7 @@ fn removed_entries_wait_for_a_worker_that_has_not_announced() {
         assert_eq!(load(hit.entry), words(9));
     }
     quiescence.go_offline(1);
+    assert_eq!(insert(owner, &hasher, 10), Err(InsertError::SlabFull), "worker 0 is online");
+    quiescence.announce(0);
     assert_eq!(insert(owner, &hasher, 10), Ok(handle));
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use flow_table::{
-    BURST, Entry, Handle, Hashes, InsertError, Key, Memory, Quiescence, Sweep, Table,
+    BURST, Entry, Handle, Hashes, InsertError, Key, Memory, Quiescence, Shape, Sweep, Table,
 };
 use proptest::prelude::*;
 
@@ -87,7 +87,7 @@ proptest! {
         let quiescence = Quiescence::new(2).expect("workers");
         quiescence.go_online(0);
         let (table, mut owners) =
-            Table::<8>::new(Memory::Heap, CAPACITY, 1, quiescence.clone()).expect("set up");
+            Table::<8>::new(Memory::Heap, Shape::fixed(CAPACITY, 1), quiescence.clone()).expect("set up");
         let owner = &mut owners[0];
         let mut model = Model::new();
         for operation in operations {

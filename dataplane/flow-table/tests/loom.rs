@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use flow_table::{Entry, Handle, Hashes, InsertError, Key, Memory, Owner, Quiescence, Table};
+use flow_table::{
+    Entry, Handle, Hashes, InsertError, Key, Memory, Owner, Quiescence, Shape, Table,
+};
 use loom::sync::atomic::AtomicBool;
 use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use loom::thread;
@@ -26,7 +28,8 @@ type Shared = (Arc<Table<8>>, Vec<Owner<8>>, Arc<Quiescence>);
 fn table(capacity: usize, owners: usize, workers: usize) -> Shared {
     let quiescence = Quiescence::new(workers).expect("workers");
     let (table, owners) =
-        Table::new(Memory::Heap, capacity, owners, quiescence.clone()).expect("set up");
+        Table::new(Memory::Heap, Shape::fixed(capacity, owners), quiescence.clone())
+            .expect("set up");
     (table, owners, quiescence)
 }
 
@@ -202,12 +205,12 @@ fn a_snapshot_is_of_one_flow() {
 #[test]
 fn a_snapshot_is_of_one_flow_also_where_an_insert_found_the_index_full() {
     check(|| {
-        let (table, mut owners, _) = table(3, 2, 1);
+        let (table, mut owners, _) = table(4, 2, 1);
         for key in 1..=2 {
             insert(&mut owners[1], HASH, key).expect("room");
         }
         let dumper = thread::spawn({
-            let handle = Handle::new(owners[0].handles().start).expect("a handle");
+            let handle = Handle::new(4).expect("a handle");
             move || {
                 if let Some(words) = table.snapshot(handle) {
                     assert_eq!(words[1], !words[0]);

@@ -40,7 +40,7 @@ pub enum Traffic {
 /// Flow tables with room for `flows` and some more, with one worker's hold.
 pub fn flow_tables(flows: u64) -> Result<(FlowTables, WorkerFlows)> {
     let v4 = usize::try_from(flows + flows / SPARE + BATCH as u64)?;
-    let capacities = Capacities { v4, v6: BURST };
+    let capacities = Capacities::fixed(v4, BURST);
     flow_memory::flow_tables(capacities)
 }
 

@@ -258,7 +258,7 @@ fn worker(
     flows: usize,
     shared: &Shared,
 ) -> Result<Worker<WorkerPorts>> {
-    let capacities = Capacities { v4: flows, v6: FLOWS_V6 };
+    let capacities = Capacities::fixed(flows, FLOWS_V6);
     let (tables_of_flows, hold) = flow_tables(capacities)?;
     *shared.flows.lock().map_err(|_| anyhow!("another thread panicked"))? = Some(tables_of_flows);
     let pipeline = Pipeline::new(

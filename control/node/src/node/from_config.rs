@@ -124,10 +124,10 @@ impl Settings {
                     )),
                     Idle::BusyPoll => workers::Idle::BusyPoll,
                 },
-                capacities: Capacities {
-                    v4: flows(config.flow_table.ipv4_flows_max),
-                    v6: flows(config.flow_table.ipv6_flows_max),
-                },
+                capacities: Capacities::fixed(
+                    flows(config.flow_table.ipv4_flows_max),
+                    flows(config.flow_table.ipv6_flows_max),
+                ),
                 hash_key: machine.hash_key,
             },
             umem: packet_memory(config),

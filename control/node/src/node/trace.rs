@@ -81,7 +81,7 @@ fn run(
     frame: &[u8],
     now: Nanos,
 ) -> Result<(Action, Vec<u8>, Vec<FlowEvent>), SetupError> {
-    let capacities = Capacities { v4: FLOWS_MAX, v6: FLOWS_MAX };
+    let capacities = Capacities::fixed(FLOWS_MAX, FLOWS_MAX);
     let memory = (Memory::Heap, Memory::Heap);
     let (_tables, mut holds) = FlowTables::new(capacities, memory, 1, [1, 2])?;
     let Some(hold) = holds.pop() else {

@@ -20,7 +20,7 @@ use dataplane::pipeline::Pipeline;
 use dataplane::tables::Tables;
 use dataplane::time::Nanos;
 use dataplane::worker::Worker;
-use flow_table::Memory;
+use flow_table::{Memory, Shape};
 use pinning::CpuId;
 use pinning::memory::{MemoryError, Prefault, map_words};
 use xdp_redirect::heartbeat::HeartbeatWriter;
@@ -214,8 +214,8 @@ impl Workers {
         if count == 0 || count > WORKERS_MAX {
             return Err(WorkersError::Count { asked: count });
         }
-        let memory =
-            (flow_memory::<8>(settings.capacities.v4)?, flow_memory::<16>(settings.capacities.v6)?);
+        let shapes = settings.capacities.shapes(count);
+        let memory = (flow_memory::<8>(&shapes.0)?, flow_memory::<16>(&shapes.1)?);
         let (flows, holds) =
             FlowTables::new(settings.capacities, memory, count, settings.hash_key)?;
         let inboxes = Inboxes::new(count);
@@ -438,8 +438,8 @@ impl Drop for Workers {
     }
 }
 
-fn flow_memory<const W: usize>(capacity: usize) -> Result<Memory, WorkersError> {
-    let bytes = flow_table::Table::<W>::memory_bytes(capacity)?;
+fn flow_memory<const W: usize>(shape: &Shape) -> Result<Memory, WorkersError> {
+    let bytes = flow_table::Table::<W>::memory_bytes(shape)?;
     let mapped = map_words(bytes, Prefault::OnUse)
         .map_err(|source| WorkersError::Memory { bytes, source })?;
     tracing::info!(bytes, pages = ?mapped.pages(), "flow table memory");

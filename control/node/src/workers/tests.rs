@@ -6,7 +6,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 fn workers(run: impl FnOnce(Arc<Shared>) + Send + 'static) -> Workers {
     let poll = mio::Poll::new().unwrap();
     let shared = Arc::new(Shared::new(mio::Waker::new(poll.registry(), thread::WAKE).unwrap()));
-    let capacities = Capacities { v4: 64, v6: 64 };
+    let capacities = Capacities::fixed(64, 64);
     let memory = (Memory::Heap, Memory::Heap);
     let (flows, _holds) = FlowTables::new(capacities, memory, 1, [1, 2]).unwrap();
     let own = Arc::clone(&shared);

@@ -1,0 +1,300 @@
+//! The index: from 36 bits of a hash to handles, in buckets of one cache line.
+//!
+//! A hash has a group, which is one page of 64 buckets, and in it two buckets. It goes to its
+//! primary one while that is comfortably empty, else to whichever of the two holds less, and only
+//! if both are full to any bucket of the group. A lookup therefore reads the primary bucket, the
+//! alternate one if the primary's overflow filter says that a hash like this went there, and the
+//! whole group for one key in thousands.
+//!
+//! The index lives in one of two halves of its memory. To grow or shrink, it is moved to the other
+//! half one group after the other, by whoever inserts: see [`resize`].
+//!
+//! # Why a lookup cannot miss
+//! A slot, once published, stays where it is until its owner clears it or its group moves. So a key
+//! in its primary bucket is found there. A key elsewhere in the group was counted in the primary's
+//! meta word, and its filter bit set, by one compare-and-swap *before* its slot was published; the
+//! count falls, by compare-and-swap, after its slot was cleared, and the filter is emptied only by
+//! the compare-and-swap that takes the count from one to zero. While the key is in the group the
+//! count is therefore at least one and its bit stays set, in every later value of the meta word. A
+//! lookup that the insert happened before reads such a value, by coherence. What moving adds to
+//! this stands in [`resize`].
+//!
+//! # Why two inserts of one key cannot both stay
+//! Publishing swaps a slot, and the look for others that follows it loads slots and meta words,
+//! all sequentially consistent. Of two inserts one published first in that total order; the other
+//! one, looking after its own publishing, sees it. (A meta word that does not announce an overflow
+//! was read before the overflowing insert announced, so that insert sees ours.) The check compares
+//! entries, which is the caller's part: see [`Index::find`].
+
+mod bucket;
+mod layout;
+mod resize;
+
+use std::sync::Arc;
+
+pub(crate) use bucket::{Bucket, Overflow};
+pub(crate) use layout::View;
+use layout::{LayoutWords, Place, Whereabouts};
+use resize::Mover;
+
+use crate::arch::prefetch;
+use crate::entry::{HANDLE_BITS, Handle};
+use crate::error::SetupError;
+use crate::memory::{Array, Carver, array_bytes};
+use crate::quiescence::Quiescence;
+use crate::sync::{Ordering, fence, model_fence};
+use bucket::{SLOTS, slot_of};
+
+/// Slots in use up to which a primary bucket takes what comes. With 5 of 7, one key in eight
+/// overflows and one in 3,000 strays at [`FILL_MOST`].
+pub(crate) const COMFORTABLE: usize = 5;
+
+/// Buckets of a group: a page of them, so that both buckets of a hash share a page table entry,
+/// and so many keys that no group fills long before the others. Two in a loom model.
+const GROUP_BUCKETS: usize = if cfg!(loom) { 2 } else { 64 };
+pub(crate) const GROUP_SLOTS: usize = GROUP_BUCKETS * SLOTS;
+
+/// The part of the slots, in percent, above which the index grows.
+pub(crate) const FILL_MOST_PERCENT: usize = 70;
+
+/// The part below which it shrinks to what its capacity asks for.
+pub(crate) const FILL_LEAST_PERCENT: usize = 20;
+
+/// The number of a group in its half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Group(pub(crate) usize);
+
+/// A group is full.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct IndexFull;
+
+/// All buckets.
+pub(crate) struct Index {
+    halves: [Array<Bucket>; 2],
+    words: LayoutWords,
+    mover: Mover,
+}
+
+/// A hash's two buckets, as places in its group; never the same, and a function of the bits that a
+/// slot keeps, so that a slot tells both.
+#[inline(always)]
+fn buckets_of(hash: u64) -> (usize, usize) {
+    const ODD: u64 = 0xC2B2_AE3D_27D4_EB4F;
+    const BUCKET_BITS: u32 = GROUP_BUCKETS.trailing_zeros();
+    let mixed = (hash >> HANDLE_BITS).wrapping_mul(ODD);
+    let primary = (mixed >> (u64::BITS - BUCKET_BITS)) as usize;
+    let distance = 1 + ((((mixed >> 32) & 0xffff) as usize * (GROUP_BUCKETS - 1)) >> 16);
+    (primary, primary ^ distance)
+}
+
+impl Index {
+    /// Groups in which `keys` fill [`FILL_MOST_PERCENT`] of the slots.
+    pub(crate) const fn groups_for(keys: usize) -> usize {
+        let groups = (keys * 100).div_ceil(GROUP_SLOTS * FILL_MOST_PERCENT);
+        if groups == 0 { 1 } else { groups }
+    }
+
+    /// Bytes of each half, if it shall have at most so many groups.
+    pub(crate) const fn half_bytes(groups_max: usize) -> usize {
+        array_bytes::<Bucket>(groups_max * GROUP_BUCKETS)
+    }
+
+    /// Two halves of `groups_max` groups, of which the first `groups` of the first half are used.
+    pub(crate) fn new(
+        carver: &mut Carver,
+        groups: usize,
+        groups_max: usize,
+        quiescence: Arc<Quiescence>,
+    ) -> Result<Self, SetupError> {
+        let buckets = groups_max * GROUP_BUCKETS;
+        Ok(Self {
+            halves: [carver.array(buckets, groups * GROUP_BUCKETS)?, carver.array(buckets, 0)?],
+            words: LayoutWords::new(groups),
+            mover: Mover::new(quiescence),
+        })
+    }
+
+    /// Where everything is, for some lookups.
+    #[inline(always)]
+    pub(crate) fn view(&self) -> View {
+        self.words.view()
+    }
+
+    /// Slots there are, of the half that is in use or moved from.
+    pub(crate) fn slots(&self) -> usize {
+        self.view().groups() * GROUP_SLOTS
+    }
+
+    #[inline(always)]
+    fn group(&self, place: Place) -> &[Bucket] {
+        let start = place.group.0 * GROUP_BUCKETS;
+        &self.halves[place.half][start..start + GROUP_BUCKETS]
+    }
+
+    /// The first bucket that a lookup reads.
+    #[inline(always)]
+    pub(crate) fn primary(&self, view: View, hash: u64) -> &Bucket {
+        let place = match view.whereabouts(hash) {
+            Whereabouts::Settled(place) | Whereabouts::Moving(place, _) => place,
+        };
+        &self.group(place)[buckets_of(hash).0]
+    }
+
+    /// The second one.
+    #[inline(always)]
+    pub(crate) fn alternate(&self, view: View, hash: u64) -> &Bucket {
+        let place = match view.whereabouts(hash) {
+            Whereabouts::Settled(place) | Whereabouts::Moving(place, _) => place,
+        };
+        &self.group(place)[buckets_of(hash).1]
+    }
+
+    /// Whether a key that was not found where `view` says, since when it was taken, is surely not
+    /// in the index.
+    #[inline(always)]
+    pub(crate) fn is_settled_since(&self, view: View) -> bool {
+        // An empty slot that was read is empty because its key has moved only if the layout, read
+        // after this, says so.
+        fence(Ordering::Acquire);
+        !view.layout.resizes() && self.view() == view
+    }
+
+    /// Publishes `handle` under `hash`; the entry's words must be written.
+    pub(crate) fn publish(&self, hash: u64, handle: Handle) -> Result<(), IndexFull> {
+        let value = slot_of(hash, handle);
+        let mut place = self.view().whereabouts(hash).inbound();
+        loop {
+            claim(self.group(place), hash, value)?;
+            model_fence();
+            let now = self.view().whereabouts(hash).inbound();
+            // Where the group began to move meanwhile, whoever clears the slot sees to its key.
+            if now == place || !clear(self.group(place), hash, value) {
+                return Ok(());
+            }
+            place = now;
+        }
+    }
+
+    /// Clears the slot that `publish` made. False when there is none.
+    pub(crate) fn withdraw(&self, hash: u64, handle: Handle) -> bool {
+        let value = slot_of(hash, handle);
+        let mut whereabouts = self.view().whereabouts(hash);
+        loop {
+            let cleared = match whereabouts {
+                Whereabouts::Settled(place) => clear(self.group(place), hash, value),
+                Whereabouts::Moving(from, to) => {
+                    clear(self.group(from), hash, value) || clear(self.group(to), hash, value)
+                }
+            };
+            let now = self.view().whereabouts(hash);
+            if cleared || now == whereabouts {
+                return cleared;
+            }
+            whereabouts = now;
+        }
+    }
+
+    /// The first handle under `hash` that `decide` accepts.
+    #[inline]
+    pub(crate) fn find<T>(
+        &self,
+        hash: u64,
+        mut decide: impl FnMut(Handle) -> Option<T>,
+    ) -> Option<T> {
+        let mut whereabouts = self.view().whereabouts(hash);
+        loop {
+            let found = match whereabouts {
+                Whereabouts::Settled(place) => find(self.group(place), hash, &mut decide),
+                // In this order: a key is published in its new group before it leaves the old one.
+                Whereabouts::Moving(from, to) => find(self.group(from), hash, &mut decide)
+                    .or_else(|| find(self.group(to), hash, &mut decide)),
+            };
+            if found.is_some() {
+                return found;
+            }
+            let now = self.view().whereabouts(hash);
+            if now == whereabouts {
+                return None;
+            }
+            whereabouts = now;
+        }
+    }
+
+    /// Asks for the line that a lookup of `hash` reads first.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, view: View, hash: u64) {
+        prefetch(self.primary(view, hash));
+    }
+}
+
+/// Publishes a slot somewhere in a group.
+fn claim(group: &[Bucket], hash: u64, value: u64) -> Result<(), IndexFull> {
+    let (primary_number, alternate_number) = buckets_of(hash);
+    let (primary, alternate) = (&group[primary_number], &group[alternate_number]);
+    let used = primary.used();
+    if used < COMFORTABLE.min(SLOTS) && primary.claim(value) {
+        return Ok(());
+    }
+    if used <= alternate.used() && primary.claim(value) {
+        return Ok(());
+    }
+    primary.announce(hash, Overflow::Alternate);
+    if alternate.claim(value) {
+        return Ok(());
+    }
+    primary.retract(Overflow::Alternate);
+    if primary.claim(value) {
+        return Ok(());
+    }
+    primary.announce(hash, Overflow::Stray);
+    if others(group, hash).any(|bucket| bucket.claim(value)) {
+        return Ok(());
+    }
+    primary.retract(Overflow::Stray);
+    Err(IndexFull)
+}
+
+/// Clears a slot of this value, wherever it is in a group.
+fn clear(group: &[Bucket], hash: u64, value: u64) -> bool {
+    let (primary, alternate) = buckets_of(hash);
+    let (primary, alternate) = (&group[primary], &group[alternate]);
+    if primary.clear(value) {
+        return true;
+    }
+    let overflow = if alternate.clear(value) {
+        Overflow::Alternate
+    } else if primary.overflow(hash) == Some(Overflow::Stray)
+        && others(group, hash).any(|bucket| bucket.clear(value))
+    {
+        Overflow::Stray
+    } else {
+        return false;
+    };
+    primary.retract(overflow);
+    true
+}
+
+#[inline(always)]
+fn find<T>(group: &[Bucket], hash: u64, decide: &mut impl FnMut(Handle) -> Option<T>) -> Option<T> {
+    let (primary, alternate) = buckets_of(hash);
+    let primary = &group[primary];
+    if let Some(found) = primary.find(hash, decide) {
+        return Some(found);
+    }
+    let overflow = primary.overflow(hash)?;
+    group[alternate].find(hash, decide).or_else(|| match overflow {
+        Overflow::Alternate => None,
+        Overflow::Stray => others(group, hash).find_map(|bucket| bucket.find(hash, decide)),
+    })
+}
+
+/// All buckets of a group but the two of this hash, from behind its alternate one on.
+fn others(group: &[Bucket], hash: u64) -> impl Iterator<Item = &Bucket> {
+    let (primary, alternate) = buckets_of(hash);
+    let numbers = (1..GROUP_BUCKETS).map(move |step| (alternate + step) % GROUP_BUCKETS);
+    numbers.filter(move |number| *number != primary).map(|number| &group[number])
+}
+
+#[cfg(all(test, not(loom)))]
+#[path = "tests.rs"]
+mod tests;

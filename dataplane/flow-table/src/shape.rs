@@ -1,0 +1,49 @@
+//! How large a table is, and may become.
+
+use crate::entry::CAPACITY_MAX;
+use crate::error::SetupError;
+
+/// How large a table is, and may become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Entries there can be at first: 1 to [`Self::capacity_max`].
+    pub capacity: usize,
+    /// Entries there can ever be, below 2^28: address range is set aside for them, which costs no
+    /// memory until it is used.
+    pub capacity_max: usize,
+    /// Threads that insert; at most [`Self::capacity`].
+    pub owners: usize,
+    /// Whether every entry has a second line: see [`crate::Table::details`].
+    pub details: bool,
+}
+
+impl Shape {
+    /// A table of a capacity that stays, without details.
+    #[must_use]
+    pub fn fixed(capacity: usize, owners: usize) -> Self {
+        Self { capacity, capacity_max: capacity, owners, details: false }
+    }
+
+    /// Keys there can be: two for each entry.
+    pub(crate) fn keys_max(&self) -> usize {
+        2 * self.capacity_max
+    }
+
+    pub(crate) fn check(&self) -> Result<(), SetupError> {
+        let Self { capacity, capacity_max, owners, .. } = *self;
+        if capacity == 0 {
+            return Err(SetupError::ZeroCapacity);
+        }
+        let largest = capacity.max(capacity_max);
+        if largest > CAPACITY_MAX {
+            return Err(SetupError::CapacityTooLarge { capacity: largest, most: CAPACITY_MAX });
+        }
+        if capacity_max < capacity {
+            return Err(SetupError::CapacityAboveMax { capacity, capacity_max });
+        }
+        if owners == 0 || owners > capacity {
+            return Err(SetupError::Owners { capacity, owners });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,307 @@
+//! The slab: entries that never move, in segments that owners claim and give back.
+//!
+//! An owner takes handles from its own segments and writes their records alone; only who owns a
+//! segment is decided between owners, by compare-and-swap. A segment with no entry left in use goes
+//! back, so that what one owner does not need another can have, and a table can shrink.
+
+use std::ops::Range;
+
+use crate::arch::prefetch;
+use crate::entry::{Entry, Handle};
+use crate::error::SetupError;
+use crate::memory::{Array, Carver, Zeroable, array_bytes};
+use crate::shape::Shape;
+use crate::sync::{AtomicU32, Ordering, fence};
+
+/// Entries of a segment at most. 256 KiB of IPv4 entries.
+const SEGMENT_BITS_MAX: u32 = 12;
+/// Segments that each owner can have at least, so that no owner's last one keeps much from others.
+const SEGMENTS_EACH: usize = 8;
+
+/// The number of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SegmentId(pub(crate) u32);
+
+/// What is known of a segment.
+#[repr(C, align(32))]
+pub(crate) struct Segment {
+    /// The owner's number and one, or 0.
+    pub(crate) owner: AtomicU32,
+    /// Handles of it that were ever taken since it was claimed: the first ones.
+    pub(crate) touched: AtomicU32,
+    /// Handles of it that are in use, or wait to be used again.
+    pub(crate) live: AtomicU32,
+    /// The first of its handles that are free, linked through their states; 0 for none.
+    pub(crate) free: AtomicU32,
+    /// Neighbours in the owner's list of segments with room, as numbers and one; 0 for none.
+    pub(crate) next: AtomicU32,
+    pub(crate) previous: AtomicU32,
+    /// Whether it is in that list.
+    pub(crate) listed: AtomicU32,
+    unused: AtomicU32,
+}
+
+// SAFETY: `AtomicU32`s are valid when all their bytes are zero, and need no drop.
+unsafe impl Zeroable for Segment {
+    #[cfg(loom)]
+    fn zeroed() -> Self {
+        let zero = || AtomicU32::new(0);
+        Self {
+            owner: zero(),
+            touched: zero(),
+            live: zero(),
+            free: zero(),
+            next: zero(),
+            previous: zero(),
+            listed: zero(),
+            unused: zero(),
+        }
+    }
+}
+
+/// The state of an entry: odd while it is in use, and then a stamp that differs from flow to flow;
+/// else the handle that follows it in a chain, shifted by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct State(u32);
+
+impl State {
+    pub(crate) fn in_use(stamp: u32) -> Self {
+        Self(stamp << 1 | 1)
+    }
+
+    pub(crate) fn is_in_use(self) -> bool {
+        self.0 & 1 == 1
+    }
+
+    fn link(next: Option<Handle>) -> Self {
+        Self(next.map_or(0, Handle::number) << 1)
+    }
+
+    fn next(self) -> Option<Handle> {
+        if self.is_in_use() { None } else { Handle::new(self.0 >> 1) }
+    }
+}
+
+/// All entries and what is known of them.
+pub(crate) struct Slab<const WORDS: usize> {
+    entries: Array<Entry<WORDS>>,
+    /// As many as entries, or none.
+    details: Array<Entry<8>>,
+    states: Array<AtomicU32>,
+    segments: Array<Segment>,
+    segment_bits: u32,
+    /// Segments that may be claimed: the first ones.
+    limit: AtomicU32,
+    /// Segments up to which owners may raise the limit.
+    committed: AtomicU32,
+    claimed: AtomicU32,
+}
+
+impl<const WORDS: usize> Slab<WORDS> {
+    /// The power of two that segments of a table of this shape have.
+    fn segment_bits(shape: &Shape) -> u32 {
+        let entries = shape.capacity / (shape.owners * SEGMENTS_EACH);
+        entries.checked_ilog2().unwrap_or(0).min(SEGMENT_BITS_MAX)
+    }
+
+    fn segments(shape: &Shape, capacity: usize) -> usize {
+        capacity.div_ceil(1 << Self::segment_bits(shape))
+    }
+
+    fn details(shape: &Shape) -> usize {
+        if shape.details { shape.capacity_max } else { 0 }
+    }
+
+    /// Bytes that it takes of the memory.
+    pub(crate) fn bytes(shape: &Shape) -> usize {
+        array_bytes::<Segment>(Self::segments(shape, shape.capacity_max))
+            + array_bytes::<AtomicU32>(shape.capacity_max)
+            + array_bytes::<Entry<WORDS>>(shape.capacity_max)
+            + array_bytes::<Entry<8>>(Self::details(shape))
+    }
+
+    pub(crate) fn new(carver: &mut Carver, shape: &Shape) -> Result<Self, SetupError> {
+        let (capacity, most) = (shape.capacity, shape.capacity_max);
+        let segments = Self::segments(shape, most);
+        let limit = Self::segments(shape, capacity) as u32;
+        Ok(Self {
+            segments: carver.array(segments, segments)?,
+            states: carver.array(most, capacity)?,
+            entries: carver.array(most, capacity)?,
+            details: carver.array(Self::details(shape), capacity)?,
+            segment_bits: Self::segment_bits(shape),
+            limit: AtomicU32::new(limit),
+            committed: AtomicU32::new(segments as u32),
+            claimed: AtomicU32::new(0),
+        })
+    }
+
+    #[inline(always)]
+    pub(crate) fn entry(&self, handle: Handle) -> Option<&Entry<WORDS>> {
+        self.entries.get(handle.position())
+    }
+
+    #[inline(always)]
+    pub(crate) fn detail(&self, handle: Handle) -> Option<&Entry<8>> {
+        self.details.get(handle.position())
+    }
+
+    pub(crate) fn prefetch_for_insert(&self, handle: Handle) {
+        self.entry(handle).into_iter().for_each(prefetch);
+        self.detail(handle).into_iter().for_each(prefetch);
+        self.states.get(handle.position()).into_iter().for_each(prefetch);
+    }
+
+    /// Handles there can be.
+    pub(crate) fn handles_max(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    /// Entries that may be in use.
+    pub(crate) fn capacity(&self) -> u32 {
+        self.end_of(SegmentId(self.limit.load(Ordering::Relaxed).saturating_sub(1)))
+    }
+
+    /// Lets so many entries be used, rounded up to whole segments, and owners raise that to
+    /// `committed`. Returns what it is now.
+    pub(crate) fn set_capacity(&self, capacity: usize, committed: usize) -> u32 {
+        let segments = |entries: usize| {
+            entries.clamp(1, self.entries.len()).div_ceil(1 << self.segment_bits) as u32
+        };
+        self.committed.store(segments(committed.max(capacity)), Ordering::Relaxed);
+        self.limit.store(segments(capacity), Ordering::Relaxed);
+        self.capacity()
+    }
+
+    /// Entries of segments that nobody has claimed.
+    pub(crate) fn unclaimed(&self) -> u32 {
+        let claimed = self.claimed.load(Ordering::Relaxed);
+        let segments = self.limit.load(Ordering::Relaxed).saturating_sub(claimed);
+        (segments << self.segment_bits).min(self.capacity())
+    }
+
+    pub(crate) fn segment(&self, id: SegmentId) -> &Segment {
+        &self.segments[id.0 as usize]
+    }
+
+    pub(crate) fn segment_of(&self, handle: Handle) -> SegmentId {
+        SegmentId(handle.position() as u32 >> self.segment_bits)
+    }
+
+    /// The first handle of a segment.
+    pub(crate) fn start_of(&self, id: SegmentId) -> u32 {
+        (id.0 << self.segment_bits) + 1
+    }
+
+    /// Entries up to the end of a segment.
+    fn end_of(&self, id: SegmentId) -> u32 {
+        ((id.0 + 1) << self.segment_bits).min(self.handles_max())
+    }
+
+    /// Entries of a segment.
+    pub(crate) fn len_of(&self, id: SegmentId) -> u32 {
+        self.end_of(id) - (id.0 << self.segment_bits)
+    }
+
+    /// Whether a segment's entries may be taken.
+    pub(crate) fn is_within_limit(&self, id: SegmentId) -> bool {
+        id.0 < self.limit.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_owned(&self, id: SegmentId, owner: usize) -> bool {
+        let record = self.segments.get(id.0 as usize);
+        record.is_some_and(|record| record.owner.load(Ordering::Relaxed) == owner as u32 + 1)
+    }
+
+    /// The handles of every segment that were ever taken since it was claimed.
+    pub(crate) fn touched(&self) -> impl Iterator<Item = Range<u32>> {
+        self.segments.iter().zip(0..).map(|(record, number)| {
+            let start = self.start_of(SegmentId(number));
+            start..start + record.touched.load(Ordering::Relaxed)
+        })
+    }
+
+    /// Claims a segment for an owner; raises the limit if three quarters are claimed already.
+    pub(crate) fn claim(&self, owner: usize) -> Option<SegmentId> {
+        self.raise_limit();
+        let limit = self.limit.load(Ordering::Relaxed);
+        if self.claimed.load(Ordering::Relaxed) >= limit {
+            return None;
+        }
+        let order = (Ordering::Acquire, Ordering::Relaxed);
+        let claimed = self.segments.iter().take(limit as usize).position(|record| {
+            record.owner.load(Ordering::Relaxed) == 0
+                && record.owner.compare_exchange(0, owner as u32 + 1, order.0, order.1).is_ok()
+        })?;
+        self.claimed.fetch_add(1, Ordering::Relaxed);
+        Some(SegmentId(claimed as u32))
+    }
+
+    fn raise_limit(&self) {
+        let (limit, claimed) =
+            (self.limit.load(Ordering::Relaxed), self.claimed.load(Ordering::Relaxed));
+        if claimed >= limit / 4 * 3 {
+            let raised = limit.saturating_mul(2).min(self.committed.load(Ordering::Relaxed));
+            if raised > limit {
+                let order = Ordering::Relaxed;
+                let _ = self.limit.compare_exchange(limit, raised, order, order);
+            }
+        }
+    }
+
+    /// Gives a segment back, none of whose entries is in use.
+    pub(crate) fn give_back(&self, id: SegmentId) {
+        let record = self.segment(id);
+        record.touched.store(0, Ordering::Relaxed);
+        record.free.store(0, Ordering::Relaxed);
+        self.claimed.fetch_sub(1, Ordering::Relaxed);
+        record.owner.store(0, Ordering::Release);
+    }
+
+    pub(crate) fn state(&self, handle: Handle) -> State {
+        let state = self.states.get(handle.position());
+        State(state.map_or(0, |state| state.load(Ordering::Relaxed)))
+    }
+
+    pub(crate) fn in_use(&self, handle: Handle) -> bool {
+        self.state(handle).is_in_use()
+    }
+
+    /// Writes the words of an entry that is not in use, then marks it as in use.
+    pub(crate) fn fill(&self, handle: Handle, words: &[u64; WORDS], stamp: u32) {
+        // With the fence in `snapshot`: the old state comes before the words.
+        fence(Ordering::Release);
+        for (word, value) in self.entries[handle.position()].words().iter().zip(words) {
+            word.store(*value, Ordering::Relaxed);
+        }
+        if let Some(detail) = self.detail(handle) {
+            detail.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        }
+        self.states[handle.position()].store(State::in_use(stamp).0, Ordering::Release);
+    }
+
+    /// Marks an entry as no longer in use, and links it to another in a chain.
+    pub(crate) fn link(&self, handle: Handle, next: Option<Handle>) {
+        self.states[handle.position()].store(State::link(next).0, Ordering::Release);
+    }
+
+    /// What follows an entry that is not in use.
+    pub(crate) fn next(&self, handle: Handle) -> Option<Handle> {
+        self.state(handle).next()
+    }
+
+    /// See [`crate::Table::snapshot`].
+    pub(crate) fn snapshot(&self, handle: Handle) -> Option<[u64; WORDS]> {
+        let state = self.states.get(handle.position())?;
+        let before = State(state.load(Ordering::Acquire));
+        if !before.is_in_use() {
+            return None;
+        }
+        let words = self.entry(handle)?.words();
+        let words = std::array::from_fn(|word| words[word].load(Ordering::Relaxed));
+        // With the fence in `fill`: whoever read a word of a later flow sees the state that came
+        // before that word.
+        fence(Ordering::Acquire);
+        (State(state.load(Ordering::Relaxed)) == before).then_some(words)
+    }
+}
