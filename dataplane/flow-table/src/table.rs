@@ -187,6 +187,12 @@ impl<const WORDS: usize> Table<WORDS> {
         }
     }
 
+    /// Begins to move the index to so many groups. For models, which cannot fill it first.
+    #[cfg(loom)]
+    pub fn begin_resize(&self, groups: usize) -> bool {
+        self.index.begin_resize(groups)
+    }
+
     /// Groups for half as many keys again, or for one key for each entry there may be.
     fn groups_wanted(&self, keys: usize) -> usize {
         let keys = (keys + keys / 2).max(self.capacity() as usize);

@@ -160,11 +160,11 @@ impl Bucket {
         })
     }
 
-    /// Clears a slot with this value.
+    /// Clears a slot with this value. Who fails, because the slot has moved, has acquired where to.
     pub(crate) fn clear(&self, value: u64) -> bool {
         self.slots.iter().any(|slot| {
             slot.load(Ordering::Acquire) == value
-                && slot.compare_exchange(value, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+                && slot.compare_exchange(value, 0, Ordering::SeqCst, Ordering::Acquire).is_ok()
         })
     }
 
