@@ -4,11 +4,9 @@
 //! shown, so that two workers that see the two directions never disagree and a lost update is
 //! repaired by the next packet.
 
-use std::time::Duration;
-
 use crate::address::Protocol;
 use crate::tables::Timeouts;
-use crate::time::Nanos;
+use crate::time::{Nanos, Seconds};
 
 /// Which way a packet goes along its flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -132,7 +130,7 @@ impl FlowState {
 
     /// Idle time after which a flow in this state ends.
     #[must_use]
-    pub fn timeout(self, protocol: Protocol, timeouts: &Timeouts) -> Duration {
+    pub fn timeout(self, protocol: Protocol, timeouts: &Timeouts) -> Seconds {
         match protocol {
             Protocol::TCP => match self {
                 Self::Opening => timeouts.tcp_syn_sent,
@@ -251,6 +249,63 @@ impl Life {
         now: Nanos,
         timeouts: &Timeouts,
     ) -> Option<Self> {
+        let next = match self.steady_timeout(direction, seen, timeouts) {
+            Some(timeout) => self.ending(deadline(now, timeout)),
+            None => self.changed(direction, seen, now, timeouts),
+        };
+        (next != self).then_some(next)
+    }
+
+    /// The time-out of a flow that stands and stays as it is: established, without marks, and
+    /// nothing that `seen` shows is new. Nearly every packet; [`Self::changed`] says the same.
+    #[inline(always)]
+    fn steady_timeout(
+        self,
+        direction: FlowDirection,
+        seen: Seen,
+        timeouts: &Timeouts,
+    ) -> Option<Seconds> {
+        const ENDING: Seen = Seen(Seen::FIN | Seen::RST);
+        const ANY: Seen = Seen(Seen::ANY);
+        const ACK: Seen = Seen(Seen::ACK | Seen::ANY);
+        const MARKS: u32 = 0xff;
+        const PROTOCOL: u32 = 0xff00;
+        const fn word(protocol: Protocol, original: Seen, reply: Seen) -> u32 {
+            u32::from_be_bytes([original.0, reply.0, protocol.0, 0])
+        }
+        const TCP: u32 = word(Protocol::TCP, ACK, ACK);
+        const TCP_MASK: u32 = word(Protocol(0), ENDING, ENDING) | TCP | PROTOCOL | MARKS;
+        const UDP: u32 = word(Protocol::UDP, Seen(0), ANY);
+        const UDP_MASK: u32 = UDP | PROTOCOL | MARKS;
+
+        let [.., a, b, c, d] = self.0.to_be_bytes();
+        let word = u32::from_be_bytes([a, b, c, d]);
+        let known = self.seen(direction);
+        if known.with(seen) != known {
+            None
+        } else if word & UDP_MASK == UDP {
+            Some(timeouts.udp_stream)
+        } else if word & TCP_MASK == TCP {
+            Some(timeouts.tcp_established)
+        } else {
+            None
+        }
+    }
+
+    /// The same flow with another deadline.
+    #[inline(always)]
+    fn ending(self, deadline: u32) -> Self {
+        Self(u64::from(deadline) << 32 | self.0 & 0xffff_ffff)
+    }
+
+    /// What [`Self::advanced`] says, for any packet.
+    fn changed(
+        self,
+        direction: FlowDirection,
+        seen: Seen,
+        now: Nanos,
+        timeouts: &Timeouts,
+    ) -> Self {
         let protocol = self.protocol();
         let before = self.state();
         let (mut original, mut reply) =
@@ -275,8 +330,7 @@ impl Life {
         } else {
             deadline(now, state.timeout(protocol, timeouts))
         };
-        let next = Self::pack(due, (original, reply), protocol, after_reset);
-        (next != self).then_some(next)
+        Self::pack(due, (original, reply), protocol, after_reset)
     }
 
     /// Whether new tables denied the flow. Its entry stays, so that what either end goes on to
@@ -315,9 +369,10 @@ pub fn seconds(now: Nanos) -> u32 {
 
 /// The first second by whose beginning `timeout` from `now` will have passed, at least one ahead:
 /// rounded up, because the RFCs' times are the least allowed.
-fn deadline(now: Nanos, timeout: Duration) -> u32 {
-    let end = now.after(timeout.max(Duration::from_secs(1)));
-    seconds(Nanos(end.0.saturating_add(999_999_999)))
+#[inline(always)]
+fn deadline(now: Nanos, timeout: Seconds) -> u32 {
+    let begun = seconds(Nanos(now.0.saturating_add(999_999_999)));
+    begun.saturating_add(timeout.0.max(1))
 }
 
 #[cfg(test)]
@@ -383,6 +438,36 @@ mod tests {
         let both = [&one[..], &[(Reply, A)]].concat();
         assert_eq!(walk(&both).state(), FlowState::Established);
         assert_eq!(walk(&both).deadline_seconds(), 432_000);
+    }
+
+    #[test]
+    fn steady_flow_becomes_what_any_flow_would() {
+        let timeouts = Timeouts::default();
+        let now = Nanos(7 * SECOND + 1);
+        let protocols = [Protocol::TCP, Protocol::UDP, Protocol::ICMP, Protocol(47)];
+        let mut steady = 0;
+        for original in 0..=u8::MAX {
+            for reply in 0..=u8::MAX {
+                for (protocol, marks) in
+                    protocols.iter().flat_map(|p| [(*p, 0), (*p, 1), (*p, 128)])
+                {
+                    let life = Life::pack(9, (Seen(original), Seen(reply)), protocol, marks);
+                    for direction in [Original, Reply] {
+                        let seen = life.seen(direction);
+                        let Some(timeout) = life.steady_timeout(direction, seen, &timeouts) else {
+                            continue;
+                        };
+                        steady += 1;
+                        let fast = life.ending(deadline(now, timeout));
+                        assert_eq!(fast, life.changed(direction, seen, now, &timeouts), "{life:?}");
+                    }
+                }
+            }
+        }
+        assert!(steady > 1000);
+        let open = walk(&[(Original, S), (Reply, S | A), (Original, A), (Reply, A)]);
+        assert!(open.steady_timeout(Original, Seen::of(A), &timeouts).is_some());
+        assert!(open.steady_timeout(Original, Seen::of(F | A), &timeouts).is_none());
     }
 
     #[test]

@@ -80,9 +80,9 @@ impl Pressure {
 
 /// Seconds since the flow's last packet, rounded up.
 fn age_seconds(life: Life, now: Nanos, timeouts: &Timeouts) -> u32 {
-    let timeout = life.state().timeout(life.protocol(), timeouts).as_secs();
+    let timeout = life.state().timeout(life.protocol(), timeouts);
     let left = life.deadline_seconds().saturating_sub(seconds(now));
-    u32::try_from(timeout).unwrap_or(u32::MAX).saturating_sub(left)
+    timeout.0.saturating_sub(left)
 }
 
 /// One worker's search for what to give up, in one table.

@@ -103,6 +103,8 @@ pub trait FlowFamily: Copy + Eq {
         ports: (u16, u16),
         life: Life,
     ) -> Self;
+    /// Which direction's tuple this is, of the flow with these words.
+    fn direction_in(&self, words: &[AtomicU64]) -> Option<FlowDirection>;
     /// The L4 ports (source, destination).
     fn l4_ports(&self) -> (u16, u16);
     /// As a key of either family.
@@ -116,8 +118,8 @@ impl FlowFamily for FlowKey4 {
     const AFTER_ADDRESSES: usize = 2;
 
     fn write_addresses(original: &Self, reply: &Self, words: &mut [u64]) {
-        words[0] = u64::from(original.source) << 32 | u64::from(original.destination);
-        words[1] = u64::from(reply.source) << 32 | u64::from(reply.destination);
+        words[0] = original.addresses();
+        words[1] = reply.addresses();
     }
 
     #[inline(always)]
@@ -135,6 +137,22 @@ impl FlowFamily for FlowKey4 {
             source_port,
             destination_port,
             protocol: life.protocol(),
+        }
+    }
+
+    /// Compares whole words as they are packed: field by field, a tuple is five branches.
+    #[inline(always)]
+    fn direction_in(&self, words: &[AtomicU64]) -> Option<FlowDirection> {
+        let [original, reply, ports, life] =
+            [0, 1, 2, 3].map(|word: usize| words[word].load(Ordering::Relaxed));
+        let (addresses, own) = (self.addresses(), u64::from(self.ports()));
+        let protocol = u64::from(Life(life).protocol().0 ^ self.protocol.0);
+        if (original ^ addresses) | (ports >> 32 ^ own) | protocol == 0 {
+            Some(FlowDirection::Original)
+        } else if (reply ^ addresses) | (ports & 0xffff_ffff ^ own) | protocol == 0 {
+            Some(FlowDirection::Reply)
+        } else {
+            None
         }
     }
 
@@ -184,6 +202,14 @@ impl FlowFamily for FlowKey6 {
             destination_port,
             protocol: life.protocol(),
         }
+    }
+
+    #[inline(always)]
+    fn direction_in(&self, words: &[AtomicU64]) -> Option<FlowDirection> {
+        let view = FlowView::<Self>::new(words);
+        [FlowDirection::Original, FlowDirection::Reply]
+            .into_iter()
+            .find(|direction| view.tuple(*direction) == *self)
     }
 
     fn l4_ports(&self) -> (u16, u16) {
@@ -258,13 +284,7 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
     #[inline(always)]
     #[must_use]
     pub fn direction_of(&self, key: &K) -> Option<FlowDirection> {
-        if self.tuple(FlowDirection::Original) == *key {
-            Some(FlowDirection::Original)
-        } else if self.tuple(FlowDirection::Reply) == *key {
-            Some(FlowDirection::Reply)
-        } else {
-            None
-        }
+        key.direction_in(self.words)
     }
 
     /// The tuple of packets that go in `direction`, as received.

@@ -37,6 +37,18 @@ pub struct FlowKey6 {
 }
 
 impl FlowKey4 {
+    /// Source and destination address in one word, as they stand in a header.
+    #[inline(always)]
+    pub(crate) fn addresses(&self) -> u64 {
+        u64::from(self.source) << 32 | u64::from(self.destination)
+    }
+
+    /// Source and destination L4 port, likewise.
+    #[inline(always)]
+    pub(crate) fn ports(&self) -> u32 {
+        u32::from(self.source_port) << 16 | u32::from(self.destination_port)
+    }
+
     /// The tuple of the opposite direction.
     #[inline(always)]
     #[must_use]

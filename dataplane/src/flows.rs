@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicU64;
 
 use arrayvec::ArrayVec;
 use flow_table::{
-    Entry, Handle, Hasher, Hashes, InsertError, Key, Memory, Owner, Quiescence, SetupError, Shape,
-    Table,
+    Entry, Handle, Hasher, Hashes, Hit, InsertError, Key, Memory, Owner, Quiescence, SetupError,
+    Shape, Table,
 };
 
 use crate::conntrack::{FlowDirection, Life};
@@ -19,11 +19,21 @@ use crate::worker::BURST;
 
 /// A key that can be looked up in a table of `W`-word entries.
 pub trait TableKey<const W: usize>: FlowFamily + Key<W, Match = FlowDirection> {
-    /// Its hash, the same for both directions of a tuple.
-    fn hash(&self, hasher: &Hasher) -> u64;
+    /// What is hashed of it.
+    type HashWords: Copy;
+
+    /// The same for both directions of a tuple.
+    fn words(&self) -> Self::HashWords;
 
     /// The hashes of many.
-    fn hash_burst(keys: &[Self], hasher: &Hasher, hashes: &mut [u64]);
+    fn hash_burst(words: &[Self::HashWords], hasher: &Hasher, hashes: &mut [u64]);
+
+    /// Its own hash.
+    fn hash(&self, hasher: &Hasher) -> u64 {
+        let mut hash = [0];
+        Self::hash_burst(&[self.words()], hasher, &mut hash);
+        hash[0]
+    }
 }
 
 impl Key<8> for FlowKey4 {
@@ -45,28 +55,30 @@ impl Key<16> for FlowKey6 {
 }
 
 impl TableKey<8> for FlowKey4 {
-    fn hash(&self, hasher: &Hasher) -> u64 {
-        hasher.hash(&self.hash_words())
+    type HashWords = [u64; 2];
+
+    #[inline(always)]
+    fn words(&self) -> [u64; 2] {
+        self.hash_words()
     }
 
     #[inline(always)]
-    fn hash_burst(keys: &[Self], hasher: &Hasher, hashes: &mut [u64]) {
-        let words: ArrayVec<[u64; 2], BURST> =
-            keys.iter().take(BURST).map(Self::hash_words).collect();
-        hasher.hash_burst(&words, hashes);
+    fn hash_burst(words: &[[u64; 2]], hasher: &Hasher, hashes: &mut [u64]) {
+        hasher.hash_burst(words, hashes);
     }
 }
 
 impl TableKey<16> for FlowKey6 {
-    fn hash(&self, hasher: &Hasher) -> u64 {
-        hasher.hash(&self.hash_words())
+    type HashWords = [u64; 5];
+
+    #[inline(always)]
+    fn words(&self) -> [u64; 5] {
+        self.hash_words()
     }
 
     #[inline(always)]
-    fn hash_burst(keys: &[Self], hasher: &Hasher, hashes: &mut [u64]) {
-        let words: ArrayVec<[u64; 5], BURST> =
-            keys.iter().take(BURST).map(Self::hash_words).collect();
-        hasher.hash_burst(&words, hashes);
+    fn hash_burst(words: &[[u64; 5]], hasher: &Hasher, hashes: &mut [u64]) {
+        hasher.hash_burst(words, hashes);
     }
 }
 
@@ -341,8 +353,18 @@ impl Located {
     #[inline(always)]
     #[must_use]
     pub fn find<K: TableKey<W>, const W: usize>(&self, table: &Table<W>, key: &K) -> Option<Found> {
-        let hit = table.confirm(self.hash, key, self.candidate)?;
+        let hit = self.hit(table, key)?;
         Some(Found { handle: hit.handle, direction: hit.matched })
+    }
+
+    /// The same with its entry.
+    #[inline(always)]
+    pub(crate) fn hit<'t, K: TableKey<W>, const W: usize>(
+        &self,
+        table: &'t Table<W>,
+        key: &K,
+    ) -> Option<Hit<'t, FlowDirection, W>> {
+        table.confirm(self.hash, key, self.candidate)
     }
 }
 
@@ -350,43 +372,43 @@ impl Located {
 /// arrives meanwhile: [`fetch`](Self::fetch) asks for index lines, [`locate`](Self::locate) reads
 /// them and asks for entries, [`Located::find`] reads those.
 #[derive(Debug)]
-pub struct Lookups<K, const W: usize> {
-    keys: ArrayVec<K, BURST>,
+pub struct Lookups<K: TableKey<W>, const W: usize> {
+    /// What is hashed of each packet's key.
+    words: ArrayVec<K::HashWords, BURST>,
     hashes: ArrayVec<u64, BURST>,
-    /// Where in the burst each key's packet stands.
+    /// Where in the burst each packet stands.
     places: ArrayVec<usize, BURST>,
 }
 
-impl<K, const W: usize> Default for Lookups<K, W> {
+impl<K: TableKey<W>, const W: usize> Default for Lookups<K, W> {
     fn default() -> Self {
-        Self { keys: ArrayVec::new(), hashes: ArrayVec::new(), places: ArrayVec::new() }
+        Self { words: ArrayVec::new(), hashes: ArrayVec::new(), places: ArrayVec::new() }
     }
 }
 
 impl<K: TableKey<W>, const W: usize> Lookups<K, W> {
     /// Adds the key of the packet at `place`; at most a burst of them.
     #[inline(always)]
-    pub fn push(&mut self, place: usize, key: K) {
-        self.keys.push(key);
+    pub fn push(&mut self, place: usize, key: &K) {
+        self.words.push(key.words());
         self.places.push(place);
     }
 
     /// Hashes the keys added since the last call, and asks for their index lines.
     #[inline(always)]
     pub fn fetch(&mut self, hasher: &Hasher, table: &Table<W>) {
-        let new = &self.keys[self.hashes.len()..];
+        let new = &self.words[self.hashes.len()..];
         let mut hashes = [0; BURST];
-        K::hash_burst(new, hasher, &mut hashes);
-        for hash in &hashes[..new.len()] {
-            table.prefetch(*hash);
-            self.hashes.push(*hash);
-        }
+        let hashes = &mut hashes[..new.len()];
+        K::hash_burst(new, hasher, hashes);
+        table.prefetch_burst(hashes);
+        self.hashes.extend(hashes.iter().copied());
     }
 
     /// Writes to `located`, at each packet's place, where its flow is if there is one.
     #[inline(always)]
     pub fn locate(&self, table: &Table<W>, located: &mut [Located]) {
-        if self.keys.is_empty() {
+        if self.words.is_empty() {
             return;
         }
         let mut candidates = [None; BURST];

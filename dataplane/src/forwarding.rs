@@ -19,6 +19,8 @@ pub struct NextHopId(pub u16);
 pub struct NextHop {
     /// Where it leaves.
     pub port: PortId,
+    /// Whether that is the node's own stack.
+    pub to_host: bool,
     /// Source link address to write.
     pub source: MacAddr,
     /// Destination link address; `None` while the neighbour is unresolved.

@@ -1,5 +1,7 @@
 //! The way of a packet whose flow is known: the fast path.
 
+use std::sync::atomic::AtomicU64;
+
 use crate::DropReason;
 use crate::buffer::Buffer;
 use crate::conntrack::{FlowDirection, Seen, is_first_syn};
@@ -7,13 +9,14 @@ use crate::context::{Context, Stop};
 use crate::decision;
 use crate::event::{EventKind, FlowEvent, NeighbourRequest};
 use crate::flow::{FlowRoute, FlowView, Origin};
-use crate::flows::{Flows, Found, TableKey};
+use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
+use crate::flows::{Flows, Found, Located, TableKey};
 use crate::forwarding::{NextHop, NextHopId, Resolved};
 use crate::packet::{Packet, PacketKind};
 use crate::pipeline::Action;
 use crate::port::{PortId, PortKind};
 use crate::rewrite::{self, Rewrite};
-use crate::tables::Tables;
+use crate::tables::{Tables, Timeouts};
 use crate::time::Nanos;
 use crate::worker::Received;
 
@@ -40,22 +43,93 @@ fn view<'a, K: TableKey<W>, const W: usize>(
     flows.table.entry(found.handle).map(|entry| FlowView::new(entry.words()))
 }
 
-/// Forwards a whole `packet` along its flow and answers the port, when the flow is alive, was
-/// decided under the tables in force, and nothing stands in the way. Changes nothing otherwise:
-/// [`forward`] then finds out what to do.
-///
-/// It says what [`forward`] says, without results that are built in memory and read back at once:
-/// eight such copies cost more than the rest of the fast path.
-#[inline(always)]
-pub(crate) fn straight<K: TableKey<W>, B: Buffer, const W: usize>(
-    tables: &Tables,
-    flows: &Flows<W>,
-    now: Nanos,
-    received: &mut Received<B>,
-    packet: &Packet,
+/// The way of a whole packet whose flow is alive, was decided under the tables in force, and for
+/// which nothing stands in the way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Straight<'t> {
+    /// The flow's words.
+    words: &'t [AtomicU64],
     found: Found,
-) -> Option<PortId> {
-    let view = view::<K, W>(flows, found)?;
+    hop: &'t NextHop,
+}
+
+/// Finds a packet's straight way. It and [`Straight::forward`] say what [`forward`] says, without
+/// results that are built in memory and read back at once: eight such copies cost more than the
+/// rest of the fast path. They are two steps, so that a burst's looks at entries and next hops,
+/// which depend on each other, overlap from packet to packet.
+///
+/// # Errors
+/// The packet's flow, if it has one, when anything else is to be done: [`forward`] finds out what.
+#[inline(always)]
+pub(crate) fn straight<'t, K: TableKey<W>, const W: usize>(
+    tables: &'t Tables,
+    flows: &'t Flows<W>,
+    now: Nanos,
+    ingress: PortId,
+    packet: &Packet,
+    (key, located): (&K, &Located),
+) -> Result<Straight<'t>, Option<Found>> {
+    let hit = located.hit(&flows.table, key).ok_or(None)?;
+    let found = Found { handle: hit.handle, direction: hit.matched };
+    let view = FlowView::<K>::new(hit.entry.words());
+    let way = free_way(tables, &view, found.direction, now, ingress, packet);
+    way.map(|hop| Straight { words: hit.entry.words(), found, hop }).ok_or(Some(found))
+}
+
+impl Straight<'_> {
+    /// The packet's flow.
+    pub(crate) fn found(&self) -> Found {
+        self.found
+    }
+
+    /// Rewrites the packet, counts it, and answers the port it leaves by; `None` if it cannot be
+    /// rewritten.
+    #[inline(always)]
+    pub(crate) fn forward(
+        &self,
+        timeouts: &Timeouts,
+        now: Nanos,
+        packet: &Packet,
+        bytes: &mut [u8],
+    ) -> Option<PortId> {
+        match packet.key() {
+            FlowKey::V4(_) => self.forward_as::<FlowKey4>(timeouts, now, packet, bytes),
+            FlowKey::V6(_) => self.forward_as::<FlowKey6>(timeouts, now, packet, bytes),
+        }
+    }
+
+    #[inline(always)]
+    fn forward_as<K: crate::flow::FlowFamily>(
+        &self,
+        timeouts: &Timeouts,
+        now: Nanos,
+        packet: &Packet,
+        bytes: &mut [u8],
+    ) -> Option<PortId> {
+        let view = FlowView::<K>::new(self.words);
+        let direction = self.found.direction;
+        let change = Rewrite {
+            tuple: view.tuple(direction.reversed()).generic().reversed(),
+            source_mac: self.hop.source,
+            destination_mac: self.hop.destination?,
+            decrement_ttl: !self.hop.to_host,
+        };
+        rewrite::apply(&change, packet, bytes).ok()?;
+        view.advance(direction, Seen::of(packet.tcp_flags), now, timeouts);
+        Some(self.hop.port)
+    }
+}
+
+/// The next hop of a packet for whose flow nothing has changed.
+#[inline(always)]
+fn free_way<'t, K: crate::flow::FlowFamily>(
+    tables: &'t Tables,
+    view: &FlowView<'_, K>,
+    direction: FlowDirection,
+    now: Nanos,
+    ingress: PortId,
+    packet: &Packet,
+) -> Option<&'t NextHop> {
     let route = view.route();
     let is_current = route.generation == tables.generation && !view.life().expired(now);
     let is_special =
@@ -63,23 +137,10 @@ pub(crate) fn straight<K: TableKey<W>, B: Buffer, const W: usize>(
     if !is_current || is_special {
         return None;
     }
-    let back = tables.forwarding.next_hop(route.hop_of(found.direction.reversed()))?;
-    let hop = tables.forwarding.next_hop(route.hop_of(found.direction))?;
-    let destination_mac = hop.destination?;
-    let to_host = tables.port(hop.port)?.kind == PortKind::Host;
-    let may_leave = (to_host || packet.ttl > 1) && packet.ip_len <= usize::from(hop.mtu);
-    if back.port != received.port || !may_leave {
-        return None;
-    }
-    let change = Rewrite {
-        tuple: view.tuple(found.direction.reversed()).generic().reversed(),
-        source_mac: hop.source,
-        destination_mac,
-        decrement_ttl: !to_host,
-    };
-    rewrite::apply(&change, packet, received.buffer.bytes_mut()).ok()?;
-    view.advance(found.direction, Seen::of(packet.tcp_flags), now, &tables.timeouts);
-    Some(hop.port)
+    let back = tables.forwarding.next_hop(route.hop_of(direction.reversed()))?;
+    let hop = tables.forwarding.next_hop(route.hop_of(direction))?;
+    let may_leave = (hop.to_host || packet.ttl > 1) && packet.ip_len <= usize::from(hop.mtu);
+    (back.port == ingress && may_leave).then_some(hop)
 }
 
 /// Forwards `packet` along its flow.
@@ -104,13 +165,13 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
     let Some(destination) = hop.destination else {
         return Ok(context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour }));
     };
-    let decrement_ttl = may_leave(&context.tables, packet, &hop)?;
+    may_leave(packet, &hop)?;
     view.advance(found.direction, Seen::of(packet.tcp_flags), now, &context.tables.timeouts);
     let change = Rewrite {
         tuple: target,
         source_mac: hop.source,
         destination_mac: destination,
-        decrement_ttl,
+        decrement_ttl: !hop.to_host,
     };
     rewrite::apply(&change, packet, received.buffer.bytes_mut())?;
     Ok(Action::Transmit(hop.port))
@@ -164,18 +225,17 @@ fn check_ingress(tables: &Tables, ingress: PortId, back: NextHopId) -> Result<()
     }
 }
 
-/// TTL and MTU; answers whether this node is a hop that counts. Handing a packet to the node's own
-/// stack is not forwarding.
+/// TTL and MTU. Handing a packet to the node's own stack is not forwarding: this node is no hop that
+/// counts.
 #[inline(always)]
-pub(crate) fn may_leave(tables: &Tables, packet: &Packet, hop: &NextHop) -> Result<bool, Stop> {
-    let to_host = tables.port(hop.port).is_some_and(|port| port.kind == PortKind::Host);
-    if !to_host && packet.ttl <= 1 {
+pub(crate) fn may_leave(packet: &Packet, hop: &NextHop) -> Result<(), Stop> {
+    if !hop.to_host && packet.ttl <= 1 {
         return Err(DropReason::TtlExceeded.into());
     }
     if packet.ip_len > usize::from(hop.mtu) {
         return Err(Stop { reason: DropReason::TooBig, mtu: hop.mtu, reported: false });
     }
-    Ok(!to_host)
+    Ok(())
 }
 
 /// The tables changed since the flow's decision: decide again. What is denied now is asked at each

@@ -6,6 +6,7 @@
 mod plain;
 
 use arrayvec::ArrayVec;
+pub(crate) use plain::BYTES as PLAIN_LEN;
 
 use crate::DropReason;
 use crate::address::Protocol;
@@ -92,16 +93,20 @@ impl Packet {
         parsed.pop().unwrap_or(Err(DropReason::Malformed))
     }
 
-    /// As [`Self::parse`], but appends the result to `parsed`, which must have room.
+    /// As [`Self::parse`], but appends the result to `parsed`, which must have room, and answers
+    /// the packet's tuple if that names its flow.
     #[inline(always)]
     pub fn parse_onto<const N: usize>(
         bytes: &[u8],
         len: usize,
         parsed: &mut ArrayVec<Result<Self, DropReason>, N>,
-    ) {
-        if !plain::parse(bytes, len, |packet| parsed.push(Ok(packet))) {
-            parsed.push(Self::parse_any(bytes, len));
+    ) -> Option<FlowKey> {
+        if let Some(key) = plain::parse(bytes, len, parsed) {
+            return Some(FlowKey::V4(key));
         }
+        let packet = Self::parse_any(bytes, len);
+        parsed.push(packet);
+        packet.ok().filter(|packet| packet.kind.has_tuple()).map(|packet| packet.key)
     }
 
     /// The careful way, for everything that is not plain.
@@ -126,6 +131,15 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn key(&self) -> &FlowKey {
         &self.key
+    }
+
+    /// Whether it is whole TCP or UDP over IPv4 without options: its headers, of which TCP's
+    /// begin at least, lie in the first [`PLAIN_LEN`] bytes, if there are so many.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self.key, FlowKey::V4(_))
+            && matches!(self.kind, PacketKind::Tcp | PacketKind::Udp)
+            && self.l4_offset == ETHERNET_LEN + IPV4_LEN
     }
 
     /// Whether it may open a flow: the reply to an ICMP query may not, whole or in fragments.

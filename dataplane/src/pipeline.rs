@@ -22,9 +22,10 @@ use crate::event::{NeighbourRequest, Reports};
 use crate::expiry::{Flush, Flushes};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::flows::{Found, Located, Lookups, WorkerFlows};
+use crate::known::Straight;
 use crate::mailbox::FlushFilter;
 use crate::packet::{Packet, PacketKind};
-use crate::port::{Checksums, PortId};
+use crate::port::{Checksums, Port, PortId};
 use crate::rewrite::finish_checksum;
 use crate::tables::Tables;
 use crate::time::Nanos;
@@ -57,6 +58,17 @@ pub struct Pipeline {
     flushes: Flushes,
 }
 
+/// A packet that does not go straight.
+struct Other {
+    /// Where in the burst it is.
+    place: usize,
+    /// Its flow, if it has one.
+    found: Option<Found>,
+}
+
+/// Stands where an action is yet to be decided.
+const UNDECIDED: Action = Action::Drop(DropReason::Malformed);
+
 /// A parsed packet, or why it ends at once.
 type Parsed = Result<Packet, DropReason>;
 
@@ -78,6 +90,9 @@ impl Pipeline {
     }
 
     /// Decides about every packet of `burst`, rewriting in place; `actions` runs parallel to it.
+    ///
+    /// What goes straight along a known flow does so before anything else of the burst is decided:
+    /// in order among themselves, and in order of arrival when they leave.
     pub fn process<B: Buffer>(
         &mut self,
         now: Nanos,
@@ -86,32 +101,32 @@ impl Pipeline {
     ) {
         let mut parsed = ArrayVec::<Parsed, BURST>::new();
         let located = self.parse_and_locate(burst, &mut parsed);
-        let mut anticipated = self.anticipate(burst, &parsed, &located);
-        let packets = burst.iter_mut().zip(&parsed).zip(&located).enumerate();
-        for (place, ((received, parsed), located)) in packets {
-            let found = self.find(parsed, located);
-            match self.forward_straight(now, received, parsed, found) {
-                Some(port) => actions.push(Action::Transmit(port)),
-                None => {
-                    let early = anticipated.take(place);
-                    actions.push(self.decide(now, received, parsed, found, early));
-                }
-            }
+        let others = self.forward_straight(now, burst, (&parsed, &located), actions);
+        if !others.is_empty() {
+            self.decide_others(now, burst, (&parsed, &located), &others, actions);
         }
         self.flows.quiescence.announce(self.context.worker);
     }
 
+    /// Parses a packet, finishes its checksum where its port may leave that to us, and answers the
+    /// tuple that names its flow.
     #[inline(always)]
-    fn parse<B: Buffer>(&self, received: &mut Received<B>, parsed: &mut ArrayVec<Parsed, BURST>) {
-        let Some(port) = self.context.tables.port(received.port) else {
-            return parsed.push(Err(DropReason::UnknownPort));
+    fn parse<B: Buffer>(
+        port: Option<&Port>,
+        received: &mut Received<B>,
+        parsed: &mut ArrayVec<Parsed, BURST>,
+    ) -> Option<FlowKey> {
+        let Some(port) = port else {
+            parsed.push(Err(DropReason::UnknownPort));
+            return None;
         };
-        Packet::parse_onto(received.buffer.bytes(), received.buffer.len(), parsed);
+        let key = Packet::parse_onto(received.buffer.bytes(), received.buffer.len(), parsed);
         if port.checksums == Checksums::Unknown
             && let Some(Ok(packet)) = parsed.last()
         {
             finish_checksum(packet, &mut received.buffer);
         }
+        key
     }
 
     /// Parses a burst, and finds the flows of all packets with a whole tuple together, so that
@@ -123,19 +138,22 @@ impl Pipeline {
         parsed: &mut ArrayVec<Parsed, BURST>,
     ) -> [Located; BURST] {
         let WorkerFlows { v4, v6, hasher, .. } = &self.flows;
+        let tables = &*self.context.tables;
         let mut lookups4 = Lookups::<FlowKey4, 8>::default();
         let mut lookups6 = Lookups::<FlowKey6, 16>::default();
         let room = burst.len().min(BURST);
+        // A burst comes from one source, mostly.
+        let (mut ingress, mut port) = (None, None);
         for group in burst[..room].chunks_mut(FETCH) {
-            let first = parsed.len();
-            group.iter_mut().for_each(|received| self.parse(received, parsed));
-            for (place, packet) in parsed.iter().enumerate().skip(first) {
-                match packet {
-                    Ok(packet) if packet.kind.has_tuple() => match packet.key() {
-                        FlowKey::V4(key) => lookups4.push(place, *key),
-                        FlowKey::V6(key) => lookups6.push(place, *key),
-                    },
-                    _ => {}
+            for received in group {
+                if ingress != Some(received.port) {
+                    (ingress, port) = (Some(received.port), tables.port(received.port));
+                }
+                let place = parsed.len();
+                match Self::parse(port, received, parsed) {
+                    Some(FlowKey::V4(key)) => lookups4.push(place, &key),
+                    Some(FlowKey::V6(key)) => lookups6.push(place, &key),
+                    None => {}
                 }
             }
             lookups4.fetch(hasher, &v4.table);
@@ -147,56 +165,87 @@ impl Pipeline {
         located
     }
 
-    /// Decides early about what begins a flow. See [`crate::anticipation`].
-    #[inline(always)]
-    fn anticipate<B: Buffer>(
-        &self,
-        burst: &[Received<B>],
-        parsed: &[Parsed],
-        located: &[Located; BURST],
-    ) -> Anticipated {
-        let mut anticipated = Anticipated::default();
-        let packets = burst.iter().zip(parsed).zip(located).enumerate();
-        for (place, ((received, packet), located)) in packets {
-            if let (Ok(packet), Some(hash)) = (packet, located.missed()) {
-                anticipated.add(&self.context, &self.flows, place, received.port, (packet, hash));
-            }
-        }
-        anticipated
-    }
-
-    #[inline(always)]
-    fn find(&self, parsed: &Parsed, located: &Located) -> Option<Found> {
-        match parsed.as_ref().ok()?.key() {
-            FlowKey::V4(key) => located.find(&self.flows.v4.table, key),
-            FlowKey::V6(key) => located.find(&self.flows.v6.table, key),
-        }
-    }
-
-    /// The fast path: a whole packet of a flow for which nothing has changed since it was decided.
+    /// The fast path: the whole packets of flows for which nothing has changed since they were
+    /// decided, in two rounds. Answers the others; what is in `actions` for those counts for
+    /// nothing yet.
     #[inline(always)]
     fn forward_straight<B: Buffer>(
         &self,
         now: Nanos,
-        received: &mut Received<B>,
+        burst: &mut [Received<B>],
+        (parsed, located): (&[Parsed], &[Located; BURST]),
+        actions: &mut ArrayVec<Action, BURST>,
+    ) -> ArrayVec<Other, BURST> {
+        let mut ways = ArrayVec::<_, BURST>::new();
+        for ((received, parsed), located) in burst.iter().zip(parsed).zip(located) {
+            ways.push(self.straight_way(now, received.port, parsed, located));
+        }
+        let mut others = ArrayVec::new();
+        let timeouts = &self.context.tables.timeouts;
+        for (place, ((received, parsed), way)) in
+            burst.iter_mut().zip(parsed).zip(&ways).enumerate()
+        {
+            let bytes = received.buffer.bytes_mut();
+            let port = match (way, parsed) {
+                (Ok(way), Ok(packet)) => way.forward(timeouts, now, packet, bytes),
+                _ => None,
+            };
+            let found = way.as_ref().map_or_else(|found| *found, |way| Some(way.found()));
+            match port {
+                Some(port) => actions.push(Action::Transmit(port)),
+                None => {
+                    actions.push(UNDECIDED);
+                    others.push(Other { place, found });
+                }
+            }
+        }
+        others
+    }
+
+    #[inline(always)]
+    fn straight_way(
+        &self,
+        now: Nanos,
+        ingress: PortId,
         parsed: &Parsed,
-        found: Option<Found>,
-    ) -> Option<PortId> {
-        let (Ok(packet), Some(found)) = (parsed, found) else { return None };
-        let Self { context, flows, .. } = self;
-        let tables = &*context.tables;
+        located: &Located,
+    ) -> Result<Straight<'_>, Option<Found>> {
+        let packet = parsed.as_ref().map_err(|_| None)?;
+        let WorkerFlows { v4, v6, .. } = &self.flows;
+        let tables = &*self.context.tables;
         match packet.key() {
-            FlowKey::V4(_) => {
-                known::straight::<FlowKey4, B, 8>(tables, &flows.v4, now, received, packet, found)
+            FlowKey::V4(key) => known::straight(tables, v4, now, ingress, packet, (key, located)),
+            FlowKey::V6(key) => known::straight(tables, v6, now, ingress, packet, (key, located)),
+        }
+    }
+
+    /// Everything that did not go straight: early about what begins a flow (see
+    /// [`crate::anticipation`]), then packet by packet.
+    #[inline(never)]
+    fn decide_others<B: Buffer>(
+        &mut self,
+        now: Nanos,
+        burst: &mut [Received<B>],
+        (parsed, located): (&[Parsed], &[Located; BURST]),
+        others: &[Other],
+        actions: &mut ArrayVec<Action, BURST>,
+    ) {
+        let mut anticipated = Anticipated::default();
+        for Other { place, .. } in others {
+            if let (Ok(packet), Some(hash)) = (&parsed[*place], located[*place].missed()) {
+                let begins = (packet, hash);
+                let port = burst[*place].port;
+                anticipated.add(&self.context, &self.flows, *place, port, begins);
             }
-            FlowKey::V6(_) => {
-                known::straight::<FlowKey6, B, 16>(tables, &flows.v6, now, received, packet, found)
-            }
+        }
+        for Other { place, found } in others {
+            let early = anticipated.take(*place);
+            let (received, parsed) = (&mut burst[*place], &parsed[*place]);
+            actions[*place] = self.decide(now, received, parsed, *found, early);
         }
     }
 
     /// Every other way, and what becomes of a packet that is stopped.
-    #[inline(never)]
     fn decide<B: Buffer>(
         &mut self,
         now: Nanos,

@@ -166,14 +166,14 @@ fn relate<K: TableKey<W>, B: Buffer, const W: usize>(
     let Some(destination) = hop.destination else {
         return Ok(context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour }));
     };
-    let decrement_ttl = known::may_leave(&context.tables, packet, &hop)?;
+    known::may_leave(packet, &hop)?;
     // As the quoted packet was when its sender sent it.
     let sent = view.tuple(direction.reversed()).generic();
     let change = Rewrite {
         tuple: sent.reversed(),
         source_mac: hop.source,
         destination_mac: destination,
-        decrement_ttl,
+        decrement_ttl: !hop.to_host,
     };
     rewrite::apply_to_error(&change, &sent, packet, received.buffer.bytes_mut())?;
     Ok(Action::Transmit(hop.port))

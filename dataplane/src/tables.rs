@@ -5,7 +5,6 @@
 //! memory is freed elsewhere.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::forwarding::Forwarding;
 use crate::identity::IdentityTable;
@@ -13,6 +12,7 @@ use crate::lb::ServiceTable;
 use crate::nat::SourceNat;
 use crate::policy::Policy;
 use crate::port::{Port, PortId};
+use crate::time::Seconds;
 
 /// The root of what is in force.
 #[derive(Debug, Clone, Default)]
@@ -49,40 +49,40 @@ impl Tables {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// SYN seen, no answer.
-    pub tcp_syn_sent: Duration,
+    pub tcp_syn_sent: Seconds,
     /// SYN and SYN-ACK seen.
-    pub tcp_syn_recv: Duration,
+    pub tcp_syn_recv: Seconds,
     /// Handshake complete. At least 2 h 4 min (RFC 5382, REQ-5).
-    pub tcp_established: Duration,
+    pub tcp_established: Seconds,
     /// A FIN was seen.
-    pub tcp_fin_wait: Duration,
+    pub tcp_fin_wait: Seconds,
     /// Both FINs seen.
-    pub tcp_time_wait: Duration,
+    pub tcp_time_wait: Seconds,
     /// A reset was seen.
-    pub tcp_close: Duration,
+    pub tcp_close: Seconds,
     /// No reply seen yet. At least 30 s.
-    pub udp: Duration,
+    pub udp: Seconds,
     /// Both directions seen. At least 120 s (RFC 4787, REQ-5).
-    pub udp_stream: Duration,
+    pub udp_stream: Seconds,
     /// ICMP query. At least 60 s when translated (RFC 5508, REQ-2); Linux keeps 30 s.
-    pub icmp: Duration,
+    pub icmp: Seconds,
     /// Any other protocol.
-    pub generic: Duration,
+    pub generic: Seconds,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            tcp_syn_sent: Duration::from_secs(120),
-            tcp_syn_recv: Duration::from_secs(60),
-            tcp_established: Duration::from_secs(432_000),
-            tcp_fin_wait: Duration::from_secs(120),
-            tcp_time_wait: Duration::from_secs(120),
-            tcp_close: Duration::from_secs(10),
-            udp: Duration::from_secs(30),
-            udp_stream: Duration::from_secs(120),
-            icmp: Duration::from_secs(60),
-            generic: Duration::from_secs(600),
+            tcp_syn_sent: Seconds(120),
+            tcp_syn_recv: Seconds(60),
+            tcp_established: Seconds(432_000),
+            tcp_fin_wait: Seconds(120),
+            tcp_time_wait: Seconds(120),
+            tcp_close: Seconds(10),
+            udp: Seconds(30),
+            udp_stream: Seconds(120),
+            icmp: Seconds(60),
+            generic: Seconds(600),
         }
     }
 }

@@ -225,6 +225,7 @@ fn forwarding() -> Forwarding {
         let neighbour = neighbour.into();
         forwarding.next_hops.push(NextHop {
             port,
+            to_host: port == HOST,
             source,
             destination: Some(destination),
             mtu: 1500,

@@ -137,6 +137,7 @@ impl World {
         let source = self.ports[usize::from(port.0)].as_ref().map_or(to, |port| port.mac);
         self.forwarding.next_hops.push(NextHop {
             port,
+            to_host: port == HOST,
             source,
             destination: Some(to),
             mtu: 1500,

@@ -238,7 +238,7 @@ fn refused_first_fragments_take_no_room() {
 fn later_fragment_does_not_revive_an_expired_flow() {
     let mut node = Simulation::single(&World::with_pods(2).tables());
     node.publish(&changed(&World::with_pods(2), |tables| {
-        tables.timeouts.udp = Duration::from_secs(2);
+        tables.timeouts.udp = Seconds(2);
     }));
     let first = udp("10.1.0.1:9", "10.1.0.2:53").payload(&[1; 64]).fragment(1, 0, true).build();
     node.forward(pod_port(1), &first);

@@ -322,6 +322,7 @@ impl Build<'_> {
     fn next_hop(&self, key: Option<NextHopKey>) -> NextHop {
         let nowhere = NextHop {
             port: PortId(u16::MAX),
+            to_host: false,
             source: MacAddr::default(),
             destination: None,
             mtu: 0,
@@ -333,6 +334,7 @@ impl Build<'_> {
         };
         NextHop {
             port: key.port,
+            to_host: self.inputs.host.is_some_and(|host| host.port == key.port),
             source: port.mac,
             destination: self.link_address(port, key.neighbour),
             mtu: key.route_mtu.map_or(port.mtu, |mtu| mtu.min(port.mtu)),

@@ -432,18 +432,17 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         let defaults = dataplane::tables::Timeouts::default();
-        let seconds = |time: std::time::Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
         Self {
-            tcp_syn_sent_seconds: seconds(defaults.tcp_syn_sent),
-            tcp_syn_recv_seconds: seconds(defaults.tcp_syn_recv),
-            tcp_established_seconds: seconds(defaults.tcp_established),
-            tcp_fin_wait_seconds: seconds(defaults.tcp_fin_wait),
-            tcp_time_wait_seconds: seconds(defaults.tcp_time_wait),
-            tcp_close_seconds: seconds(defaults.tcp_close),
-            udp_seconds: seconds(defaults.udp),
-            udp_stream_seconds: seconds(defaults.udp_stream),
-            icmp_seconds: seconds(defaults.icmp),
-            generic_seconds: seconds(defaults.generic),
+            tcp_syn_sent_seconds: defaults.tcp_syn_sent.0,
+            tcp_syn_recv_seconds: defaults.tcp_syn_recv.0,
+            tcp_established_seconds: defaults.tcp_established.0,
+            tcp_fin_wait_seconds: defaults.tcp_fin_wait.0,
+            tcp_time_wait_seconds: defaults.tcp_time_wait.0,
+            tcp_close_seconds: defaults.tcp_close.0,
+            udp_seconds: defaults.udp.0,
+            udp_stream_seconds: defaults.udp_stream.0,
+            icmp_seconds: defaults.icmp.0,
+            generic_seconds: defaults.generic.0,
         }
     }
 }
@@ -468,18 +467,18 @@ impl Timeouts {
     /// As the pipeline takes them.
     #[must_use]
     pub fn for_tables(&self) -> dataplane::tables::Timeouts {
-        let time = |seconds: u32| std::time::Duration::from_secs(seconds.into());
+        use dataplane::time::Seconds;
         dataplane::tables::Timeouts {
-            tcp_syn_sent: time(self.tcp_syn_sent_seconds),
-            tcp_syn_recv: time(self.tcp_syn_recv_seconds),
-            tcp_established: time(self.tcp_established_seconds),
-            tcp_fin_wait: time(self.tcp_fin_wait_seconds),
-            tcp_time_wait: time(self.tcp_time_wait_seconds),
-            tcp_close: time(self.tcp_close_seconds),
-            udp: time(self.udp_seconds),
-            udp_stream: time(self.udp_stream_seconds),
-            icmp: time(self.icmp_seconds),
-            generic: time(self.generic_seconds),
+            tcp_syn_sent: Seconds(self.tcp_syn_sent_seconds),
+            tcp_syn_recv: Seconds(self.tcp_syn_recv_seconds),
+            tcp_established: Seconds(self.tcp_established_seconds),
+            tcp_fin_wait: Seconds(self.tcp_fin_wait_seconds),
+            tcp_time_wait: Seconds(self.tcp_time_wait_seconds),
+            tcp_close: Seconds(self.tcp_close_seconds),
+            udp: Seconds(self.udp_seconds),
+            udp_stream: Seconds(self.udp_stream_seconds),
+            icmp: Seconds(self.icmp_seconds),
+            generic: Seconds(self.generic_seconds),
         }
     }
 }

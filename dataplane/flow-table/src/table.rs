@@ -7,7 +7,7 @@ use crate::arch::{Compare, Path, Portable, prefetch};
 use crate::entry::{Entry, Handle, Key};
 use crate::error::SetupError;
 use crate::index::{
-    COMFORTABLE, FILL_LEAST_PERCENT, FILL_MOST_PERCENT, GROUP_SLOTS, Index, Overflow,
+    Buckets, COMFORTABLE, FILL_LEAST_PERCENT, FILL_MOST_PERCENT, GROUP_SLOTS, Index, Overflow,
 };
 use crate::memory::{Carver, Memory, Zeroable};
 use crate::owner::Owner;
@@ -203,7 +203,13 @@ impl<const WORDS: usize> Table<WORDS> {
     /// work for some 100 ns before the lookup.
     #[inline(always)]
     pub fn prefetch(&self, hash: u64) {
-        self.index.prefetch(self.index.view(), hash);
+        self.index.prefetch(&[hash]);
+    }
+
+    /// The same for many hashes.
+    #[inline(always)]
+    pub fn prefetch_burst(&self, hashes: &[u64]) {
+        self.index.prefetch(hashes);
     }
 
     /// The entry with this handle, in use or not; `None` if the table has no such handle.
@@ -244,7 +250,7 @@ impl<const WORDS: usize> Table<WORDS> {
         let bursts = hashes.chunks(BURST).zip(keys.chunks(BURST)).zip(hits.chunks_mut(BURST));
         for ((hashes, keys), hits) in bursts {
             let mut candidates = [None; BURST];
-            hashes.iter().for_each(|hash| self.prefetch(*hash));
+            self.prefetch_burst(hashes);
             self.candidates(hashes, &mut candidates);
             for (((hash, key), candidate), hit) in hashes.iter().zip(keys).zip(candidates).zip(hits)
             {
@@ -311,42 +317,55 @@ impl<const WORDS: usize> Table<WORDS> {
         self.choose(avx512, hashes, candidates);
     }
 
-    /// At most [`BURST`] in stages, each of which asks for the lines of the next: primary buckets,
-    /// alternate buckets where the filter says so, and whatever else for the few that strayed or
-    /// whose group moves.
     #[inline(always)]
     fn choose<C: Compare>(&self, compare: C, hashes: &[u64], candidates: &mut [Option<Handle>]) {
-        let view = self.index.view();
-        let mut overflowed = [(0usize, Overflow::Alternate); BURST];
-        let mut overflowed_count = 0;
         let count = hashes.len().min(candidates.len()).min(BURST);
         let (hashes, candidates) = (&hashes[..count], &mut candidates[..count]);
+        let view = self.index.view();
+        match self.index.still(view) {
+            Some(still) => self.choose_in(still, compare, hashes, candidates),
+            None => self.choose_in(self.index.moving(view), compare, hashes, candidates),
+        }
+        if !self.index.is_settled_since(view) {
+            self.choose_again(hashes, candidates);
+        }
+    }
+
+    /// At most [`BURST`] in stages, each of which asks for the lines of the next: primary buckets,
+    /// alternate buckets where the filter says so, and whatever else for the few that strayed.
+    #[inline(always)]
+    fn choose_in<C: Compare>(
+        &self,
+        buckets: impl Buckets,
+        compare: C,
+        hashes: &[u64],
+        candidates: &mut [Option<Handle>],
+    ) {
+        // A bit for each hash whose key may be beside its primary bucket, and beside both.
+        let (mut overflowed, mut strayed) = (0u32, 0u32);
         for (number, (&hash, candidate)) in hashes.iter().zip(&mut *candidates).enumerate() {
-            let bucket = self.index.primary(view, hash);
+            let bucket = buckets.primary(hash);
             *candidate = bucket.first(compare.candidates(bucket, hash), hash);
             if let Some(handle) = *candidate {
                 self.prefetch_entry(handle);
             } else if let Some(overflow) = bucket.overflow(hash) {
-                prefetch(self.index.alternate(view, hash));
-                overflowed[overflowed_count] = (number, overflow);
-                overflowed_count += 1;
+                prefetch(buckets.alternate(hash));
+                overflowed |= 1 << number;
+                strayed |= u32::from(overflow == Overflow::Stray) << number;
             } else if bucket.has_likely(COMFORTABLE) {
                 // Who looks for a flow in vain inserts it, and this is where it will be.
-                prefetch(self.index.alternate(view, hash));
+                prefetch(buckets.alternate(hash));
             }
         }
-        for &(number, overflow) in &overflowed[..overflowed_count] {
+        while overflowed != 0 {
+            let number = overflowed.trailing_zeros() as usize;
+            overflowed &= overflowed - 1;
             let hash = hashes[number];
-            let bucket = self.index.alternate(view, hash);
+            let bucket = buckets.alternate(hash);
             let found = bucket.first(compare.candidates(bucket, hash), hash);
-            candidates[number] = match overflow {
-                Overflow::Stray if found.is_none() => self.index.find(hash, Some),
-                _ => found,
-            };
+            let is_elsewhere = found.is_none() && strayed >> number & 1 != 0;
+            candidates[number] = if is_elsewhere { self.index.find(hash, Some) } else { found };
             candidates[number].into_iter().for_each(|handle| self.prefetch_entry(handle));
-        }
-        if !self.index.is_settled_since(view) {
-            self.choose_again(hashes, candidates);
         }
     }
 

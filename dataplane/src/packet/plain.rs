@@ -3,7 +3,10 @@
 //! The careful way of the parent module says the same about these packets, with a reason for what
 //! is wrong, and eight times slower: its results travel through memory between the layers.
 
+use arrayvec::ArrayVec;
+
 use super::{Packet, PacketKind};
+use crate::DropReason;
 use crate::address::Protocol;
 use crate::flow_key::{FlowKey, FlowKey4};
 use crate::wire::checksum::Sum;
@@ -11,33 +14,38 @@ use crate::wire::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN, TCP_LEN, UDP_LEN};
 
 const L4: usize = ETHERNET_LEN + IPV4_LEN;
 /// Bytes looked at. A shorter frame, though it may hold UDP, goes the careful way.
-const BYTES: usize = L4 + TCP_LEN;
+pub(crate) const BYTES: usize = L4 + TCP_LEN;
 
-/// Gives the packet to `take`, when it is a plain one and nothing is wrong with it; says whether.
+/// Appends the packet to `parsed` and answers its tuple, when it is a plain one and nothing is wrong
+/// with it.
 ///
-/// It is built where `take` puts it. Returned, it would be built on the stack in small pieces and
+/// It is built where it stays. Returned, it would be built on the stack in small pieces and
 /// copied in large ones, and a load that spans several stores waits until they have left the
 /// processor's store buffer.
 #[inline(always)]
-pub(super) fn parse(bytes: &[u8], len: usize, take: impl FnOnce(Packet)) -> bool {
-    let Some(frame) = bytes.first_chunk::<BYTES>() else { return false };
-    let Some(header) = frame[ETHERNET_LEN..].first_chunk::<IPV4_LEN>() else { return false };
+pub(super) fn parse<const N: usize>(
+    bytes: &[u8],
+    len: usize,
+    parsed: &mut ArrayVec<Result<Packet, DropReason>, N>,
+) -> Option<FlowKey4> {
+    let frame = bytes.first_chunk::<BYTES>()?;
+    let header = frame[ETHERNET_LEN..].first_chunk::<IPV4_LEN>()?;
     let half = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
     let ip_len = usize::from(half(ETHERNET_LEN + 2));
     let end = ETHERNET_LEN + ip_len;
     let is_whole = half(ETHERNET_LEN + 6) & 0x3fff == 0;
     let is_ipv4 = half(12) == ETHERTYPE_IPV4 && header[0] == 0x45 && frame[0] & 1 == 0;
     if !is_ipv4 || !is_whole || end > len || Sum::default().bytes(header).fold() != 0xffff {
-        return false;
+        return None;
     }
     if !is_host(header[12]) || !is_host(header[16]) {
-        return false;
+        return None;
     }
     let (kind, l4_end, tcp_flags) = match Protocol(header[9]) {
         Protocol::UDP => {
             let udp_len = usize::from(half(L4 + 4));
             if udp_len < UDP_LEN {
-                return false;
+                return None;
             }
             (PacketKind::Udp, L4 + udp_len, 0)
         }
@@ -45,33 +53,34 @@ pub(super) fn parse(bytes: &[u8], len: usize, take: impl FnOnce(Packet)) -> bool
             let header_len = usize::from(frame[L4 + 12] >> 4) * 4;
             let flags = frame[L4 + 13];
             if header_len < TCP_LEN || !super::is_sound(flags) {
-                return false;
+                return None;
             }
             (PacketKind::Tcp, L4 + header_len, flags)
         }
-        _ => return false,
+        _ => return None,
     };
     if l4_end > end {
-        return false;
+        return None;
     }
     let word =
         |at: usize| u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
-    take(Packet {
-        key: FlowKey::V4(FlowKey4 {
-            source: word(ETHERNET_LEN + 12),
-            destination: word(ETHERNET_LEN + 16),
-            source_port: half(L4),
-            destination_port: half(L4 + 2),
-            protocol: Protocol(header[9]),
-        }),
+    let key = FlowKey4 {
+        source: word(ETHERNET_LEN + 12),
+        destination: word(ETHERNET_LEN + 16),
+        source_port: half(L4),
+        destination_port: half(L4 + 2),
+        protocol: Protocol(header[9]),
+    };
+    parsed.push(Ok(Packet {
+        key: FlowKey::V4(key),
         kind,
         l4_offset: L4,
         ip_len,
         ttl: header[8],
         tcp_flags,
         is_reply: false,
-    });
-    true
+    }));
+    Some(key)
 }
 
 /// Whether an address that begins so can be a host's beyond this link.
@@ -120,11 +129,12 @@ mod tests {
                 bytes = with_checksum(bytes);
             }
             bytes.truncate(60 - cut);
-            let mut plain = None;
-            let is_plain = parse(&bytes, bytes.len(), |packet| plain = Some(packet));
-            prop_assert_eq!(is_plain, plain.is_some());
-            if let Some(packet) = plain {
-                prop_assert_eq!(Packet::parse_any(&bytes, bytes.len()), Ok(packet));
+            let mut plain = ArrayVec::<_, 1>::new();
+            let key = parse(&bytes, bytes.len(), &mut plain);
+            let of_packet = plain.last().map(|packet| packet.map(|packet| packet.key));
+            prop_assert_eq!(of_packet, key.map(|key| Ok(FlowKey::V4(key))));
+            if let Some(packet) = plain.pop() {
+                prop_assert_eq!(Packet::parse_any(&bytes, bytes.len()), packet);
             } else if changes.is_empty() {
                 prop_assert!(cut > 0, "a plain packet is taken for another");
             }

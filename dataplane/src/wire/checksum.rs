@@ -45,15 +45,13 @@ impl Sum {
     }
 }
 
-/// Adds the carries back in (RFC 1071, 2 C). Four steps do for any sum: they leave less than 2^33,
-/// 3 * 2^16, 2^16 + 2 and 2^16.
+/// Adds the carries back in (RFC 1071, 2 C): of a word and the same with its halves exchanged, the
+/// upper half of the sum is both halves and the carry of the lower one.
 #[inline(always)]
 fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let [.., high, low] = sum.to_be_bytes();
+    let [a, b, c, d, ..] = sum.wrapping_add(sum.rotate_left(32)).to_be_bytes();
+    let sum = u32::from_be_bytes([a, b, c, d]);
+    let [high, low, ..] = sum.wrapping_add(sum.rotate_left(16)).to_be_bytes();
     u16::from_be_bytes([high, low])
 }
 
@@ -128,6 +126,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn folding_is_the_remainder_by_all_ones(sum in any::<u64>()) {
+            let remainder = u16::try_from(sum % 0xffff).expect("less than 16 bits hold");
+            let expected = if sum != 0 && remainder == 0 { 0xffff } else { remainder };
+            prop_assert_eq!(fold(sum), expected);
+        }
+
         #[test]
         fn incremental_update_equals_a_full_sum(
             mut bytes in proptest::collection::vec(any::<u8>(), 8..64),

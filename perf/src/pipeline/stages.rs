@@ -177,7 +177,7 @@ fn look_up(tables: &FlowTables, parsed: &[Parsed], found: &mut [FoundBurst]) {
         let mut located = [Located::default(); BURST];
         for (place, packet) in parsed.iter().flatten().enumerate() {
             if let FlowKey::V4(key) = packet.flow_key() {
-                lookups.push(place, key);
+                lookups.push(place, &key);
             }
         }
         lookups.fetch(&tables.hasher, &tables.v4);

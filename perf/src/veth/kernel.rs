@@ -95,7 +95,7 @@ impl KernelNode {
             commands += &format!("neigh replace {address} lladdr {mac} dev {pod} nud permanent\n");
         }
         links.ip(&commands)?;
-        let seconds = IDLE.as_secs();
+        let seconds = IDLE.0;
         links.shell(&format!(
             "echo 1 >/proc/sys/net/ipv4/ip_forward\n\
              for scope in all default {uplink} {pod}; do \

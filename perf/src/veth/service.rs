@@ -1,9 +1,5 @@
 //! The job that every subject does: one service of ten pods, policy, and a way to each.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
-use std::time::Duration;
-
 use dataplane::address::{MacAddr, Protocol};
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
 use dataplane::identity::{Identity, IdentityTable};
@@ -14,6 +10,9 @@ use dataplane::lpm::Prefix;
 use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
 use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::tables::{Tables, Timeouts};
+use dataplane::time::Seconds;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 
 use super::network::Links;
 
@@ -37,7 +36,7 @@ pub const CLIENTS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 pub const CLIENT_BITS: u32 = 17;
 /// Idle time after which a flow ends, for every subject. Longer than a round of all of them, so
 /// that flows meant to be there are.
-pub const IDLE: Duration = Duration::from_secs(600);
+pub const IDLE: Seconds = Seconds(600);
 
 /// Address of a pod, from 1 on.
 pub fn pod_address(number: u8) -> Ipv4Addr {
@@ -97,6 +96,7 @@ fn ports(links: &Links) -> Arc<[Option<Port>]> {
 fn forwarding(links: &Links) -> Forwarding {
     let hop = |port, source, destination: MacAddr, neighbour: Ipv4Addr| NextHop {
         port,
+        to_host: false,
         source,
         destination: Some(destination),
         mtu: 1500,

@@ -95,7 +95,7 @@ pub(crate) struct View {
 impl View {
     /// The group of a hash among so many: its top 36 bits, scaled.
     #[inline(always)]
-    fn group(hash: u64, groups: u64) -> Group {
+    pub(super) fn group(hash: u64, groups: u64) -> Group {
         Group((((hash >> HANDLE_BITS) * groups) >> HASH_BITS) as usize)
     }
 

@@ -131,22 +131,18 @@ impl Index {
         &self.halves[place.half][start..start + GROUP_BUCKETS]
     }
 
-    /// The first bucket that a lookup reads.
+    /// The buckets of a layout in which nothing moves; `None` while the index is being moved.
     #[inline(always)]
-    pub(crate) fn primary(&self, view: View, hash: u64) -> &Bucket {
-        let place = match view.whereabouts(hash) {
-            Whereabouts::Settled(place) | Whereabouts::Moving(place, _) => place,
-        };
-        &self.group(place)[buckets_of(hash).0]
+    pub(crate) fn still(&self, view: View) -> Option<Still<'_>> {
+        let groups = view.groups();
+        let buckets = &self.halves[view.layout.half()];
+        (!view.layout.resizes()).then_some(Still { buckets, groups: groups as u64 })
     }
 
-    /// The second one.
+    /// The buckets of any layout.
     #[inline(always)]
-    pub(crate) fn alternate(&self, view: View, hash: u64) -> &Bucket {
-        let place = match view.whereabouts(hash) {
-            Whereabouts::Settled(place) | Whereabouts::Moving(place, _) => place,
-        };
-        &self.group(place)[buckets_of(hash).1]
+    pub(crate) fn moving(&self, view: View) -> Moving<'_> {
+        Moving { index: self, view }
     }
 
     /// Whether a key that was not found where `view` says, since when it was taken, is surely not
@@ -220,10 +216,77 @@ impl Index {
         }
     }
 
-    /// Asks for the line that a lookup of `hash` reads first.
+    /// Asks for the lines that lookups of `hashes` read first.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, view: View, hash: u64) {
-        prefetch(self.primary(view, hash));
+    pub(crate) fn prefetch(&self, hashes: &[u64]) {
+        let view = self.view();
+        match self.still(view) {
+            Some(still) => hashes.iter().for_each(|hash| prefetch(still.primary(*hash))),
+            None => hashes.iter().for_each(|hash| prefetch(self.moving(view).primary(*hash))),
+        }
+    }
+}
+
+/// The two buckets of a hash, under a layout that was read once for many lookups.
+pub(crate) trait Buckets: Copy {
+    /// The first bucket that a lookup reads.
+    fn primary(&self, hash: u64) -> &Bucket;
+    /// The second one.
+    fn alternate(&self, hash: u64) -> &Bucket;
+}
+
+/// Nothing moves: a hash tells its group by one multiplication.
+#[derive(Clone, Copy)]
+pub(crate) struct Still<'i> {
+    buckets: &'i [Bucket],
+    groups: u64,
+}
+
+impl Still<'_> {
+    #[inline(always)]
+    fn start(&self, hash: u64) -> usize {
+        View::group(hash, self.groups).0 * GROUP_BUCKETS
+    }
+}
+
+impl Buckets for Still<'_> {
+    #[inline(always)]
+    fn primary(&self, hash: u64) -> &Bucket {
+        &self.buckets[self.start(hash) + buckets_of(hash).0]
+    }
+
+    #[inline(always)]
+    fn alternate(&self, hash: u64) -> &Bucket {
+        &self.buckets[self.start(hash) + buckets_of(hash).1]
+    }
+}
+
+/// The index is being moved: where a hash's group is depends on how far. Of the one that moves,
+/// the old place.
+#[derive(Clone, Copy)]
+pub(crate) struct Moving<'i> {
+    index: &'i Index,
+    view: View,
+}
+
+impl Moving<'_> {
+    #[inline(always)]
+    fn group(&self, hash: u64) -> &[Bucket] {
+        match self.view.whereabouts(hash) {
+            Whereabouts::Settled(place) | Whereabouts::Moving(place, _) => self.index.group(place),
+        }
+    }
+}
+
+impl Buckets for Moving<'_> {
+    #[inline(always)]
+    fn primary(&self, hash: u64) -> &Bucket {
+        &self.group(hash)[buckets_of(hash).0]
+    }
+
+    #[inline(always)]
+    fn alternate(&self, hash: u64) -> &Bucket {
+        &self.group(hash)[buckets_of(hash).1]
     }
 }
 

@@ -64,7 +64,7 @@ fn the_index_holds_the_keys_it_is_made_for() {
     let strays = (1..=KEYS)
         .filter(|number| {
             let hash = hash_of(*number);
-            index.primary(index.view(), hash).overflow(hash) == Some(Overflow::Stray)
+            index.moving(index.view()).primary(hash).overflow(hash) == Some(Overflow::Stray)
         })
         .count();
     assert!(strays < KEYS as usize / 100, "{strays} lookups read a whole group");
