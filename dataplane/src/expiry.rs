@@ -29,6 +29,8 @@ const ENTRIES_MAX: u32 = 256;
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     last: Nanos,
+    /// The most entries there were in this round: what it gives back makes it no slower.
+    most: u32,
 }
 
 impl Pace {
@@ -38,7 +40,8 @@ impl Pace {
         let round_ns = if pressure == Pressure::None { SWEEP_ROUND_NS } else { PRESSED_ROUND_NS };
         // Below 2^32 nanoseconds times 2^28 entries.
         let elapsed_ns = now.0.saturating_sub(self.last.0).min(round_ns);
-        let due = elapsed_ns * u64::from(known) / round_ns;
+        self.most = self.most.max(known);
+        let due = elapsed_ns * u64::from(self.most) / round_ns;
         if due < u64::from(ENTRIES_MIN.min(known)) {
             return 0;
         }
@@ -130,5 +133,8 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
     context.counters.flows_deleted.add(deleted);
     context.counters.flows_evicted.add(evicted.into());
     flows.eviction.record(evicted);
+    if swept.wrapped {
+        flows.pace.most = flows.owner.known();
+    }
     swept.wrapped
 }

@@ -84,9 +84,10 @@ fn set_plain(frame: &mut [u8; PLAIN_LEN], change: &Rewrite, old: &FlowKey4, new:
         Delta::default().word32(old.source, new.source).word32(old.destination, new.destination);
     let mut header = addresses;
     if change.decrement_ttl {
-        frame[22] = frame[22].wrapping_sub(1);
-        // The word falls by 0x0100, whatever it is: `!m + (m - 0x0100)`.
-        header = header.word(0x0100, 0);
+        let before = u16::from_be_bytes([frame[22], frame[23]]);
+        let after = before.wrapping_sub(0x0100);
+        frame[22..24].copy_from_slice(&after.to_be_bytes());
+        header = header.word(before, after);
     }
     let checksum = header.apply(u16::from_be_bytes([frame[24], frame[25]]));
     frame[24..26].copy_from_slice(&checksum.to_be_bytes());

@@ -96,7 +96,7 @@ fn flow_that_is_over_gives_its_entry_back_within_a_round_of_the_sweep() {
     for l4_port in 1000..1700 {
         node.forward(pod_port(1), &udp(&format!("10.1.0.1:{l4_port}"), "10.1.0.2:53").build());
     }
-    let time_out = dataplane::tables::Timeouts::default().udp;
+    let time_out = Duration::from(dataplane::tables::Timeouts::default().udp);
     node.now = node.now.after(time_out);
     let before = node.sum(|counters| counters.flows_expired.get());
     // A whole second more: deadlines are kept in seconds. Then a round, at a busy worker's pace.

@@ -10,6 +10,7 @@ use dataplane::lb::FrontendKind;
 use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter};
 use dataplane::tables::Tables;
+use dataplane::time::Seconds;
 use xskiff_tests::packet_builder::{icmp_error, ping, read, tcp, udp};
 use xskiff_tests::simulation::Simulation;
 use xskiff_tests::world::{HOST, UPLINK, World, address, pod_port, pod4};
