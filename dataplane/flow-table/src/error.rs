@@ -25,13 +25,15 @@ pub enum SetupError {
         /// Entries there may ever be.
         capacity_max: usize,
     },
-    /// No owner, or more owners than entries.
-    #[error("flow table of {capacity} entries cannot have {owners} owners: give 1 to {capacity}")]
+    /// No owner, or more owners than entries, or than a table has room to remember.
+    #[error("flow table of {capacity} entries cannot have {owners} owners: give 1 to {most}")]
     Owners {
         /// Entries asked for.
         capacity: usize,
         /// Owners asked for.
         owners: usize,
+        /// Owners it can have.
+        most: usize,
     },
     /// No worker to wait for.
     #[error("quiescence needs at least one worker")]
@@ -56,6 +58,51 @@ pub enum SetupError {
         /// Bytes asked for in one piece.
         bytes: usize,
     },
+}
+
+/// A table that somebody has left in memory cannot be taken over as asked. The memory is as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TakeOverError {
+    /// The memory does not begin as a table's.
+    #[error("there is no flow table in the memory: begin a new one")]
+    NoTable,
+    /// It was written by another version of this crate.
+    #[error("the flow table has format {found} and this program knows {known}: begin a new one")]
+    Version {
+        /// In the memory.
+        found: u64,
+        /// Known here.
+        known: u64,
+    },
+    /// Its entries are of another size.
+    #[error("the flow table has entries of {found} words instead of {wanted}: begin a new one")]
+    Words {
+        /// In the memory.
+        found: u64,
+        /// Asked for.
+        wanted: u64,
+    },
+    /// Its memory is laid out for another shape: see [`crate::Table::salvage`].
+    #[error(
+        "the flow table was made for {capacity_max} entries, with details: {details}: \
+         move its flows to a new one"
+    )]
+    Shape {
+        /// Entries it can have.
+        capacity_max: usize,
+        /// Whether they have a second line.
+        details: bool,
+    },
+    /// Its words contradict each other.
+    #[error("the flow table is damaged ({what}): begin a new one")]
+    Damaged {
+        /// How.
+        what: &'static str,
+    },
+    /// As for a new one.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
 }
 
 /// An entry was not inserted. The table is as it was.

@@ -46,6 +46,23 @@ impl<const WORDS: usize> Holdings<WORDS> {
         Self { table, owner, roomy: None, entries: 0, known: 0, free: 0, end: 0 }
     }
 
+    /// Holds the segments that are assigned to the owner, whose records are right.
+    pub(crate) fn adopt(&mut self) {
+        let (table, owner) = (Arc::clone(&self.table), self.owner);
+        for id in table.slab().segment_ids().filter(|id| table.slab().is_owned(*id, owner)) {
+            let record = table.slab().segment(id);
+            let (touched, live) = (get(&record.touched), get(&record.live));
+            self.entries += table.slab().len_of(id);
+            self.known += touched;
+            self.free += touched - live;
+            self.end = id.0 + 1;
+            set(&record.listed, 0);
+            if self.has_room(id) {
+                self.list(id);
+            }
+        }
+    }
+
     /// Entries of its segments.
     pub(crate) fn entries(&self) -> u32 {
         self.entries

@@ -10,13 +10,16 @@
 //! - A removed entry's words stay as they were until every online worker has announced, through
 //!   [`Quiescence`], that it holds no entry any more.
 //! - Nothing is allocated after the start, and every limit that is reached is counted.
+//! - A table in memory that outlives its process is taken over by the next one with every entry
+//!   that was inserted and not removed, also when the process was killed: see [`Table::take_over`].
 //!
 //! # What it leaves to others
 //! Keys, time-outs and what the words of an entry mean: a [`Key`] compares itself with an entry.
 //!
 //! # Reading order
 //! [`hasher`] (tuples to hashes), `index` (hashes to handles), [`entry`] (handles to words),
-//! [`quiescence`] (when a handle may be used again), then [`Table`] and [`Owner`], which join them.
+//! [`quiescence`] (when a handle may be used again), then [`Table`] and [`Owner`], which join them;
+//! `header` and `take_over` are the table's life beyond its process.
 //! `memory` and `arch` hold what needs `unsafe`: raw memory, prefetches, vector loads.
 //!
 //! # Example
@@ -53,10 +56,14 @@
 mod arch;
 pub mod entry;
 mod error;
+mod geometry;
 pub mod hasher;
+mod header;
 mod holdings;
 mod index;
 mod memory;
+#[cfg(all(test, not(loom)))]
+mod mortal;
 mod owner;
 pub mod quiescence;
 mod recycler;
@@ -65,13 +72,18 @@ mod slab;
 mod statistics;
 mod sync;
 mod table;
+#[cfg(not(loom))]
+mod take_over;
 
 pub use entry::{Entry, Handle, Key};
-pub use error::{InsertError, RemoveError, SetupError};
+pub use error::{InsertError, RemoveError, SetupError, TakeOverError};
 pub use hasher::Hasher;
+pub use header::{Inspected, Tag};
 pub use memory::Memory;
 pub use owner::{Hashes, Owner, Sweep, Swept};
 pub use quiescence::Quiescence;
 pub use shape::Shape;
 pub use statistics::Statistics;
 pub use table::{BURST, Hit, Table};
+#[cfg(not(loom))]
+pub use take_over::{Keys, TakenOver};

@@ -102,6 +102,37 @@ impl<const WORDS: usize> Owner<WORDS> {
         }
     }
 
+    /// Goes on with the segments that are assigned to it, and with `keys` in the index.
+    pub(crate) fn adopt(&mut self, keys: u64) {
+        self.holdings.adopt();
+        self.keys = keys;
+        self.report();
+    }
+
+    /// Which one it is.
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Keys of its entries in the index.
+    pub(crate) fn keys(&self) -> u64 {
+        self.keys
+    }
+
+    /// Releases all that was removed; false when a worker may hold some of it.
+    pub(crate) fn release_all(&mut self) -> bool {
+        loop {
+            let queued = self.recycler.queued();
+            if queued == 0 {
+                return true;
+            }
+            self.release_removed();
+            if self.recycler.queued() == queued {
+                return false;
+            }
+        }
+    }
+
     /// The table.
     #[must_use]
     pub fn table(&self) -> &Arc<Table<WORDS>> {
@@ -157,8 +188,7 @@ impl<const WORDS: usize> Owner<WORDS> {
         // Before anything is published, so that a translation that is taken costs no handle.
         self.conflict(&original, alias.as_ref(), None)?;
         let handle = self.take_handle().ok_or(InsertError::SlabFull)?;
-        self.stamp = self.stamp.wrapping_add(1);
-        self.slab().fill(handle, words, self.stamp);
+        self.slab().fill(handle, words);
         if self.table.index().publish(original.0, handle).is_err() {
             self.recycler.put_back(self.table.slab(), handle);
             return Err(InsertError::IndexFull);
@@ -178,6 +208,10 @@ impl<const WORDS: usize> Owner<WORDS> {
             self.withdraw(handle, hashes);
             return Err(error);
         }
+        // Only now that it stays: of what a process leaves behind when it is killed, no two entries
+        // in use have one key.
+        self.stamp = self.stamp.wrapping_add(1);
+        self.slab().commit(handle, self.stamp);
         // The next insert's lines are fetched while the caller goes on.
         let next = self.recycler.peek().or_else(|| self.holdings.peek());
         next.into_iter().for_each(|next| self.slab().prefetch_for_insert(next));

@@ -136,12 +136,13 @@ impl Recycler {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::geometry::Geometry;
     use crate::memory::{Carver, Memory};
     use crate::shape::Shape;
 
     fn slab() -> Slab<8> {
         let mut carver = Carver::new(Memory::Heap, 0).expect("heap");
-        Slab::new(&mut carver, &Shape::fixed(8, 1)).expect("heap")
+        Slab::new(&mut carver, Geometry::of(&Shape::fixed(8, 1)), 8).expect("heap")
     }
 
     fn handle(number: u32) -> Handle {

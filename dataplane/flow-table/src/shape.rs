@@ -2,6 +2,7 @@
 
 use crate::entry::CAPACITY_MAX;
 use crate::error::SetupError;
+use crate::header::OWNERS_MAX;
 
 /// How large a table is, and may become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,7 +12,7 @@ pub struct Shape {
     /// Entries there can ever be, below 2^28: address range is set aside for them, which costs no
     /// memory until it is used.
     pub capacity_max: usize,
-    /// Threads that insert; at most [`Self::capacity`].
+    /// Threads that insert; at most 256, and at most [`Self::capacity`].
     pub owners: usize,
     /// Whether every entry has a second line: see [`crate::Table::details`].
     pub details: bool,
@@ -22,11 +23,6 @@ impl Shape {
     #[must_use]
     pub fn fixed(capacity: usize, owners: usize) -> Self {
         Self { capacity, capacity_max: capacity, owners, details: false }
-    }
-
-    /// Keys there can be: two for each entry.
-    pub(crate) fn keys_max(&self) -> usize {
-        2 * self.capacity_max
     }
 
     pub(crate) fn check(&self) -> Result<(), SetupError> {
@@ -41,8 +37,8 @@ impl Shape {
         if capacity_max < capacity {
             return Err(SetupError::CapacityAboveMax { capacity, capacity_max });
         }
-        if owners == 0 || owners > capacity {
-            return Err(SetupError::Owners { capacity, owners });
+        if owners == 0 || owners > capacity.min(OWNERS_MAX) {
+            return Err(SetupError::Owners { capacity, owners, most: capacity.min(OWNERS_MAX) });
         }
         Ok(())
     }

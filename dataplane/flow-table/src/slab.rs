@@ -9,14 +9,11 @@ use std::ops::Range;
 use crate::arch::prefetch;
 use crate::entry::{Entry, Handle};
 use crate::error::SetupError;
+use crate::geometry::Geometry;
 use crate::memory::{Array, Carver, Zeroable, array_bytes};
-use crate::shape::Shape;
 use crate::sync::{AtomicU32, Ordering, fence};
 
-/// Entries of a segment at most. 256 KiB of IPv4 entries.
-const SEGMENT_BITS_MAX: u32 = 12;
-/// Segments that each owner can have at least, so that no owner's last one keeps much from others.
-const SEGMENTS_EACH: usize = 8;
+mod recovery;
 
 /// The number of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +38,7 @@ pub(crate) struct Segment {
     unused: AtomicU32,
 }
 
-// SAFETY: `AtomicU32`s are valid when all their bytes are zero, and need no drop.
+// SAFETY: `AtomicU32`s are valid whatever their bytes are, and need no drop.
 unsafe impl Zeroable for Segment {
     #[cfg(loom)]
     fn zeroed() -> Self {
@@ -98,40 +95,44 @@ pub(crate) struct Slab<const WORDS: usize> {
 }
 
 impl<const WORDS: usize> Slab<WORDS> {
-    /// The power of two that segments of a table of this shape have.
-    fn segment_bits(shape: &Shape) -> u32 {
-        let entries = shape.capacity / (shape.owners * SEGMENTS_EACH);
-        entries.checked_ilog2().unwrap_or(0).min(SEGMENT_BITS_MAX)
-    }
-
-    fn segments(shape: &Shape, capacity: usize) -> usize {
-        capacity.div_ceil(1 << Self::segment_bits(shape))
-    }
-
-    fn details(shape: &Shape) -> usize {
-        if shape.details { shape.capacity_max } else { 0 }
-    }
-
     /// Bytes that it takes of the memory.
-    pub(crate) fn bytes(shape: &Shape) -> usize {
-        array_bytes::<Segment>(Self::segments(shape, shape.capacity_max))
-            + array_bytes::<AtomicU32>(shape.capacity_max)
-            + array_bytes::<Entry<WORDS>>(shape.capacity_max)
-            + array_bytes::<Entry<8>>(Self::details(shape))
+    pub(crate) fn bytes(geometry: Geometry) -> usize {
+        let most = geometry.capacity_max;
+        array_bytes::<Segment>(geometry.segments(most))
+            + array_bytes::<AtomicU32>(most)
+            + array_bytes::<Entry<WORDS>>(most)
+            + array_bytes::<Entry<8>>(geometry.detailed())
     }
 
-    pub(crate) fn new(carver: &mut Carver, shape: &Shape) -> Result<Self, SetupError> {
-        let (capacity, most) = (shape.capacity, shape.capacity_max);
-        let segments = Self::segments(shape, most);
-        let limit = Self::segments(shape, capacity) as u32;
+    /// An empty slab, of which `capacity` entries may be used at first.
+    pub(crate) fn new(
+        carver: &mut Carver,
+        geometry: Geometry,
+        capacity: usize,
+    ) -> Result<Self, SetupError> {
+        let segments = geometry.segments(geometry.capacity_max);
+        let slab = Self::carve(carver, geometry, segments, capacity)?;
+        slab.set_capacity(capacity, geometry.capacity_max);
+        Ok(slab)
+    }
+
+    /// The slab as it lies in the memory, of which so many segments and entries are zeroed first.
+    /// None of it may be used before its capacity is set.
+    fn carve(
+        carver: &mut Carver,
+        geometry: Geometry,
+        segments: usize,
+        entries: usize,
+    ) -> Result<Self, SetupError> {
+        let most = geometry.capacity_max;
         Ok(Self {
-            segments: carver.array(segments, segments)?,
-            states: carver.array(most, capacity)?,
-            entries: carver.array(most, capacity)?,
-            details: carver.array(Self::details(shape), capacity)?,
-            segment_bits: Self::segment_bits(shape),
-            limit: AtomicU32::new(limit),
-            committed: AtomicU32::new(segments as u32),
+            segments: carver.array(geometry.segments(most), segments)?,
+            states: carver.array(most, entries)?,
+            entries: carver.array(most, entries)?,
+            details: carver.array(geometry.detailed(), entries)?,
+            segment_bits: geometry.segment_bits,
+            limit: AtomicU32::new(0),
+            committed: AtomicU32::new(0),
             claimed: AtomicU32::new(0),
         })
     }
@@ -267,8 +268,8 @@ impl<const WORDS: usize> Slab<WORDS> {
         self.state(handle).is_in_use()
     }
 
-    /// Writes the words of an entry that is not in use, then marks it as in use.
-    pub(crate) fn fill(&self, handle: Handle, words: &[u64; WORDS], stamp: u32) {
+    /// Writes the words of an entry that is not in use.
+    pub(crate) fn fill(&self, handle: Handle, words: &[u64; WORDS]) {
         // With the fence in `snapshot`: the old state comes before the words.
         fence(Ordering::Release);
         for (word, value) in self.entries[handle.position()].words().iter().zip(words) {
@@ -277,6 +278,10 @@ impl<const WORDS: usize> Slab<WORDS> {
         if let Some(detail) = self.detail(handle) {
             detail.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
         }
+    }
+
+    /// Marks an entry that is filled as in use: from here on it outlives the process.
+    pub(crate) fn commit(&self, handle: Handle, stamp: u32) {
         self.states[handle.position()].store(State::in_use(stamp).0, Ordering::Release);
     }
 

@@ -1,10 +1,17 @@
-//! Atomics: the standard library's, or loom's when a model is checked.
+//! Atomics: the standard library's, or loom's when a model is checked. In this crate's own tests,
+//! ones that can kill their thread at any write.
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, test)))]
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
+
+#[cfg(all(test, not(loom)))]
+pub(crate) use {
+    crate::mortal::{AtomicU32, AtomicU64},
+    std::sync::atomic::fence,
+};
 
 pub(crate) use std::sync::atomic::Ordering;
 

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use crate::arch::{Compare, Path, Portable, prefetch};
 use crate::entry::{Entry, Handle, Key};
 use crate::error::SetupError;
+use crate::geometry::Geometry;
+use crate::header::Header;
 use crate::index::{
     Buckets, COMFORTABLE, FILL_LEAST_PERCENT, FILL_MOST_PERCENT, GROUP_SLOTS, Index, Overflow,
 };
-use crate::memory::{Carver, Memory, Zeroable};
+use crate::memory::{Array, Carver, Memory, Zeroable, array_bytes};
 use crate::owner::Owner;
 use crate::quiescence::Quiescence;
 use crate::shape::Shape;
@@ -50,13 +52,14 @@ unsafe impl Zeroable for AtomicU32 {
 
 /// Flows of `WORDS` 64-bit words each, found by hash and key.
 pub struct Table<const WORDS: usize> {
-    index: Index,
-    slab: Slab<WORDS>,
+    pub(crate) header: Array<Header>,
+    pub(crate) index: Index,
+    pub(crate) slab: Slab<WORDS>,
     /// By owner.
-    counters: Box<[Counters]>,
+    pub(crate) counters: Box<[Counters]>,
     /// Groups that the index can have.
-    groups_max: usize,
-    path: Path,
+    pub(crate) groups_max: usize,
+    pub(crate) path: Path,
 }
 
 impl<const WORDS: usize> std::fmt::Debug for Table<WORDS> {
@@ -81,8 +84,12 @@ impl<const WORDS: usize> Table<WORDS> {
     pub fn memory_bytes(shape: &Shape) -> Result<usize, SetupError> {
         let () = Self::WHOLE_LINES;
         shape.check()?;
-        let halves = 2 * Index::half_bytes(Index::groups_for(shape.keys_max()));
-        Ok(Slab::<WORDS>::bytes(shape) + halves)
+        Ok(Self::bytes(Geometry::of(shape)))
+    }
+
+    pub(crate) fn bytes(geometry: Geometry) -> usize {
+        let halves = 2 * Index::half_bytes(geometry.groups_max());
+        array_bytes::<Header>(1) + Slab::<WORDS>::bytes(geometry) + halves
     }
 
     /// An empty table and its owners, one for each thread that inserts. Removed entries wait for
@@ -106,19 +113,31 @@ impl<const WORDS: usize> Table<WORDS> {
         path: Path,
     ) -> Result<(Arc<Self>, Vec<Owner<WORDS>>), SetupError> {
         let mut carver = Carver::new(memory, Self::memory_bytes(&shape)?)?;
-        let groups_max = Index::groups_for(shape.keys_max());
-        let groups = Index::groups_for(shape.capacity);
-        let table = Arc::new(Self {
-            slab: Slab::new(&mut carver, &shape)?,
+        let geometry = Geometry::of(&shape);
+        let (groups, groups_max) = (Index::groups_for(shape.capacity), geometry.groups_max());
+        let header: Array<Header> = carver.array(1, 1)?;
+        let table = Self {
+            slab: Slab::new(&mut carver, geometry, shape.capacity)?,
             index: Index::new(&mut carver, groups, groups_max, Arc::clone(&quiescence))?,
+            header,
             counters: (0..shape.owners).map(|_| Counters::default()).collect(),
             groups_max,
             path,
-        });
-        let owners = (0..shape.owners)
-            .map(|number| Owner::new(Arc::clone(&table), Arc::clone(&quiescence), number))
+        };
+        table.header[0].note_groups(0, groups);
+        table.header[0].begin(WORDS, geometry, shape.owners);
+        Ok(table.with_owners(&quiescence))
+    }
+
+    pub(crate) fn with_owners(
+        self,
+        quiescence: &Arc<Quiescence>,
+    ) -> (Arc<Self>, Vec<Owner<WORDS>>) {
+        let table = Arc::new(self);
+        let owners = (0..table.counters.len())
+            .map(|number| Owner::new(Arc::clone(&table), Arc::clone(quiescence), number))
             .collect();
-        Ok((table, owners))
+        (table, owners)
     }
 
     /// Handles that entries of this table can have.
@@ -183,14 +202,19 @@ impl<const WORDS: usize> Table<WORDS> {
         if keys * 100 > slots * FILL_MOST_PERCENT && target * GROUP_SLOTS > slots
             || keys * 100 < slots * FILL_LEAST_PERCENT && target * GROUP_SLOTS < slots
         {
-            self.index.begin_resize(target);
+            self.index.begin_resize(target, self.note());
         }
     }
 
     /// Begins to move the index to so many groups. For models, which cannot fill it first.
     #[cfg(loom)]
     pub fn begin_resize(&self, groups: usize) -> bool {
-        self.index.begin_resize(groups)
+        self.index.begin_resize(groups, self.note())
+    }
+
+    /// For a process that finds the table after this one.
+    fn note(&self) -> impl FnOnce(usize, usize) {
+        |half, groups| self.header[0].note_groups(half, groups)
     }
 
     /// Groups for half as many keys again, or for one key for each entry there may be.

@@ -226,8 +226,14 @@ fn setups_that_cannot_be_are_refused_by_name() {
     let most = CAPACITY_MAX;
     let large = SetupError::CapacityTooLarge { capacity: 1 << 28, most };
     assert_eq!(refused(Memory::Heap, 1 << 28, 1), Some(large));
-    assert_eq!(refused(Memory::Heap, 2, 0), Some(SetupError::Owners { capacity: 2, owners: 0 }));
-    assert_eq!(refused(Memory::Heap, 2, 3), Some(SetupError::Owners { capacity: 2, owners: 3 }));
+    assert_eq!(
+        refused(Memory::Heap, 2, 0),
+        Some(SetupError::Owners { capacity: 2, owners: 0, most: 2 })
+    );
+    assert_eq!(
+        refused(Memory::Heap, 2, 3),
+        Some(SetupError::Owners { capacity: 2, owners: 3, most: 2 })
+    );
     let needed_bytes = Table::<8>::memory_bytes(&Shape::fixed(100, 1)).expect("a capacity");
     let bytes = Box::leak(vec![1u8; needed_bytes + 63].into_boxed_slice());
     let (given_bytes, skip) = (needed_bytes - 1, bytes.as_ptr().align_offset(64));

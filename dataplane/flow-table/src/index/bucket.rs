@@ -187,6 +187,12 @@ impl Bucket {
         let _ = self.meta.fetch_update(Ordering::Release, Ordering::Relaxed, change);
     }
 
+    /// Forgets all keys, while nobody else uses the index.
+    pub(crate) fn empty(&self) {
+        self.forget_overflows();
+        self.slots.iter().for_each(|slot| slot.store(0, Ordering::Relaxed));
+    }
+
     /// Forgets overflows, when nobody looks here any more.
     pub(crate) fn forget_overflows(&self) {
         self.meta.store(0, Ordering::Relaxed);

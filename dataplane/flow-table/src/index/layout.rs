@@ -147,11 +147,14 @@ pub(crate) struct LayoutWords {
 }
 
 impl LayoutWords {
-    pub(super) fn new(groups: usize) -> Self {
-        Self {
-            layout: AtomicU64::new(0),
-            groups: [AtomicU64::new(groups as u64), AtomicU64::new(0)],
-        }
+    /// An index at rest in a half that has so many groups.
+    pub(super) fn new(half: usize, groups: usize) -> Self {
+        let words = Self {
+            layout: AtomicU64::new(if half == 0 { 0 } else { Layout::HALF }),
+            groups: [AtomicU64::new(0), AtomicU64::new(0)],
+        };
+        words.set_target(half, groups);
+        words
     }
 
     /// The layout now. The sizes of the half in use never change, and those of the half moved to

@@ -28,6 +28,7 @@
 
 mod bucket;
 mod layout;
+mod recovery;
 mod resize;
 
 use std::sync::Arc;
@@ -36,6 +37,7 @@ pub(crate) use bucket::{Bucket, Overflow};
 pub(crate) use layout::View;
 use layout::{LayoutWords, Place, Whereabouts};
 use resize::Mover;
+pub(crate) use resize::Step;
 
 use crate::arch::prefetch;
 use crate::entry::{HANDLE_BITS, Handle};
@@ -109,7 +111,7 @@ impl Index {
         let buckets = groups_max * GROUP_BUCKETS;
         Ok(Self {
             halves: [carver.array(buckets, groups * GROUP_BUCKETS)?, carver.array(buckets, 0)?],
-            words: LayoutWords::new(groups),
+            words: LayoutWords::new(0, groups),
             mover: Mover::new(quiescence),
         })
     }

@@ -80,16 +80,19 @@ impl Drop for Taken<'_> {
 }
 
 impl Index {
-    /// Begins to move to `groups` groups in the other half, whose memory must be there. False when
-    /// a move is under way, or the last one may still be in a worker's hands.
-    pub(crate) fn begin_resize(&self, groups: usize) -> bool {
+    /// Begins to move to `groups` groups in the other half, whose memory must be there, and tells
+    /// `note` which and how many just before. False when a move is under way, or the last one may
+    /// still be in a worker's hands.
+    pub(crate) fn begin_resize(&self, groups: usize, note: impl FnOnce(usize, usize)) -> bool {
         let Some(taken) = self.mover.take() else { return false };
         let view = self.view();
         let groups_max = self.halves[0].len() / GROUP_BUCKETS;
         if view.layout.resizes() || !self.mover.quiescence.have_passed(&taken.0.left) {
             return false;
         }
-        self.words.set_target(1 - view.layout.half(), groups.clamp(1, groups_max));
+        let (half, groups) = (1 - view.layout.half(), groups.clamp(1, groups_max));
+        note(half, groups);
+        self.words.set_target(half, groups);
         self.words.store(view.layout.begin());
         true
     }

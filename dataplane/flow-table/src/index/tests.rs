@@ -1,4 +1,3 @@
-use super::resize::Step;
 use super::*;
 use crate::memory::Memory;
 
@@ -86,8 +85,8 @@ fn keys_are_found_at_every_step_of_growth_and_of_shrinking() {
     }
     for groups in [17, 40, 16] {
         let before = index.view();
-        assert!(index.begin_resize(groups));
-        assert!(!index.begin_resize(groups), "one at a time");
+        assert!(index.begin_resize(groups, |_, _| ()));
+        assert!(!index.begin_resize(groups, |_, _| ()), "one at a time");
         while index.step() != Step::Finished {
             for number in 1..=KEYS {
                 assert!(found(&index, hash_of(number), handle(number)));
@@ -107,7 +106,7 @@ fn keys_come_and_go_while_the_index_moves() {
     for number in 1..=KEYS {
         index.publish(hash_of(number), handle(number)).expect("room");
     }
-    assert!(index.begin_resize(30));
+    assert!(index.begin_resize(30, |_, _| ()));
     let mut next = KEYS;
     let mut oldest = 1;
     while index.step() != Step::Finished {
@@ -132,7 +131,7 @@ fn a_group_without_room_is_half_moved_until_there_is_some() {
     for number in 1..=1_500 {
         index.publish(hash_of(number), handle(number)).expect("room");
     }
-    assert!(index.begin_resize(1));
+    assert!(index.begin_resize(1, |_, _| ()));
     while index.step() == Step::Moved {}
     assert_eq!(index.step(), Step::NoRoom);
     let there = |number: u32| found(&index, hash_of(number), handle(number));
@@ -151,9 +150,9 @@ fn a_half_is_used_again_only_when_the_workers_have_let_go_of_it() {
     quiescence.go_online(0);
     let mut carver = Carver::new(Memory::Heap, 0).expect("heap");
     let index = Index::new(&mut carver, 2, 4, quiescence.clone()).expect("heap");
-    assert!(index.begin_resize(4));
+    assert!(index.begin_resize(4, |_, _| ()));
     finish(&index);
-    assert!(!index.begin_resize(2));
+    assert!(!index.begin_resize(2, |_, _| ()));
     quiescence.announce(0);
-    assert!(index.begin_resize(2));
+    assert!(index.begin_resize(2, |_, _| ()));
 }
