@@ -277,11 +277,6 @@ fn frontend_of(key: &FlowKey) -> Frontend {
     }
 }
 
-/// Whether `key` addresses a service, so that a decision will translate it.
-pub(crate) fn addresses_service(tables: &Tables, key: &FlowKey) -> bool {
-    tables.services.frontends.contains_key(&frontend_of(key))
-}
-
 fn choose_backend(
     tables: &Tables,
     port: &Port,

@@ -29,11 +29,7 @@ pub trait TableKey<const W: usize>: FlowFamily + Key<W, Match = FlowDirection> {
     fn hash_burst(words: &[Self::HashWords], hasher: &Hasher, hashes: &mut [u64]);
 
     /// Its own hash.
-    fn hash(&self, hasher: &Hasher) -> u64 {
-        let mut hash = [0];
-        Self::hash_burst(&[self.words()], hasher, &mut hash);
-        hash[0]
-    }
+    fn hash(&self, hasher: &Hasher) -> u64;
 }
 
 impl Key<8> for FlowKey4 {
@@ -66,6 +62,11 @@ impl TableKey<8> for FlowKey4 {
     fn hash_burst(words: &[[u64; 2]], hasher: &Hasher, hashes: &mut [u64]) {
         hasher.hash_burst(words, hashes);
     }
+
+    #[inline(always)]
+    fn hash(&self, hasher: &Hasher) -> u64 {
+        hasher.hash(&self.words())
+    }
 }
 
 impl TableKey<16> for FlowKey6 {
@@ -79,6 +80,11 @@ impl TableKey<16> for FlowKey6 {
     #[inline(always)]
     fn hash_burst(words: &[[u64; 5]], hasher: &Hasher, hashes: &mut [u64]) {
         hasher.hash_burst(words, hashes);
+    }
+
+    #[inline(always)]
+    fn hash(&self, hasher: &Hasher) -> u64 {
+        hasher.hash(&self.words())
     }
 }
 

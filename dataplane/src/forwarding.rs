@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use hashbrown::{HashMap, HashSet};
-
 use crate::DropReason;
 use crate::address::MacAddr;
+use crate::address_map::{AddressMap, AddressSet};
 use crate::lpm::PrefixTable;
 use crate::port::PortId;
+use crate::table_map::TableMap;
 
 /// Index into [`Forwarding::next_hops`]. A flow caches it for as long as the tables' generation
 /// stands.
@@ -60,13 +60,13 @@ pub struct Forwarding {
     /// By [`NextHopId`].
     pub next_hops: Vec<NextHop>,
     /// Local pods.
-    pub endpoints: HashMap<IpAddr, NextHopId>,
+    pub endpoints: AddressMap<NextHopId>,
     /// The node's own addresses.
-    pub node_addresses: HashSet<IpAddr>,
+    pub node_addresses: AddressSet,
     /// The way to the node's own stack; `None` without a host port.
     pub host: Option<NextHopId>,
     /// On-link neighbours that are known or were asked for.
-    pub neighbours: HashMap<(PortId, IpAddr), NextHopId>,
+    pub neighbours: TableMap<(PortId, IpAddr), NextHopId>,
     /// The kernel's routes.
     pub routes: PrefixTable<Route>,
 }
@@ -82,6 +82,7 @@ impl Forwarding {
     ///
     /// # Errors
     /// [`DropReason::NoRoute`] when there is none.
+    #[inline(always)]
     pub fn resolve(&self, destination: IpAddr) -> Result<Resolved, DropReason> {
         if let Some(id) = self.endpoints.get(&destination) {
             return Ok(Resolved::NextHop(*id));

@@ -5,8 +5,7 @@
 
 use std::net::IpAddr;
 
-use hashbrown::HashMap;
-
+use crate::address_map::AddressMap;
 use crate::lpm::PrefixTable;
 
 /// An interned set of policy selectors. Numbers below [`Identity::FIRST_COMPILED`] are reserved.
@@ -34,13 +33,14 @@ impl Identity {
 #[derive(Debug, Clone, Default)]
 pub struct IdentityTable {
     /// Pods and nodes.
-    pub exact: HashMap<IpAddr, Identity>,
+    pub exact: AddressMap<Identity>,
     /// CIDR selectors.
     pub prefixes: PrefixTable<Identity>,
 }
 
 impl IdentityTable {
     /// The identity of `address`; [`Identity::WORLD`] when nothing names it.
+    #[inline(always)]
     #[must_use]
     pub fn lookup(&self, address: IpAddr) -> Identity {
         match self.exact.get(&address) {

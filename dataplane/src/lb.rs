@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hashbrown::HashMap;
-
 use crate::address::Protocol;
+use crate::address_map::AddressSet;
 use crate::lpm::Prefix;
+use crate::table_map::TableMap;
 
 /// Where a service listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -102,13 +102,13 @@ pub enum FrontendKind {
 #[derive(Debug, Clone, Default)]
 pub struct ServiceTable {
     /// Exact frontends.
-    pub frontends: HashMap<Frontend, (ServiceId, FrontendKind)>,
+    pub frontends: TableMap<Frontend, (ServiceId, FrontendKind)>,
     /// Node ports, for who lists them. Each is in `frontends` too, once for each of the node's
     /// addresses that serves it: packets are matched there alone.
-    pub node_ports: HashMap<(Protocol, u16), ServiceId>,
+    pub node_ports: TableMap<(Protocol, u16), ServiceId>,
     /// Every address some frontend uses: a packet to one of them with no frontend is dropped
     /// ([`crate::DropReason::NoServicePort`]), never routed.
-    pub addresses: hashbrown::HashSet<IpAddr>,
+    pub addresses: AddressSet,
     /// By [`ServiceId`].
     pub services: Vec<Arc<Service>>,
 }

@@ -10,6 +10,7 @@
 #![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 
 pub mod address;
+pub mod address_map;
 mod anticipation;
 pub mod buffer;
 pub mod capture;
@@ -43,6 +44,7 @@ pub mod policy;
 pub mod port;
 mod related;
 pub mod rewrite;
+pub mod table_map;
 pub mod tables;
 pub mod time;
 pub mod wire;

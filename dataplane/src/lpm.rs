@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use hashbrown::HashMap;
+use crate::table_map::TableMap;
 
 /// An address prefix. Bits beyond `length` are zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,7 +73,7 @@ fn masked(address: IpAddr, length: u8) -> IpAddr {
 #[derive(Debug, Clone)]
 struct Level<K, T> {
     length: u8,
-    entries: HashMap<K, T>,
+    entries: TableMap<K, T>,
 }
 
 /// A table from [`Prefix`] to `T`, both families.
@@ -153,11 +153,11 @@ impl<T> FromIterator<(Prefix, T)> for PrefixTable<T> {
     }
 }
 
-fn level<K, T>(levels: &mut Vec<Level<K, T>>, length: u8) -> &mut HashMap<K, T> {
+fn level<K, T>(levels: &mut Vec<Level<K, T>>, length: u8) -> &mut TableMap<K, T> {
     let index = match levels.binary_search_by(|level| length.cmp(&level.length)) {
         Ok(index) => index,
         Err(index) => {
-            levels.insert(index, Level { length, entries: HashMap::new() });
+            levels.insert(index, Level { length, entries: TableMap::default() });
             index
         }
     };

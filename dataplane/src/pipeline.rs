@@ -238,6 +238,7 @@ impl Pipeline {
                 anticipated.add(&self.context, &self.flows, *place, port, begins);
             }
         }
+        anticipated.fetch(&self.flows);
         for Other { place, found } in others {
             let early = anticipated.take(*place);
             let (received, parsed) = (&mut burst[*place], &parsed[*place]);

@@ -6,10 +6,9 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use hashbrown::HashMap;
-
 use crate::address::Protocol;
 use crate::identity::Identity;
+use crate::table_map::TableMap;
 
 /// Names the rule that decided; the control thread knows its object, namespace and index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,7 +77,7 @@ impl PortRule {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerdictTable {
     /// Allowances for particular peers.
-    pub by_peer: HashMap<Identity, Box<[PortRule]>>,
+    pub by_peer: TableMap<Identity, Box<[PortRule]>>,
     /// Allowances for every peer.
     pub any_peer: Box<[PortRule]>,
 }
@@ -110,7 +109,7 @@ pub struct SubjectPolicy {
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     /// Subjects that some policy isolates; all others allow everything.
-    pub subjects: HashMap<Identity, SubjectPolicy>,
+    pub subjects: TableMap<Identity, SubjectPolicy>,
 }
 
 impl Policy {

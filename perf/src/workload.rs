@@ -240,7 +240,7 @@ fn forwarding() -> Forwarding {
     let endpoints = endpoints.map(|(id, address)| (address, id)).collect();
     forwarding.endpoints = endpoints;
     forwarding.host = Some(host);
-    forwarding.node_addresses.insert(node);
+    forwarding.node_addresses.insert(node, ());
     let routes = [
         (prefix([0, 0, 0, 0], 0), Route::Via(gateway)),
         (prefix([10, 0, 0, 0], 24), Route::OnLink(UPLINK)),
@@ -275,7 +275,7 @@ fn services() -> ServiceTable {
             l4_port: SERVICE_PORT,
         };
         table.frontends.insert(at, (ServiceId(id), FrontendKind::LoadBalancer));
-        table.addresses.insert(at.address);
+        table.addresses.insert(at.address, ());
     }
     table
 }

@@ -117,7 +117,7 @@ impl World {
         let host = self.add_hop(HOST, mac(0, 1), address("10.0.0.1"));
         self.forwarding.host = Some(host);
         for own in ["10.0.0.1", "fd00::1"] {
-            self.forwarding.node_addresses.insert(address(own));
+            self.forwarding.node_addresses.insert(address(own), ());
             self.identities.exact.insert(address(own), Identity::HOST);
         }
         let mut routes = PrefixTable::default();
@@ -204,7 +204,7 @@ impl World {
             }
             let at = Frontend { address: address(frontend), protocol, l4_port };
             self.services.frontends.insert(at, (id, kind));
-            self.services.addresses.insert(at.address);
+            self.services.addresses.insert(at.address, ());
         }
         self
     }

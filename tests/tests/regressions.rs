@@ -395,7 +395,7 @@ fn node_port_is_served_only_on_addresses_that_are_its_frontends() {
     let world = World::with_pods(1).with_service(FrontendKind::NodePort, "", 30_080, &backends);
     let mut node = Simulation::single(&changed(&world, |tables| {
         let forwarding = Arc::make_mut(&mut tables.forwarding);
-        forwarding.node_addresses.insert(address("10.0.0.11"));
+        forwarding.node_addresses.insert(address("10.0.0.11"), ());
     }));
     let (port, _) = node.forward(UPLINK, &tcp("192.0.2.7:9", "10.0.0.1:30080", "S").build());
     assert_eq!(port, pod_port(1));

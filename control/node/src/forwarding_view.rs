@@ -243,7 +243,7 @@ impl Build<'_> {
             // Link-local addresses mean nothing beyond their link.
             let local_only = address.is_loopback() || is_link_local(address);
             if own.usable && !local_only && Some(*interface) != stack {
-                self.out.node_addresses.insert(address);
+                self.out.node_addresses.insert(address, ());
             }
             if let Some(broadcast) = own.broadcast.filter(|_| own.prefix_length < 31) {
                 let prefix = Prefix::host(IpAddr::V4(broadcast));

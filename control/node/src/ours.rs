@@ -35,14 +35,14 @@ impl Ours {
     pub fn of(tables: &Tables, pass_on_stall: bool) -> Self {
         let mut ours = Self::default();
         for address in tables.forwarding.endpoints.keys() {
-            let identity = tables.identities.lookup(*address);
+            let identity = tables.identities.lookup(address);
             let is_policed = tables.policy.subjects.contains_key(&identity);
-            ours.prefixes.insert(Prefix::host(*address), (false, pass_on_stall && !is_policed));
+            ours.prefixes.insert(Prefix::host(address), (false, pass_on_stall && !is_policed));
         }
-        for address in &tables.services.addresses {
-            ours.prefixes.insert(Prefix::host(*address), (true, false));
+        for address in tables.services.addresses.keys() {
+            ours.prefixes.insert(Prefix::host(address), (true, false));
         }
-        ours.node_addresses = tables.forwarding.node_addresses.iter().copied().collect();
+        ours.node_addresses = tables.forwarding.node_addresses.keys().collect();
         for (port, place) in tables.ports.iter().zip(0u16..) {
             let pod = port.iter().filter(|port| port.kind == PortKind::Pod);
             let addresses = pod.flat_map(|port| port.addresses.iter());

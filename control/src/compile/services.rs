@@ -13,7 +13,7 @@ use dataplane::address::Protocol;
 use dataplane::lb::{
     Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable, TrafficPolicy,
 };
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
 use super::{NodeView, Warning, maglev};
 use crate::model::{self, Endpoint, EndpointSlice, ObjectName, ServicePort};
@@ -337,7 +337,7 @@ fn assemble(
             .iter()
             .filter_map(|(port, key)| Some((*port, id_of(key)?)))
             .collect(),
-        addresses: listeners.addresses.into_iter().collect::<HashSet<_>>(),
+        addresses: listeners.addresses.into_iter().collect(),
         services: (0..end)
             .map(|id| by_id.get(&id).cloned().unwrap_or_else(|| Arc::clone(&vacant)))
             .collect(),

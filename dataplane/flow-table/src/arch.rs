@@ -6,6 +6,7 @@
 //! aligned 8-byte word, which x86 reads whole; were one ever torn, it could only hide a slot that
 //! is being written at that instant.
 
+use crate::entry::Handle;
 use crate::index::Bucket;
 
 /// Asks for the cache line of `place`, without waiting for it.
@@ -26,6 +27,27 @@ pub(crate) trait Compare: Copy {
     /// A bit for every slot whose hash bits are those of `hash`, slot 0 in bit 0. Empty slots
     /// have the hash bits of zero.
     fn candidates(self, bucket: &Bucket, hash: u64) -> u32;
+
+    /// The first handle under `hash` that `decide` accepts. A slot that was published before, in
+    /// the order of all sequentially consistent operations, is seen: on x86, which alone has vector
+    /// paths, a load that follows a locked instruction comes after it in that order.
+    #[inline(always)]
+    fn find<T>(
+        self,
+        bucket: &Bucket,
+        hash: u64,
+        decide: &mut impl FnMut(Handle) -> Option<T>,
+    ) -> Option<T> {
+        let mut candidates = self.candidates(bucket, hash);
+        while candidates != 0 {
+            let handle = bucket.handle(candidates.trailing_zeros() as usize, hash);
+            if let Some(found) = handle.and_then(&mut *decide) {
+                return Some(found);
+            }
+            candidates &= candidates - 1;
+        }
+        None
+    }
 }
 
 /// Slot by slot, on any processor.
@@ -36,6 +58,16 @@ impl Compare for Portable {
     #[inline(always)]
     fn candidates(self, bucket: &Bucket, hash: u64) -> u32 {
         bucket.candidates(hash)
+    }
+
+    #[inline(always)]
+    fn find<T>(
+        self,
+        bucket: &Bucket,
+        hash: u64,
+        decide: &mut impl FnMut(Handle) -> Option<T>,
+    ) -> Option<T> {
+        bucket.find(hash, decide)
     }
 }
 

@@ -62,8 +62,15 @@ impl Hasher {
     }
 
     /// The hash of one input of at most [`INPUT_WORDS_MAX`] words.
+    #[inline]
     #[must_use]
     pub fn hash<const N: usize>(&self, input: &[u64; N]) -> u64 {
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(aes), [first, rest @ ..]) = (self.aes, &input[..])
+            && rest.len() <= 1
+        {
+            return aes.hash_pair(self, *first, rest.first().copied().unwrap_or(0));
+        }
         let mut hash = [0];
         self.hash_burst(std::slice::from_ref(input), &mut hash);
         hash[0]
@@ -136,6 +143,24 @@ mod aes {
             // SAFETY: `self` exists only where the AES instructions were detected.
             unsafe { hash_burst(hasher, inputs, hashes) }
         }
+    }
+
+    impl Aes {
+        /// The hash of a single input of one or two words, which come in registers: written to
+        /// memory one by one and read as a pair, they would be waited for.
+        #[inline]
+        pub(super) fn hash_pair(self, hasher: &Hasher, first: u64, second: u64) -> u64 {
+            // SAFETY: `self` exists only where the AES instructions were detected.
+            unsafe { hash_pair(hasher, first, second) }
+        }
+    }
+
+    #[target_feature(enable = "aes")]
+    fn hash_pair(hasher: &Hasher, first: u64, second: u64) -> u64 {
+        let [one, two, three] = hasher.rounds.map(|words| pair(words));
+        let mixed = _mm_xor_si128(pair([first, second]), pair(hasher.whitening[0]));
+        let sum = _mm_aesenc_si128(_mm_aesenc_si128(mixed, one), two);
+        _mm_cvtsi128_si64(_mm_aesenc_si128(sum, three)).cast_unsigned()
     }
 
     #[target_feature(enable = "aes")]

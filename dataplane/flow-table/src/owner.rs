@@ -203,10 +203,13 @@ impl<const WORDS: usize> Owner<WORDS> {
             hashes.alias = Some(hash);
         }
         self.keys += hashes.count();
-        model_fence();
-        if let Err(error) = self.conflict(&original, alias.as_ref(), Some(handle)) {
-            self.withdraw(handle, hashes);
-            return Err(error);
+        // Only another owner can have inserted one of the keys meanwhile.
+        if self.table.owners() > 1 {
+            model_fence();
+            if let Err(error) = self.conflict(&original, alias.as_ref(), Some(handle)) {
+                self.withdraw(handle, hashes);
+                return Err(error);
+            }
         }
         // Only now that it stays: of what a process leaves behind when it is killed, no two entries
         // in use have one key.

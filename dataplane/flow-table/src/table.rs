@@ -230,7 +230,14 @@ impl<const WORDS: usize> Table<WORDS> {
         self.index.prefetch(&[hash]);
     }
 
-    /// The same for many hashes.
+    /// Asks for what an insert under `hash` writes beside the line that [`Self::prefetch`] has asked
+    /// for, if that has come.
+    #[inline(always)]
+    pub fn prefetch_for_insert(&self, hash: u64) {
+        self.index.prefetch_for_insert(hash);
+    }
+
+    /// The same as [`Self::prefetch`] for many hashes.
     #[inline(always)]
     pub fn prefetch_burst(&self, hashes: &[u64]) {
         self.index.prefetch(hashes);
@@ -259,7 +266,7 @@ impl<const WORDS: usize> Table<WORDS> {
     /// The entry under `hash` that is `key`'s.
     #[inline]
     pub fn lookup<K: Key<WORDS>>(&self, hash: u64, key: &K) -> Option<Hit<'_, K::Match, WORDS>> {
-        self.index.find(hash, |handle| self.compare(handle, key))
+        self.index.find(self.path, hash, |handle| self.compare(handle, key))
     }
 
     /// Looks up every key under its hash, in as many as the shortest slice has, and overlaps
@@ -388,7 +395,8 @@ impl<const WORDS: usize> Table<WORDS> {
             let bucket = buckets.alternate(hash);
             let found = bucket.first(compare.candidates(bucket, hash), hash);
             let is_elsewhere = found.is_none() && strayed >> number & 1 != 0;
-            candidates[number] = if is_elsewhere { self.index.find(hash, Some) } else { found };
+            candidates[number] =
+                if is_elsewhere { self.index.find(self.path, hash, Some) } else { found };
             candidates[number].into_iter().for_each(|handle| self.prefetch_entry(handle));
         }
     }
@@ -398,7 +406,7 @@ impl<const WORDS: usize> Table<WORDS> {
     fn choose_again(&self, hashes: &[u64], candidates: &mut [Option<Handle>]) {
         for (hash, candidate) in hashes.iter().zip(candidates) {
             if candidate.is_none() {
-                *candidate = self.index.find(*hash, Some);
+                *candidate = self.index.find(self.path, *hash, Some);
             }
         }
     }
@@ -445,6 +453,10 @@ impl<const WORDS: usize> Table<WORDS> {
         &self.slab
     }
 
+    pub(crate) fn owners(&self) -> usize {
+        self.counters.len()
+    }
+
     pub(crate) fn counters(&self, owner: usize) -> &Counters {
         &self.counters[owner]
     }
@@ -456,7 +468,7 @@ impl<const WORDS: usize> Table<WORDS> {
         key: &K,
         own: Option<Handle>,
     ) -> Option<Handle> {
-        self.index.find(hash, |handle| {
+        self.index.find(self.path, hash, |handle| {
             if Some(handle) == own { None } else { self.compare(handle, key).map(|hit| hit.handle) }
         })
     }

@@ -200,13 +200,13 @@ impl Node {
         });
         let services = &self.publisher.compiled().services.addresses;
         let own = self.node_addresses(view);
-        let pods = self.endpoints.iter().flat_map(|endpoint| &endpoint.spec.addresses);
+        let pods = self.endpoints.iter().flat_map(|endpoint| &endpoint.spec.addresses).copied();
         let non_masquerade = snat
             .non_masquerade
             .iter()
             .copied()
             .chain(cluster_prefixes)
-            .chain(services.iter().chain(&own).chain(pods).map(|address| Prefix::host(*address)))
+            .chain(services.keys().chain(own).chain(pods).map(Prefix::host))
             .map(|prefix| (prefix, ()))
             .collect();
         SourceNat {
@@ -309,10 +309,10 @@ impl Node {
         let tables = self.publisher.tables();
         let (source_v4, source_v6) = self.uplink_addresses(view);
         let nodes = &tables.forwarding.node_addresses;
-        let services = tables.services.addresses.iter().filter(|address| !nodes.contains(*address));
+        let services = tables.services.addresses.keys().filter(|address| !nodes.contains(address));
         let destinations = tables.forwarding.endpoints.keys().chain(services);
         let routes = HostRoutes {
-            destinations: destinations.map(|address| Prefix::host(*address)).collect(),
+            destinations: destinations.map(Prefix::host).collect(),
             source_v4,
             source_v6,
             backend_l4_ports: host_backends(tables),

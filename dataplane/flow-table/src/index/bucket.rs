@@ -101,13 +101,18 @@ impl Bucket {
     #[inline(always)]
     pub(crate) fn first(&self, mut candidates: u32, hash: u64) -> Option<Handle> {
         while candidates != 0 {
-            let slot = self.slots.get(candidates.trailing_zeros() as usize)?;
-            if let Some(handle) = handle_in(slot.load(Ordering::Acquire), hash) {
+            if let Some(handle) = self.handle(candidates.trailing_zeros() as usize, hash) {
                 return Some(handle);
             }
             candidates &= candidates - 1;
         }
         None
+    }
+
+    /// The handle in a slot, if it is in use for `hash`.
+    #[inline(always)]
+    pub(crate) fn handle(&self, slot: usize, hash: u64) -> Option<Handle> {
+        handle_in(self.slots.get(slot)?.load(Ordering::SeqCst), hash)
     }
 
     /// The first handle under `hash` that `decide` accepts, with sequentially consistent loads,

@@ -39,7 +39,7 @@ use layout::{LayoutWords, Place, Whereabouts};
 use resize::Mover;
 pub(crate) use resize::Step;
 
-use crate::arch::prefetch;
+use crate::arch::{Compare, Path, Portable, prefetch};
 use crate::entry::{HANDLE_BITS, Handle};
 use crate::error::SetupError;
 use crate::memory::{Array, Carver, array_bytes};
@@ -196,16 +196,57 @@ impl Index {
     #[inline]
     pub(crate) fn find<T>(
         &self,
+        path: Path,
+        hash: u64,
+        decide: impl FnMut(Handle) -> Option<T>,
+    ) -> Option<T> {
+        match path {
+            Path::Portable => self.find_by(Portable, hash, decide),
+            // SAFETY: the value proves that the processor has AVX2.
+            #[cfg(all(target_arch = "x86_64", not(loom)))]
+            Path::Avx2(avx2) => unsafe { self.find_by_avx2(avx2, hash, decide) },
+            // SAFETY: the value proves that the processor has AVX-512F.
+            #[cfg(all(target_arch = "x86_64", not(loom)))]
+            Path::Avx512(avx512) => unsafe { self.find_by_avx512(avx512, hash, decide) },
+        }
+    }
+
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    #[target_feature(enable = "avx2")]
+    fn find_by_avx2<T>(
+        &self,
+        avx2: crate::arch::vector::Avx2,
+        hash: u64,
+        decide: impl FnMut(Handle) -> Option<T>,
+    ) -> Option<T> {
+        self.find_by(avx2, hash, decide)
+    }
+
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    #[target_feature(enable = "avx512f")]
+    fn find_by_avx512<T>(
+        &self,
+        avx512: crate::arch::vector::Avx512,
+        hash: u64,
+        decide: impl FnMut(Handle) -> Option<T>,
+    ) -> Option<T> {
+        self.find_by(avx512, hash, decide)
+    }
+
+    #[inline(always)]
+    fn find_by<C: Compare, T>(
+        &self,
+        compare: C,
         hash: u64,
         mut decide: impl FnMut(Handle) -> Option<T>,
     ) -> Option<T> {
         let mut whereabouts = self.view().whereabouts(hash);
         loop {
+            let mut find = |place| find(self.group(place), compare, hash, &mut decide);
             let found = match whereabouts {
-                Whereabouts::Settled(place) => find(self.group(place), hash, &mut decide),
+                Whereabouts::Settled(place) => find(place),
                 // In this order: a key is published in its new group before it leaves the old one.
-                Whereabouts::Moving(from, to) => find(self.group(from), hash, &mut decide)
-                    .or_else(|| find(self.group(to), hash, &mut decide)),
+                Whereabouts::Moving(from, to) => find(from).or_else(|| find(to)),
             };
             if found.is_some() {
                 return found;
@@ -225,6 +266,17 @@ impl Index {
         match self.still(view) {
             Some(still) => hashes.iter().for_each(|hash| prefetch(still.primary(*hash))),
             None => hashes.iter().for_each(|hash| prefetch(self.moving(view).primary(*hash))),
+        }
+    }
+}
+
+impl Index {
+    /// Asks for a hash's second bucket, where its first one is so full that an insert looks there.
+    #[inline(always)]
+    pub(crate) fn prefetch_for_insert(&self, hash: u64) {
+        let buckets = self.moving(self.view());
+        if buckets.primary(hash).has_likely(COMFORTABLE) {
+            prefetch(buckets.alternate(hash));
         }
     }
 }
@@ -340,16 +392,23 @@ fn clear(group: &[Bucket], hash: u64, value: u64) -> bool {
 }
 
 #[inline(always)]
-fn find<T>(group: &[Bucket], hash: u64, decide: &mut impl FnMut(Handle) -> Option<T>) -> Option<T> {
+fn find<C: Compare, T>(
+    group: &[Bucket],
+    compare: C,
+    hash: u64,
+    decide: &mut impl FnMut(Handle) -> Option<T>,
+) -> Option<T> {
     let (primary, alternate) = buckets_of(hash);
     let primary = &group[primary];
-    if let Some(found) = primary.find(hash, decide) {
+    if let Some(found) = compare.find(primary, hash, decide) {
         return Some(found);
     }
     let overflow = primary.overflow(hash)?;
-    group[alternate].find(hash, decide).or_else(|| match overflow {
+    compare.find(&group[alternate], hash, decide).or_else(|| match overflow {
         Overflow::Alternate => None,
-        Overflow::Stray => others(group, hash).find_map(|bucket| bucket.find(hash, decide)),
+        Overflow::Stray => {
+            others(group, hash).find_map(|bucket| compare.find(bucket, hash, decide))
+        }
     })
 }
 

@@ -13,7 +13,7 @@ fn handle(number: u32) -> Handle {
 }
 
 fn found(index: &Index, hash: u64, wanted: Handle) -> bool {
-    index.find(hash, |handle| (handle == wanted).then_some(())).is_some()
+    index.find(Path::Portable, hash, |handle| (handle == wanted).then_some(())).is_some()
 }
 
 fn hash_of(number: u32) -> u64 {

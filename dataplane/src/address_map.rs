@@ -1,0 +1,147 @@
+//! Maps from addresses, with a part for each family.
+//!
+//! Asked with an [`IpAddr`], but kept by number: an `IpAddr` lies in memory as a tag and octets, and
+//! to read it as a whole right after it was put together waits for the processor's store buffer,
+//! which is longer than the look into the table.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::table_map::TableMap;
+
+/// A map from addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressMap<T> {
+    v4: TableMap<u32, T>,
+    v6: TableMap<u128, T>,
+}
+
+/// A set of addresses.
+pub type AddressSet = AddressMap<()>;
+
+impl<T> Default for AddressMap<T> {
+    fn default() -> Self {
+        Self { v4: TableMap::default(), v6: TableMap::default() }
+    }
+}
+
+impl<T> AddressMap<T> {
+    /// What `address` maps to.
+    #[inline(always)]
+    #[must_use]
+    pub fn get(&self, address: &IpAddr) -> Option<&T> {
+        match address {
+            IpAddr::V4(address) => self.v4.get(&address.to_bits()),
+            IpAddr::V6(address) => self.v6.get(&address.to_bits()),
+        }
+    }
+
+    /// Whether `address` maps to anything.
+    #[inline(always)]
+    #[must_use]
+    pub fn contains_key(&self, address: &IpAddr) -> bool {
+        self.get(address).is_some()
+    }
+
+    /// Sets what `address` maps to; returns what it was before.
+    pub fn insert(&mut self, address: IpAddr, value: T) -> Option<T> {
+        match address {
+            IpAddr::V4(address) => self.v4.insert(address.to_bits(), value),
+            IpAddr::V6(address) => self.v6.insert(address.to_bits(), value),
+        }
+    }
+
+    /// Takes `address` out.
+    pub fn remove(&mut self, address: &IpAddr) -> Option<T> {
+        match address {
+            IpAddr::V4(address) => self.v4.remove(&address.to_bits()),
+            IpAddr::V6(address) => self.v6.remove(&address.to_bits()),
+        }
+    }
+
+    /// Every address with what it maps to, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &T)> {
+        let v4 = self.v4.iter().map(|(bits, value)| (Ipv4Addr::from_bits(*bits).into(), value));
+        let v6 = self.v6.iter().map(|(bits, value)| (Ipv6Addr::from_bits(*bits).into(), value));
+        v4.chain(v6)
+    }
+
+    /// Every address, in no particular order.
+    pub fn keys(&self) -> impl Iterator<Item = IpAddr> {
+        self.iter().map(|(address, _)| address)
+    }
+
+    /// Everything that an address maps to, to be changed.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.v4.values_mut().chain(self.v6.values_mut())
+    }
+
+    /// Addresses in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl AddressSet {
+    /// Whether `address` is one of them.
+    #[inline(always)]
+    #[must_use]
+    pub fn contains(&self, address: &IpAddr) -> bool {
+        self.contains_key(address)
+    }
+}
+
+impl<T> Extend<(IpAddr, T)> for AddressMap<T> {
+    fn extend<I: IntoIterator<Item = (IpAddr, T)>>(&mut self, entries: I) {
+        for (address, value) in entries {
+            self.insert(address, value);
+        }
+    }
+}
+
+impl<T> FromIterator<(IpAddr, T)> for AddressMap<T> {
+    fn from_iter<I: IntoIterator<Item = (IpAddr, T)>>(entries: I) -> Self {
+        let mut map = Self::default();
+        map.extend(entries);
+        map
+    }
+}
+
+impl FromIterator<IpAddr> for AddressSet {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
+        addresses.into_iter().map(|address| (address, ())).collect()
+    }
+}
+
+impl<const N: usize> From<[IpAddr; N]> for AddressSet {
+    fn from(addresses: [IpAddr; N]) -> Self {
+        addresses.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_kept_apart_and_listed_together() {
+        let four: IpAddr = "10.0.0.1".parse().expect("an address");
+        let six: IpAddr = "::a00:1".parse().expect("an address");
+        let mut map: AddressMap<u8> = [(four, 4)].into_iter().collect();
+        assert_eq!((map.get(&four), map.get(&six)), (Some(&4), None));
+        assert_eq!(map.insert(six, 6), None);
+        assert_eq!(map.insert(four, 5), Some(4));
+        let mut all: Vec<_> = map.iter().map(|(address, value)| (address, *value)).collect();
+        all.sort();
+        assert_eq!(all, [(four, 5), (six, 6)]);
+        assert_eq!((map.remove(&four), map.len()), (Some(5), 1));
+        let set = AddressSet::from([six]);
+        assert!(set.contains(&six) && !set.contains(&four));
+    }
+}
