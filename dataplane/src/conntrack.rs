@@ -349,7 +349,7 @@ impl Life {
     const DENIED: u64 = 0x80;
 
     /// Directions that spoke since the last reset, one bit each.
-    fn after_reset(self) -> u8 {
+    pub(crate) fn after_reset(self) -> u8 {
         self.0.to_be_bytes()[7] & 3
     }
 }

@@ -1,7 +1,6 @@
 //! What every stage needs besides its family's flows, and how a packet is stopped.
 
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use flow_table::Hasher;
@@ -13,7 +12,8 @@ use crate::event::{Budget, EventKind, FlowEvent, NeighbourRequest, Reporter, Rep
 use crate::forwarding::NextHopId;
 use crate::fragment::FragmentTable;
 use crate::icmp::{self, IcmpErrorKind};
-use crate::nat;
+use crate::nat::ports::NatPorts;
+use crate::nat::{self, Mapping};
 use crate::packet::Packet;
 use crate::pipeline::Action;
 use crate::tables::Tables;
@@ -50,8 +50,8 @@ pub struct Context {
     pub(crate) counters: Arc<WorkerCounters>,
     pub(crate) reporter: Reporter,
     pub(crate) fragments: FragmentTable,
-    /// This worker's part of the SNAT range; `None` when the range is too small.
-    pub(crate) nat_share: Option<RangeInclusive<u16>>,
+    /// This worker's part of the L4 ports that sources are translated to.
+    pub(crate) nat: NatPorts,
     answers: Budget,
 }
 
@@ -64,7 +64,9 @@ impl Context {
         counters: Arc<WorkerCounters>,
         reports: Arc<Reports>,
     ) -> Self {
-        let nat_share = nat::share(&tables.source_nat.l4_ports, worker, workers);
+        let share = nat::share(&tables.source_nat.l4_ports, worker, workers);
+        let mut nat = NatPorts::new(share);
+        nat.has_mappings = tables.source_nat.mapping == Mapping::EndpointIndependent;
         Self {
             worker,
             workers,
@@ -73,13 +75,20 @@ impl Context {
             counters,
             reporter: Reporter::new(reports),
             fragments: FragmentTable::default(),
-            nat_share,
+            nat,
             answers: Budget::new(ANSWERS_PER_SECOND),
         }
     }
 
     pub(crate) fn adopt(&mut self, tables: Arc<Tables>) -> Arc<Tables> {
-        self.nat_share = nat::share(&tables.source_nat.l4_ports, self.worker, self.workers);
+        let share = nat::share(&tables.source_nat.l4_ports, self.worker, self.workers);
+        self.nat.has_mappings |= tables.source_nat.mapping == Mapping::EndpointIndependent;
+        if share.as_ref() != self.nat.share() {
+            // Allocates; the range of a running node stays as it is.
+            let has_mappings = self.nat.has_mappings;
+            self.nat = NatPorts::new(share);
+            self.nat.has_mappings = has_mappings;
+        }
         std::mem::replace(&mut self.tables, tables)
     }
 

@@ -26,6 +26,8 @@ pub struct NewPacket {
     pub tcp_flags: u8,
     /// Whether a packet of this kind may begin a flow (an echo reply may not).
     pub may_begin: bool,
+    /// The pod's end point that is mapped to where it goes, if any (RFC 4787, REQ-9).
+    pub hairpin: Option<(IpAddr, u16)>,
 }
 
 impl NewPacket {
@@ -36,6 +38,7 @@ impl NewPacket {
             key: packet.flow_key(),
             tcp_flags: packet.tcp_flags,
             may_begin: packet.may_begin_flow(),
+            hairpin: None,
         }
     }
 
@@ -137,11 +140,19 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
         Findings { source: identity_of(tables, port, key.source()), ..Findings::default() };
     let refuse = |reason, findings| Refusal { reason, findings };
 
-    let chosen = choose_backend(tables, port, &key, &mut findings)
-        .map_err(|reason| refuse(reason, findings))?;
+    let chosen = match packet.hairpin {
+        Some((address, l4_port)) => {
+            findings.backend = Some(Backend { address, l4_port, local: true });
+            findings.backend
+        }
+        None => choose_backend(tables, port, &key, &mut findings)
+            .map_err(|reason| refuse(reason, findings))?,
+    };
     let to_node = tables.forwarding.node_addresses.contains(&key.destination());
     let is_from_node = port.kind == PortKind::Host;
-    if chosen.is_none() && to_node && !is_from_node && is_lost_binding(tables, &key) {
+    // The range is kept from the node's own sockets; its stack would answer with a reset.
+    let is_lost_binding = tables.source_nat.is_translated_to(&key);
+    if chosen.is_none() && to_node && !is_from_node && is_lost_binding {
         return Err(refuse(DropReason::NoFlow, findings));
     }
     if chosen.is_none() && to_node && port.kind == PortKind::Uplink {
@@ -176,7 +187,7 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
     if is_transit(tables, port, egress.0, chosen.is_some()) {
         return Err(refuse(DropReason::NoRoute, findings));
     }
-    let source_nat = source_nat(tables, port, egress.1, &translated, chosen.is_some())
+    let source_nat = source_nat(tables, port, egress.1, &translated, packet, chosen.is_some())
         .map_err(|reason| refuse(reason, findings))?;
     if packet.is_mid_stream() && source_nat.is_some() {
         // Its binding is lost; a new one would reach the peer as a stranger and earn a reset.
@@ -215,15 +226,6 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
 fn is_transit(tables: &Tables, from: &Port, to: PortId, by_service: bool) -> bool {
     let leaves = tables.port(to).is_some_and(|port| port.kind == PortKind::Uplink);
     from.kind == PortKind::Uplink && leaves && !by_service
-}
-
-/// Whether `key`, toward the node itself, is the reply to a binding that ended. The range is kept
-/// from the node's own sockets; its stack would answer with a reset.
-fn is_lost_binding(tables: &Tables, key: &FlowKey) -> bool {
-    let nat = &tables.source_nat;
-    matches!(key.protocol(), Protocol::TCP | Protocol::UDP)
-        && nat.address_for(key.source()) == Some(key.destination())
-        && nat.l4_ports.contains(&key.destination_port())
 }
 
 /// Law: a local pod is its port. A pod speaks from its own addresses only, and nobody outside
@@ -326,6 +328,7 @@ fn source_nat(
     ingress: &Port,
     egress: &Port,
     translated: &FlowKey,
+    packet: &NewPacket,
     by_service: bool,
 ) -> Result<Option<IpAddr>, DropReason> {
     let destination = translated.destination();
@@ -336,7 +339,10 @@ fn source_nat(
         (PortKind::Uplink, PortKind::Uplink) => by_service,
         (PortKind::Host, PortKind::Uplink) => true,
         // A pod that its own service sends back to itself would see its own address as the peer.
-        (PortKind::Pod, PortKind::Pod) => by_service && translated.source() == destination,
+        // One that addresses another by its mapping is seen by its own (RFC 4787, REQ-9a).
+        (PortKind::Pod, PortKind::Pod) => {
+            packet.hairpin.is_some() || by_service && translated.source() == destination
+        }
         _ => false,
     };
     if !needed {

@@ -78,8 +78,8 @@ impl Pressure {
     }
 }
 
-/// Seconds since the flow's last packet, rounded up.
-fn age_seconds(life: Life, now: Nanos, timeouts: &Timeouts) -> u32 {
+/// Seconds since the last packet that set the flow's deadline, rounded up.
+pub(crate) fn age_seconds(life: Life, now: Nanos, timeouts: &Timeouts) -> u32 {
     let timeout = life.state().timeout(life.protocol(), timeouts);
     let left = life.deadline_seconds().saturating_sub(seconds(now));
     timeout.0.saturating_sub(left)

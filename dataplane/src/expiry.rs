@@ -12,6 +12,7 @@ use crate::flow::{FlowFamily, FlowView};
 use crate::flow_key::{FlowKey4, FlowKey6};
 use crate::flows::{Flows, TableKey, WorkerFlows, hashes_of_flow};
 use crate::mailbox::FlushFilter;
+use crate::nat::binding;
 use crate::time::Nanos;
 
 /// How long a sweep takes to come round: a flow that is over keeps its entry for no longer, while
@@ -101,7 +102,7 @@ pub(crate) fn sweep(
 
 /// Says whether every entry has had its turn again.
 fn sweep_family<K: TableKey<W>, const W: usize>(
-    context: &Context,
+    context: &mut Context,
     flows: &mut Flows<W>,
     hasher: &Hasher,
     flushes: &[Flush],
@@ -116,17 +117,19 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
         flows.owner.reclaim();
         return false;
     }
+    let Context { nat, tables, .. } = context;
     let swept = flows.owner.sweep(entries, |_, entry| {
         let view = FlowView::<K>::new(entry.words());
         if view.life().expired(now) {
             expired += 1;
         } else if flushes.iter().any(|flush| flush.ends(&view)) {
             deleted += 1;
-        } else if pressure.evicts(view.life(), now, &context.tables.timeouts) {
+        } else if pressure.evicts(view.life(), now, &tables.timeouts) {
             evicted += 1;
         } else {
             return Sweep::Keep;
         }
+        binding::release::<K, W>(nat, &flows.table, hasher, binding::tuples(&view));
         Sweep::Remove(hashes_of_flow(hasher, &view))
     });
     context.counters.flows_expired.add(expired);

@@ -369,6 +369,19 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
         self.word(3).store(origin.pack(), Ordering::Relaxed);
     }
 
+    /// Replaces the rule by what `change` makes of it, and answers that; no change is lost.
+    pub(crate) fn change_rule(&self, change: impl Fn(u32) -> u32) -> u32 {
+        let changed = |word| {
+            let origin = Origin::unpack(word);
+            Origin { rule: RuleId(change(origin.rule.0)), ..origin }
+        };
+        let word = self.word(3);
+        let update = |word| Some(changed(word).pack());
+        // It always answers the word before.
+        let before = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
+        changed(before.unwrap_or_else(|before| before)).rule.0
+    }
+
     /// Packets in the original and the reply direction; approximate when two workers saw one
     /// direction at once.
     #[must_use]

@@ -14,6 +14,7 @@ use crate::eviction::Eviction;
 use crate::expiry::Pace;
 use crate::flow::{FlowFamily, FlowRoute, FlowView, Origin, write_flow};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
+use crate::nat::endpoint;
 use crate::time::Nanos;
 use crate::worker::BURST;
 
@@ -315,9 +316,11 @@ impl FlowTables {
 
 fn show<K: FlowFamily>(words: &[AtomicU64], now: Nanos, visit: &mut impl FnMut(FlowRecord)) {
     let view = FlowView::<K>::new(words);
-    if !view.life().expired(now) && !view.life().is_denied() {
+    let original = view.tuple(FlowDirection::Original).generic();
+    let is_shown = !view.life().is_denied() && !endpoint::is_mapping(&original);
+    if is_shown && !view.life().expired(now) {
         visit(FlowRecord {
-            original: view.tuple(FlowDirection::Original).generic(),
+            original,
             reply: view.tuple(FlowDirection::Reply).generic(),
             life: view.life(),
             origin: view.origin(),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use flow_table::InsertError;
 
 use crate::DropReason;
+use crate::address::Protocol;
 use crate::buffer::Buffer;
 use crate::conntrack::{FlowDirection, Life, Seen};
 use crate::context::{Context, Stop};
@@ -14,7 +15,7 @@ use crate::flow::{FlowRoute, Origin};
 use crate::flow_key::FlowKey;
 use crate::flows::{Flows, Found, NewFlow, TableKey};
 use crate::known;
-use crate::nat;
+use crate::nat::{binding, endpoint};
 use crate::packet::{Packet, PacketKind};
 use crate::pipeline::Action;
 use crate::port::PortId;
@@ -33,8 +34,13 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
     anticipated: Option<&Result<Decision, Refusal>>,
 ) -> Result<Action, Stop> {
     let hash = key.hash(&context.hasher);
+    let generic = key.generic();
+    let is_mapped = endpoint::is_mapped(&context.tables, received.port, &generic);
+    let owner = match is_mapped {
+        true => endpoint::home_of(context, generic.source()),
+        false => context.owner_of(hash),
+    };
     // A first fragment stays where its later ones will look for it.
-    let owner = context.owner_of(hash);
     let is_here =
         owner == context.worker || matches!(packet.kind, PacketKind::FirstFragment { .. });
     // An earlier packet of this burst may have opened it; an entry that is over makes room.
@@ -43,7 +49,7 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
         if known::serves::<K, W>(flows, found, now, packet) {
             return known::forward::<K, B, W>(context, flows, now, received, packet, found);
         }
-        if flows.remove::<K>(&context.hasher, found.handle) {
+        if binding::remove::<K, W>(context, flows, found.handle) {
             context.counters.flows_expired.add(1);
         } else if is_here {
             return Err(DropReason::NoFlow.into());
@@ -52,7 +58,10 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
     if !is_here {
         return Ok(Action::Handoff(owner));
     }
-    let new = NewPacket::of(packet);
+    let mut new = NewPacket::of(packet);
+    if is_mapped {
+        new.hairpin = endpoint::behind::<K, W>(context, flows, now, &generic);
+    }
     let late;
     let decided = match anticipated {
         Some(decided) => decided,
@@ -69,10 +78,11 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
         }
         Err(refusal) => return Err(refuse(context, now, received.port, &new.key, refusal)),
     };
-    let found = admit::<K, W>(context, flows, now, packet, admission).map_err(|reason| {
-        let refusal = Refusal { reason, findings: admission.findings };
-        refuse(context, now, received.port, &new.key, &refusal)
-    })?;
+    let found =
+        admit::<K, W>(context, flows, now, packet, admission, is_mapped).map_err(|reason| {
+            let refusal = Refusal { reason, findings: admission.findings };
+            refuse(context, now, received.port, &new.key, &refusal)
+        })?;
     report(context, now, EventKind::Opened, received.port, &new.key, &admission.findings);
     known::forward::<K, B, W>(context, flows, now, received, packet, found)
 }
@@ -84,10 +94,11 @@ fn admit<K: TableKey<W>, const W: usize>(
     now: Nanos,
     packet: &Packet,
     admission: &Admission,
+    is_mapped: bool,
 ) -> Result<Found, DropReason> {
     let original = K::from_generic(&admission.original).ok_or(DropReason::InvalidState)?;
     let reply = match admission.source_nat {
-        Some(address) => bind::<K, W>(context, flows, admission, address)?,
+        Some(address) => bind::<K, W>(context, flows, now, admission, address, is_mapped)?,
         None => {
             K::from_generic(&admission.translated.reversed()).ok_or(DropReason::InvalidState)?
         }
@@ -115,8 +126,13 @@ fn admit<K: TableKey<W>, const W: usize>(
     };
     let mut inserted = flows.insert(&context.hasher, &flow);
     if let (Err(InsertError::AliasExists(_)), true) = (&inserted, may_move(admission, packet)) {
-        flow.reply = bind::<K, W>(context, flows, admission, admission.translated.source())?;
+        let own = admission.translated.source();
+        flow.reply = bind::<K, W>(context, flows, now, admission, own, false)?;
         inserted = flows.insert(&context.hasher, &flow);
+    }
+    if inserted.is_err() && admission.source_nat.is_some() {
+        let tuples = (admission.original, flow.reply.generic());
+        binding::release::<K, W>(&mut context.nat, &flows.table, &context.hasher, tuples);
     }
     match inserted {
         Ok(handle) => {
@@ -136,27 +152,22 @@ fn may_move(admission: &Admission, packet: &Packet) -> bool {
         && (packet.kind == PacketKind::Udp || packet.tcp_flags & Seen::SYN != 0)
 }
 
-/// Finds a free L4 port (or ICMP identifier) of `address`: the reply tuple that results is no
-/// other flow's.
+/// The reply tuple of a flow from `address`: of its end point's port if the flow `is_mapped`,
+/// otherwise of one that no other flow toward this destination has.
 fn bind<K: TableKey<W>, const W: usize>(
-    context: &Context,
-    flows: &Flows<W>,
+    context: &mut Context,
+    flows: &mut Flows<W>,
+    now: Nanos,
     admission: &Admission,
     address: IpAddr,
+    is_mapped: bool,
 ) -> Result<K, DropReason> {
-    let share = context.nat_share.as_ref().ok_or(DropReason::NatPortsExhausted)?;
     let translated = &admission.translated;
-    let reply_to = |l4_port: u16| -> Option<K> {
-        let outgoing: FlowKey = translated.with_source(address, l4_port)?;
-        K::from_generic(&outgoing.reversed())
-    };
-    // Keyed, so that a stranger cannot tell which port a tuple gets (RFC 6056, 3.3.3).
-    let seed = K::from_generic(translated).map_or(0, |key| key.hash(&context.hasher));
-    let l4_port = nat::bind(share, seed, |l4_port| {
-        reply_to(l4_port)
-            .is_some_and(|reply| flows.table.lookup(reply.hash(&context.hasher), &reply).is_none())
-    })?;
-    reply_to(l4_port).ok_or(DropReason::NoNatAddress)
+    if is_mapped {
+        return endpoint::bind::<K, W>(context, flows, now, translated, address);
+    }
+    let is_udp = translated.protocol() == Protocol::UDP;
+    binding::bind::<K, W>(context, flows, now, translated, address, is_udp)
 }
 
 fn refuse(

@@ -83,8 +83,10 @@ impl Pipeline {
         counters: Arc<WorkerCounters>,
         reports: Arc<Reports>,
     ) -> Self {
-        let context =
+        let mut context =
             Context::new(worker, workers, tables, flows.hasher.clone(), counters, reports);
+        // A table that was taken over may hold mappings, whatever is configured now.
+        context.nat.has_mappings |= flows.v4.owner.known() + flows.v6.owner.known() > 0;
         flows.quiescence.go_online(worker);
         Self { context, flows, flushes: Flushes::new() }
     }

@@ -2,6 +2,7 @@
 
 use crate::DropReason;
 use crate::buffer::Buffer;
+use crate::conntrack::FlowDirection;
 use crate::context::{Context, Stop};
 use crate::decision::check_source;
 use crate::event::NeighbourRequest;
@@ -10,6 +11,7 @@ use crate::flow_key::FlowKey;
 use crate::flows::{Flows, Found, TableKey, WorkerFlows};
 use crate::fragment::FragmentKey;
 use crate::known::{self, Way};
+use crate::nat::{Mapping, endpoint};
 use crate::packet::{Packet, PacketKind, quoted};
 use crate::pipeline::Action;
 use crate::port::PortKind;
@@ -47,6 +49,11 @@ fn fragment_key(key: &FlowKey, identification: u32) -> FragmentKey {
 }
 
 fn meeting_place(context: &Context, key: &FragmentKey) -> usize {
+    // A first fragment is not handed on from where its later ones look for it, and only its
+    // source's home can map it.
+    if context.tables.source_nat.mapping == Mapping::EndpointIndependent {
+        return endpoint::home_of(context, key.source);
+    }
     let (source, destination) = (low_bits(key.source), low_bits(key.destination));
     let hash = context.hasher.hash(&[source ^ u64::from(key.identification), destination]);
     context.owner_of(hash)
@@ -150,7 +157,8 @@ fn relate<K: TableKey<W>, B: Buffer, const W: usize>(
     let hit = hit.ok_or(DropReason::IcmpUnrelated)?;
     let direction = hit.matched;
     let view = FlowView::<K>::new(hit.entry.words());
-    if view.life().expired(now) {
+    let is_mapping = endpoint::is_mapping(&view.tuple(FlowDirection::Original).generic());
+    if is_mapping || view.life().expired(now) {
         return Err(DropReason::IcmpUnrelated.into());
     }
     // RFC 5508, REQ-4: what is sent to anybody but the quoted packet's sender is not about it.

@@ -16,7 +16,7 @@ use dataplane::lb::{
     Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable, TrafficPolicy,
 };
 use dataplane::lpm::{Prefix, PrefixTable};
-use dataplane::nat::SourceNat;
+use dataplane::nat::{Mapping, SourceNat};
 use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
 use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::tables::Tables;
@@ -101,6 +101,7 @@ impl World {
                 v4: Some(Ipv4Addr::new(10, 0, 0, 1)),
                 v6: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1)),
                 l4_ports: 61_000..=61_999,
+                mapping: Mapping::EndpointDependent,
                 non_masquerade: ["10.0.0.0/16", "10.1.0.0/16", "10.2.0.0/16", "fd00::/15"]
                     .iter()
                     .map(|text| (prefix(text), ()))
@@ -257,6 +258,13 @@ impl World {
     #[must_use]
     pub fn with_snat_ports(mut self, l4_ports: std::ops::RangeInclusive<u16>) -> Self {
         self.source_nat.l4_ports = l4_ports;
+        self
+    }
+
+    /// What the SNAT port depends on.
+    #[must_use]
+    pub fn with_mapping(mut self, mapping: Mapping) -> Self {
+        self.source_nat.mapping = mapping;
         self
     }
 

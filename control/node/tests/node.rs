@@ -16,6 +16,7 @@ use control::admin::{
     Reply, Request, StreamItem,
 };
 use dataplane::flows::Capacities;
+use dataplane::nat::Mapping;
 use dataplane::tables::Timeouts;
 use pinning::CpuId;
 use tokio::sync::{oneshot, watch};
@@ -50,6 +51,7 @@ fn settings(run_directory: &Path) -> Settings {
             v4: None,
             v6: None,
             l4_ports: 61_000..=65_535,
+            mapping: Mapping::default(),
             non_masquerade: Vec::new(),
         },
         node_port_addresses: Vec::new(),

@@ -34,7 +34,8 @@ impl Effect {
 
 /// Fields that come into force without a restart; a prefix stands for all below it. Everything
 /// else shapes memory, threads or attachments.
-const LIVE: &[&str] = &["timeouts", "nat.non_masquerade_cidrs", "cluster", "node_ports", "stall"];
+const LIVE: &[&str] =
+    &["timeouts", "nat.mapping", "nat.non_masquerade_cidrs", "cluster", "node_ports", "stall"];
 
 /// What changing `field` does.
 #[must_use]

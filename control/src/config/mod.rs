@@ -96,6 +96,17 @@ pub enum OnStall {
     Pass,
 }
 
+/// What decides the L4 port that a pod's flow to the outside is translated to (RFC 4787, 4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NatMapping {
+    /// The pod's end point and the destination: flows to different destinations share ports.
+    #[default]
+    EndpointDependent,
+    /// The pod's end point alone: one port toward all destinations, which no other has.
+    EndpointIndependent,
+}
+
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -306,6 +317,8 @@ pub struct Nat {
     pub l4_port_first: u16,
     /// Last L4 port to translate to.
     pub l4_port_last: u16,
+    /// What the port depends on.
+    pub mapping: NatMapping,
     /// Further destinations that see a pod's own address, beside the cluster's ranges, services
     /// and nodes.
     pub non_masquerade_cidrs: Vec<IpNet>,
@@ -318,6 +331,7 @@ impl Default for Nat {
             ipv6_source: None,
             l4_port_first: 61_000,
             l4_port_last: 65_535,
+            mapping: NatMapping::EndpointDependent,
             non_masquerade_cidrs: Vec::new(),
         }
     }

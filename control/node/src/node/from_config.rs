@@ -3,9 +3,10 @@
 use std::io::Read;
 use std::time::Duration;
 
-use control::config::{Bind, Config, Idle, OnStall, Sockets, XdpMode};
+use control::config::{Bind, Config, Idle, NatMapping, OnStall, Sockets, XdpMode};
 use dataplane::flows::Capacities;
 use dataplane::lpm::Prefix;
+use dataplane::nat::Mapping;
 use ipnet::IpNet;
 use pinning::CpuId;
 use pinning::plan::Plan;
@@ -145,6 +146,7 @@ impl Settings {
                 v4: config.nat.ipv4_source,
                 v6: config.nat.ipv6_source,
                 l4_ports: config.nat.l4_ports(),
+                mapping: Mapping::default(),
                 non_masquerade: Vec::new(),
             },
             node_port_addresses: Vec::new(),
@@ -161,6 +163,10 @@ impl Settings {
         let ranges = config.nat.non_masquerade_cidrs.iter();
         let cluster = config.cluster.pod_cidrs.iter().chain(&config.cluster.service_cidrs);
         self.snat.non_masquerade = ranges.chain(cluster).filter_map(prefix).collect();
+        self.snat.mapping = match config.nat.mapping {
+            NatMapping::EndpointDependent => Mapping::EndpointDependent,
+            NatMapping::EndpointIndependent => Mapping::EndpointIndependent,
+        };
         self.node_port_addresses =
             config.node_ports.address_cidrs.iter().filter_map(prefix).collect();
         self.node_port_range = config.node_ports.range();
@@ -201,7 +207,8 @@ mod tests {
     #[test]
     fn what_is_called_live_is_applied_live() {
         let text = "timeouts: {udp_seconds: 31}\n\
-                    nat: {non_masquerade_cidrs: [198.18.0.0/15]}\n\
+                    nat: {mapping: endpoint-independent, \
+                    non_masquerade_cidrs: [198.18.0.0/15]}\n\
                     cluster: {pod_cidrs: [10.1.0.0/16]}\n\
                     node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
                     stall: {after_ms: 700, on_stall: pass}\n";

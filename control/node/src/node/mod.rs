@@ -46,6 +46,7 @@ pub mod flow_log;
 pub mod from_config;
 pub mod launch;
 pub mod manifests;
+mod nat_ports;
 mod network_claim;
 mod privileges;
 pub mod publisher;
@@ -114,6 +115,21 @@ pub enum NodeError {
         interface: String,
         /// What is wrong and the way out.
         detail: String,
+    },
+    /// The L4 ports to translate to are among those the node's own connections have.
+    #[error(
+        "nat.l4_port_first: {ports} cannot be used: {taken} of it lie in {range} \
+         (net.ipv4.ip_local_port_range), so connections of this node's own may have them and would \
+         lose their replies: choose other ports, or keep the kernel from these \
+         (`sysctl -w net.ipv4.ip_local_port_range`, or net.ipv4.ip_local_reserved_ports)"
+    )]
+    NatPorts {
+        /// The range asked for.
+        ports: String,
+        /// What of it the kernel may give.
+        taken: String,
+        /// The kernel's range.
+        range: String,
     },
     /// The host port.
     #[error("host port: {0}")]
@@ -249,6 +265,7 @@ impl Node {
     /// [`NodeError`], naming the thing and the way out.
     pub async fn start(settings: Settings, sources: Sources) -> Result<Self, NodeError> {
         privileges::check()?;
+        nat_ports::check(&settings.snat.l4_ports)?;
         let directory = RunDirectory::claim(&settings.run_directory)?;
         let network = NetworkClaim::claim()?;
         capacity::raise_open_files(settings.workers.cores.len());

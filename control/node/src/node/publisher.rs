@@ -146,6 +146,7 @@ fn same_nat(old: &SourceNat, new: &SourceNat) -> bool {
     old.v4 == new.v4
         && old.v6 == new.v6
         && old.l4_ports == new.l4_ports
+        && old.mapping == new.mapping
         && prefixes(old) == prefixes(new)
 }
 

@@ -213,6 +213,7 @@ impl Node {
             v4: snat.v4.or(v4),
             v6: snat.v6.or(v6),
             l4_ports: snat.l4_ports.clone(),
+            mapping: snat.mapping,
             non_masquerade,
         }
     }

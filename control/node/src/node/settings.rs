@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use dataplane::lpm::Prefix;
+use dataplane::nat::Mapping;
 use dataplane::tables::Timeouts;
 use xdp_redirect::loader::Mode;
 use xdp_redirect::rules::OnStall;
@@ -44,6 +45,8 @@ pub struct SnatSettings {
     pub v6: Option<Ipv6Addr>,
     /// L4 ports to translate to.
     pub l4_ports: RangeInclusive<u16>,
+    /// What the port depends on.
+    pub mapping: Mapping,
     /// Destinations that see the pod's own address. The node's, all service addresses and the pod
     /// ranges of all nodes are always among them.
     pub non_masquerade: Vec<Prefix>,

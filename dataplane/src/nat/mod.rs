@@ -1,14 +1,40 @@
 //! Source translation: when it applies, and which address and L4 port it takes.
+//!
+//! The flow table is the only truth about what is in use: a translated flow lies in it under its
+//! reply tuple, and a mapping of an end point lies in it as an entry of its own. Reading order:
+//! this file (what is configured), `ports` (which port is tried next), `binding` (trying it, and
+//! giving it back), `endpoint` (one port for all destinations, and the way back in by it).
+//! `requirements.md` lists what the RFCs ask for, with the test of each.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
-use crate::DropReason;
+use crate::address::Protocol;
+use crate::flow_key::FlowKey;
 use crate::lpm::PrefixTable;
 
-/// L4 ports tried for one flow before it is refused. A port may serve many flows toward different
-/// destinations, so a miss among so many means that the destination itself is exhausted.
-pub const PORTS_TRIED_MAX: u16 = 256;
+pub(crate) mod binding;
+pub(crate) mod endpoint;
+pub mod ports;
+
+/// What decides the L4 port that a pod's flow to the outside is translated to (RFC 4787, 4.1).
+///
+/// What comes back passes only as the reply to what was sent, in either case: filtering is
+/// address- and port-dependent (RFC 4787, 5), and a stranger who learns of a port reaches nobody
+/// by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mapping {
+    /// The pod's end point and the destination. Flows to different destinations share a port, so
+    /// that each destination can be reached by as many flows as there are ports.
+    #[default]
+    EndpointDependent,
+    /// The pod's end point alone (RFC 4787, REQ-1): it has one port toward all destinations, and
+    /// other pods of this node reach it there (REQ-9). No two end points share a port (REQ-3), so
+    /// that there can be as many of each protocol as there are ports; each takes an entry of the
+    /// flow table beside its flows. One pod's flows are all opened by one worker, and take that
+    /// worker's ports.
+    EndpointIndependent,
+}
 
 /// How this node translates sources.
 #[derive(Debug, Clone)]
@@ -20,6 +46,8 @@ pub struct SourceNat {
     /// L4 ports (and ICMP identifiers) to translate to, split evenly among workers. The node's
     /// kernel must not use them (`net.ipv4.ip_local_reserved_ports`).
     pub l4_ports: RangeInclusive<u16>,
+    /// What the port depends on.
+    pub mapping: Mapping,
     /// Destinations that see the pod's own address.
     pub non_masquerade: PrefixTable<()>,
 }
@@ -30,6 +58,7 @@ impl Default for SourceNat {
             v4: None,
             v6: None,
             l4_ports: 61_000..=65_535,
+            mapping: Mapping::default(),
             non_masquerade: PrefixTable::default(),
         }
     }
@@ -43,6 +72,14 @@ impl SourceNat {
             IpAddr::V4(_) => self.v4.map(IpAddr::V4),
             IpAddr::V6(_) => self.v6.map(IpAddr::V6),
         }
+    }
+
+    /// Whether `key` is addressed to what TCP and UDP sources are translated to.
+    #[must_use]
+    pub fn is_translated_to(&self, key: &FlowKey) -> bool {
+        matches!(key.protocol(), Protocol::TCP | Protocol::UDP)
+            && self.address_for(key.source()) == Some(key.destination())
+            && self.l4_ports.contains(&key.destination_port())
     }
 }
 
@@ -64,25 +101,6 @@ pub fn share(
     Some(u16::try_from(start).ok()?..=u16::try_from(start + each - 1).ok()?)
 }
 
-/// The first port of `share` that `is_free` accepts, beginning where `seed` points, so that flows
-/// spread and a guess is worth little (RFC 6056).
-///
-/// # Errors
-/// [`DropReason::NatPortsExhausted`] when [`PORTS_TRIED_MAX`] ports, or all, were refused.
-pub fn bind(
-    share: &RangeInclusive<u16>,
-    seed: u64,
-    mut is_free: impl FnMut(u16) -> bool,
-) -> Result<u16, DropReason> {
-    let count = u32::from(*share.end()) - u32::from(*share.start()) + 1;
-    let [.., c, d, e, f] = seed.to_be_bytes();
-    let offset = u32::from_be_bytes([c, d, e, f]) % count;
-    (0..count.min(u32::from(PORTS_TRIED_MAX)))
-        .filter_map(|step| u16::try_from(u32::from(*share.start()) + (offset + step) % count).ok())
-        .find(|port| is_free(*port))
-        .ok_or(DropReason::NatPortsExhausted)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,12 +119,5 @@ mod tests {
         }
         assert_eq!(share(&(1..=2), 0, 3), None);
         assert_eq!(share(&(0..=65_535), 0, 1), Some(0..=65_535));
-    }
-
-    #[test]
-    fn bind_takes_the_first_free_port_and_wraps_around() {
-        assert_eq!(bind(&(10..=19), 9, |_| true), Ok(19));
-        assert_eq!(bind(&(10..=19), 9, |port| port < 12), Ok(10));
-        assert_eq!(bind(&(10..=19), 3, |_| false), Err(DropReason::NatPortsExhausted));
     }
 }
