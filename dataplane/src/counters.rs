@@ -65,7 +65,7 @@ pub struct WorkerCounters {
     pub transmitted: Counter,
     /// Packets given to their owning worker.
     pub handed_out: Counter,
-    /// Packets that wait for a neighbour now (gauge).
+    /// Packets that wait for a neighbour or for their first fragment now (gauge).
     pub held: Counter,
     /// Flows inserted.
     pub flows_created: Counter,

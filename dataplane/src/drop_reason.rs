@@ -85,10 +85,12 @@ drop_reasons! {
     NatClash = "nat-clash",
     /// No masquerade address of this family is configured.
     NoNatAddress = "no-nat-address",
-    /// A fragment whose first fragment is not known.
+    /// A fragment whose first fragment did not come in time, or leads to no flow.
     FragmentUnknown = "fragment-unknown",
-    /// The fragment table is full.
+    /// Too many fragmented packets are followed, or too many fragments wait for their first one.
     FragmentsFull = "fragments-full",
+    /// A first fragment that contradicts an earlier one of its packet.
+    FragmentOverlap = "fragment-overlap",
     /// An ICMP error about no flow of ours.
     IcmpUnrelated = "icmp-unrelated",
     /// The transmit ring of the port is full.

@@ -2,8 +2,11 @@
 //!
 //! A worker remembers the L4 ports of first fragments for [`FRAGMENT_SECONDS`]; all fragments of a
 //! packet reach the same worker, which the caller sees to. A later fragment that comes before its
-//! first is dropped and counted. Overlaps are not reassembled here; the receiver judges them
-//! (RFC 5722 for IPv6).
+//! first waits for it ([`waiting`]). Nothing is reassembled here, and the receiver judges overlaps,
+//! but none changes where a packet goes: no later fragment may cover L4 ports or TCP flags (the
+//! parser sees to it), and of two first fragments of one IPv6 packet that show different ports
+//! the second is dropped (RFC 5722). An IPv4 sender uses an identification again so soon that
+//! there the second begins another packet.
 
 use std::net::IpAddr;
 
@@ -12,6 +15,8 @@ use hashbrown::HashMap;
 use crate::DropReason;
 use crate::address::Protocol;
 use crate::time::Nanos;
+
+pub mod waiting;
 
 /// Packets under reassembly that a worker follows at once.
 pub const FRAGMENTED_PACKETS_MAX: usize = 4096;
@@ -43,13 +48,16 @@ struct Known {
 pub struct FragmentTable {
     known: HashMap<FragmentKey, Known>,
     next_sweep: Nanos,
+    /// Whether a first fragment was remembered since [`Self::take_news`].
+    has_news: bool,
 }
 
 impl Default for FragmentTable {
     fn default() -> Self {
         // Twice the room: a map that is not half full clears away its removed entries in place,
         // and never allocates again.
-        Self { known: HashMap::with_capacity(2 * FRAGMENTED_PACKETS_MAX), next_sweep: Nanos(0) }
+        let known = HashMap::with_capacity(2 * FRAGMENTED_PACKETS_MAX);
+        Self { known, next_sweep: Nanos(0), has_news: false }
     }
 }
 
@@ -72,7 +80,31 @@ impl FragmentTable {
         }
         let until = now.after(std::time::Duration::from_secs(FRAGMENT_SECONDS));
         self.known.insert(key, Known { l4_ports, until });
+        self.has_news = true;
         Ok(())
+    }
+
+    /// Whether a first fragment that shows `l4_ports` may be one of `key`'s.
+    ///
+    /// # Errors
+    /// [`DropReason::FragmentOverlap`] when another showed other ports.
+    pub fn check_first(
+        &self,
+        key: &FragmentKey,
+        l4_ports: (u16, u16),
+        now: Nanos,
+    ) -> Result<(), DropReason> {
+        match self.l4_ports(key, now) {
+            Ok(known) if key.source.is_ipv6() && known != l4_ports => {
+                Err(DropReason::FragmentOverlap)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a first fragment was remembered since this was last asked.
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.has_news)
     }
 
     /// The L4 ports of a later fragment.
@@ -132,6 +164,25 @@ mod tests {
         assert_eq!(table.l4_ports(&key(7), Nanos(1)), Ok((1, 2)));
         let late = Nanos(FRAGMENT_SECONDS * 1_000_000_000);
         assert_eq!(table.l4_ports(&key(7), late), Err(DropReason::FragmentUnknown));
+    }
+
+    #[test]
+    fn second_first_fragment_with_other_ports_is_an_overlap_in_ipv6_only() {
+        let key6 = FragmentKey {
+            source: std::net::Ipv6Addr::LOCALHOST.into(),
+            destination: std::net::Ipv6Addr::LOCALHOST.into(),
+            ..key(7)
+        };
+        let overlap = Err(DropReason::FragmentOverlap);
+        for (key, other) in [(key(7), Ok(())), (key6, overlap)] {
+            let mut table = FragmentTable::default();
+            assert_eq!(table.check_first(&key, (1, 2), Nanos(0)), Ok(()));
+            assert_eq!(table.remember(key, (1, 2), Nanos(0)), Ok(()));
+            assert_eq!(table.check_first(&key, (1, 2), Nanos(1)), Ok(()), "sent again");
+            assert_eq!(table.check_first(&key, (1, 3), Nanos(1)), other);
+            let late = Nanos(FRAGMENT_SECONDS * 1_000_000_000);
+            assert_eq!(table.check_first(&key, (1, 3), late), Ok(()));
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::event::{NeighbourRequest, Reports};
 use crate::expiry::{Flush, Flushes};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::flows::{Found, Located, Lookups, WorkerFlows};
+use crate::fragment::FragmentKey;
 use crate::known::Straight;
 use crate::mailbox::FlushFilter;
 use crate::packet::{Packet, PacketKind};
@@ -41,6 +42,8 @@ pub enum Action {
     Handoff(usize),
     /// Wait for a neighbour.
     Hold(NeighbourRequest),
+    /// Wait for the first fragment of its packet.
+    AwaitFirst(FragmentKey),
     /// End here.
     Drop(DropReason),
     /// End here; the buffer now holds an answer that leaves by the port the packet came in by.
@@ -285,7 +288,7 @@ impl Pipeline {
             PacketKind::RouterAdvertisement => Err(DropReason::RouterAdvertisement.into()),
             PacketKind::NeighbourDiscovery => Err(claims::refuse(context, now, received, packet)),
             _ => {
-                if let Some(owner) = related::fragment_owner(context, packet) {
+                if let Some(owner) = related::fragment_owner(context, now, packet)? {
                     return Ok(Action::Handoff(owner));
                 }
                 let action = match packet.flow_key() {
@@ -323,6 +326,17 @@ impl Pipeline {
     #[must_use]
     pub fn neighbour_known(&self, request: &NeighbourRequest) -> bool {
         self.context.neighbour_known(request)
+    }
+
+    /// Whether a first fragment came since this was last asked.
+    pub fn saw_first_fragment(&mut self) -> bool {
+        self.context.fragments.take_news()
+    }
+
+    /// Whether the first fragment of this packet is known.
+    #[must_use]
+    pub fn knows_first(&self, key: &FragmentKey, now: Nanos) -> bool {
+        self.context.fragments.l4_ports(key, now).is_ok()
     }
 
     /// Whether another [`flush`](Self::flush) can begin now: 64 may be under way.

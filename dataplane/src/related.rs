@@ -21,10 +21,23 @@ use crate::worker::Received;
 
 /// For a first fragment: the worker where all fragments of its packet meet, when that is another
 /// one. `None` for everything else.
-pub(crate) fn fragment_owner(context: &Context, packet: &Packet) -> Option<usize> {
-    let PacketKind::FirstFragment { identification } = packet.kind else { return None };
-    let owner = meeting_place(context, &fragment_key(&packet.flow_key(), identification));
-    (owner != context.worker).then_some(owner)
+///
+/// # Errors
+/// [`DropReason::FragmentOverlap`], before the fragment changes anything.
+pub(crate) fn fragment_owner(
+    context: &Context,
+    now: Nanos,
+    packet: &Packet,
+) -> Result<Option<usize>, DropReason> {
+    let PacketKind::FirstFragment { identification } = packet.kind else { return Ok(None) };
+    let tuple = packet.flow_key();
+    let key = fragment_key(&tuple, identification);
+    let owner = meeting_place(context, &key);
+    if owner != context.worker {
+        return Ok(Some(owner));
+    }
+    let l4_ports = (tuple.source_port(), tuple.destination_port());
+    context.fragments.check_first(&key, l4_ports, now).map(|()| None)
 }
 
 /// Remembers the L4 ports of a first fragment that goes on. Those that are refused take no room.
@@ -87,12 +100,16 @@ pub(crate) fn later_fragment<B: Buffer>(
     if owner != context.worker {
         return Ok(Action::Handoff(owner));
     }
-    let ports = context.fragments.l4_ports(&fragment, now);
-    let key = ports.map(|(source, destination)| addresses.with_l4_ports(source, destination));
-    let outcome = key.map_err(Stop::from).and_then(|key| match key {
+    let Ok((source, destination)) = context.fragments.l4_ports(&fragment, now) else {
+        // Nobody waits at another's expense.
+        let port = context.tables.port(received.port).ok_or(DropReason::UnknownPort)?;
+        check_source(&context.tables, port, addresses.source())?;
+        return Ok(Action::AwaitFirst(fragment));
+    };
+    let outcome = match addresses.with_l4_ports(source, destination) {
         FlowKey::V4(key) => follow(context, &flows.v4, now, received, packet, key),
         FlowKey::V6(key) => follow(context, &flows.v6, now, received, packet, key),
-    });
+    };
     match outcome {
         Err(Stop { reason: DropReason::FragmentUnknown, .. }) => {
             foreign(context, received, packet, DropReason::FragmentUnknown)

@@ -14,6 +14,7 @@ use crate::buffer::Buffer;
 use crate::capture::{CaptureFilter, CapturePoint, CaptureRing};
 use crate::counters::WorkerCounters;
 use crate::event::NeighbourRequest;
+use crate::fragment::waiting::{WAITING_MAX, Waiting};
 use crate::handoff::Handoff;
 use crate::mailbox::{COMMANDS_MAX, Command, Mailbox, Retired};
 use crate::pipeline::{Action, Pipeline};
@@ -75,6 +76,7 @@ pub struct Worker<P: Ports> {
     handoff: Handoff<P::Buffer>,
     counters: Arc<WorkerCounters>,
     held: Vec<Held<P::Buffer>>,
+    fragments: Waiting<P::Buffer>,
     capture: Option<Capture>,
 }
 
@@ -95,6 +97,7 @@ impl<P: Ports> Worker<P> {
             handoff,
             counters,
             held: Vec::with_capacity(HELD_MAX),
+            fragments: Waiting::default(),
             capture: None,
         }
     }
@@ -129,6 +132,9 @@ impl<P: Ports> Worker<P> {
         let adopted = self.read_mail();
         if adopted || !self.held.is_empty() {
             self.retry_held(now, adopted);
+        }
+        if !self.fragments.is_empty() {
+            self.drop_late_fragments(now);
         }
         let mut burst = RxBurst::new();
         let mut packets = self.run_inbox(now, &mut burst);
@@ -185,9 +191,18 @@ impl<P: Ports> Worker<P> {
         }
     }
 
-    /// Decides about the burst and carries every packet to where it goes. Both vectors live on the
-    /// stack, uninitialised, and are read in place: moving them costs as much as parsing.
+    /// Carries every packet of the burst to where it goes, and after it what waited for a first
+    /// fragment among them.
     fn run_burst(&mut self, now: Nanos, burst: &mut RxBurst<P::Buffer>) {
+        self.run_once(now, burst);
+        if !self.fragments.is_empty() && self.pipeline.saw_first_fragment() {
+            self.release_fragments(now);
+        }
+    }
+
+    /// Decides about the burst and carries it out. Both vectors live on the stack, uninitialised,
+    /// and are read in place: moving them costs as much as parsing.
+    fn run_once(&mut self, now: Nanos, burst: &mut RxBurst<P::Buffer>) {
         let mut actions = ArrayVec::new();
         self.pipeline.process(now, burst, &mut actions);
         for (packet, action) in burst.drain(..).zip(&actions) {
@@ -205,6 +220,10 @@ impl<P: Ports> Worker<P> {
                 });
             }
             Action::Hold(waits_for) => self.hold(now, packet, waits_for),
+            Action::AwaitFirst(key) => match self.fragments.keep(packet, key, now) {
+                Ok(()) => self.count_held(),
+                Err((reason, packet)) => self.discard(now, packet, reason),
+            },
             Action::Drop(reason) => self.discard(now, packet, reason),
             Action::Answer(reason) => {
                 // The offender ends here; its memory now holds the answer to its sender.
@@ -245,7 +264,37 @@ impl<P: Ports> Worker<P> {
             return self.discard(now, packet, DropReason::Unresolved);
         }
         self.held.push(Held { packet, waits_for, until: now.after(HOLD) });
-        self.counters.held.set(self.held.len() as u64);
+        self.count_held();
+    }
+
+    fn count_held(&self) {
+        self.counters.held.set((self.held.len() + self.fragments.len()) as u64);
+    }
+
+    /// Lets fragments follow their first, in order of arrival.
+    #[cold]
+    fn release_fragments(&mut self, now: Nanos) {
+        let mut ready = RxBurst::new();
+        for _ in 0..WAITING_MAX.div_ceil(BURST) {
+            while ready.remaining_capacity() > 0 {
+                let known = |key: &_| self.pipeline.knows_first(key, now);
+                let Some(packet) = self.fragments.take_ready(known) else { break };
+                ready.push(packet);
+            }
+            if ready.is_empty() {
+                break;
+            }
+            self.run_once(now, &mut ready);
+        }
+        self.count_held();
+    }
+
+    #[cold]
+    fn drop_late_fragments(&mut self, now: Nanos) {
+        while let Some(packet) = self.fragments.take_late(now) {
+            self.discard(now, packet, DropReason::FragmentUnknown);
+        }
+        self.count_held();
     }
 
     /// Lets held packets go on when their neighbour is known now, and drops those that waited too
@@ -267,12 +316,12 @@ impl<P: Ports> Worker<P> {
                 continue;
             }
             let others = self.held.len();
-            self.run_burst(now, &mut RxBurst::from_iter([held.packet]));
+            self.run_once(now, &mut RxBurst::from_iter([held.packet]));
             if let Some(again) = self.held.get_mut(others) {
                 again.until = held.until;
             }
         }
-        self.counters.held.set(self.held.len() as u64);
+        self.count_held();
     }
 
     /// Reads all mail; says whether new tables were adopted.

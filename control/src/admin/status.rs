@@ -160,7 +160,7 @@ pub struct WorkerStatus {
     pub transmitted: u64,
     /// Packets given to their owners.
     pub handed_out: u64,
-    /// Packets that wait for a neighbour now.
+    /// Packets that wait for a neighbour or for their first fragment now.
     pub held: u64,
     /// Packets dropped, by reason's label; reasons with 0 are left out.
     pub dropped: Vec<(String, u64)>,

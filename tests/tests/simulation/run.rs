@@ -7,6 +7,7 @@ use dataplane::DropReason;
 use dataplane::lb::FrontendKind;
 use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter};
+use dataplane::nat::Mapping;
 use dataplane::port::PortId;
 use xskiff_tests::packet_builder::{Seen, icmp_error, read, read_quoted, tcp, udp};
 use xskiff_tests::random::Random;
@@ -60,6 +61,7 @@ pub struct Run {
     random: Random,
     node: Simulation,
     workers: usize,
+    mapping: Mapping,
     generation: u32,
     /// The tables in force: whether pod 2 is kept from pod 3, and whether one backend is left.
     strict: bool,
@@ -71,6 +73,8 @@ pub struct Run {
     identification: u16,
     pending: Vec<Pending>,
     reassembly: Reassembly,
+    /// Fragments on a longer way than the others of their packets.
+    detour: Vec<(PortId, Vec<u8>)>,
     stalled: Option<(usize, usize)>,
     /// Whether the flow table is too small: then only established connections are promised to
     /// stay, and a conversation that lost its flow is given up.
@@ -78,12 +82,13 @@ pub struct Run {
     totals: Totals,
 }
 
-fn world(strict: bool, single: bool, generation: u32) -> World {
+fn world(strict: bool, single: bool, mapping: Mapping, generation: u32) -> World {
     let v4 = [(pod(2, false), BACKEND_PORT), (pod(3, false), BACKEND_PORT)];
     let v6 = [(pod(2, true), BACKEND_PORT), (pod(3, true), BACKEND_PORT)];
     let count = if single { 1 } else { 2 };
     let allowed: &[u8] = if strict { &[1] } else { &[1, 2] };
     let world = World::with_pods(PODS)
+        .with_mapping(mapping)
         .with_service(FrontendKind::ClusterIp, "10.2.0.1", SERVICE_PORT, &v4[..count])
         .with_service(FrontendKind::ClusterIp, "fd02::1", SERVICE_PORT, &v6[..count])
         .with_service(FrontendKind::NodePort, "", NODE_PORT, &v4[..count])
@@ -99,11 +104,13 @@ impl Run {
         let workers = if random.one_in(2) { 1 } else { 2 + random.below(3) };
         let is_crowded = random.one_in(4);
         let capacity = if is_crowded { 96 } else { 4096 };
-        let node = Simulation::new(workers, capacity, &world(false, false, 1).tables());
+        let mapping = *random.pick(&[Mapping::EndpointDependent, Mapping::EndpointIndependent]);
+        let node = Simulation::new(workers, capacity, &world(false, false, mapping, 1).tables());
         let mut run = Self {
             random,
             node,
             workers,
+            mapping,
             generation: 1,
             strict: false,
             single: false,
@@ -113,6 +120,7 @@ impl Run {
             identification: 0,
             pending: Vec::new(),
             reassembly: Reassembly::default(),
+            detour: Vec::new(),
             stalled: None,
             is_crowded,
             totals: Totals::default(),
@@ -131,10 +139,17 @@ impl Run {
                 self.forge();
             }
             self.send_pending();
+            self.end_detours();
             self.tick();
+            self.totals.count("waiting fragment", self.node.sum(|counters| counters.held.get()));
             self.node.now = self.node.now.after(Duration::from_micros(700));
         }
         self.calm_down();
+        self.node.now = self.node.now.after(Duration::from_secs(2));
+        self.node.tick();
+        let held = self.node.sum(|counters| counters.held.get());
+        assert_eq!(held, 0, "nothing waits for ever:\n{}", self.node.moved_counters());
+        self.assert_no_port_is_overloaded();
         self.totals.count("hand-off", self.node.sum(|counters| counters.handed_in.get()));
         self.totals.count("rejudged flow", self.node.sum(|counters| counters.flows_rejudged.get()));
         self.totals.count("expired flow", self.node.sum(|counters| counters.flows_expired.get()));
@@ -150,6 +165,26 @@ impl Run {
             self.totals.count(reason.label(), self.node.dropped(reason));
         }
         self.totals
+    }
+
+    /// RFC 4787, REQ-3: with mapping by end point, no two have a port in common.
+    fn assert_no_port_is_overloaded(&mut self) {
+        if self.mapping == Mapping::EndpointDependent {
+            return;
+        }
+        let mut own = BTreeMap::new();
+        for flow in self.node.flows() {
+            let (inside, outside) = (flow.original.source(), flow.reply.destination());
+            let is_mapped = flow.origin.service.is_none() && inside != outside;
+            let is_pods = (1..=PODS).any(|n| [pod(n, false), pod(n, true)].contains(&inside));
+            if is_mapped && is_pods {
+                let outside = (flow.original.protocol(), outside, flow.reply.destination_port());
+                let inside = (inside, flow.original.source_port());
+                let first = *own.entry(outside).or_insert(inside);
+                assert_eq!(first, inside, "{outside:?} is two end points'");
+                self.totals.count("mapped flow", 1);
+            }
+        }
     }
 
     fn fill_up(&mut self) {
@@ -198,8 +233,25 @@ impl Run {
             pieces.reverse();
         }
         for piece in pieces {
-            let worker = self.worker();
-            self.node.deliver(worker, talk.client_port(), &piece);
+            match self.random.below(40) {
+                0 => self.totals.count("lost fragment", 1),
+                1..5 => self.detour.push((talk.client_port(), piece)),
+                _ => {
+                    let worker = self.worker();
+                    self.node.deliver(worker, talk.client_port(), &piece);
+                }
+            }
+        }
+    }
+
+    fn end_detours(&mut self) {
+        for _ in 0..self.detour.len() {
+            if self.random.one_in(3) {
+                let index = self.random.below(self.detour.len());
+                let (port, piece) = self.detour.swap_remove(index);
+                let worker = self.worker();
+                self.node.deliver(worker, port, &piece);
+            }
         }
     }
 
@@ -275,7 +327,7 @@ impl Run {
         }
         (self.strict, self.single) = (self.random.one_in(2), self.random.one_in(2));
         self.generation += 1;
-        let tables = world(self.strict, self.single, self.generation).tables();
+        let tables = world(self.strict, self.single, self.mapping, self.generation).tables();
         self.node.post(|| Command::Publish(tables.clone()));
         self.in_transition = true;
     }

@@ -111,7 +111,12 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     ("xskiff_worker_transmitted_packets", "Packets queued on a transmit path", true, |w| {
         w.transmitted
     }),
-    ("xskiff_worker_held_packets", "Packets that wait for a neighbour now", false, |w| w.held),
+    (
+        "xskiff_worker_held_packets",
+        "Packets that wait for a neighbour or for their first fragment now",
+        false,
+        |w| w.held,
+    ),
     ("xskiff_flows_created", "Flows inserted", true, |w| w.flows_created),
     ("xskiff_flows_expired", "Flows ended by their time-out", true, |w| w.flows_expired),
     ("xskiff_flows_deleted", "Flows ended by request", true, |w| w.flows_deleted),

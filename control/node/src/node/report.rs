@@ -14,6 +14,7 @@ use dataplane::address::Protocol;
 use dataplane::counters::PORTS_MAX;
 use dataplane::event::{EventKind, FlowEvent};
 use dataplane::flow_key::FlowKey;
+use dataplane::fragment::waiting::WAITING_MAX;
 use dataplane::lb::{FrontendKind, ServiceId};
 use dataplane::policy::{Direction, RuleId};
 use dataplane::port::{PortId, PortKind};
@@ -210,7 +211,7 @@ impl Node {
             .filter_map(|number| self.workers.counters(number))
             .map(|counters| counters.held.get())
             .sum();
-        let fragments = self.workers.count();
+        let held_max = (HELD_MAX + WAITING_MAX) * self.workers.count();
         vec![
             ("ports", self.ports.iter().count(), PORTS_MAX),
             ("endpoints", self.endpoints.len(), PORTS_MAX),
@@ -224,7 +225,7 @@ impl Node {
                 frames(census.total - census.free.min(census.total)),
                 frames(census.total),
             ),
-            ("held_packets", usize::try_from(held).unwrap_or(usize::MAX), HELD_MAX * fragments),
+            ("held_packets", usize::try_from(held).unwrap_or(usize::MAX), held_max),
             (
                 "xdp_prefixes",
                 tables.forwarding.endpoints.len() + tables.services.addresses.len(),
