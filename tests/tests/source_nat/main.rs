@@ -8,6 +8,7 @@ mod dependent;
 mod errors;
 mod hairpin;
 mod independent;
+mod requirements;
 
 use std::net::SocketAddr;
 
