@@ -9,20 +9,28 @@ use arrayvec::ArrayVec;
 
 use crate::context::Context;
 use crate::decision::{Decision, NewPacket, Refusal, decide};
-use crate::flow_key::FlowKey;
-use crate::flows::{TableKey, WorkerFlows};
+use crate::flows::WorkerFlows;
 use crate::packet::{Packet, PacketKind};
 use crate::port::PortId;
 use crate::worker::BURST;
 
+/// A decision, and what was computed on the way to it.
+#[derive(Debug)]
+pub(crate) struct Early {
+    /// The packet's place in the burst.
+    place: usize,
+    /// The packet's hash.
+    pub(crate) hash: u64,
+    pub(crate) decided: Result<Decision, Refusal>,
+    /// The hash of the replies, where they are found under their own.
+    pub(crate) alias: Option<u64>,
+}
+
 /// The decisions of one burst.
 #[derive(Debug, Default)]
 pub(crate) struct Anticipated {
-    /// With each packet's place in the burst, in order.
-    decided: ArrayVec<(usize, Result<Decision, Refusal>), BURST>,
-    /// The hashes of replies that are found under their own.
-    aliases4: ArrayVec<u64, BURST>,
-    aliases6: ArrayVec<u64, BURST>,
+    /// In order of the packets.
+    early: ArrayVec<Early, BURST>,
     next: usize,
 }
 
@@ -38,42 +46,36 @@ impl Anticipated {
     ) {
         // Everything else has its own way to a decision.
         let is_fragment = matches!(packet.kind, PacketKind::FirstFragment { .. });
-        if !packet.kind.has_tuple() || is_fragment {
+        if !packet.kind.has_tuple() || is_fragment || context.owner_of(hash) != context.worker {
             return;
         }
-        if context.owner_of(hash) != context.worker {
-            return;
-        }
-        self.decided.push((place, decide(&context.tables, ingress, &NewPacket::of(packet))));
-        let Some((_, Ok(Decision::Admit(admission)))) = self.decided.last() else { return };
-        if admission.translated == admission.original {
-            return;
-        }
-        match admission.translated.reversed() {
-            FlowKey::V4(reply) => {
-                let hash = reply.hash(&context.hasher);
-                flows.v4.table.prefetch(hash);
-                self.aliases4.push(hash);
-            }
-            FlowKey::V6(reply) => {
-                let hash = reply.hash(&context.hasher);
-                flows.v6.table.prefetch(hash);
-                self.aliases6.push(hash);
-            }
+        let decided = decide(&context.tables, ingress, &NewPacket::of(packet));
+        self.early.push(Early { place, hash, decided, alias: None });
+        if let Some(early) = self.early.last_mut()
+            && let Ok(Decision::Admit(admission)) = &early.decided
+            && admission.translated != admission.original
+        {
+            let reply = admission.translated.reversed();
+            let hash = flows.hash(&reply);
+            early.alias = Some(hash);
+            flows.prefetch(&reply, hash);
         }
     }
 
     /// Once all are added: asks for what the inserts will write beside the lines asked for so far.
     pub(crate) fn fetch(&self, flows: &WorkerFlows) {
-        self.aliases4.iter().for_each(|hash| flows.v4.table.prefetch_for_insert(*hash));
-        self.aliases6.iter().for_each(|hash| flows.v6.table.prefetch_for_insert(*hash));
+        for early in &self.early {
+            if let (Some(hash), Ok(Decision::Admit(admission))) = (early.alias, &early.decided) {
+                flows.prefetch_for_insert(&admission.translated, hash);
+            }
+        }
     }
 
     /// The decision about the packet at `place`, if there is one; places only grow.
-    pub(crate) fn take(&mut self, place: usize) -> Option<&Result<Decision, Refusal>> {
-        while self.decided.get(self.next).is_some_and(|(at, _)| *at < place) {
+    pub(crate) fn take(&mut self, place: usize) -> Option<&Early> {
+        while self.early.get(self.next).is_some_and(|early| early.place < place) {
             self.next += 1;
         }
-        self.decided.get(self.next).filter(|(at, _)| *at == place).map(|(_, decided)| decided)
+        self.early.get(self.next).filter(|early| early.place == place)
     }
 }

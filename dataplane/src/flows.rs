@@ -126,20 +126,19 @@ pub struct NewFlow<K> {
 }
 
 impl<const W: usize> Flows<W> {
-    /// Inserts `flow` under the hash of its original tuple, and of its reply tuple where the two
-    /// differ. No two flows ever have a tuple in common.
+    /// Inserts `flow` under its `hashes` ([`hashes_of`]): that of its original tuple, and of its
+    /// reply tuple where the two differ. No two flows ever have a tuple in common.
     ///
     /// # Errors
     /// As [`Owner::insert`]: `Exists` when the original tuple is another flow's, `AliasExists` when
     /// the reply tuple is.
     pub fn insert<K: TableKey<W>>(
         &mut self,
-        hasher: &Hasher,
         flow: &NewFlow<K>,
+        hashes: Hashes,
     ) -> Result<Handle, InsertError> {
         let mut words = [0u64; W];
         write_flow(&flow.original, &flow.reply, flow.life, flow.route, flow.origin, &mut words);
-        let hashes = hashes_of(hasher, &flow.original, &flow.reply);
         let tuples = EitherTuple(flow.original, flow.reply);
         let alias = hashes.alias.map(|hash| (hash, tuples));
         let inserted = self.owner.insert((hashes.original, tuples), alias, &words);
@@ -189,9 +188,18 @@ pub fn hashes_of_flow<const W: usize, K: TableKey<W>>(
     hashes_of(hasher, &flow.tuple(FlowDirection::Original), &flow.tuple(FlowDirection::Reply))
 }
 
-fn hashes_of<const W: usize, K: TableKey<W>>(hasher: &Hasher, original: &K, reply: &K) -> Hashes {
-    let (first, second) = (original.hash(hasher), reply.hash(hasher));
-    Hashes { original: first, alias: (first != second).then_some(second) }
+/// The hashes that a flow of these tuples lies under.
+pub fn hashes_of<const W: usize, K: TableKey<W>>(
+    hasher: &Hasher,
+    original: &K,
+    reply: &K,
+) -> Hashes {
+    two_hashes(original.hash(hasher), reply.hash(hasher))
+}
+
+/// The same from the tuples' hashes.
+pub(crate) fn two_hashes(original: u64, reply: u64) -> Hashes {
+    Hashes { original, alias: (original != reply).then_some(reply) }
 }
 
 /// How many flows a table has room for, at first and at most.
@@ -259,6 +267,35 @@ pub struct WorkerFlows {
     pub hasher: Hasher,
     /// Where the worker announces that it holds no entry.
     pub quiescence: Arc<Quiescence>,
+}
+
+impl WorkerFlows {
+    /// The hash of a tuple.
+    #[inline(always)]
+    pub(crate) fn hash(&self, key: &FlowKey) -> u64 {
+        match key {
+            FlowKey::V4(key) => key.hash(&self.hasher),
+            FlowKey::V6(key) => key.hash(&self.hasher),
+        }
+    }
+
+    /// Asks for the index line of a tuple with this hash.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, key: &FlowKey, hash: u64) {
+        match key {
+            FlowKey::V4(_) => self.v4.table.prefetch(hash),
+            FlowKey::V6(_) => self.v6.table.prefetch(hash),
+        }
+    }
+
+    /// Asks for what an insert writes beside that line, once it has come.
+    #[inline(always)]
+    pub(crate) fn prefetch_for_insert(&self, key: &FlowKey, hash: u64) {
+        match key {
+            FlowKey::V4(_) => self.v4.table.prefetch_for_insert(hash),
+            FlowKey::V6(_) => self.v6.table.prefetch_for_insert(hash),
+        }
+    }
 }
 
 impl FlowTables {

@@ -6,6 +6,7 @@ use flow_table::InsertError;
 
 use crate::DropReason;
 use crate::address::Protocol;
+use crate::anticipation::Early;
 use crate::buffer::Buffer;
 use crate::conntrack::{FlowDirection, Life, Seen};
 use crate::context::{Context, Stop};
@@ -13,7 +14,7 @@ use crate::decision::{Admission, Decision, Findings, NewPacket, Refusal, decide}
 use crate::event::{EventKind, FlowEvent, NeighbourRequest};
 use crate::flow::{FlowRoute, Origin};
 use crate::flow_key::FlowKey;
-use crate::flows::{Flows, Found, NewFlow, TableKey};
+use crate::flows::{Flows, Found, NewFlow, TableKey, two_hashes};
 use crate::known;
 use crate::nat::{binding, endpoint};
 use crate::packet::{Packet, PacketKind};
@@ -31,9 +32,9 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
     received: &mut Received<B>,
     packet: &Packet,
     key: K,
-    anticipated: Option<&Result<Decision, Refusal>>,
+    (found, early): (Option<Found>, Option<&Early>),
 ) -> Result<Action, Stop> {
-    let hash = key.hash(&context.hasher);
+    let hash = early.map_or_else(|| key.hash(&context.hasher), |early| early.hash);
     let generic = key.generic();
     let is_mapped = endpoint::is_mapped(&context.tables, received.port, &generic);
     let owner = match is_mapped {
@@ -43,8 +44,11 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
     // A first fragment stays where its later ones will look for it.
     let is_here =
         owner == context.worker || matches!(packet.kind, PacketKind::FirstFragment { .. });
-    // An earlier packet of this burst may have opened it; an entry that is over makes room.
-    if let Some(hit) = flows.table.lookup(hash, &key) {
+    // An entry that is over makes room. Where the burst's look found nothing, the insert will find
+    // what an earlier packet of the burst has opened.
+    if (found.is_some() || early.is_none())
+        && let Some(hit) = flows.table.lookup(hash, &key)
+    {
         let found = Found { handle: hit.handle, direction: hit.matched };
         if known::serves::<K, W>(flows, found, now, packet) {
             return known::forward::<K, B, W>(context, flows, now, received, packet, found);
@@ -62,9 +66,11 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
     if is_mapped {
         new.hairpin = endpoint::behind::<K, W>(context, flows, now, &generic);
     }
+    // The early decision knew of no mapping.
+    let early = early.filter(|_| new.hairpin.is_none());
     let late;
-    let decided = match anticipated {
-        Some(decided) => decided,
+    let decided = match early {
+        Some(early) => &early.decided,
         None => {
             late = decide(&context.tables, received.port, &new);
             &late
@@ -78,24 +84,52 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
         }
         Err(refusal) => return Err(refuse(context, now, received.port, &new.key, refusal)),
     };
-    let found =
-        admit::<K, W>(context, flows, now, packet, admission, is_mapped).map_err(|reason| {
+    let hashes = (hash, early.and_then(|early| early.alias));
+    let admitted = admit::<K, W>(context, flows, now, packet, (admission, is_mapped), hashes);
+    let found = match admitted {
+        Ok(found) => found,
+        Err(Unadmitted::IsKnown) => {
+            let hit = flows.table.lookup(hash, &key).ok_or(DropReason::NoFlow)?;
+            let found = Found { handle: hit.handle, direction: hit.matched };
+            if !known::serves::<K, W>(flows, found, now, packet) {
+                return Err(DropReason::NoFlow.into());
+            }
+            return known::forward::<K, B, W>(context, flows, now, received, packet, found);
+        }
+        Err(Unadmitted::Refused(reason)) => {
             let refusal = Refusal { reason, findings: admission.findings };
-            refuse(context, now, received.port, &new.key, &refusal)
-        })?;
+            return Err(refuse(context, now, received.port, &new.key, &refusal));
+        }
+    };
     report(context, now, EventKind::Opened, received.port, &new.key, &admission.findings);
     known::forward::<K, B, W>(context, flows, now, received, packet, found)
 }
 
-/// Binds a translation where one is needed and inserts the flow.
+/// Why no flow was inserted.
+enum Unadmitted {
+    /// There is one with the packet's tuple: an earlier packet of the burst has opened it, or another
+    /// worker.
+    IsKnown,
+    /// For this reason.
+    Refused(DropReason),
+}
+
+impl From<DropReason> for Unadmitted {
+    fn from(reason: DropReason) -> Self {
+        Self::Refused(reason)
+    }
+}
+
+/// Binds a translation where one is needed and inserts the flow. `hashes` are the packet's and,
+/// where it is known already, that of replies to what was decided.
 fn admit<K: TableKey<W>, const W: usize>(
     context: &mut Context,
     flows: &mut Flows<W>,
     now: Nanos,
     packet: &Packet,
-    admission: &Admission,
-    is_mapped: bool,
-) -> Result<Found, DropReason> {
+    (admission, is_mapped): (&Admission, bool),
+    (hash, alias): (u64, Option<u64>),
+) -> Result<Found, Unadmitted> {
     let original = K::from_generic(&admission.original).ok_or(DropReason::InvalidState)?;
     let reply = match admission.source_nat {
         Some(address) => bind::<K, W>(context, flows, now, admission, address, is_mapped)?,
@@ -124,11 +158,13 @@ fn admit<K: TableKey<W>, const W: usize>(
         },
         origin: Origin { service: admission.findings.service, rule: admission.findings.rule },
     };
-    let mut inserted = flows.insert(&context.hasher, &flow);
+    let alias = alias.filter(|_| admission.source_nat.is_none());
+    let alias = alias.unwrap_or_else(|| flow.reply.hash(&context.hasher));
+    let mut inserted = flows.insert(&flow, two_hashes(hash, alias));
     if let (Err(InsertError::AliasExists(_)), true) = (&inserted, may_move(admission, packet)) {
         let own = admission.translated.source();
         flow.reply = bind::<K, W>(context, flows, now, admission, own, false)?;
-        inserted = flows.insert(&context.hasher, &flow);
+        inserted = flows.insert(&flow, two_hashes(hash, flow.reply.hash(&context.hasher)));
     }
     if inserted.is_err() && admission.source_nat.is_some() {
         let tuples = (admission.original, flow.reply.generic());
@@ -139,9 +175,9 @@ fn admit<K: TableKey<W>, const W: usize>(
             context.counters.flows_created.add(1);
             Ok(Found { handle, direction: admission.direction })
         }
-        Err(InsertError::AliasExists(_)) => Err(DropReason::NatClash),
-        Err(InsertError::Exists(_)) => Err(DropReason::NoFlow),
-        Err(_) => Err(DropReason::TableFull),
+        Err(InsertError::Exists(_)) => Err(Unadmitted::IsKnown),
+        Err(InsertError::AliasExists(_)) => Err(DropReason::NatClash.into()),
+        Err(_) => Err(DropReason::TableFull.into()),
     }
 }
 

@@ -13,11 +13,10 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::DropReason;
-use crate::anticipation::Anticipated;
+use crate::anticipation::{Anticipated, Early};
 use crate::buffer::Buffer;
 use crate::context::{Context, Stop};
 use crate::counters::WorkerCounters;
-use crate::decision::{Decision, Refusal};
 use crate::event::{NeighbourRequest, Reports};
 use crate::expiry::{Flush, Flushes};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
@@ -258,7 +257,7 @@ impl Pipeline {
         received: &mut Received<B>,
         parsed: &Parsed,
         found: Option<Found>,
-        early: Option<&Result<Decision, Refusal>>,
+        early: Option<&Early>,
     ) -> Action {
         let outcome = match parsed {
             Ok(packet) => self.decide_packet(now, received, packet, found, early),
@@ -277,7 +276,7 @@ impl Pipeline {
         received: &mut Received<B>,
         packet: &Packet,
         found: Option<Found>,
-        early: Option<&Result<Decision, Refusal>>,
+        early: Option<&Early>,
     ) -> Result<Action, Stop> {
         let Self { context, flows, .. } = self;
         match packet.kind {
@@ -393,7 +392,7 @@ fn one<K, B, const W: usize>(
     received: &mut Received<B>,
     packet: &Packet,
     key: K,
-    (found, early): (Option<Found>, Option<&Result<Decision, Refusal>>),
+    (found, early): (Option<Found>, Option<&Early>),
 ) -> Result<Action, Stop>
 where
     K: crate::flows::TableKey<W>,
@@ -403,6 +402,6 @@ where
         Some(found) if known::serves::<K, W>(flows, found, now, packet) => {
             known::forward::<K, B, W>(context, flows, now, received, packet, found)
         }
-        _ => opening::open(context, flows, now, received, packet, key, early),
+        _ => opening::open(context, flows, now, received, packet, key, (found, early)),
     }
 }

@@ -21,7 +21,7 @@ use crate::conntrack::{FlowDirection, Life, Seen};
 use crate::context::Context;
 use crate::flow::{FlowRoute, FlowView, Origin};
 use crate::flow_key::FlowKey;
-use crate::flows::{Flows, NewFlow, TableKey};
+use crate::flows::{Flows, NewFlow, TableKey, hashes_of};
 use crate::policy::RuleId;
 use crate::port::{PortId, PortKind};
 use crate::tables::Tables;
@@ -124,7 +124,8 @@ fn map<K: TableKey<W>, const W: usize>(
         },
         origin: Origin { service: None, rule: RuleId(1) },
     };
-    match flows.insert(&context.hasher, &mapping) {
+    let hashes = hashes_of(&context.hasher, &mapping.original, &mapping.reply);
+    match flows.insert(&mapping, hashes) {
         Ok(_) => {
             context.nat.has_mappings = true;
             context.counters.flows_created.add(1);

@@ -13,7 +13,9 @@ use dataplane::conntrack::{Life, Seen};
 use dataplane::decision::{Admission, Decision, NewPacket, decide};
 use dataplane::flow::{FlowRoute, FlowView, Origin};
 use dataplane::flow_key::{FlowKey, FlowKey4};
-use dataplane::flows::{FlowTables, Found, Located, Lookups, NewFlow, WorkerFlows, hashes_of_flow};
+use dataplane::flows::{
+    FlowTables, Found, Located, Lookups, NewFlow, WorkerFlows, hashes_of, hashes_of_flow,
+};
 use dataplane::packet::Packet;
 use dataplane::rewrite::{self, Rewrite};
 use dataplane::tables::Tables;
@@ -231,7 +233,8 @@ fn insert(
                     rule: admission.findings.rule,
                 },
             };
-            let inserted = hold.v4.insert(&hold.hasher, &flow);
+            let hashes = hashes_of(&hold.hasher, &original, &reply);
+            let inserted = hold.v4.insert(&flow, hashes);
             let direction = admission.direction;
             *found = inserted.ok().map(|handle: Handle| Found { handle, direction });
         }
