@@ -237,18 +237,17 @@ impl FlowKey {
     /// choice of a backend. Not for tables that strangers can fill.
     #[must_use]
     pub fn stable_hash(&self) -> u64 {
-        let words = match self {
-            Self::V4(key) => [u64::from(key.source), u64::from(key.destination), 0, 0],
-            Self::V6(key) => {
-                let (a, b) = halves(key.source);
-                let (c, d) = halves(key.destination);
-                [a, b, c, d]
-            }
-        };
         let ports = u64::from(self.source_port()) << 32
             | u64::from(self.destination_port()) << 16
             | u64::from(self.protocol().0);
-        words.iter().fold(mix(ports), |hash, word| mix(hash ^ word).rotate_left(23))
+        let add = |hash: u64, word| mix(hash.rotate_left(23) ^ word);
+        match self {
+            Self::V4(key) => add(mix(ports), key.addresses()),
+            Self::V6(key) => {
+                let ((a, b), (c, d)) = (halves(key.source), halves(key.destination));
+                [a, b, c, d].into_iter().fold(mix(ports), add)
+            }
+        }
     }
 }
 
