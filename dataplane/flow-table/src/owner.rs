@@ -21,9 +21,10 @@ const SWEEP_REMOVALS: usize = 16;
 /// Handles that a sweep gives back to their segments at most, of those that no insert took.
 const RELEASED_AT_ONCE: usize = 64;
 
-/// Inserts after which an owner sees whether the index is to grow, or moves a group of it: a
-/// group's worth of keys is moved for an eighth of it inserted.
-const INSERTS_EACH_STEP: u32 = 32;
+/// Keys inserted after which an owner sees whether the index is to grow, or moves a group of it: a
+/// group's worth of keys is moved for an eighth of it inserted. Counted in keys: at twice as many for
+/// a step, among ten thousand groups one fills before its turn comes.
+const KEYS_EACH_STEP: u32 = 32;
 
 /// The hashes that an entry is found under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +73,8 @@ pub struct Owner<const WORDS: usize> {
     stamp: u32,
     /// Keys of its entries in the index.
     keys: u64,
-    inserts: u32,
+    /// Keys it was to insert since it last saw to the index.
+    keys_since_step: u32,
 }
 
 impl<const WORDS: usize> std::fmt::Debug for Owner<WORDS> {
@@ -98,7 +100,7 @@ impl<const WORDS: usize> Owner<WORDS> {
             cursor: (0..0, SegmentId(0)),
             stamp: 0,
             keys: 0,
-            inserts: 0,
+            keys_since_step: 0,
         }
     }
 
@@ -161,8 +163,9 @@ impl<const WORDS: usize> Owner<WORDS> {
         alias: Option<(u64, K)>,
         words: &[u64; WORDS],
     ) -> Result<Handle, InsertError> {
-        self.inserts = self.inserts.wrapping_add(1);
-        if self.inserts.is_multiple_of(INSERTS_EACH_STEP) {
+        self.keys_since_step += 1 + u32::from(alias.is_some());
+        if self.keys_since_step >= KEYS_EACH_STEP {
+            self.keys_since_step = 0;
             self.table.tend_index();
         }
         let inserted = self.try_insert(original, alias, words);
