@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are missing: `install_packages.sh build|demo|test`.
+# Installs the Debian packages that are missing: `install_packages.sh build|demo|test|bench`.
 # Nothing already installed is removed or upgraded on purpose, and nothing is asked of the network
 # when nothing is missing.
 set -euo pipefail
@@ -10,6 +10,8 @@ BUILD=(ca-certificates clang gcc libc6-dev libelf-dev linux-libc-dev llvm m4 mak
     zlib1g-dev)
 DEMO=("${BUILD[@]}" curl ethtool iproute2 iputils-ping)
 TEST=("${DEMO[@]}" git iperf3 nftables shellcheck tcpdump)
+# A peer that only benchmarks are compared with.
+BENCH=("${TEST[@]}" libdpdk-dev)
 
 is_installed() {
     [[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" == installed ]]
@@ -59,7 +61,8 @@ case "${1:-}" in
     build) packages=("${BUILD[@]}") ;;
     demo) packages=("${DEMO[@]}") ;;
     test) packages=("${TEST[@]}") ;;
-    *) die "usage: install_packages.sh build|demo|test" ;;
+    bench) packages=("${BENCH[@]}") ;;
+    *) die "usage: install_packages.sh build|demo|test|bench" ;;
 esac
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then

@@ -9,6 +9,7 @@ cd "$ROOT_DIR"
 # One line a run: the subcommand first, then its smallest load.
 RUNS=(
     "pipeline --quick --runs 2"
+    "table --quick"
     "ports --quick"
     "veth --quick"
     "latency --quick"

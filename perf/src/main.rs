@@ -1,8 +1,8 @@
 //! Measures the pipeline in memory, AF_XDP on veth, and the peers beside it.
 //!
-//! Reading order: [`workload`] and [`packet`] (what is sent), [`pipeline`] (in memory), [`ports`]
-//! (hundreds of sockets), [`veth`] (beside the kernel), [`latency`] (the whole node process, beside
-//! the kernel), then [`figure`] and [`report`] (what comes out).
+//! Reading order: [`workload`] and [`packet`] (what is sent), [`pipeline`] (in memory), [`table`]
+//! (its flow table beside others), [`ports`] (hundreds of sockets), [`veth`] (beside the kernel),
+//! [`latency`] (the whole node process, beside the kernel), then [`figure`] and [`report`] (what comes out).
 #![forbid(unsafe_code)]
 
 mod figure;
@@ -15,6 +15,7 @@ mod packet;
 mod pipeline;
 mod ports;
 mod report;
+mod table;
 mod veth;
 mod workload;
 
@@ -38,6 +39,8 @@ struct Cli {
 enum Command {
     /// Nanoseconds per packet in memory, in all and by stage.
     Pipeline(pipeline::Options),
+    /// The flow table beside others: DPDK's rte_hash, hashbrown, papaya, dashmap, scc.
+    Table(table::Options),
     /// What hundreds of pod ports cost: adding, idling, fanning out, memory.
     Ports(ports::Options),
     /// Packets per second on veth, beside bare AF_XDP and the kernel's nftables.
@@ -51,6 +54,7 @@ fn main() -> Result<()> {
     let mut report = Report::new(cli.json);
     match &cli.command {
         Command::Pipeline(options) => pipeline::run(options, &mut report),
+        Command::Table(options) => table::run(options, &mut report),
         Command::Ports(options) => ports::run(options, &mut report),
         Command::Veth(options) => veth::run(options, &mut report),
         Command::Latency(options) => latency::run(options, &mut report),

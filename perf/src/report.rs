@@ -64,9 +64,10 @@ impl Report {
             return Ok(());
         }
         let mut out = io::stdout().lock();
+        let width = self.figures.iter().map(|figure| figure.case.len()).max().unwrap_or(0).max(18);
         writeln!(
             out,
-            "{:<18} {:<22} {:>12} {:>12} {:>12} {:>4}  unit",
+            "{:<width$} {:<22} {:>12} {:>12} {:>12} {:>4}  unit",
             "case", "subject", "median", "min", "max", "n"
         )?;
         let mut last = "";
@@ -77,7 +78,7 @@ impl Report {
             last = &figure.case;
             writeln!(
                 out,
-                "{:<18} {:<22} {:>12.1} {:>12.1} {:>12.1} {:>4}  {}",
+                "{:<width$} {:<22} {:>12.1} {:>12.1} {:>12.1} {:>4}  {}",
                 figure.case,
                 figure.subject,
                 figure.median,

@@ -109,7 +109,11 @@ fn quick(case: &Case) -> Case {
     Case { name: case.name, traffic: case.traffic, flows, packets }
 }
 
-fn pin(core: Option<u16>) -> Result<CpuId> {
+/// Takes CPU `core`, or the last one that this process may use, for this thread.
+///
+/// # Errors
+/// There is no such CPU.
+pub fn pin(core: Option<u16>) -> Result<CpuId> {
     let allowed = pinning::apply::current_affinity().context("ask for this process's CPUs")?;
     let last = allowed.iter().last().context("this process may run on no CPU")?;
     let core = core.map_or(last, CpuId);

@@ -1,0 +1,253 @@
+//! What was chosen, and the order it is run in.
+
+use anyhow::{Context, Result};
+use pinning::CpuId;
+use pinning::apply::current_affinity;
+
+use super::flow::{V4, V4_ENTRY, V6, V6_ENTRY};
+use super::growth;
+use super::lineup::{Boxed, Make, NAMES, SHARDED, XSKIFF};
+use super::measure::Round;
+use super::memory;
+use super::population::Spread;
+use super::rte_hash;
+use super::samples::Samples;
+use super::setting::{Flows, KINDS, Kind, Operation, Setting, available_bytes, short};
+use super::share::{self, Sharded};
+use super::xskiff::Room;
+use super::{BENCH, Options};
+use crate::pipeline::pin;
+use crate::report::Report;
+
+/// Lookups of a sample.
+const LOOKUPS: usize = 1 << 19;
+const QUICK_LOOKUPS: usize = 1 << 12;
+const QUICK_FLOWS: usize = 20_000;
+/// One of so many flows goes in a round.
+const MOVED_PART: usize = 16;
+/// A growth takes seconds for every subject, and its maximum counts.
+const GROWTHS_MAX: u32 = 3;
+/// Cases, as `--cases` takes them.
+const CASES: [&str; 8] =
+    ["lookup-update", "miss", "delete", "insert", "sweep", "memory", "growth-burst", "share"];
+
+/// What was chosen.
+#[derive(Debug)]
+pub struct Plan {
+    flows: Vec<Flows>,
+    kinds: Vec<Kind>,
+    cases: Vec<&'static str>,
+    subjects: Vec<&'static str>,
+    runs: u32,
+    lookups: usize,
+    core: CpuId,
+    /// Where the second thread runs; `None` if there is one CPU only.
+    other_core: Option<CpuId>,
+}
+
+impl Plan {
+    /// Reads the options, says what cannot be run, and takes its CPU.
+    ///
+    /// # Errors
+    /// There is no such case, kind, subject or CPU.
+    pub fn of(options: &Options) -> Result<Self> {
+        let kinds = chosen(&options.kinds, &KINDS.map(|kind| kind.name))?;
+        let kinds = kinds.into_iter().map(kind_of).collect::<Result<Vec<_>>>()?;
+        let mut cases = chosen(&options.cases, &CASES)?;
+        let mut subjects = chosen(&options.subjects, &NAMES)?;
+        if let Some(reason) = rte_hash::missing().filter(|_| subjects.contains(&rte_hash::NAME)) {
+            eprintln!("# {} is left out: {reason}", rte_hash::NAME);
+            subjects.retain(|name| *name != rte_hash::NAME);
+        }
+        let allowed = current_affinity().context("ask for this process's CPUs")?;
+        let core = pin(options.core)?;
+        let other_core = allowed.iter().find(|other| *other != core);
+        if other_core.is_none() && cases.contains(&"share") {
+            eprintln!("# share is left out: this process may run on one CPU only");
+            cases.retain(|case| *case != "share");
+        }
+        Ok(Self {
+            flows: if options.quick {
+                vec![Flows::Count(QUICK_FLOWS)]
+            } else {
+                options.flows.clone()
+            },
+            kinds,
+            cases,
+            subjects,
+            runs: if options.quick { options.runs.min(2) } else { options.runs },
+            lookups: if options.quick { QUICK_LOOKUPS } else { LOOKUPS },
+            core,
+            other_core,
+        })
+    }
+
+    /// What the report's header says.
+    pub fn notes(&self) -> Vec<String> {
+        vec![
+            format!(
+                "mode     in memory, on CPU {}, bursts of 32, median of {}",
+                self.core, self.runs
+            ),
+            "pages    transparent huge pages for all, as the kernel has them".into(),
+            "work     64 bytes an IPv4 flow, 128 an IPv6 flow; every answer is checked; times are"
+                .into(),
+            "         the thread's own, in share from the first start to the last end".into(),
+        ]
+    }
+
+    /// Runs all; what the tables compare to.
+    ///
+    /// # Errors
+    /// A wrong answer, or too little memory.
+    pub fn run(&self, report: &mut Report) -> Result<Vec<String>> {
+        let mut ratios = Vec::new();
+        for flows in &self.flows {
+            for &kind in &self.kinds {
+                let flows = flows.count(kind, self.subjects.len())?;
+                let moves = flows / MOVED_PART;
+                let setting = Setting { flows, kind, lookups: self.lookups, moves };
+                let wanted = setting.memory_bytes(self.subjects.len());
+                let available = available_bytes()?;
+                if wanted > available {
+                    let flows = short(flows);
+                    eprintln!(
+                        "# {flows} flows of {} are left out: {} MiB of memory may be needed and {} \
+                         are there; choose --subjects",
+                        kind.name,
+                        wanted >> 20,
+                        available >> 20
+                    );
+                    continue;
+                }
+                let samples = if kind.is_v6 {
+                    self.measure::<V6, V6_ENTRY, { V6_ENTRY - V6 }>(&setting, report)?
+                } else {
+                    self.measure::<V4, V4_ENTRY, { V4_ENTRY - V4 }>(&setting, report)?
+                };
+                samples.report(BENCH, &NAMES, report, &mut ratios)?;
+            }
+        }
+        Ok(ratios)
+    }
+
+    fn measure<const K: usize, const W: usize, const R: usize>(
+        &self,
+        setting: &Setting,
+        report: &Report,
+    ) -> Result<Samples> {
+        let Setting { flows, kind, .. } = *setting;
+        let mut samples = Samples::default();
+        let progress = |what: &str| {
+            report.progress(&format!("{what}: {} flows, {}", short(flows), kind.name));
+        };
+        if self.has("memory") {
+            progress("memory");
+            for name in self.subjects.iter().filter(|name| **name != SHARDED) {
+                memory::measure(name, (kind, flows), &mut samples)?;
+            }
+        }
+        if self.has("growth-burst") && kind == KINDS[0] {
+            progress("growth");
+            self.grow::<K, W, R>(flows, &mut samples)?;
+        }
+        let operations = self.operations();
+        let shares = self.has("share") && kind == KINDS[0];
+        if !operations.is_empty() || shares {
+            progress("rounds");
+            self.rounds::<K, W, R>(setting, (&operations, shares), &mut samples)?;
+        }
+        samples.keep(|case| self.cases.iter().any(|chosen| case.split('/').next() == Some(chosen)));
+        Ok(samples)
+    }
+
+    fn has(&self, case: &str) -> bool {
+        self.cases.contains(&case)
+    }
+
+    /// What is done in every round.
+    fn operations(&self) -> Vec<Operation> {
+        let all: [(&[&str], Operation); 5] = [
+            (&["lookup-update"], Operation::LookUpdate(Spread::Uniform)),
+            (&["lookup-update"], Operation::LookUpdate(Spread::Zipf)),
+            (&["miss"], Operation::Miss),
+            (&["delete", "insert"], Operation::Move),
+            (&["sweep"], Operation::Sweep),
+        ];
+        let chosen = all.iter().filter(|(cases, _)| cases.iter().any(|case| self.has(case)));
+        chosen.map(|(_, operation)| *operation).collect()
+    }
+
+    fn make(&self, room: Room, two_keys: bool) -> Make {
+        let other = self.other_core.unwrap_or(self.core);
+        Make { room, two_keys, details: false, cores: [self.core, other] }
+    }
+
+    /// rte_hash has no part in it: its size is fixed.
+    fn grow<const K: usize, const W: usize, const R: usize>(
+        &self,
+        flows: usize,
+        samples: &mut Samples,
+    ) -> Result<()> {
+        let room = Room { flows: flows / growth::TIMES, flows_max: flows };
+        for _ in 0..self.runs.min(GROWTHS_MAX) {
+            for name in
+                self.subjects.iter().filter(|name| ![SHARDED, rte_hash::NAME].contains(*name))
+            {
+                growth::measure::<K, W, R>(name, &self.make(room, false), samples)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn rounds<const K: usize, const W: usize, const R: usize>(
+        &self,
+        setting: &Setting,
+        (operations, shares): (&[Operation], bool),
+        samples: &mut Samples,
+    ) -> Result<()> {
+        let two_keys = setting.kind.two_keys;
+        let make = self.make(Room::fixed(setting.flows), two_keys);
+        let names = self.subjects.iter().filter(|name| **name != SHARDED);
+        let subjects: Vec<Boxed<K>> =
+            names.map(|name| make.subject::<K, W, R>(name)).collect::<Result<_>>()?;
+        let mut round = Round::filled(setting, subjects)?;
+        round.audit()?;
+        for _ in 0..self.runs {
+            round.run(operations, samples)?;
+        }
+        round.audit()?;
+        let (mut subjects, mut population) = round.into_parts();
+        let (true, Some(other)) = (shares, self.other_core) else { return Ok(()) };
+        let sharded = (self.subjects.contains(&SHARDED) && self.subjects.contains(&XSKIFF))
+            .then(|| Sharded::<K, W>::filled(&population, two_keys))
+            .transpose()?;
+        let tables = (&mut subjects[..], sharded.as_ref());
+        share::measure(setting, tables, &mut population, ([self.core, other], self.runs), samples)
+    }
+}
+
+/// The one of `known` that `text` names.
+///
+/// # Errors
+/// There is none.
+pub fn one_of(text: &str, known: &[&'static str]) -> Result<&'static str> {
+    let found = known.iter().find(|name| **name == text).copied();
+    found.with_context(|| format!("there is no {text}: choose from {}", known.join(", ")))
+}
+
+/// The kind of this name.
+///
+/// # Errors
+/// There is none.
+pub fn kind_of(text: &str) -> Result<Kind> {
+    let name = one_of(text, &KINDS.map(|kind| kind.name))?;
+    KINDS.into_iter().find(|kind| kind.name == name).context("a kind's name")
+}
+
+/// The names chosen, in the order of `known`; all when none was.
+fn chosen(texts: &[String], known: &[&'static str]) -> Result<Vec<&'static str>> {
+    let named = texts.iter().map(|text| one_of(text, known)).collect::<Result<Vec<_>>>()?;
+    let is_chosen = |name: &&&'static str| named.is_empty() || named.contains(*name);
+    Ok(known.iter().filter(is_chosen).copied().collect())
+}

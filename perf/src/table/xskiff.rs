@@ -1,0 +1,170 @@
+//! This project's table.
+//!
+//! Used as a worker uses it: bursts are hashed, looked up and updated, and quiescence is announced
+//! after each; who inserts has asked for the index lines of the whole burst before.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use anyhow::Result;
+use arrayvec::ArrayVec;
+use flow_table::{
+    BURST, Entry, Hasher, Hashes, Key, Memory, Owner, Quiescence, Shape, Sweep, Table,
+};
+
+use super::flow::{Flow, Tail, Tuple};
+use super::subject::{FlowTable, WORKERS};
+
+/// Any key: what is measured does not depend on it.
+const HASH_KEY: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
+
+impl<const K: usize, const W: usize> Key<W> for Tuple<K> {
+    type Match = ();
+
+    #[inline(always)]
+    fn matches(&self, entry: &Entry<W>) -> Option<()> {
+        let words = entry.words();
+        let is = |from: usize| {
+            self.0.iter().zip(&words[from..]).all(|(own, word)| *own == word.load(Relaxed))
+        };
+        (is(0) || is(K)).then_some(())
+    }
+}
+
+/// Entries beyond the flows: some of those just deleted wait until the worker has announced.
+const SPARE: usize = 4 * BURST;
+
+/// How many flows there can be.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// At first.
+    pub flows: usize,
+    /// After growth.
+    pub flows_max: usize,
+}
+
+impl Room {
+    /// For so many flows from the start.
+    pub fn fixed(flows: usize) -> Self {
+        Self { flows, flows_max: flows }
+    }
+}
+
+/// The table with its one owner.
+#[derive(Debug)]
+pub struct Xskiff<const W: usize> {
+    table: Arc<Table<W>>,
+    owner: Owner<W>,
+    quiescence: Arc<Quiescence>,
+    hasher: Hasher,
+    two_keys: bool,
+}
+
+impl<const W: usize> Xskiff<W> {
+    /// An empty table. `details` gives every entry a second line.
+    ///
+    /// # Errors
+    /// There is not that much memory.
+    pub fn new(room: Room, two_keys: bool, details: bool) -> Result<Self> {
+        let (capacity, capacity_max) = (room.flows + SPARE, room.flows_max + SPARE);
+        let shape = Shape { capacity, capacity_max, owners: 1, details };
+        let quiescence = Quiescence::new(WORKERS)?;
+        // The heap, which is given back: tables of many sizes follow each other.
+        let (table, mut owners) = Table::new(Memory::Heap, shape, Arc::clone(&quiescence))?;
+        table.set_capacity(capacity, capacity_max);
+        quiescence.go_online(0);
+        let owner = owners.swap_remove(0);
+        Ok(Self { table, owner, quiescence, hasher: Hasher::new(HASH_KEY), two_keys })
+    }
+
+    #[inline(always)]
+    fn hashes<const K: usize>(&self, tuples: impl Iterator<Item = Tuple<K>>) -> [u64; BURST] {
+        let inputs: ArrayVec<[u64; K], BURST> = tuples.map(|tuple| tuple.0).collect();
+        let mut hashes = [0; BURST];
+        self.hasher.hash_burst(&inputs, &mut hashes);
+        hashes
+    }
+
+    fn alias_of<const K: usize>(words: &[AtomicU64; W]) -> Tuple<K> {
+        Tuple(std::array::from_fn(|place| words[K + place].load(Relaxed)))
+    }
+}
+
+impl<const K: usize, const W: usize> FlowTable<K> for Xskiff<W> {
+    fn insert(&mut self, flows: &[Flow<K>], now: u64) -> Result<()> {
+        for flows in flows.chunks(BURST) {
+            let hashes = self.hashes(flows.iter().map(|flow| flow.key));
+            self.table.prefetch_burst(&hashes[..flows.len()]);
+            let mut aliases = [0; BURST];
+            if self.two_keys {
+                aliases = self.hashes(flows.iter().map(|flow| flow.alias));
+                self.table.prefetch_burst(&aliases[..flows.len()]);
+            }
+            for ((flow, hash), alias) in flows.iter().zip(hashes).zip(aliases) {
+                let alias = self.two_keys.then_some((alias, flow.alias));
+                self.owner.insert((hash, flow.key), alias, &flow.words::<W, 0>(now))?;
+            }
+            self.quiescence.announce(0);
+        }
+        Ok(())
+    }
+
+    fn look_up(&self, worker: usize, keys: &[Tuple<K>], mut visit: impl FnMut(Tail<'_>)) {
+        for keys in keys.chunks(BURST) {
+            let hashes = self.hashes(keys.iter().copied());
+            let mut hits = [None; BURST];
+            self.table.lookup_burst(&hashes, keys, &mut hits);
+            for hit in hits.iter().flatten() {
+                Tail::of::<K>(hit.entry.words(), 0).into_iter().for_each(&mut visit);
+            }
+            self.quiescence.announce(worker);
+        }
+    }
+
+    fn remove(&mut self, keys: &[Tuple<K>]) -> u64 {
+        let mut removed = 0;
+        for keys in keys.chunks(BURST) {
+            let hashes = self.hashes(keys.iter().copied());
+            let mut hits = [None; BURST];
+            self.table.lookup_burst(&hashes, keys, &mut hits);
+            let mut found: ArrayVec<_, BURST> = ArrayVec::new();
+            for (hit, original) in hits.iter().zip(hashes) {
+                let Some(hit) = hit else { continue };
+                let alias = self.two_keys.then(|| {
+                    let hash = self.hasher.hash(&Self::alias_of::<K>(hit.entry.words()).0);
+                    self.table.prefetch(hash);
+                    hash
+                });
+                found.push((hit.handle, Hashes { original, alias }));
+            }
+            for (handle, hashes) in found {
+                removed += u64::from(self.owner.remove(handle, hashes).is_ok());
+            }
+            self.quiescence.announce(0);
+            self.owner.reclaim();
+        }
+        removed
+    }
+
+    fn sweep(&mut self, mut visit: impl FnMut(Tail<'_>)) {
+        loop {
+            let swept = self.owner.sweep(BURST as u32, |_, entry| {
+                Tail::of::<K>(entry.words(), 0).into_iter().for_each(&mut visit);
+                Sweep::Keep
+            });
+            self.quiescence.announce(0);
+            if swept.wrapped {
+                break;
+            }
+        }
+    }
+
+    fn go_online(&self, worker: usize) {
+        self.quiescence.go_online(worker);
+    }
+
+    fn go_offline(&self, worker: usize) {
+        self.quiescence.go_offline(worker);
+    }
+}
