@@ -111,7 +111,8 @@ mod tests {
     fn percent_of_buckets(hashes: &[u64]) -> usize {
         let buckets = (2 * hashes.len()).next_power_of_two();
         let mut used = vec![false; buckets];
-        hashes.iter().for_each(|hash| used[*hash as usize & (buckets - 1)] = true);
+        let last = buckets as u64 - 1;
+        hashes.iter().for_each(|hash| used[usize::try_from(hash & last).expect("small")] = true);
         used.iter().filter(|used| **used).count() * 100 / buckets
     }
 
