@@ -87,7 +87,7 @@ drop_reasons! {
     NoNatAddress = "no-nat-address",
     /// A fragment whose first fragment did not come in time, or leads to no flow.
     FragmentUnknown = "fragment-unknown",
-    /// Too many fragmented packets are followed, or too many fragments wait for their first one.
+    /// Too many fragments wait for their first one.
     FragmentsFull = "fragments-full",
     /// A first fragment that contradicts an earlier one of its packet.
     FragmentOverlap = "fragment-overlap",

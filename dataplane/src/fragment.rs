@@ -1,13 +1,16 @@
 //! Fragments: later ones carry no L4 header, so they follow what their first one showed.
 //!
-//! A worker remembers the L4 ports of first fragments for [`FRAGMENT_SECONDS`]; all fragments of a
-//! packet reach the same worker, which the caller sees to. A later fragment that comes before its
+//! A worker remembers the L4 ports of first fragments for [`FRAGMENT_SECONDS`], or until there are
+//! so many that the oldest makes room: its packet has passed long ago, unless a flood comes, and
+//! that of one source pushes out few others'. All fragments of a packet reach the same worker, which
+//! the caller sees to. A later fragment that comes before its
 //! first waits for it ([`waiting`]). Nothing is reassembled here, and the receiver judges overlaps,
 //! but none changes where a packet goes: no later fragment may cover L4 ports or TCP flags (the
 //! parser sees to it), and of two first fragments of one IPv6 packet that show different ports
 //! the second is dropped (RFC 5722). An IPv4 sender uses an identification again so soon that
 //! there the second begins another packet.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use hashbrown::HashMap;
@@ -23,6 +26,12 @@ pub const FRAGMENTED_PACKETS_MAX: usize = 4096;
 /// How long a first fragment is remembered, in seconds. Linux gives up reassembly after 30
 /// (`net.ipv4.ipfrag_time`).
 pub const FRAGMENT_SECONDS: u64 = 30;
+/// Sources are divided into so many groups, of which none takes another's room.
+const GROUPS: usize = 16;
+/// Packets of one group.
+const GROUP_MAX: usize = FRAGMENTED_PACKETS_MAX / GROUPS;
+
+const _: () = assert!(FRAGMENTED_PACKETS_MAX.is_multiple_of(GROUPS));
 
 /// What all fragments of one packet share (RFC 791, 3.2; RFC 8200, 4.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,7 +56,8 @@ struct Known {
 #[derive(Debug)]
 pub struct FragmentTable {
     known: HashMap<FragmentKey, Known>,
-    next_sweep: Nanos,
+    /// The same packets by their sources' groups, in order of arrival.
+    arrivals: [VecDeque<FragmentKey>; GROUPS],
     /// Whether a first fragment was remembered since [`Self::take_news`].
     has_news: bool,
 }
@@ -57,31 +67,28 @@ impl Default for FragmentTable {
         // Twice the room: a map that is not half full clears away its removed entries in place,
         // and never allocates again.
         let known = HashMap::with_capacity(2 * FRAGMENTED_PACKETS_MAX);
-        Self { known, next_sweep: Nanos(0), has_news: false }
+        let arrivals = std::array::from_fn(|_| VecDeque::with_capacity(GROUP_MAX));
+        Self { known, arrivals, has_news: false }
     }
 }
 
 impl FragmentTable {
-    /// Remembers the (source, destination) L4 ports that a first fragment showed.
-    ///
-    /// # Errors
-    /// [`DropReason::FragmentsFull`] when [`FRAGMENTED_PACKETS_MAX`] packets are followed already.
-    pub fn remember(
-        &mut self,
-        key: FragmentKey,
-        l4_ports: (u16, u16),
-        now: Nanos,
-    ) -> Result<(), DropReason> {
-        if self.known.len() >= FRAGMENTED_PACKETS_MAX {
-            self.sweep(now);
-        }
-        if self.known.len() >= FRAGMENTED_PACKETS_MAX && !self.known.contains_key(&key) {
-            return Err(DropReason::FragmentsFull);
-        }
+    /// Remembers the (source, destination) L4 ports that a first fragment showed; forgets the
+    /// oldest of its group of sources when there are [`FRAGMENTED_PACKETS_MAX`] / 16.
+    pub fn remember(&mut self, key: FragmentKey, l4_ports: (u16, u16), now: Nanos) {
         let until = now.after(std::time::Duration::from_secs(FRAGMENT_SECONDS));
-        self.known.insert(key, Known { l4_ports, until });
         self.has_news = true;
-        Ok(())
+        let is_new = self.known.insert(key, Known { l4_ports, until }).is_none();
+        if !is_new {
+            return;
+        }
+        let arrivals = &mut self.arrivals[group_of(key.source)];
+        if arrivals.len() == GROUP_MAX
+            && let Some(oldest) = arrivals.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        arrivals.push_back(key);
     }
 
     /// Whether a first fragment that shows `l4_ports` may be one of `key`'s.
@@ -117,28 +124,15 @@ impl FragmentTable {
             _ => Err(DropReason::FragmentUnknown),
         }
     }
+}
 
-    /// Packets followed now.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.known.len()
-    }
-
-    /// Whether none is.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
-    }
-
-    /// Forgets what is too old; at most once a second, so that a flood of first fragments does
-    /// not make every packet pay for a walk of the table.
-    fn sweep(&mut self, now: Nanos) {
-        if now < self.next_sweep {
-            return;
-        }
-        self.next_sweep = now.after(std::time::Duration::from_secs(1));
-        self.known.retain(|_, known| known.until > now);
-    }
+/// Neighbouring addresses, as pods of a node have them, are of different groups.
+fn group_of(source: IpAddr) -> usize {
+    let last = match source {
+        IpAddr::V4(v4) => v4.octets()[3],
+        IpAddr::V6(v6) => v6.octets()[15],
+    };
+    usize::from(last) % GROUPS
 }
 
 #[cfg(test)]
@@ -160,7 +154,7 @@ mod tests {
     fn later_fragment_follows_its_first_until_it_is_forgotten() {
         let mut table = FragmentTable::default();
         assert_eq!(table.l4_ports(&key(7), Nanos(0)), Err(DropReason::FragmentUnknown));
-        assert_eq!(table.remember(key(7), (1, 2), Nanos(0)), Ok(()));
+        table.remember(key(7), (1, 2), Nanos(0));
         assert_eq!(table.l4_ports(&key(7), Nanos(1)), Ok((1, 2)));
         let late = Nanos(FRAGMENT_SECONDS * 1_000_000_000);
         assert_eq!(table.l4_ports(&key(7), late), Err(DropReason::FragmentUnknown));
@@ -177,7 +171,7 @@ mod tests {
         for (key, other) in [(key(7), Ok(())), (key6, overlap)] {
             let mut table = FragmentTable::default();
             assert_eq!(table.check_first(&key, (1, 2), Nanos(0)), Ok(()));
-            assert_eq!(table.remember(key, (1, 2), Nanos(0)), Ok(()));
+            table.remember(key, (1, 2), Nanos(0));
             assert_eq!(table.check_first(&key, (1, 2), Nanos(1)), Ok(()), "sent again");
             assert_eq!(table.check_first(&key, (1, 3), Nanos(1)), other);
             let late = Nanos(FRAGMENT_SECONDS * 1_000_000_000);
@@ -185,15 +179,32 @@ mod tests {
         }
     }
 
+    /// Refusing the newest for 30 s allowed 136 fragmented packets a second.
     #[test]
-    fn flood_of_first_fragments_is_refused_when_full_and_forgotten_in_time() {
+    fn flood_of_first_fragments_pushes_out_its_own_oldest_and_nobody_elses() {
         let mut table = FragmentTable::default();
-        for id in 0..u32::try_from(FRAGMENTED_PACKETS_MAX).unwrap_or(0) {
-            assert_eq!(table.remember(key(id), (1, 2), Nanos(0)), Ok(()));
+        let other = FragmentKey { source: Ipv4Addr::new(10, 0, 0, 2).into(), ..key(1) };
+        table.remember(other, (5, 6), Nanos(0));
+        for id in 0..100_000 {
+            table.remember(key(id), (1, 2), Nanos(id.into()));
+            // What a sender has under way is known, however much it sends.
+            let before = id.saturating_sub(200);
+            assert_eq!(table.l4_ports(&key(before), Nanos(id.into())), Ok((1, 2)));
         }
-        assert_eq!(table.remember(key(u32::MAX), (1, 2), Nanos(1)), Err(DropReason::FragmentsFull));
-        let late = Nanos((FRAGMENT_SECONDS + 2) * 1_000_000_000);
-        assert_eq!(table.remember(key(u32::MAX), (1, 2), late), Ok(()));
-        assert_eq!(table.len(), 1);
+        assert_eq!(table.known.len(), GROUP_MAX + 1);
+        assert_eq!(table.l4_ports(&key(1), Nanos(100_000)), Err(DropReason::FragmentUnknown));
+        assert_eq!(table.l4_ports(&other, Nanos(100_000)), Ok((5, 6)));
+    }
+
+    #[test]
+    fn identification_that_comes_again_is_the_packet_that_came_last() {
+        let mut table = FragmentTable::default();
+        for (round, ports) in [(0, (1, 2)), (1, (3, 4))] {
+            for id in 0..100 {
+                table.remember(key(id), ports, Nanos(round));
+            }
+        }
+        assert_eq!(table.l4_ports(&key(7), Nanos(1)), Ok((3, 4)));
+        assert_eq!(table.arrivals.iter().map(VecDeque::len).sum::<usize>(), table.known.len());
     }
 }

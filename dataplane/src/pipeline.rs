@@ -298,7 +298,7 @@ impl Pipeline {
                         one(context, &mut flows.v6, now, received, packet, key, (found, early))
                     }
                 }?;
-                related::remember_fragment(context, now, packet)?;
+                related::remember_fragment(context, now, packet);
                 Ok(action)
             }
         }

@@ -41,15 +41,12 @@ pub(crate) fn fragment_owner(
 }
 
 /// Remembers the L4 ports of a first fragment that goes on. Those that are refused take no room.
-pub(crate) fn remember_fragment(
-    context: &mut Context,
-    now: Nanos,
-    packet: &Packet,
-) -> Result<(), DropReason> {
-    let PacketKind::FirstFragment { identification } = packet.kind else { return Ok(()) };
-    let key = packet.flow_key();
-    let l4_ports = (key.source_port(), key.destination_port());
-    context.fragments.remember(fragment_key(&key, identification), l4_ports, now)
+pub(crate) fn remember_fragment(context: &mut Context, now: Nanos, packet: &Packet) {
+    if let PacketKind::FirstFragment { identification } = packet.kind {
+        let key = packet.flow_key();
+        let l4_ports = (key.source_port(), key.destination_port());
+        context.fragments.remember(fragment_key(&key, identification), l4_ports, now);
+    }
 }
 
 fn fragment_key(key: &FlowKey, identification: u32) -> FragmentKey {

@@ -200,3 +200,16 @@ fn fragment_that_waits_holds_up_no_other_traffic_and_no_removed_port() {
     node.wait(Duration::from_secs(2));
     assert_eq!(held(&node), 0);
 }
+
+/// First fragments were refused once 4,096 had come within 30 s, so that no more than 136 fragmented
+/// packets passed in a second.
+#[test]
+fn many_fragmented_packets_in_a_short_time_all_pass() {
+    let mut node = Simulation::single(&World::with_pods(1).tables());
+    for identification in 0..10_000 {
+        for (nth, more) in [(0, true), (1, false)] {
+            let frame = part("10.1.0.1:9", "192.0.2.7:53", identification, nth, more);
+            node.forward(pod_port(1), &frame);
+        }
+    }
+}

