@@ -246,3 +246,10 @@ fn what_a_section_of_sockets_leaves_out_is_as_without_the_section() {
     let error = Config::parse("uplink_sockets: {recieve_ring: 1}").unwrap_err().to_string();
     assert!(error.contains("uplink_sockets.recieve_ring"), "{error}");
 }
+
+#[test]
+fn passing_on_stall_into_a_host_port_that_stalls_too_is_cautioned() {
+    let caution = |text: &str| Config::parse(text).expect("taken").cautions();
+    assert!(caution("stall: {on_stall: pass}")[0].to_string().contains("host_port.enabled"));
+    assert_eq!(caution("stall: {on_stall: pass}\nhost_port: {enabled: false}"), []);
+}

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use dataplane::port::{PortId, PortKind};
 use xdp_redirect::forward::Forwarder;
 use xdp_redirect::loader::Mode;
-use xdp_redirect::rules::{OnStall, PortRule};
+use xdp_redirect::rules::PortRule;
 use xdp_redirect::socket::{BusyPoll, SocketConfig};
 use xdp_redirect::umem::UmemConfig;
 use xdp_redirect::{Redirect, Socket, Umem};
@@ -83,7 +83,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             kind: PortKind::Pod,
             queues: options.queues,
             everything: true,
-            on_stall: OnStall::Drop,
         };
         println!("{interface}: {:?}", redirect.attach(interface, &rule, mode)?);
     }

@@ -41,11 +41,10 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// Passing to the kernel on stall was asked for where it would break translated connections
-    /// or let traffic escape policy.
+    /// Passing to the kernel on stall was asked for where it would break translated connections.
     #[error("on_stall: pass is refused for {subject}: {reason}; use on_stall: drop")]
     PassRefused {
-        /// The port or prefix.
+        /// The prefix.
         subject: String,
         /// Why.
         reason: &'static str,

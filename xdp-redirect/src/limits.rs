@@ -31,8 +31,6 @@ pub const KIND_HOST: u8 = 2;
 
 /// Port flag: redirect all IPv4 and IPv6 (host firewall on).
 pub const PORT_EVERYTHING: u8 = 1;
-/// Port flag: what would find no live worker goes to the kernel, unless it is translated.
-pub const PORT_PASS_ON_STALL: u8 = 2;
 
 /// Prefix flag: its traffic is translated, so it never goes to the kernel.
 pub const PREFIX_TRANSLATED: u32 = 1;

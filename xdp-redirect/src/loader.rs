@@ -133,8 +133,7 @@ impl Redirect {
     /// ([`Self::set_socket`]): what is ours is dropped from here on while none is there.
     ///
     /// # Errors
-    /// [`Error::NoInterface`], [`Error::Attach`] with the way out, [`Error::PassRefused`],
-    /// [`Error::OutOfRange`]; nothing is left behind then.
+    /// [`Error::NoInterface`], [`Error::Attach`] with the way out, [`Error::OutOfRange`]; nothing is left behind then.
     pub fn attach(
         &mut self,
         interface: &str,
@@ -202,8 +201,7 @@ impl Redirect {
     /// Changes the rule of an interface that the program is attached to.
     ///
     /// # Errors
-    /// [`Error::NoInterface`] when it is not attached, [`Error::PassRefused`],
-    /// [`Error::OutOfRange`]; the old rule stays.
+    /// [`Error::NoInterface`] when it is not attached, [`Error::OutOfRange`]; the old rule stays.
     pub fn set_port(&mut self, ifindex: u32, rule: &PortRule) -> Result<(), Error> {
         if !self.attachments.contains_key(&ifindex) {
             return Err(Error::NoInterface { interface: format!("#{ifindex}").into() });

@@ -233,13 +233,10 @@ static inline int has_bit(u32 bitmap, u16 bit_big_endian)
 	return bits && (*bits >> (bit % 64) & 1);
 }
 
-static inline enum owner owner_of_prefix(u32 flags, struct port_entry *port)
+// Each prefix says for itself what a stall does: a port's other prefixes may be policed.
+static inline enum owner owner_of_prefix(u32 flags)
 {
-	if (flags & PREFIX_TRANSLATED)
-		return OURS;
-	if (flags & PREFIX_PASS_ON_STALL || port->flags & PORT_PASS_ON_STALL)
-		return OURS_MAY_PASS;
-	return OURS;
+	return !(flags & PREFIX_TRANSLATED) && flags & PREFIX_PASS_ON_STALL ? OURS_MAY_PASS : OURS;
 }
 
 // For a packet to a node address that carries its L4 header. L4 ports there are service
@@ -283,7 +280,7 @@ static inline int uplink4(struct xdp_md *ctx, struct port_entry *port, void *sta
 	}
 	struct prefix4 key = { 32, address };
 	u32 *flags = bpf_map_lookup_elem(&prefixes4, &key);
-	return flags ? redirect(ctx, port, owner_of_prefix(*flags, port))
+	return flags ? redirect(ctx, port, owner_of_prefix(*flags))
 		     : count(COUNTER_PASSED, XDP_PASS);
 }
 
@@ -325,7 +322,7 @@ static inline int uplink6(struct xdp_md *ctx, struct port_entry *port, void *sta
 		return owner ? redirect(ctx, port, owner) : count(COUNTER_PASSED, XDP_PASS);
 	}
 	u32 *flags = bpf_map_lookup_elem(&prefixes6, &key);
-	return flags ? redirect(ctx, port, owner_of_prefix(*flags, port))
+	return flags ? redirect(ctx, port, owner_of_prefix(*flags))
 		     : count(COUNTER_PASSED, XDP_PASS);
 }
 

@@ -21,8 +21,8 @@ pub enum OnStall {
     /// It is dropped: TCP retransmits.
     #[default]
     Drop,
-    /// It goes to the kernel. Only on uplinks, and only where neither translation nor policy
-    /// applies.
+    /// It goes to the kernel. Only what arrives on uplinks, for prefixes where neither translation
+    /// nor policy applies.
     Pass,
 }
 
@@ -37,8 +37,6 @@ pub struct PortRule {
     pub queues: u32,
     /// Redirect all IPv4 and IPv6 (host firewall on). Pods and the host port always do.
     pub everything: bool,
-    /// What happens without a live worker.
-    pub on_stall: OnStall,
 }
 
 /// A destination prefix that is ours on every uplink.
@@ -167,7 +165,6 @@ impl Rules {
     }
 
     pub(crate) fn set_port(&mut self, ifindex: u32, rule: &PortRule) -> Result<(), Error> {
-        check_on_stall(rule)?;
         in_range("port", rule.port.0.into(), limits::PORTS_MAX)?;
         if rule.queues == 0 || rule.queues > limits::QUEUES_MAX {
             let max = limits::QUEUES_MAX.into();
@@ -182,10 +179,8 @@ impl Rules {
             PortKind::Uplink => limits::KIND_UPLINK,
             PortKind::Host => limits::KIND_HOST,
         };
-        let everything = if rule.everything { limits::PORT_EVERYTHING } else { 0 };
-        let pass = if rule.on_stall == OnStall::Pass { limits::PORT_PASS_ON_STALL } else { 0 };
-        let entry =
-            PortEntry { port: rule.port.0, kind, flags: everything | pass, queues: rule.queues };
+        let flags = if rule.everything { limits::PORT_EVERYTHING } else { 0 };
+        let entry = PortEntry { port: rule.port.0, kind, flags, queues: rule.queues };
         self.ports.insert(ifindex, entry, 0).map_err(|error| map_error("ports", &error))
     }
 
@@ -332,15 +327,4 @@ impl Rules {
         let nanos = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX / 2);
         self.stall_after.set(0, nanos, 0).map_err(|error| map_error("stall_after", &error))
     }
-}
-
-fn check_on_stall(rule: &PortRule) -> Result<(), Error> {
-    let reason = match rule {
-        PortRule { on_stall: OnStall::Drop, .. } => return Ok(()),
-        PortRule { kind: PortKind::Pod, .. } => "a pod's traffic would escape policy",
-        PortRule { kind: PortKind::Host, .. } => "the host's traffic to pods would escape policy",
-        PortRule { everything: true, .. } => "the host firewall would be open",
-        PortRule { kind: PortKind::Uplink, .. } => return Ok(()),
-    };
-    Err(Error::PassRefused { subject: format!("port {}", rule.port.0), reason })
 }

@@ -12,7 +12,7 @@ use dataplane::address::MacAddr;
 use dataplane::counters::PORTS_MAX;
 use dataplane::port::{PortId, PortKind};
 use xdp_redirect::loader::{Attachment, Mode};
-use xdp_redirect::rules::{OnStall, PortRule};
+use xdp_redirect::rules::PortRule;
 use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::statistics::{KernelStatistics, SocketMonitor};
 use xdp_redirect::{Error, Redirect, Socket, Umem};
@@ -32,8 +32,6 @@ pub struct PortRequest {
     pub sockets: SocketConfig,
     /// Take everything, not only what is ours (uplinks with the host firewall on).
     pub everything: bool,
-    /// What happens to what is ours while no worker lives.
-    pub on_stall: OnStall,
 }
 
 /// A port cannot be added.
@@ -204,7 +202,6 @@ impl PortTable {
             kind: request.kind,
             queues: link.queues,
             everything: request.everything,
-            on_stall: request.on_stall,
         };
         let attachment = self.redirect.attach(&request.interface, &rule, request.mode)?;
         Ok(ActivePort {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Config, Timeouts};
+use super::{Config, OnStall, Timeouts};
 
 /// A setting that works, at a price that should be known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,21 @@ impl Config {
     pub fn cautions(&self) -> Vec<Caution> {
         let defaults = Timeouts::default();
         let given = self.timeouts.by_name().into_iter().zip(defaults.by_name());
-        given.filter_map(|((name, seconds), (_, default))| short(name, seconds, default)).collect()
+        let short =
+            given.filter_map(|((name, seconds), (_, default))| short(name, seconds, default));
+        short.chain(self.passes_nowhere()).collect()
+    }
+
+    /// The kernel's way to pods leads into the host port, whose worker stalls with the others.
+    fn passes_nowhere(&self) -> Option<Caution> {
+        let is_meant = self.stall.on_stall == OnStall::Pass && self.host_port.enabled;
+        is_meant.then(|| Caution {
+            field: "stall.on_stall".into(),
+            value: "pass".into(),
+            reason: "the kernel leads what is for pods into the host port, which stalls with the \
+                     workers: it arrives only with host_port.enabled: false"
+                .into(),
+        })
     }
 }
 

@@ -15,7 +15,7 @@ use pinning::CpuId;
 use xdp_redirect::heartbeat::HeartbeatWriter;
 use xdp_redirect::loader::Mode;
 use xdp_redirect::pool::FramePool;
-use xdp_redirect::rules::{OnStall, PortRule};
+use xdp_redirect::rules::PortRule;
 use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::umem::UmemConfig;
 use xdp_redirect::{Redirect, Socket, Umem, WorkerPorts};
@@ -87,8 +87,7 @@ impl Node {
         self.ports.control().add(port, socket).map_err(|(error, _)| error)?;
         let enter = started.elapsed() - bind;
         let kind = if number == UPLINK { PortKind::Host } else { PortKind::Pod };
-        let on_stall = OnStall::Drop;
-        let rule = PortRule { port, kind, queues: 1, everything: false, on_stall };
+        let rule = PortRule { port, kind, queues: 1, everything: false };
         let attachment = self.redirect.attach(interface, &rule, Mode::Auto)?;
         let attach = started.elapsed() - bind - enter;
         self.attached.push(attachment.ifindex);

@@ -233,8 +233,7 @@ impl Sockets {
         let mut add = |port: PortId, kind, interface: &str, config: &SocketConfig| {
             let socket = Socket::bind(&umem, interface, 0, config)?;
             redirect.set_socket(port, 0, 0, socket.fd())?;
-            let rule =
-                PortRule { port, kind, queues: 1, everything: false, on_stall: OnStall::Drop };
+            let rule = PortRule { port, kind, queues: 1, everything: false };
             let attachment = redirect.attach(interface, &rule, Mode::Native)?;
             let mode = if attachment.mode == RunningMode::Native { "native" } else { "generic" };
             modes.push(format!(

@@ -8,5 +8,6 @@
 mod claims;
 mod held_connections;
 mod refused_starts;
+mod stalls;
 mod transfers;
 mod world;

@@ -38,6 +38,11 @@ pub struct World {
 impl World {
     /// Builds it and waits until the node says that all is well.
     pub fn start(shape: Shape) -> Self {
+        Self::start_edited(shape, |text| text)
+    }
+
+    /// As [`World::start`], with a configuration that `edit` has changed.
+    pub fn start_edited(shape: Shape, edit: impl FnOnce(String) -> String) -> Self {
         let laboratory = Laboratory::new(shape.label, path()).expect("a laboratory");
         let scene = Scene::build(laboratory).expect("a scene");
         for (namespace, interface) in links(&scene) {
@@ -46,7 +51,8 @@ impl World {
         }
         let files = Files::write(scene.laboratory.directory()).expect("files");
         let text = std::fs::read_to_string(&files.configuration).expect("the configuration");
-        std::fs::write(&files.configuration, with_mode(&text, shape.xdp_mode)).expect("written");
+        let text = edit(with_mode(&text, shape.xdp_mode));
+        std::fs::write(&files.configuration, text).expect("written");
         let node = Node::start(&scene, &files).unwrap_or_else(|error| panic!("{error}"));
         Self { node, scene, socket: files.socket }
     }

@@ -303,8 +303,9 @@ fn stalled_worker_gets_nothing_and_ours_is_dropped() {
     assert_eq!(node.fate(&pod), "redirected", "the limit is a setting");
 }
 
+/// An uplink once said for all its prefixes that they pass, policed pods among them.
 #[test]
-fn passing_on_stall_spares_what_is_translated() {
+fn on_stall_only_the_prefixes_that_say_so_pass() {
     let Some(mut node) = node(PortKind::Uplink, Mode::Native) else { return };
     let pods = Prefix::new(POD4.into(), 24).expect("prefix");
     let pod = ipv4(POD4, 17, 0, &l4(53));
@@ -312,11 +313,13 @@ fn passing_on_stall_spares_what_is_translated() {
     let pass = OurPrefix { prefix: pods, translated: false, on_stall: OnStall::Pass };
     node.redirect.change_prefixes(&[pass], &[]).expect("prefix");
     assert_eq!(node.fate(&pod), "passed on stall");
-    node.redirect.change_prefixes(&[ours(pods, false)], &[]).expect("prefix");
-    assert_eq!(node.fate(&pod), "stalled");
-    node.set_rule(PortRule { on_stall: OnStall::Pass, ..rule(3, PortKind::Uplink) });
-    assert_eq!(node.fate(&pod), "passed on stall");
-    node.redirect.change_prefixes(&[ours(pods, true)], &[]).expect("prefix");
-    assert_eq!(node.fate(&pod), "stalled", "translated connections would be reset");
-    assert_eq!(node.fate(&ipv4(NODE4, 6, 0, &l4(30_080))), "stalled", "and so would these");
+    let policed = ours(Prefix::host(OTHER4.into()), false);
+    node.redirect.change_prefixes(&[policed], &[]).expect("prefix");
+    assert_eq!(node.fate(&ipv4(OTHER4, 17, 0, &l4(53))), "stalled", "beside one that passes");
+    assert_eq!(node.fate(&ipv4(NODE4, 6, 0, &l4(30_080))), "stalled", "translated");
+    assert_eq!(node.fate(&ipv6(POD6, 17, &l4(53))), "stalled", "the other family");
+    for translated in [false, true] {
+        node.redirect.change_prefixes(&[ours(pods, translated)], &[]).expect("prefix");
+        assert_eq!(node.fate(&pod), "stalled");
+    }
 }

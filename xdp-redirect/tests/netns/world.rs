@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use dataplane::port::{PortId, PortKind};
-use xdp_redirect::rules::{OnStall, PortRule};
+use xdp_redirect::rules::PortRule;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -143,7 +143,7 @@ fn run(program: &str, arguments: &[&str]) {
 
 /// A rule as a pod's or an uplink's.
 pub fn rule(port: u16, kind: PortKind) -> PortRule {
-    PortRule { port: PortId(port), kind, queues: 1, everything: false, on_stall: OnStall::Drop }
+    PortRule { port: PortId(port), kind, queues: 1, everything: false }
 }
 
 /// Waits until `done`, two seconds at most; says whether it came true.

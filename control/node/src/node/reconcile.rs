@@ -39,7 +39,6 @@ pub(super) fn add_uplink(
         mode: uplink.mode,
         sockets: settings.uplink_sockets,
         everything: uplink.everything,
-        on_stall: settings.on_stall,
     };
     add_port(ports, workers, &request)
 }
@@ -55,7 +54,6 @@ pub(super) fn add_host_port(
         mode: settings.pod_mode,
         sockets: settings.uplink_sockets,
         everything: false,
-        on_stall: OnStall::Drop,
     };
     add_port(ports, workers, &request)
 }
@@ -375,7 +373,6 @@ impl Node {
             mode: self.settings.pod_mode,
             sockets: self.settings.pod_sockets,
             everything: false,
-            on_stall: OnStall::Drop,
         };
         match add_port(&mut self.ports, &self.workers, &request) {
             Ok(port) => {
