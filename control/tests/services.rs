@@ -252,3 +252,17 @@ fn services_keep_their_numbers_while_others_come_and_go() {
     assert_eq!(id(&third, "10.96.0.1"), id(&second, "10.96.0.1"));
     assert_eq!(third.services.services.len(), 3);
 }
+
+#[test]
+fn l4_ports_of_backends_in_the_nodes_own_network_are_known_by_protocol() {
+    let of = |endpoints: &str| {
+        let text = service(PLAIN) + &slice("s", "[{port: 6443}]", endpoints);
+        compiled(&text).services.host_backends.clone()
+    };
+    let expected = [(Protocol::TCP, 6443)].into();
+    assert_eq!(of("[{addresses: [172.16.0.1]}, {addresses: [10.0.0.2]}]"), expected);
+    let ending = "conditions: {ready: false, serving: true, terminating: true}";
+    let beside = format!("[{{addresses: [172.16.0.1], {ending}}}, {{addresses: [10.0.0.2]}}]");
+    assert_eq!(of(&beside), expected, "clients of the local policy still go there");
+    assert!(of("[{addresses: [10.0.0.2]}]").is_empty());
+}

@@ -155,7 +155,12 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
     if chosen.is_none() && to_node && !is_from_node && is_lost_binding {
         return Err(refuse(DropReason::NoFlow, findings));
     }
-    if chosen.is_none() && to_node && port.kind == PortKind::Uplink {
+    // What a host backend answers comes by the host port, and must find a flow.
+    let to_backend = || {
+        let at = (key.protocol(), key.destination_port());
+        tables.services.host_backends.contains(&at)
+    };
+    if chosen.is_none() && to_node && port.kind == PortKind::Uplink && !to_backend() {
         let host = tables.forwarding.host.ok_or(DropReason::NoRoute)?;
         return Ok(Decision::Foreign(host));
     }
@@ -189,8 +194,11 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
     }
     let source_nat = source_nat(tables, port, egress.1, &translated, packet, chosen.is_some())
         .map_err(|reason| refuse(reason, findings))?;
-    if packet.is_mid_stream() && source_nat.is_some() {
-        // Its binding is lost; a new one would reach the peer as a stranger and earn a reset.
+    // Its binding is lost; a new one would reach the peer as a stranger and earn a reset. A host
+    // backend's client may have addressed a service: only its own next packet tells.
+    let may_be_translated =
+        source_nat.is_some() || is_from_node && egress.1.kind == PortKind::Uplink;
+    if packet.is_mid_stream() && may_be_translated {
         return Err(refuse(DropReason::NoFlow, findings));
     }
 
@@ -337,7 +345,8 @@ fn source_nat(
             tables.source_nat.non_masquerade.lookup(destination).is_none()
         }
         (PortKind::Uplink, PortKind::Uplink) => by_service,
-        (PortKind::Host, PortKind::Uplink) => true,
+        // Without a service it is a host backend that speaks first, whose L4 port is ours anyway.
+        (PortKind::Host, PortKind::Uplink) => by_service,
         // A pod that its own service sends back to itself would see its own address as the peer.
         // One that addresses another by its mapping is seen by its own (RFC 4787, REQ-9a).
         (PortKind::Pod, PortKind::Pod) => {

@@ -109,6 +109,9 @@ pub struct ServiceTable {
     /// Every address some frontend uses: a packet to one of them with no frontend is dropped
     /// ([`crate::DropReason::NoServicePort`]), never routed.
     pub addresses: AddressSet,
+    /// L4 ports of backends in this node's own network. What they answer comes by the host port,
+    /// whoever asked, so that what is sent to them directly must have a flow as well.
+    pub host_backends: hashbrown::HashSet<(Protocol, u16)>,
     /// By [`ServiceId`].
     pub services: Vec<Arc<Service>>,
 }

@@ -184,6 +184,12 @@ impl World {
                 local: self.forwarding.endpoints.contains_key(address),
             })
             .collect();
+        let on_host =
+            backends.iter().filter(|one| self.forwarding.node_addresses.contains(&one.address));
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            let l4_ports = on_host.clone().map(|one| (protocol, one.l4_port));
+            self.services.host_backends.extend(l4_ports);
+        }
         let backends_family = backends.first().map_or(address("0.0.0.0"), |one| one.address);
         let local: Box<[Backend]> = backends.iter().copied().filter(|one| one.local).collect();
         let id = ServiceId(u32::try_from(self.services.services.len()).unwrap_or(u32::MAX));

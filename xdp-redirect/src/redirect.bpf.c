@@ -240,7 +240,8 @@ static inline enum owner owner_of_prefix(u32 flags)
 }
 
 // For a packet to a node address that carries its L4 header. L4 ports there are service
-// frontends, the range we translate sources to, or host-network backends: translated, all.
+// frontends, the range we translate sources to, or host-network backends, whose answers come to us
+// whoever asked: the kernel alone could serve none of them.
 static inline enum owner owner_by_l4(u8 protocol, struct l4 *l4)
 {
 	switch (protocol) {

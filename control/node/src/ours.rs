@@ -48,7 +48,11 @@ impl Ours {
             let addresses = pod.flat_map(|port| port.addresses.iter());
             ours.pod_addresses.extend(addresses.map(|address| (PortId(place), *address)));
         }
-        for (protocol, l4_port) in tables.services.node_ports.keys() {
+        let node_ports = tables.services.node_ports.keys();
+        // Their answers come by the host port, also to those who address them directly.
+        let host_backends = tables.services.host_backends.iter();
+        let host_backends = host_backends.filter(|_| tables.forwarding.host.is_some());
+        for (protocol, l4_port) in node_ports.chain(host_backends) {
             match *protocol {
                 Protocol::TCP => ours.tcp.insert(*l4_port),
                 Protocol::UDP => ours.udp.insert(*l4_port),
@@ -128,6 +132,7 @@ mod tests {
 
     use dataplane::forwarding::{Forwarding, NextHopId};
     use dataplane::identity::{Identity, IdentityTable};
+    use dataplane::lb::ServiceTable;
     use dataplane::policy::{Policy, SubjectPolicy};
 
     use super::*;
@@ -138,6 +143,23 @@ mod tests {
             ranges([1, 2, 3, 7, 65_534, 65_535].iter()),
             vec![1..=3, 7..=7, 65_534..=65_535]
         );
+    }
+
+    #[test]
+    fn l4_ports_of_host_backends_are_ours_while_there_is_a_way_to_the_host() {
+        let services = ServiceTable {
+            host_backends: [(Protocol::TCP, 6443), (Protocol::UDP, 53)].into_iter().collect(),
+            ..ServiceTable::default()
+        };
+        let with = |host| {
+            let forwarding = Arc::new(Forwarding { host, ..Forwarding::default() });
+            let services = Arc::new(services.clone());
+            Ours::of(&Tables { forwarding, services, ..Tables::default() }, false)
+        };
+        let (ours, without) = (with(Some(NextHopId(0))), with(None));
+        assert!(ours.tcp.contains(&6443) && !ours.tcp.contains(&53));
+        assert!(ours.udp.contains(&53) && !ours.udp.contains(&6443));
+        assert!(!without.tcp.contains(&6443) && !without.udp.contains(&53));
     }
 
     #[test]

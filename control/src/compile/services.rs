@@ -75,7 +75,7 @@ pub(super) fn compile(
         }
     }
     let memory = Services { ids: number(drafts.keys(), previous) };
-    let table = assemble(drafts, listeners, &memory, old);
+    let table = assemble(drafts, listeners, node, (old, &memory));
     if same(&table, old) { (Arc::clone(old), memory) } else { (Arc::new(table), memory) }
 }
 
@@ -307,11 +307,16 @@ fn number<'a>(
 fn assemble(
     drafts: BTreeMap<Key, Service>,
     listeners: Listeners,
-    memory: &Services,
-    old: &ServiceTable,
+    node: &NodeView,
+    (old, memory): (&ServiceTable, &Services),
 ) -> ServiceTable {
     let mut by_id: BTreeMap<u32, Arc<Service>> = BTreeMap::new();
+    let mut host_backends = hashbrown::HashSet::new();
     for (key, service) in drafts {
+        // Local ones that are ending serve on while no other local one is left.
+        let backends = service.cluster.backends.iter().chain(&service.local.backends);
+        let on_host = backends.filter(|backend| node.addresses.contains(&backend.address));
+        host_backends.extend(on_host.map(|backend| (key.protocol, backend.l4_port)));
         let Some(id) = memory.ids.get(&key) else { continue };
         let kept = old.get(*id).filter(|before| same_service(before, &service)).cloned();
         by_id.insert(id.0, kept.unwrap_or_else(|| Arc::new(service)));
@@ -338,6 +343,7 @@ fn assemble(
             .filter_map(|(port, key)| Some((*port, id_of(key)?)))
             .collect(),
         addresses: listeners.addresses.into_iter().collect(),
+        host_backends,
         services: (0..end)
             .map(|id| by_id.get(&id).cloned().unwrap_or_else(|| Arc::clone(&vacant)))
             .collect(),
@@ -348,6 +354,7 @@ fn same(one: &ServiceTable, other: &ServiceTable) -> bool {
     one.frontends == other.frontends
         && one.node_ports == other.node_ports
         && one.addresses == other.addresses
+        && one.host_backends == other.host_backends
         && one.services.len() == other.services.len()
         && one
             .services

@@ -7,6 +7,7 @@
 
 mod claims;
 mod held_connections;
+mod host_backends;
 mod refused_starts;
 mod stalls;
 mod transfers;

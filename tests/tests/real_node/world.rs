@@ -32,7 +32,7 @@ pub struct Shape {
 pub struct World {
     pub node: Node,
     pub scene: Scene,
-    socket: PathBuf,
+    files: Files,
 }
 
 impl World {
@@ -54,7 +54,7 @@ impl World {
         let text = edit(with_mode(&text, shape.xdp_mode));
         std::fs::write(&files.configuration, text).expect("written");
         let node = Node::start(&scene, &files).unwrap_or_else(|error| panic!("{error}"));
-        Self { node, scene, socket: files.socket }
+        Self { node, scene, files }
     }
 
     pub fn status(&self) -> Status {
@@ -63,7 +63,7 @@ impl World {
 
     /// What `xskiff --json COMMAND` prints in the node's namespace.
     pub fn ask(&self, command: &[&str]) -> String {
-        let socket = self.socket.to_string_lossy();
+        let socket = self.files.socket.to_string_lossy();
         let words = [&["--socket", &*socket, "--json"], command].concat();
         let program = path().to_string_lossy();
         self.scene.node.run(&program, &words).unwrap_or_else(|error| panic!("{error}"))
@@ -72,6 +72,11 @@ impl World {
     /// As [`World::ask`], read.
     pub fn ask_json(&self, command: &[&str]) -> Value {
         serde_json::from_str(&self.ask(command)).expect("JSON")
+    }
+
+    /// Puts one more file of manifests into the node's folder.
+    pub fn add_manifests(&self, name: &str, text: &str) {
+        std::fs::write(self.files.manifests.join(name), text).expect("written");
     }
 
     /// The port of an interface.

@@ -314,7 +314,7 @@ impl Node {
             destinations: destinations.map(Prefix::host).collect(),
             source_v4,
             source_v6,
-            backend_l4_ports: host_backends(tables),
+            backend_l4_ports: tables.services.host_backends.iter().copied().collect(),
         };
         if routes != self.host_routes {
             self.host_routes = routes;
@@ -424,26 +424,6 @@ fn is_link_local(address: IpAddr) -> bool {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
     }
-}
-
-/// L4 ports of backends in this node's own network.
-fn host_backends(
-    tables: &dataplane::tables::Tables,
-) -> BTreeSet<(dataplane::address::Protocol, u16)> {
-    let services = &tables.services;
-    let by_frontend = services.frontends.iter().map(|(at, (id, _))| (at.protocol, *id));
-    let by_node_port = services.node_ports.iter().map(|((protocol, _), id)| (*protocol, *id));
-    let nodes = &tables.forwarding.node_addresses;
-    by_frontend
-        .chain(by_node_port)
-        .filter_map(|(protocol, id)| Some((protocol, services.get(id)?)))
-        .flat_map(|(protocol, service)| {
-            let backends = service.cluster.backends.iter();
-            backends
-                .filter(|backend| nodes.contains(&backend.address))
-                .map(move |backend| (protocol, backend.l4_port))
-        })
-        .collect()
 }
 
 fn restore_source_validation(interface: &str, value: Option<String>) {
