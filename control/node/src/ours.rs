@@ -1,9 +1,8 @@
 //! What is ours on an uplink, and what pods may claim on their links, as the XDP program must know
-//! it: derived from the tables in force,
-//! applied as differences.
+//! it: derived from the tables in force, applied as differences.
 //!
 //! Additions come before removals and node addresses before prefixes, so that nothing that stays
-//! ours is passed up for a moment.
+//! ours is passed up for a moment. What failed is tried again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -65,53 +64,117 @@ impl Ours {
         ours
     }
 
-    /// Tells the program what changed since `before`.
+    /// What is in both, alike.
+    fn shared(&self, other: &Self) -> Self {
+        let same = |(prefix, settings): &(&Prefix, &(bool, bool))| {
+            other.prefixes.get(*prefix) == Some(*settings)
+        };
+        Self {
+            prefixes: self.prefixes.iter().filter(same).map(|(a, b)| (*a, *b)).collect(),
+            node_addresses: &self.node_addresses & &other.node_addresses,
+            pod_addresses: &self.pod_addresses & &other.pod_addresses,
+            tcp: &self.tcp & &other.tcp,
+            udp: &self.udp & &other.udp,
+            icmp: &self.icmp & &other.icmp,
+        }
+    }
+
+    /// What is in either. Of a prefix in both, which settings does not matter to those who ask.
+    fn united(&self, other: &Self) -> Self {
+        let prefixes = self.prefixes.iter().chain(&other.prefixes);
+        Self {
+            prefixes: prefixes.map(|(a, b)| (*a, *b)).collect(),
+            node_addresses: &self.node_addresses | &other.node_addresses,
+            pod_addresses: &self.pod_addresses | &other.pod_addresses,
+            tcp: &self.tcp | &other.tcp,
+            udp: &self.udp | &other.udp,
+            icmp: &self.icmp | &other.icmp,
+        }
+    }
+}
+
+/// What the program has been told, as far as that is known: a change that failed may have happened
+/// in part.
+#[derive(Debug, Default)]
+pub struct InForce {
+    /// In force without doubt.
+    certain: Ours,
+    /// In force perhaps; all of `certain` is.
+    possible: Ours,
+}
+
+impl InForce {
+    /// What is in force without doubt.
+    #[must_use]
+    pub fn certain(&self) -> &Ours {
+        &self.certain
+    }
+
+    /// Tells the program that `wanted` is ours, and nothing else. One step that fails holds up no
+    /// other, so that asking again finds the room that removals made.
     ///
     /// # Errors
-    /// The program's; what was told before the failure is in force.
-    pub fn apply(&self, before: &Self, redirect: &mut Redirect) -> Result<(), Error> {
+    /// The program's first; ask again then.
+    pub fn update(&mut self, wanted: Ours, redirect: &mut Redirect) -> Result<(), Error> {
+        let told = self.change(&wanted, redirect);
+        match told {
+            Ok(()) => {
+                self.possible.clone_from(&wanted);
+                self.certain = wanted;
+            }
+            Err(_) => {
+                self.possible = self.possible.united(&wanted);
+                self.certain = self.certain.shared(&wanted);
+            }
+        }
+        told
+    }
+
+    fn change(&self, wanted: &Ours, redirect: &mut Redirect) -> Result<(), Error> {
+        let (certain, possible) = (&self.certain, &self.possible);
         let added: Vec<IpAddr> =
-            self.node_addresses.difference(&before.node_addresses).copied().collect();
-        redirect.change_node_addresses(&added, &[])?;
-        let claims = |one: &Self, other: &Self| -> Vec<(PortId, IpAddr)> {
+            wanted.node_addresses.difference(&certain.node_addresses).copied().collect();
+        let mut told = redirect.change_node_addresses(&added, &[]);
+        let claims = |one: &Ours, other: &Ours| -> Vec<(PortId, IpAddr)> {
             one.pod_addresses.difference(&other.pod_addresses).copied().collect()
         };
-        redirect.change_pod_addresses(&claims(self, before), &claims(before, self))?;
-        let set: Vec<OurPrefix> = self
+        told = told.and(redirect.change_pod_addresses(&claims(wanted, certain), &[]));
+        told = told.and(redirect.change_pod_addresses(&[], &claims(possible, wanted)));
+        let set: Vec<OurPrefix> = wanted
             .prefixes
             .iter()
-            .filter(|(prefix, settings)| before.prefixes.get(prefix) != Some(settings))
+            .filter(|(prefix, settings)| certain.prefixes.get(prefix) != Some(settings))
             .map(|(prefix, (translated, pass))| OurPrefix {
                 prefix: *prefix,
                 translated: *translated,
                 on_stall: if *pass { OnStall::Pass } else { OnStall::Drop },
             })
             .collect();
-        let gone: Vec<Prefix> = before
-            .prefixes
-            .keys()
-            .filter(|prefix| !self.prefixes.contains_key(prefix))
-            .copied()
-            .collect();
-        redirect.change_prefixes(&set, &gone)?;
+        let gone = possible.prefixes.keys().filter(|prefix| !wanted.prefixes.contains_key(prefix));
+        let gone: Vec<Prefix> = gone.copied().collect();
+        told = told.and(redirect.change_prefixes(&set, &[]));
+        told = told.and(redirect.change_prefixes(&[], &gone));
         let removed: Vec<IpAddr> =
-            before.node_addresses.difference(&self.node_addresses).copied().collect();
-        redirect.change_node_addresses(&[], &removed)?;
-        for (bitmap, now, then) in [
-            (L4Bitmap::Tcp, &self.tcp, &before.tcp),
-            (L4Bitmap::Udp, &self.udp, &before.udp),
-            (L4Bitmap::Icmp, &self.icmp, &before.icmp),
-        ] {
-            for range in ranges(now.difference(then)) {
-                redirect.set_l4_ports(bitmap, range, true)?;
+            possible.node_addresses.difference(&wanted.node_addresses).copied().collect();
+        told = told.and(redirect.change_node_addresses(&[], &removed));
+        for (bitmap, of) in BITMAPS {
+            for range in ranges(of(wanted).difference(of(certain))) {
+                told = told.and(redirect.set_l4_ports(bitmap, range, true));
             }
-            for range in ranges(then.difference(now)) {
-                redirect.set_l4_ports(bitmap, range, false)?;
+            for range in ranges(of(possible).difference(of(wanted))) {
+                told = told.and(redirect.set_l4_ports(bitmap, range, false));
             }
         }
-        Ok(())
+        told
     }
 }
+
+/// The bitmaps, and where [`Ours`] has what they hold.
+const BITMAPS: [(L4Bitmap, fn(&Ours) -> &BTreeSet<u16>); 3] = [
+    (L4Bitmap::Tcp, |ours| &ours.tcp),
+    (L4Bitmap::Udp, |ours| &ours.udp),
+    (L4Bitmap::Icmp, |ours| &ours.icmp),
+];
 
 /// Consecutive ports, ascending, as ranges.
 fn ranges<'a>(ports: impl Iterator<Item = &'a u16>) -> Vec<std::ops::RangeInclusive<u16>> {

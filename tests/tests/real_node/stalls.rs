@@ -29,12 +29,12 @@ fn ping(world: &World, pod: PodPlan) {
 }
 
 #[test]
-fn a_stalled_node_passes_what_is_for_a_free_pod_and_nothing_for_a_policed_one() {
+fn passing_on_stall_is_switched_on_live_for_free_pods_and_never_for_policed_ones() {
     if !root_or_skip("on_stall: pass") {
         return;
     }
     let shape = Shape { label: "stall", mtu: 1500, xdp_mode: "native" };
-    let settings = "host_port: {enabled: false}\nstall: {after_ms: 100, on_stall: pass}\n";
+    let settings = "host_port: {enabled: false}\nstall: {after_ms: 100, on_stall: drop}\n";
     // A worker that sleeps counts as well, even when it is not let wake up.
     let world = World::start_edited(shape, |text| {
         assert!(text.contains("idle: adaptive"), "{text}");
@@ -49,6 +49,8 @@ fn a_stalled_node_passes_what_is_for_a_free_pod_and_nothing_for_a_policed_one() 
             world.scene.node.ip(&route).expect("a route");
         }
     }
+    // No table changes by it.
+    world.change_configuration("on_stall: drop", "on_stall: pass");
     let before = world.status().xdp;
     let (policed, free) = (asked(&world, WEB_1), asked(&world, BUYER));
 

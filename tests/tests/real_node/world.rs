@@ -11,7 +11,7 @@ use serde_json::Value;
 use xskiff::demo::files::Files;
 use xskiff::demo::node::Node;
 use xskiff::demo::scene::{PODS, Scene};
-use xskiff::lab::{ForwardCounters, Laboratory, Namespace};
+use xskiff::lab::{ForwardCounters, Laboratory, Namespace, wait_until};
 use xskiff_tests::xskiff_binary::path;
 
 /// How long anything may take that takes milliseconds on an idle machine.
@@ -72,6 +72,18 @@ impl World {
     /// As [`World::ask`], read.
     pub fn ask_json(&self, command: &[&str]) -> Value {
         serde_json::from_str(&self.ask(command)).expect("JSON")
+    }
+
+    /// Replaces `old` in the node's configuration and waits until the node has read it.
+    pub fn change_configuration(&self, old: &str, new: &str) {
+        let file = &self.files.configuration;
+        let text = std::fs::read_to_string(file).expect("the configuration");
+        assert!(text.contains(old), "{text}");
+        std::fs::write(file, text.replace(old, new)).expect("written");
+        let is_read = || self.ask(&["config", "print"]).contains(new);
+        assert!(wait_until(PATIENCE, is_read).is_some(), "{}", self.ask(&["config", "print"]));
+        // What was read comes before the next question.
+        self.status();
     }
 
     /// Puts one more file of manifests into the node's folder.

@@ -25,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use xdp_redirect::frame::HEADROOM_BYTES;
+use xdp_redirect::rules::OnStall;
 use xdp_redirect::socket::TRANSMIT_CHUNKS_MAX;
 use xdp_redirect::{Redirect, Umem};
 
@@ -32,7 +33,7 @@ use crate::admin_server::{AdminServer, AdminSocketError, Call, RunDirectory};
 use crate::host_port::{HostPort, HostPortError, HostPortPlan};
 use crate::http::{self, HttpError, HttpServer, Readiness, StatusRequest};
 use crate::netlink::{Follower, KernelView, NetlinkError};
-use crate::ours::Ours;
+use crate::ours::InForce;
 use crate::ports::{PortError, PortTable};
 use crate::workers::{WorkerGone, Workers, WorkersError, monotonic_now};
 
@@ -215,7 +216,9 @@ pub struct Node {
     host: Option<HostWay>,
     endpoints: Endpoints,
     publisher: Publisher,
-    ours: Ours,
+    ours: InForce,
+    /// What [`Self::ours`] was made of; `None` until the XDP program has taken it.
+    told: Option<(Arc<Tables>, OnStall)>,
     host_routes: crate::host_port::HostRoutes,
     cluster: watch::Receiver<ClusterUpdate>,
     config: watch::Receiver<ConfigUpdate>,
@@ -335,7 +338,8 @@ impl Node {
             host: None,
             endpoints: Endpoints::default(),
             publisher: Publisher::default(),
-            ours: Ours::default(),
+            ours: InForce::default(),
+            told: None,
             host_routes: crate::host_port::HostRoutes::default(),
             cluster: told.cluster,
             config: told.config,
@@ -436,6 +440,7 @@ impl Node {
         self.ports.collect(&self.workers);
         self.flows.forget_gone();
         self.forget_silent_neighbours();
+        self.tell_program();
         self.mend_host_routes().await;
         self.note_high_water();
     }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control::admin::AdminError;
@@ -101,20 +102,33 @@ impl Node {
         }
         if let Some(tables) = update.tables {
             self.workers.publish(&tables);
-            self.tell_program();
         }
+        self.tell_program();
         self.lead_host(&view).await;
     }
 
-    fn tell_program(&mut self) {
-        let pass = self.settings.on_stall == OnStall::Pass;
-        let ours = Ours::of(self.publisher.tables(), pass);
-        match ours.apply(&self.ours, self.ports.redirect()) {
+    /// Tells the XDP program what is ours, unless it knows: after what failed, and after a setting
+    /// that no table holds has changed, too.
+    pub(super) fn tell_program(&mut self) {
+        let (tables, on_stall) = (self.publisher.tables(), self.settings.on_stall);
+        let is_told = self
+            .told
+            .as_ref()
+            .is_some_and(|(told, then)| Arc::ptr_eq(told, tables) && *then == on_stall);
+        if is_told {
+            return;
+        }
+        let tables = Arc::clone(tables);
+        let ours = Ours::of(&tables, on_stall == OnStall::Pass);
+        match self.ours.update(ours, self.ports.redirect()) {
             Ok(()) => {
-                self.ours = ours;
+                self.told = Some((tables, on_stall));
                 self.errors.clear("XDP rules");
             }
-            Err(error) => self.errors.note("XDP rules", error),
+            Err(error) => {
+                self.told = None;
+                self.errors.note("XDP rules", error);
+            }
         }
     }
 
