@@ -12,6 +12,7 @@ use crate::decision::{Decision, NewPacket, Refusal, decide};
 use crate::flows::WorkerFlows;
 use crate::packet::{Packet, PacketKind};
 use crate::port::PortId;
+use crate::time::Nanos;
 use crate::worker::BURST;
 
 /// A decision, and what was computed on the way to it.
@@ -38,7 +39,7 @@ impl Anticipated {
     /// Decides about the packet at `place`, with its hash, which no flow was found for.
     pub(crate) fn add(
         &mut self,
-        context: &Context,
+        (context, now): (&Context, Nanos),
         flows: &WorkerFlows,
         place: usize,
         ingress: PortId,
@@ -49,7 +50,8 @@ impl Anticipated {
         if !packet.kind.has_tuple() || is_fragment || context.owner_of(hash) != context.worker {
             return;
         }
-        let decided = decide(&context.tables, ingress, &NewPacket::of(packet));
+        let new = NewPacket::of(packet, now, &context.tables);
+        let decided = decide(&context.tables, ingress, &new);
         self.early.push(Early { place, hash, decided, alias: None });
         if let Some(early) = self.early.last_mut()
             && let Ok(Decision::Admit(admission)) = &early.decided

@@ -77,6 +77,9 @@ pub struct WorkerCounters {
     pub flows_evicted: Counter,
     /// Flows judged again because the tables changed.
     pub flows_rejudged: Counter,
+    /// Flows opened by a segment that policy denies, taken for the reply of a lost flow
+    /// ([`crate::tables::Tables::lost_replies_until`]).
+    pub lost_replies: Counter,
     /// Events that found the ring to the control thread full, or the budget spent.
     pub events_lost: Counter,
     /// Captured packets that found the capture ring full.
@@ -105,6 +108,7 @@ impl Default for WorkerCounters {
             flows_deleted: Counter::default(),
             flows_evicted: Counter::default(),
             flows_rejudged: Counter::default(),
+            lost_replies: Counter::default(),
             events_lost: Counter::default(),
             captures_lost: Counter::default(),
             replies_suppressed: Counter::default(),

@@ -16,6 +16,7 @@ use crate::packet::Packet;
 use crate::policy::{Direction, Query, RuleId, Verdict};
 use crate::port::{Port, PortId, PortKind};
 use crate::tables::Tables;
+use crate::time::Nanos;
 
 /// A packet that belongs to no known flow.
 #[derive(Debug, Clone, Copy)]
@@ -28,18 +29,23 @@ pub struct NewPacket {
     pub may_begin: bool,
     /// The pod's end point that is mapped to where it goes, if any (RFC 4787, REQ-9).
     pub hairpin: Option<(IpAddr, u16)>,
+    /// Whether it may be the reply of a flow that was lost ([`Tables::lost_replies_until`]).
+    pub may_be_lost_reply: bool,
 }
 
 impl NewPacket {
-    /// What a decision needs of `packet`.
+    /// What a decision needs of `packet`, which came at `now`.
     #[must_use]
-    pub fn of(packet: &Packet) -> Self {
-        Self {
+    pub fn of(packet: &Packet, now: Nanos, tables: &Tables) -> Self {
+        let new = Self {
             key: packet.flow_key(),
             tcp_flags: packet.tcp_flags,
             may_begin: packet.may_begin_flow(),
             hairpin: None,
-        }
+            may_be_lost_reply: false,
+        };
+        let may_be_lost_reply = new.is_mid_stream() && now < tables.lost_replies_until;
+        Self { may_be_lost_reply, ..new }
     }
 
     /// A reset or a SYN-ACK: it answers something, and begins nothing.
@@ -367,8 +373,8 @@ struct Sides<'a> {
 
 /// Asks policy; answers which direction of the flow the packet is.
 ///
-/// A TCP segment in mid-stream whose flow is lost may be a reply: it passes as one when the
-/// opposite direction would have been allowed to open the flow.
+/// A TCP segment in mid-stream whose flow is lost may be a reply: for a while after a start without
+/// flows it passes as one when the opposite direction would have been allowed to open the flow.
 fn judge(
     tables: &Tables,
     sides: &Sides<'_>,
@@ -391,7 +397,7 @@ fn judge(
         }
         Err(denied) => denied,
     };
-    if packet.is_mid_stream() && !by_service {
+    if packet.may_be_lost_reply && !by_service {
         let backward = judge_one_way(
             tables,
             sides.egress,

@@ -62,7 +62,7 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
     if !is_here {
         return Ok(Action::Handoff(owner));
     }
-    let mut new = NewPacket::of(packet);
+    let mut new = NewPacket::of(packet, now, &context.tables);
     if is_mapped {
         new.hairpin = endpoint::behind::<K, W>(context, flows, now, &generic);
     }
@@ -173,6 +173,9 @@ fn admit<K: TableKey<W>, const W: usize>(
     match inserted {
         Ok(handle) => {
             context.counters.flows_created.add(1);
+            if admission.direction == FlowDirection::Reply {
+                context.counters.lost_replies.add(1);
+            }
             Ok(Found { handle, direction: admission.direction })
         }
         Err(InsertError::Exists(_)) => Err(Unadmitted::IsKnown),

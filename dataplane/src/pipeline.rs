@@ -239,7 +239,7 @@ impl Pipeline {
             if let (Ok(packet), Some(hash)) = (&parsed[*place], located[*place].missed()) {
                 let begins = (packet, hash);
                 let port = burst[*place].port;
-                anticipated.add(&self.context, &self.flows, *place, port, begins);
+                anticipated.add((&self.context, now), &self.flows, *place, port, begins);
             }
         }
         anticipated.fetch(&self.flows);

@@ -12,7 +12,7 @@ use crate::lb::ServiceTable;
 use crate::nat::SourceNat;
 use crate::policy::Policy;
 use crate::port::{Port, PortId};
-use crate::time::Seconds;
+use crate::time::{Nanos, Seconds};
 
 /// The root of what is in force.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +34,10 @@ pub struct Tables {
     pub source_nat: Arc<SourceNat>,
     /// Time-outs of flows.
     pub timeouts: Timeouts,
+    /// Until when a TCP segment in mid-stream that policy denies may be the reply of a flow that
+    /// was lost with the process before, and passes if the opposite direction may open one.
+    /// [`Nanos`] 0: never. Anybody can send such a segment, so that the time must end.
+    pub lost_replies_until: Nanos,
 }
 
 impl Tables {

@@ -191,6 +191,7 @@ fn tables() -> Tables {
             ..SourceNat::default()
         }),
         timeouts: Timeouts::default(),
+        ..Tables::default()
     }
 }
 

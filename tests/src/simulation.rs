@@ -239,6 +239,7 @@ impl Simulation {
                 ("flows-expired", counters.flows_expired.get()),
                 ("flows-deleted", counters.flows_deleted.get()),
                 ("flows-rejudged", counters.flows_rejudged.get()),
+                ("lost-replies", counters.lost_replies.get()),
                 ("replies-suppressed", counters.replies_suppressed.get()),
             ];
             let drops =

@@ -20,6 +20,7 @@ use dataplane::nat::{Mapping, SourceNat};
 use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
 use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::tables::Tables;
+use dataplane::time::Nanos;
 
 /// The port of the node's own stack.
 pub const HOST: PortId = PortId(0);
@@ -82,6 +83,7 @@ pub struct World {
     policy: Policy,
     source_nat: SourceNat,
     generation: u32,
+    lost_replies_until: Nanos,
 }
 
 impl World {
@@ -108,6 +110,7 @@ impl World {
                     .collect(),
             },
             generation: 1,
+            lost_replies_until: Nanos::default(),
         };
         world.add_node();
         (1..=pods).for_each(|n| world.add_pod(n));
@@ -260,6 +263,13 @@ impl World {
         self
     }
 
+    /// Until `until` a denied segment in mid-stream may be a lost flow's reply.
+    #[must_use]
+    pub fn with_lost_replies_until(mut self, until: Nanos) -> Self {
+        self.lost_replies_until = until;
+        self
+    }
+
     /// SNAT ports.
     #[must_use]
     pub fn with_snat_ports(mut self, l4_ports: std::ops::RangeInclusive<u16>) -> Self {
@@ -286,6 +296,7 @@ impl World {
             policy: Arc::new(self.policy.clone()),
             source_nat: Arc::new(self.source_nat.clone()),
             timeouts: dataplane::tables::Timeouts::default(),
+            lost_replies_until: self.lost_replies_until,
         })
     }
 }

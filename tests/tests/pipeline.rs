@@ -270,23 +270,6 @@ fn newly_denied_flow_ends_at_its_next_packet_and_others_go_on() {
 }
 
 #[test]
-fn reply_picked_up_in_mid_stream_passes_where_its_flow_would_have_been_allowed() {
-    let world = World::with_pods(2).with_no_egress(2);
-    let mut node = Simulation::single(&world.tables());
-    let reply = tcp("10.1.0.2:80", "10.1.0.1:1000", "A").build();
-    assert_eq!(node.forward(pod_port(2), &reply).0, pod_port(1));
-    let opening = tcp("10.1.0.2:81", "10.1.0.1:1001", "S").build();
-    node.expect_drop(pod_port(2), &opening, DropReason::PolicyEgress);
-}
-
-#[test]
-fn translated_connection_is_not_picked_up_in_mid_stream() {
-    let mut node = Simulation::single(&World::with_pods(1).tables());
-    let frame = tcp("10.1.0.1:1000", "192.0.2.7:80", "A").build();
-    node.expect_drop(pod_port(1), &frame, DropReason::NoFlow);
-}
-
-#[test]
 fn pod_speaks_from_its_own_addresses_only() {
     let mut node = Simulation::single(&World::with_pods(2).tables());
     let forged = udp("10.1.0.2:9", "10.1.0.1:53").build();

@@ -57,6 +57,7 @@ fn settings(run_directory: &Path) -> Settings {
         node_port_addresses: Vec::new(),
         node_port_range: 30_000..=32_767,
         timeouts: Timeouts::default(),
+        lost_replies: Duration::ZERO,
         http: Some("127.0.0.1:0".parse().unwrap()),
     }
 }

@@ -175,6 +175,9 @@ pub struct WorkerStatus {
 
     /// Flows judged again because tables changed.
     pub flows_rejudged: u64,
+    /// Flows opened by what policy denies, taken for a lost flow's reply.
+    #[serde(default)]
+    pub lost_replies: u64,
     /// Events lost because a ring was full or the budget spent.
     pub events_lost: u64,
     /// Captured packets lost because the ring was full.

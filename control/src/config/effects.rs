@@ -34,8 +34,15 @@ impl Effect {
 
 /// Fields that come into force without a restart; a prefix stands for all below it. Everything
 /// else shapes memory, threads or attachments.
-const LIVE: &[&str] =
-    &["timeouts", "nat.mapping", "nat.non_masquerade_cidrs", "cluster", "node_ports", "stall"];
+const LIVE: &[&str] = &[
+    "timeouts",
+    "nat.mapping",
+    "nat.non_masquerade_cidrs",
+    "cluster",
+    "node_ports",
+    "policy",
+    "stall",
+];
 
 /// What changing `field` does.
 #[must_use]

@@ -136,6 +136,8 @@ pub struct Config {
     pub cluster: Cluster,
     /// Node ports.
     pub node_ports: NodePorts,
+    /// What policy lets pass beside its rules.
+    pub policy: Policy,
     /// The way to the node's own stack.
     pub host_port: HostPort,
     /// Workers that stop ticking.
@@ -161,6 +163,7 @@ impl Default for Config {
             nat: Nat::default(),
             cluster: Cluster::default(),
             node_ports: NodePorts::default(),
+            policy: Policy::default(),
             host_port: HostPort::default(),
             stall: Stall::default(),
             timeouts: Timeouts::default(),
@@ -397,6 +400,21 @@ pub struct HostPort {
 impl Default for HostPort {
     fn default() -> Self {
         Self { enabled: true, routing_table: 2560, rule_priority: 100 }
+    }
+}
+
+/// What policy lets pass beside its rules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Policy {
+    /// Seconds after a start without flows in which a TCP segment in mid-stream that policy denies
+    /// passes as the reply of a lost connection, if the opposite direction may open one; 0: never.
+    pub lost_replies_seconds: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { lost_replies_seconds: 300 }
     }
 }
 

@@ -248,6 +248,12 @@ fn rest(config: &Config, findings: &mut Findings) {
         config.stall.after_ms,
         "20 to 60000 milliseconds: the kernel's clock ticks every 4",
     );
+    findings.check(
+        config.policy.lost_replies_seconds <= 86_400,
+        "policy.lost_replies_seconds",
+        config.policy.lost_replies_seconds,
+        "at most a day (86400): whoever knows of it may send without SYN for so long",
+    );
     let table = config.host_port.routing_table;
     findings.check(
         (1..253).contains(&table) || (256..u32::MAX - 1).contains(&table),

@@ -140,7 +140,7 @@ impl Staged {
         let tables = &**self.cluster.tables();
         if let Some(hold) = &mut self.hold {
             let started = Instant::now();
-            admit(tables, &self.ring, parsed, admitted);
+            admit(tables, now, &self.ring, parsed, admitted);
             lap("decide", started.elapsed());
             let started = Instant::now();
             insert(hold, tables, now, admitted, found);
@@ -193,11 +193,11 @@ fn look_up(tables: &FlowTables, parsed: &[Parsed], found: &mut [FoundBurst]) {
     }
 }
 
-fn admit(tables: &Tables, ring: &Ring, parsed: &[Parsed], admitted: &mut [Admitted]) {
+fn admit(tables: &Tables, now: Nanos, ring: &Ring, parsed: &[Parsed], admitted: &mut [Admitted]) {
     let bursts = ring.packets.chunks(BURST).zip(parsed);
     for ((burst, parsed), admitted) in bursts.zip(admitted) {
         for (received, packet) in burst.iter().zip(parsed.iter().flatten()) {
-            let new = NewPacket::of(packet);
+            let new = NewPacket::of(packet, now, tables);
             if let Ok(Decision::Admit(admission)) = decide(tables, received.port, &new) {
                 admitted.push(admission);
             }

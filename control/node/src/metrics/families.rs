@@ -124,6 +124,12 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     ("xskiff_flows_rejudged", "Flows judged again because tables changed", true, |w| {
         w.flows_rejudged
     }),
+    (
+        "xskiff_lost_replies",
+        "Flows opened after a start by segments that policy denies, as replies of lost flows",
+        true,
+        |w| w.lost_replies,
+    ),
     ("xskiff_flow_events_lost", "Flow events lost to a full ring or a spent budget", true, |w| {
         w.events_lost
     }),

@@ -152,6 +152,7 @@ impl Settings {
             node_port_addresses: Vec::new(),
             node_port_range: config.node_ports.range(),
             timeouts: config.timeouts.for_tables(),
+            lost_replies: Duration::ZERO,
             http: config.http.listen,
         };
         settings.apply_live(config);
@@ -171,6 +172,7 @@ impl Settings {
             config.node_ports.address_cidrs.iter().filter_map(prefix).collect();
         self.node_port_range = config.node_ports.range();
         self.timeouts = config.timeouts.for_tables();
+        self.lost_replies = Duration::from_secs(config.policy.lost_replies_seconds.into());
         self.stall_after = Duration::from_millis(config.stall.after_ms.into());
         self.on_stall = match config.stall.on_stall {
             OnStall::Drop => rules::OnStall::Drop,
@@ -211,6 +213,7 @@ mod tests {
                     non_masquerade_cidrs: [198.18.0.0/15]}\n\
                     cluster: {pod_cidrs: [10.1.0.0/16]}\n\
                     node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
+                    policy: {lost_replies_seconds: 7}\n\
                     stall: {after_ms: 700, on_stall: pass}\n";
         let changed = Config::parse(text).unwrap();
         for change in Config::default().diff(&changed) {
@@ -221,6 +224,7 @@ mod tests {
         let fresh = Settings::from_config(&changed, &machine());
         assert_eq!(settings.timeouts, fresh.timeouts);
         assert_eq!(settings.snat, fresh.snat);
+        assert_eq!(settings.lost_replies, Duration::from_secs(7));
         assert_eq!(settings.node_port_addresses, fresh.node_port_addresses);
         assert_eq!(settings.node_port_range, fresh.node_port_range);
         assert_eq!((settings.stall_after, settings.on_stall), (fresh.stall_after, fresh.on_stall));

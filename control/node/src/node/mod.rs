@@ -209,6 +209,8 @@ struct HostWay {
 pub struct Node {
     settings: Settings,
     started: Instant,
+    /// When the flow tables were made, empty, on the workers' clock.
+    flows_began: Nanos,
     // Workers stop before the ports they serve are closed.
     workers: Workers,
     ports: PortTable,
@@ -332,6 +334,7 @@ impl Node {
         let (admin, calls) = AdminServer::start(&directory)?;
         let node = Self {
             started: Instant::now(),
+            flows_began: monotonic_now(),
             workers,
             ports,
             follower,

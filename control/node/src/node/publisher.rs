@@ -13,6 +13,7 @@ use control::store::ClusterState;
 use dataplane::nat::SourceNat;
 use dataplane::port::Port;
 use dataplane::tables::{Tables, Timeouts};
+use dataplane::time::Nanos;
 
 use crate::forwarding_view::{ForwardingBuilder, Inputs};
 use crate::netlink::neighbours::NeighbourKey;
@@ -78,6 +79,7 @@ impl Publisher {
         inputs: &Inputs<'_>,
         source_nat: &SourceNat,
         timeouts: Timeouts,
+        lost_replies_until: Nanos,
     ) -> Update {
         let built = self.builder.build(inputs);
         let old = &self.tables;
@@ -92,7 +94,8 @@ impl Publisher {
             || new_generation
             || built.changed
             || services_changed
-            || old.timeouts != timeouts;
+            || old.timeouts != timeouts
+            || old.lost_replies_until != lost_replies_until;
         let tables = changed.then(|| {
             let old = Arc::clone(&self.tables);
             Arc::new(Tables {
@@ -112,6 +115,7 @@ impl Publisher {
                     Arc::clone(&old.source_nat)
                 },
                 timeouts,
+                lost_replies_until,
             })
         });
         if let Some(tables) = &tables {
@@ -183,7 +187,8 @@ mod tests {
         let asked = [(PortId(0), "192.0.2.9".parse().unwrap())].into();
         let inputs =
             Inputs { view, ports: &forwarding, endpoints: &endpoints, host: None, asked: &asked };
-        publisher.update(ports, &inputs, &SourceNat::default(), Timeouts::default())
+        let until = Nanos::default();
+        publisher.update(ports, &inputs, &SourceNat::default(), Timeouts::default(), until)
     }
 
     #[test]

@@ -15,6 +15,7 @@ use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter};
 use dataplane::nat::SourceNat;
 use dataplane::port::{Checksums, Port, PortId, PortKind};
+use dataplane::time::Nanos;
 use xdp_redirect::rules::OnStall;
 
 use super::endpoints::{Admission, Endpoint, EndpointSpec};
@@ -93,7 +94,8 @@ impl Node {
                 asked: &asked,
             };
             let ports = self.table_ports(&forwarding, &view);
-            self.publisher.update(ports, &inputs, &source_nat, self.settings.timeouts)
+            let until = self.lost_replies_until();
+            self.publisher.update(ports, &inputs, &source_nat, self.settings.timeouts, until)
         };
         self.follower.set_gateways(update.gateways).await;
         if update.next_hops_left_out > 0 {
@@ -105,6 +107,14 @@ impl Node {
         }
         self.tell_program();
         self.lead_host(&view).await;
+    }
+
+    /// The workers began without any flow of a process before.
+    fn lost_replies_until(&self) -> Nanos {
+        match self.settings.lost_replies {
+            Duration::ZERO => Nanos::default(),
+            time => self.flows_began.after(time),
+        }
     }
 
     /// Tells the XDP program what is ours, unless it knows: after what failed, and after a setting

@@ -114,6 +114,7 @@ impl Node {
                 flows_deleted: counters.flows_deleted.get(),
                 flows_evicted: counters.flows_evicted.get(),
                 flows_rejudged: counters.flows_rejudged.get(),
+                lost_replies: counters.lost_replies.get(),
                 events_lost: counters.events_lost.get(),
                 captures_lost: counters.captures_lost.get(),
                 replies_suppressed: counters.replies_suppressed.get(),

@@ -86,6 +86,8 @@ pub struct Settings {
     pub node_port_range: RangeInclusive<u16>,
     /// Idle time-outs of flows.
     pub timeouts: Timeouts,
+    /// How long after a start without flows what policy denies may be a lost flow's reply.
+    pub lost_replies: Duration,
     /// Where metrics and probes are served; `None`: nowhere.
     pub http: Option<SocketAddr>,
 }
