@@ -253,3 +253,16 @@ fn passing_on_stall_into_a_host_port_that_stalls_too_is_cautioned() {
     assert!(caution("stall: {on_stall: pass}")[0].to_string().contains("host_port.enabled"));
     assert_eq!(caution("stall: {on_stall: pass}\nhost_port: {enabled: false}"), []);
 }
+
+#[test]
+fn an_uplink_taken_in_whole_needs_a_way_to_the_host_and_passes_nothing_on_a_stall() {
+    let uplink = "uplinks: [{interface: eth0, everything: true}]\n";
+    for (more, told) in [
+        ("host_port: {enabled: false}", "host_port.enabled"),
+        ("stall: {on_stall: pass}", "stall.on_stall"),
+    ] {
+        let message = refused(&format!("{uplink}{more}"));
+        assert!(message.contains("uplinks[0].everything") && message.contains(told), "{message}");
+    }
+    Config::parse(uplink).expect("taken");
+}

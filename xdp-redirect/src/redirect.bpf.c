@@ -373,6 +373,32 @@ static inline int is_own_discovery(struct port_entry *port, u8 type, void *start
 	return is_own6(port, &ip->source) && (type != 136 || is_own6(port, target));
 }
 
+// Whether an IPv4 packet is link business: multicast, broadcast, or to a link-local address. A
+// subnet's own broadcast address shows only in the link address, which a stranger may write above
+// what is ours.
+static inline int is_of_link4(struct ethernet *ethernet, void *start, void *end)
+{
+	struct ipv4 *ip = start;
+	if ((void *)(ip + 1) > end)
+		return 0;
+	u32 address = __builtin_bswap32(ip->destination);
+	if (address >> 28 == 0xe || address == 0xffffffff || address >> 16 == 0xa9fe)
+		return 1;
+	struct prefix4 key = { 32, ip->destination };
+	return ethernet->destination[0] & 1 &&
+	       !bpf_map_lookup_elem(&node_addresses4, &key.address) &&
+	       !bpf_map_lookup_elem(&prefixes4, &key);
+}
+
+static inline int is_of_link6(void *start, void *end)
+{
+	struct ipv6 *ip = start;
+	if ((void *)(ip + 1) > end)
+		return 0;
+	u32 word = __builtin_bswap32(ip->destination.word[0]);
+	return word >> 24 == 0xff || word >> 22 == 0xfe80 >> 6;
+}
+
 static inline int answer(struct xdp_md *ctx)
 {
 	void *start = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -402,8 +428,14 @@ static inline int answer(struct xdp_md *ctx)
 	if (type != ETH_IPV4 && type != ETH_IPV6)
 		return is_uplink ? count(COUNTER_PASSED, XDP_PASS)
 				 : count(COUNTER_NOT_IP, XDP_DROP);
-	if (!is_uplink || port->flags & PORT_EVERYTHING)
+	if (!is_uplink)
 		return redirect(ctx, port, OURS);
+	if (port->flags & PORT_EVERYTHING) {
+		// Who listens there listens on this interface, and hears nothing by the host port.
+		int is_of_link = type == ETH_IPV4 ? is_of_link4(ethernet, ip, end)
+						  : is_of_link6(ip, end);
+		return is_of_link ? count(COUNTER_PASSED, XDP_PASS) : redirect(ctx, port, OURS);
+	}
 	return type == ETH_IPV4 ? uplink4(ctx, port, ip, end) : uplink6(ctx, port, ip, end);
 }
 

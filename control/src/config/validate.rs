@@ -4,7 +4,7 @@ use std::fmt;
 
 use dataplane::handoff::WORKERS_MAX;
 
-use super::{Config, Sockets, Uplink, ranges};
+use super::{Config, OnStall, Sockets, Uplink, ranges};
 use crate::admin::is_interface_name;
 use crate::shown::shortened;
 
@@ -60,6 +60,7 @@ impl Findings {
 pub(super) fn problems(config: &Config) -> Vec<Problem> {
     let mut findings = Findings::default();
     uplinks(&config.uplinks, &mut findings);
+    everything(config, &mut findings);
     workers(config, &mut findings);
     memory(config, &mut findings);
     sockets("pods", &config.pods, config, &mut findings);
@@ -88,6 +89,25 @@ fn uplinks(uplinks: &[Uplink], findings: &mut Findings) {
             "it is listed twice: keep one",
         );
     }
+}
+
+/// What an uplink takes in whole goes on to the host by the host port or nowhere.
+fn everything(config: &Config, findings: &mut Findings) {
+    let Some(index) = config.uplinks.iter().position(|uplink| uplink.everything) else { return };
+    let field = format!("uplinks[{index}].everything");
+    findings.check(
+        config.host_port.enabled,
+        &field,
+        true,
+        "it needs host_port.enabled: what is the node's own has no other way to it",
+    );
+    findings.check(
+        config.stall.on_stall == OnStall::Drop,
+        field,
+        true,
+        "not together with stall.on_stall: pass: the kernel must see nothing of such an uplink that \
+         was not judged",
+    );
 }
 
 fn workers(config: &Config, findings: &mut Findings) {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod claims;
+mod everything;
 mod held_connections;
 mod host_backends;
 mod refused_starts;

@@ -14,10 +14,16 @@ pub const SOURCE6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 1);
 pub const OTHER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 pub fn ethernet(ether_type: u16, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0xff; 6];
+    let mut frame = vec![2, 0, 0, 0, 0, 0xb];
     frame.extend([2, 0, 0, 0, 0, 0xa]);
     frame.extend(ether_type.to_be_bytes());
     frame.extend(payload);
+    frame
+}
+
+/// The same frame to every station of the link.
+pub fn broadcast(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[..6].fill(0xff);
     frame
 }
 

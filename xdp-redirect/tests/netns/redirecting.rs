@@ -17,7 +17,8 @@ use xdp_redirect::umem::UmemConfig;
 use xdp_redirect::{Redirect, Socket, Umem};
 
 use crate::packets::{
-    NODE4, NODE6, OTHER4, OTHER6, POD4, POD6, SOURCE6, ethernet, icmp, inject, ipv4, ipv6, l4,
+    NODE4, NODE6, OTHER4, OTHER6, POD4, POD6, SOURCE6, broadcast, ethernet, icmp, inject, ipv4,
+    ipv6, l4,
 };
 use crate::world::{Plan, World, eventually, rule, world};
 
@@ -201,6 +202,35 @@ fn changes_of_what_is_ours_apply_at_once() {
         ("foreign, firewall on", ipv6(OTHER6, 6, &l4(22)), "redirected"),
         ("ARP, firewall on", ethernet(0x0806, &[0; 46]), "passed"),
         ("discovery, firewall on", ipv6(NODE6, 58, &icmp(135, 0)), "passed"),
+    ];
+    expect_fates(&mut node, &cases);
+}
+
+/// DHCP, VRRP, OSPF and mDNS of an uplink whose traffic is all ours ended in the pipeline.
+#[test]
+fn link_business_passes_on_an_uplink_that_redirects_everything_and_what_is_ours_does_not() {
+    let Some(mut node) = node(PortKind::Uplink, Mode::Native) else { return };
+    node.set_rule(PortRule { everything: true, ..rule(3, PortKind::Uplink) });
+    let group4 = |last| Ipv4Addr::new(224, 0, 0, last);
+    let address6 = |first| Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 5);
+    let cases = [
+        ("VRRP", ipv4(group4(18), 112, 0, &[0; 20]), "passed"),
+        ("OSPF", ipv4(group4(5), 89, 0, &[0; 24]), "passed"),
+        ("mDNS, IPv6", ipv6(address6(0xff02), 17, &l4(5353)), "passed"),
+        ("DHCP", broadcast(ipv4(Ipv4Addr::BROADCAST, 17, 0, &l4(68))), "passed"),
+        (
+            "subnet broadcast",
+            broadcast(ipv4(Ipv4Addr::new(10, 9, 0, 255), 17, 0, &l4(9))),
+            "passed",
+        ),
+        ("link-local", ipv4(Ipv4Addr::new(169, 254, 3, 4), 17, 0, &l4(9)), "passed"),
+        ("link-local, IPv6", ipv6(address6(0xfe80), 6, &l4(179)), "passed"),
+        ("the end of link-local", ipv6(address6(0xfebf), 6, &l4(179)), "passed"),
+        ("site-local", ipv6(address6(0xfec0), 6, &l4(179)), "redirected"),
+        ("beside link-local", ipv4(Ipv4Addr::new(169, 253, 3, 4), 17, 0, &l4(9)), "redirected"),
+        ("to a pod, to all stations", broadcast(ipv4(POD4, 17, 0, &l4(53))), "redirected"),
+        ("to the node, to all stations", broadcast(ipv4(NODE4, 17, 0, &l4(53))), "redirected"),
+        ("cut IPv4", ethernet(0x0800, &[0x45, 0, 0, 9]), "redirected"),
     ];
     expect_fates(&mut node, &cases);
 }
