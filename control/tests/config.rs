@@ -251,7 +251,15 @@ fn what_a_section_of_sockets_leaves_out_is_as_without_the_section() {
 fn passing_on_stall_into_a_host_port_that_stalls_too_is_cautioned() {
     let caution = |text: &str| Config::parse(text).expect("taken").cautions();
     assert!(caution("stall: {on_stall: pass}")[0].to_string().contains("host_port.enabled"));
-    assert_eq!(caution("stall: {on_stall: pass}\nhost_port: {enabled: false}"), []);
+    let alone = caution("stall: {on_stall: pass}\nhost_port: {enabled: false}");
+    assert!(alone.iter().all(|caution| caution.field == "host_port.enabled"), "{alone:?}");
+}
+
+#[test]
+fn going_without_the_host_port_is_cautioned_with_what_the_node_loses() {
+    let config = Config::parse("host_port: {enabled: false}").expect("taken");
+    let told = config.cautions()[0].to_string();
+    assert!(told.contains("fragments") && told.contains("ICMP errors"), "{told}");
 }
 
 #[test]

@@ -45,7 +45,19 @@ impl Config {
         let given = self.timeouts.by_name().into_iter().zip(defaults.by_name());
         let short =
             given.filter_map(|((name, seconds), (_, default))| short(name, seconds, default));
-        short.chain(self.passes_nowhere()).collect()
+        short.chain(self.passes_nowhere()).chain(self.host_loses()).collect()
+    }
+
+    /// Only the pipeline can tell whose a fragment or an ICMP error is, and hands it on by the host
+    /// port.
+    fn host_loses(&self) -> Option<Caution> {
+        (!self.host_port.enabled).then(|| Caution {
+            field: "host_port.enabled".into(),
+            value: "false".into(),
+            reason: "the node's own fragments and ICMP errors (path MTU too) that arrive on \
+                     uplinks are dropped, and its processes reach no service"
+                .into(),
+        })
     }
 
     /// The kernel's way to pods leads into the host port, whose worker stalls with the others.
