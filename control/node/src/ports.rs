@@ -283,10 +283,18 @@ impl Link {
         xdp_redirect::loader::interface_index(interface)?;
         let root = Path::new("/sys/class/net").join(interface);
         let mac = read_as(&root.join("address"), "Ethernet address")?;
-        let mtu: u32 = read_as(&root.join("mtu"), "MTU")?;
+        let mtu = mtu(interface)?;
         let queues = receive_queues(interface)?;
         Ok(Self { mac, mtu: u16::try_from(mtu).unwrap_or(u16::MAX), queues })
     }
+}
+
+/// Largest packet of an interface, in bytes, as it is now.
+///
+/// # Errors
+/// [`PortError::Sysfs`].
+pub fn mtu(interface: &str) -> Result<u32, PortError> {
+    read_as(&Path::new("/sys/class/net").join(interface).join("mtu"), "MTU")
 }
 
 /// Receive queues of an interface; 1 where the kernel shows none.

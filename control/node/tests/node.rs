@@ -149,15 +149,18 @@ impl World {
         }
     }
 
-    fn add_endpoint(&self) {
-        let request = EndpointAdd {
+    fn endpoint(&self) -> EndpointAdd {
+        EndpointAdd {
             name: "shop/cart-0".into(),
             interface: "veth-pod".into(),
             netns: Some(format!("/proc/{0}/task/{1}/ns/net", std::process::id(), self.pod.id())),
             addresses: vec!["10.1.0.5".parse().unwrap(), "fd00:1::5".parse().unwrap()],
             mac: None,
-        };
-        match self.ask(Request::EndpointAdd(request)).unwrap() {
+        }
+    }
+
+    fn add_endpoint(&self) {
+        match self.ask(Request::EndpointAdd(self.endpoint())).unwrap() {
             Reply::Endpoint(_) => {}
             other => panic!("{other:?}"),
         }
@@ -365,6 +368,43 @@ fn an_interface_that_goes_away_takes_its_endpoint_and_comes_back_as_a_new_one() 
     }
     world.pod = add_pod(&world.node);
     world.add_endpoint();
+    assert!(pings(&world.pod, "192.0.2.1"), "{:#?}", world.status());
+    assert_eq!(world.stop(), Ok(()));
+}
+
+/// The check was made for uplinks alone, and once.
+#[test]
+fn an_mtu_that_packet_memory_cannot_take_is_refused_for_a_pod_and_named_when_it_comes_later() {
+    if !may_run("an_mtu_that_packet_memory_cannot_take") {
+        return;
+    }
+    let mut world = World::start(|_| {});
+    world.node.ip("link set veth-pod mtu 65535");
+    let refused = world.ask(Request::EndpointAdd(world.endpoint())).unwrap_err().to_string();
+    for word in ["veth-pod", "65535", "lower the MTU to"] {
+        assert!(refused.contains(word), "{word}: {refused}");
+    }
+    assert!(!world.node.ip("link show veth-pod").contains("prog/xdp"), "nothing is attached");
+    world.node.ip("link set veth-pod mtu 1500");
+    world.add_endpoint();
+    let told = |expected: bool| {
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let errors = world.status().errors;
+            let is_told = errors.iter().any(|error| {
+                error.object == "interface veth-pod" && error.message.contains("65535")
+            });
+            if is_told == expected {
+                break;
+            }
+            assert!(Instant::now() < until, "{errors:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    world.node.ip("link set veth-pod mtu 65535");
+    told(true);
+    world.node.ip("link set veth-pod mtu 1500");
+    told(false);
     assert!(pings(&world.pod, "192.0.2.1"), "{:#?}", world.status());
     assert_eq!(world.stop(), Ok(()));
 }

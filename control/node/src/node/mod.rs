@@ -230,6 +230,8 @@ pub struct Node {
     /// Ports whose interface the kernel's view has shown: one that is missing from it and was
     /// never there is only newer than the view.
     seen: BTreeSet<PortId>,
+    /// Ports' interfaces whose MTU has outgrown packet memory, and what is wrong.
+    wrong_mtus: BTreeMap<String, String>,
     errors: ErrorLog,
     flows: FlowLog,
     capture: Option<(Capture, u64)>,
@@ -349,6 +351,7 @@ impl Node {
             stall_after_ns,
             asked: BTreeMap::new(),
             seen: BTreeSet::new(),
+            wrong_mtus: BTreeMap::new(),
             errors: ErrorLog::default(),
             flows: FlowLog::default(),
             capture: None,

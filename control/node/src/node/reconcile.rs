@@ -2,7 +2,7 @@
 //! routes. Everything here may be repeated: what is as it should be is left alone. A failure is
 //! noted with its object, leaves the last good state in force, and is tried again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use xdp_redirect::rules::OnStall;
 
 use super::endpoints::{Admission, Endpoint, EndpointSpec};
 use super::settings::{Settings, Uplink};
-use super::{Node, NodeError};
+use super::{Node, NodeError, check_mtu};
 use crate::forwarding_view::{EndpointAddress, ForwardingPort, HostWay, Inputs};
 use crate::host_port::{HOST_INTERFACE, HOST_V6, HostRoutes, PORT_INTERFACE, sysctl};
 use crate::netlink::KernelView;
@@ -80,6 +80,7 @@ impl Node {
     pub(super) async fn reconcile(&mut self, cluster_changed: bool) {
         let view = self.follower.view();
         self.follow_interfaces(&view).await;
+        self.check_mtus(&view);
         let update = {
             let cluster = self.cluster.borrow_and_update().state.clone();
             self.publisher.compile(&cluster, &self.node_view(&view), cluster_changed);
@@ -176,6 +177,30 @@ impl Node {
                 Err(error) => self.errors.note(object, error),
             }
         }
+    }
+
+    /// Says whose packets may have become too large for packet memory: the kernel drops those.
+    fn check_mtus(&mut self, view: &KernelView) {
+        let wrong: BTreeMap<String, String> = self
+            .ports
+            .iter()
+            .filter_map(|port| {
+                let link = view.links.get(&port.attachment.ifindex)?;
+                let detail = check_mtu(&self.settings, link.mtu).err()?;
+                Some((format!("interface {}", port.interface), detail))
+            })
+            .collect();
+        for (object, detail) in &self.wrong_mtus {
+            if wrong.get(object) != Some(detail) {
+                self.errors.clear(object);
+            }
+        }
+        for (object, detail) in &wrong {
+            if self.wrong_mtus.get(object) != Some(detail) {
+                self.errors.note(object.as_str(), detail);
+            }
+        }
+        self.wrong_mtus = wrong;
     }
 
     fn node_view(&self, view: &KernelView) -> NodeView {
@@ -385,6 +410,10 @@ impl Node {
             return Ok(());
         }
         let failed = |detail: String| AdminError::Failed { detail };
+        let interface = &spec.interface;
+        let mtu = crate::ports::mtu(interface).map_err(|error| failed(error.to_string()))?;
+        check_mtu(&self.settings, mtu)
+            .map_err(|detail| failed(format!("interface {interface}: {detail}")))?;
         let source_validation = sysctl::loosen_source_validation(&spec.interface)
             .map_err(|error| failed(error.to_string()))?;
         let checksums = match &spec.netns {
