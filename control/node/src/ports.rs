@@ -289,6 +289,12 @@ impl Link {
     }
 }
 
+/// The kernel's index of an interface; `None` when there is none of that name.
+#[must_use]
+pub fn index(interface: &str) -> Option<u32> {
+    xdp_redirect::loader::interface_index(interface).ok()
+}
+
 /// Largest packet of an interface, in bytes, as it is now.
 ///
 /// # Errors

@@ -139,6 +139,16 @@ pub struct EndpointAdd {
     pub mac: Option<String>,
 }
 
+impl EndpointAdd {
+    /// What is wrong with it by itself, before anything else is asked.
+    ///
+    /// # Errors
+    /// [`AdminError::Invalid`], naming the field.
+    pub fn validate(&self) -> Result<(), AdminError> {
+        validate_endpoint(self)
+    }
+}
+
 /// Which flows, decisions or drops are meant. Every given field must match.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

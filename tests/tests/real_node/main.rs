@@ -10,6 +10,7 @@ mod everything;
 mod held_connections;
 mod host_backends;
 mod refused_starts;
+mod restarts;
 mod stalls;
 mod transfers;
 mod world;

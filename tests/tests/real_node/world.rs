@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use control::admin::status::{PortStatus, Status};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::Signal;
 use serde_json::Value;
+use xskiff::cli::client::Client;
 use xskiff::demo::files::Files;
 use xskiff::demo::node::Node;
 use xskiff::demo::scene::{PODS, Scene};
-use xskiff::lab::{ForwardCounters, Laboratory, Namespace, wait_until};
+use xskiff::lab::{ForwardCounters, Laboratory, Namespace, Process, wait_until};
 use xskiff_tests::xskiff_binary::path;
 
 /// How long anything may take that takes milliseconds on an idle machine.
@@ -32,7 +33,7 @@ pub struct Shape {
 pub struct World {
     pub node: Node,
     pub scene: Scene,
-    files: Files,
+    pub files: Files,
 }
 
 impl World {
@@ -72,6 +73,29 @@ impl World {
     /// As [`World::ask`], read.
     pub fn ask_json(&self, command: &[&str]) -> Value {
         serde_json::from_str(&self.ask(command)).expect("JSON")
+    }
+
+    /// Ends the node by SIGKILL, and waits until it holds nothing any more.
+    pub fn kill(&self) {
+        let stat = format!("/proc/{}/stat", self.status().pid);
+        self.node.signal(Signal::SIGKILL).expect("killed");
+        let is_gone = || {
+            let stat = std::fs::read_to_string(&stat).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+        };
+        assert!(wait_until(PATIENCE, is_gone).is_some());
+    }
+
+    /// Starts the node again after it ended, without telling it of any pod.
+    pub fn start_again(&self) -> Process {
+        let program = path().to_string_lossy();
+        let [configuration, manifests] =
+            [&self.files.configuration, &self.files.manifests].map(|file| file.to_string_lossy());
+        let words = ["run", "--config", &*configuration, "--manifests", &*manifests];
+        let process = self.scene.node.spawn("again", &program, &words).expect("started");
+        let answers = || Client::connect(&self.files.socket).is_ok();
+        assert!(wait_until(PATIENCE, answers).is_some(), "{}", process.log_tail());
+        process
     }
 
     /// Replaces `old` in the node's configuration and waits until the node has read it.

@@ -40,6 +40,18 @@ impl TryFrom<EndpointAdd> for EndpointSpec {
     }
 }
 
+impl From<&EndpointSpec> for EndpointAdd {
+    fn from(spec: &EndpointSpec) -> Self {
+        Self {
+            name: spec.name.to_string(),
+            interface: spec.interface.clone(),
+            netns: spec.netns.clone(),
+            addresses: spec.addresses.clone(),
+            mac: spec.mac.map(|mac| mac.to_string()),
+        }
+    }
+}
+
 /// An endpoint and its port.
 #[derive(Debug, Clone)]
 pub struct Endpoint {

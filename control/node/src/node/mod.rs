@@ -3,9 +3,10 @@
 //!
 //! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start, loop,
 //! end), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
-//! what published), [`requests`] and [`report`] (what clients are told), [`verdict`] (how the node
-//! stands). [`from_config`], [`capacity`], [`manifests`], [`endpoints`], [`flow_log`],
-//! [`captures`], [`filter`], [`trace`] and [`error_log`] are its parts.
+//! what published), [`local_pods`] (pods come and go), [`requests`] and [`report`] (what clients are
+//! told), [`verdict`] (how the node stands). [`from_config`], [`capacity`], [`manifests`],
+//! [`endpoints`], [`endpoint_record`], [`flow_log`], [`captures`], [`filter`], [`trace`] and
+//! [`error_log`] are its parts.
 //!
 //! One thread runs all of this. Workers never wait for it: when it hangs or dies, packets go on.
 
@@ -39,6 +40,7 @@ use crate::workers::{WorkerGone, Workers, WorkersError, monotonic_now};
 
 mod capacity;
 pub mod captures;
+pub mod endpoint_record;
 pub mod endpoints;
 pub mod error_log;
 mod explain;
@@ -46,6 +48,7 @@ pub mod filter;
 pub mod flow_log;
 pub mod from_config;
 pub mod launch;
+mod local_pods;
 pub mod manifests;
 mod nat_ports;
 mod network_claim;
@@ -61,6 +64,7 @@ pub mod verdict;
 pub use settings::Settings;
 
 use captures::Capture;
+use endpoint_record::{EndpointRecord, Recorded};
 use endpoints::Endpoints;
 use error_log::ErrorLog;
 use flow_log::FlowLog;
@@ -217,6 +221,11 @@ pub struct Node {
     follower: Follower,
     host: Option<HostWay>,
     endpoints: Endpoints,
+    record: EndpointRecord,
+    /// Endpoints of the process before that could not be taken over yet.
+    awaited: Vec<Recorded>,
+    /// Endpoints go only because the process does.
+    is_ending: bool,
     publisher: Publisher,
     ours: InForce,
     /// What [`Self::ours`] was made of; `None` until the XDP program has taken it.
@@ -282,6 +291,7 @@ impl Node {
         match Self::assemble(settings, sources, (directory, network), follower, pair.as_ref()) {
             Ok((mut node, port)) => {
                 node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
+                node.take_over_endpoints();
                 node.reconcile(true).await;
                 node.readiness.send_replace(Readiness::Ready);
                 Ok(node)
@@ -342,6 +352,9 @@ impl Node {
             follower,
             host: None,
             endpoints: Endpoints::default(),
+            record: EndpointRecord::new(directory.path()),
+            awaited: Vec::new(),
+            is_ending: false,
             publisher: Publisher::default(),
             ours: InForce::default(),
             told: None,
@@ -447,6 +460,7 @@ impl Node {
         self.flows.forget_gone();
         self.forget_silent_neighbours();
         self.tell_program();
+        self.retry_awaited().await;
         self.mend_host_routes().await;
         self.note_high_water();
     }
@@ -455,6 +469,7 @@ impl Node {
         self.readiness.send_replace(Readiness::NotReady("ending".into()));
         self.flows.end();
         self.stop_capture();
+        self.is_ending = true;
         let names: Vec<_> = self.endpoints.iter().map(|e| e.spec.name.clone()).collect();
         for name in names {
             self.remove_endpoint(&name).await;

@@ -7,22 +7,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use control::admin::AdminError;
 use control::compile::NodeView;
-use control::model::ObjectName;
 use dataplane::event::NeighbourRequest;
 use dataplane::lpm::Prefix;
-use dataplane::mailbox::{Command, FlushFilter};
 use dataplane::nat::SourceNat;
 use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::time::Nanos;
 use xdp_redirect::rules::OnStall;
 
-use super::endpoints::{Admission, Endpoint, EndpointSpec};
+use super::endpoints::Endpoint;
 use super::settings::{Settings, Uplink};
 use super::{Node, NodeError, check_mtu};
 use crate::forwarding_view::{EndpointAddress, ForwardingPort, HostWay, Inputs};
-use crate::host_port::{HOST_INTERFACE, HOST_V6, HostRoutes, PORT_INTERFACE, sysctl};
+use crate::host_port::{HOST_INTERFACE, HOST_V6, HostRoutes, PORT_INTERFACE};
 use crate::netlink::KernelView;
 use crate::netlink::neighbours::{ASKED_MAX, FORGET_FAILED};
 use crate::ours::Ours;
@@ -60,7 +57,7 @@ pub(super) fn add_host_port(
     add_port(ports, workers, &request)
 }
 
-fn add_port(
+pub(super) fn add_port(
     ports: &mut PortTable,
     workers: &Workers,
     request: &PortRequest,
@@ -161,6 +158,7 @@ impl Node {
                 Some(name) => {
                     self.endpoints.remove(&name);
                     self.flush_addresses_of_port(port);
+                    self.record_endpoints();
                 }
                 None => self.errors.note(format!("interface {interface}"), "it is gone"),
             }
@@ -401,99 +399,11 @@ impl Node {
         let now = Instant::now();
         self.asked.retain(|_, at| now.duration_since(*at) < FORGET_FAILED);
     }
-
-    /// Makes an interface a pod's port.
-    pub(super) async fn add_endpoint(&mut self, spec: EndpointSpec) -> Result<(), AdminError> {
-        let view = self.follower.view();
-        let addresses = self.node_addresses(&view);
-        if self.endpoints.admit(&spec, &addresses)? == Admission::Present {
-            return Ok(());
-        }
-        let failed = |detail: String| AdminError::Failed { detail };
-        let interface = &spec.interface;
-        let mtu = crate::ports::mtu(interface).map_err(|error| failed(error.to_string()))?;
-        check_mtu(&self.settings, mtu)
-            .map_err(|detail| failed(format!("interface {interface}: {detail}")))?;
-        let source_validation = sysctl::loosen_source_validation(&spec.interface)
-            .map_err(|error| failed(error.to_string()))?;
-        let checksums = match &spec.netns {
-            Some(netns) => finish_checksums(netns, &spec.addresses),
-            None => Checksums::Unknown,
-        };
-        let request = PortRequest {
-            interface: spec.interface.clone(),
-            kind: PortKind::Pod,
-            mode: self.settings.pod_mode,
-            sockets: self.settings.pod_sockets,
-            everything: false,
-        };
-        match add_port(&mut self.ports, &self.workers, &request) {
-            Ok(port) => {
-                self.endpoints.insert(Endpoint { spec, port, checksums, source_validation });
-                self.reconcile(false).await;
-                Ok(())
-            }
-            Err(error) => {
-                restore_source_validation(&spec.interface, source_validation);
-                Err(failed(error.to_string()))
-            }
-        }
-    }
-
-    /// Takes a pod's port away: tables first, so that nothing is sent to it any more, then its
-    /// flows, then the port.
-    pub(super) async fn remove_endpoint(&mut self, name: &ObjectName) -> bool {
-        let Some(endpoint) = self.endpoints.remove(name) else { return false };
-        self.reconcile(false).await;
-        self.flush_addresses(&endpoint.spec.addresses);
-        self.ports.remove(&self.workers, endpoint.port);
-        self.seen.remove(&endpoint.port);
-        restore_source_validation(&endpoint.spec.interface, endpoint.source_validation);
-        // The port is out of the tables now, too.
-        self.reconcile(false).await;
-        true
-    }
-
-    fn flush_addresses_of_port(&mut self, port: PortId) {
-        let tables = self.publisher.tables();
-        let addresses = tables.port(port).map(|port| port.addresses.to_vec()).unwrap_or_default();
-        self.flush_addresses(&addresses);
-    }
-
-    fn flush_addresses(&mut self, addresses: &[IpAddr]) {
-        for address in addresses {
-            let filter = FlushFilter { address: Some(Prefix::host(*address)) };
-            let refused = self.workers.send(|| Command::Flush(filter.clone()));
-            if refused > 0 {
-                let message = format!("{refused} workers could not be told to end its flows");
-                self.errors.note(format!("address {address}"), message);
-            }
-        }
-    }
 }
 
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
-}
-
-fn restore_source_validation(interface: &str, value: Option<String>) {
-    if let Some(value) = value {
-        // The interface is gone in most cases, and its settings with it.
-        let _ = sysctl::write(&format!("net/ipv4/conf/{interface}/rp_filter"), &value);
-    }
-}
-
-/// Turns transmit offloads off at the pod's end, so that its frames' checksums are finished and
-/// no segment is larger than the MTU. Where that fails the pipeline finishes them itself.
-fn finish_checksums(netns: &str, addresses: &[IpAddr]) -> Checksums {
-    match crate::pod_netns::turn_offloads_off(netns, addresses, Duration::from_secs(5)) {
-        Ok(()) => Checksums::Complete,
-        Err(error) => {
-            tracing::warn!(netns, %error, "offloads stay on; checksums are finished here");
-            Checksums::Unknown
-        }
     }
 }

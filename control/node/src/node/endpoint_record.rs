@@ -1,0 +1,237 @@
+//! Which pods the node serves, in a file of the run directory, so that the next process serves them
+//! from its start, however this one ends.
+//!
+//! It holds for one boot of one machine, and an interface is known by its index as well as its
+//! name, since another pod's may have the name by then. What cannot be read is told and counts as
+//! nothing: whoever added the endpoints can add them again.
+
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use control::admin::EndpointAdd;
+use control::text_file::{self, TextFileError};
+use dataplane::counters::PORTS_MAX;
+use serde::{Deserialize, Serialize};
+
+/// In the run directory.
+const FILE: &str = "endpoints.json";
+/// What the file begins as, before it is given its name.
+const DRAFT: &str = "endpoints.json.new";
+/// Largest record, in bytes: 1,024 endpoints of 8 KiB.
+const BYTES_MAX: u64 = 8 << 20;
+/// Of the file's form.
+const VERSION: u32 = 1;
+
+/// An endpoint as it is remembered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recorded {
+    /// What was asked for.
+    pub endpoint: EndpointAdd,
+    /// The kernel's index of the interface.
+    pub ifindex: u32,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    version: u32,
+    /// The boot it was written in.
+    boot_id: String,
+    endpoints: Vec<Recorded>,
+}
+
+/// The record cannot be kept or used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// It cannot be read.
+    #[error("{0}")]
+    Read(#[from] TextFileError),
+    /// It is not what was written.
+    #[error("{path}: {detail}; remove it, and add the endpoints again")]
+    Unusable {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// It cannot be written.
+    #[error("{path}: {source}; endpoints will be forgotten when the process ends")]
+    Write {
+        /// The file.
+        path: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+/// The file.
+#[derive(Debug)]
+pub struct EndpointRecord {
+    directory: PathBuf,
+    boot_id: String,
+    /// What the file holds, so that it is written only when that changes.
+    written: Option<Vec<Recorded>>,
+}
+
+impl EndpointRecord {
+    /// In `directory`, which is root's alone.
+    #[must_use]
+    pub fn new(directory: &Path) -> Self {
+        // Without a boot id every boot is the same: the interfaces' indices tell most of it.
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let boot_id = boot_id.unwrap_or_default().trim().to_owned();
+        Self { directory: directory.to_owned(), boot_id, written: None }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.join(FILE)
+    }
+
+    /// The endpoints of the process before; none when there was none in this boot.
+    ///
+    /// # Errors
+    /// [`RecordError::Read`], [`RecordError::Unusable`].
+    pub fn read(&self) -> Result<Vec<Recorded>, RecordError> {
+        let path = self.path();
+        let refuse =
+            |detail: String| RecordError::Unusable { path: path.display().to_string(), detail };
+        match std::fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Ok(found) if found.is_symlink() => return Err(refuse("it is a link".into())),
+            Ok(found) if found.mode() & 0o077 != 0 => {
+                return Err(refuse(format!("mode {:o} lets others in", found.mode() & 0o777)));
+            }
+            _ => {}
+        }
+        let text = text_file::read(&path, BYTES_MAX)?;
+        let contents: Contents =
+            serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
+        if contents.version != VERSION {
+            return Err(refuse(format!("version {} is not {VERSION}", contents.version)));
+        }
+        if contents.boot_id != self.boot_id {
+            return Ok(Vec::new());
+        }
+        if contents.endpoints.len() > PORTS_MAX {
+            return Err(refuse(format!("more than {PORTS_MAX} endpoints")));
+        }
+        for recorded in &contents.endpoints {
+            recorded.endpoint.validate().map_err(|error| refuse(error.to_string()))?;
+        }
+        Ok(contents.endpoints)
+    }
+
+    /// Writes `endpoints`, all at once: whoever reads finds the old record or the new one.
+    ///
+    /// # Errors
+    /// [`RecordError::Write`]; the old record stands then.
+    pub fn write(&mut self, endpoints: Vec<Recorded>) -> Result<(), RecordError> {
+        if self.written.as_ref() == Some(&endpoints) {
+            return Ok(());
+        }
+        let contents = Contents { version: VERSION, boot_id: self.boot_id.clone(), endpoints };
+        self.replace(&contents).map_err(|source| {
+            // Whatever stands there now, it is not known.
+            self.written = None;
+            RecordError::Write { path: self.path().display().to_string(), source }
+        })?;
+        self.written = Some(contents.endpoints);
+        Ok(())
+    }
+
+    /// Not flushed to the disk: a power loss begins another boot, of which it says nothing.
+    fn replace(&self, contents: &Contents) -> std::io::Result<()> {
+        let draft = self.directory.join(DRAFT);
+        match std::fs::remove_file(&draft) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.create_new(true).write(true).mode(0o600).open(&draft)?;
+        file.write_all(&serde_json::to_vec(contents)?)?;
+        std::fs::rename(&draft, self.path())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn recorded(name: &str) -> Recorded {
+        let endpoint = EndpointAdd {
+            name: name.into(),
+            interface: "veth0".into(),
+            netns: Some("/run/netns/pod".into()),
+            addresses: vec!["10.1.0.5".parse().unwrap()],
+            mac: Some("02:00:00:00:00:05".into()),
+        };
+        Recorded { endpoint, ifindex: 7 }
+    }
+
+    #[test]
+    fn what_was_written_is_read_by_the_next_process_and_by_root_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut record = EndpointRecord::new(directory.path());
+        assert_eq!(record.read().unwrap(), []);
+        let endpoints = vec![recorded("shop/cart-0"), recorded("shop/cart-1")];
+        record.write(vec![recorded("shop/cart-9")]).unwrap();
+        record.write(endpoints.clone()).unwrap();
+        let next = EndpointRecord::new(directory.path());
+        assert_eq!(next.read().unwrap(), endpoints);
+        let mode = std::fs::metadata(record.path()).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "no draft stays");
+    }
+
+    #[test]
+    fn a_record_of_another_boot_says_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut record = EndpointRecord::new(directory.path());
+        record.boot_id = "another".into();
+        record.write(vec![recorded("shop/cart-0")]).unwrap();
+        assert_eq!(EndpointRecord::new(directory.path()).read().unwrap(), []);
+    }
+
+    #[test]
+    fn a_record_that_was_tampered_with_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut record = EndpointRecord::new(directory.path());
+        record.write(vec![recorded("shop/cart-0")]).unwrap();
+        let good = std::fs::read_to_string(record.path()).unwrap();
+        for (text, word) in [
+            (String::new(), "EOF"),
+            (good[..good.len() / 2].into(), "EOF"),
+            (good.replace("\"version\":1", "\"version\":2"), "version 2"),
+            (good.replace("ifindex", "index"), "index"),
+            (good.replace("10.1.0.5", "224.0.0.1"), "224.0.0.1"),
+            (good.replace("veth0", "../veth"), "interface"),
+        ] {
+            std::fs::write(record.path(), text).unwrap();
+            let error = record.read().unwrap_err().to_string();
+            assert!(error.contains(FILE) && error.contains(word), "{word}: {error}");
+        }
+        std::fs::write(record.path(), &good).unwrap();
+        let open = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(record.path(), open).unwrap();
+        assert!(record.read().unwrap_err().to_string().contains("644"));
+        let elsewhere = directory.path().join("elsewhere");
+        std::fs::rename(record.path(), &elsewhere).unwrap();
+        symlink(&elsewhere, record.path()).unwrap();
+        assert!(record.read().unwrap_err().to_string().contains("link"));
+        // And the next write mends it.
+        record.written = None;
+        record.write(vec![recorded("shop/cart-1")]).unwrap();
+        assert_eq!(record.read().unwrap(), [recorded("shop/cart-1")]);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_named() {
+        let mut record = EndpointRecord::new(Path::new("/nonexistent"));
+        let error = record.write(vec![recorded("shop/cart-0")]).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/endpoints.json"), "{error}");
+    }
+}
