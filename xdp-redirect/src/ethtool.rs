@@ -21,6 +21,14 @@ pub enum Offload {
 }
 
 impl Offload {
+    /// All of them, each after those that it needs: without finished checksums no segmentation.
+    pub const ALL: [Self; 4] = [
+        Self::TransmitChecksum,
+        Self::TcpSegmentation,
+        Self::GenericSegmentation,
+        Self::GenericReceive,
+    ];
+
     /// The word `ethtool -K` uses.
     #[must_use]
     pub fn label(self) -> &'static str {

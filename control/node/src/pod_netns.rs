@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
-use xdp_redirect::ethtool::{Offload, OffloadError, set_offload};
+use xdp_redirect::ethtool::{Offload, OffloadError, offload, set_offload};
 
 use crate::netlink::decode;
 
@@ -40,24 +40,56 @@ pub enum PodNetnsError {
     Offload(#[from] OffloadError),
 }
 
-/// Turns transmit checksum and segmentation offload off at the interface that has one of
-/// `addresses` in the namespace at path `netns`, within `limit`.
+/// Which of the offloads that leave checksums or segments unfinished are on at the interface that
+/// has one of `addresses` in the namespace at path `netns`; asked within `limit`.
 ///
 /// # Errors
 /// [`PodNetnsError`].
-pub fn turn_offloads_off(
+pub fn unfinishing_offloads(
     netns: &str,
     addresses: &[IpAddr],
     limit: Duration,
+) -> Result<Vec<Offload>, PodNetnsError> {
+    inside(netns, addresses, limit, |interface| {
+        let mut on = Vec::new();
+        for one in [Offload::TransmitChecksum, Offload::TcpSegmentation] {
+            if offload(interface, one)? {
+                on.push(one);
+            }
+        }
+        Ok(on)
+    })
+}
+
+/// Switches `offloads` at the same interface.
+///
+/// # Errors
+/// [`PodNetnsError`]; those before the one that failed are switched.
+pub fn switch_offloads(
+    netns: &str,
+    addresses: &[IpAddr],
+    limit: Duration,
+    offloads: &[Offload],
+    on: bool,
 ) -> Result<(), PodNetnsError> {
+    let offloads = offloads.to_vec();
+    inside(netns, addresses, limit, move |interface| {
+        offloads.iter().try_for_each(|one| set_offload(interface, *one, on))
+    })
+}
+
+/// Runs `act` in the namespace, with the interface's name there.
+fn inside<T: Send + 'static>(
+    netns: &str,
+    addresses: &[IpAddr],
+    limit: Duration,
+    act: impl FnOnce(&str) -> Result<T, OffloadError> + Send + 'static,
+) -> Result<T, PodNetnsError> {
     let (path, wanted) = (netns.to_owned(), addresses.to_vec());
     let inside = std::thread::Builder::new().name("pod-netns".into()).spawn(move || {
         enter(&path)?;
         let interface = interface_with(&path, &wanted, limit)?;
-        for offload in [Offload::TransmitChecksum, Offload::TcpSegmentation] {
-            set_offload(&interface, offload, false)?;
-        }
-        Ok(())
+        Ok(act(&interface)?)
     });
     let refuse = |source| PodNetnsError::Enter { netns: netns.to_owned(), source };
     let joined = inside.map_err(refuse)?.join();

@@ -51,13 +51,20 @@ pub fn write(name: &str, value: &str) -> Result<(), HostPortError> {
 /// # Errors
 /// [`HostPortError::Sysctl`].
 pub fn loosen_source_validation(interface: &str) -> Result<Option<String>, HostPortError> {
-    let name = format!("net/ipv4/conf/{interface}/rp_filter");
-    let own = read(&name)?;
+    let own = strict_source_validation(interface)?;
+    if own.is_some() {
+        write(&format!("net/ipv4/conf/{interface}/rp_filter"), &LOOSE.to_string())?;
+    }
+    Ok(own)
+}
+
+/// The value that [`loosen_source_validation`] would change; `None` when it would change nothing.
+///
+/// # Errors
+/// [`HostPortError::Sysctl`].
+pub fn strict_source_validation(interface: &str) -> Result<Option<String>, HostPortError> {
+    let own = read(&format!("net/ipv4/conf/{interface}/rp_filter"))?;
     let all = read("net/ipv4/conf/all/rp_filter")?;
     let number = |text: &str| text.parse::<u8>().unwrap_or(STRICT);
-    if number(&own).max(number(&all)) != STRICT {
-        return Ok(None);
-    }
-    write(&name, &LOOSE.to_string())?;
-    Ok(Some(own))
+    Ok((number(&own).max(number(&all)) == STRICT).then_some(own))
 }

@@ -1,10 +1,11 @@
-//! Which pods the node serves, in a file of the run directory, so that the next process serves them
-//! from its start, however this one ends.
+//! Which pods the node serves and what it changed for them, in a file of the run directory, so that
+//! the next process serves them from its start and can give that back, however this one ends.
 //!
 //! It holds for one boot of one machine, and an interface is known by its index as well as its
 //! name, since another pod's may have the name by then. What cannot be read is told and counts as
 //! nothing: whoever added the endpoints can add them again.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use control::admin::EndpointAdd;
 use control::text_file::{self, TextFileError};
 use dataplane::counters::PORTS_MAX;
 use serde::{Deserialize, Serialize};
+use xdp_redirect::ethtool::Offload;
 
 /// In the run directory.
 const FILE: &str = "endpoints.json";
@@ -31,6 +33,51 @@ pub struct Recorded {
     pub endpoint: EndpointAdd,
     /// The kernel's index of the interface.
     pub ifindex: u32,
+    /// What is to be given back when it is removed.
+    #[serde(default)]
+    pub changed: Changed,
+}
+
+/// What was changed for an endpoint outside the process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Changed {
+    /// The interface's source validation (`rp_filter`) as it was.
+    pub source_validation: Option<String>,
+    /// Offloads of the pod's end that were on, in `ethtool`'s words.
+    pub offloads: BTreeSet<String>,
+}
+
+impl Changed {
+    /// Whether there is nothing to give back.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What must be given back after `later` was changed as well.
+    pub fn add(&mut self, later: &Self) {
+        self.source_validation = later.source_validation.clone().or(self.source_validation.take());
+        self.offloads.extend(later.offloads.iter().cloned());
+    }
+
+    /// The offloads, as far as their words are known, in the order in which they can be turned on.
+    pub fn offloads(&self) -> impl Iterator<Item = Offload> {
+        Offload::ALL.into_iter().filter(|offload| self.offloads.contains(offload.label()))
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let known = ["0", "1", "2"];
+        match &self.source_validation {
+            Some(value) if !known.contains(&value.as_str()) => {
+                Err(format!("source validation {value:?}"))
+            }
+            _ if self.offloads().count() < self.offloads.len() => {
+                Err(format!("offloads {:?}", self.offloads))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -119,6 +166,7 @@ impl EndpointRecord {
         }
         for recorded in &contents.endpoints {
             recorded.endpoint.validate().map_err(|error| refuse(error.to_string()))?;
+            recorded.changed.validate().map_err(refuse)?;
         }
         Ok(contents.endpoints)
     }
@@ -139,6 +187,23 @@ impl EndpointRecord {
         })?;
         self.written = Some(contents.endpoints);
         Ok(())
+    }
+
+    /// Everything but what `still_changed` tells was given back.
+    ///
+    /// # Errors
+    /// [`RecordError::Write`].
+    pub fn forget_changes(
+        &mut self,
+        still_changed: impl Fn(&Recorded) -> bool,
+    ) -> Result<(), RecordError> {
+        let Some(mut endpoints) = self.written.clone() else { return Ok(()) };
+        for recorded in &mut endpoints {
+            if !still_changed(recorded) {
+                recorded.changed = Changed::default();
+            }
+        }
+        self.write(endpoints)
     }
 
     /// Not flushed to the disk: a power loss begins another boot, of which it says nothing.
@@ -169,7 +234,9 @@ mod tests {
             addresses: vec!["10.1.0.5".parse().unwrap()],
             mac: Some("02:00:00:00:00:05".into()),
         };
-        Recorded { endpoint, ifindex: 7 }
+        let offloads = ["tx".to_owned(), "tso".to_owned()].into();
+        let changed = Changed { source_validation: Some("1".into()), offloads };
+        Recorded { endpoint, ifindex: 7, changed }
     }
 
     #[test]
@@ -209,6 +276,8 @@ mod tests {
             (good.replace("ifindex", "index"), "index"),
             (good.replace("10.1.0.5", "224.0.0.1"), "224.0.0.1"),
             (good.replace("veth0", "../veth"), "interface"),
+            (good.replace("\"tso\"", "\"lro\""), "lro"),
+            (good.replace("\"source_validation\":\"1\"", "\"source_validation\":\"7\""), "7"),
         ] {
             std::fs::write(record.path(), text).unwrap();
             let error = record.read().unwrap_err().to_string();
@@ -226,6 +295,20 @@ mod tests {
         record.written = None;
         record.write(vec![recorded("shop/cart-1")]).unwrap();
         assert_eq!(record.read().unwrap(), [recorded("shop/cart-1")]);
+    }
+
+    #[test]
+    fn what_was_first_found_is_given_back_and_what_was_given_back_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut record = EndpointRecord::new(directory.path());
+        let mut changed = recorded("shop/cart-0").changed;
+        // A process that finds everything changed already.
+        changed.add(&Changed::default());
+        assert_eq!(changed, recorded("shop/cart-0").changed);
+        record.write(vec![recorded("shop/cart-0"), recorded("shop/cart-1")]).unwrap();
+        record.forget_changes(|one| one.endpoint.name == "shop/cart-1").unwrap();
+        let read = record.read().unwrap();
+        assert!(read[0].changed.is_empty() && !read[1].changed.is_empty(), "{read:?}");
     }
 
     #[test]

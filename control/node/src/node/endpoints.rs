@@ -8,6 +8,8 @@ use control::model::ObjectName;
 use dataplane::address::MacAddr;
 use dataplane::port::{Checksums, PortId};
 
+use super::endpoint_record::Changed;
+
 /// What an endpoint is asked to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointSpec {
@@ -61,8 +63,8 @@ pub struct Endpoint {
     pub port: PortId,
     /// Whether its frames' checksums are finished.
     pub checksums: Checksums,
-    /// The interface's source validation setting to put back.
-    pub source_validation: Option<String>,
+    /// What to give back when it is removed.
+    pub changed: Changed,
 }
 
 /// All local endpoints.
@@ -193,7 +195,7 @@ mod tests {
             spec,
             port: PortId(3),
             checksums: Checksums::Unknown,
-            source_validation: None,
+            changed: Changed::default(),
         });
         endpoints
     }

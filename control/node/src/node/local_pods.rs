@@ -8,47 +8,77 @@ use control::model::ObjectName;
 use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter};
 use dataplane::port::{Checksums, PortId, PortKind};
+use xdp_redirect::ethtool::Offload;
 
-use super::endpoint_record::Recorded;
+use super::endpoint_record::{Changed, Recorded};
 use super::endpoints::{Admission, Endpoint, EndpointSpec};
 use super::reconcile::add_port;
 use super::{Node, check_mtu};
 use crate::host_port::sysctl;
-use crate::ports::PortRequest;
+use crate::pod_netns;
+use crate::ports::{self, PortRequest};
 
 /// What errors about the record are called.
 const RECORD: &str = "record of endpoints";
+/// What an error about the record of the process before is called, until endpoints are added anew.
+const BEFORE: &str = "endpoints of the process before";
+/// How long the kernel may take to answer inside a pod's namespace, where it takes a millisecond.
+const INSIDE: Duration = Duration::from_secs(5);
 
 impl Node {
     /// Makes an interface a pod's port, and remembers it.
     pub(super) async fn add_endpoint(&mut self, spec: EndpointSpec) -> Result<(), AdminError> {
-        if self.bring_up(spec.clone())? == Admission::New {
-            // It was waited for, perhaps.
-            self.awaited.retain(|waits| waits.endpoint.name != spec.name.to_string());
-            self.reconcile(false).await;
-            self.record_endpoints();
+        // It was waited for, perhaps.
+        let name = spec.name.to_string();
+        let waits = self.awaited.iter().position(|waits| waits.endpoint.name == name);
+        let waits = waits.map(|place| self.awaited.remove(place));
+        let same = |waits: &Recorded| ports::index(&spec.interface) == Some(waits.ifindex);
+        let mut changed = waits.filter(same).map(|waits| waits.changed).unwrap_or_default();
+        match self.bring_up(&spec, &mut changed) {
+            Ok(Admission::Present) => Ok(()),
+            Ok(Admission::New) => {
+                self.errors.clear(&format!("endpoint {name}"));
+                self.errors.clear(BEFORE);
+                self.record_endpoints();
+                self.reconcile(false).await;
+                Ok(())
+            }
+            Err(error) => {
+                give_back(&spec, &changed);
+                self.record_endpoints();
+                Err(error)
+            }
         }
-        Ok(())
     }
 
-    /// Makes the port; tables come after.
-    fn bring_up(&mut self, spec: EndpointSpec) -> Result<Admission, AdminError> {
+    /// Makes the port, and adds to `changed` what must be given back for it; tables come after.
+    fn bring_up(
+        &mut self,
+        spec: &EndpointSpec,
+        changed: &mut Changed,
+    ) -> Result<Admission, AdminError> {
         let view = self.follower.view();
         let addresses = self.node_addresses(&view);
-        if self.endpoints.admit(&spec, &addresses)? == Admission::Present {
+        if self.endpoints.admit(spec, &addresses)? == Admission::Present {
             return Ok(Admission::Present);
         }
         let failed = |detail: String| AdminError::Failed { detail };
         let interface = &spec.interface;
-        let mtu = crate::ports::mtu(interface).map_err(|error| failed(error.to_string()))?;
+        let mtu = ports::mtu(interface).map_err(|error| failed(error.to_string()))?;
         check_mtu(&self.settings, mtu)
             .map_err(|detail| failed(format!("interface {interface}: {detail}")))?;
-        let source_validation = sysctl::loosen_source_validation(&spec.interface)
+        let source_validation = sysctl::strict_source_validation(interface)
             .map_err(|error| failed(error.to_string()))?;
-        let checksums = match &spec.netns {
-            Some(netns) => finish_checksums(netns, &spec.addresses),
-            None => Checksums::Unknown,
-        };
+        let on = unfinishing_offloads(spec);
+        let labels = on.iter().flatten().map(|one| one.label().to_owned());
+        let found = Changed { source_validation, offloads: labels.collect() };
+        if !found.is_empty() {
+            changed.add(&found);
+            // First, so that it is known even if this process is killed before the next line.
+            self.record_with(spec, changed);
+        }
+        sysctl::loosen_source_validation(interface).map_err(|error| failed(error.to_string()))?;
+        let checksums = finish_checksums(spec, on);
         let request = PortRequest {
             interface: spec.interface.clone(),
             kind: PortKind::Pod,
@@ -56,35 +86,35 @@ impl Node {
             sockets: self.settings.pod_sockets,
             everything: false,
         };
-        match add_port(&mut self.ports, &self.workers, &request) {
-            Ok(port) => {
-                self.endpoints.insert(Endpoint { spec, port, checksums, source_validation });
-                Ok(Admission::New)
-            }
-            Err(error) => {
-                restore_source_validation(&spec.interface, source_validation);
-                Err(failed(error.to_string()))
-            }
-        }
+        let port = add_port(&mut self.ports, &self.workers, &request)
+            .map_err(|error| failed(error.to_string()))?;
+        let (spec, changed) = (spec.clone(), changed.clone());
+        self.endpoints.insert(Endpoint { spec, port, checksums, changed });
+        Ok(Admission::New)
     }
 
     /// Takes a pod's port away: tables first, so that nothing is sent to it any more, then its
     /// flows, then the port.
     pub(super) async fn remove_endpoint(&mut self, name: &ObjectName) -> bool {
-        let waiting = self.awaited.len();
-        self.awaited.retain(|waits| waits.endpoint.name != name.to_string());
-        let was_awaited = self.awaited.len() < waiting;
-        if was_awaited {
+        let waits = self.awaited.iter().position(|waits| waits.endpoint.name == name.to_string());
+        if let Some(waits) = waits.map(|place| self.awaited.remove(place)) {
             self.errors.clear(&format!("endpoint {name}"));
+            if ports::index(&waits.endpoint.interface) == Some(waits.ifindex)
+                && let Ok(spec) = EndpointSpec::try_from(waits.endpoint)
+            {
+                give_back(&spec, &waits.changed);
+            }
             self.record_endpoints();
+            return true;
         }
-        let Some(endpoint) = self.endpoints.remove(name) else { return was_awaited };
-        self.record_endpoints();
+        let Some(endpoint) = self.endpoints.remove(name) else { return false };
         self.reconcile(false).await;
         self.flush_addresses(&endpoint.spec.addresses);
         self.ports.remove(&self.workers, endpoint.port);
         self.seen.remove(&endpoint.port);
-        restore_source_validation(&endpoint.spec.interface, endpoint.source_validation);
+        give_back(&endpoint.spec, &endpoint.changed);
+        // Last, so that whoever comes after a kill gives back what was not.
+        self.record_endpoints();
         // The port is out of the tables now, too.
         self.reconcile(false).await;
         true
@@ -94,9 +124,17 @@ impl Node {
     pub(super) fn take_over_endpoints(&mut self) {
         match self.record.read() {
             Ok(recorded) => self.awaited = recorded,
-            Err(error) => self.errors.note(RECORD, error),
+            Err(error) => self.errors.note(BEFORE, error),
         }
         self.bring_up_awaited();
+    }
+
+    /// The process ends; its endpoints, whose changes were given back, are the next one's.
+    pub(super) fn leave_endpoints(&mut self) {
+        let awaited = &self.awaited;
+        if let Err(error) = self.record.forget_changes(|one| awaited.contains(one)) {
+            tracing::warn!(%error, "ending");
+        }
     }
 
     /// Tries those again that could not be taken over yet.
@@ -109,27 +147,30 @@ impl Node {
     /// Answers whether any became a port.
     fn bring_up_awaited(&mut self) -> bool {
         let mut any = false;
-        for recorded in std::mem::take(&mut self.awaited) {
+        // All of them stay in the record until their own turn is over.
+        for mut recorded in self.awaited.clone() {
             let name = recorded.endpoint.name.clone();
             let object = format!("endpoint {name}");
-            let interface = &recorded.endpoint.interface;
-            if crate::ports::index(interface) != Some(recorded.ifindex) {
-                tracing::info!(endpoint = name, interface, "not taken over: its interface is gone");
-                self.errors.clear(&object);
-                continue;
-            }
-            let spec = EndpointSpec::try_from(recorded.endpoint.clone());
-            match spec.and_then(|spec| self.bring_up(spec)) {
-                Ok(_) => {
-                    any = true;
-                    tracing::info!(endpoint = name, interface, "taken over");
-                    self.errors.clear(&object);
-                }
-                Err(error) => {
+            let interface = recorded.endpoint.interface.clone();
+            let is_there = ports::index(&interface) == Some(recorded.ifindex);
+            let outcome = is_there.then(|| {
+                let spec = EndpointSpec::try_from(recorded.endpoint.clone())?;
+                self.bring_up(&spec, &mut recorded.changed)
+            });
+            self.awaited.retain(|waits| waits.endpoint.name != name);
+            match outcome {
+                Some(Err(error)) => {
                     self.errors.note(object, error);
                     self.awaited.push(recorded);
+                    continue;
                 }
+                Some(Ok(_)) => {
+                    any = true;
+                    tracing::info!(endpoint = name, interface, "taken over");
+                }
+                None => tracing::info!(endpoint = name, interface, "its interface is gone"),
             }
+            self.errors.clear(&object);
         }
         self.record_endpoints();
         any
@@ -137,16 +178,35 @@ impl Node {
 
     /// Remembers what there is now.
     pub(super) fn record_endpoints(&mut self) {
+        let all = self.recorded();
+        self.write_record(all);
+    }
+
+    /// Remembers what there is, and one that is about to be.
+    fn record_with(&mut self, spec: &EndpointSpec, changed: &Changed) {
+        let endpoint = EndpointAdd::from(spec);
+        let mut all = self.recorded();
+        all.retain(|other| other.endpoint.name != endpoint.name);
+        if let Some(ifindex) = ports::index(&spec.interface) {
+            all.push(Recorded { endpoint, ifindex, changed: changed.clone() });
+        }
+        self.write_record(all);
+    }
+
+    fn recorded(&self) -> Vec<Recorded> {
+        let recorded = |endpoint: &Endpoint| {
+            let ifindex = self.ports.get(endpoint.port)?.attachment.ifindex;
+            let changed = endpoint.changed.clone();
+            Some(Recorded { endpoint: EndpointAdd::from(&endpoint.spec), ifindex, changed })
+        };
+        let there = self.endpoints.iter().filter_map(recorded);
+        there.chain(self.awaited.iter().cloned()).collect()
+    }
+
+    fn write_record(&mut self, all: Vec<Recorded>) {
         if self.is_ending {
             return;
         }
-        let ports = &self.ports;
-        let recorded = |endpoint: &Endpoint| {
-            let ifindex = ports.get(endpoint.port)?.attachment.ifindex;
-            Some(Recorded { endpoint: EndpointAdd::from(&endpoint.spec), ifindex })
-        };
-        let mut all: Vec<Recorded> = self.endpoints.iter().filter_map(recorded).collect();
-        all.extend(self.awaited.iter().cloned());
         match self.record.write(all) {
             Ok(()) => self.errors.clear(RECORD),
             Err(error) => self.errors.note(RECORD, error),
@@ -171,21 +231,47 @@ impl Node {
     }
 }
 
-fn restore_source_validation(interface: &str, value: Option<String>) {
-    if let Some(value) = value {
-        // The interface is gone in most cases, and its settings with it.
-        let _ = sysctl::write(&format!("net/ipv4/conf/{interface}/rp_filter"), &value);
-    }
+/// Offloads that are on at the pod's end and leave checksums or segments unfinished; `None` when
+/// that cannot be known.
+fn unfinishing_offloads(spec: &EndpointSpec) -> Option<Vec<Offload>> {
+    let netns = spec.netns.as_ref()?;
+    let on = pod_netns::unfinishing_offloads(netns, &spec.addresses, INSIDE);
+    on.inspect_err(|error| {
+        tracing::warn!(netns, %error, "offloads are not known; checksums are finished here");
+    })
+    .ok()
 }
 
-/// Turns transmit offloads off at the pod's end, so that its frames' checksums are finished and
-/// no segment is larger than the MTU. Where that fails the pipeline finishes them itself.
-fn finish_checksums(netns: &str, addresses: &[IpAddr]) -> Checksums {
-    match crate::pod_netns::turn_offloads_off(netns, addresses, Duration::from_secs(5)) {
+/// Turns those offloads off, so that the pod's checksums are finished and no segment is larger than
+/// the MTU. Where that fails the pipeline finishes them itself.
+fn finish_checksums(spec: &EndpointSpec, on: Option<Vec<Offload>>) -> Checksums {
+    let (Some(netns), Some(on)) = (&spec.netns, on) else { return Checksums::Unknown };
+    if on.is_empty() {
+        return Checksums::Complete;
+    }
+    match pod_netns::switch_offloads(netns, &spec.addresses, INSIDE, &on, false) {
         Ok(()) => Checksums::Complete,
         Err(error) => {
             tracing::warn!(netns, %error, "offloads stay on; checksums are finished here");
             Checksums::Unknown
+        }
+    }
+}
+
+/// Puts back what was changed for an endpoint. Its interface is gone in most cases, and with it
+/// what there was to give back.
+fn give_back(spec: &EndpointSpec, changed: &Changed) {
+    if let Some(value) = &changed.source_validation {
+        let name = format!("net/ipv4/conf/{}/rp_filter", spec.interface);
+        if let Err(error) = sysctl::write(&name, value) {
+            tracing::debug!(%error, "not given back");
+        }
+    }
+    let offloads: Vec<_> = changed.offloads().collect();
+    if let Some(netns) = spec.netns.as_ref().filter(|_| !offloads.is_empty()) {
+        let given = pod_netns::switch_offloads(netns, &spec.addresses, INSIDE, &offloads, true);
+        if let Err(error) = given {
+            tracing::debug!(netns, %error, "offloads not given back");
         }
     }
 }

@@ -474,6 +474,7 @@ impl Node {
         for name in names {
             self.remove_endpoint(&name).await;
         }
+        self.leave_endpoints();
         self.workers.stop();
         self.follower.stop().await;
         // Dropping the port table detaches the program and closes what is left.
