@@ -8,7 +8,8 @@
 //! [`endpoints`], [`endpoint_record`], [`flow_log`], [`captures`], [`filter`], [`trace`] and
 //! [`error_log`] are its parts.
 //!
-//! One thread runs all of this. Workers never wait for it: when it hangs or dies, packets go on.
+//! One thread runs all of this. Workers never wait for it: while it hangs, packets go on. A panic in
+//! it ends the process, workers and all: nothing here restarts it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
