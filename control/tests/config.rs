@@ -51,6 +51,29 @@ fn example_says_of_every_setting_what_changing_it_does() {
     );
 }
 
+/// What a node calls live and what it takes over are the same fields.
+#[test]
+fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
+    let text = "timeouts: {tcp_syn_sent_seconds: 11, tcp_syn_recv_seconds: 12, \
+                tcp_established_seconds: 13, tcp_fin_wait_seconds: 14, tcp_time_wait_seconds: 15, \
+                tcp_close_seconds: 16, udp_seconds: 17, udp_stream_seconds: 18, icmp_seconds: 19, \
+                generic_seconds: 20}\n\
+                nat: {non_masquerade_cidrs: [198.18.0.0/15], l4_port_first: 62000, mapping: endpoint-independent}\n\
+                cluster: {pod_cidrs: [10.1.0.0/16], service_cidrs: [10.2.0.0/16]}\n\
+                node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
+                stall: {after_ms: 700, on_stall: pass}\n\
+                workers: {count: 2}\n";
+    let (mut in_force, candidate) = (Config::default(), Config::parse(text).expect("valid"));
+    let differs: Vec<_> = in_force.diff(&candidate).into_iter().map(|c| c.field).collect();
+    for field in in_force.leaves().keys() {
+        let live = control::config::effects::effect(field) == Effect::Live;
+        assert!(!live || differs.contains(field), "{field} is live and not tried here");
+    }
+    in_force.take_live(&candidate);
+    let left: Vec<_> = in_force.diff(&candidate).into_iter().map(|c| c.field).collect();
+    assert_eq!(left, ["nat.l4_port_first", "workers.count"]);
+}
+
 #[test]
 fn printed_configuration_reads_back_as_itself() {
     let config = Config::parse(&example()).expect("valid");

@@ -67,6 +67,7 @@ fn sources() -> Sources {
     Sources {
         cluster: watch::channel(ClusterUpdate::default()).1,
         config: watch::channel(ConfigUpdate::default()).1,
+        in_force: None,
     }
 }
 

@@ -110,9 +110,9 @@ pub enum Request {
         /// The interface it pretends to enter by.
         port: String,
     },
-    /// The configuration in force.
+    /// The configuration in force: what the process was started with, and what changed live since.
     ConfigShow,
-    /// What would change if the configuration file were applied now.
+    /// What would change in it if the candidate were the configuration file.
     ConfigDiff {
         /// The candidate's text, YAML.
         candidate: String,

@@ -34,6 +34,10 @@ pub struct Status {
     pub control: ControlStatus,
     /// The manifests folder.
     pub manifests: ManifestsStatus,
+    /// Fields of the configuration file that differ from what is in force, and will until the
+    /// process is started again.
+    #[serde(default)]
+    pub waiting_for_restart: Vec<String>,
     /// Last errors, newest first, at most [`ERRORS_MAX`].
     pub errors: Vec<ObjectError>,
 }

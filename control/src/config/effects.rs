@@ -85,6 +85,16 @@ impl Config {
             .collect()
     }
 
+    /// Takes over from `candidate` every field whose [`effect`] is [`Effect::Live`], and no other.
+    pub fn take_live(&mut self, candidate: &Self) {
+        self.timeouts.clone_from(&candidate.timeouts);
+        self.nat.mapping = candidate.nat.mapping;
+        self.nat.non_masquerade_cidrs.clone_from(&candidate.nat.non_masquerade_cidrs);
+        self.cluster.clone_from(&candidate.cluster);
+        self.node_ports.clone_from(&candidate.node_ports);
+        self.stall.clone_from(&candidate.stall);
+    }
+
     /// Every field by its path. Lists are one field each.
     #[must_use]
     pub fn leaves(&self) -> BTreeMap<String, Value> {

@@ -5,8 +5,10 @@
 //! Sizes are small by default; each module names the variable that makes them large.
 #![forbid(unsafe_code)]
 
+mod bare;
 mod claims;
 mod everything;
+mod configuration;
 mod held_connections;
 mod host_backends;
 mod refused_starts;

@@ -53,6 +53,11 @@ fn show_status(status: &Status) -> String {
         duration(status.uptime_seconds),
         status.generation
     );
+    if !status.waiting_for_restart.is_empty() {
+        // Above the tables, since all that follows is by what is in force.
+        let fields = status.waiting_for_restart.join(", ");
+        let _ = writeln!(out, "waits for restart: {fields}\n");
+    }
     let _ = writeln!(out, "{}", ports(status));
     let _ = writeln!(out, "{}", workers(&status.workers));
     let _ = writeln!(out, "{}", tables(&status.tables));
@@ -421,6 +426,15 @@ mod tests {
         let text = show_status(&status);
         assert!(text.starts_with("FAILING: worker 1 has stalled\nnext: look at its core\n"));
         assert!(text.ends_with("NetworkPolicy shop/deny: unknown field `podSelecter` (3 times)\n"));
+    }
+
+    #[test]
+    fn what_waits_for_a_restart_is_named() {
+        let waiting_for_restart = vec!["workers.count".into(), "http.listen".into()];
+        let status = Status { waiting_for_restart, ..Status::default() };
+        let text = show_status(&status);
+        assert!(text.contains("\nwaits for restart: workers.count, http.listen\n"), "{text}");
+        assert!(!show_status(&Status::default()).contains("waits for restart"));
     }
 
     #[test]

@@ -49,6 +49,11 @@ fn node(status: &Status) -> Vec<Family> {
             "How the node stands: 0 ok, 1 degraded, 2 failing",
             one(status.verdict.level as u64),
         ),
+        gauge(
+            "xskiff_settings_waiting_for_restart",
+            "Fields of the configuration file that differ from what is in force until a restart",
+            one(status.waiting_for_restart.len() as u64),
+        ),
     ]
 }
 

@@ -10,6 +10,7 @@ use pinning::plan::{PlanError, Request, Workers, plan};
 use pinning::topology::{Topology, TopologyError, interface_node};
 use tokio::sync::watch;
 
+use super::configuration::InForce;
 use super::from_config::Machine;
 use super::manifests::RefusedAtStart;
 use super::{ConfigUpdate, Node, NodeError, Settings, Sources, termination};
@@ -76,6 +77,7 @@ pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
     let stamp = Stamp::of(path);
     let config = read_config(path)?;
     caution(&config);
+    let in_force = InForce::new(&config, manifests.clone());
     let folder = manifests.or_else(|| config.manifests.clone());
     let settings = settle(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -90,7 +92,11 @@ pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
         let update = ConfigUpdate { config: Some(Arc::new(config)), refused: None };
         let (config, config_updates) = watch::channel(update);
         tokio::spawn(watch_file(path.to_owned(), stamp, config));
-        let sources = Sources { cluster: cluster_updates, config: config_updates };
+        let sources = Sources {
+            cluster: cluster_updates,
+            config: config_updates,
+            in_force: Some(in_force),
+        };
         let node = Node::start(settings, sources).await?;
         tracing::info!("ready");
         Ok(node.run(termination()).await?)

@@ -4,7 +4,7 @@
 //! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start, loop,
 //! end), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
 //! what published), [`local_pods`] (pods come and go), [`requests`] and [`report`] (what clients are
-//! told), [`verdict`] (how the node stands). [`from_config`], [`capacity`], [`manifests`],
+//! told), [`verdict`] (how the node stands). [`from_config`], [`configuration`], [`capacity`], [`manifests`],
 //! [`endpoints`], [`endpoint_record`], [`flow_log`], [`captures`], [`filter`], [`trace`] and
 //! [`error_log`] are its parts.
 //!
@@ -42,6 +42,7 @@ use crate::workers::{WorkerGone, Workers, WorkersError, monotonic_now};
 mod capacity;
 pub mod captures;
 pub mod endpoint_record;
+pub mod configuration;
 pub mod endpoints;
 pub mod error_log;
 mod explain;
@@ -66,6 +67,7 @@ pub use settings::Settings;
 
 use captures::Capture;
 use endpoint_record::{EndpointRecord, Recorded};
+use configuration::InForce;
 use endpoints::Endpoints;
 use error_log::ErrorLog;
 use flow_log::FlowLog;
@@ -202,6 +204,8 @@ pub struct Sources {
     pub cluster: watch::Receiver<ClusterUpdate>,
     /// The configuration file.
     pub config: watch::Receiver<ConfigUpdate>,
+    /// The configuration that the settings were made from; `None` without a file.
+    pub in_force: Option<InForce>,
 }
 
 /// The host port with its number.
@@ -234,6 +238,7 @@ pub struct Node {
     host_routes: crate::host_port::HostRoutes,
     cluster: watch::Receiver<ClusterUpdate>,
     config: watch::Receiver<ConfigUpdate>,
+    in_force: Option<InForce>,
     /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
     stall_after_ns: Arc<AtomicU64>,
     asked: BTreeMap<(PortId, IpAddr), Instant>,
@@ -362,6 +367,7 @@ impl Node {
             host_routes: crate::host_port::HostRoutes::default(),
             cluster: told.cluster,
             config: told.config,
+            in_force: told.in_force,
             stall_after_ns,
             asked: BTreeMap::new(),
             seen: BTreeSet::new(),
@@ -433,6 +439,13 @@ impl Node {
         }
         let Some(config) = update.config else { return };
         self.settings.apply_live(&config);
+        if let Some(in_force) = &mut self.in_force {
+            in_force.take_live(&config);
+            if !in_force.waiting().is_empty() {
+                let fields = in_force.waiting().join(", ");
+                tracing::warn!(fields, "the configuration file differs until a restart");
+            }
+        }
         self.stall_after_ns.store(nanoseconds(self.settings.stall_after), Ordering::Relaxed);
         match self.ports.redirect().set_stall_after(self.settings.stall_after) {
             Ok(()) => self.errors.clear("stall.after_ms"),

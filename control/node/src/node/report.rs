@@ -69,6 +69,10 @@ impl Node {
             xdp: self.xdp_counts(),
             control: self.control_status(),
             manifests: self.manifests_status(),
+            waiting_for_restart: self
+                .in_force
+                .as_ref()
+                .map_or_else(Vec::new, |in_force| in_force.waiting().to_vec()),
             errors: self.errors.entries(),
             ..Status::default()
         };

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::Node;
 use super::captures::{Capture, Progress};
+use super::configuration::InForce;
 use super::endpoints::EndpointSpec;
 use super::filter::Matcher;
 use super::flow_log::FOLLOWERS_MAX;
@@ -66,7 +67,7 @@ impl Node {
             Request::Trace { frame, port } => self.trace_frame(&frame, &port)?,
             Request::ManifestsStatus => Reply::Manifests(self.manifests_status()),
             Request::ConfigShow => {
-                let text = self.configuration()?.print();
+                let text = self.in_force()?.print();
                 Reply::Config(
                     text.map_err(|error| AdminError::Failed { detail: error.to_string() })?,
                 )
@@ -89,9 +90,8 @@ impl Node {
         Ok(Reply::Endpoint(self.endpoint_info(endpoint)))
     }
 
-    fn configuration(&self) -> Result<Arc<Config>, AdminError> {
-        let config = self.config.borrow().config.clone();
-        config.ok_or_else(|| AdminError::Failed {
+    fn in_force(&self) -> Result<&InForce, AdminError> {
+        self.in_force.as_ref().ok_or_else(|| AdminError::Failed {
             detail: "this node was made without a configuration file".into(),
         })
     }
@@ -99,7 +99,7 @@ impl Node {
     fn config_diff(&self, candidate: &str) -> Result<Reply, AdminError> {
         let candidate = Config::parse(candidate)
             .map_err(|error| AdminError::invalid("candidate", error.to_string()))?;
-        let changes = self.configuration()?.diff(&candidate);
+        let changes = self.in_force()?.diff(&candidate);
         let shown = changes.into_iter().map(|change| ConfigDiff {
             setting: change.field,
             from: change.from,

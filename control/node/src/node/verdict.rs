@@ -37,6 +37,9 @@ fn all_well(status: &Status) -> Verdict {
         if status.ports.len() == 1 { "" } else { "s" },
     );
     let next_step = match (status.ports.is_empty(), pods) {
+        _ if !status.waiting_for_restart.is_empty() => {
+            "start `xskiff run` again for what waits, or take it back in the file"
+        }
         (true, _) => "configure an uplink, or add a pod by `xskiff endpoint add`",
         (false, 0) => "add pods by `xskiff endpoint add`, or install the CNI plugin",
         _ => "nothing; `xskiff flows --follow` shows decisions as they are made",
@@ -131,6 +134,14 @@ mod tests {
         assert_eq!(verdict.level, Level::Ok);
         assert_eq!(verdict.summary, "1 worker serves 1 port");
         assert!(verdict.next_step.contains("endpoint add"));
+    }
+
+    #[test]
+    fn a_node_whose_file_differs_is_well_and_says_how_to_bring_it_into_force() {
+        let status = Status { waiting_for_restart: vec!["workers.count".into()], ..healthy() };
+        let verdict = verdict(&status);
+        assert_eq!(verdict.level, Level::Ok);
+        assert!(verdict.next_step.contains("again"), "{}", verdict.next_step);
     }
 
     #[test]
