@@ -4,6 +4,7 @@ use arrayvec::ArrayVec;
 use crossbeam_queue::ArrayQueue;
 
 use crate::DropReason;
+use crate::counters::Level;
 use crate::port::PortId;
 use crate::time::Nanos;
 
@@ -74,11 +75,16 @@ pub struct CapturedPacket {
 
 /// Copies on their way to the reader.
 #[derive(Debug)]
-pub struct CaptureRing(pub ArrayQueue<CapturedPacket>);
+pub struct CaptureRing {
+    /// The copies, oldest first.
+    pub packets: ArrayQueue<CapturedPacket>,
+    /// How full `packets` was at most.
+    pub level: Level,
+}
 
 impl Default for CaptureRing {
     fn default() -> Self {
-        Self(ArrayQueue::new(CAPTURE_PACKETS_MAX))
+        Self { packets: ArrayQueue::new(CAPTURE_PACKETS_MAX), level: Level::default() }
     }
 }
 
@@ -95,7 +101,9 @@ impl CaptureRing {
     ) -> bool {
         let kept = &bytes[..bytes.len().min(SNAP_BYTES)];
         let bytes = kept.iter().copied().collect();
-        self.0.push(CapturedPacket { time, port, point, len, bytes }).is_ok()
+        let copied = self.packets.push(CapturedPacket { time, port, point, len, bytes }).is_ok();
+        self.level.note(self.packets.len() as u64);
+        copied
     }
 }
 

@@ -35,6 +35,45 @@ impl Counter {
     }
 }
 
+/// How full a bounded table is, and the most it has held since start: noted by whoever fills it,
+/// since a peak between two looks from outside would be missed.
+#[derive(Debug, Default)]
+pub struct Level {
+    used: AtomicU64,
+    most: AtomicU64,
+}
+
+impl Level {
+    /// The table holds `used` now. Only the thread that owns the table may call this.
+    #[inline]
+    pub fn set(&self, used: u64) {
+        self.used.store(used, Ordering::Relaxed);
+        self.note(used);
+    }
+
+    /// The table held `used` for a moment. For queues that many fill: how full they are now is
+    /// asked of them.
+    #[inline]
+    pub fn note(&self, used: u64) {
+        // A locked operation only for a new peak.
+        if used > self.most.load(Ordering::Relaxed) {
+            self.most.fetch_max(used, Ordering::Relaxed);
+        }
+    }
+
+    /// Entries now, as last set.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Most entries since start.
+    #[must_use]
+    pub fn most(&self) -> u64 {
+        self.most.load(Ordering::Relaxed)
+    }
+}
+
 /// Packets and bytes of one port, as one worker saw them.
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -67,6 +106,17 @@ pub struct WorkerCounters {
     pub handed_out: Counter,
     /// Packets that wait for a neighbour or for their first fragment now (gauge).
     pub held: Counter,
+    /// Those that wait for a neighbour, of [`crate::worker::HELD_MAX`].
+    pub waiting_neighbours: Level,
+    /// Those that wait for their first fragment, of [`crate::fragment::waiting::WAITING_MAX`].
+    pub waiting_fragments: Level,
+    /// Fragmented packets followed, of [`crate::fragment::FRAGMENTED_PACKETS_MAX`].
+    pub fragments: Level,
+    /// L4 ports known to be taken toward the most crowded destination, of the worker's share
+    /// ([`crate::nat::share`]). Destinations with few flows are not looked at.
+    pub snat_l4_ports: Level,
+    /// Flushes under way, of [`crate::expiry::FLUSHES_MAX`].
+    pub flushes: Level,
     /// Flows inserted.
     pub flows_created: Counter,
     /// Flows ended by their time-out.
@@ -103,6 +153,11 @@ impl Default for WorkerCounters {
             transmitted: Counter::default(),
             handed_out: Counter::default(),
             held: Counter::default(),
+            waiting_neighbours: Level::default(),
+            waiting_fragments: Level::default(),
+            fragments: Level::default(),
+            snat_l4_ports: Level::default(),
+            flushes: Level::default(),
             flows_created: Counter::default(),
             flows_expired: Counter::default(),
             flows_deleted: Counter::default(),
@@ -151,5 +206,20 @@ impl WorkerCounters {
         let came = self.received.get() + self.handed_in.get() + self.originated.get();
         let went = self.transmitted.get() + self.handed_out.get() + self.dropped_total();
         (came, went + self.held.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_keeps_the_peak_of_what_was_set_and_noted() {
+        let level = Level::default();
+        level.set(7);
+        level.set(2);
+        assert_eq!((level.get(), level.most()), (2, 7));
+        level.note(9);
+        assert_eq!((level.get(), level.most()), (2, 9));
     }
 }

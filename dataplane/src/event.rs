@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crossbeam_queue::ArrayQueue;
 
 use crate::DropReason;
-use crate::counters::WorkerCounters;
+use crate::counters::{Level, WorkerCounters};
 use crate::flow_key::FlowKey;
 use crate::identity::Identity;
 use crate::lb::ServiceId;
@@ -92,6 +92,10 @@ pub struct Reports {
     pub events: ArrayQueue<FlowEvent>,
     /// Neighbours to resolve.
     pub neighbours: ArrayQueue<NeighbourRequest>,
+    /// How full `events` was at most.
+    pub events_level: Level,
+    /// How full `neighbours` was at most.
+    pub neighbours_level: Level,
 }
 
 impl Default for Reports {
@@ -99,6 +103,8 @@ impl Default for Reports {
         Self {
             events: ArrayQueue::new(EVENTS_MAX),
             neighbours: ArrayQueue::new(NEIGHBOUR_REQUESTS_MAX),
+            events_level: Level::default(),
+            neighbours_level: Level::default(),
         }
     }
 }
@@ -149,11 +155,14 @@ impl Reporter {
     pub fn event(&mut self, event: FlowEvent, counters: &WorkerCounters) {
         if !self.budget.take(event.time) || self.reports.events.push(event).is_err() {
             counters.events_lost.add(1);
+            return;
         }
+        self.reports.events_level.note(self.reports.events.len() as u64);
     }
 
     /// Asks for a neighbour. A full ring loses the request: the packet that waits asks again.
     pub fn neighbour(&self, request: NeighbourRequest) {
         let _ = self.reports.neighbours.push(request);
+        self.reports.neighbours_level.note(self.reports.neighbours.len() as u64);
     }
 }

@@ -62,7 +62,7 @@ pub(crate) struct Flush {
 const WRAPS: u8 = 2;
 
 /// Flushes that may be under way at once: a node that drains ends many pods together.
-pub(crate) const FLUSHES_MAX: usize = 64;
+pub const FLUSHES_MAX: usize = 64;
 
 /// All that are under way.
 pub(crate) type Flushes = ArrayVec<Flush, FLUSHES_MAX>;
@@ -88,6 +88,8 @@ pub(crate) fn sweep(
     now: Nanos,
     entries: u32,
 ) {
+    note_levels(context, flushes);
+    context.fragments.forget_old(now);
     let entries = if flushes.is_empty() { entries } else { entries.max(ENTRIES_MAX) };
     let hasher = &flows.hasher;
     let v4 = sweep_family::<FlowKey4, 8>(context, &mut flows.v4, hasher, flushes, now, entries);
@@ -98,6 +100,14 @@ pub(crate) fn sweep(
         }
     }
     flushes.retain(|flush| flush.wraps.iter().any(|wraps| *wraps < WRAPS));
+    note_levels(context, flushes);
+}
+
+/// They only grow between two sweeps, so that no peak is missed here.
+fn note_levels(context: &Context, flushes: &Flushes) {
+    context.counters.fragments.set(context.fragments.len() as u64);
+    context.counters.snat_l4_ports.set(context.nat.taken_most().into());
+    context.counters.flushes.set(flushes.len() as u64);
 }
 
 /// Says whether every entry has had its turn again.

@@ -60,6 +60,8 @@ pub struct FragmentTable {
     arrivals: [VecDeque<FragmentKey>; GROUPS],
     /// Whether a first fragment was remembered since [`Self::take_news`].
     has_news: bool,
+    /// When to forget what is too old again.
+    next_sweep: Nanos,
 }
 
 impl Default for FragmentTable {
@@ -68,7 +70,7 @@ impl Default for FragmentTable {
         // and never allocates again.
         let known = HashMap::with_capacity(2 * FRAGMENTED_PACKETS_MAX);
         let arrivals = std::array::from_fn(|_| VecDeque::with_capacity(GROUP_MAX));
-        Self { known, arrivals, has_news: false }
+        Self { known, arrivals, has_news: false, next_sweep: Nanos(0) }
     }
 }
 
@@ -123,6 +125,29 @@ impl FragmentTable {
             Some(known) if known.until > now => Ok(known.l4_ports),
             _ => Err(DropReason::FragmentUnknown),
         }
+    }
+
+    /// Packets followed now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// Forgets what is too old; at most once a second, so that no tick pays for a walk of the table.
+    pub fn forget_old(&mut self, now: Nanos) {
+        if self.known.is_empty() || now < self.next_sweep {
+            return;
+        }
+        self.next_sweep = now.after(std::time::Duration::from_secs(1));
+        let Self { known, arrivals, .. } = self;
+        known.retain(|_, known| known.until > now);
+        arrivals.iter_mut().for_each(|group| group.retain(|key| known.contains_key(key)));
     }
 }
 
@@ -206,5 +231,18 @@ mod tests {
         }
         assert_eq!(table.l4_ports(&key(7), Nanos(1)), Ok((3, 4)));
         assert_eq!(table.arrivals.iter().map(VecDeque::len).sum::<usize>(), table.known.len());
+    }
+
+    /// What nobody follows any more was kept until the table was full, and counted as used.
+    #[test]
+    fn the_table_empties_by_itself_when_no_more_fragments_come() {
+        let mut table = FragmentTable::default();
+        for id in 0..100 {
+            table.remember(key(id), (1, 2), Nanos(0));
+        }
+        table.forget_old(Nanos(1_000_000_000));
+        assert_eq!(table.len(), 100);
+        table.forget_old(Nanos((FRAGMENT_SECONDS + 2) * 1_000_000_000));
+        assert!(table.is_empty());
     }
 }

@@ -9,7 +9,7 @@ use arrayvec::ArrayVec;
 use crossbeam_queue::ArrayQueue;
 
 use crate::DropReason;
-use crate::counters::WorkerCounters;
+use crate::counters::{Level, WorkerCounters};
 use crate::worker::{BURST, Received, RxBurst};
 
 /// Vectors that may wait for one worker.
@@ -17,16 +17,23 @@ pub const VECTORS_MAX: usize = 256;
 /// Workers a node may have.
 pub const WORKERS_MAX: usize = 64;
 
+#[derive(Debug)]
+struct Inbox<B> {
+    vectors: ArrayQueue<RxBurst<B>>,
+    level: Level,
+}
+
 /// Every worker's inbox.
 #[derive(Debug)]
-pub struct Inboxes<B>(Vec<ArrayQueue<RxBurst<B>>>);
+pub struct Inboxes<B>(Vec<Inbox<B>>);
 
 impl<B> Inboxes<B> {
     /// Inboxes for `workers` workers, at most [`WORKERS_MAX`].
     #[must_use]
     pub fn new(workers: usize) -> Arc<Self> {
         let count = workers.clamp(1, WORKERS_MAX);
-        Arc::new(Self((0..count).map(|_| ArrayQueue::new(VECTORS_MAX)).collect()))
+        let inbox = |_| Inbox { vectors: ArrayQueue::new(VECTORS_MAX), level: Level::default() };
+        Arc::new(Self((0..count).map(inbox).collect()))
     }
 
     /// Number of workers.
@@ -38,7 +45,13 @@ impl<B> Inboxes<B> {
     /// Vectors waiting for `worker` now.
     #[must_use]
     pub fn waiting(&self, worker: usize) -> usize {
-        self.0.get(worker).map_or(0, ArrayQueue::len)
+        self.0.get(worker).map_or(0, |inbox| inbox.vectors.len())
+    }
+
+    /// Most vectors that ever waited for `worker`.
+    #[must_use]
+    pub fn waited_most(&self, worker: usize) -> u64 {
+        self.0.get(worker).map_or(0, |inbox| inbox.level.most())
     }
 }
 
@@ -68,7 +81,7 @@ impl<B> Handoff<B> {
 
     /// The next vector that others gave this worker.
     pub fn take(&mut self) -> Option<RxBurst<B>> {
-        self.inboxes.0.get(self.worker)?.pop()
+        self.inboxes.0.get(self.worker)?.vectors.pop()
     }
 
     /// Stages a packet for `worker`; what cannot be sent comes back through `refused`.
@@ -104,8 +117,10 @@ impl<B> Handoff<B> {
     fn send(&mut self, worker: usize, counters: &WorkerCounters, refused: &mut impl FnMut(B)) {
         let vector = std::mem::take(&mut self.filling[worker]);
         let packets = vector.len() as u64;
-        match self.inboxes.0[worker].push(vector) {
+        let inbox = &self.inboxes.0[worker];
+        match inbox.vectors.push(vector) {
             Ok(()) => {
+                inbox.level.note(inbox.vectors.len() as u64);
                 counters.handed_out.add(packets);
                 self.woken |= 1 << worker;
             }

@@ -22,7 +22,7 @@ pub mod decision;
 pub mod drop_reason;
 pub mod event;
 pub mod eviction;
-mod expiry;
+pub mod expiry;
 pub mod flow;
 pub mod flow_key;
 pub mod flows;

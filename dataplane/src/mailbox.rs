@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crossbeam_queue::ArrayQueue;
 
 use crate::capture::{CaptureFilter, CaptureRing};
+use crate::counters::Level;
 use crate::flow_key::FlowKey;
 use crate::lpm::Prefix;
 use crate::tables::Tables;
@@ -66,11 +67,20 @@ pub struct Mailbox {
     pub commands: ArrayQueue<Command>,
     /// From the worker.
     pub retired: ArrayQueue<Retired>,
+    /// How full `commands` was at most.
+    pub commands_level: Level,
+    /// How full `retired` was at most.
+    pub retired_level: Level,
 }
 
 impl Default for Mailbox {
     fn default() -> Self {
-        Self { commands: ArrayQueue::new(COMMANDS_MAX), retired: ArrayQueue::new(RETIRED_MAX) }
+        Self {
+            commands: ArrayQueue::new(COMMANDS_MAX),
+            retired: ArrayQueue::new(RETIRED_MAX),
+            commands_level: Level::default(),
+            retired_level: Level::default(),
+        }
     }
 }
 
@@ -80,7 +90,15 @@ impl Mailbox {
     /// # Errors
     /// Gives it back when the worker has not read the last [`COMMANDS_MAX`] ones: try again later.
     pub fn send(&self, command: Command) -> Result<(), Command> {
-        self.commands.push(command)
+        self.commands.push(command)?;
+        self.commands_level.note(self.commands.len() as u64);
+        Ok(())
+    }
+
+    /// Hands `retired` back. For the worker. When nobody frees any more, it is freed here, once.
+    pub fn retire(&self, retired: Retired) {
+        drop(self.retired.push(retired));
+        self.retired_level.note(self.retired.len() as u64);
     }
 
     /// Frees what the worker handed back. For the control thread.

@@ -268,7 +268,10 @@ impl<P: Ports> Worker<P> {
     }
 
     fn count_held(&self) {
-        self.counters.held.set((self.held.len() + self.fragments.len()) as u64);
+        let (neighbours, fragments) = (self.held.len() as u64, self.fragments.len() as u64);
+        self.counters.held.set(neighbours + fragments);
+        self.counters.waiting_neighbours.set(neighbours);
+        self.counters.waiting_fragments.set(fragments);
     }
 
     /// Lets fragments follow their first, in order of arrival.
@@ -361,8 +364,7 @@ impl<P: Ports> Worker<P> {
     }
 
     fn retire(&self, retired: Retired) {
-        // A full queue means that nobody frees any more; then it is freed here, once.
-        drop(self.mailbox.retired.push(retired));
+        self.mailbox.retire(retired);
     }
 
     fn copy(&self, now: Nanos, port: PortId, point: CapturePoint, buffer: &P::Buffer) {

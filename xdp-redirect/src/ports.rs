@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
 use dataplane::DropReason;
+use dataplane::counters::Level;
 use dataplane::port::{PortId, Ports};
 use dataplane::worker::{Received, RxBurst};
 
@@ -43,6 +44,17 @@ struct Queues {
     commands: ArrayQueue<Command>,
     /// Has a place for every socket there can be, on the way in, in use and on the way out.
     returned: ArrayQueue<(PortId, Box<Socket>)>,
+    commands_level: Level,
+    /// Sockets the worker has.
+    sockets: Level,
+}
+
+impl Queues {
+    fn send(&self, command: Command) -> Result<(), Command> {
+        self.commands.push(command)?;
+        self.commands_level.note(self.commands.len() as u64);
+        Ok(())
+    }
 }
 
 /// How packets leave by a port.
@@ -97,7 +109,7 @@ impl PortsControl {
     /// # Errors
     /// [`Error::WorkerBusy`] with the socket, when the worker does not take its commands.
     pub fn add(&self, port: PortId, socket: Socket) -> Result<(), (Error, Box<Socket>)> {
-        match self.queues.commands.push(Command::Add(port, Box::new(socket))) {
+        match self.queues.send(Command::Add(port, Box::new(socket))) {
             Err(Command::Add(_, socket)) => {
                 Err((Error::WorkerBusy { capacity: COMMANDS_MAX }, socket))
             }
@@ -110,7 +122,7 @@ impl PortsControl {
     /// # Errors
     /// [`Error::WorkerBusy`] when the worker does not take its commands.
     pub fn remove(&self, port: PortId) -> Result<(), Error> {
-        let pushed = self.queues.commands.push(Command::Remove(port));
+        let pushed = self.queues.send(Command::Remove(port));
         pushed.map_err(|_| Error::WorkerBusy { capacity: COMMANDS_MAX })
     }
 
@@ -125,6 +137,18 @@ impl PortsControl {
     #[must_use]
     pub fn commands_waiting(&self) -> usize {
         self.queues.commands.len()
+    }
+
+    /// Most commands that ever waited.
+    #[must_use]
+    pub fn commands_waited_most(&self) -> u64 {
+        self.queues.commands_level.most()
+    }
+
+    /// Sockets the worker has, of [`WORKER_SOCKETS_MAX`].
+    #[must_use]
+    pub fn sockets(&self) -> &Level {
+        &self.queues.sockets
     }
 }
 
@@ -142,6 +166,8 @@ impl WorkerPorts {
             queues: Arc::new(Queues {
                 commands: ArrayQueue::new(COMMANDS_MAX),
                 returned: ArrayQueue::new(2 * WORKER_SOCKETS_MAX + COMMANDS_MAX),
+                commands_level: Level::default(),
+                sockets: Level::default(),
             }),
             generation: 0,
         }
@@ -250,6 +276,7 @@ impl WorkerPorts {
             Some(vacant) => *vacant = entry,
             None => self.sockets.push(entry),
         }
+        self.queues.sockets.set(self.queues.sockets.get() + 1);
         self.generation += 1;
     }
 
@@ -263,6 +290,7 @@ impl WorkerPorts {
                 self.turns.remove(entry.flag, u16::try_from(place).unwrap_or(u16::MAX));
                 self.dirty.retain(|other| usize::from(*other) != place);
                 self.give_up(port, entry.socket);
+                self.queues.sockets.set(self.queues.sockets.get() - 1);
                 self.generation += 1;
             }
         }

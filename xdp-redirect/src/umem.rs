@@ -18,7 +18,7 @@ use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
@@ -131,6 +131,9 @@ pub(crate) struct Shared {
     remainder: Mutex<Vec<u32>>,
     sockets: Mutex<SocketNumbers>,
     sockets_bound: AtomicU32,
+    sockets_most: AtomicU32,
+    /// Batches out of the depot at most.
+    batches_out_most: AtomicUsize,
     anchor: ManuallyDrop<Mutex<Anchor>>,
 }
 
@@ -195,6 +198,8 @@ impl Umem {
             remainder: Mutex::new(Vec::with_capacity(2 * BATCH)),
             sockets: Mutex::default(),
             sockets_bound: AtomicU32::new(0),
+            sockets_most: AtomicU32::new(0),
+            batches_out_most: AtomicUsize::new(0),
             anchor: ManuallyDrop::new(Mutex::new(Anchor::None)),
         };
         let umem = Self { shared: Arc::new(shared) };
@@ -228,6 +233,21 @@ impl Umem {
         census
     }
 
+    /// Most frames that were ever out of the region's depot: with sockets, under way, or kept free
+    /// by a worker for itself. None of them could serve another worker.
+    #[must_use]
+    pub fn taken_most(&self) -> u32 {
+        let batches = self.shared.batches_out_most.load(Ordering::Relaxed);
+        u32::try_from(batches * BATCH).unwrap_or(u32::MAX).min(self.shared.config.frames)
+    }
+
+    /// Sockets bound to the region now and at most so far, of [`SOCKETS_MAX`].
+    #[must_use]
+    pub fn sockets(&self) -> (u32, u32) {
+        let load = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+        (load(&self.shared.sockets_bound), load(&self.shared.sockets_most))
+    }
+
     pub(crate) fn xsk(&self) -> &xsk_rs::Umem {
         &self.shared.xsk
     }
@@ -247,7 +267,8 @@ impl Umem {
                 SOCKET_BASE + number
             }
         };
-        self.shared.sockets_bound.fetch_add(1, Ordering::Relaxed);
+        let others = self.shared.sockets_bound.fetch_add(1, Ordering::Relaxed);
+        self.shared.sockets_most.fetch_max(others + 1, Ordering::Relaxed);
         Some(number)
     }
 
@@ -282,7 +303,13 @@ impl Umem {
     /// A full batch for a pool to take, if there is one.
     #[inline]
     pub(crate) fn take_batch(&self) -> Option<Batch> {
-        self.shared.depot.pop()
+        let batch = self.shared.depot.pop()?;
+        let out =
+            (index(self.shared.config.frames) / BATCH).saturating_sub(self.shared.depot.len());
+        if out > self.shared.batches_out_most.load(Ordering::Relaxed) {
+            self.shared.batches_out_most.fetch_max(out, Ordering::Relaxed);
+        }
+        Some(batch)
     }
 
     /// A full batch that a pool has too much; given back when there is no place for it.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use control::admin::{AdminError, REQUEST_BYTES_MAX, Reply, Request, decode_request};
+use dataplane::counters::Level;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -46,6 +47,10 @@ pub struct AdminCounts {
     pub clients: AtomicU64,
     /// Clients turned away or cut off.
     pub refusals: AtomicU64,
+    /// Clients served now, of [`CLIENTS_MAX`].
+    pub served: Level,
+    /// Requests under way to the control loop, of [`CALLS_MAX`].
+    pub calls: Level,
 }
 
 /// The socket could not be made.
@@ -209,16 +214,23 @@ async fn accept(listener: UnixListener, calls: mpsc::Sender<Call>, counts: Arc<A
                 return;
             };
             counts.clients.fetch_add(1, Ordering::Relaxed);
-            if let Err(reason) = converse(stream, &calls).await {
+            // All clients are served by the control thread.
+            counts.served.set(counts.served.get() + 1);
+            if let Err(reason) = converse(stream, &calls, &counts).await {
                 counts.refusals.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(reason, "an admin client was cut off");
             }
+            counts.served.set(counts.served.get() - 1);
         });
     }
 }
 
 /// Serves one client until it hangs up. The error is why it was cut off.
-async fn converse(stream: UnixStream, calls: &mpsc::Sender<Call>) -> Result<(), &'static str> {
+async fn converse(
+    stream: UnixStream,
+    calls: &mpsc::Sender<Call>,
+    counts: &AdminCounts,
+) -> Result<(), &'static str> {
     let peer = stream.peer_cred().map_err(|_| "its credentials cannot be read")?;
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
@@ -244,7 +256,7 @@ async fn converse(stream: UnixStream, calls: &mpsc::Sender<Call>) -> Result<(), 
         if changes_state(&request) {
             tracing::info!(pid = peer.pid(), uid = peer.uid(), ?request, "admin request");
         }
-        answer(request, calls, &mut reader, &mut writer).await?;
+        answer(request, (calls, counts), &mut reader, &mut writer).await?;
     }
 }
 
@@ -257,7 +269,7 @@ fn changes_state(request: &Request) -> bool {
 
 async fn answer(
     request: Request,
-    calls: &mpsc::Sender<Call>,
+    (calls, counts): (&mpsc::Sender<Call>, &AdminCounts),
     reader: &mut BufReader<OwnedReadHalf>,
     writer: &mut OwnedWriteHalf,
 ) -> Result<(), &'static str> {
@@ -269,6 +281,7 @@ async fn answer(
     if timeout(ANSWER_TIMEOUT, calls.send(Call { request, reply })).await.is_err() {
         return send(writer, &late()).await;
     }
+    counts.calls.note((CALLS_MAX - calls.capacity()) as u64);
     match timeout(ANSWER_TIMEOUT, replies.recv()).await {
         Ok(Some(first)) if !matches!(first, Reply::Item(_)) => return send(writer, &first).await,
         Ok(Some(first)) => send(writer, &first).await?,

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use control::admin::Status;
+use dataplane::counters::Level;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -25,7 +26,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use crate::metrics;
 
 /// Connections served at once; more wait in the listen queue.
-const CONNECTIONS_MAX: usize = 64;
+pub const CONNECTIONS_MAX: usize = 64;
 /// A connection may take so long to send its request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection lives no longer than this: scrapers reconnect.
@@ -75,11 +76,21 @@ pub enum HttpError {
     Thread(std::io::Error),
 }
 
+/// How busy the server is.
+#[derive(Debug, Default)]
+pub struct HttpLevels {
+    /// Connections served now, of [`CONNECTIONS_MAX`].
+    pub connections: Level,
+    /// Requests for the status that were under way at most.
+    pub status_requests: Level,
+}
+
 /// The running server; ends when dropped.
 #[derive(Debug)]
 pub struct HttpServer {
     /// Where it listens (the port is chosen by the kernel when 0 was configured).
     pub address: SocketAddr,
+    levels: Arc<HttpLevels>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -90,6 +101,14 @@ impl Drop for HttpServer {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+impl HttpServer {
+    /// How busy it is.
+    #[must_use]
+    pub fn levels(&self) -> &HttpLevels {
+        &self.levels
     }
 }
 
@@ -105,11 +124,13 @@ pub fn start(address: SocketAddr, sources: Sources) -> Result<HttpServer, HttpEr
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(HttpError::Thread)?;
     let (stop, stopped) = oneshot::channel();
+    let levels = Arc::new(HttpLevels::default());
+    let noted = Arc::clone(&levels);
     let thread = std::thread::Builder::new().name("xskiff-http".into()).spawn(move || {
         runtime.block_on(async move {
             match TcpListener::from_std(listener) {
                 Ok(listener) => tokio::select! {
-                    () = serve(listener, sources) => {}
+                    () = serve(listener, sources, noted) => {}
                     _ = stopped => {}
                 },
                 Err(error) => tracing::error!(%error, "metrics and probes are not served"),
@@ -117,10 +138,10 @@ pub fn start(address: SocketAddr, sources: Sources) -> Result<HttpServer, HttpEr
         });
     });
     let thread = thread.map_err(HttpError::Thread)?;
-    Ok(HttpServer { address: bound, stop: Some(stop), thread: Some(thread) })
+    Ok(HttpServer { address: bound, stop: Some(stop), levels, thread: Some(thread) })
 }
 
-async fn serve(listener: TcpListener, sources: Sources) {
+async fn serve(listener: TcpListener, sources: Sources, levels: Arc<HttpLevels>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let failures = AtomicU64::new(0);
     loop {
@@ -135,15 +156,20 @@ async fn serve(listener: TcpListener, sources: Sources) {
                 continue;
             }
         };
-        let sources = sources.clone();
+        let (sources, levels) = (sources.clone(), Arc::clone(&levels));
+        // All connections are served by this thread.
+        levels.connections.set(levels.connections.get() + 1);
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, sources.clone()));
+            let asked = Arc::clone(&levels);
+            let service =
+                service_fn(move |request| answer(request, sources.clone(), Arc::clone(&asked)));
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
             // A client that hangs up early or talks nonsense is its own matter.
             let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+            levels.connections.set(levels.connections.get() - 1);
             drop(place);
         });
     }
@@ -152,6 +178,7 @@ async fn serve(listener: TcpListener, sources: Sources) {
 async fn answer(
     request: Request<Incoming>,
     sources: Sources,
+    levels: Arc<HttpLevels>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served\n".into()));
@@ -159,7 +186,7 @@ async fn answer(
     Ok(match request.uri().path() {
         "/livez" => livez(&(sources.stalled_workers)()),
         "/readyz" => readyz(&sources.readiness.borrow()),
-        "/metrics" => metrics_page(&sources.status).await,
+        "/metrics" => metrics_page(&sources.status, &levels).await,
         _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /livez and /readyz\n".into()),
     })
 }
@@ -179,12 +206,16 @@ fn readyz(readiness: &Readiness) -> Response<Full<Bytes>> {
     }
 }
 
-async fn metrics_page(status: &mpsc::Sender<StatusRequest>) -> Response<Full<Bytes>> {
+async fn metrics_page(
+    status: &mpsc::Sender<StatusRequest>,
+    levels: &HttpLevels,
+) -> Response<Full<Bytes>> {
     let (reply, answer) = oneshot::channel();
     let unavailable = |why: &str| plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
     if status.try_send(reply).is_err() {
         return unavailable("the control thread is busy or gone");
     }
+    levels.status_requests.note((status.max_capacity() - status.capacity()) as u64);
     match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(Ok(status)) => match metrics::encode(&status) {
             Ok(text) => respond(StatusCode::OK, metrics::CONTENT_TYPE, text),
@@ -266,6 +297,8 @@ mod tests {
             let request = requests.recv().await.unwrap();
             request.send(Box::default()).unwrap();
         });
-        assert_eq!(metrics_page(&status).await.status(), StatusCode::OK);
+        let levels = HttpLevels::default();
+        assert_eq!(metrics_page(&status, &levels).await.status(), StatusCode::OK);
+        assert_eq!(levels.status_requests.most(), 1);
     }
 }

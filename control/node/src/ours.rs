@@ -27,7 +27,30 @@ pub struct Ours {
     icmp: BTreeSet<u16>,
 }
 
+/// Entries of the program's tables, of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OursCounts {
+    /// Destinations.
+    pub prefixes: usize,
+    /// The node's addresses.
+    pub node_addresses: usize,
+    /// Addresses that pods may claim.
+    pub pod_addresses: usize,
+}
+
 impl Ours {
+    /// How many entries are of the family that `is_of` tells.
+    #[must_use]
+    pub fn counts(&self, is_of: impl Fn(IpAddr) -> bool) -> OursCounts {
+        let prefixes = self.prefixes.keys().filter(|prefix| is_of(prefix.address()));
+        let claims = self.pod_addresses.iter().filter(|(_, address)| is_of(*address));
+        OursCounts {
+            prefixes: prefixes.count(),
+            node_addresses: self.node_addresses.iter().filter(|own| is_of(**own)).count(),
+            pod_addresses: claims.count(),
+        }
+    }
+
     /// What `tables` make ours. With `pass_on_stall`, pods that no policy isolates are left to the
     /// kernel while no worker lives; everything translated or policed is dropped then, always.
     #[must_use]
@@ -96,14 +119,14 @@ impl Ours {
 /// What the program has been told, as far as that is known: a change that failed may have happened
 /// in part.
 #[derive(Debug, Default)]
-pub struct InForce {
+pub struct RulesInForce {
     /// In force without doubt.
     certain: Ours,
     /// In force perhaps; all of `certain` is.
     possible: Ours,
 }
 
-impl InForce {
+impl RulesInForce {
     /// What is in force without doubt.
     #[must_use]
     pub fn certain(&self) -> &Ours {
@@ -206,6 +229,25 @@ mod tests {
             ranges([1, 2, 3, 7, 65_534, 65_535].iter()),
             vec![1..=3, 7..=7, 65_534..=65_535]
         );
+    }
+
+    /// Both families together were held against twice the bound of one: a full table showed 50 %.
+    #[test]
+    fn each_family_is_counted_by_itself() {
+        let endpoints = ["10.1.0.1", "10.1.0.2", "fd00::1"];
+        let tables = Tables {
+            forwarding: Arc::new(Forwarding {
+                endpoints: endpoints
+                    .map(|address| (address.parse().unwrap(), NextHopId(0)))
+                    .into_iter()
+                    .collect(),
+                ..Forwarding::default()
+            }),
+            ..Tables::default()
+        };
+        let ours = Ours::of(&tables, false);
+        let prefixes = [true, false].map(|v4| ours.counts(|a| a.is_ipv4() == v4).prefixes);
+        assert_eq!(prefixes, [2, 1]);
     }
 
     #[test]

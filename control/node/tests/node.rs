@@ -218,6 +218,7 @@ fn a_pod_reaches_the_world_and_its_node_through_the_node_process_alone_and_nothi
     }
     let status = world.status();
     assert_eq!(status.verdict.level, Level::Ok, "{:?}", status.verdict);
+    assert_tables_say_how_full_they_are(&status);
     for interface in ["up0", "veth-pod", "xskiff-port"] {
         assert!(received_by(&status, interface) > 0, "{interface}: {status:#?}");
     }
@@ -226,6 +227,39 @@ fn a_pod_reaches_the_world_and_its_node_through_the_node_process_alone_and_nothi
     let links = world.node.ip("link show");
     assert!(!links.contains("xskiff") && !links.contains("prog/xdp"), "{links}");
     assert!(!world.node.ip("rule show").contains("7411"));
+}
+
+/// Every bounded table has its row, and peaks are those of whoever filled the table: most of these
+/// are empty again within microseconds.
+fn assert_tables_say_how_full_they_are(status: &Status) {
+    let names: Vec<&str> = status.tables.iter().map(|table| table.name.as_str()).collect();
+    assert_eq!(names, xskiff::node::usage::ROWS);
+    for table in &status.tables {
+        let (used, most) = (table.used, table.high_water);
+        assert!(used <= most && most <= table.capacity && table.capacity > 0, "{table:?}");
+    }
+    let most = |name: &str| {
+        status.tables.iter().find(|table| table.name == name).map_or(0, |table| table.high_water)
+    };
+    for filled in [
+        "flows_ipv4",
+        "held_packets",
+        "worker_commands",
+        "retired_objects",
+        "flow_events",
+        "neighbour_requests",
+        "socket_commands",
+        "admin_clients",
+        "admin_calls",
+        "kernel_requests",
+    ] {
+        assert!(most(filled) > 0, "{filled}: {:#?}", status.tables);
+    }
+    // Uplink, host port and pod, one queue each; the pod's addresses, one of each family.
+    assert_eq!((most("ports"), most("endpoints"), most("worker_sockets")), (3, 1, 3));
+    assert_eq!((most("xdp_pod_addresses_ipv4"), most("xdp_pod_addresses_ipv6")), (1, 1));
+    // The uplink's, and the one that the pod's kernel-side interface carries.
+    assert_eq!((most("xdp_node_addresses_ipv4"), most("xdp_node_addresses_ipv6")), (2, 1));
 }
 
 fn pings_once(from: &Namespace, to: &str) -> bool {

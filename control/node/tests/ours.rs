@@ -10,7 +10,7 @@ use dataplane::forwarding::Forwarding;
 use dataplane::tables::Tables;
 use xdp_redirect::Redirect;
 use xdp_redirect::limits::NODE_ADDRESSES_MAX;
-use xskiff::ours::{InForce, Ours};
+use xskiff::ours::{Ours, RulesInForce};
 
 /// A node with `count` addresses that begin with `network`.
 fn node(network: u8, count: u32) -> Ours {
@@ -28,7 +28,7 @@ fn a_change_that_finds_no_room_is_made_good_once_there_is_some() {
         return;
     }
     let mut redirect = Redirect::load(false).unwrap();
-    let mut in_force = InForce::default();
+    let mut in_force = RulesInForce::default();
     in_force.update(node(10, NODE_ADDRESSES_MAX), &mut redirect).unwrap();
     let refused = in_force.update(node(11, NODE_ADDRESSES_MAX + 1), &mut redirect).unwrap_err();
     assert!(refused.to_string().contains("node_addresses4"), "{refused}");

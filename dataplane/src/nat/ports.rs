@@ -87,6 +87,8 @@ struct Crowded {
     destination: u64,
     /// When it was last asked for a port, counted in flows; 0: never.
     asked: u64,
+    /// Ports known to be taken: the bits of the bitmap that are not set.
+    taken: u32,
     /// Next port to look at when none is free, counted from the share's first.
     cursor: u32,
     /// Ports looked at since one was found.
@@ -175,6 +177,13 @@ impl NatPorts {
         Err(DropReason::NatPortsExhausted)
     }
 
+    /// Ports known to be taken toward the most crowded destination. As many as there are once none
+    /// is left; a bitmap that is new does not know all of them yet.
+    #[must_use]
+    pub fn taken_most(&self) -> u32 {
+        self.crowded.iter().map(|one| one.taken).max().unwrap_or(0)
+    }
+
     /// A flow toward `destination` gave `l4_port` back.
     pub fn release(&mut self, destination: u64, l4_port: u16) {
         self.mark(destination, l4_port, true);
@@ -220,7 +229,14 @@ impl NatPorts {
     fn set(&mut self, place: usize, at: u32, free: bool) {
         let word = place * self.words() + at as usize / 64;
         let bit = 1 << (at % 64);
-        if free { self.bits[word] |= bit } else { self.bits[word] &= !bit }
+        let was_free = self.bits[word] & bit != 0;
+        if free {
+            self.bits[word] |= bit
+        } else {
+            self.bits[word] &= !bit
+        }
+        let taken = &mut self.crowded[place].taken;
+        *taken = *taken + u32::from(was_free && !free) - u32::from(!was_free && free);
     }
 
     /// The next port from `start` on that is not known to be taken, of the wanted parity if there

@@ -42,7 +42,10 @@ fn an_edit_that_needs_a_restart_is_named_and_not_told_as_in_force() {
     let file = bare.configuration("up0", &run, "manifests: /nonexistent");
     let process = bare.spawn_with(&[], &file, &["--manifests", &manifests]);
     bare.ready(&process, &socket);
-    assert_eq!(in_force(&bare, &socket).manifests.expect("a folder").display().to_string(), manifests);
+    assert_eq!(
+        in_force(&bare, &socket).manifests.expect("a folder").display().to_string(),
+        manifests
+    );
     assert!(waiting(&bare, &socket).is_empty());
 
     let edit = "packet_memory: {frame_bytes: 4096}\ntimeouts: {udp_seconds: 77}";

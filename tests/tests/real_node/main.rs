@@ -7,8 +7,8 @@
 
 mod bare;
 mod claims;
-mod everything;
 mod configuration;
+mod everything;
 mod held_connections;
 mod host_backends;
 mod refused_starts;

@@ -167,9 +167,10 @@ fn workers(workers: &[WorkerStatus]) -> String {
     table.to_string()
 }
 
+/// Tables that have ever held something; the others say nothing yet.
 fn tables(tables: &[TableUsage]) -> String {
     let mut table = Table::new(&["TABLE", ">USED", ">CAPACITY", ">FULL %", ">HIGH WATER"]);
-    for usage in tables {
+    for usage in tables.iter().filter(|usage| usage.high_water > 0) {
         let full = match usage.overwrites {
             true => "-".to_owned(),
             false => (usage.used * 100).checked_div(usage.capacity).unwrap_or(0).to_string(),
@@ -182,7 +183,12 @@ fn tables(tables: &[TableUsage]) -> String {
             grouped(usage.high_water),
         ]);
     }
-    table.to_string()
+    let unused = tables.iter().filter(|usage| usage.high_water == 0).count();
+    let mut text = table.to_string();
+    if unused > 0 {
+        let _ = writeln!(text, "and {unused} that never held anything (all of them: --json)");
+    }
+    text
 }
 
 fn endpoints(list: &[EndpointInfo]) -> String {
@@ -451,6 +457,20 @@ mod tests {
             text,
             "REASON  PACKETS  MEANING\nc         1 000  Why.\nb             2  Why.\n"
         );
+    }
+
+    #[test]
+    fn tables_that_never_held_anything_are_only_counted() {
+        let usage = |name: &str, used, high_water| TableUsage {
+            name: name.into(),
+            used,
+            capacity: 100,
+            high_water,
+            ..TableUsage::default()
+        };
+        let shown = tables(&[usage("ports", 0, 3), usage("routes", 7, 7), usage("flushes", 0, 0)]);
+        assert!(shown.contains("ports") && shown.contains("routes"), "{shown}");
+        assert!(!shown.contains("flushes") && shown.contains("and 1 that never"), "{shown}");
     }
 
     #[test]

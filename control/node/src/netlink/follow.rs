@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use dataplane::counters::Level;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::neighbour::{
@@ -32,7 +33,7 @@ const LOOK_OVER: Duration = Duration::from_millis(500);
 /// Pause before a broken socket is opened anew.
 const REOPEN: Duration = Duration::from_millis(500);
 /// Requests under way from the node to the task.
-const COMMANDS_MAX: usize = 1024;
+pub const COMMANDS_MAX: usize = 1024;
 
 /// Why the kernel's state cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,8 @@ pub struct FollowCounts {
     pub neighbour_requests_refused: AtomicU64,
     /// Failures of any kind.
     pub failures: AtomicU64,
+    /// Requests under way from the node to the task, of [`COMMANDS_MAX`].
+    pub requests: Level,
 }
 
 fn count(counter: &AtomicU64) {
@@ -134,12 +137,20 @@ impl Follower {
         if self.commands.try_send(Command::Ask(key)).is_err() {
             count(&self.counts.neighbour_requests_refused);
         }
+        self.counts.requests.note(self.requests_waiting() as u64);
+    }
+
+    /// Requests that the task has not taken yet.
+    #[must_use]
+    pub fn requests_waiting(&self) -> usize {
+        COMMANDS_MAX - self.commands.capacity()
     }
 
     /// Sets the neighbours to be kept resolved at all times.
     pub async fn set_gateways(&self, gateways: BTreeSet<NeighbourKey>) {
         // A closed channel shows as [`NetlinkError::Ended`] in `changed`.
         let _ = self.commands.send(Command::Gateways(gateways)).await;
+        self.counts.requests.note(self.requests_waiting() as u64);
     }
 
     /// The task's counters.

@@ -57,7 +57,7 @@ impl Capture {
             return Progress::Ended;
         }
         while self.packets_left > 0 && self.bytes_left > 0 {
-            let Some(packet) = self.ring.0.pop() else { return Progress::Running };
+            let Some(packet) = self.ring.packets.pop() else { return Progress::Running };
             self.packets_left -= 1;
             self.bytes_left = self.bytes_left.saturating_sub(packet.bytes.len() as u64);
             let record = record(&packet, unix_ns(packet.time), interface(packet.port));

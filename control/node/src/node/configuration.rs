@@ -36,8 +36,7 @@ impl InForce {
     pub fn take_live(&mut self, read: &Config) {
         let wanted = self.overruled(read);
         self.config.take_live(&wanted);
-        self.waiting =
-            self.config.diff(&wanted).into_iter().map(|change| change.field).collect();
+        self.waiting = self.config.diff(&wanted).into_iter().map(|change| change.field).collect();
     }
 
     /// Fields of the file that differ from what is in force, and will until a restart.

@@ -59,6 +59,18 @@ impl ErrorLog {
         self.entries.iter().cloned().collect()
     }
 
+    /// Entries now, at most [`ERRORS_MAX`].
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Failures since start.
     #[must_use]
     pub fn failures(&self) -> u64 {

@@ -86,6 +86,12 @@ impl FlowLog {
         !self.followers.is_empty()
     }
 
+    /// Clients that follow.
+    #[must_use]
+    pub fn followers(&self) -> usize {
+        self.followers.len()
+    }
+
     /// Decisions kept now.
     #[must_use]
     pub fn kept(&self) -> usize {

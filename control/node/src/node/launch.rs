@@ -92,11 +92,8 @@ pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
         let update = ConfigUpdate { config: Some(Arc::new(config)), refused: None };
         let (config, config_updates) = watch::channel(update);
         tokio::spawn(watch_file(path.to_owned(), stamp, config));
-        let sources = Sources {
-            cluster: cluster_updates,
-            config: config_updates,
-            in_force: Some(in_force),
-        };
+        let sources =
+            Sources { cluster: cluster_updates, config: config_updates, in_force: Some(in_force) };
         let node = Node::start(settings, sources).await?;
         tracing::info!("ready");
         Ok(node.run(termination()).await?)

@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start, loop,
 //! end), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
-//! what published), [`local_pods`] (pods come and go), [`requests`] and [`report`] (what clients are
+//! what published), [`local_pods`] (pods come and go), [`requests`], [`report`] and [`usage`] (what clients are
 //! told), [`verdict`] (how the node stands). [`from_config`], [`configuration`], [`capacity`], [`manifests`],
 //! [`endpoints`], [`endpoint_record`], [`flow_log`], [`captures`], [`filter`], [`trace`] and
 //! [`error_log`] are its parts.
@@ -35,14 +35,14 @@ use crate::admin_server::{AdminServer, AdminSocketError, Call, RunDirectory};
 use crate::host_port::{HostPort, HostPortError, HostPortPlan};
 use crate::http::{self, HttpError, HttpServer, Readiness, StatusRequest};
 use crate::netlink::{Follower, KernelView, NetlinkError};
-use crate::ours::InForce;
+use crate::ours::RulesInForce;
 use crate::ports::{PortError, PortTable};
 use crate::workers::{WorkerGone, Workers, WorkersError, monotonic_now};
 
 mod capacity;
 pub mod captures;
-pub mod endpoint_record;
 pub mod configuration;
+pub mod endpoint_record;
 pub mod endpoints;
 pub mod error_log;
 mod explain;
@@ -61,13 +61,14 @@ mod report;
 mod requests;
 pub mod settings;
 pub mod trace;
+pub mod usage;
 pub mod verdict;
 
 pub use settings::Settings;
 
 use captures::Capture;
-use endpoint_record::{EndpointRecord, Recorded};
 use configuration::InForce;
+use endpoint_record::{EndpointRecord, Recorded};
 use endpoints::Endpoints;
 use error_log::ErrorLog;
 use flow_log::FlowLog;
@@ -232,7 +233,7 @@ pub struct Node {
     /// Endpoints go only because the process does.
     is_ending: bool,
     publisher: Publisher,
-    ours: InForce,
+    ours: RulesInForce,
     /// What [`Self::ours`] was made of; `None` until the XDP program has taken it.
     told: Option<(Arc<Tables>, OnStall)>,
     host_routes: crate::host_port::HostRoutes,
@@ -254,7 +255,7 @@ pub struct Node {
     readiness: watch::Sender<Readiness>,
     admin: AdminServer,
     calls: mpsc::Receiver<Call>,
-    _http: Option<HttpServer>,
+    http: Option<HttpServer>,
     status_requests: mpsc::Receiver<StatusRequest>,
     // Given up when everything else is.
     _network: NetworkClaim,
@@ -362,7 +363,7 @@ impl Node {
             awaited: Vec::new(),
             is_ending: false,
             publisher: Publisher::default(),
-            ours: InForce::default(),
+            ours: RulesInForce::default(),
             told: None,
             host_routes: crate::host_port::HostRoutes::default(),
             cluster: told.cluster,
@@ -379,7 +380,7 @@ impl Node {
             readiness,
             admin,
             calls,
-            _http: http,
+            http,
             status_requests,
             _network: network,
             _directory: directory,
@@ -476,7 +477,7 @@ impl Node {
         self.tell_program();
         self.retry_awaited().await;
         self.mend_host_routes().await;
-        self.note_high_water();
+        self.note_control_tables();
     }
 
     async fn end(mut self) -> Result<(), NodeError> {

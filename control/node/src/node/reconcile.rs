@@ -105,6 +105,7 @@ impl Node {
         }
         self.tell_program();
         self.lead_host(&view).await;
+        self.note_control_tables();
     }
 
     /// The workers began without any flow of a process before.

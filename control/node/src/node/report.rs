@@ -3,41 +3,29 @@
 use std::net::IpAddr;
 
 use control::admin::reply::{BackendInfo, CtListing, FrontendInfo, Peer, TraceStage};
-use control::admin::status::{
-    ControlStatus, PortStatus, SocketCounts, TableUsage, WorkerStatus, XdpCounts,
-};
+use control::admin::status::{ControlStatus, PortStatus, SocketCounts, WorkerStatus, XdpCounts};
 use control::admin::{
     CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, ServiceInfo, Status,
 };
 use dataplane::DropReason;
 use dataplane::address::Protocol;
-use dataplane::counters::PORTS_MAX;
 use dataplane::event::{EventKind, FlowEvent};
 use dataplane::flow_key::FlowKey;
-use dataplane::fragment::waiting::WAITING_MAX;
 use dataplane::lb::{FrontendKind, ServiceId};
 use dataplane::policy::{Direction, RuleId};
 use dataplane::port::{PortId, PortKind};
-use dataplane::worker::HELD_MAX;
 use xdp_redirect::loader::RunningMode;
 
 use super::endpoints::Endpoint;
 use super::filter::{Matcher, verdict_label};
-use super::flow_log::{FLOWS_KEPT_MAX, Logged};
+use super::flow_log::Logged;
 use super::trace::stage;
 use super::verdict::verdict;
 use super::{Node, PortTable, explain};
-use crate::forwarding_view::NEXT_HOPS_MAX;
-use crate::netlink::neighbours::ASKED_MAX;
-use crate::netlink::view::{NEIGHBOURS_MAX, ROUTES_MAX};
 use crate::workers::monotonic_now;
 
 /// Remarks of the compiler in one answer.
 const WARNINGS_TOLD_MAX: usize = 64;
-
-const RECENT_FLOW_EVENTS: &str = "recent_flow_events";
-/// Tables that forget their oldest entry for a new one.
-const OVERWRITING: [&str; 1] = [RECENT_FLOW_EVENTS];
 
 fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
     counter.load(std::sync::atomic::Ordering::Relaxed)
@@ -54,7 +42,6 @@ fn kind_label(kind: PortKind) -> &'static str {
 impl Node {
     /// The node's state in full.
     pub(super) fn status(&mut self) -> Status {
-        self.note_high_water();
         let workers = self.worker_statuses();
         let mut status = Status {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -204,73 +191,6 @@ impl Node {
             admin_refusals: load(&admin.refusals),
             reconcile_failures: self.errors.failures() + load(&follow.failures),
         }
-    }
-
-    /// Every bounded table of the control side, by name: entries now and at most.
-    fn usages(&self) -> Vec<(&'static str, usize, usize)> {
-        let tables = self.publisher.tables();
-        let view = self.follower.view();
-        let census = self.ports.umem().census();
-        let frames = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
-        let held: u64 = (0..self.workers.count())
-            .filter_map(|number| self.workers.counters(number))
-            .map(|counters| counters.held.get())
-            .sum();
-        let held_max = (HELD_MAX + WAITING_MAX) * self.workers.count();
-        vec![
-            ("ports", self.ports.iter().count(), PORTS_MAX),
-            ("endpoints", self.endpoints.len(), PORTS_MAX),
-            ("next_hops", self.publisher.next_hops_used(), NEXT_HOPS_MAX),
-            ("routes", view.routes.len(), ROUTES_MAX),
-            ("kernel_neighbours", view.neighbours.len(), NEIGHBOURS_MAX),
-            ("asked_neighbours", self.asked.len(), ASKED_MAX),
-            (RECENT_FLOW_EVENTS, self.flows.kept(), FLOWS_KEPT_MAX),
-            (
-                "packet_frames",
-                frames(census.total - census.free.min(census.total)),
-                frames(census.total),
-            ),
-            ("held_packets", usize::try_from(held).unwrap_or(usize::MAX), held_max),
-            (
-                "xdp_prefixes",
-                tables.forwarding.endpoints.len() + tables.services.addresses.len(),
-                frames(2 * xdp_redirect::limits::PREFIXES_MAX),
-            ),
-            (
-                "xdp_node_addresses",
-                tables.forwarding.node_addresses.len(),
-                frames(2 * xdp_redirect::limits::NODE_ADDRESSES_MAX),
-            ),
-        ]
-    }
-
-    /// Remembers the most each table has held.
-    pub(super) fn note_high_water(&mut self) {
-        for (name, used, _) in self.usages() {
-            let most = self.high_water.entry(name).or_default();
-            *most = (*most).max(used as u64);
-        }
-    }
-
-    fn table_usages(&self) -> Vec<TableUsage> {
-        let flows = self.workers.flows();
-        let flow_tables =
-            [("flows_ipv4", flows.v4.statistics()), ("flows_ipv6", flows.v6.statistics())];
-        let flow_tables = flow_tables.map(|(name, statistics)| TableUsage {
-            name: name.into(),
-            used: statistics.used,
-            capacity: statistics.capacity,
-            high_water: statistics.used_high_water,
-            overwrites: false,
-        });
-        let others = self.usages().into_iter().map(|(name, used, capacity)| TableUsage {
-            name: name.into(),
-            used: used as u64,
-            capacity: capacity as u64,
-            high_water: self.high_water.get(name).copied().unwrap_or(used as u64),
-            overwrites: OVERWRITING.contains(&name),
-        });
-        flow_tables.into_iter().chain(others).collect()
     }
 
     pub(super) fn endpoint_info(&self, endpoint: &Endpoint) -> EndpointInfo {

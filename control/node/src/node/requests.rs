@@ -43,6 +43,7 @@ impl Node {
             // A client that hung up meanwhile is no matter.
             let _ = reply.try_send(answer);
         }
+        self.note_control_tables();
     }
 
     async fn answer_once(&mut self, request: Request) -> Result<Reply, AdminError> {

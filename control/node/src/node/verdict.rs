@@ -98,7 +98,14 @@ fn full_table(status: &Status) -> Option<Verdict> {
             && table.used * 100 >= table.capacity * NEARLY_FULL_PERCENT
     })?;
     let summary = format!("table {} holds {} of {}", full.name, full.used, full.capacity);
-    finding(Level::Degraded, summary, "see what fills it (`xskiff ct list`), or raise its capacity")
+    let next_step = match full.name.as_str() {
+        name if name.starts_with("flows_") => {
+            "see what fills it (`xskiff ct list`), or raise its capacity (flow_table)"
+        }
+        "packet_frames" => "give packet memory more frames (packet_memory.frames)",
+        _ => "see what fills it; its bound is fixed, what finds no room is refused and counted",
+    };
+    finding(Level::Degraded, summary, next_step)
 }
 
 fn last_error(status: &Status) -> Option<Verdict> {

@@ -1,8 +1,9 @@
 //! Worker threads: one per core of the plan, each driving the pipeline over its own sockets.
 //!
-//! [`thread`] is what a thread does; here is the control side's end: start, publish, ask, stop.
+//! [`thread`] is what a thread does, [`levels`] how full its queues are; here is the control side's end: start, publish, ask, stop.
 //! Nothing here waits for a worker, except [`Workers::stop`], and a worker waits for nothing here.
 
+pub mod levels;
 mod thread;
 
 use std::io;
@@ -358,12 +359,6 @@ impl Workers {
     #[must_use]
     pub fn counters(&self, worker: usize) -> Option<&Arc<WorkerCounters>> {
         self.handles.get(worker).map(|handle| &handle.counters)
-    }
-
-    /// Vectors of packets waiting for a worker in its inbox.
-    #[must_use]
-    pub fn inbox_waiting(&self, worker: usize) -> usize {
-        self.inboxes.waiting(worker)
     }
 
     /// The flow tables, for listings.

@@ -95,6 +95,21 @@ fn exhausted() -> NatPorts {
 }
 
 #[test]
+fn ports_taken_toward_the_most_crowded_destination_are_counted() {
+    let mut ports = exhausted();
+    let all = count(ports.share().unwrap());
+    assert_eq!(ports.taken_most(), all);
+    let first = *ports.share().unwrap().start();
+    ports.release(7, first);
+    ports.release(7, first);
+    ports.release(8, first);
+    assert_eq!(ports.taken_most(), all - 1);
+    ports.take(7, first);
+    ports.take(7, first);
+    assert_eq!(ports.taken_most(), all);
+}
+
+#[test]
 fn exhausted_destination_refuses_and_looks_again_only_after_a_rest() {
     let mut ports = exhausted();
     let mut once = 0;
