@@ -45,6 +45,20 @@ pub enum ConfigError {
     Invalid(Vec<Problem>),
 }
 
+impl ConfigError {
+    /// What is wrong, one by one.
+    #[must_use]
+    pub fn each(&self) -> Vec<String> {
+        match self {
+            Self::Syntax(what) => vec![what.clone()],
+            Self::Unknown(fields) => {
+                fields.iter().map(|field| format!("unknown field: {field}")).collect()
+            }
+            Self::Invalid(problems) => problems.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
 /// Where the XDP program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

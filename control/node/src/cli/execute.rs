@@ -9,7 +9,10 @@ use control::admin::{
     CaptureDirection, CaptureRequest, EndpointAdd, FlowFilter, PolicyQuestion, Reply, Request,
     StreamItem,
 };
+use control::config::Config;
 use control::text_file::{self, TextFileError};
+
+use serde::Serialize;
 
 use crate::node::launch::{self, LaunchError};
 
@@ -80,9 +83,9 @@ pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
         Command::LabAgent(arguments) => {
             crate::lab::agent::run(arguments).map_err(ExecuteError::Agent)
         }
-        Command::Config(ConfigCommand::Check { file }) => check(&file),
+        Command::Config(ConfigCommand::Check { file }) => check(&file, cli.json),
         Command::Flows(args) => flows(&cli.socket, cli.json, args),
-        Command::Capture(args) => capture(&cli.socket, args),
+        Command::Capture(args) => capture(&cli.socket, cli.json, args),
         command => {
             let reply = Client::connect(&cli.socket)?.ask(request(command)?)?;
             print(&reply, cli.json)
@@ -203,7 +206,7 @@ fn flows(socket: &Path, json: bool, args: FlowsArgs) -> Result<(), ExecuteError>
     report_lost(lost, "decisions")
 }
 
-fn capture(socket: &Path, args: CaptureArgs) -> Result<(), ExecuteError> {
+fn capture(socket: &Path, json: bool, args: CaptureArgs) -> Result<(), ExecuteError> {
     let request = Request::Capture(CaptureRequest {
         endpoint: args.endpoint,
         direction: args.direction.map(|direction| match direction {
@@ -216,7 +219,8 @@ fn capture(socket: &Path, args: CaptureArgs) -> Result<(), ExecuteError> {
     });
     // The node is asked first, so that a refusal leaves an older file as it is.
     let mut client = Client::connect(socket)?;
-    let out: Box<dyn Write> = if args.write == Path::new("-") {
+    let to_standard_output = args.write == Path::new("-");
+    let out: Box<dyn Write> = if to_standard_output {
         Box::new(io::stdout())
     } else {
         Box::new(File::create(&args.write).map_err(file_error(&args.write))?)
@@ -232,8 +236,30 @@ fn capture(socket: &Path, args: CaptureArgs) -> Result<(), ExecuteError> {
         Ok::<bool, ExecuteError>(true)
     })?;
     writer.into_inner().flush()?;
+    if json {
+        let file = args.write.display().to_string();
+        let summary = serde_json::to_string(&CaptureSummary { file, packets, lost })?;
+        // Standard output may be the capture itself.
+        if to_standard_output {
+            eprintln!("{summary}");
+        } else {
+            writeln!(io::stdout(), "{summary}")?;
+        }
+        return Ok(());
+    }
     eprintln!("{packets} packets captured");
     report_lost(lost, "packets")
+}
+
+/// What `capture --json` prints when it ends.
+#[derive(Serialize)]
+struct CaptureSummary {
+    /// Where the packets are, as given.
+    file: String,
+    /// Packets written.
+    packets: u64,
+    /// Packets that matched and were lost: the node had more to say than could be taken.
+    lost: u64,
 }
 
 fn report_lost(lost: u64, what: &str) -> Result<(), ExecuteError> {
@@ -243,8 +269,29 @@ fn report_lost(lost: u64, what: &str) -> Result<(), ExecuteError> {
     Ok(())
 }
 
-fn check(file: &Path) -> Result<(), ExecuteError> {
-    for caution in launch::read_config(file)?.cautions() {
+/// What `config check --json` prints.
+#[derive(Serialize)]
+struct Checked {
+    /// Whether a node would take the file.
+    ok: bool,
+    /// What it would take and warn of.
+    cautions: Vec<String>,
+    /// What is wrong, one by one.
+    errors: Vec<String>,
+}
+
+fn check(file: &Path, json: bool) -> Result<(), ExecuteError> {
+    let read = launch::read_config(file);
+    if json {
+        let cautions = read.iter().flat_map(Config::cautions).map(|c| c.to_string()).collect();
+        let errors = read.as_ref().err().map_or_else(Vec::new, LaunchError::each);
+        let checked = Checked { ok: read.is_ok(), cautions, errors };
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&checked)?)?;
+        // A refusal is said on standard error as well, and in the exit code.
+        read?;
+        return Ok(());
+    }
+    for caution in read?.cautions() {
         eprintln!("caution: {caution}");
     }
     println!("{}: good", file.display());

@@ -43,7 +43,7 @@ pub struct Cli {
     /// The node's admin socket; only root may use it.
     #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
-    /// Print the node's answer as JSON instead of a table.
+    /// Print JSON instead of a table: the node's answer, or what a command found.
     #[arg(long, global = true)]
     pub json: bool,
     /// What to do.

@@ -56,6 +56,17 @@ pub enum LaunchError {
     Node(#[from] NodeError),
 }
 
+impl LaunchError {
+    /// What is wrong, one by one.
+    #[must_use]
+    pub fn each(&self) -> Vec<String> {
+        match self {
+            Self::Config { source, .. } => source.each(),
+            other => vec![other.to_string()],
+        }
+    }
+}
+
 /// Reads the configuration at `path`.
 ///
 /// # Errors

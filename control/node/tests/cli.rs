@@ -1,0 +1,116 @@
+//! The `xskiff` binary as a shell sees it: exit codes, and what goes to which stream. A node is
+//! played by a socket; root is not needed.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use control::admin::{CaptureDirection, CaptureRecord, Reply, StreamItem};
+use serde_json::Value;
+
+fn xskiff(words: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xskiff"));
+    command.args(words).stdin(Stdio::null()).output().expect("the binary runs")
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_str(&out(output)).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// Answers one client of `socket` with `replies`.
+fn play_node(socket: &Path, replies: Vec<Reply>) -> std::thread::JoinHandle<()> {
+    let listener = UnixListener::bind(socket).expect("a socket");
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut request = String::new();
+        BufReader::new(stream.try_clone().expect("a handle"))
+            .read_line(&mut request)
+            .expect("asked");
+        for reply in replies {
+            writeln!(stream, "{}", serde_json::to_string(&reply).expect("JSON")).expect("told");
+        }
+    })
+}
+
+#[test]
+fn a_checked_configuration_is_told_as_json_with_everything_that_is_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("xskiff.yaml");
+    let path = file.to_str().unwrap();
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        xskiff(&["--json", "config", "check", path])
+    };
+    let good = check("timeouts: {udp_stream_seconds: 5}");
+    assert_eq!(good.status.code(), Some(0));
+    let told = json(&good);
+    assert_eq!((&told["ok"], &told["errors"]), (&Value::Bool(true), &Value::Array(Vec::new())));
+    assert!(told["cautions"][0].as_str().unwrap().contains("udp_stream_seconds"), "{told}");
+
+    let bad = check("workers: {count: 0}\npacket_memory: {frame_bytes: 100}");
+    assert_eq!(bad.status.code(), Some(1));
+    let told = json(&bad);
+    assert_eq!(told["ok"], Value::Bool(false));
+    let errors: Vec<&str> =
+        told["errors"].as_array().unwrap().iter().map(|e| e.as_str().unwrap()).collect();
+    assert!(errors.iter().any(|error| error.contains("workers.count")), "{errors:?}");
+    assert!(errors.iter().any(|error| error.contains("packet_memory.frame_bytes")), "{errors:?}");
+    assert!(err(&bad).contains("workers.count"), "{bad:?}");
+
+    std::fs::remove_file(&file).unwrap();
+    let absent = xskiff(&["--json", "config", "check", path]);
+    assert_eq!(absent.status.code(), Some(1));
+    assert!(json(&absent)["errors"][0].as_str().unwrap().contains(path));
+}
+
+#[test]
+fn a_capture_ends_with_a_summary_as_json_beside_the_packets() {
+    let directory = tempfile::tempdir().unwrap();
+    let (socket, file) = (directory.path().join("admin.sock"), directory.path().join("out.pcapng"));
+    let record = || {
+        let record = CaptureRecord {
+            time_unix_ns: 1,
+            interface: "veth1".into(),
+            direction: CaptureDirection::Received,
+            reason: None,
+            length_bytes: 60,
+            frame: "0102".into(),
+        };
+        Reply::Item(StreamItem::Packet(record))
+    };
+    let words = |to: &str| {
+        let socket = socket.to_str().unwrap();
+        ["--socket", socket, "--json", "capture", "-w", to].map(str::to_owned)
+    };
+    let run = |to: &str| xskiff(&words(to).each_ref().map(String::as_str));
+
+    let node = play_node(&socket, vec![record(), record(), Reply::End { lost: 3 }]);
+    let to_file = run(file.to_str().unwrap());
+    node.join().unwrap();
+    assert_eq!(to_file.status.code(), Some(0), "{to_file:?}");
+    let told = json(&to_file);
+    assert_eq!((told["packets"].as_u64(), told["lost"].as_u64()), (Some(2), Some(3)));
+    assert_eq!(told["file"].as_str(), file.to_str());
+    assert!(std::fs::metadata(&file).unwrap().len() > 0);
+
+    std::fs::remove_file(&socket).unwrap();
+    let node = play_node(&socket, vec![record(), Reply::End { lost: 0 }]);
+    let to_output = run("-");
+    node.join().unwrap();
+    assert_eq!(to_output.stdout, {
+        let written = std::fs::read(&file).unwrap();
+        // One packet less than the file: the blocks before it are the same.
+        written[..to_output.stdout.len()].to_vec()
+    });
+    let told: Value = serde_json::from_str(&err(&to_output)).expect("the summary alone");
+    assert_eq!(told["packets"].as_u64(), Some(1));
+}
