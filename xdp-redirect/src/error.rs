@@ -227,3 +227,82 @@ fn map_advice(source: &io::Error) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said when the kernel refuses a step with `errno`.
+    fn said(make: fn(io::Error) -> Error, errno: i32) -> String {
+        make(io::Error::from_raw_os_error(errno)).to_string()
+    }
+
+    fn load(source: io::Error) -> Error {
+        let errno = source.raw_os_error().unwrap_or(0);
+        Error::Load { reason: source.to_string(), errno }
+    }
+
+    fn attach(source: io::Error) -> Error {
+        Error::Attach { interface: "eth7".into(), mode: "native", source }
+    }
+
+    fn bind(source: io::Error) -> Error {
+        Error::Bind { interface: "eth7".into(), queue: 3, source }
+    }
+
+    fn memory(source: io::Error) -> Error {
+        Error::Memory { bytes: 4096, source }
+    }
+
+    fn map(source: io::Error) -> Error {
+        Error::Map { map: "prefixes4", source }
+    }
+
+    /// Most of these kernels and drivers cannot be had in a test: what they answer can.
+    #[test]
+    fn every_refusal_of_the_kernel_names_the_way_out() {
+        type Case = (fn(io::Error) -> Error, i32, &'static str);
+        let cases: [Case; 21] = [
+            (load, libc::EPERM, "CAP_BPF"),
+            (load, libc::ENOSYS, "without BPF"),
+            (load, libc::EINVAL, "6.1 or newer"),
+            (attach, libc::EBUSY, "bpftool link"),
+            (attach, libc::ERANGE, "3506 or less"),
+            (attach, libc::ENOSPC, "numtxqueues"),
+            (attach, libc::EACCES, "CAP_NET_ADMIN"),
+            (attach, libc::EOPNOTSUPP, "generic mode"),
+            (attach, libc::EINVAL, "generic mode"),
+            (attach, libc::ENODEV, "went away"),
+            (bind, libc::EBUSY, "stop it first"),
+            (bind, libc::EINVAL, "ethtool -l"),
+            (bind, libc::EOPNOTSUPP, "copy mode"),
+            (bind, libc::EPERM, "CAP_NET_RAW"),
+            (bind, libc::EAFNOSUPPORT, "CONFIG_XDP_SOCKETS"),
+            (bind, libc::ENOBUFS, "ulimit -l"),
+            (memory, libc::EAFNOSUPPORT, "CONFIG_XDP_SOCKETS"),
+            (memory, libc::ENOBUFS, "fewer frames"),
+            (memory, libc::ENOENT, "/dev/net/tun"),
+            (map, libc::E2BIG, "table is full"),
+            (map, libc::EPERM, "CAP_BPF"),
+        ];
+        for (make, errno, way_out) in cases {
+            let text = said(make, errno);
+            assert!(text.contains(way_out), "{errno}: {text}");
+            assert_eq!(make(io::Error::from_raw_os_error(errno)).errno(), Some(errno));
+        }
+        for (make, thing) in [(attach as fn(io::Error) -> Error, "eth7"), (bind, "eth7 queue 3")] {
+            assert!(said(make, libc::EIO).contains(thing));
+        }
+        assert!(said(map, libc::EIO).contains("prefixes4"));
+    }
+
+    /// xsk-rs and aya wrap what the kernel said, more than once.
+    #[test]
+    fn the_kernels_word_is_found_in_a_chain_of_errors() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Outer(#[source] io::Error);
+        let chain = Outer(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        assert_eq!(io_error(&chain).raw_os_error(), Some(libc::EAFNOSUPPORT));
+    }
+}

@@ -11,6 +11,7 @@ use std::path::Path;
 use dataplane::address::MacAddr;
 use dataplane::counters::PORTS_MAX;
 use dataplane::port::{PortId, PortKind};
+use xdp_redirect::limits::QUEUES_MAX;
 use xdp_redirect::loader::{Attachment, Mode};
 use xdp_redirect::rules::PortRule;
 use xdp_redirect::socket::SocketConfig;
@@ -48,6 +49,17 @@ pub enum PortError {
     /// There are as many ports as there can be.
     #[error("{PORTS_MAX} ports exist already: remove an endpoint first")]
     Full,
+    /// More queues than the program's tables have places for.
+    #[error(
+        "it has {queues} receive queues, and {QUEUES_MAX} are served at most: give it fewer by \
+         `ethtool -L {interface} combined {QUEUES_MAX}` (or `rx {QUEUES_MAX}`)"
+    )]
+    Queues {
+        /// The interface.
+        interface: String,
+        /// Its receive queues.
+        queues: u32,
+    },
     /// The kernel does not tell the interface's settings.
     #[error("read {path}: {source}; is the interface there?")]
     Sysfs {
@@ -158,6 +170,10 @@ impl PortTable {
         }
         let port = self.free_number()?;
         let link = Link::read(interface)?;
+        if link.queues > QUEUES_MAX {
+            let (interface, queues) = (interface.clone(), link.queues);
+            return Err(PortError::Queues { interface, queues });
+        }
         let outcome = self.bring_up(workers, request, port, &link);
         match outcome {
             Ok(active) => {

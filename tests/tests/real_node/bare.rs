@@ -33,6 +33,12 @@ impl Bare {
         bare
     }
 
+    /// Waits until an interface has a carrier.
+    pub fn settle(&self, interface: &str) {
+        let link = || self.node.ip(&format!("link show {interface}")).expect("ip");
+        assert!(wait_until(PATIENCE, || link().contains("state UP")).is_some(), "{}", link());
+    }
+
     /// All that a node process changes outside itself.
     fn state(&self) -> String {
         let ip = |what: &str| self.node.ip(what).expect("ip");

@@ -111,3 +111,80 @@ fn a_second_node_on_the_same_interface_or_directory_is_refused_and_the_first_goe
     let next = bare.spawn(&[], &bare.configuration("up0", &other, ""));
     bare.ready(&next, &bare.directory("other/admin.sock"));
 }
+
+/// A program that passes everything, of nobody we know.
+const FOREIGN: &str = "__attribute__((section(\"xdp\"), used)) int foreign(void *context) \
+                       { return 2; }\n\
+                       char licence[] __attribute__((section(\"license\"), used)) = \"GPL\";\n";
+
+#[test]
+fn an_uplink_that_is_held_by_a_foreign_program_is_named_and_left_to_it() {
+    if !root_or_skip("a busy uplink") {
+        return;
+    }
+    let bare = Bare::new("busy");
+    let (source, object) = (bare.directory("foreign.c"), bare.directory("foreign.o"));
+    std::fs::write(&source, FOREIGN).expect("written");
+    let built = ["-O2", "-target", "bpf", "-c", &source, "-o", &object];
+    bare.node.run("clang", &built).expect("clang builds it");
+    bare.node.ip(&format!("link set dev up0 xdp obj {object} sec xdp")).expect("attached");
+    let said = bare.refused(&[], &bare.configuration("up0", &bare.directory("run"), ""));
+    assert_says(&said, &["up0", "another XDP program holds it", "bpftool link", "stop it first"]);
+    let link = bare.node.ip("-details link show up0").expect("ip");
+    assert!(link.contains("prog/xdp"), "the foreign program is still there: {link}");
+}
+
+#[test]
+fn an_uplink_with_too_few_or_too_many_queues_is_named_with_the_way_out() {
+    if !root_or_skip("queues that do not fit") {
+        return;
+    }
+    let bare = Bare::new("queues");
+    let run = bare.directory("run");
+    let pair = |name: &str, own: u32, peer: u32| {
+        let sizes = |queues: u32| format!("numrxqueues {queues} numtxqueues {queues}");
+        let (own, peer) = (sizes(own), sizes(peer));
+        let link = format!("link add {name} {own} type veth peer name {name}p {peer}");
+        bare.node.ip(&link).expect("a pair");
+        for end in [name, &format!("{name}p")] {
+            bare.node.ip(&format!("link set {end} up")).expect("up");
+        }
+        bare.settle(name);
+    };
+    // XDP in the driver wants a receive queue for every transmit queue of the peer.
+    pair("few", 1, 2);
+    let native = bare.configuration("few\n    xdp_mode: native", &run, "");
+    let said = bare.refused(&[], &native);
+    assert_says(&said, &["few", "numrxqueues", "generic mode"]);
+    pair("many", 65, 65);
+    let said = bare.refused(&[], &bare.configuration("many", &run, ""));
+    assert_says(&said, &["many", "65 receive queues", "ethtool -L many combined 64"]);
+}
+
+#[test]
+fn manifests_that_are_refused_start_nothing_and_are_named() {
+    if !root_or_skip("refused manifests") {
+        return;
+    }
+    let bare = Bare::new("manifests");
+    let folder = bare.directory("manifests");
+    std::fs::create_dir(&folder).expect("a folder");
+    let configuration =
+        bare.configuration("up0", &bare.directory("run"), &format!("manifests: {folder}"));
+    for (text, words) in [
+        (
+            "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny, \
+             namespace: shop}, spec: {podSelektor: {}}}",
+            ["NetworkPolicy shop/deny", "podSelektor"],
+        ),
+        ("{apiVersion: v1, kind: [", ["a.yaml", "line 1"]),
+        (
+            "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: \
+             {clusterIP: 10.96.0.1, ports: []}}",
+            ["Service shop/web", "port"],
+        ),
+    ] {
+        std::fs::write(format!("{folder}/a.yaml"), text).expect("written");
+        assert_says(&bare.refused(&[], &configuration), &words);
+    }
+}

@@ -102,6 +102,58 @@ fn queue_that_is_absent_or_busy_is_named() {
     Socket::bind(&other, "left", 0, &SocketConfig::small()).expect("the queue was let go");
 }
 
+/// A thread for which the kernel knows no AF_XDP, as one without CONFIG_XDP_SOCKETS: a filter
+/// answers `socket(AF_XDP, ...)` by EAFNOSUPPORT.
+fn without_af_xdp<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    // Offsets in `struct seccomp_data` (linux/seccomp.h): the number of the call, and the low half
+    // of its first argument.
+    let statement = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
+        code: u16::try_from(code).expect("a code has 16 bits"),
+        jt,
+        jf,
+        k,
+    };
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let jump = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let give = libc::BPF_RET | libc::BPF_K;
+    let number = |value: i64| u32::try_from(value).expect("small");
+    let errno = libc::SECCOMP_RET_ERRNO | number(libc::EAFNOSUPPORT.into());
+    let mut filter = [
+        statement(load, 0, 0, 0),
+        statement(jump, number(libc::SYS_socket), 0, 3),
+        statement(load, 16, 0, 0),
+        statement(jump, number(libc::AF_XDP.into()), 0, 1),
+        statement(give, errno, 0, 0),
+        statement(give, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            let program = libc::sock_fprog { len: 6, filter: filter.as_mut_ptr() };
+            // SAFETY: takes numbers only; binds this thread and what it starts.
+            let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+            assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+            // SAFETY: the program and its six statements live through the call, which copies them;
+            // the filter is this thread's alone and ends with it.
+            let result = unsafe {
+                libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+            };
+            assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+            work()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+#[test]
+fn a_kernel_without_af_xdp_is_named_as_such() {
+    let Some(_world) = world(Plan::default()) else { return };
+    let error = without_af_xdp(|| {
+        Umem::new(UmemConfig { frames: 2048, ..UmemConfig::default() }).map(drop).expect_err("none")
+    });
+    assert_eq!(error.errno(), Some(libc::EAFNOSUPPORT), "{error}");
+    assert!(error.to_string().contains("CONFIG_XDP_SOCKETS"), "{error}");
+}
+
 #[test]
 fn zero_copy_is_refused_by_veth_and_auto_takes_copy() {
     let Some(_world) = world(Plan::default()) else { return };
