@@ -10,6 +10,7 @@ use pinning::plan::{PlanError, Request, Workers, plan};
 use pinning::topology::{Topology, TopologyError, interface_node};
 use tokio::sync::watch;
 
+use super::caught::caught;
 use super::configuration::InForce;
 use super::from_config::Machine;
 use super::manifests::RefusedAtStart;
@@ -173,14 +174,14 @@ async fn watch_file(
         }
         in_force = last.clone();
         let object = format!("configuration {}", path.display());
-        match read_config(&path) {
+        let file = path.clone();
+        let read = caught(move || read_config(&file).map_err(|error| error.to_string())).await;
+        match read.unwrap_or_else(|panicked| Err(format!("cannot be read: {panicked}"))) {
             Ok(read) => {
                 caution(&read);
                 config.send_replace(ConfigUpdate { config: Some(Arc::new(read)), refused: None });
             }
-            Err(error) => config.send_modify(|update| {
-                update.refused = Some((object, error.to_string()));
-            }),
+            Err(error) => config.send_modify(|update| update.refused = Some((object, error))),
         }
     }
 }

@@ -10,6 +10,7 @@ use control::manifests::{Fingerprint, FolderError, ManifestError, Manifests, rea
 use tokio::sync::watch;
 
 use super::ClusterUpdate;
+use super::caught::{Panicked, caught};
 use super::error_log::unix_ms;
 
 /// How often the folder is looked at. A change is read once two looks agree, so that a file that
@@ -39,7 +40,7 @@ pub async fn watch_folder(
         update.manifests.folder = Some(folder.display().to_string());
     });
     let look = look_at(&folder).await;
-    read_into(&folder, &cluster).await;
+    read_into(&folder, read, &cluster).await;
     let told: Vec<String> = cluster
         .borrow()
         .manifests
@@ -50,42 +51,50 @@ pub async fn watch_folder(
     if !told.is_empty() {
         return Err(RefusedAtStart { folder: folder.display().to_string(), told });
     }
-    tokio::spawn(follow(folder, cluster, look));
+    tokio::spawn(follow(folder, read, cluster, look));
     Ok(())
 }
 
-type Look = Result<Fingerprint, FolderError>;
+type Look = Result<Result<Fingerprint, FolderError>, Panicked>;
+/// Reads a folder.
+type Read = fn(&Path) -> Result<Manifests, Vec<ManifestError>>;
 
 async fn look_at(folder: &Path) -> Look {
     let folder = folder.to_owned();
-    blocking(move || Fingerprint::of(&folder)).await
+    caught(move || Fingerprint::of(&folder)).await
 }
 
-async fn follow(folder: PathBuf, cluster: watch::Sender<ClusterUpdate>, first: Look) {
+async fn follow(folder: PathBuf, read: Read, cluster: watch::Sender<ClusterUpdate>, first: Look) {
     let (mut in_force, mut last) = (first.clone(), first);
     while !cluster.is_closed() {
         tokio::time::sleep(LOOK).await;
         let look = look_at(&folder).await;
         if look == last && look != in_force {
-            read_into(&folder, &cluster).await;
+            read_into(&folder, read, &cluster).await;
             in_force = look.clone();
         }
         last = look;
     }
 }
 
-async fn read_into(folder: &Path, cluster: &watch::Sender<ClusterUpdate>) {
+/// A reading that panics is one that is refused: the last good state stays in force, and the next
+/// change is read again.
+async fn read_into(folder: &Path, read: Read, cluster: &watch::Sender<ClusterUpdate>) {
     let path = folder.to_owned();
-    let outcome = blocking(move || read(&path)).await;
-    cluster.send_modify(|update| apply(update, outcome, SystemTime::now()));
-}
-
-/// Runs `work` where it may take long: the control thread has packets' neighbours to ask for.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    }
+    let outcome = caught(move || read(&path)).await;
+    cluster.send_modify(|update| match outcome {
+        Ok(outcome) => apply(update, outcome, SystemTime::now()),
+        Err(panicked) => {
+            let status = &mut update.manifests;
+            status.reads += 1;
+            status.failures += 1;
+            let object = folder.display().to_string();
+            let message = format!("cannot be read: {panicked}");
+            tracing::error!(object, error = message, "manifests refused");
+            let time_unix_ms = unix_ms(SystemTime::now());
+            status.errors = vec![ObjectError { object, message, time_unix_ms, count: 1 }];
+        }
+    });
 }
 
 fn apply(
@@ -172,6 +181,32 @@ mod tests {
         let back = until(&mut updates, |u| u.state.namespaces.contains_key("bank")).await;
         assert!(back.manifests.errors.is_empty() && !has(&back));
         assert_eq!(back.manifests.objects[0], ("Namespace".to_owned(), 1));
+    }
+
+    /// The task that follows the folder ended with the first panic, and nobody heard of it.
+    #[tokio::test]
+    async fn a_reading_that_panics_is_refused_and_the_folder_is_followed_on() {
+        fn fragile(folder: &Path) -> Result<Manifests, Vec<ManifestError>> {
+            assert!(!folder.join("bomb.yaml").exists(), "bitten by a bomb");
+            read(folder)
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let folder = directory.path().to_owned();
+        std::fs::write(folder.join("a.yaml"), NAMESPACE).unwrap();
+        let (sender, mut updates) = watch::channel(ClusterUpdate::default());
+        let look = look_at(&folder).await;
+        read_into(&folder, fragile, &sender).await;
+        tokio::spawn(follow(folder.clone(), fragile, sender, look));
+        assert!(updates.borrow().state.namespaces.contains_key("shop"));
+
+        std::fs::write(folder.join("bomb.yaml"), NAMESPACE.replace("shop", "bomb")).unwrap();
+        let refused = until(&mut updates, |update| !update.manifests.errors.is_empty()).await;
+        assert!(refused.manifests.errors[0].message.contains("bitten by a bomb"));
+        assert!(refused.state.namespaces.contains_key("shop"), "the last good state stays");
+
+        std::fs::rename(folder.join("bomb.yaml"), folder.join("b.yaml")).unwrap();
+        let mended = until(&mut updates, |u| u.state.namespaces.contains_key("bomb")).await;
+        assert!(mended.manifests.errors.is_empty());
     }
 
     /// A node that was started again beside a misspelt policy ran without any.

@@ -41,6 +41,7 @@ use crate::workers::{WorkerGone, Workers, WorkersError, monotonic_now};
 
 mod capacity;
 pub mod captures;
+mod caught;
 pub mod configuration;
 pub mod endpoint_record;
 pub mod endpoints;
@@ -84,6 +85,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const STATUS_REQUESTS_MAX: usize = 8;
 /// Largest MTU of the host port: a jumbo frame's IP packet.
 const HOST_MTU_MAX: u32 = 9000;
+/// Said of a source whose task is gone.
+const UNFOLLOWED: &str = "is not followed any more (a defect; the log above says more): the last \
+                          good state stays in force until `xskiff run` is started again";
 /// An Ethernet header, which the MTU does not count.
 const ETHERNET_BYTES: u32 = 14;
 
@@ -215,6 +219,13 @@ struct HostWay {
     port: PortId,
 }
 
+/// Sources that say no more.
+#[derive(Debug, Clone, Copy, Default)]
+struct Unfollowed {
+    cluster: bool,
+    config: bool,
+}
+
 /// The running node.
 pub struct Node {
     settings: Settings,
@@ -240,6 +251,7 @@ pub struct Node {
     cluster: watch::Receiver<ClusterUpdate>,
     config: watch::Receiver<ConfigUpdate>,
     in_force: Option<InForce>,
+    unfollowed: Unfollowed,
     /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
     stall_after_ns: Arc<AtomicU64>,
     asked: BTreeMap<(PortId, IpAddr), Instant>,
@@ -369,6 +381,7 @@ impl Node {
             cluster: told.cluster,
             config: told.config,
             in_force: told.in_force,
+            unfollowed: Unfollowed::default(),
             stall_after_ns,
             asked: BTreeMap::new(),
             seen: BTreeSet::new(),
@@ -411,8 +424,14 @@ impl Node {
                     Err(error) => break Err(error.into()),
                 },
                 // A source that ended leaves the last good state in force.
-                Ok(()) = self.cluster.changed() => self.reconcile(true).await,
-                Ok(()) = self.config.changed() => self.reconfigure().await,
+                changed = self.cluster.changed(), if !self.unfollowed.cluster => match changed {
+                    Ok(()) => self.reconcile(true).await,
+                    Err(_) => self.note_unfollowed_cluster(),
+                },
+                changed = self.config.changed(), if !self.unfollowed.config => match changed {
+                    Ok(()) => self.reconfigure().await,
+                    Err(_) => self.note_unfollowed_config(),
+                },
                 Some(call) = self.calls.recv() => self.answer(call).await,
                 Some(request) = self.status_requests.recv() => {
                     // A client that gave up waiting is no matter.
@@ -454,6 +473,23 @@ impl Node {
         }
         self.errors.clear_prefix("configuration ");
         self.reconcile(true).await;
+    }
+
+    /// A folder that is not followed any more must not look as if nothing had changed in it. A node
+    /// without one never had a source.
+    fn note_unfollowed_cluster(&mut self) {
+        self.unfollowed.cluster = true;
+        let folder = self.cluster.borrow().manifests.folder.clone();
+        if let Some(folder) = folder {
+            self.errors.note(folder, UNFOLLOWED);
+        }
+    }
+
+    fn note_unfollowed_config(&mut self) {
+        self.unfollowed.config = true;
+        if self.in_force.is_some() {
+            self.errors.note("the configuration file", UNFOLLOWED);
+        }
     }
 
     /// Reads what workers report.
