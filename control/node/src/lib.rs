@@ -1,8 +1,8 @@
 //! The node process: everything with a side effect, composed around the pure crates.
 //!
 //! Reading order: [`netlink`] (the kernel's view) and [`forwarding_view`] (what the pipeline is
-//! told of it), [`host_port`] (the way to the node's own stack), [`admin_server`] and [`http`]
-//! (the ways to ask), [`metrics`] (what is told), [`cli`] (how people ask);
+//! told of it), [`host_port`] (the way to the node's own stack), [`host_sockets`] (who is in
+//! the way there), [`admin_server`] and [`http`] (the ways to ask), [`metrics`] (what is told), [`cli`] (how people ask);
 //! and beside all that [`lab`] (network namespaces to try it in) and [`demo`] (the trial itself).
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ pub mod cli;
 pub mod demo;
 pub mod forwarding_view;
 pub mod host_port;
+pub mod host_sockets;
 pub mod http;
 pub mod lab;
 pub mod metrics;

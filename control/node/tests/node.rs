@@ -388,6 +388,50 @@ fn a_pod_that_speaks_from_another_address_is_dropped_counted_and_named() {
     assert_eq!(world.stop(), Ok(()));
 }
 
+/// It lost its traffic as `no-flow`, and nothing said why.
+#[test]
+fn a_host_process_on_a_port_that_is_ours_is_named_while_it_is_there() {
+    if !may_run("a_host_process_on_a_port_that_is_ours_is_named_while_it_is_there") {
+        return;
+    }
+    let mut world = World::start(|_| {});
+    let sockets = world.node.run(|| {
+        let tcp = std::net::TcpListener::bind("0.0.0.0:61234").unwrap();
+        let udp = std::net::UdpSocket::bind("[::]:61235").unwrap();
+        let own = std::net::TcpListener::bind("127.0.0.1:61236").unwrap();
+        let other = std::net::TcpListener::bind("0.0.0.0:8080").unwrap();
+        (tcp, udp, own, other)
+    });
+    let named = |status: &Status| -> Vec<String> {
+        let objects = status.errors.iter().map(|error| error.object.clone());
+        objects.filter(|object| object.starts_with("socket ")).collect()
+    };
+    let until = |wanted: usize| {
+        let patience = Instant::now() + Duration::from_secs(40);
+        loop {
+            let status = world.status();
+            if named(&status).len() == wanted {
+                return status;
+            }
+            assert!(Instant::now() < patience, "{:#?}", status.errors);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let status = until(2);
+    let process = format!("(process {})", std::process::id());
+    for socket in ["tcp 0.0.0.0:61234", "udp [::]:61235"] {
+        let objects = named(&status);
+        let told =
+            objects.iter().any(|object| object.contains(socket) && object.contains(&process));
+        assert!(told, "{socket}: {objects:?}");
+    }
+    assert_eq!(status.verdict.level, Level::Degraded);
+    assert!(status.verdict.summary.contains("61000-65535"), "{:?}", status.verdict);
+    drop(sockets);
+    assert_eq!(until(0).verdict.level, Level::Ok);
+    assert_eq!(world.stop(), Ok(()));
+}
+
 #[test]
 fn an_interface_that_goes_away_takes_its_endpoint_and_comes_back_as_a_new_one() {
     if !may_run("an_interface_that_goes_away_takes_its_endpoint_and_comes_back_as_a_new_one") {

@@ -59,6 +59,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/node/src/node/report.rs WARNINGS_TOLD_MAX", Input),
     ("control/node/src/node/requests.rs RECENT_MAX", Input),
     ("control/node/src/node/trace.rs FLOWS_MAX", Work),
+    ("control/node/src/node/socket_audit.rs NAMED_MAX", Input),
     ("control/node/src/workers/thread.rs SLEEP_MAX", Setting),
     ("control/src/admin/mod.rs CT_LIST_MAX", Input),
     ("control/src/admin/mod.rs DETAIL_BYTES_MAX", Input),

@@ -3,9 +3,10 @@
 //!
 //! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start, loop,
 //! end), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
-//! what published), [`local_pods`] (pods come and go), [`requests`], [`report`] and [`usage`] (what clients are
-//! told), [`verdict`] (how the node stands). [`from_config`], [`configuration`], [`capacity`], [`manifests`],
-//! [`endpoints`], [`endpoint_record`], [`flow_log`], [`captures`], [`filter`], [`trace`] and
+//! what published), [`local_pods`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
+//! clients are told), [`verdict`] (how the node stands). [`from_config`], [`configuration`],
+//! [`capacity`], [`manifests`], [`endpoints`], [`endpoint_record`], [`flow_log`], [`captures`],
+//! [`socket_audit`], [`filter`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts.
 //!
 //! One thread runs all of this. Workers never wait for it: while it hangs, packets go on. A panic in
@@ -61,6 +62,7 @@ mod reconcile;
 mod report;
 mod requests;
 pub mod settings;
+mod socket_audit;
 pub mod trace;
 pub mod usage;
 pub mod verdict;
@@ -75,6 +77,7 @@ use error_log::ErrorLog;
 use flow_log::FlowLog;
 use network_claim::NetworkClaim;
 use publisher::Publisher;
+use socket_audit::SocketAudit;
 
 /// How often reports of workers are read: the longest a packet waits for its neighbour to be
 /// asked for.
@@ -252,6 +255,7 @@ pub struct Node {
     config: watch::Receiver<ConfigUpdate>,
     in_force: Option<InForce>,
     unfollowed: Unfollowed,
+    socket_audit: SocketAudit,
     /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
     stall_after_ns: Arc<AtomicU64>,
     asked: BTreeMap<(PortId, IpAddr), Instant>,
@@ -382,6 +386,7 @@ impl Node {
             config: told.config,
             in_force: told.in_force,
             unfollowed: Unfollowed::default(),
+            socket_audit: SocketAudit::default(),
             stall_after_ns,
             asked: BTreeMap::new(),
             seen: BTreeSet::new(),
@@ -513,6 +518,7 @@ impl Node {
         self.tell_program();
         self.retry_awaited().await;
         self.mend_host_routes().await;
+        self.audit_host_sockets().await;
         self.note_control_tables();
     }
 
