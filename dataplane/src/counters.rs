@@ -98,7 +98,7 @@ pub struct WorkerCounters {
     pub received: Counter,
     /// Packets taken from other workers.
     pub handed_in: Counter,
-    /// Packets the worker made itself (ICMP errors, resets).
+    /// Packets the worker made itself (ICMP errors).
     pub originated: Counter,
     /// Packets queued on a transmit path.
     pub transmitted: Counter,
@@ -134,7 +134,7 @@ pub struct WorkerCounters {
     pub events_lost: Counter,
     /// Captured packets that found the capture ring full.
     pub captures_lost: Counter,
-    /// ICMP errors and resets not sent because the rate limit was reached or no address is known.
+    /// ICMP errors not sent because the rate limit was reached or no address is known.
     pub replies_suppressed: Counter,
     /// Published tables adopted.
     pub tables_adopted: Counter,

@@ -73,7 +73,7 @@ drop_reasons! {
     Unresolved = "unresolved",
     /// TTL or hop limit reached zero.
     TtlExceeded = "ttl-exceeded",
-    /// The packet is larger than the next hop's MTU and may not be fragmented.
+    /// The packet is larger than the next hop's MTU, and nothing is fragmented here.
     TooBig = "too-big",
     /// No flow and not a packet that may begin one.
     NoFlow = "no-flow",

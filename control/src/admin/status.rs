@@ -186,7 +186,7 @@ pub struct WorkerStatus {
     pub events_lost: u64,
     /// Captured packets lost because the ring was full.
     pub captures_lost: u64,
-    /// ICMP errors and resets not sent.
+    /// ICMP errors not sent.
     pub replies_suppressed: u64,
     /// Bursts handled, also empty ones.
     pub ticks: u64,
@@ -213,8 +213,6 @@ pub struct TableUsage {
 pub struct ControlStatus {
     /// Tables published.
     pub publishes: u64,
-    /// Compilations that failed and left the last good tables in force.
-    pub compile_failures: u64,
     /// Full readings of the kernel's links, addresses, routes and neighbours.
     pub netlink_resyncs: u64,
     /// Times the kernel dropped notifications because we read too slowly.

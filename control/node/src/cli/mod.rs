@@ -107,7 +107,7 @@ pub enum Command {
 /// Of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The configuration, YAML; `deploy/xskiff.yaml` is a commented example.
+    /// The configuration, YAML; `deploy/xskiff.example.yaml` explains every field.
     #[arg(long, short, value_name = "FILE")]
     pub config: PathBuf,
     /// A folder of ordinary Kubernetes manifests, watched; overrules the configuration's.

@@ -109,7 +109,7 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     ("xskiff_worker_handed_out_packets", "Packets given to their owners", true, |w| w.handed_out),
     (
         "xskiff_worker_originated_packets",
-        "Packets the worker made itself (ICMP errors, resets)",
+        "Packets the worker made itself (ICMP errors)",
         true,
         |w| w.originated,
     ),
@@ -143,7 +143,7 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     }),
     (
         "xskiff_replies_suppressed",
-        "ICMP errors and resets not sent: rate limit, or no address known",
+        "ICMP errors not sent: rate limit, or no address known",
         true,
         |w| w.replies_suppressed,
     ),
@@ -256,11 +256,6 @@ fn control(status: &Status) -> Vec<Family> {
     let counts = &status.control;
     [
         ("xskiff_publishes", "Tables published to the workers", counts.publishes),
-        (
-            "xskiff_compile_failures",
-            "Compilations that failed and left the last good tables in force",
-            counts.compile_failures,
-        ),
         (
             "xskiff_netlink_resyncs",
             "Full readings of the kernel's links, addresses, routes and neighbours",

@@ -9,8 +9,8 @@
 //! [`socket_audit`], [`filter`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts.
 //!
-//! One thread runs all of this. Workers never wait for it: while it hangs, packets go on. A panic in
-//! it ends the process, workers and all: nothing here restarts it.
+//! One thread runs all of this. Workers never wait for it: while it hangs, packets go on by the
+//! tables in force. Its panic ends the process, detached, for a supervisor to start it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

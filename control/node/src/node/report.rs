@@ -182,7 +182,6 @@ impl Node {
         let (follow, admin) = (self.follower.counts(), self.admin.counts());
         ControlStatus {
             publishes: self.publisher.publishes(),
-            compile_failures: self.cluster.borrow().manifests.failures,
             netlink_resyncs: load(&follow.resyncs),
             netlink_overruns: load(&follow.overruns),
             neighbour_requests: load(&follow.neighbour_requests),

@@ -41,7 +41,7 @@ fn all_well(status: &Status) -> Verdict {
             "start `xskiff run` again for what waits, or take it back in the file"
         }
         (true, _) => "configure an uplink, or add a pod by `xskiff endpoint add`",
-        (false, 0) => "add pods by `xskiff endpoint add`, or install the CNI plugin",
+        (false, 0) => "add pods by `xskiff endpoint add`",
         _ => "nothing; `xskiff flows --follow` shows decisions as they are made",
     };
     Verdict { level: Level::Ok, summary, next_step: next_step.into() }
