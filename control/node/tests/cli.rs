@@ -114,3 +114,87 @@ fn a_capture_ends_with_a_summary_as_json_beside_the_packets() {
     let told: Value = serde_json::from_str(&err(&to_output)).expect("the summary alone");
     assert_eq!(told["packets"].as_u64(), Some(1));
 }
+
+#[test]
+fn wrong_usage_is_64_and_goes_to_standard_error() {
+    for words in [
+        &[][..],
+        &["frobnicate"],
+        &["status", "--no-such-option"],
+        &["ct", "list", "--port", "70000"],
+        // Understood by itself, and makes no sense.
+        &["ct", "flush"],
+        &["ct", "flush", "--all", "--address", "10.0.0.1"],
+    ] {
+        let output = xskiff(&[&["--socket", "/nonexistent/admin.sock"], words].concat());
+        assert_eq!(output.status.code(), Some(64), "{words:?}: {output:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{words:?}: {output:?}");
+    }
+}
+
+#[test]
+fn what_was_asked_for_is_0_and_what_cannot_be_done_is_1_and_names_the_thing() {
+    for words in [&["--help"][..], &["--version"], &["ct", "--help"]] {
+        let output = xskiff(words);
+        assert_eq!(output.status.code(), Some(0), "{words:?}");
+        assert!(out(&output).contains("xskiff") && output.stderr.is_empty(), "{output:?}");
+    }
+    for (words, thing) in [
+        (&["--socket", "/nonexistent/admin.sock", "status"][..], "/nonexistent/admin.sock"),
+        (&["config", "check", "/nonexistent/xskiff.yaml"], "/nonexistent/xskiff.yaml"),
+        (&["run", "--config", "/nonexistent/xskiff.yaml"], "/nonexistent/xskiff.yaml"),
+    ] {
+        let output = xskiff(words);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+        assert!(output.stdout.is_empty() && err(&output).contains(thing), "{output:?}");
+    }
+}
+
+/// Commands that a person may type, by their path.
+const COMMANDS: [&str; 11] = [
+    "run", "status", "endpoint", "service", "ct", "policy", "drops", "flows", "capture", "config",
+    "demo",
+];
+
+#[test]
+fn completions_of_every_shell_know_the_commands_and_are_good_shell() {
+    let directory = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = xskiff(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        let script = out(&output);
+        for command in COMMANDS {
+            assert!(script.contains(command), "{shell} does not know {command}");
+        }
+        if shell == "bash" {
+            let file = directory.path().join("xskiff.bash");
+            std::fs::write(&file, script).unwrap();
+            let checked = Command::new("bash").arg("-n").arg(&file).output().expect("bash");
+            assert!(checked.status.success() && checked.stderr.is_empty(), "{checked:?}");
+        }
+    }
+    assert_eq!(xskiff(&["completions", "ksh"]).status.code(), Some(64));
+}
+
+#[test]
+fn manual_pages_are_printed_or_written_one_for_every_command() {
+    let printed = xskiff(&["man"]);
+    assert_eq!(printed.status.code(), Some(0));
+    let first = out(&printed);
+    assert!(first.contains(".TH xskiff 1") && first.contains("SUBCOMMANDS"), "{first}");
+    let directory = tempfile::tempdir().unwrap();
+    let pages = directory.path().join("man1");
+    assert_eq!(xskiff(&["man", "--directory", pages.to_str().unwrap()]).status.code(), Some(0));
+    let commands = COMMANDS.map(|command| format!("xskiff-{command}.1"));
+    let deeper = ["xskiff.1", "xskiff-ct-list.1", "xskiff-config-diff.1", "xskiff-endpoint-add.1"];
+    for page in commands.iter().map(String::as_str).chain(deeper) {
+        let text = std::fs::read_to_string(pages.join(page))
+            .unwrap_or_else(|error| panic!("{page}: {error}"));
+        assert!(text.contains(".SH NAME") && text.contains(".SH SYNOPSIS"), "{page}: {text}");
+    }
+    let taken = directory.path().join("file");
+    std::fs::write(&taken, "").unwrap();
+    let refused = xskiff(&["man", "--directory", taken.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(err(&refused).contains(taken.to_str().unwrap()), "{refused:?}");
+}

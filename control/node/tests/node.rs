@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
@@ -527,39 +526,4 @@ fn a_second_node_on_the_same_directory_is_refused_and_the_first_goes_on() {
     assert!(second.unwrap().contains("another node process"));
     assert!(pings(&world.pod, "192.0.2.1"));
     assert_eq!(world.stop(), Ok(()));
-}
-
-#[test]
-fn an_idle_node_uses_next_to_no_processor() {
-    if !may_run("an_idle_node_uses_next_to_no_processor") {
-        return;
-    }
-    const IDLE: Range<f64> = 0.0..0.02;
-    let mut world = World::start(|_| {});
-    world.add_endpoint();
-    std::thread::sleep(Duration::from_secs(1));
-    let before = node_seconds();
-    std::thread::sleep(Duration::from_secs(2));
-    let share = (node_seconds() - before) / 2.0;
-    assert!(IDLE.contains(&share), "{:.1} % of a core", share * 100.0);
-    assert_eq!(world.stop(), Ok(()));
-}
-
-/// Processor time of this process so far, in seconds. Tests run beside each other would count,
-/// so the threads of a node are told by their names.
-fn node_seconds() -> f64 {
-    let own = std::fs::read_dir("/proc/self/task").unwrap();
-    let ticks: f64 = own
-        .filter_map(Result::ok)
-        .filter_map(|task| {
-            let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
-            let is_node = name.starts_with("worker-") || name.starts_with("xskiff-http");
-            let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
-            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-            let used: f64 =
-                fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
-            is_node.then_some(used)
-        })
-        .sum();
-    ticks / 100.0
 }

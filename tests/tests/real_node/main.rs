@@ -9,6 +9,7 @@ mod bare;
 mod claims;
 mod configuration;
 mod everything;
+mod health;
 mod held_connections;
 mod host_backends;
 mod refused_starts;

@@ -87,7 +87,9 @@ pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
         Command::Flows(args) => flows(&cli.socket, cli.json, args),
         Command::Capture(args) => capture(&cli.socket, cli.json, args),
         command => {
-            let reply = Client::connect(&cli.socket)?.ask(request(command)?)?;
+            // First, so that what makes no sense is wrong usage without a node, too.
+            let request = request(command)?;
+            let reply = Client::connect(&cli.socket)?.ask(request)?;
             print(&reply, cli.json)
         }
     }
