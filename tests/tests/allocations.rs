@@ -1,11 +1,14 @@
-//! A worker allocates nothing after its start, whatever it is sent: counted by the allocator.
+//! Workers allocate nothing after their start, whatever they are sent and whoever they hand it to:
+//! counted by the allocator.
 #![forbid(unsafe_code)]
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::DropReason;
-use dataplane::buffer::Buffer;
+use dataplane::capture::{CaptureFilter, CaptureRing};
 use dataplane::counters::WorkerCounters;
 use dataplane::event::Reports;
 use dataplane::flows::{Capacities, FlowTables};
@@ -25,13 +28,12 @@ use xskiff_tests::world::{UPLINK, World, pod_port, pod4};
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
-/// Ports whose packets are made before the counting begins and go round for ever.
+/// Ports whose packets are made before the counting begins and go round for ever. Free buffers are
+/// shared: what one worker received, another may transmit.
 struct Pool {
-    frames: Vec<(PortId, Vec<u8>)>,
+    frames: Rc<[(PortId, Vec<u8>)]>,
     next: usize,
-    free: Vec<HeapBuffer>,
-    /// Bytes that left.
-    transmitted: u64,
+    free: Rc<RefCell<Vec<HeapBuffer>>>,
 }
 
 impl Ports for Pool {
@@ -39,7 +41,7 @@ impl Ports for Pool {
 
     fn receive(&mut self, burst: &mut RxBurst<HeapBuffer>) {
         while burst.remaining_capacity() > 0 {
-            let Some(mut buffer) = self.free.pop() else { return };
+            let Some(mut buffer) = self.free.borrow_mut().pop() else { return };
             let (port, frame) = &self.frames[self.next];
             self.next = (self.next + 1) % self.frames.len();
             buffer.refill(frame);
@@ -52,15 +54,14 @@ impl Ports for Pool {
         _port: PortId,
         buffer: HeapBuffer,
     ) -> Result<(), (DropReason, HeapBuffer)> {
-        self.transmitted += buffer.len() as u64;
-        self.free.push(buffer);
+        self.release(buffer);
         Ok(())
     }
 
     fn flush(&mut self) {}
 
     fn release(&mut self, buffer: HeapBuffer) {
-        self.free.push(buffer);
+        self.free.borrow_mut().push(buffer);
     }
 }
 
@@ -93,7 +94,7 @@ fn frames() -> Vec<(PortId, Vec<u8>)> {
         };
         frames.push((port, frame.build()));
     }
-    for number in 0..6000 {
+    for number in 0..10_000 {
         let first = udp("10.1.0.1:7", "10.1.0.2:7").payload(&[1; 56]).fragment(number, 0, true);
         frames.push((pod_port(1), first.build()));
     }
@@ -101,63 +102,128 @@ fn frames() -> Vec<(PortId, Vec<u8>)> {
     frames
 }
 
-#[test]
-fn worker_allocates_nothing_after_its_start() {
+struct Running {
+    worker: Worker<Pool>,
+    counters: Arc<WorkerCounters>,
+    reports: Arc<Reports>,
+    mailbox: Arc<Mailbox>,
+}
+
+impl Running {
+    fn tick(&mut self, now: Nanos) {
+        self.worker.tick(now);
+        while self.reports.events.pop().is_some() {}
+        while self.reports.neighbours.pop().is_some() {}
+        self.mailbox.free_retired();
+    }
+}
+
+fn world() -> World {
     let backends = [(pod4(2), 8080), (pod4(3), 8080)];
-    let world =
-        || World::with_pods(3).with_service(FrontendKind::ClusterIp, "10.2.0.1", 80, &backends);
+    World::with_pods(3).with_service(FrontendKind::ClusterIp, "10.2.0.1", 80, &backends)
+}
+
+/// `count` workers that share flow tables, inboxes and `buffers` buffers.
+fn start(count: usize, buffers: usize) -> Vec<Running> {
     let capacities = Capacities::fixed(4096, 512);
-    let (_tables, mut holds) =
-        FlowTables::new(capacities, (Memory::Heap, Memory::Heap), 1, [1, 2]).expect("tables");
-    let counters = Arc::new(WorkerCounters::default());
-    let reports = Arc::new(Reports::default());
-    let mailbox = Arc::new(Mailbox::default());
-    let hold = holds.remove(0);
-    let pipeline =
-        Pipeline::new(0, 1, world().tables(), hold, Arc::clone(&counters), Arc::clone(&reports));
-    let ports = Pool {
-        frames: frames(),
-        next: 0,
-        free: (0..512).map(|_| HeapBuffer::new(&[0; 1500])).collect(),
-        transmitted: 0,
+    let (_tables, holds) =
+        FlowTables::new(capacities, (Memory::Heap, Memory::Heap), count, [1, 2]).expect("tables");
+    let frames: Rc<[_]> = frames().into();
+    let free = (0..buffers).map(|_| HeapBuffer::new(&[0; 1500])).collect();
+    let free: Rc<RefCell<Vec<_>>> = Rc::new(RefCell::new(free));
+    let inboxes = Inboxes::new(count);
+    let tables = world().tables();
+    let worker = |(index, hold)| {
+        let counters = Arc::new(WorkerCounters::default());
+        let (reports, mailbox) = (Arc::new(Reports::default()), Arc::new(Mailbox::default()));
+        let pipeline = Pipeline::new(
+            index,
+            count,
+            Arc::clone(&tables),
+            hold,
+            Arc::clone(&counters),
+            Arc::clone(&reports),
+        );
+        let next = index * frames.len() / count;
+        let ports = Pool { frames: Rc::clone(&frames), next, free: Rc::clone(&free) };
+        let handoff = Handoff::new(Arc::clone(&inboxes), index);
+        let worker = Worker::new(ports, pipeline, Arc::clone(&mailbox), handoff);
+        Running { worker, counters, reports, mailbox }
     };
-    let handoff = Handoff::new(Inboxes::new(1), 0);
-    let mut worker = Worker::new(ports, pipeline, Arc::clone(&mailbox), handoff);
+    holds.into_iter().enumerate().map(worker).collect()
+}
+
+/// Runs workers over everything there is; gives how many blocks were allocated meanwhile.
+fn allocated_by(workers: &mut [Running], rounds: usize) -> u64 {
     let generations: Vec<_> = (0..8)
         .map(|generation| {
             (0..generation).fold(world(), |world, _| world.next_generation()).tables()
         })
         .collect();
-
+    let captures: Vec<_> = (0..rounds / 1000).map(|_| Arc::new(CaptureRing::default())).collect();
     let profiler = dhat::Profiler::builder().testing().build();
     let before = dhat::HeapStats::get();
     let mut now = Nanos(1);
-    for round in 0..20_000usize {
+    for round in 0..rounds {
         if round % 1000 == 999 {
-            let tables = Arc::clone(&generations[round / 1000 % generations.len()]);
-            assert!(mailbox.send(Command::Publish(tables)).is_ok());
-            assert!(mailbox.send(Command::Flush(FlushFilter::default())).is_ok());
+            let tables = &generations[round / 1000 % generations.len()];
+            let ring = &captures[round / 1000];
+            for running in &*workers {
+                for command in [
+                    Command::Publish(Arc::clone(tables)),
+                    Command::Flush(FlushFilter::default()),
+                    Command::StartCapture(CaptureFilter::default(), Arc::clone(ring)),
+                ] {
+                    assert!(running.mailbox.send(command).is_ok());
+                }
+            }
         }
-        worker.tick(now);
-        while reports.events.pop().is_some() {}
-        while reports.neighbours.pop().is_some() {}
+        // For a while only the first runs, until the inboxes of the others are full.
+        let awake = if round % 2000 < 400 { 1 } else { workers.len() };
+        workers.iter_mut().take(awake).for_each(|running| running.tick(now));
         let pause = if round % 4000 == 0 { 1000 } else { 0 };
         now = now.after(Duration::from_secs(pause) + Duration::from_millis(7));
     }
     let after = dhat::HeapStats::get();
     drop(profiler);
+    after.total_blocks - before.total_blocks
+}
 
-    let happened = [
-        counters.flows_created.get(),
-        counters.flows_expired.get(),
-        counters.flows_rejudged.get(),
-        counters.flows_deleted.get(),
-        counters.originated.get(),
-        counters.held.get(),
-        counters.dropped(DropReason::FragmentsFull),
-        counters.dropped(DropReason::FragmentUnknown),
-        counters.dropped(DropReason::Unresolved),
-    ];
-    assert!(happened.iter().all(|times| *times > 0), "too little happened: {happened:?}");
-    assert_eq!(after.total_blocks, before.total_blocks, "blocks allocated in {now:?}");
+type Happening = (&'static str, fn(&WorkerCounters) -> u64);
+
+/// What must have happened, or its absence would prove nothing.
+const HAPPENINGS: [Happening; 10] = [
+    ("flows created", |counters| counters.flows_created.get()),
+    ("flows expired", |counters| counters.flows_expired.get()),
+    ("flows judged again", |counters| counters.flows_rejudged.get()),
+    ("flows deleted", |counters| counters.flows_deleted.get()),
+    ("answers made", |counters| counters.originated.get()),
+    ("packets held", |counters| counters.waiting_neighbours.most()),
+    ("captures lost", |counters| counters.captures_lost.get()),
+    ("fragments refused", |counters| counters.dropped(DropReason::FragmentsFull)),
+    ("fragments unknown", |counters| counters.dropped(DropReason::FragmentUnknown)),
+    ("neighbours unresolved", |counters| counters.dropped(DropReason::Unresolved)),
+];
+
+/// The same where there are others to hand packets to.
+const BETWEEN_WORKERS: [Happening; 3] = [
+    ("packets handed out", |counters| counters.handed_out.get()),
+    ("packets handed in", |counters| counters.handed_in.get()),
+    ("hand-offs refused", |counters| counters.dropped(DropReason::HandoffFull)),
+];
+
+/// One test for all: the allocator counts what the whole process does.
+#[test]
+fn workers_allocate_nothing_after_their_start_alone_or_handing_packets_to_each_other() {
+    // More than the inboxes of all others hold, so that there is always something to receive.
+    for (count, rounds, buffers) in [(1, 10_000, 512), (2, 6000, 10_000)] {
+        let mut workers = start(count, buffers);
+        let blocks = allocated_by(&mut workers, rounds);
+        let between = if count > 1 { &BETWEEN_WORKERS[..] } else { &[] };
+        for (what, counter) in HAPPENINGS.iter().chain(between) {
+            let times: u64 = workers.iter().map(|running| counter(&running.counters)).sum();
+            assert!(times > 0, "{count} workers: no {what}");
+        }
+        assert_eq!(blocks, 0, "blocks allocated by {count} workers");
+    }
 }
