@@ -1,4 +1,5 @@
-//! An interface's receive interrupts: found, moved to chosen CPUs, and put back.
+//! An interface's receive interrupts: found, moved to chosen CPUs, and put back. Not wired yet: no
+//! setting of the node process asks for it.
 //!
 //! Where they belong is the caller's decision. Measured with AF_XDP: a polling worker and a
 //! threaded NAPI on one CPU reach a seventeenth of the rate that either placement alone does, so
