@@ -109,7 +109,9 @@ fn splitmix(word: u64) -> u64 {
 /// Both halves of the product, added without carry.
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
-    (product >> 64) as u64 ^ product as u64
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is what is meant")]
+    let lower = product as u64;
+    (product >> 64) as u64 ^ lower
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -4,6 +4,7 @@
 //! half and sizes of the index; from word 16 on the caller's tag; from word 64 on one for each owner, which tells
 //! whether it was closed and how many keys it had.
 
+use crate::cast::{half_word, index};
 use crate::entry::CAPACITY_MAX;
 use crate::error::TakeOverError;
 use crate::geometry::{Geometry, SEGMENT_BITS_MAX};
@@ -103,22 +104,23 @@ fn parse(read: &[u64; READ_WORDS], words: usize) -> Result<Inspected, TakeOverEr
     if !(1..=CAPACITY_MAX as u64).contains(&capacity_max) {
         return Err(TakeOverError::Damaged { what: "its capacity is impossible" });
     }
-    if segment_bits > u64::from(SEGMENT_BITS_MAX) {
+    let segment_bits = half_word(index(segment_bits));
+    if segment_bits > SEGMENT_BITS_MAX {
         return Err(TakeOverError::Damaged { what: "its segments are impossible" });
     }
     if !(1..=OWNERS_MAX as u64).contains(&read[OWNERS_WORD]) {
         return Err(TakeOverError::Damaged { what: "its number of owners is impossible" });
     }
-    let (owners, details) = (read[OWNERS_WORD] as usize, read[DETAILS_WORD] != 0);
+    let (owners, details) = (index(read[OWNERS_WORD]), read[DETAILS_WORD] != 0);
     let closed = &read[CLOSED_WORD..CLOSED_WORD + owners];
-    let capacity_max = capacity_max as usize;
+    let capacity_max = index(capacity_max);
     Ok(Inspected {
         capacity_max,
         details,
         owners,
         unclosed: closed.iter().filter(|word| **word & 1 == 0).count(),
         tag: std::array::from_fn(|number| read[TAG_WORD + number]),
-        geometry: Geometry { capacity_max, details, segment_bits: segment_bits as u32 },
+        geometry: Geometry { capacity_max, details, segment_bits },
     })
 }
 
@@ -181,12 +183,12 @@ impl Header {
 
     /// Groups of a half that may hold keys.
     pub(crate) fn groups(&self, half: usize) -> usize {
-        self.get(GROUPS_WORD + half.min(1)) as usize
+        index(self.get(GROUPS_WORD + half.min(1)))
     }
 
     /// The half that the index was in when the table was closed.
     pub(crate) fn half(&self) -> usize {
-        self.get(HALF_WORD) as usize
+        index(self.get(HALF_WORD))
     }
 
     /// What the header says, if it is that of a table of entries of `words` words.

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use crate::arch::prefetch;
+use crate::cast::half_word;
 use crate::entry::{Entry, Handle};
 use crate::error::SetupError;
 use crate::geometry::Geometry;
@@ -155,7 +156,7 @@ impl<const WORDS: usize> Slab<WORDS> {
 
     /// Handles there can be.
     pub(crate) fn handles_max(&self) -> u32 {
-        self.entries.len() as u32
+        half_word(self.entries.len())
     }
 
     /// Entries that may be in use.
@@ -167,7 +168,7 @@ impl<const WORDS: usize> Slab<WORDS> {
     /// `committed`. Returns what it is now.
     pub(crate) fn set_capacity(&self, capacity: usize, committed: usize) -> u32 {
         let segments = |entries: usize| {
-            entries.clamp(1, self.entries.len()).div_ceil(1 << self.segment_bits) as u32
+            half_word(entries.clamp(1, self.entries.len()).div_ceil(1 << self.segment_bits))
         };
         self.committed.store(segments(committed.max(capacity)), Ordering::Relaxed);
         self.limit.store(segments(capacity), Ordering::Relaxed);
@@ -186,7 +187,7 @@ impl<const WORDS: usize> Slab<WORDS> {
     }
 
     pub(crate) fn segment_of(&self, handle: Handle) -> SegmentId {
-        SegmentId(handle.position() as u32 >> self.segment_bits)
+        SegmentId((handle.number() - 1) >> self.segment_bits)
     }
 
     /// The first handle of a segment.
@@ -211,7 +212,7 @@ impl<const WORDS: usize> Slab<WORDS> {
 
     pub(crate) fn is_owned(&self, id: SegmentId, owner: usize) -> bool {
         let record = self.segments.get(id.0 as usize);
-        record.is_some_and(|record| record.owner.load(Ordering::Relaxed) == owner as u32 + 1)
+        record.is_some_and(|record| record.owner.load(Ordering::Relaxed) == half_word(owner) + 1)
     }
 
     /// The handles of every segment that were ever taken since it was claimed.
@@ -232,10 +233,10 @@ impl<const WORDS: usize> Slab<WORDS> {
         let order = (Ordering::Acquire, Ordering::Relaxed);
         let claimed = self.segments.iter().take(limit as usize).position(|record| {
             record.owner.load(Ordering::Relaxed) == 0
-                && record.owner.compare_exchange(0, owner as u32 + 1, order.0, order.1).is_ok()
+                && record.owner.compare_exchange(0, half_word(owner) + 1, order.0, order.1).is_ok()
         })?;
         self.claimed.fetch_add(1, Ordering::Relaxed);
-        Some(SegmentId(claimed as u32))
+        Some(SegmentId(half_word(claimed)))
     }
 
     fn raise_limit(&self) {

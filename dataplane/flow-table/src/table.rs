@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::arch::{Compare, Path, Portable, prefetch};
+use crate::cast::index;
 use crate::entry::{Entry, Handle, Key};
 use crate::error::SetupError;
 use crate::geometry::Geometry;
@@ -197,7 +198,7 @@ impl<const WORDS: usize> Table<WORDS> {
             self.index.step();
             return;
         }
-        let keys = self.counters.iter().map(Counters::keys).sum::<u64>() as usize;
+        let keys = index(self.counters.iter().map(Counters::keys).sum());
         let (slots, target) = (self.index.slots(), self.groups_wanted(keys));
         if keys * 100 > slots * FILL_MOST_PERCENT && target * GROUP_SLOTS > slots
             || keys * 100 < slots * FILL_LEAST_PERCENT && target * GROUP_SLOTS < slots

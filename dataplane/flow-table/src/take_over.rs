@@ -13,6 +13,7 @@
 use std::sync::Arc;
 
 use crate::arch::Path;
+use crate::cast::index;
 use crate::entry::{Entry, Handle, Key};
 use crate::error::{SetupError, TakeOverError};
 use crate::header::{Header, Inspected, Tag};
@@ -148,7 +149,7 @@ impl<const WORDS: usize> Table<WORDS> {
         taken: &mut TakenOver,
     ) -> Vec<u64> {
         // As many as there can be, each with an alias: no group must be too full for its keys.
-        let room = (2 * taken.entries as usize).max(self.capacity() as usize);
+        let room = (2 * index(taken.entries)).max(self.capacity() as usize);
         self.index.clear(&self.header[0], room);
         let mut keys_of = vec![0; self.counters.len()];
         for id in self.slab.segment_ids() {

@@ -1,6 +1,7 @@
 //! Which half of the index a hash lies in, while the index is moved from one half to the other.
 
 use super::Group;
+use crate::cast::index;
 use crate::entry::HANDLE_BITS;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -106,7 +107,7 @@ impl View {
 
     /// Groups of the half that is in use, or moved from.
     pub(crate) fn groups(&self) -> usize {
-        self.groups[self.layout.half()] as usize
+        index(self.groups[self.layout.half()])
     }
 
     #[inline(always)]

@@ -5,6 +5,7 @@
 //! against them, and made anew where it differs; so none of it is trusted, whoever wrote it.
 
 use super::{Segment, SegmentId, Slab};
+use crate::cast::half_word;
 use crate::entry::Handle;
 use crate::error::SetupError;
 use crate::geometry::Geometry;
@@ -27,7 +28,7 @@ impl<const WORDS: usize> Slab<WORDS> {
 
     /// Segments that there are.
     pub(crate) fn segment_ids(&self) -> impl Iterator<Item = SegmentId> + use<WORDS> {
-        (0..self.segments.len() as u32).map(SegmentId)
+        (0..half_word(self.segments.len())).map(SegmentId)
     }
 
     /// The handles of a segment, whether they were ever taken or not.
@@ -57,7 +58,7 @@ impl<const WORDS: usize> Slab<WORDS> {
         let states = &self.states[start..start + self.len_of(id) as usize];
         let live = states.iter().map(|state| get(state) & 1).sum();
         let last = states.iter().rposition(|state| get(state) & 1 == 1);
-        (live, last.map_or(0, |last| last as u32 + 1))
+        (live, last.map_or(0, |last| half_word(last) + 1))
     }
 
     /// Whether a segment's record is right, its chain of free handles included.
@@ -103,12 +104,12 @@ impl<const WORDS: usize> Slab<WORDS> {
             set(&record.live, 0);
             set(&record.free, 0);
         }
-        set(&record.owner, owner.map_or(0, |owner| owner as u32 + 1));
+        set(&record.owner, owner.map_or(0, |owner| half_word(owner) + 1));
     }
 
     /// Counts the segments that have an owner.
     pub(crate) fn recount(&self) {
         let claimed = self.segments.iter().filter(|record| get(&record.owner) != 0).count();
-        set(&self.claimed, claimed as u32);
+        set(&self.claimed, half_word(claimed));
     }
 }
