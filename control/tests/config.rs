@@ -62,6 +62,7 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
                 cluster: {pod_cidrs: [10.1.0.0/16], service_cidrs: [10.2.0.0/16]}\n\
                 node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
                 stall: {after_ms: 700, on_stall: pass}\n\
+                policy: {lost_replies_seconds: 0}\n\
                 workers: {count: 2}\n";
     let (mut in_force, candidate) = (Config::default(), Config::parse(text).expect("valid"));
     let differs: Vec<_> = in_force.diff(&candidate).into_iter().map(|c| c.field).collect();

@@ -192,8 +192,11 @@ impl RulesInForce {
     }
 }
 
-/// The bitmaps, and where [`Ours`] has what they hold.
-const BITMAPS: [(L4Bitmap, fn(&Ours) -> &BTreeSet<u16>); 3] = [
+/// Where [`Ours`] has what a bitmap holds.
+type PortsOf = fn(&Ours) -> &BTreeSet<u16>;
+
+/// The bitmaps.
+const BITMAPS: [(L4Bitmap, PortsOf); 3] = [
     (L4Bitmap::Tcp, |ours| &ours.tcp),
     (L4Bitmap::Udp, |ours| &ours.udp),
     (L4Bitmap::Icmp, |ours| &ours.icmp),

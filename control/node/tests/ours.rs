@@ -1,5 +1,6 @@
 //! What the XDP program is told, against the real one and its bounded maps.
 
+#[expect(dead_code, reason = "the tests beside this one use the rest")]
 mod common;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -93,6 +93,7 @@ impl Config {
         self.cluster.clone_from(&candidate.cluster);
         self.node_ports.clone_from(&candidate.node_ports);
         self.stall.clone_from(&candidate.stall);
+        self.policy.clone_from(&candidate.policy);
     }
 
     /// Every field by its path. Lists are one field each.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dataplane::port::{PortId, PortKind};
 use xdp_redirect::loader::{Mode, RunningMode};
-use xdp_redirect::rules::{OnStall, OurPrefix, PortRule};
+use xdp_redirect::rules::{OnStall, OurPrefix};
 use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::umem::{CopyMode, UmemConfig};
 use xdp_redirect::{Error, Redirect, Socket, Umem, leftover};

@@ -70,7 +70,7 @@ pub const ROWS: [&str; 39] = [
 const RECENT_FLOW_EVENTS: &str = "recent_flow_events";
 const RECENT_ERRORS: &str = "recent_errors";
 /// Tables that forget their oldest entry for a new one.
-const OVERWRITING: [&str; 2] = [RECENT_FLOW_EVENTS, RECENT_ERRORS];
+const OVERWRITING: [&str; 3] = ["fragments", RECENT_FLOW_EVENTS, RECENT_ERRORS];
 
 /// One table: entries now, the most its owner has noted, entries at most.
 struct Row {
