@@ -244,9 +244,13 @@ impl<const WORDS: usize> Table<WORDS> {
     /// # Errors
     /// As [`Self::inspect`].
     pub fn salvage(
-        memory: &'static mut [u8],
+        memory: &mut [u8],
         mut visit: impl FnMut([u64; WORDS]),
     ) -> Result<u64, TakeOverError> {
+        let (start, bytes) = (memory.as_mut_ptr(), memory.len());
+        // SAFETY: the same memory, which stays borrowed until this returns; nothing that points
+        // into it is kept longer.
+        let memory = unsafe { std::slice::from_raw_parts_mut(start, bytes) };
         let Found { slab, .. } = Self::find(memory)?;
         let mut entries = 0;
         for id in slab.segment_ids().filter(|id| slab.owner_of(*id).is_some()) {
