@@ -3,7 +3,7 @@
 //! Reading order: [`cpu_set`] (lists of CPUs as the kernel writes them), [`topology`] (what the
 //! machine has and what this process may use), [`plan`] (pure: which worker on which CPU, and why),
 //! [`apply`] (pins threads), [`interrupts`] (moves an interface's interrupts, and back),
-//! [`memory`] (huge pages), [`limits`] (what the kernel lets this process have).
+//! [`memory`] (huge pages), [`memory_file`] (memory that outlives the process), [`limits`] (what the kernel lets this process have).
 //!
 //! This crate is a leaf: it knows nothing of packets. It promises that nothing is believed because
 //! it was asked for: affinity, interrupts and page kinds are read back or verified by the kernel.
@@ -13,6 +13,7 @@ pub mod cpu_set;
 pub mod interrupts;
 pub mod limits;
 pub mod memory;
+pub mod memory_file;
 pub mod plan;
 pub mod topology;
 

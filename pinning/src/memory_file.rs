@@ -1,0 +1,395 @@
+//! Memory that outlives its process: a file on tmpfs or hugetlbfs, shared by nobody but the process
+//! after this one.
+//!
+//! What it promises:
+//! - One living process has it: an open-file-description lock (fcntl(2), F_OFD_SETLK) is held for as
+//!   long as the file is mapped, and goes with the process, however that ends.
+//! - It is root's alone (mode 0600, owner checked, no symbolic link followed), in a directory that is
+//!   root's alone as well.
+//! - All of it is allocated before it has its name, so that no access ever meets a full file system
+//!   (SIGBUS): it is made under another name, filled by its user, and then renamed, so that whoever
+//!   finds it finds it whole.
+//!
+//! What stands in it is its user's.
+
+use std::ffi::OsString;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::ptr::{self, NonNull};
+use std::slice;
+
+use crate::memory::HUGE_PAGE_BYTES;
+
+/// A file cannot be used as memory.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The directory is not the process's own.
+    #[error("{path}: {detail}; make it root's alone: `chown root {path} && chmod 700 {path}`")]
+    Directory {
+        /// The directory.
+        path: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The directory is on a disk or on another file system.
+    #[error(
+        "{path} is not on tmpfs or hugetlbfs: mount one there, or choose a directory that is \
+         (/dev/shm is on most systems)"
+    )]
+    NotMemory {
+        /// The directory.
+        path: String,
+    },
+    /// Somebody else may have written it, or can.
+    #[error("{path} {detail}, so it is not trusted: remove it (`rm {path}`)")]
+    Foreign {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A living process holds it.
+    #[error("{path} is in use by a living process: stop that, or choose another directory")]
+    InUse {
+        /// The file.
+        path: String,
+    },
+    /// The file system, the huge page pool, or the cgroup has not that much.
+    #[error(
+        "{path}: there is no room for {bytes} bytes ({source}): make the table smaller, remount \
+         with a larger size (or reserve more huge pages), or raise the memory limit of the container"
+    )]
+    NoRoom {
+        /// The file.
+        path: String,
+        /// What was asked for.
+        bytes: usize,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("{path}: cannot {action}: {source}")]
+    Io {
+        /// The file or directory.
+        path: String,
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.display().to_string();
+    move |source| FileError::Io { path, action, source }
+}
+
+/// Makes `directory` if it is not there, and checks that it is the process's own and in memory.
+///
+/// # Errors
+/// [`FileError::Directory`], [`FileError::NotMemory`] or [`FileError::Io`].
+pub fn prepare_directory(directory: &Path) -> Result<(), FileError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(failed(directory, "make the directory"))?;
+    let metadata =
+        std::fs::symlink_metadata(directory).map_err(failed(directory, "look at the directory"))?;
+    let path = directory.display().to_string();
+    let detail = if !metadata.is_dir() {
+        "not a directory".to_owned()
+    } else if metadata.uid() != own_user() {
+        format!("belongs to user {}", metadata.uid())
+    } else if metadata.mode() & 0o077 != 0 {
+        format!("mode {:o} lets others in", metadata.mode() & 0o777)
+    } else {
+        let file = File::open(directory).map_err(failed(directory, "open the directory"))?;
+        let system = file_system(&file).map_err(failed(directory, "ask its file system"))?;
+        let in_memory = [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&system.kind);
+        return if in_memory { Ok(()) } else { Err(FileError::NotMemory { path }) };
+    };
+    Err(FileError::Directory { path, detail })
+}
+
+fn own_user() -> u32 {
+    // SAFETY: asks for a number, cannot fail (geteuid(2)).
+    unsafe { libc::geteuid() }
+}
+
+/// The file system that a file is on.
+struct FileSystem {
+    kind: libc::c_long,
+    block_bytes: usize,
+    /// What is left of a tmpfs that has a size.
+    free_bytes: Option<u64>,
+}
+
+fn file_system(file: &File) -> io::Result<FileSystem> {
+    let mut answer = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: an open descriptor, and room for the answer, which zero bytes are a valid value of.
+    let (status, answer) = unsafe {
+        let status = libc::fstatfs(file.as_raw_fd(), answer.as_mut_ptr());
+        (status, answer.assume_init())
+    };
+    if status != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let kind = answer.f_type as libc::c_long;
+    let block_bytes = usize::try_from(answer.f_bsize).unwrap_or(4096).max(4096);
+    let sized = kind == libc::TMPFS_MAGIC && answer.f_blocks > 0;
+    let free_bytes = sized.then(|| answer.f_bavail.saturating_mul(block_bytes as u64));
+    Ok(FileSystem { kind, block_bytes, free_bytes })
+}
+
+/// What is known of a file that is held; the lock stays with the mapping.
+#[derive(Debug)]
+pub struct Held {
+    _file: File,
+    path: PathBuf,
+    /// The name it has until it is published.
+    temporary: Option<PathBuf>,
+}
+
+impl Held {
+    /// The name it has, or will have.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives a file that was created its name, in the place of any other of that name.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn publish(&mut self) -> Result<(), FileError> {
+        let Some(temporary) = &self.temporary else { return Ok(()) };
+        std::fs::rename(temporary, &self.path).map_err(failed(&self.path, "rename it"))?;
+        self.temporary = None;
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            // What nobody will finish.
+            let _ = std::fs::remove_file(temporary);
+        }
+    }
+}
+
+/// A file, held and mapped.
+#[derive(Debug)]
+pub struct MemoryFile {
+    start: NonNull<u8>,
+    bytes: usize,
+    held: Option<Held>,
+}
+
+// SAFETY: the mapping is the holder's alone in this process (`start` is handed out only for a borrow
+// of this, or with it consumed), and the lock keeps other processes that ask for it out.
+unsafe impl Send for MemoryFile {}
+
+impl MemoryFile {
+    /// The file that another process has left at `path`; `None` when there is none.
+    ///
+    /// # Errors
+    /// Any [`FileError`] but those of directories.
+    pub fn open(path: &Path) -> Result<Option<Self>, FileError> {
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
+            .open(path);
+        let foreign = |detail: &str| FileError::Foreign {
+            path: path.display().to_string(),
+            detail: detail.to_owned(),
+        };
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ELOOP) => return Err(foreign("is a symbolic link")),
+                Some(libc::EISDIR | libc::ENXIO) => return Err(foreign("is no file")),
+                _ => return Err(failed(path, "open it")(error)),
+            },
+        };
+        let metadata = file.metadata().map_err(failed(path, "look at it"))?;
+        if !metadata.is_file() {
+            return Err(foreign("is no file"));
+        }
+        if metadata.uid() != own_user() {
+            return Err(foreign(&format!("belongs to user {}", metadata.uid())));
+        }
+        if metadata.mode() & 0o077 != 0 {
+            let mode = metadata.mode() & 0o777;
+            return Err(foreign(&format!("has mode {mode:o}, which lets others in")));
+        }
+        if metadata.nlink() != 1 {
+            return Err(foreign(&format!("has {} names", metadata.nlink())));
+        }
+        lock(&file, path)?;
+        let bytes = usize::try_from(metadata.size()).unwrap_or(usize::MAX);
+        if bytes == 0 {
+            return Err(foreign("is empty"));
+        }
+        // It may have holes, if it was not made here.
+        allocate(&file, path, bytes)?;
+        let start = map(&file, bytes).map_err(failed(path, "map it"))?;
+        let held = Held { _file: file, path: path.to_owned(), temporary: None };
+        Ok(Some(Self { start, bytes, held: Some(held) }))
+    }
+
+    /// A file of at least so many bytes, all zero, which will be at `path` once it is published.
+    /// In huge pages where the file system has them.
+    ///
+    /// # Errors
+    /// Any [`FileError`] but those of directories.
+    pub fn create(path: &Path, bytes: usize) -> Result<Self, FileError> {
+        let mut temporary = OsString::from(path);
+        temporary.push(".new");
+        let temporary = PathBuf::from(temporary);
+        // A process that was killed while it made one left it; one that lives holds it.
+        if Self::open(&temporary)?.is_some() || temporary.exists() {
+            std::fs::remove_file(&temporary).map_err(failed(&temporary, "remove it"))?;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(&temporary)
+            .map_err(failed(&temporary, "make it"))?;
+        // From here on it is removed if this fails.
+        let held = Held { _file: file, path: path.to_owned(), temporary: Some(temporary) };
+        let file = &held._file;
+        lock(file, path)?;
+        let system = file_system(file).map_err(failed(path, "ask its file system"))?;
+        let whole = bytes.checked_next_multiple_of(system.block_bytes);
+        let Some(bytes) = whole.filter(|bytes| (1..=isize::MAX as usize).contains(bytes)) else {
+            return Err(no_room(path, bytes)(io::Error::from_raw_os_error(libc::EFBIG)));
+        };
+        // Before any of it is taken from others.
+        if system.free_bytes.is_some_and(|free| free < bytes as u64) {
+            return Err(no_room(path, bytes)(io::Error::from_raw_os_error(libc::ENOSPC)));
+        }
+        file.set_len(bytes as u64).map_err(no_room(path, bytes))?;
+        let start = map(file, bytes).map_err(no_room(path, bytes))?;
+        let mapped = Self { start, bytes, held: Some(held) };
+        // Huge pages come by being touched, where tmpfs has them by advice, and never otherwise.
+        mapped.touch();
+        allocate(mapped.file(), path, bytes)?;
+        Ok(mapped)
+    }
+
+    fn file(&self) -> &File {
+        // There until it is consumed.
+        &self.held.as_ref().expect("held")._file
+    }
+
+    fn touch(&self) {
+        if self.bytes < HUGE_PAGE_BYTES {
+            return;
+        }
+        let start = self.start.as_ptr().cast();
+        // SAFETY: advice about a mapping made here, whose bytes do not change by it. Whether it was
+        // followed is seen by `allocate`.
+        unsafe {
+            libc::madvise(start, self.bytes, libc::MADV_HUGEPAGE);
+            libc::madvise(start, self.bytes, libc::MADV_POPULATE_WRITE);
+        }
+    }
+
+    /// What stands in it.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: a mapping of this length, all of it allocated, unmapped only by our drop; nobody
+        // writes to it, since writing takes a mutable borrow here and the lock elsewhere.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
+    }
+
+    /// The same, to be changed.
+    #[must_use]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and borrowed exclusively.
+        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+    }
+
+    /// Its memory, for as long as the process lives, with what holds it against others.
+    #[must_use]
+    pub fn into_parts(mut self) -> (&'static mut [u8], Held) {
+        // What is left is not held, and so not unmapped.
+        let held = self.held.take().expect("held");
+        // SAFETY: as in `bytes_mut`; the mapping stays, since nothing is left that would unmap it,
+        // and nobody else in this process points to it.
+        (unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }, held)
+    }
+}
+
+impl Drop for MemoryFile {
+    fn drop(&mut self) {
+        if self.held.is_none() {
+            return;
+        }
+        // SAFETY: a mapping of this length made here, to which no reference is left.
+        let _ = unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+fn no_room(path: &Path, bytes: usize) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.display().to_string();
+    move |source| FileError::NoRoom { path, bytes, source }
+}
+
+/// Takes the lock of a file for its open description, which dies with the process.
+fn lock(file: &File, path: &Path) -> Result<(), FileError> {
+    // SAFETY: zero is a valid value of every field: from its start (SEEK_SET 0) to its end.
+    let mut whole: libc::flock = unsafe { std::mem::zeroed() };
+    whole.l_type = libc::F_WRLCK as libc::c_short;
+    // SAFETY: an open descriptor and a request that lives through the call.
+    let status = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &whole) };
+    if status == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    Err(match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => FileError::InUse { path: path.display().to_string() },
+        _ => failed(path, "lock it")(error),
+    })
+}
+
+/// Allocates every byte of a file: what is there stays, holes become zeros.
+fn allocate(file: &File, path: &Path, bytes: usize) -> Result<(), FileError> {
+    let length = libc::off_t::try_from(bytes).unwrap_or(libc::off_t::MAX);
+    loop {
+        // SAFETY: an open descriptor and numbers.
+        if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::ENOSPC | libc::ENOMEM | libc::EDQUOT | libc::EFBIG) => {
+                return Err(no_room(path, bytes)(error));
+            }
+            _ => return Err(failed(path, "allocate it")(error)),
+        }
+    }
+}
+
+fn map(file: &File, bytes: usize) -> io::Result<NonNull<u8>> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let fd = file.as_raw_fd();
+    // SAFETY: a new mapping at an address of the kernel's choosing touches no existing memory.
+    let start = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, libc::MAP_SHARED, fd, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap returned a null address"))
+}
+
+#[cfg(test)]
+#[path = "memory_file_tests.rs"]
+mod tests;
