@@ -11,8 +11,14 @@ fn example() -> String {
 }
 
 /// Fields whose example shows something other than the default, since an empty one shows nothing.
-const SHOWN_OTHERWISE: [&str; 5] =
-    ["manifests", "uplinks", "nat.ipv4_source", "nat.ipv6_source", "cluster.pod_cidrs"];
+const SHOWN_OTHERWISE: [&str; 6] = [
+    "manifests",
+    "uplinks",
+    "flow_table.directory",
+    "nat.ipv4_source",
+    "nat.ipv6_source",
+    "cluster.pod_cidrs",
+];
 
 #[test]
 fn example_has_every_field_with_its_default() {

@@ -9,6 +9,7 @@ use crate::DropReason;
 use crate::buffer::Buffer;
 use crate::counters::WorkerCounters;
 use crate::event::{Budget, EventKind, FlowEvent, NeighbourRequest, Reporter, Reports};
+use crate::flows;
 use crate::forwarding::NextHopId;
 use crate::fragment::FragmentTable;
 use crate::icmp::{self, IcmpErrorKind};
@@ -115,9 +116,7 @@ impl Context {
 
     /// The worker whose flow it is.
     pub(crate) fn owner_of(&self, hash: u64) -> usize {
-        // Multiply-shift over the middle bits; the table uses the others.
-        let bits = (hash >> 16) & 0xffff_ffff;
-        usize::try_from((bits * self.workers as u64) >> 32).unwrap_or(0)
+        flows::owner_of(hash, self.workers)
     }
 
     /// Leaves toward the node's own stack, layer 3 unchanged.

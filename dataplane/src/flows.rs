@@ -89,6 +89,14 @@ impl TableKey<16> for FlowKey6 {
     }
 }
 
+/// The worker, of so many, whose a flow with this hash is.
+#[must_use]
+pub fn owner_of(hash: u64, workers: usize) -> usize {
+    // Multiply-shift over the middle bits; the table uses the others.
+    let bits = (hash >> 16) & 0xffff_ffff;
+    usize::try_from((bits * workers as u64) >> 32).unwrap_or(0)
+}
+
 /// One worker's hold on one family's table.
 #[derive(Debug)]
 pub struct Flows<const W: usize> {
@@ -312,10 +320,20 @@ impl FlowTables {
     ) -> Result<(Self, Vec<WorkerFlows>), SetupError> {
         let quiescence = Quiescence::new(workers)?;
         let shapes = capacities.shapes(workers);
-        let (v4, owners4) = Table::new(memory.0, shapes.0, quiescence.clone())?;
-        let (v6, owners6) = Table::new(memory.1, shapes.1, quiescence.clone())?;
-        let hasher = Hasher::new(hash_key);
-        let tables = Self { v4, v6, hasher, quiescence };
+        let v4 = Table::new(memory.0, shapes.0, quiescence.clone())?;
+        let v6 = Table::new(memory.1, shapes.1, quiescence.clone())?;
+        Ok(Self::join(v4, v6, hash_key, quiescence))
+    }
+
+    /// Two tables that are there already, for as many workers as they have owners.
+    #[must_use]
+    pub fn join(
+        (v4, owners4): (Arc<Table<8>>, Vec<Owner<8>>),
+        (v6, owners6): (Arc<Table<16>>, Vec<Owner<16>>),
+        hash_key: [u64; 2],
+        quiescence: Arc<Quiescence>,
+    ) -> (Self, Vec<WorkerFlows>) {
+        let tables = Self { v4, v6, hasher: Hasher::new(hash_key), quiescence };
         let holds = owners4
             .into_iter()
             .zip(owners6)
@@ -336,7 +354,7 @@ impl FlowTables {
                 quiescence: Arc::clone(&tables.quiescence),
             })
             .collect();
-        Ok((tables, holds))
+        (tables, holds)
     }
 
     /// Calls `visit` with every live flow at `now` that is not denied. For listings: flows that come and go meanwhile

@@ -46,6 +46,7 @@ mod related;
 pub mod rewrite;
 pub mod table_map;
 pub mod tables;
+pub mod take_over;
 pub mod time;
 pub mod wire;
 pub mod worker;

@@ -55,6 +55,10 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
         }
         if binding::remove::<K, W>(context, flows, found.handle) {
             context.counters.flows_expired.add(1);
+        } else if let Some(holder) = holder_elsewhere(context, flows, packet, found) {
+            // It was dealt out when the tables were taken over: who has it removes it, and hands
+            // the packet back.
+            return Ok(Action::Handoff(holder));
         } else if is_here {
             return Err(DropReason::NoFlow.into());
         }
@@ -103,6 +107,19 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
     };
     report(context, now, EventKind::Opened, received.port, &new.key, &admission.findings);
     known::forward::<K, B, W>(context, flows, now, received, packet, found)
+}
+
+/// The other worker that has the entry of a flow that is over. A first fragment stays where its
+/// later ones look for it.
+fn holder_elsewhere<const W: usize>(
+    context: &Context,
+    flows: &Flows<W>,
+    packet: &Packet,
+    found: Found,
+) -> Option<usize> {
+    let holder = flows.table.holder(found.handle).filter(|holder| *holder < context.workers)?;
+    let may_travel = !matches!(packet.kind, PacketKind::FirstFragment { .. });
+    (may_travel && holder != context.worker).then_some(holder)
 }
 
 /// Why no flow was inserted.

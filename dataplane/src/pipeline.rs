@@ -374,6 +374,12 @@ impl Pipeline {
         self.flows.quiescence.announce(self.context.worker);
     }
 
+    /// Its flows, when the worker ends.
+    #[must_use]
+    pub fn into_flows(self) -> WorkerFlows {
+        self.flows
+    }
+
     /// Announces that the worker sleeps and holds no flow entry, or is back.
     pub fn set_online(&mut self, online: bool) {
         if online {

@@ -14,6 +14,7 @@ use crate::buffer::Buffer;
 use crate::capture::{CaptureFilter, CapturePoint, CaptureRing};
 use crate::counters::WorkerCounters;
 use crate::event::NeighbourRequest;
+use crate::flows::WorkerFlows;
 use crate::fragment::waiting::{WAITING_MAX, Waiting};
 use crate::handoff::Handoff;
 use crate::mailbox::{COMMANDS_MAX, Command, Mailbox, Retired};
@@ -115,6 +116,12 @@ impl<P: Ports> Worker<P> {
     /// The pipeline, for announcing that the worker sleeps or goes away.
     pub fn pipeline_mut(&mut self) -> &mut Pipeline {
         &mut self.pipeline
+    }
+
+    /// Its flows, when it ends. Packets that it still holds go with its ports.
+    #[must_use]
+    pub fn into_flows(self) -> WorkerFlows {
+        self.pipeline.into_flows()
     }
 
     /// Whether there is something to do that no packet will announce: mail, packets from others, or

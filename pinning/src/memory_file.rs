@@ -106,10 +106,16 @@ pub fn prepare_directory(directory: &Path) -> Result<(), FileError> {
     } else {
         let file = File::open(directory).map_err(failed(directory, "open the directory"))?;
         let system = file_system(&file).map_err(failed(directory, "ask its file system"))?;
-        let in_memory = [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&system.kind);
-        return if in_memory { Ok(()) } else { Err(FileError::NotMemory { path }) };
+        return if system.is_in_memory() { Ok(()) } else { Err(FileError::NotMemory { path }) };
     };
     Err(FileError::Directory { path, detail })
+}
+
+/// Whether what lies at `path` is on tmpfs or hugetlbfs; `false` also when nothing is there.
+#[must_use]
+pub fn is_in_memory(path: &Path) -> bool {
+    let system = File::open(path).and_then(|file| file_system(&file));
+    system.is_ok_and(|system| system.is_in_memory())
 }
 
 fn own_user() -> u32 {
@@ -123,6 +129,12 @@ struct FileSystem {
     block_bytes: usize,
     /// What is left of a tmpfs that has a size.
     free_bytes: Option<u64>,
+}
+
+impl FileSystem {
+    fn is_in_memory(&self) -> bool {
+        [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&self.kind)
+    }
 }
 
 fn file_system(file: &File) -> io::Result<FileSystem> {

@@ -27,7 +27,7 @@ fn demo(arguments: &[&str]) -> Child {
 /// Namespaces, directories and processes of the demo with that process id.
 fn left_of(demo: u32) -> Vec<String> {
     let prefix = format!("xskiff-lab.{demo}.");
-    let directories = ["/run/netns".into(), std::env::temp_dir()];
+    let directories = ["/run/netns".into(), xskiff::lab::base_directory()];
     let entries = directories.iter().filter_map(|path| std::fs::read_dir(path).ok()).flatten();
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let mut left: Vec<_> = names.filter(|name| name.starts_with(&prefix)).collect();

@@ -40,6 +40,7 @@ fn settings(run_directory: &Path) -> Settings {
             cores: vec![CpuId(0)],
             idle: Idle::Adaptive(Duration::from_micros(50)),
             capacities: Capacities::fixed(4096, 4096),
+            flow_directory: run_directory.to_owned(),
             hash_key: [3, 4],
         },
         umem: UmemConfig { frames: 8192, ..UmemConfig::default() },

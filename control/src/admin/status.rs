@@ -26,6 +26,9 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Every bounded table.
     pub tables: Vec<TableUsage>,
+    /// How the flow tables began, and where they lie.
+    #[serde(default)]
+    pub flow_tables: Vec<FlowTableStatus>,
     /// Packets dropped by reason, all workers; every reason, also those with 0.
     pub drops: Vec<DropCount>,
     /// What the XDP program did.
@@ -101,6 +104,26 @@ pub struct PortStatus {
     pub transmitted_bytes: u64,
     /// Counters of its sockets, all queues.
     pub sockets: SocketCounts,
+}
+
+/// How a flow table began, and where it lies.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowTableStatus {
+    /// Its name among the tables.
+    pub table: String,
+    /// Its file, in which the next process finds it; absent: its flows end with this process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// `new`, or what became of the flows of the process before: `taken-over` as they were left,
+    /// `rebuilt` after a kill or for other workers, `moved` to a table of another size.
+    pub outcome: String,
+    /// Flows that it began with.
+    pub flows: u64,
+    /// Flows of the process before that found no room.
+    pub lost: u64,
+    /// Why flows were not taken, or why there is no file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// What the XDP program did with frames, all interfaces together.

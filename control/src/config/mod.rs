@@ -306,7 +306,7 @@ impl Default for PacketMemory {
     }
 }
 
-/// Capacities of the flow tables, fixed at start.
+/// The flow tables: capacities, fixed at start, and where they live.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FlowTable {
@@ -314,11 +314,14 @@ pub struct FlowTable {
     pub ipv4_flows_max: u32,
     /// IPv6 flows, 169 bytes each.
     pub ipv6_flows_max: u32,
+    /// Directory on tmpfs or hugetlbfs, root's alone, for the tables' files, which the next process
+    /// takes over; absent: `run_directory`. Elsewhere flows end with the process.
+    pub directory: Option<PathBuf>,
 }
 
 impl Default for FlowTable {
     fn default() -> Self {
-        Self { ipv4_flows_max: 1 << 20, ipv6_flows_max: 1 << 18 }
+        Self { ipv4_flows_max: 1 << 20, ipv6_flows_max: 1 << 18, directory: None }
     }
 }
 

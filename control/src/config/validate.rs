@@ -256,6 +256,14 @@ fn names(config: &Config, findings: &mut Findings) {
 }
 
 fn rest(config: &Config, findings: &mut Findings) {
+    if let Some(directory) = &config.flow_table.directory {
+        findings.check(
+            directory.is_absolute(),
+            "flow_table.directory",
+            directory.display(),
+            "an absolute path; leave the setting out for run_directory",
+        );
+    }
     findings.check(
         config.run_directory.is_absolute(),
         "run_directory",

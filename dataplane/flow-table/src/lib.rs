@@ -57,6 +57,8 @@
     not(test),
     deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)
 )]
+// Models use a part of the crate.
+#![cfg_attr(loom, allow(dead_code))]
 
 mod arch;
 mod cast;

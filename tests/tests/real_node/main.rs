@@ -15,5 +15,6 @@ mod host_backends;
 mod refused_starts;
 mod restarts;
 mod stalls;
+mod surviving_flows;
 mod transfers;
 mod world;

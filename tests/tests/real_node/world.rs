@@ -58,6 +58,19 @@ impl World {
         Self { node, scene, files }
     }
 
+    /// Ends its node process, by SIGKILL or in order, and starts another one after `gone`.
+    pub fn again(self, kill: bool, gone: Duration) -> Self {
+        let Self { node, scene, files } = self;
+        if kill {
+            node.kill();
+        } else {
+            assert_eq!(node.end().expect("ended"), Some(0));
+        }
+        std::thread::sleep(gone);
+        let node = Node::start(&scene, &files).unwrap_or_else(|error| panic!("{error}"));
+        Self { node, scene, files }
+    }
+
     pub fn status(&self) -> Status {
         self.node.status().expect("the node answers")
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use control::admin::reply::{CtListing, Peer};
-use control::admin::status::{Level, TableUsage, WorkerStatus};
+use control::admin::status::{FlowTableStatus, Level, TableUsage, WorkerStatus};
 use control::admin::{
     ConfigDiff, DropCount, EndpointInfo, ExplainedStep, FlowRecord, ManifestsStatus,
     PolicyExplanation, Reply, ServiceInfo, Status, TraceReport,
@@ -61,6 +61,12 @@ fn show_status(status: &Status) -> String {
     let _ = writeln!(out, "{}", ports(status));
     let _ = writeln!(out, "{}", workers(&status.workers));
     let _ = writeln!(out, "{}", tables(&status.tables));
+    for table in &status.flow_tables {
+        let _ = writeln!(out, "{}", flow_table(table));
+    }
+    if !status.flow_tables.is_empty() {
+        out.push('\n');
+    }
     let xdp = &status.xdp;
     let lost = xdp.no_socket + xdp.stalled + xdp.malformed + xdp.not_ip;
     let _ = writeln!(
@@ -91,6 +97,28 @@ fn show_status(status: &Status) -> String {
         }
     }
     format!("{}\n", out.trim_end())
+}
+
+/// Where a flow table came from, and whether the next process finds it.
+fn flow_table(table: &FlowTableStatus) -> String {
+    let mut line = match table.outcome.as_str() {
+        "new" => format!("{}: began empty", table.table),
+        outcome => {
+            let flows = grouped(table.flows);
+            format!("{}: {flows} flows of the process before, {outcome}", table.table)
+        }
+    };
+    if table.lost > 0 {
+        let _ = write!(line, "; {} found no room", grouped(table.lost));
+    }
+    match &table.file {
+        Some(file) => drop(write!(line, ", in {file}")),
+        None => line.push_str(", in memory that ends with this process"),
+    }
+    if let Some(reason) = &table.reason {
+        let _ = write!(line, " ({reason})");
+    }
+    line
 }
 
 fn duration(seconds: u64) -> String {

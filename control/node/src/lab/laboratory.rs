@@ -38,7 +38,8 @@ impl Laboratory {
     /// # Errors
     /// As [`Laboratory::new`], and [`LabError::AlreadyKept`].
     pub fn kept(label: &str, program: &Path) -> Result<Self, LabError> {
-        let directory = std::env::temp_dir().join(format!("{}{KEPT}.{label}", registry::PREFIX));
+        let directory =
+            registry::base_directory().join(format!("{}{KEPT}.{label}", registry::PREFIX));
         if directory.exists() {
             return Err(LabError::AlreadyKept { directory });
         }
@@ -60,7 +61,7 @@ impl Laboratory {
         command::run("ip", &["-Version"])?;
         registry::sweep_leftovers();
         let prefix = format!("{}{maker}.{label}", registry::PREFIX);
-        let directory = std::env::temp_dir().join(&prefix);
+        let directory = registry::base_directory().join(&prefix);
         registry::add_directory(&directory)?;
         Ok(Self { prefix, program: program.to_owned(), directory, kept: false })
     }

@@ -24,4 +24,4 @@ pub use error::LabError;
 pub use laboratory::{Laboratory, wait_until};
 pub use namespace::{ForwardCounters, Namespace, Ping};
 pub use process::{Agent, Process, Stamped};
-pub use registry::remove_on_signal;
+pub use registry::{base_directory, remove_on_signal};

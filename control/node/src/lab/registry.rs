@@ -160,9 +160,17 @@ pub fn remove_on_signal(before: impl FnOnce() + Send + 'static) -> Result<(), La
     Ok(())
 }
 
+/// Where directories of laboratories are: in memory where that can be, so that a node's flow tables
+/// can lie there and outlive it.
+#[must_use]
+pub fn base_directory() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    if pinning::memory_file::is_in_memory(memory) { memory.into() } else { std::env::temp_dir() }
+}
+
 /// Removes what killed runs left: namespaces and directories whose maker no longer lives.
 pub(super) fn sweep_leftovers() {
-    let directories = std::env::temp_dir();
+    let directories = base_directory();
     for name in orphans_in(Path::new(NETNS_DIRECTORY)) {
         delete_namespace(&name);
     }
@@ -179,7 +187,7 @@ pub(super) fn remove_all_of(prefix: &str) {
         }
     }
     // It is not there when nothing was kept.
-    let _ = std::fs::remove_dir_all(std::env::temp_dir().join(prefix));
+    let _ = std::fs::remove_dir_all(base_directory().join(prefix));
 }
 
 fn names_in(directory: &Path) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! Every metric: its name, what it says, and where its value is.
 
 use control::admin::Status;
-use control::admin::status::{PortStatus, WorkerStatus};
+use control::admin::status::{FlowTableStatus, PortStatus, WorkerStatus};
 use dataplane::DropReason;
 
 use super::{Family, Labels, Sample};
@@ -9,6 +9,7 @@ use super::{Family, Labels, Sample};
 pub(super) fn families(status: &Status) -> Vec<Family> {
     let mut families = node(status);
     families.extend(tables(status));
+    families.extend(flow_tables(status));
     families.extend(workers(status));
     families.push(drops(status));
     families.extend(ports(status));
@@ -78,6 +79,41 @@ fn tables(status: &Status) -> Vec<Family> {
             of(|table| table.high_water),
         ),
     ]
+}
+
+fn flow_tables(status: &Status) -> Vec<Family> {
+    let labels: fn(&FlowTableStatus) -> Labels =
+        |table| vec![("table", table.table.clone()), ("outcome", table.outcome.clone())];
+    columns(
+        &status.flow_tables,
+        labels,
+        &[
+            (
+                "xskiff_flow_table_taken_over_flows",
+                "Flows of the process before that a flow table began with",
+                false,
+                |table| table.flows,
+            ),
+            (
+                "xskiff_flow_table_lost_flows",
+                "Flows of the process before that found no room",
+                false,
+                |table| table.lost,
+            ),
+            (
+                "xskiff_flow_table_not_taken_over",
+                "1 where flows of the process before could not be taken, or will end with this one",
+                false,
+                |table| u64::from(table.reason.is_some()),
+            ),
+            (
+                "xskiff_flow_table_outlives_process",
+                "1 for a flow table that the next process can take over",
+                false,
+                |table| u64::from(table.file.is_some()),
+            ),
+        ],
+    )
 }
 
 type Column<T> = (&'static str, &'static str, bool, fn(&T) -> u64);

@@ -129,6 +129,11 @@ impl Settings {
                     flows(config.flow_table.ipv4_flows_max),
                     flows(config.flow_table.ipv6_flows_max),
                 ),
+                flow_directory: config
+                    .flow_table
+                    .directory
+                    .clone()
+                    .unwrap_or_else(|| config.run_directory.clone()),
                 hash_key: machine.hash_key,
             },
             umem: packet_memory(config),

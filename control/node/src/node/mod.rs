@@ -344,8 +344,8 @@ impl Node {
         check_uplinks(&settings, &follower.view())?;
         capacity::plan_packet_memory(&mut settings)?;
         let umem = Umem::new(settings.umem)?;
-        let tables = Arc::new(Tables::default());
-        let workers = Workers::start(&settings.workers, &umem, &redirect, &tables)?;
+        let workers = Workers::start(&settings.workers, &umem, &redirect)?;
+        let publisher = Publisher::after(workers.tables());
         let mut ports = PortTable::new(redirect, umem);
         let host = match pair {
             Some(_) => Some(reconcile::add_host_port(&mut ports, &workers, &settings)?),
@@ -378,7 +378,7 @@ impl Node {
             record: EndpointRecord::new(directory.path()),
             awaited: Vec::new(),
             is_ending: false,
-            publisher: Publisher::default(),
+            publisher,
             ours: RulesInForce::default(),
             told: None,
             host_routes: crate::host_port::HostRoutes::default(),
@@ -527,12 +527,14 @@ impl Node {
         self.flows.end();
         self.stop_capture();
         self.is_ending = true;
+        // First, so that the flow tables are closed with all flows in them: those of pods go on
+        // with the next process.
+        self.workers.stop();
         let names: Vec<_> = self.endpoints.iter().map(|e| e.spec.name.clone()).collect();
         for name in names {
             self.remove_endpoint(&name).await;
         }
         self.leave_endpoints();
-        self.workers.stop();
         self.follower.stop().await;
         // Dropping the port table detaches the program and closes what is left.
         drop(self.ports);

@@ -40,6 +40,12 @@ pub struct Update {
 }
 
 impl Publisher {
+    /// One that goes on where empty `tables` are in force.
+    #[must_use]
+    pub fn after(tables: &Arc<Tables>) -> Self {
+        Self { tables: Arc::clone(tables), ..Self::default() }
+    }
+
     /// Compiles `cluster` as `node` sees it. Cheap when neither changed: say so by `changed`.
     pub fn compile(&mut self, cluster: &ClusterState, node: &NodeView, changed: bool) {
         if changed || self.compiled_for.as_ref() != Some(node) {

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use control::admin::reply::{BackendInfo, CtListing, FrontendInfo, Peer, TraceStage};
-use control::admin::status::{ControlStatus, PortStatus, SocketCounts, WorkerStatus, XdpCounts};
+use control::admin::status::{
+    ControlStatus, FlowTableStatus, PortStatus, SocketCounts, WorkerStatus, XdpCounts,
+};
 use control::admin::{
     CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, ServiceInfo, Status,
 };
@@ -22,6 +24,7 @@ use super::flow_log::Logged;
 use super::trace::stage;
 use super::verdict::verdict;
 use super::{Node, PortTable, explain};
+use crate::workers::flow_memory::Beginning;
 use crate::workers::monotonic_now;
 
 /// Remarks of the compiler in one answer.
@@ -29,6 +32,17 @@ const WARNINGS_TOLD_MAX: usize = 64;
 
 fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
     counter.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+fn flow_table_status(beginning: &Beginning) -> FlowTableStatus {
+    FlowTableStatus {
+        table: beginning.table.into(),
+        file: beginning.file.as_ref().map(|file| file.display().to_string()),
+        outcome: beginning.outcome.label().into(),
+        flows: beginning.flows,
+        lost: beginning.lost,
+        reason: beginning.reason.clone(),
+    }
 }
 
 fn kind_label(kind: PortKind) -> &'static str {
@@ -53,6 +67,7 @@ impl Node {
             drops: drop_counts(&workers),
             workers,
             tables: self.table_usages(),
+            flow_tables: self.workers.beginnings().iter().map(flow_table_status).collect(),
             xdp: self.xdp_counts(),
             control: self.control_status(),
             manifests: self.manifests_status(),

@@ -1,12 +1,15 @@
 //! Worker threads: one per core of the plan, each driving the pipeline over its own sockets.
 //!
-//! [`thread`] is what a thread does, [`levels`] how full its queues are; here is the control side's end: start, publish, ask, stop.
-//! Nothing here waits for a worker, except [`Workers::stop`], and a worker waits for nothing here.
+//! [`thread`] is what a thread does, [`flow_memory`] where its flows live, [`levels`] how full its
+//! queues are; here is the control side's end: start, publish, ask, stop. Nothing here waits for a
+//! worker, except [`Workers::stop`], and a worker waits for nothing here.
 
+pub mod flow_memory;
 pub mod levels;
 mod thread;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -14,20 +17,22 @@ use std::time::Duration;
 
 use dataplane::counters::WorkerCounters;
 use dataplane::event::{FlowEvent, NeighbourRequest, Reports};
-use dataplane::flows::{Capacities, FlowTables};
+use dataplane::flows::{Capacities, FlowTables, WorkerFlows};
 use dataplane::handoff::{Handoff, Inboxes, WORKERS_MAX};
 use dataplane::mailbox::{Command, Mailbox};
 use dataplane::pipeline::Pipeline;
 use dataplane::tables::Tables;
 use dataplane::time::Nanos;
 use dataplane::worker::Worker;
-use flow_table::{Memory, Shape};
 use pinning::CpuId;
-use pinning::memory::{MemoryError, Prefault, map_words};
+use pinning::memory::MemoryError;
+use pinning::memory_file::{FileError, Held};
 use xdp_redirect::heartbeat::HeartbeatWriter;
 use xdp_redirect::ports::PortsControl;
 use xdp_redirect::{Frame, Redirect, Umem, WorkerPorts};
 
+use flow_memory::{Beginning, FlowMemory};
+use flow_table::Quiescence;
 pub use thread::monotonic_now;
 
 // The configuration is held to the pipeline's bounds; the XDP program must not have lower ones.
@@ -67,7 +72,9 @@ pub struct Settings {
     pub idle: Idle,
     /// Flows of each family.
     pub capacities: Capacities,
-    /// Random for every boot: see [`FlowTables::new`].
+    /// Where the flow tables' files are: a directory on tmpfs or hugetlbfs, root's alone.
+    pub flow_directory: PathBuf,
+    /// Random for every start, and used when no flows are taken over: see [`FlowTables::new`].
     pub hash_key: [u64; 2],
 }
 
@@ -91,6 +98,15 @@ pub enum WorkersError {
     /// The flow tables refuse their settings.
     #[error("flow tables: {0}")]
     Flows(#[from] flow_table::SetupError),
+    /// A file of a flow table, which another process has or which cannot be given its name.
+    #[error("flow table {0}")]
+    File(#[from] FileError),
+    /// The kernel does not tell which boot this is.
+    #[error("cannot read /proc/sys/kernel/random/boot_id: {source}; mount /proc")]
+    BootId {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The XDP program has no heartbeat for the worker.
     #[error(transparent)]
     Redirect(#[from] xdp_redirect::Error),
@@ -161,12 +177,18 @@ impl Shared {
     }
 }
 
-/// Marks the end of the thread that owns it, also by a panic.
-struct Ending(Arc<Shared>);
+/// Marks the end of the thread that owns it, by order or by a panic: nobody waits for it to let go
+/// of flow entries any more.
+struct Ending {
+    shared: Arc<Shared>,
+    quiescence: Arc<Quiescence>,
+    worker: usize,
+}
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.0.ended.store(true, Ordering::SeqCst);
+        self.quiescence.go_offline(self.worker);
+        self.shared.ended.store(true, Ordering::SeqCst);
     }
 }
 
@@ -178,7 +200,8 @@ struct Handle {
     counters: Arc<WorkerCounters>,
     mailbox: Arc<Mailbox>,
     reports: Arc<Reports>,
-    thread: Option<JoinHandle<()>>,
+    /// Gives the worker's flows back when it ends.
+    thread: Option<JoinHandle<WorkerFlows>>,
     /// Had no room for the tables published last.
     behind: bool,
 }
@@ -188,6 +211,9 @@ pub struct Workers {
     handles: Vec<Handle>,
     ports: Vec<PortsControl>,
     flows: FlowTables,
+    beginnings: Vec<Beginning>,
+    /// Keeps the tables' files from other processes.
+    _held: Vec<Held>,
     inboxes: Arc<Inboxes<Frame>>,
     latest: Arc<Tables>,
     idle: Idle,
@@ -201,7 +227,8 @@ struct Parts {
 }
 
 impl Workers {
-    /// Starts one thread per core, all with `tables` in force.
+    /// Starts one thread per core, with the flows of the process before where there are some, and
+    /// with empty tables in force: [`Self::tables`], whose generation no flow has.
     ///
     /// # Errors
     /// Any [`WorkersError`]; no thread is left behind then.
@@ -209,16 +236,19 @@ impl Workers {
         settings: &Settings,
         umem: &Umem,
         redirect: &Redirect,
-        tables: &Arc<Tables>,
     ) -> Result<Self, WorkersError> {
         let count = settings.cores.len();
         if count == 0 || count > WORKERS_MAX {
             return Err(WorkersError::Count { asked: count });
         }
-        let shapes = settings.capacities.shapes(count);
-        let memory = (flow_memory::<8>(&shapes.0)?, flow_memory::<16>(&shapes.1)?);
-        let (flows, holds) =
-            FlowTables::new(settings.capacities, memory, count, settings.hash_key)?;
+        let FlowMemory { tables: flows, holds, beginnings, generation, held } =
+            FlowMemory::start(&flow_memory::Plan {
+                directory: &settings.flow_directory,
+                capacities: settings.capacities,
+                workers: count,
+                hash_key: settings.hash_key,
+            })?;
+        let tables = &Arc::new(Tables { generation, ..Tables::default() });
         let inboxes = Inboxes::new(count);
         let mut handles = Vec::with_capacity(count);
         let mut ports = Vec::with_capacity(count);
@@ -256,7 +286,9 @@ impl Workers {
             });
         }
         let latest = Arc::clone(tables);
-        let mut workers = Self { handles, ports, flows, inboxes, latest, idle: settings.idle };
+        let idle = settings.idle;
+        let mut workers =
+            Self { handles, ports, flows, beginnings, _held: held, inboxes, latest, idle };
         workers.spawn(parts)?;
         Ok(workers)
     }
@@ -272,9 +304,13 @@ impl Workers {
                 core,
                 idle: self.idle,
                 poll: parts.poll,
-                heartbeat: parts.heartbeat,
+                heartbeat: thread::Heart(parts.heartbeat),
                 everybody: Arc::clone(&everybody),
-                _ending: Ending(Arc::clone(&everybody[index])),
+                _ending: Ending {
+                    shared: Arc::clone(&everybody[index]),
+                    quiescence: Arc::clone(&self.flows.quiescence),
+                    worker: index,
+                },
             };
             let spawned = run.spawn();
             match spawned {
@@ -292,6 +328,8 @@ impl Workers {
     /// from [`Self::maintain`] later.
     pub fn publish(&mut self, tables: &Arc<Tables>) {
         self.latest = Arc::clone(tables);
+        // Before any flow is decided under it: a process that follows must not give it again.
+        self.flows.note_generation(tables.generation);
         for handle in &mut self.handles {
             handle.behind = handle.mailbox.send(Command::Publish(Arc::clone(tables))).is_err();
             handle.shared.wake();
@@ -343,7 +381,7 @@ impl Workers {
         &self.latest
     }
 
-    /// The control side's end of a worker's sockets.
+    /// The control side's end of a worker's sockets, until workers are stopped.
     #[must_use]
     pub fn ports(&self, worker: usize) -> Option<&PortsControl> {
         self.ports.get(worker)
@@ -359,6 +397,12 @@ impl Workers {
     #[must_use]
     pub fn counters(&self, worker: usize) -> Option<&Arc<WorkerCounters>> {
         self.handles.get(worker).map(|handle| &handle.counters)
+    }
+
+    /// How the flow tables began.
+    #[must_use]
+    pub fn beginnings(&self) -> &[Beginning] {
+        &self.beginnings
     }
 
     /// The flow tables, for listings.
@@ -408,20 +452,31 @@ impl Workers {
         self.handles.iter().find_map(|handle| handle.reports.neighbours.pop())
     }
 
-    /// Stops all threads and waits for them; their sockets come back through
-    /// [`PortsControl::collect`].
+    /// Stops all threads and waits for them, and closes the flow tables for the next process;
+    /// sockets come back through [`PortsControl::collect`].
     pub fn stop(&mut self) {
+        let mut holds = Vec::with_capacity(self.handles.len());
         for handle in &self.handles {
             handle.shared.stop.store(true, Ordering::SeqCst);
             let _ = handle.shared.waker.wake();
         }
         for (index, handle) in self.handles.iter_mut().enumerate() {
-            if let Some(Err(_)) = handle.thread.take().map(JoinHandle::join) {
-                tracing::error!(worker = index, "the worker panicked; its message is above");
+            match handle.thread.take().map(JoinHandle::join) {
+                Some(Ok(hold)) => holds.push(hold),
+                Some(Err(_)) => {
+                    tracing::error!(worker = index, "the worker panicked; its message is above");
+                }
+                None => {}
+            }
+        }
+        if !holds.is_empty() {
+            let closed = self.flows.close(holds);
+            if closed != [true, true] {
+                tracing::warn!(?closed, "flow tables that the next start will have to rebuild");
             }
         }
         // Dropping the sockets closes them.
-        for ports in &self.ports {
+        for ports in self.ports.drain(..) {
             while ports.collect().is_some() {}
         }
     }
@@ -431,14 +486,6 @@ impl Drop for Workers {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-fn flow_memory<const W: usize>(shape: &Shape) -> Result<Memory, WorkersError> {
-    let bytes = flow_table::Table::<W>::memory_bytes(shape)?;
-    let mapped = map_words(bytes, Prefault::OnUse)
-        .map_err(|source| WorkersError::Memory { bytes, source })?;
-    tracing::info!(bytes, pages = ?mapped.pages(), "flow table memory");
-    Ok(Memory::Mapped(mapped.into_bytes()))
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+use flow_table::Memory;
+
 use super::*;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -8,21 +10,27 @@ fn workers(run: impl FnOnce(Arc<Shared>) + Send + 'static) -> Workers {
     let shared = Arc::new(Shared::new(mio::Waker::new(poll.registry(), thread::WAKE).unwrap()));
     let capacities = Capacities::fixed(64, 64);
     let memory = (Memory::Heap, Memory::Heap);
-    let (flows, _holds) = FlowTables::new(capacities, memory, 1, [1, 2]).unwrap();
+    let (flows, mut holds) = FlowTables::new(capacities, memory, 1, [1, 2]).unwrap();
     let own = Arc::clone(&shared);
+    let hold = holds.pop().unwrap();
     let handle = Handle {
         core: CpuId(3),
         shared,
         counters: Arc::default(),
         mailbox: Arc::default(),
         reports: Arc::default(),
-        thread: Some(std::thread::spawn(move || run(own))),
+        thread: Some(std::thread::spawn(move || {
+            run(own);
+            hold
+        })),
         behind: false,
     };
     Workers {
         handles: vec![handle],
         ports: Vec::new(),
         flows,
+        beginnings: Vec::new(),
+        _held: Vec::new(),
         inboxes: Inboxes::new(1),
         latest: Arc::default(),
         idle: Idle::Spin,
@@ -42,7 +50,8 @@ fn wait_for(what: impl Fn() -> bool) {
 #[test]
 fn a_worker_that_panics_is_named_at_once_also_when_it_had_said_that_it_sleeps() {
     let workers = workers(|shared| {
-        let _ending = Ending(Arc::clone(&shared));
+        let quiescence = Quiescence::new(1).unwrap();
+        let _ending = Ending { shared: Arc::clone(&shared), quiescence, worker: 0 };
         shared.asleep.store(true, Ordering::SeqCst);
         panic!("of this test");
     });

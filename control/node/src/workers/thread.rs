@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use dataplane::flows::WorkerFlows;
 use dataplane::time::Nanos;
 use dataplane::worker::Worker;
 use mio::unix::SourceFd;
@@ -39,19 +40,19 @@ pub(super) struct Run {
     pub core: CpuId,
     pub idle: Idle,
     pub poll: Poll,
-    pub heartbeat: HeartbeatWriter,
+    pub heartbeat: Heart,
     pub everybody: Arc<[Arc<Shared>]>,
     pub _ending: Ending,
 }
 
 impl Run {
     /// Starts the thread.
-    pub fn spawn(self) -> io::Result<JoinHandle<()>> {
+    pub fn spawn(self) -> io::Result<JoinHandle<WorkerFlows>> {
         let name = format!("worker-{}", self.index);
         std::thread::Builder::new().name(name).spawn(move || self.run())
     }
 
-    fn run(mut self) {
+    fn run(mut self) -> WorkerFlows {
         if let Err(error) = pinning::apply::pin_current_thread(self.core) {
             tracing::warn!(worker = self.index, %error, "worker runs unpinned");
         }
@@ -59,7 +60,7 @@ impl Run {
         let mut idle_since: Option<Nanos> = None;
         while !self.shared().stop.load(Ordering::Relaxed) {
             let now = monotonic_now();
-            self.heartbeat.beat(now);
+            self.heartbeat.0.beat(now);
             self.shared().last_tick.store(now.0, Ordering::Relaxed);
             let tick = self.worker.tick(now);
             self.wake_others(tick.woken);
@@ -80,6 +81,8 @@ impl Run {
                 }
             }
         }
+        // Its sockets close here.
+        self.worker.into_flows()
     }
 
     fn shared(&self) -> &Shared {
@@ -111,9 +114,9 @@ impl Run {
 
     fn wait(&mut self, rest: &mut Rest) -> io::Result<()> {
         self.worker.pipeline_mut().set_online(false);
-        self.heartbeat.sleep();
+        self.heartbeat.0.sleep();
         let waited = self.poll.poll(&mut rest.events, Some(SLEEP_MAX));
-        self.heartbeat.beat(monotonic_now());
+        self.heartbeat.0.beat(monotonic_now());
         self.worker.pipeline_mut().set_online(true);
         match waited {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
@@ -122,12 +125,13 @@ impl Run {
     }
 }
 
-/// A worker ends by order or by a panic; either way the XDP program drops its share from now on,
-/// also when it had announced that it sleeps, and nobody waits for it to let go of flow entries.
-impl Drop for Run {
+/// The heartbeat. A worker ends by order or by a panic; either way the XDP program drops its share
+/// from now on, also when it had announced that it sleeps.
+pub(super) struct Heart(pub HeartbeatWriter);
+
+impl Drop for Heart {
     fn drop(&mut self) {
-        self.worker.pipeline_mut().set_online(false);
-        self.heartbeat.stop();
+        self.0.stop();
     }
 }
 
