@@ -38,6 +38,7 @@ use crate::http::{self, HttpError, HttpServer, Readiness, StatusRequest};
 use crate::netlink::{Follower, KernelView, NetlinkError};
 use crate::ours::RulesInForce;
 use crate::ports::{PortError, PortTable};
+use crate::workers::flow_memory::Beginning;
 use crate::workers::{WorkerGone, Workers, WorkersError, monotonic_now};
 
 mod capacity;
@@ -233,8 +234,8 @@ struct Unfollowed {
 pub struct Node {
     settings: Settings,
     started: Instant,
-    /// When the flow tables were made, empty, on the workers' clock.
-    flows_began: Nanos,
+    /// When the flow tables began without some flows of the process before, on the workers' clock.
+    flows_began: Option<Nanos>,
     // Workers stop before the ports they serve are closed.
     workers: Workers,
     ports: PortTable,
@@ -346,6 +347,8 @@ impl Node {
         let umem = Umem::new(settings.umem)?;
         let workers = Workers::start(&settings.workers, &umem, &redirect)?;
         let publisher = Publisher::after(workers.tables());
+        let is_whole = workers.beginnings().iter().all(Beginning::is_whole);
+        let flows_began = (!is_whole).then(monotonic_now);
         let mut ports = PortTable::new(redirect, umem);
         let host = match pair {
             Some(_) => Some(reconcile::add_host_port(&mut ports, &workers, &settings)?),
@@ -369,7 +372,7 @@ impl Node {
         let (admin, calls) = AdminServer::start(&directory)?;
         let node = Self {
             started: Instant::now(),
-            flows_began: monotonic_now(),
+            flows_began,
             workers,
             ports,
             follower,

@@ -108,11 +108,11 @@ impl Node {
         self.note_control_tables();
     }
 
-    /// The workers began without any flow of a process before.
+    /// Never, where the workers began with every flow of the process before.
     fn lost_replies_until(&self) -> Nanos {
-        match self.settings.lost_replies {
-            Duration::ZERO => Nanos::default(),
-            time => self.flows_began.after(time),
+        match (self.settings.lost_replies, self.flows_began) {
+            (Duration::ZERO, _) | (_, None) => Nanos::default(),
+            (time, Some(began)) => began.after(time),
         }
     }
 

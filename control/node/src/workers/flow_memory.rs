@@ -62,6 +62,12 @@ pub struct Beginning {
 }
 
 impl Beginning {
+    /// Whether every flow of the process before goes on.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.outcome != Outcome::New && self.lost == 0
+    }
+
     fn log(&self) {
         let Self { table, outcome, flows, lost, .. } = self;
         let (file, outcome) = (self.file.as_deref().map(Path::display), outcome.label());
