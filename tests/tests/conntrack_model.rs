@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use dataplane::DropReason;
 use dataplane::conntrack::FlowState;
+use dataplane::time::Nanos;
 use proptest::prelude::*;
 use xskiff_tests::packet_builder::{ping, pong, tcp, udp};
 use xskiff_tests::simulation::Simulation;
@@ -188,7 +189,7 @@ impl Model {
         if step.by_pod == 2 && !is_mid_stream {
             return Err(DropReason::PolicyEgress);
         }
-        // What pod 2 says in mid-stream is the reply to something pod 1 opened.
+        // What pod 2 says in mid-stream is the reply to something pod 1 opened, and that was lost.
         let past = Past { is_reply: step.by_pod == 2, what: step.what, at: now };
         self.0.insert(name, Flow { opened_by: 1, history: vec![past] });
         Ok(())
@@ -232,7 +233,9 @@ proptest! {
 
     #[test]
     fn pipeline_tracks_connections_as_the_model_does(steps in steps(), workers in 1..4usize) {
-        let mut node = Simulation::new(workers, 300, &World::with_pods(2).with_no_egress(2).tables());
+        let world = World::with_pods(2).with_no_egress(2);
+        let world = world.with_lost_replies_until(Nanos(u64::MAX));
+        let mut node = Simulation::new(workers, 300, &world.tables());
         let mut model = Model::default();
         for (index, step) in steps.iter().enumerate() {
             node.now = node.now.after(Duration::from_millis(step.pause_millis));

@@ -90,11 +90,13 @@ impl World {
 
     /// Ends the node by SIGKILL, and waits until it holds nothing any more.
     pub fn kill(&self) {
-        let stat = format!("/proc/{}/stat", self.status().pid);
+        let process = format!("/proc/{}", self.status().pid);
         self.node.signal(Signal::SIGKILL).expect("killed");
+        // Its first thread may be gone while others still hold its files.
         let is_gone = || {
-            let stat = std::fs::read_to_string(&stat).unwrap_or_default();
-            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+            let stat = std::fs::read_to_string(format!("{process}/stat")).unwrap_or_default();
+            let threads = std::fs::read_dir(format!("{process}/task")).map_or(0, Iterator::count);
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z')) && threads <= 1
         };
         assert!(wait_until(PATIENCE, is_gone).is_some());
     }
