@@ -7,6 +7,7 @@ use flow_table::{Hasher, Sweep};
 
 use crate::conntrack::FlowDirection;
 use crate::context::Context;
+use crate::counters::WorkerCounters;
 use crate::eviction::Pressure;
 use crate::flow::{FlowFamily, FlowView};
 use crate::flow_key::{FlowKey4, FlowKey6};
@@ -88,7 +89,8 @@ pub(crate) fn sweep(
     now: Nanos,
     entries: u32,
 ) {
-    note_levels(context, flushes);
+    let before = levels(context, flushes);
+    note_levels(&context.counters, before);
     context.fragments.forget_old(now);
     let entries = if flushes.is_empty() { entries } else { entries.max(ENTRIES_MAX) };
     let hasher = &flows.hasher;
@@ -100,14 +102,22 @@ pub(crate) fn sweep(
         }
     }
     flushes.retain(|flush| flush.wraps.iter().any(|wraps| *wraps < WRAPS));
-    note_levels(context, flushes);
+    let after = levels(context, flushes);
+    if after != before {
+        note_levels(&context.counters, after);
+    }
+}
+
+/// What is told of the worker's tables beside those of flows.
+fn levels(context: &Context, flushes: &Flushes) -> [u64; 3] {
+    [context.fragments.len() as u64, context.nat.taken_most().into(), flushes.len() as u64]
 }
 
 /// They only grow between two sweeps, so that no peak is missed here.
-fn note_levels(context: &Context, flushes: &Flushes) {
-    context.counters.fragments.set(context.fragments.len() as u64);
-    context.counters.snat_l4_ports.set(context.nat.taken_most().into());
-    context.counters.flushes.set(flushes.len() as u64);
+fn note_levels(counters: &WorkerCounters, [fragments, l4_ports, flushes]: [u64; 3]) {
+    counters.fragments.set(fragments);
+    counters.snat_l4_ports.set(l4_ports);
+    counters.flushes.set(flushes);
 }
 
 /// Says whether every entry has had its turn again.
