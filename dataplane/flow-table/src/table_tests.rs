@@ -352,3 +352,21 @@ fn a_table_that_shrinks_keeps_what_is_in_it_and_gives_back_the_rest() {
     let (more, capacity) = (fill(owner, 8000), u64::from(capacity));
     assert!((capacity - 80..=capacity).contains(&more), "{more} fit into what the table is now");
 }
+
+/// A flow of two keys counted as one: the index moved half as fast as it filled, and in a large table
+/// one of its groups was full before its turn.
+#[test]
+fn the_index_moves_a_group_for_every_32_keys_inserted_also_where_flows_have_two() {
+    const KEYS_FOR_A_GROUP: usize = 32;
+    let (table, mut owner, _) = table(100_000);
+    let hash = |key: u64| key.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut flows = (1..200_000).step_by(2).map(|key: u64| {
+        let (original, reply) = ((hash(key), Tuple(key)), (hash(key + 1), Tuple(key + 1)));
+        owner.insert(original, Some(reply), &words(key, key + 1)).expect("room");
+    });
+    assert!(flows.by_ref().any(|()| table.is_resizing()), "two keys each fill it");
+    let groups = table.index_slots() / GROUP_SLOTS;
+    let keys = 2 * flows.take_while(|()| table.is_resizing()).count();
+    assert!(!table.is_resizing() && keys > 0);
+    assert!(keys <= (groups + 1) * KEYS_FOR_A_GROUP, "{keys} keys for {groups} groups");
+}
