@@ -64,6 +64,27 @@ struct Held<B> {
     until: Nanos,
 }
 
+/// Packets of a burst, one after the other, that came in or left by one port: counted together,
+/// since a packet's own three counters cost as much as its parsing.
+#[derive(Debug, Default, Clone, Copy)]
+struct Run {
+    port: Option<PortId>,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Run {
+    /// Adds a packet; answers the run before it, if that was another port's.
+    #[inline]
+    fn add(&mut self, port: PortId, bytes: usize) -> Option<Self> {
+        let before = (self.port != Some(port)).then(|| std::mem::take(self));
+        self.port = Some(port);
+        self.packets += 1;
+        self.bytes += bytes as u64;
+        before
+    }
+}
+
 struct Capture {
     filter: CaptureFilter,
     ring: Arc<CaptureRing>,
@@ -79,6 +100,8 @@ pub struct Worker<P: Ports> {
     held: Vec<Held<P::Buffer>>,
     fragments: Waiting<P::Buffer>,
     capture: Option<Capture>,
+    /// What was sent in this burst and is not counted yet.
+    sent: Run,
 }
 
 impl<P: Ports> Worker<P> {
@@ -100,6 +123,7 @@ impl<P: Ports> Worker<P> {
             held: Vec::with_capacity(HELD_MAX),
             fragments: Waiting::default(),
             capture: None,
+            sent: Run::default(),
         }
     }
 
@@ -185,12 +209,17 @@ impl<P: Ports> Worker<P> {
 
     fn count_received(&mut self, now: Nanos, burst: &RxBurst<P::Buffer>) {
         self.counters.received.add(burst.len() as u64);
-        for packet in burst {
-            if let Some(port) = self.counters.port(packet.port) {
-                port.received_packets.add(1);
-                port.received_bytes.add(packet.buffer.len() as u64);
+        let count = |run: Run| {
+            if let Some(port) = run.port.and_then(|port| self.counters.port(port)) {
+                port.received_packets.add(run.packets);
+                port.received_bytes.add(run.bytes);
             }
+        };
+        let mut run = Run::default();
+        for packet in burst {
+            run.add(packet.port, packet.buffer.len()).into_iter().for_each(count);
         }
+        count(run);
         if self.capture.is_some() {
             for packet in burst {
                 self.copy(now, packet.port, CapturePoint::Received, &packet.buffer);
@@ -215,6 +244,8 @@ impl<P: Ports> Worker<P> {
         for (packet, action) in burst.drain(..).zip(&actions) {
             self.carry_out(now, packet, *action);
         }
+        let run = std::mem::take(&mut self.sent);
+        self.count_sent(run);
     }
 
     fn carry_out(&mut self, now: Nanos, packet: Received<P::Buffer>, action: Action) {
@@ -245,16 +276,22 @@ impl<P: Ports> Worker<P> {
         if self.capture.is_some() {
             self.copy(now, port, CapturePoint::Transmitted, &buffer);
         }
-        let bytes = buffer.len() as u64;
+        let bytes = buffer.len();
         match self.ports.transmit(port, buffer) {
             Ok(()) => {
-                self.counters.transmitted.add(1);
-                if let Some(port) = self.counters.port(port) {
-                    port.transmitted_packets.add(1);
-                    port.transmitted_bytes.add(bytes);
+                if let Some(run) = self.sent.add(port, bytes) {
+                    self.count_sent(run);
                 }
             }
             Err((reason, buffer)) => self.discard(now, Received { port, buffer }, reason),
+        }
+    }
+
+    fn count_sent(&self, run: Run) {
+        self.counters.transmitted.add(run.packets);
+        if let Some(port) = run.port.and_then(|port| self.counters.port(port)) {
+            port.transmitted_packets.add(run.packets);
+            port.transmitted_bytes.add(run.bytes);
         }
     }
 
