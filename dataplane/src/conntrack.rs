@@ -256,8 +256,8 @@ impl Life {
         (next != self).then_some(next)
     }
 
-    /// The time-out of a flow that stands and stays as it is: established, without marks, and
-    /// nothing that `seen` shows is new. Nearly every packet; [`Self::changed`] says the same.
+    /// The time-out of a flow that stays as it is: UDP, or TCP that is established; without marks,
+    /// and nothing that `seen` shows is new. Nearly every packet; [`Self::changed`] says the same.
     #[inline(always)]
     fn steady_timeout(
         self,
@@ -275,16 +275,16 @@ impl Life {
         }
         const TCP: u32 = word(Protocol::TCP, ACK, ACK);
         const TCP_MASK: u32 = word(Protocol(0), ENDING, ENDING) | TCP | PROTOCOL | MARKS;
-        const UDP: u32 = word(Protocol::UDP, Seen(0), ANY);
-        const UDP_MASK: u32 = UDP | PROTOCOL | MARKS;
+        const UDP: u32 = word(Protocol::UDP, Seen(0), Seen(0));
+        const ANSWERED: u32 = word(Protocol(0), Seen(0), ANY);
 
         let [.., a, b, c, d] = self.0.to_be_bytes();
         let word = u32::from_be_bytes([a, b, c, d]);
         let known = self.seen(direction);
         if known.with(seen) != known {
             None
-        } else if word & UDP_MASK == UDP {
-            Some(timeouts.udp_stream)
+        } else if word & (PROTOCOL | MARKS) == UDP {
+            Some(if word & ANSWERED == 0 { timeouts.udp } else { timeouts.udp_stream })
         } else if word & TCP_MASK == TCP {
             Some(timeouts.tcp_established)
         } else {

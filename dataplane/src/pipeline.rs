@@ -41,8 +41,8 @@ pub enum Action {
     Handoff(usize),
     /// Wait for a neighbour.
     Hold(NeighbourRequest),
-    /// Wait for the first fragment of its packet.
-    AwaitFirst(FragmentKey),
+    /// Wait for the first fragment of its packet ([`Pipeline::fragment_of`]).
+    AwaitFirst,
     /// End here.
     Drop(DropReason),
     /// End here; the buffer now holds an answer that leaves by the port the packet came in by.
@@ -325,6 +325,14 @@ impl Pipeline {
     #[must_use]
     pub fn neighbour_known(&self, request: &NeighbourRequest) -> bool {
         self.context.neighbour_known(request)
+    }
+
+    /// The packet that a later fragment is of. Not in [`Action::AwaitFirst`], which would make every
+    /// packet's action four times as large.
+    #[cold]
+    #[must_use]
+    pub fn fragment_of<B: Buffer>(fragment: &B) -> Option<FragmentKey> {
+        related::fragment_of(&Packet::parse(fragment.bytes(), fragment.len()).ok()?)
     }
 
     /// Whether a first fragment came since this was last asked.

@@ -79,6 +79,12 @@ fn low_bits(address: std::net::IpAddr) -> u64 {
     }
 }
 
+/// The packet that a later fragment is of.
+pub(crate) fn fragment_of(packet: &Packet) -> Option<FragmentKey> {
+    let PacketKind::LaterFragment { identification } = packet.kind else { return None };
+    Some(fragment_key(&packet.flow_key(), identification))
+}
+
 /// A fragment without L4 header follows its first.
 #[cold]
 pub(crate) fn later_fragment<B: Buffer>(
@@ -88,11 +94,8 @@ pub(crate) fn later_fragment<B: Buffer>(
     received: &mut Received<B>,
     packet: &Packet,
 ) -> Result<Action, Stop> {
-    let PacketKind::LaterFragment { identification } = packet.kind else {
-        return Err(DropReason::Malformed.into());
-    };
+    let fragment = fragment_of(packet).ok_or(DropReason::Malformed)?;
     let addresses = packet.flow_key();
-    let fragment = fragment_key(&addresses, identification);
     let owner = meeting_place(context, &fragment);
     if owner != context.worker {
         return Ok(Action::Handoff(owner));
@@ -101,7 +104,7 @@ pub(crate) fn later_fragment<B: Buffer>(
         // Nobody waits at another's expense.
         let port = context.tables.port(received.port).ok_or(DropReason::UnknownPort)?;
         check_source(&context.tables, port, addresses.source())?;
-        return Ok(Action::AwaitFirst(fragment));
+        return Ok(Action::AwaitFirst);
     };
     let outcome = match addresses.with_l4_ports(source, destination) {
         FlowKey::V4(key) => follow(context, &flows.v4, now, received, packet, key),

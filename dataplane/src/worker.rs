@@ -258,10 +258,7 @@ impl<P: Ports> Worker<P> {
                 });
             }
             Action::Hold(waits_for) => self.hold(now, packet, waits_for),
-            Action::AwaitFirst(key) => match self.fragments.keep(packet, key, now) {
-                Ok(()) => self.count_held(),
-                Err((reason, packet)) => self.discard(now, packet, reason),
-            },
+            Action::AwaitFirst => self.await_first(now, packet),
             Action::Drop(reason) => self.discard(now, packet, reason),
             Action::Answer(reason) => {
                 // The offender ends here; its memory now holds the answer to its sender.
@@ -309,6 +306,16 @@ impl<P: Ports> Worker<P> {
         }
         self.held.push(Held { packet, waits_for, until: now.after(HOLD) });
         self.count_held();
+    }
+
+    fn await_first(&mut self, now: Nanos, packet: Received<P::Buffer>) {
+        let Some(key) = Pipeline::fragment_of(&packet.buffer) else {
+            return self.discard(now, packet, DropReason::FragmentUnknown);
+        };
+        match self.fragments.keep(packet, key, now) {
+            Ok(()) => self.count_held(),
+            Err((reason, packet)) => self.discard(now, packet, reason),
+        }
     }
 
     fn count_held(&self) {

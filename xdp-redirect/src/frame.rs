@@ -5,33 +5,48 @@ use std::ptr::NonNull;
 use dataplane::DropReason;
 use dataplane::buffer::Buffer;
 
-/// Bytes in front of a received packet (`XDP_PACKET_HEADROOM`): room for encapsulation.
+/// Bytes in front of a received packet (`XDP_PACKET_HEADROOM`): room for encapsulation, 16 less in
+/// front of a packet of several chunks.
 pub const HEADROOM_BYTES: u32 = 256;
 /// Chunks of one packet at most: 64 KiB in chunks of 2048 bytes less headroom.
 pub const CHUNKS_MAX: u8 = 37;
 
-/// Where a packet goes on, written at the start of a further chunk, in its headroom.
+/// Where a packet goes on, written at the start of a chunk, in its headroom.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Link {
     next: Option<NonNull<u8>>,
+    /// Of the bytes of this chunk; not used of a packet's first.
     offset: u16,
     len: u16,
 }
-const _: () = assert!(size_of::<Link>() <= HEADROOM_BYTES as usize);
+const LINK_BYTES: u16 = 16;
+const _: () = assert!(size_of::<Link>() == LINK_BYTES as usize);
 
 /// A packet's memory: a chunk of a [`Umem`](crate::Umem), or a chain of chunks. Whoever has it is
 /// the only one who may touch the bytes; it can be moved, to other threads too, but not copied.
 ///
 /// It ends by being transmitted or released ([`crate::pool::FramePool::release`]). One that is
 /// dropped instead is not unsafe, but lost until the region ends: it counts as held.
+///
+/// Two words, which travel in registers. A larger one is put together in memory from small pieces
+/// and copied in large ones at each hand it goes through, and each such copy waits for the
+/// processor's store buffer.
 #[derive(Debug)]
 #[must_use = "a frame that is dropped is lost to its pool: transmit or release it"]
 pub struct Frame {
     chunk: NonNull<u8>,
-    /// The second chunk of the packet.
-    next: Option<NonNull<u8>>,
+    /// A packed [`Shape`].
+    shape: u64,
+}
+const _: () = assert!(size_of::<Option<Frame>>() == 16);
+
+/// What a frame is beside its first chunk.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    /// Of the bytes in the first chunk.
     offset: u16,
+    /// Of the bytes in the first chunk.
     len: u16,
     chunk_bytes: u16,
     /// Chunks that belong to the frame.
@@ -39,7 +54,34 @@ pub struct Frame {
     /// Chunks that carry the packet; the others were cut off and go when the frame does.
     live: u8,
 }
-const _: () = assert!(size_of::<Frame>() == 24);
+
+impl Shape {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        u64::from(self.offset)
+            | u64::from(self.len) << 16
+            | u64::from(self.chunk_bytes) << 32
+            | u64::from(self.chain) << 48
+            | u64::from(self.live) << 56
+    }
+
+    #[inline(always)]
+    fn unpack(word: u64) -> Self {
+        let [a, b, c, d, e, f, chain, live] = word.to_le_bytes();
+        Self {
+            offset: u16::from_le_bytes([a, b]),
+            len: u16::from_le_bytes([c, d]),
+            chunk_bytes: u16::from_le_bytes([e, f]),
+            chain,
+            live,
+        }
+    }
+
+    /// Bytes at the start of the first chunk that are not the packet's to grow into.
+    fn reserved(self) -> u16 {
+        if self.chain > 1 { LINK_BYTES } else { 0 }
+    }
+}
 
 // SAFETY: a frame is the only way to its chunks (`Umem` writes down one holder each), so moving it
 // to another thread moves all access.
@@ -64,113 +106,124 @@ impl Frame {
     pub(crate) unsafe fn new(chunk: NonNull<u8>, offset: u32, len: u32, chunk_bytes: u32) -> Self {
         #[allow(clippy::cast_possible_truncation)] // all at most 4096, says the caller
         let (offset, len, chunk_bytes) = (offset as u16, len as u16, chunk_bytes as u16);
-        Self { chunk, next: None, offset, len, chunk_bytes, chain: 1, live: 1 }
+        Self { chunk, shape: Shape { offset, len, chunk_bytes, chain: 1, live: 1 }.pack() }
+    }
+
+    #[inline(always)]
+    fn shape(&self) -> Shape {
+        Shape::unpack(self.shape)
     }
 
     /// Chunks that carry the packet: the transmit descriptors it takes.
     #[must_use]
     #[inline]
     pub fn chunks(&self) -> u8 {
-        self.live
+        self.shape().live
     }
 
     /// Bytes free in front of the packet.
     #[must_use]
     pub fn headroom(&self) -> usize {
-        usize::from(self.offset)
+        let shape = self.shape();
+        usize::from(shape.offset - shape.reserved())
     }
 
-    /// The start of the last chunk, to append to; the frame itself is `None`.
-    fn last(&self) -> Option<NonNull<u8>> {
-        let mut last = self.next?;
-        for _ in 2..self.chain {
-            last = self.link(last).next?;
+    /// The last chunk, to append to.
+    fn last(&self) -> NonNull<u8> {
+        let mut last = self.chunk;
+        for _ in 1..self.shape().chain {
+            last = self.link(last).next.unwrap_or(last);
         }
-        Some(last)
+        last
     }
 
     fn link(&self, chunk: NonNull<u8>) -> Link {
-        // SAFETY: `chunk` is a further chunk of this frame: ours alone, aligned to its size of at
-        // least 2048, with a link written when it was appended.
+        // SAFETY: `chunk` is one of several of this frame: ours alone, aligned to its size of at
+        // least 2048, with a link written when it was appended or appended to.
         unsafe { chunk.cast::<Link>().read() }
     }
 
     /// Appends the next chunk of a packet of several. Gives it back when the packet has too many.
     pub(crate) fn append(&mut self, tail: Self) -> Result<(), Self> {
-        if self.chain >= CHUNKS_MAX || tail.chain != 1 {
+        let (mut shape, end) = (self.shape(), tail.shape());
+        if shape.chain >= CHUNKS_MAX || end.chain != 1 || shape.offset < LINK_BYTES {
             return Err(tail);
         }
-        let end = Link { next: None, offset: tail.offset, len: tail.len };
+        let last = self.last();
+        let before = match shape.chain {
+            1 => Link { next: None, offset: shape.offset, len: shape.len },
+            _ => self.link(last),
+        };
+        let end = Link { next: None, offset: end.offset, len: end.len };
         // SAFETY: the headroom of `tail`, whose ownership was just taken; a received chunk's data
         // begins after it (`Umem::received`).
         unsafe { tail.chunk.cast::<Link>().write(end) };
-        match self.last() {
-            None => self.next = Some(tail.chunk),
-            Some(last) => {
-                let link = Link { next: Some(tail.chunk), ..self.link(last) };
-                // SAFETY: as in `link`.
-                unsafe { last.cast::<Link>().write(link) };
-            }
-        }
-        self.chain += 1;
-        self.live += 1;
+        // SAFETY: the start of a chunk of this frame, in front of its bytes: of a further one as
+        // above, of the first as just checked.
+        unsafe { last.cast::<Link>().write(Link { next: Some(tail.chunk), ..before }) };
+        shape.chain += 1;
+        shape.live += 1;
+        self.shape = shape.pack();
         Ok(())
     }
 
     /// Every chunk of the frame, in order.
     #[inline]
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece> {
-        let first = Piece { chunk: self.chunk, offset: self.offset, len: self.len, is_live: true };
-        let mut next = self.next;
-        let further = (1..self.chain).map_while(move |number| {
-            let chunk = next?;
+        let shape = self.shape();
+        let first =
+            Piece { chunk: self.chunk, offset: shape.offset, len: shape.len, is_live: true };
+        let mut last = self.chunk;
+        let further = (1..shape.chain).map_while(move |number| {
+            let chunk = self.link(last).next?;
+            last = chunk;
             let link = self.link(chunk);
-            next = link.next;
-            let is_live = number < self.live;
+            let is_live = number < shape.live;
             Some(Piece { chunk, offset: link.offset, len: link.len, is_live })
         });
         std::iter::once(first).chain(further)
     }
 
     /// The first chunk, when it is the only one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn single(&self) -> Option<Piece> {
-        (self.chain == 1).then_some(Piece {
-            chunk: self.chunk,
-            offset: self.offset,
-            len: self.len,
-            is_live: true,
-        })
+        let Shape { offset, len, chain, .. } = self.shape();
+        (chain == 1).then_some(Piece { chunk: self.chunk, offset, len, is_live: true })
+    }
+
+    #[cold]
+    fn chain_len(&self) -> usize {
+        let live = self.pieces().filter(|piece| piece.is_live);
+        live.map(|piece| usize::from(piece.len)).sum()
     }
 }
 
 impl Buffer for Frame {
-    #[inline]
+    #[inline(always)]
     fn bytes(&self) -> &[u8] {
+        let Shape { offset, len, .. } = self.shape();
         // SAFETY: offset and length lie within the chunk (`new`, and every change below), which is
         // ours alone and mapped.
         unsafe {
-            let start = self.chunk.add(usize::from(self.offset));
-            std::slice::from_raw_parts(start.as_ptr(), usize::from(self.len))
+            let start = self.chunk.add(usize::from(offset));
+            std::slice::from_raw_parts(start.as_ptr(), usize::from(len))
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn bytes_mut(&mut self) -> &mut [u8] {
+        let Shape { offset, len, .. } = self.shape();
         // SAFETY: as in `bytes`; `&mut self` makes it unique.
         unsafe {
-            let start = self.chunk.add(usize::from(self.offset));
-            std::slice::from_raw_parts_mut(start.as_ptr(), usize::from(self.len))
+            let start = self.chunk.add(usize::from(offset));
+            std::slice::from_raw_parts_mut(start.as_ptr(), usize::from(len))
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn len(&self) -> usize {
-        if self.live == 1 {
-            return usize::from(self.len);
-        }
-        let live = self.pieces().filter(|piece| piece.is_live);
-        live.map(|piece| usize::from(piece.len)).sum()
+        let Shape { len, live, .. } = self.shape();
+        if live == 1 { usize::from(len) } else { self.chain_len() }
     }
 
     fn for_each_chunk(&self, visit: &mut dyn FnMut(&[u8])) {
@@ -185,26 +238,32 @@ impl Buffer for Frame {
     }
 
     fn grow_front(&mut self, bytes: usize) -> Result<(), DropReason> {
+        let mut shape = self.shape();
         let bytes = u16::try_from(bytes).map_err(|_| DropReason::NoRoom)?;
-        self.offset = self.offset.checked_sub(bytes).ok_or(DropReason::NoRoom)?;
-        self.len += bytes;
+        let offset = shape.offset.checked_sub(bytes).filter(|left| *left >= shape.reserved());
+        shape.offset = offset.ok_or(DropReason::NoRoom)?;
+        shape.len += bytes;
+        self.shape = shape.pack();
         Ok(())
     }
 
     fn shrink_front(&mut self, bytes: usize) -> Result<(), DropReason> {
+        let mut shape = self.shape();
         let bytes = u16::try_from(bytes).map_err(|_| DropReason::Truncated)?;
-        self.len = self.len.checked_sub(bytes).ok_or(DropReason::Truncated)?;
-        self.offset += bytes;
+        shape.len = shape.len.checked_sub(bytes).ok_or(DropReason::Truncated)?;
+        shape.offset += bytes;
+        self.shape = shape.pack();
         Ok(())
     }
 
     fn set_len(&mut self, bytes: usize) -> Result<(), DropReason> {
+        let mut shape = self.shape();
         let bytes = u16::try_from(bytes).map_err(|_| DropReason::NoRoom)?;
-        if bytes > self.chunk_bytes - self.offset {
+        if bytes > shape.chunk_bytes - shape.offset {
             return Err(DropReason::NoRoom);
         }
-        self.len = bytes;
-        self.live = 1;
+        (shape.len, shape.live) = (bytes, 1);
+        self.shape = shape.pack();
         Ok(())
     }
 }
@@ -291,6 +350,9 @@ mod tests {
         frame.set_len(2).expect("shorter");
         assert_eq!((frame.len(), frame.chunks()), (2, 1));
         assert_eq!(all_bytes(&frame), b"on");
+        assert_eq!(frame.headroom(), 240, "the way to the other chunks stays");
+        assert_eq!(frame.grow_front(241), Err(DropReason::NoRoom));
+        frame.grow_front(240).expect("all of the headroom");
         let live: Vec<bool> = frame.pieces().map(|piece| piece.is_live).collect();
         assert_eq!(live, [true, false, false], "cut chunks go when the frame does");
     }

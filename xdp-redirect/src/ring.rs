@@ -114,7 +114,7 @@ impl<T: Copy> Producer<T> {
     }
 
     /// Writes an entry; says whether there was room.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, entry: T) -> bool {
         if self.free(1) == 0 {
             return false;

@@ -329,7 +329,7 @@ impl Socket {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, chunk: u32, piece: Piece, options: u32) {
         let address = self.umem.post(chunk, self.lease.number) + u64::from(piece.offset);
         // There is room: the caller has looked.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, bail};
 use dataplane::counters::WorkerCounters;
 use dataplane::event::Reports;
-use dataplane::flows::{Capacities, FlowTables};
+use dataplane::flows::{Capacities, Capacity, FlowTables};
 use dataplane::handoff::{Handoff, Inboxes};
 use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter, Mailbox};
@@ -33,6 +33,8 @@ use super::network::Links;
 use super::service::{FRONTEND, POD, UPLINK, tables};
 use crate::flow_memory::flow_tables;
 
+/// IPv4 flows that there is room for before the table grows.
+const FLOWS_AT_FIRST: usize = 1 << 16;
 /// IPv6 flows, of which there are none.
 const FLOWS_V6: usize = 64;
 /// Turns between two looks at whether to rest.
@@ -257,7 +259,10 @@ fn worker(
     flows: usize,
     shared: &Shared,
 ) -> Result<Worker<WorkerPorts>> {
-    let capacities = Capacities::fixed(flows, FLOWS_V6);
+    let capacities = Capacities {
+        v4: Capacity { now: flows.min(FLOWS_AT_FIRST), max: flows },
+        ..Capacities::fixed(flows, FLOWS_V6)
+    };
     let (tables_of_flows, hold) = flow_tables(capacities)?;
     *shared.flows.lock().map_err(|_| anyhow!("another thread panicked"))? = Some(tables_of_flows);
     let pipeline = Pipeline::new(

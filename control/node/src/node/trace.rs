@@ -62,7 +62,7 @@ pub fn trace(
             format!("wait for neighbour {} on {}", request.address, (names.port)(request.port)),
             true,
         ),
-        Action::AwaitFirst(_) => ("wait for its packet's first fragment".into(), false),
+        Action::AwaitFirst => ("wait for its packet's first fragment".into(), false),
         Action::Handoff(worker) => (format!("hand to worker {worker}"), false),
         Action::Drop(reason) => {
             (format!("drop: {reason} ({})", reason.explanation().trim()), false)
