@@ -7,7 +7,6 @@ use flow_table::{Hasher, Sweep};
 
 use crate::conntrack::FlowDirection;
 use crate::context::Context;
-use crate::counters::WorkerCounters;
 use crate::eviction::Pressure;
 use crate::flow::{FlowFamily, FlowView};
 use crate::flow_key::{FlowKey4, FlowKey6};
@@ -89,35 +88,29 @@ pub(crate) fn sweep(
     now: Nanos,
     entries: u32,
 ) {
-    let before = levels(context, flushes);
-    note_levels(&context.counters, before);
+    note_levels(context, flushes);
     context.fragments.forget_old(now);
     let entries = if flushes.is_empty() { entries } else { entries.max(ENTRIES_MAX) };
     let hasher = &flows.hasher;
     let v4 = sweep_family::<FlowKey4, 8>(context, &mut flows.v4, hasher, flushes, now, entries);
     let v6 = sweep_family::<FlowKey6, 16>(context, &mut flows.v6, hasher, flushes, now, entries);
-    for flush in flushes.iter_mut() {
-        for (wraps, wrapped) in flush.wraps.iter_mut().zip([v4, v6]) {
-            *wraps = wraps.saturating_add(u8::from(wrapped));
+    if !flushes.is_empty() {
+        for flush in flushes.iter_mut() {
+            for (wraps, wrapped) in flush.wraps.iter_mut().zip([v4, v6]) {
+                *wraps = wraps.saturating_add(u8::from(wrapped));
+            }
         }
-    }
-    flushes.retain(|flush| flush.wraps.iter().any(|wraps| *wraps < WRAPS));
-    let after = levels(context, flushes);
-    if after != before {
-        note_levels(&context.counters, after);
+        flushes.retain(|flush| flush.wraps.iter().any(|wraps| *wraps < WRAPS));
+        context.counters.flushes.set(flushes.len() as u64);
     }
 }
 
-/// What is told of the worker's tables beside those of flows.
-fn levels(context: &Context, flushes: &Flushes) -> [u64; 3] {
-    [context.fragments.len() as u64, context.nat.taken_most().into(), flushes.len() as u64]
-}
-
-/// They only grow between two sweeps, so that no peak is missed here.
-fn note_levels(counters: &WorkerCounters, [fragments, l4_ports, flushes]: [u64; 3]) {
-    counters.fragments.set(fragments);
-    counters.snat_l4_ports.set(l4_ports);
-    counters.flushes.set(flushes);
+/// Tells what the worker's tables beside those of flows hold. They only grow between two sweeps, so
+/// that no peak is missed before one; what a sweep takes away is told by the next.
+fn note_levels(context: &mut Context, flushes: &Flushes) {
+    context.counters.fragments.set(context.fragments.len() as u64);
+    context.counters.snat_l4_ports.set(context.nat.taken_most().into());
+    context.counters.flushes.set(flushes.len() as u64);
 }
 
 /// Says whether every entry has had its turn again.

@@ -109,7 +109,6 @@ impl Pipeline {
         if !others.is_empty() {
             self.decide_others(now, burst, (&parsed, &located), &others, actions);
         }
-        self.flows.quiescence.announce(self.context.worker);
     }
 
     /// Parses a packet, finishes its checksum where its port may leave that to us, and answers the
@@ -146,15 +145,10 @@ impl Pipeline {
         let mut lookups4 = Lookups::<FlowKey4, 8>::default();
         let mut lookups6 = Lookups::<FlowKey6, 16>::default();
         let room = burst.len().min(BURST);
-        // A burst comes from one source, mostly.
-        let (mut ingress, mut port) = (None, None);
         for group in burst[..room].chunks_mut(FETCH) {
             for received in group {
-                if ingress != Some(received.port) {
-                    (ingress, port) = (Some(received.port), tables.port(received.port));
-                }
                 let place = parsed.len();
-                match Self::parse(port, received, parsed) {
+                match Self::parse(tables.port(received.port), received, parsed) {
                     Some(FlowKey::V4(key)) => lookups4.push(place, &key),
                     Some(FlowKey::V6(key)) => lookups6.push(place, &key),
                     None => {}
@@ -370,8 +364,9 @@ impl Pipeline {
         !self.flushes.is_empty()
     }
 
-    /// Looks at the entries whose turn it is for what has expired or is to be flushed or evicted:
-    /// part of every tick.
+    /// Looks at the entries whose turn it is for what has expired or is to be flushed or evicted, and
+    /// announces that the worker holds no entry: part of every tick. Once in a tick, not in a burst,
+    /// since the announcement waits until all that the worker wrote has left for memory.
     pub fn sweep(&mut self, now: Nanos) {
         self.sweep_entries(now, 0);
     }

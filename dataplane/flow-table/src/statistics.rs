@@ -61,6 +61,7 @@ pub(crate) struct Counters {
 
 impl Counters {
     /// `unclaimed` is what the owner may count on beside its own segments.
+    #[inline(always)]
     pub(crate) fn read(&self, unclaimed: u64) -> Statistics {
         Statistics {
             capacity: self.entries.get() + unclaimed,

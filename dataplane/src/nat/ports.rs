@@ -104,6 +104,8 @@ pub struct NatPorts {
     /// A bit for each port of each of `crowded`: set when it is not known to be taken.
     bits: Vec<u64>,
     asked: u64,
+    /// The most [`Crowded::taken`]; `None` after one has changed. It is asked for at every tick.
+    taken_most: Option<u32>,
     /// Whether end points ever had mappings here: otherwise no flow's end looks for one.
     pub(crate) has_mappings: bool,
 }
@@ -118,6 +120,7 @@ impl NatPorts {
             crowded: vec![Crowded::default(); CROWDED_MAX],
             bits: vec![0; CROWDED_MAX * words],
             asked: 0,
+            taken_most: Some(0),
             has_mappings: false,
         }
     }
@@ -180,8 +183,9 @@ impl NatPorts {
     /// Ports known to be taken toward the most crowded destination. As many as there are once none
     /// is left; a bitmap that is new does not know all of them yet.
     #[must_use]
-    pub fn taken_most(&self) -> u32 {
-        self.crowded.iter().map(|one| one.taken).max().unwrap_or(0)
+    pub fn taken_most(&mut self) -> u32 {
+        let most = |crowded: &[Crowded]| crowded.iter().map(|one| one.taken).max().unwrap_or(0);
+        *self.taken_most.get_or_insert_with(|| most(&self.crowded))
     }
 
     /// A flow toward `destination` gave `l4_port` back.
@@ -213,6 +217,7 @@ impl NatPorts {
         let oldest = self.crowded.iter().enumerate().min_by_key(|(_, one)| one.asked);
         let place = oldest.map_or(0, |(place, _)| place);
         self.crowded[place] = Crowded { destination, ..Crowded::default() };
+        self.taken_most = None;
         let words = self.words();
         self.bits[place * words..][..words].fill(u64::MAX);
         let past_the_end = count(share) % 64;
@@ -237,6 +242,7 @@ impl NatPorts {
         }
         let taken = &mut self.crowded[place].taken;
         *taken = *taken + u32::from(was_free && !free) - u32::from(!was_free && free);
+        self.taken_most = None;
     }
 
     /// The next port from `start` on that is not known to be taken, of the wanted parity if there
