@@ -63,7 +63,10 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
     let text = "timeouts: {tcp_syn_sent_seconds: 11, tcp_syn_recv_seconds: 12, \
                 tcp_established_seconds: 13, tcp_fin_wait_seconds: 14, tcp_time_wait_seconds: 15, \
                 tcp_close_seconds: 16, udp_seconds: 17, udp_stream_seconds: 18, icmp_seconds: 19, \
-                generic_seconds: 20}\n\
+                generic_seconds: 20, sctp_closed_seconds: 21, sctp_cookie_wait_seconds: 22, \
+                sctp_cookie_echoed_seconds: 23, sctp_established_seconds: 24, \
+                sctp_shutdown_sent_seconds: 25, sctp_shutdown_recd_seconds: 26, \
+                sctp_shutdown_ack_sent_seconds: 27, sctp_heartbeat_sent_seconds: 28}\n\
                 nat: {non_masquerade_cidrs: [198.18.0.0/15], l4_port_first: 62000, mapping: endpoint-independent}\n\
                 cluster: {pod_cidrs: [10.1.0.0/16], service_cidrs: [10.2.0.0/16]}\n\
                 node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\

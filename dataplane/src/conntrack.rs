@@ -2,7 +2,9 @@
 //!
 //! The state of a TCP connection is not stored; it is derived from the flags each direction has
 //! shown, so that two workers that see the two directions never disagree and a lost update is
-//! repaired by the next packet.
+//! repaired by the next packet. So is that of an SCTP association ([`sctp`]).
+
+pub mod sctp;
 
 use crate::address::Protocol;
 use crate::tables::Timeouts;
@@ -46,7 +48,7 @@ impl Seen {
     pub const ANY: u8 = 0x80;
     const TCP: u8 = Self::FIN | Self::SYN | Self::RST | Self::ACK;
 
-    /// What a packet with these TCP flags (0 for other protocols) shows.
+    /// What a packet with these TCP flags (0 for protocols without) shows.
     #[must_use]
     pub fn of(tcp_flags: u8) -> Self {
         Self((tcp_flags & Self::TCP) | Self::ANY)
@@ -104,6 +106,9 @@ impl FlowState {
     /// The state that follows from what both directions have shown.
     #[must_use]
     pub fn of(protocol: Protocol, original: Seen, reply: Seen) -> Self {
+        if protocol == Protocol::SCTP {
+            return sctp::AssociationState::of(original, reply).flow_state();
+        }
         if protocol != Protocol::TCP {
             return if reply.has(Seen::ANY) { Self::Established } else { Self::Opening };
         }
@@ -128,9 +133,8 @@ impl FlowState {
         }
     }
 
-    /// Idle time after which a flow in this state ends.
-    #[must_use]
-    pub fn timeout(self, protocol: Protocol, timeouts: &Timeouts) -> Seconds {
+    /// Idle time after which a flow in this state ends, of any protocol but SCTP.
+    fn timeout(self, protocol: Protocol, timeouts: &Timeouts) -> Seconds {
         match protocol {
             Protocol::TCP => match self {
                 Self::Opening => timeouts.tcp_syn_sent,
@@ -159,13 +163,8 @@ impl Life {
     /// A flow that `protocol`'s first packet opens.
     #[must_use]
     pub fn opened(protocol: Protocol, first: Seen, now: Nanos, timeouts: &Timeouts) -> Self {
-        let state = FlowState::of(protocol, first, Seen::default());
-        Self::pack(
-            deadline(now, state.timeout(protocol, timeouts)),
-            (first, Seen::default()),
-            protocol,
-            0,
-        )
+        let opened = Self::pack(0, (first, Seen::default()), protocol, 0);
+        opened.ending(deadline(now, opened.timeout(timeouts)))
     }
 
     fn pack(
@@ -208,6 +207,17 @@ impl Life {
             self.seen(FlowDirection::Original),
             self.seen(FlowDirection::Reply),
         )
+    }
+
+    /// Idle time after which a flow in its state ends.
+    #[must_use]
+    pub fn timeout(self, timeouts: &Timeouts) -> Seconds {
+        let seen = |direction| self.seen(direction);
+        let (original, reply) = (seen(FlowDirection::Original), seen(FlowDirection::Reply));
+        match self.protocol() {
+            Protocol::SCTP => sctp::AssociationState::of(original, reply).timeout(timeouts),
+            protocol => FlowState::of(protocol, original, reply).timeout(protocol, timeouts),
+        }
     }
 
     /// Whether the deadline has passed.
@@ -308,6 +318,7 @@ impl Life {
     ) -> Self {
         let protocol = self.protocol();
         let before = self.state();
+        let seen = if protocol == Protocol::SCTP { sctp::counted(before, seen) } else { seen };
         let (mut original, mut reply) =
             (self.seen(FlowDirection::Original), self.seen(FlowDirection::Reply));
         match direction {
@@ -323,14 +334,14 @@ impl Life {
             (original, reply) = (original.without(Seen::RST), reply.without(Seen::RST));
             after_reset = 0;
         }
-        let state = FlowState::of(protocol, original, reply);
+        let next = Self::pack(self.deadline_seconds(), (original, reply), protocol, after_reset);
+        let state = next.state();
         // A flow that is closing counts down from the last FIN or RST, not from each stray packet.
-        let due = if state >= FlowState::TimeWait && state == before {
-            self.deadline_seconds()
+        if state >= FlowState::TimeWait && state == before {
+            next
         } else {
-            deadline(now, state.timeout(protocol, timeouts))
-        };
-        Self::pack(due, (original, reply), protocol, after_reset)
+            next.ending(deadline(now, next.timeout(timeouts)))
+        }
     }
 
     /// Whether new tables denied the flow. Its entry stays, so that what either end goes on to

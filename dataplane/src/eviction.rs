@@ -80,7 +80,7 @@ impl Pressure {
 
 /// Seconds since the last packet that set the flow's deadline, rounded up.
 pub(crate) fn age_seconds(life: Life, now: Nanos, timeouts: &Timeouts) -> u32 {
-    let timeout = life.state().timeout(life.protocol(), timeouts);
+    let timeout = life.timeout(timeouts);
     let left = life.deadline_seconds().saturating_sub(seconds(now));
     timeout.0.saturating_sub(left)
 }

@@ -132,8 +132,8 @@ fn free_way<'t, K: crate::flow::FlowFamily>(
 ) -> Option<&'t NextHop> {
     let route = view.route();
     let is_current = route.generation == tables.generation && !view.life().expired(now);
-    let is_special =
-        matches!(packet.kind, PacketKind::FirstFragment { .. }) || is_first_syn(packet.tcp_flags);
+    let is_special = matches!(packet.kind, PacketKind::FirstFragment { .. } | PacketKind::Sctp)
+        || is_first_syn(packet.tcp_flags);
     if !is_current || is_special {
         return None;
     }
@@ -166,7 +166,7 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
         return Ok(context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour }));
     };
     may_leave(packet, &hop)?;
-    view.advance(found.direction, Seen::of(packet.tcp_flags), now, &context.tables.timeouts);
+    view.advance(found.direction, packet.shows(), now, &context.tables.timeouts);
     let change = Rewrite {
         tuple: target,
         source_mac: hop.source,

@@ -154,7 +154,7 @@ fn admit<K: TableKey<W>, const W: usize>(
             K::from_generic(&admission.translated.reversed()).ok_or(DropReason::InvalidState)?
         }
     };
-    let seen = Seen::of(packet.tcp_flags);
+    let seen = packet.shows();
     let timeouts = &context.tables.timeouts;
     let life = match admission.direction {
         FlowDirection::Original => Life::opened(original.generic().protocol(), seen, now, timeouts),
@@ -203,8 +203,10 @@ fn admit<K: TableKey<W>, const W: usize>(
 
 /// Whether the source's L4 port may be translated although its address is not: a client may use one
 /// port toward a backend and toward a service that leads there, and its replies must be told apart.
+/// SCTP's ports are never rewritten.
 fn may_move(admission: &Admission, packet: &Packet) -> bool {
     admission.source_nat.is_none()
+        && admission.original.protocol() != Protocol::SCTP
         && (packet.kind == PacketKind::Udp || packet.tcp_flags & Seen::SYN != 0)
 }
 

@@ -10,6 +10,8 @@ pub(crate) use plain::BYTES as PLAIN_LEN;
 
 use crate::DropReason;
 use crate::address::Protocol;
+use crate::conntrack::Seen;
+use crate::conntrack::sctp::Chunks;
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::wire::checksum::Sum;
 use crate::wire::{self, ETHERNET_LEN, Fragment, IPV4_LEN, IPV6_LEN};
@@ -21,6 +23,8 @@ pub enum PacketKind {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
     /// An ICMP or ICMPv6 query (echo, timestamp), or the reply to one.
     IcmpQuery {
         /// Whether it is the reply.
@@ -58,7 +62,8 @@ pub struct Packet {
     pub ip_len: usize,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// TCP flags (RFC 9293, 3.1); 0 for other protocols.
+    /// TCP flags (RFC 9293, 3.1), or what SCTP's chunks show in the same terms
+    /// ([`crate::conntrack::sctp`]); 0 for other protocols.
     pub tcp_flags: u8,
     is_reply: bool,
 }
@@ -142,6 +147,15 @@ impl Packet {
             && self.l4_offset == ETHERNET_LEN + IPV4_LEN
     }
 
+    /// What it shows of its flow's state.
+    #[must_use]
+    pub fn shows(&self) -> Seen {
+        match self.key.protocol() {
+            Protocol::SCTP => Seen(self.tcp_flags | Seen::ANY),
+            _ => Seen::of(self.tcp_flags),
+        }
+    }
+
     /// Whether it may open a flow: the reply to an ICMP query may not, whole or in fragments.
     #[must_use]
     pub fn may_begin_flow(&self) -> bool {
@@ -158,6 +172,7 @@ impl PacketKind {
             self,
             Self::Tcp
                 | Self::Udp
+                | Self::Sctp
                 | Self::IcmpQuery { .. }
                 | Self::FirstFragment { .. }
                 | Self::Other
@@ -342,7 +357,7 @@ fn parse_whole(bytes: &[u8], at: &Transport) -> Result<(PacketKind, Header), Dro
         Protocol::ICMPV6 if at.is_ipv6 => parse_icmpv6(bytes, at),
         // One family's messages in the other's packets mean nothing.
         Protocol::ICMP | Protocol::ICMPV6 => Err(DropReason::Malformed),
-        Protocol::SCTP => Ok((PacketKind::Other, parse_sctp(bytes, at)?)),
+        Protocol::SCTP => Ok((PacketKind::Sctp, parse_sctp(bytes, at)?)),
         _ => Ok((PacketKind::Other, Header::default())),
     }
 }
@@ -419,7 +434,8 @@ fn parse_udp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
 #[cold]
 fn parse_sctp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
     let common: &[u8; wire::SCTP_LEN] = l4_header(bytes, at)?;
-    Ok(Header { ports: ports(common), ..Header::default() })
+    let chunks = Chunks::read(bytes, at.offset, at.end, at.fragment.is_none())?;
+    Ok(Header { ports: ports(common), tcp_flags: chunks.shown, is_reply: false })
 }
 
 #[inline(always)]

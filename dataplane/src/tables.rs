@@ -70,7 +70,23 @@ pub struct Timeouts {
     pub udp_stream: Seconds,
     /// ICMP query. At least 60 s when translated (RFC 5508, REQ-2); Linux keeps 30 s.
     pub icmp: Seconds,
-    /// Any other protocol.
+    /// SCTP: ABORT or SHUTDOWN COMPLETE was seen.
+    pub sctp_closed: Seconds,
+    /// SCTP: INIT was seen, perhaps INIT ACK.
+    pub sctp_cookie_wait: Seconds,
+    /// SCTP: COOKIE ECHO was seen.
+    pub sctp_cookie_echoed: Seconds,
+    /// SCTP: the association stands. Heartbeats come every 30 s (RFC 9260, 16).
+    pub sctp_established: Seconds,
+    /// SCTP: who opened the association has sent SHUTDOWN.
+    pub sctp_shutdown_sent: Seconds,
+    /// SCTP: the other side has sent SHUTDOWN.
+    pub sctp_shutdown_recd: Seconds,
+    /// SCTP: SHUTDOWN ACK was seen.
+    pub sctp_shutdown_ack_sent: Seconds,
+    /// SCTP: one direction of an association whose beginning was not seen.
+    pub sctp_heartbeat_sent: Seconds,
+    /// Any other protocol: GRE, ESP and AH among them, by their pair of addresses.
     pub generic: Seconds,
 }
 
@@ -86,6 +102,14 @@ impl Default for Timeouts {
             udp: Seconds(30),
             udp_stream: Seconds(120),
             icmp: Seconds(60),
+            sctp_closed: Seconds(10),
+            sctp_cookie_wait: Seconds(3),
+            sctp_cookie_echoed: Seconds(3),
+            sctp_established: Seconds(210),
+            sctp_shutdown_sent: Seconds(3),
+            sctp_shutdown_recd: Seconds(3),
+            sctp_shutdown_ack_sent: Seconds(3),
+            sctp_heartbeat_sent: Seconds(30),
             generic: Seconds(600),
         }
     }

@@ -8,6 +8,7 @@ const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
+const SCTP: u8 = 132;
 
 /// A frame being described.
 #[derive(Debug, Clone)]
@@ -23,7 +24,7 @@ pub struct FrameBuilder {
 
 #[derive(Debug, Clone)]
 enum Transport {
-    Tcp { flags: u8 },
+    Tcp { flags: u8, numbers: (u32, u32), window: u16, scale: Option<u8> },
     Udp,
     Echo { is_reply: bool, identifier: u16 },
     Error { kind: u8, code: u8, word: u32 },
@@ -59,7 +60,8 @@ pub fn tcp(source: &str, destination: &str, flags: &str) -> FrameBuilder {
         other => panic!("no TCP flag {other}"),
     };
     let flags = flags.chars().map(bit).sum();
-    builder(parse(source), parse(destination), Transport::Tcp { flags })
+    let transport = Transport::Tcp { flags, numbers: (1, 2), window: 0xffff, scale: None };
+    builder(parse(source), parse(destination), transport)
 }
 
 /// A UDP datagram.
@@ -96,6 +98,23 @@ pub fn icmp_error(
     hosts(source, destination, Transport::Error { kind, code, word }).payload(quoted)
 }
 
+/// An SCTP packet with this verification tag and chunks of (type, flags, value), without checksum.
+#[must_use]
+pub fn sctp(source: &str, destination: &str, tag: u32, chunks: &[(u8, u8, &[u8])]) -> FrameBuilder {
+    let (source, destination) = (parse(source), parse(destination));
+    let mut packet = [source.port().to_be_bytes(), destination.port().to_be_bytes()].concat();
+    packet.extend(tag.to_be_bytes());
+    packet.extend([0; 4]);
+    for (kind, flags, value) in chunks {
+        let len = u16::try_from(4 + value.len()).expect("short chunk");
+        packet.extend([*kind, *flags]);
+        packet.extend(len.to_be_bytes());
+        packet.extend(*value);
+        packet.resize(packet.len().next_multiple_of(4), 0);
+    }
+    raw(source.ip(), destination.ip(), SCTP).payload(&packet)
+}
+
 /// A packet of any other protocol.
 #[must_use]
 pub fn raw(source: IpAddr, destination: IpAddr, protocol: u8) -> FrameBuilder {
@@ -107,6 +126,24 @@ impl FrameBuilder {
     #[must_use]
     pub fn payload(mut self, payload: &[u8]) -> Self {
         self.payload = payload.to_vec();
+        self
+    }
+
+    /// Sets the sequence number, acknowledgement and window of a TCP segment.
+    #[must_use]
+    pub fn numbers(mut self, sequence: u32, acknowledgement: u32, window: u16) -> Self {
+        let Transport::Tcp { flags, scale, .. } = self.transport else { panic!("no TCP segment") };
+        let numbers = (sequence, acknowledgement);
+        self.transport = Transport::Tcp { flags, numbers, window, scale };
+        self
+    }
+
+    /// Offers a window scale, as a SYN does.
+    #[must_use]
+    pub fn offering_scale(mut self, offer: u8) -> Self {
+        if let Transport::Tcp { scale, .. } = &mut self.transport {
+            *scale = Some(offer);
+        }
         self
     }
 
@@ -146,9 +183,14 @@ impl FrameBuilder {
         let mut header = Vec::new();
         let ports = [self.source.port().to_be_bytes(), self.destination.port().to_be_bytes()];
         match self.transport {
-            Transport::Tcp { flags } => {
+            Transport::Tcp { flags, numbers: (sequence, acknowledgement), window, scale } => {
                 header.extend(ports.concat());
-                header.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+                header.extend(sequence.to_be_bytes());
+                header.extend(acknowledgement.to_be_bytes());
+                header.extend([if scale.is_some() { 0x60 } else { 0x50 }, flags]);
+                header.extend(window.to_be_bytes());
+                header.extend([0; 4]);
+                header.extend(scale.into_iter().flat_map(|scale| [3, 3, scale, 0]));
             }
             Transport::Udp => {
                 header.extend(ports.concat());

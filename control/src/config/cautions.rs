@@ -42,7 +42,7 @@ impl Config {
     #[must_use]
     pub fn cautions(&self) -> Vec<Caution> {
         let defaults = Timeouts::default();
-        let given = self.timeouts.by_name().into_iter().zip(defaults.by_name());
+        let given = self.timeouts.by_name().zip(defaults.by_name());
         let short =
             given.filter_map(|((name, seconds), (_, default))| short(name, seconds, default));
         short.chain(self.passes_nowhere()).chain(self.host_loses()).collect()

@@ -20,10 +20,12 @@ use crate::yaml;
 mod cautions;
 pub mod effects;
 mod ranges;
+mod timeouts;
 mod validate;
 
 pub use cautions::Caution;
 pub use effects::{Change, Effect};
+pub use timeouts::Timeouts;
 pub use validate::Problem;
 
 /// `--service-node-port-range` of the API server, unless told otherwise.
@@ -448,87 +450,6 @@ pub struct Stall {
 impl Default for Stall {
     fn default() -> Self {
         Self { after_ms: 500, on_stall: OnStall::Drop }
-    }
-}
-
-/// Idle time-outs, in seconds. Names and defaults are Linux conntrack's
-/// (`net.netfilter.nf_conntrack_*`), but for ICMP, which RFC 5508 wants at 60.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Timeouts {
-    /// SYN seen, no answer.
-    pub tcp_syn_sent_seconds: u32,
-    /// SYN and SYN-ACK seen.
-    pub tcp_syn_recv_seconds: u32,
-    /// Handshake complete.
-    pub tcp_established_seconds: u32,
-    /// A FIN was seen.
-    pub tcp_fin_wait_seconds: u32,
-    /// Both FINs seen.
-    pub tcp_time_wait_seconds: u32,
-    /// A reset was seen.
-    pub tcp_close_seconds: u32,
-    /// UDP without a reply.
-    pub udp_seconds: u32,
-    /// UDP in both directions.
-    pub udp_stream_seconds: u32,
-    /// ICMP queries.
-    pub icmp_seconds: u32,
-    /// Any other protocol.
-    pub generic_seconds: u32,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        let defaults = dataplane::tables::Timeouts::default();
-        Self {
-            tcp_syn_sent_seconds: defaults.tcp_syn_sent.0,
-            tcp_syn_recv_seconds: defaults.tcp_syn_recv.0,
-            tcp_established_seconds: defaults.tcp_established.0,
-            tcp_fin_wait_seconds: defaults.tcp_fin_wait.0,
-            tcp_time_wait_seconds: defaults.tcp_time_wait.0,
-            tcp_close_seconds: defaults.tcp_close.0,
-            udp_seconds: defaults.udp.0,
-            udp_stream_seconds: defaults.udp_stream.0,
-            icmp_seconds: defaults.icmp.0,
-            generic_seconds: defaults.generic.0,
-        }
-    }
-}
-
-impl Timeouts {
-    /// Every setting by its name, in seconds.
-    pub(crate) fn by_name(&self) -> [(&'static str, u32); 10] {
-        [
-            ("tcp_syn_sent_seconds", self.tcp_syn_sent_seconds),
-            ("tcp_syn_recv_seconds", self.tcp_syn_recv_seconds),
-            ("tcp_established_seconds", self.tcp_established_seconds),
-            ("tcp_fin_wait_seconds", self.tcp_fin_wait_seconds),
-            ("tcp_time_wait_seconds", self.tcp_time_wait_seconds),
-            ("tcp_close_seconds", self.tcp_close_seconds),
-            ("udp_seconds", self.udp_seconds),
-            ("udp_stream_seconds", self.udp_stream_seconds),
-            ("icmp_seconds", self.icmp_seconds),
-            ("generic_seconds", self.generic_seconds),
-        ]
-    }
-
-    /// As the pipeline takes them.
-    #[must_use]
-    pub fn for_tables(&self) -> dataplane::tables::Timeouts {
-        use dataplane::time::Seconds;
-        dataplane::tables::Timeouts {
-            tcp_syn_sent: Seconds(self.tcp_syn_sent_seconds),
-            tcp_syn_recv: Seconds(self.tcp_syn_recv_seconds),
-            tcp_established: Seconds(self.tcp_established_seconds),
-            tcp_fin_wait: Seconds(self.tcp_fin_wait_seconds),
-            tcp_time_wait: Seconds(self.tcp_time_wait_seconds),
-            tcp_close: Seconds(self.tcp_close_seconds),
-            udp: Seconds(self.udp_seconds),
-            udp_stream: Seconds(self.udp_stream_seconds),
-            icmp: Seconds(self.icmp_seconds),
-            generic: Seconds(self.generic_seconds),
-        }
     }
 }
 

@@ -91,6 +91,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("dataplane/flow-table/src/hasher.rs INPUT_WORDS_MAX", Input),
     ("dataplane/flow-table/src/geometry.rs SEGMENT_BITS_MAX", Part("flows_ipv4")),
     ("dataplane/src/capture.rs CAPTURE_PACKETS_MAX", Table(&["captured_packets"])),
+    ("dataplane/src/conntrack/sctp.rs CHUNKS_MAX", Input),
     ("dataplane/src/counters.rs PORTS_MAX", Table(&["ports", "endpoints"])),
     ("dataplane/src/event.rs EVENTS_MAX", Table(&["flow_events"])),
     ("dataplane/src/event.rs NEIGHBOUR_REQUESTS_MAX", Table(&["neighbour_requests"])),

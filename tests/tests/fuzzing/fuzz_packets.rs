@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use dataplane::address::MacAddr;
 use dataplane::buffer::Buffer;
+use dataplane::conntrack::sctp::Chunks;
 use dataplane::flow_key::FlowKey;
 use dataplane::icmp::{ERROR_FRAME_MAX, IcmpErrorKind, build_error};
 use dataplane::memory::HeapBuffer;
 use dataplane::packet::{Packet, PacketKind, quoted};
 use dataplane::rewrite::{Rewrite, apply, apply_to_error, finish_checksum};
-use xskiff_tests::packet_builder::{icmp_error, ping, raw, read, tcp, udp};
+use xskiff_tests::packet_builder::{icmp_error, ping, raw, read, sctp, tcp, udp};
 use xskiff_tests::simulation::Simulation;
 use xskiff_tests::world::{UPLINK, World, address, pod_port, pod4, pod6};
 
@@ -29,6 +30,9 @@ fn honest_frames() -> Vec<Vec<u8>> {
         udp("10.1.0.1:9", "10.1.0.2:53").payload(&[1; 64]).fragment(1, 0, true).build(),
         udp("[fd01::1]:9", "[fd01::2]:53").payload(&[1; 64]).fragment(1, 72, false).build(),
         raw(pod6(1), pod6(2), 60).payload(&[17, 0, 1, 4, 0, 0, 0, 0, 0, 9, 0, 9, 0, 8]).build(),
+        sctp("10.1.0.1:1000", "10.1.0.2:80", 0, &[(1, 0, &[7; 16])]).build(),
+        sctp("[fd01::1]:9", "[fd01::2]:9", 7, &[(11, 0, &[]), (3, 0, &[0; 12]), (6, 1, &[])])
+            .build(),
         raw(pod6(1), pod6(2), 0).payload(&[43, 0, 1, 4, 0, 0, 0, 0, 59, 0, 4, 0]).build(),
         v4,
         v6,
@@ -83,6 +87,19 @@ fn exercise(frame: &[u8]) {
 #[test]
 fn any_bytes_are_a_packet_or_dropped_with_a_reason() {
     bolero::check!().for_each(exercise);
+}
+
+/// Without what stands before them.
+#[test]
+fn any_bytes_are_chunks_or_refused() {
+    bolero::check!().with_type::<(Vec<u8>, u8, u16)>().for_each(|(bytes, offset, more)| {
+        let end = bytes.len() + usize::from(*more);
+        for is_whole in [true, false] {
+            if let Ok(chunks) = Chunks::read(bytes, usize::from(*offset), end, is_whole) {
+                assert_eq!(chunks.is_init(), chunks.tag == 0, "{chunks:?}");
+            }
+        }
+    });
 }
 
 #[test]

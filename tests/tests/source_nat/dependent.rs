@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dataplane::DropReason;
-use xskiff_tests::packet_builder::{ping, raw, tcp, udp};
+use xskiff_tests::packet_builder::{ping, raw, sctp, tcp, udp};
 use xskiff_tests::simulation::Simulation;
 use xskiff_tests::world::{UPLINK, World, address, pod_port, pod4, pod6};
 
@@ -185,8 +185,11 @@ fn pings_of_two_pods_with_one_identifier_are_told_apart() {
 #[test]
 fn second_flow_of_a_protocol_without_ports_to_one_destination_is_a_clash() {
     let mut node = Simulation::single(&World::with_pods(2).tables());
-    for protocol in [47, 132] {
-        let from = |n| raw(pod4(n), address("192.0.2.7"), protocol).payload(&[7; 24]).build();
+    let gre = |n| raw(pod4(n), address("192.0.2.7"), 47).payload(&[7; 24]).build();
+    let data =
+        |n| sctp(&format!("10.1.0.{n}:5000"), "192.0.2.7:5001", 9, &[(0, 3, &[0; 16])]).build();
+    let both: [&dyn Fn(u8) -> Vec<u8>; 2] = [&gre, &data];
+    for from in both {
         let out = node.forward(pod_port(1), &from(1)).1;
         assert_eq!(out[26..30], [10, 0, 0, 1]);
         node.expect_drop(pod_port(2), &from(2), DropReason::NatClash);
