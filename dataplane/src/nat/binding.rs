@@ -22,7 +22,8 @@ const GRACE_SECONDS: u32 = 2;
 
 /// The reply tuple of a flow that goes on as `translated`, but from `address` and a port of it
 /// under which no other flow's replies come. The flow that had the port, if any, was over, and is
-/// removed. For protocols without ports there is one reply tuple, free or not.
+/// removed. For protocols without ports, and SCTP, whose ports are never rewritten, there is one reply
+/// tuple, free or not.
 ///
 /// # Errors
 /// [`DropReason::NatPortsExhausted`], or [`DropReason::NoNatAddress`] when the families differ.
@@ -39,7 +40,7 @@ pub(crate) fn bind<K: TableKey<W>, const W: usize>(
     };
     let any = reply_to(0).ok_or(DropReason::NoNatAddress)?;
     if !is_told_apart_by_port(translated.protocol()) {
-        return Ok(any);
+        return reply_to(translated.source_port()).ok_or(DropReason::NoNatAddress);
     }
     let Context { hasher, nat, tables, .. } = context;
     let use_of = |reply: K| {

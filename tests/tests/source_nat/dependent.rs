@@ -197,6 +197,23 @@ fn second_flow_of_a_protocol_without_ports_to_one_destination_is_a_clash() {
     assert_eq!(node.dropped(DropReason::NatPortsExhausted), 0);
 }
 
+/// SCTP's checksum covers its ports and not the addresses. Replies were looked for at port 0, and
+/// found no flow.
+#[test]
+fn sctp_keeps_its_ports_and_its_replies_come_back() {
+    let mut node = Simulation::single(&World::with_pods(2).tables());
+    for (n, own_port) in [(1, 5000), (2, 6000)] {
+        let chunk = [(0, 3, &[0; 16][..])];
+        let there = sctp(&format!("10.1.0.{n}:{own_port}"), "192.0.2.7:5001", 9, &chunk).build();
+        let (port, out) = node.forward(pod_port(n), &there);
+        assert_eq!((port, &out[26..30]), (UPLINK, &[10, 0, 0, 1][..]));
+        assert_eq!(out[34..], there[34..], "ports and checksum stay");
+        let back = sctp("192.0.2.7:5001", &format!("10.0.0.1:{own_port}"), 7, &chunk).build();
+        let (port, back) = node.forward(UPLINK, &back);
+        assert_eq!((port, &back[30..34]), (pod_port(n), &[10, 1, 0, n][..]));
+    }
+}
+
 /// DNAT and SNAT of one connection: from outside to a backend on another node, and back.
 #[test]
 fn destination_and_source_are_translated_together_and_back() {
