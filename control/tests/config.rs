@@ -72,6 +72,7 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
                 node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
                 stall: {after_ms: 700, on_stall: pass}\n\
                 policy: {lost_replies_seconds: 0}\n\
+                conntrack: {details: true, tcp_windows: strict}\n\
                 workers: {count: 2}\n";
     let (mut in_force, candidate) = (Config::default(), Config::parse(text).expect("valid"));
     let differs: Vec<_> = in_force.diff(&candidate).into_iter().map(|c| c.field).collect();
@@ -81,7 +82,7 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
     }
     in_force.take_live(&candidate);
     let left: Vec<_> = in_force.diff(&candidate).into_iter().map(|c| c.field).collect();
-    assert_eq!(left, ["nat.l4_port_first", "workers.count"]);
+    assert_eq!(left, ["conntrack.details", "nat.l4_port_first", "workers.count"]);
 }
 
 #[test]
@@ -95,6 +96,14 @@ fn printed_configuration_reads_back_as_itself() {
 fn empty_file_is_the_default() {
     assert_eq!(Config::parse("").expect("valid"), Config::default());
     assert_eq!(Config::parse("# nothing\n").expect("valid"), Config::default());
+}
+
+/// YAML of old read it as a truth value.
+#[test]
+fn windows_may_be_off_with_and_without_quotes() {
+    for text in ["conntrack: {tcp_windows: off}", "conntrack: {tcp_windows: \"off\"}"] {
+        assert_eq!(Config::parse(text).expect("valid"), Config::default());
+    }
 }
 
 fn refused(text: &str) -> String {
@@ -129,6 +138,8 @@ fn impossible_values_are_refused_with_field_value_and_way_out() {
         ("stall: {after_ms: 1}", "stall.after_ms", "1"),
         ("timeouts: {udp_seconds: 0}", "timeouts.udp_seconds", "0"),
         ("run_directory: run", "run_directory", "run"),
+        ("conntrack: {tcp_windows: strict}", "conntrack.details", "strict"),
+        ("conntrack: {tcp_windows: relaxed}", "conntrack.tcp_windows", "relaxed"),
         ("host_port: {routing_table: 254}", "host_port.routing_table", "254"),
     ] {
         let message = refused(text);

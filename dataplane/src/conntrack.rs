@@ -3,8 +3,15 @@
 //! The state of a TCP connection is not stored; it is derived from the flags each direction has
 //! shown, so that two workers that see the two directions never disagree and a lost update is
 //! repaired by the next packet. So is that of an SCTP association ([`sctp`]).
+//!
+//! Where flows have a second line ([`details`]), forged packets are told from a connection's own: by
+//! sequence windows ([`tcp_window`]) and by verification tags.
 
+pub mod details;
 pub mod sctp;
+pub mod segment;
+mod tags;
+pub mod tcp_window;
 
 use crate::address::Protocol;
 use crate::tables::Timeouts;

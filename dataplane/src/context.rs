@@ -53,6 +53,9 @@ pub struct Context {
     pub(crate) fragments: FragmentTable,
     /// This worker's part of the L4 ports that sources are translated to.
     pub(crate) nat: NatPorts,
+    /// The generation that this process began with, which none before has had: tells what it has
+    /// noted of flows from what those before did.
+    pub(crate) run: u32,
     answers: Budget,
 }
 
@@ -71,6 +74,7 @@ impl Context {
         Self {
             worker,
             workers,
+            run: tables.generation,
             tables,
             hasher,
             counters,

@@ -130,6 +130,11 @@ pub struct WorkerCounters {
     /// Flows opened by a segment that policy denies, taken for the reply of a lost flow
     /// ([`crate::tables::Tables::lost_replies_until`]).
     pub lost_replies: Counter,
+    /// TCP segments outside of their windows that passed ([`crate::tables::TcpWindows::Relaxed`]).
+    pub out_of_window_passed: Counter,
+    /// TCP resets that passed and ended nothing: not what was expected next, so that their receiver
+    /// answers with a challenge (RFC 5961, 3.2).
+    pub resets_challenged: Counter,
     /// Events that found the ring to the control thread full, or the budget spent.
     pub events_lost: Counter,
     /// Captured packets that found the capture ring full.
@@ -164,6 +169,8 @@ impl Default for WorkerCounters {
             flows_evicted: Counter::default(),
             flows_rejudged: Counter::default(),
             lost_replies: Counter::default(),
+            out_of_window_passed: Counter::default(),
+            resets_challenged: Counter::default(),
             events_lost: Counter::default(),
             captures_lost: Counter::default(),
             replies_suppressed: Counter::default(),

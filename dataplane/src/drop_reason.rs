@@ -103,6 +103,8 @@ drop_reasons! {
     NoRoom = "no-room",
     /// The TCP segment does not fit its connection's state.
     InvalidState = "invalid-state",
+    /// The TCP segment lies outside of its connection's windows (`conntrack.tcp_windows`).
+    TcpOutOfWindow = "tcp-out-of-window",
     /// The SCTP packet's verification tag is not its association's.
     SctpWrongTag = "sctp-wrong-tag",
 }

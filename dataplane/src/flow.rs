@@ -309,8 +309,7 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
     /// Records a packet: counts it, and advances the state when it shows something new.
     #[inline(always)]
     pub fn advance(&self, direction: FlowDirection, seen: Seen, now: Nanos, timeouts: &Timeouts) {
-        let counter = self.word(4 + index_of(direction));
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.count(direction);
         let life = self.word(1);
         let mut current = life.load(Ordering::Relaxed);
         // Bounded: another worker can win only as often as it has packets of this very flow.
@@ -322,6 +321,13 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
                 Err(other) => current = other,
             }
         }
+    }
+
+    /// Counts a packet that shows nothing.
+    #[inline(always)]
+    pub(crate) fn count(&self, direction: FlowDirection) {
+        let counter = self.word(4 + index_of(direction));
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
     /// Ends the flow: the next lookup treats it as gone.

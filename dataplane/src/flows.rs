@@ -9,6 +9,7 @@ use flow_table::{
     Shape, Table,
 };
 
+use crate::conntrack::details::Details;
 use crate::conntrack::{FlowDirection, Life};
 use crate::eviction::Eviction;
 use crate::expiry::Pace;
@@ -226,7 +227,7 @@ pub struct Capacities {
     pub v4: Capacity,
     /// IPv6 flows.
     pub v6: Capacity,
-    /// Whether flows have a second line, for TCP windows and bytes.
+    /// Whether flows have a second line ([`crate::conntrack::details`]): 64 bytes more each.
     pub details: bool,
 }
 
@@ -360,16 +361,23 @@ impl FlowTables {
     /// Calls `visit` with every live flow at `now` that is not denied. For listings: flows that come and go meanwhile
     /// may be missed or shown.
     pub fn for_each(&self, now: Nanos, mut visit: impl FnMut(FlowRecord)) {
-        self.v4.for_each(self.v4.handles(), |_, words| {
-            show::<FlowKey4>(&words.map(AtomicU64::new), now, &mut visit);
+        self.v4.for_each(self.v4.handles(), |handle, words| {
+            let details = self.v4.details(handle).map(Details::new);
+            show::<FlowKey4>(&words.map(AtomicU64::new), details, now, &mut visit);
         });
-        self.v6.for_each(self.v6.handles(), |_, words| {
-            show::<FlowKey6>(&words.map(AtomicU64::new), now, &mut visit);
+        self.v6.for_each(self.v6.handles(), |handle, words| {
+            let details = self.v6.details(handle).map(Details::new);
+            show::<FlowKey6>(&words.map(AtomicU64::new), details, now, &mut visit);
         });
     }
 }
 
-fn show<K: FlowFamily>(words: &[AtomicU64], now: Nanos, visit: &mut impl FnMut(FlowRecord)) {
+fn show<K: FlowFamily>(
+    words: &[AtomicU64],
+    details: Option<Details<'_>>,
+    now: Nanos,
+    visit: &mut impl FnMut(FlowRecord),
+) {
     let view = FlowView::<K>::new(words);
     let original = view.tuple(FlowDirection::Original).generic();
     let is_shown = !view.life().is_denied() && !endpoint::is_mapping(&original);
@@ -380,6 +388,7 @@ fn show<K: FlowFamily>(words: &[AtomicU64], now: Nanos, visit: &mut impl FnMut(F
             life: view.life(),
             origin: view.origin(),
             packets: view.packets(),
+            bytes: details.map(Details::bytes),
         });
     }
 }
@@ -397,6 +406,9 @@ pub struct FlowRecord {
     pub origin: Origin,
     /// Packets in the original and the reply direction.
     pub packets: (u64, u64),
+    /// Bytes of their IP packets, where flows have details; those of a flow that comes or goes at
+    /// this moment may be another's.
+    pub bytes: Option<(u64, u64)>,
 }
 
 /// What [`Lookups::locate`] finds out about a packet.
@@ -479,6 +491,9 @@ impl<K: TableKey<W>, const W: usize> Lookups<K, W> {
         table.candidates(&self.hashes, &mut candidates);
         for ((place, hash), candidate) in self.places.iter().zip(&self.hashes).zip(candidates) {
             located[*place] = Located { hash: *hash, candidate };
+        }
+        if table.has_details() {
+            candidates.into_iter().flatten().for_each(|handle| table.prefetch_details(handle));
         }
     }
 }

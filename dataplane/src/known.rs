@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use crate::DropReason;
 use crate::buffer::Buffer;
+use crate::conntrack::details::{Asked, Details, Effect};
 use crate::conntrack::{FlowDirection, Seen, is_first_syn};
 use crate::context::{Context, Stop};
 use crate::decision;
@@ -72,6 +73,10 @@ pub(crate) fn straight<'t, K: TableKey<W>, const W: usize>(
     let hit = located.hit(&flows.table, key).ok_or(None)?;
     let found = Found { handle: hit.handle, direction: hit.matched };
     let view = FlowView::<K>::new(hit.entry.words());
+    // What the second line tells takes a look at the packet that this way has no time for.
+    if flows.table.has_details() {
+        return Err(Some(found));
+    }
     let way = free_way(tables, &view, found.direction, now, ingress, packet);
     way.map(|hop| Straight { words: hit.entry.words(), found, hop }).ok_or(Some(found))
 }
@@ -166,7 +171,24 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
         return Ok(context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour }));
     };
     may_leave(packet, &hop)?;
-    view.advance(found.direction, packet.shows(), now, &context.tables.timeouts);
+    let effect = match flows.table.details(found.handle) {
+        Some(words) => {
+            let asked = Asked {
+                windows: context.tables.tcp_windows,
+                run: context.run,
+                counters: &context.counters,
+            };
+            let at = (view.life().state(), found.direction);
+            Details::new(words).pass(&asked, at, packet, received.buffer.bytes())?
+        }
+        None => Effect::Counts,
+    };
+    match effect {
+        Effect::Counts => {
+            view.advance(found.direction, packet.shows(), now, &context.tables.timeouts);
+        }
+        Effect::PassesOnly => view.count(found.direction),
+    }
     let change = Rewrite {
         tuple: target,
         source_mac: hop.source,

@@ -34,6 +34,9 @@ pub struct Tables {
     pub source_nat: Arc<SourceNat>,
     /// Time-outs of flows.
     pub timeouts: Timeouts,
+    /// What becomes of TCP segments outside of their windows, where flows have details
+    /// ([`crate::flows::Capacities::details`]).
+    pub tcp_windows: TcpWindows,
     /// Until when a TCP segment in mid-stream that policy denies may be the reply of a flow that
     /// was lost with the process before, and passes if the opposite direction may open one.
     /// [`Nanos`] 0: never. Anybody can send such a segment, so that the time must end.
@@ -46,6 +49,20 @@ impl Tables {
     pub fn port(&self, id: PortId) -> Option<&Port> {
         self.ports.get(usize::from(id.0))?.as_ref()
     }
+}
+
+/// What becomes of TCP segments outside of their connection's windows
+/// ([`crate::conntrack::tcp_window`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TcpWindows {
+    /// Nobody looks: a connection is reset by any reset, unless both ends go on speaking.
+    #[default]
+    Off,
+    /// Resets are dropped, others pass and are counted
+    /// ([`crate::counters::WorkerCounters::out_of_window_passed`]).
+    Relaxed,
+    /// They are dropped.
+    Strict,
 }
 
 /// Idle times after which a flow expires. Names and defaults are Linux conntrack's

@@ -23,7 +23,7 @@ use dataplane::lpm::Prefix;
 use dataplane::nat::SourceNat;
 use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
 use dataplane::port::{Checksums, Port, PortId, PortKind};
-use dataplane::tables::{Tables, Timeouts};
+use dataplane::tables::{Tables, TcpWindows, Timeouts};
 
 /// The node's own stack.
 const HOST: PortId = PortId(0);
@@ -191,6 +191,7 @@ fn tables() -> Tables {
             ..SourceNat::default()
         }),
         timeouts: Timeouts::default(),
+        tcp_windows: TcpWindows::Off,
         ..Tables::default()
     }
 }

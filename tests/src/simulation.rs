@@ -43,7 +43,17 @@ impl Simulation {
     /// A node of `workers` workers with room for `capacity` flows of each family.
     #[must_use]
     pub fn new(workers: usize, capacity: usize, tables: &Arc<Tables>) -> Self {
-        let capacities = Capacities::fixed(capacity, capacity);
+        Self::with_capacities(workers, Capacities::fixed(capacity, capacity), tables)
+    }
+
+    /// A node whose flows have details, with room for plenty.
+    #[must_use]
+    pub fn with_details(workers: usize, tables: &Arc<Tables>) -> Self {
+        let capacities = Capacities { details: true, ..Capacities::fixed(10_000, 10_000) };
+        Self::with_capacities(workers, capacities, tables)
+    }
+
+    fn with_capacities(workers: usize, capacities: Capacities, tables: &Arc<Tables>) -> Self {
         let memory = (Memory::Heap, Memory::Heap);
         let (flows, holds) = FlowTables::new(capacities, memory, workers, [0x5eed, 0xca5e])
             .unwrap_or_else(|error| panic!("flow tables: {error}"));
@@ -239,6 +249,8 @@ impl Simulation {
                 ("flows-expired", counters.flows_expired.get()),
                 ("flows-deleted", counters.flows_deleted.get()),
                 ("flows-rejudged", counters.flows_rejudged.get()),
+                ("out-of-window-passed", counters.out_of_window_passed.get()),
+                ("resets-challenged", counters.resets_challenged.get()),
                 ("lost-replies", counters.lost_replies.get()),
                 ("replies-suppressed", counters.replies_suppressed.get()),
             ];

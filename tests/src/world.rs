@@ -19,7 +19,7 @@ use dataplane::lpm::{Prefix, PrefixTable};
 use dataplane::nat::{Mapping, SourceNat};
 use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
 use dataplane::port::{Checksums, Port, PortId, PortKind};
-use dataplane::tables::Tables;
+use dataplane::tables::{Tables, TcpWindows};
 use dataplane::time::Nanos;
 
 /// The port of the node's own stack.
@@ -84,6 +84,7 @@ pub struct World {
     source_nat: SourceNat,
     generation: u32,
     lost_replies_until: Nanos,
+    tcp_windows: TcpWindows,
 }
 
 impl World {
@@ -111,6 +112,7 @@ impl World {
             },
             generation: 1,
             lost_replies_until: Nanos::default(),
+            tcp_windows: TcpWindows::Off,
         };
         world.add_node();
         (1..=pods).for_each(|n| world.add_pod(n));
@@ -270,6 +272,13 @@ impl World {
         self
     }
 
+    /// What becomes of TCP segments outside of their windows, in a node whose flows have details.
+    #[must_use]
+    pub fn with_tcp_windows(mut self, windows: TcpWindows) -> Self {
+        self.tcp_windows = windows;
+        self
+    }
+
     /// SNAT ports.
     #[must_use]
     pub fn with_snat_ports(mut self, l4_ports: std::ops::RangeInclusive<u16>) -> Self {
@@ -296,6 +305,7 @@ impl World {
             policy: Arc::new(self.policy.clone()),
             source_nat: Arc::new(self.source_nat.clone()),
             timeouts: dataplane::tables::Timeouts::default(),
+            tcp_windows: self.tcp_windows,
             lost_replies_until: self.lost_replies_until,
         })
     }

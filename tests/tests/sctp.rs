@@ -48,22 +48,54 @@ fn state(node: &Simulation) -> FlowState {
 
 #[test]
 fn association_is_followed_from_init_to_shutdown_complete() {
-    let mut node = Simulation::single(&World::with_pods(2).tables());
-    open(&mut node);
-    let seconds = |node: &Simulation| node.flows()[0].life.deadline_seconds();
-    assert_eq!(seconds(&node), 1 + 210);
-    for (port, frame, expected) in [
-        (1, client(9, &[DATA]), FlowState::Established),
-        (1, client(9, &[SHUTDOWN]), FlowState::Closing),
-        (2, server(7, &[SHUTDOWN_ACK]), FlowState::TimeWait),
-        (1, client(9, &[SHUTDOWN_COMPLETE]), FlowState::Closed),
+    for mut node in [
+        Simulation::single(&World::with_pods(2).tables()),
+        Simulation::with_details(2, &World::with_pods(2).tables()),
     ] {
-        node.forward(pod_port(port), &frame.build());
-        assert_eq!(state(&node), expected);
+        open(&mut node);
+        let seconds = |node: &Simulation| node.flows()[0].life.deadline_seconds();
+        assert_eq!(seconds(&node), 1 + 210);
+        for (port, frame, expected) in [
+            (1, client(9, &[DATA]), FlowState::Established),
+            (1, client(9, &[SHUTDOWN]), FlowState::Closing),
+            (2, server(7, &[SHUTDOWN_ACK]), FlowState::TimeWait),
+            (1, client(9, &[SHUTDOWN_COMPLETE]), FlowState::Closed),
+        ] {
+            node.forward(pod_port(port), &frame.build());
+            assert_eq!(state(&node), expected);
+        }
+        // Another one between the same ends.
+        node.forward(pod_port(1), &client(0, &[(1, 0, &asking(70))]).build());
+        assert_eq!((node.flows().len(), state(&node)), (1, FlowState::Opening));
     }
-    // Another one between the same ends.
-    node.forward(pod_port(1), &client(0, &[(1, 0, &asking(70))]).build());
-    assert_eq!((node.flows().len(), state(&node)), (1, FlowState::Opening));
+}
+
+#[test]
+fn packets_with_another_tag_are_dropped_where_flows_have_details() {
+    let mut node = Simulation::with_details(2, &World::with_pods(2).tables());
+    open(&mut node);
+    for frame in [server(8, &[ABORT]), server(9, &[DATA]), server(8, &[(6, 1, &[])])] {
+        node.expect_drop(pod_port(2), &frame.build(), DropReason::SctpWrongTag);
+    }
+    assert_eq!(state(&node), FlowState::Established);
+    node.forward(pod_port(2), &server(7, &[DATA]).build());
+    // RFC 9260, 8.5.1: its own tag, sent back.
+    node.forward(pod_port(2), &server(9, &[(6, 1, &[])]).build());
+    assert_eq!(state(&node), FlowState::Closed);
+}
+
+#[test]
+fn association_that_begins_again_changes_its_tags_and_a_forged_init_does_not() {
+    let mut node = Simulation::with_details(1, &World::with_pods(2).tables());
+    open(&mut node);
+    node.forward(pod_port(1), &client(0, &[(1, 0, &asking(100))]).build());
+    assert_eq!(state(&node), FlowState::Established);
+    node.forward(pod_port(2), &server(100, &[(2, 0, &asking(200))]).build());
+    node.forward(pod_port(2), &server(7, &[DATA]).build());
+    node.forward(pod_port(1), &client(200, &[COOKIE_ECHO]).build());
+    node.forward(pod_port(2), &server(100, &[COOKIE_ACK]).build());
+    node.forward(pod_port(1), &client(200, &[DATA]).build());
+    node.expect_drop(pod_port(1), &client(9, &[DATA]).build(), DropReason::SctpWrongTag);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use control::admin::{
 };
 use dataplane::flows::Capacities;
 use dataplane::nat::Mapping;
-use dataplane::tables::Timeouts;
+use dataplane::tables::{TcpWindows, Timeouts};
 use pinning::CpuId;
 use tokio::sync::{oneshot, watch};
 use xdp_redirect::loader::Mode;
@@ -57,6 +57,7 @@ fn settings(run_directory: &Path) -> Settings {
         node_port_addresses: Vec::new(),
         node_port_range: 30_000..=32_767,
         timeouts: Timeouts::default(),
+        tcp_windows: TcpWindows::Off,
         lost_replies: Duration::ZERO,
         http: Some("127.0.0.1:0".parse().unwrap()),
     }

@@ -160,6 +160,9 @@ pub struct CtEntry {
     pub expires_in_seconds: u64,
     /// Packets as the opener sends, and back; 0 where the table keeps no count.
     pub packets: (u64, u64),
+    /// Bytes of their IP packets, where flows have details.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<(u64, u64)>,
     /// The service it was opened through, `namespace/name:port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,

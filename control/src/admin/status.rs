@@ -205,6 +205,12 @@ pub struct WorkerStatus {
     /// Flows opened by what policy denies, taken for a lost flow's reply.
     #[serde(default)]
     pub lost_replies: u64,
+    /// TCP segments outside of their windows that passed.
+    #[serde(default)]
+    pub out_of_window_passed: u64,
+    /// TCP resets that passed and ended nothing, being not what was expected next.
+    #[serde(default)]
+    pub resets_challenged: u64,
     /// Events lost because a ring was full or the budget spent.
     pub events_lost: u64,
     /// Captured packets lost because the ring was full.

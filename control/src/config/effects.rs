@@ -36,6 +36,7 @@ impl Effect {
 /// else shapes memory, threads or attachments.
 const LIVE: &[&str] = &[
     "timeouts",
+    "conntrack.tcp_windows",
     "nat.mapping",
     "nat.non_masquerade_cidrs",
     "cluster",
@@ -88,6 +89,7 @@ impl Config {
     /// Takes over from `candidate` every field whose [`effect`] is [`Effect::Live`], and no other.
     pub fn take_live(&mut self, candidate: &Self) {
         self.timeouts.clone_from(&candidate.timeouts);
+        self.conntrack.tcp_windows = candidate.conntrack.tcp_windows;
         self.nat.mapping = candidate.nat.mapping;
         self.nat.non_masquerade_cidrs.clone_from(&candidate.nat.non_masquerade_cidrs);
         self.cluster.clone_from(&candidate.cluster);

@@ -18,12 +18,14 @@ use crate::shown::shortened;
 use crate::yaml;
 
 mod cautions;
+mod conntrack;
 pub mod effects;
 mod ranges;
 mod timeouts;
 mod validate;
 
 pub use cautions::Caution;
+pub use conntrack::{Conntrack, TcpWindows};
 pub use effects::{Change, Effect};
 pub use timeouts::Timeouts;
 pub use validate::Problem;
@@ -146,6 +148,8 @@ pub struct Config {
     pub packet_memory: PacketMemory,
     /// How many flows the node remembers.
     pub flow_table: FlowTable,
+    /// What is kept of them beside what forwarding needs.
+    pub conntrack: Conntrack,
     /// Source translation.
     pub nat: Nat,
     /// Address ranges of the cluster.
@@ -176,6 +180,7 @@ impl Default for Config {
             uplink_sockets: Sockets::uplinks(),
             packet_memory: PacketMemory::default(),
             flow_table: FlowTable::default(),
+            conntrack: Conntrack::default(),
             nat: Nat::default(),
             cluster: Cluster::default(),
             node_ports: NodePorts::default(),
@@ -312,9 +317,9 @@ impl Default for PacketMemory {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FlowTable {
-    /// IPv4 flows, 105 bytes each.
+    /// IPv4 flows, 105 bytes each, and 64 more with `conntrack.details`.
     pub ipv4_flows_max: u32,
-    /// IPv6 flows, 169 bytes each.
+    /// IPv6 flows, 169 bytes each, and 64 more with `conntrack.details`.
     pub ipv6_flows_max: u32,
     /// Directory on tmpfs or hugetlbfs, root's alone, for the tables' files, which the next process
     /// takes over; absent: `run_directory`. Elsewhere flows end with the process.

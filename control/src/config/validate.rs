@@ -4,7 +4,7 @@ use std::fmt;
 
 use dataplane::handoff::WORKERS_MAX;
 
-use super::{Config, OnStall, Sockets, Uplink, ranges};
+use super::{Config, OnStall, Sockets, TcpWindows, Uplink, ranges};
 use crate::admin::is_interface_name;
 use crate::shown::shortened;
 
@@ -281,6 +281,13 @@ fn rest(config: &Config, findings: &mut Findings) {
         "policy.lost_replies_seconds",
         config.policy.lost_replies_seconds,
         "at most a day (86400): whoever knows of it may send without SYN for so long",
+    );
+    let windows = config.conntrack.tcp_windows;
+    findings.check(
+        windows == TcpWindows::Off || config.conntrack.details,
+        "conntrack.tcp_windows",
+        if windows == TcpWindows::Strict { "strict" } else { "relaxed" },
+        "it needs conntrack.details: true, which holds the windows",
     );
     let table = config.host_port.routing_table;
     findings.check(

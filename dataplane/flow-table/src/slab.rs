@@ -148,6 +148,11 @@ impl<const WORDS: usize> Slab<WORDS> {
         self.details.get(handle.position())
     }
 
+    #[inline(always)]
+    pub(crate) fn has_details(&self) -> bool {
+        !self.details.is_empty()
+    }
+
     pub(crate) fn prefetch_for_insert(&self, handle: Handle) {
         self.entry(handle).into_iter().for_each(prefetch);
         self.detail(handle).into_iter().for_each(prefetch);

@@ -263,6 +263,13 @@ impl<const WORDS: usize> Table<WORDS> {
         self.slab.detail(handle).map(Entry::words)
     }
 
+    /// Whether entries have a second line.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_details(&self) -> bool {
+        self.slab.has_details()
+    }
+
     /// Asks for an entry's second line, if there is one.
     #[inline(always)]
     pub fn prefetch_details(&self, handle: Handle) {

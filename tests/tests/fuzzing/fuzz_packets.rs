@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use dataplane::address::MacAddr;
 use dataplane::buffer::Buffer;
 use dataplane::conntrack::sctp::Chunks;
+use dataplane::conntrack::segment::{SCALE_LARGEST, Segment, window_scale};
 use dataplane::flow_key::FlowKey;
 use dataplane::icmp::{ERROR_FRAME_MAX, IcmpErrorKind, build_error};
 use dataplane::memory::HeapBuffer;
 use dataplane::packet::{Packet, PacketKind, quoted};
 use dataplane::rewrite::{Rewrite, apply, apply_to_error, finish_checksum};
+use dataplane::tables::TcpWindows;
 use xskiff_tests::packet_builder::{icmp_error, ping, raw, read, sctp, tcp, udp};
 use xskiff_tests::simulation::Simulation;
 use xskiff_tests::world::{UPLINK, World, address, pod_port, pod4, pod6};
@@ -30,6 +32,8 @@ fn honest_frames() -> Vec<Vec<u8>> {
         udp("10.1.0.1:9", "10.1.0.2:53").payload(&[1; 64]).fragment(1, 0, true).build(),
         udp("[fd01::1]:9", "[fd01::2]:53").payload(&[1; 64]).fragment(1, 72, false).build(),
         raw(pod6(1), pod6(2), 60).payload(&[17, 0, 1, 4, 0, 0, 0, 0, 0, 9, 0, 9, 0, 8]).build(),
+        tcp("10.1.0.1:1000", "10.1.0.2:80", "A").numbers(1, 9, 500).build(),
+        tcp("10.1.0.2:80", "10.1.0.1:1000", "SA").offering_scale(7).build(),
         sctp("10.1.0.1:1000", "10.1.0.2:80", 0, &[(1, 0, &[7; 16])]).build(),
         sctp("[fd01::1]:9", "[fd01::2]:9", 7, &[(11, 0, &[]), (3, 0, &[0; 12]), (6, 1, &[])])
             .build(),
@@ -55,6 +59,8 @@ fn change(tuple: FlowKey) -> Rewrite {
 /// Everything that is ever done to a parsed packet.
 fn exercise(frame: &[u8]) {
     let Ok(packet) = Packet::parse(frame, frame.len()) else { return };
+    let segment = Segment::read(&packet, frame);
+    assert!(segment.is_some() || packet.kind != PacketKind::Tcp);
     let own = node_of(packet.flow_key().source());
     let mut answer = [0; ERROR_FRAME_MAX];
     for kind in [
@@ -89,10 +95,11 @@ fn any_bytes_are_a_packet_or_dropped_with_a_reason() {
     bolero::check!().for_each(exercise);
 }
 
-/// Without what stands before them.
+/// The parsers of what is only read of flows with details, without what stands before them.
 #[test]
-fn any_bytes_are_chunks_or_refused() {
+fn any_bytes_are_options_and_chunks_or_refused() {
     bolero::check!().with_type::<(Vec<u8>, u8, u16)>().for_each(|(bytes, offset, more)| {
+        assert!(window_scale(bytes).is_none_or(|scale| scale <= SCALE_LARGEST));
         let end = bytes.len() + usize::from(*more);
         for is_whole in [true, false] {
             if let Ok(chunks) = Chunks::read(bytes, usize::from(*offset), end, is_whole) {
@@ -119,6 +126,7 @@ fn first_chunk_of_a_longer_packet_is_never_read_beyond_its_end() {
         let Ok(packet) = Packet::parse(&chunk, chunk.len() + usize::from(*more)) else { return };
         let mut bytes = chunk.clone();
         let _ = quoted(&packet, &bytes);
+        let _ = Segment::read(&packet, &bytes);
         let own = node_of(packet.flow_key().source());
         let tuple = packet.flow_key().with_source(own, 61_000).expect("one family");
         let _ = apply(&change(tuple), &packet, &mut bytes);
@@ -131,10 +139,14 @@ fn first_chunk_of_a_longer_packet_is_never_read_beyond_its_end() {
 #[test]
 fn any_sequence_of_damaged_frames_leaves_every_packet_counted() {
     let honest = honest_frames();
-    let tables = World::with_pods(2).with_unfinished_checksums(pod_port(1)).tables();
-    bolero::check!().with_type::<Vec<(u8, Damage, u8)>>().for_each(|frames| {
+    let world = World::with_pods(2).with_unfinished_checksums(pod_port(1));
+    let tables = world.with_tcp_windows(TcpWindows::Strict).tables();
+    bolero::check!().with_type::<(bool, Vec<(u8, Damage, u8)>)>().for_each(|(details, frames)| {
         // A node of its own for each input, so that an input that fails does so alone.
-        let mut node = Simulation::new(2, 40, &tables);
+        let mut node = match details {
+            true => Simulation::with_details(2, &tables),
+            false => Simulation::new(2, 40, &tables),
+        };
         for (which, damage, place) in frames {
             let frame = damaged(&honest[usize::from(*which) % honest.len()], damage);
             let port = if place & 1 == 0 { UPLINK } else { pod_port(1 + (place >> 1 & 1)) };

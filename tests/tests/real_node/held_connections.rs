@@ -20,13 +20,15 @@ const ACTIVE_SHARE: u64 = 10;
 /// How long the node process stands still.
 const STOPPED: Duration = Duration::from_secs(3);
 
-struct Client {
+/// A client process that holds connections to the service.
+pub struct Client {
     agent: Agent,
     held: u64,
 }
 
 impl Client {
-    fn start(world: &World, number: usize, held: u64) -> Self {
+    /// Starts one that holds `held`, by IPv4 if `number` is even, and waits until it does.
+    pub fn start(world: &World, number: usize, held: u64) -> Self {
         let target = to(BALANCER[number % FAMILIES.len()], HTTP[0]);
         let connections = format!("--connections={held}");
         let active = format!("--active={}", held.div_ceil(ACTIVE_SHARE));
@@ -51,7 +53,7 @@ impl Client {
     }
 
     /// How its connections stand after each was asked once more.
-    fn end(self) -> Held {
+    pub fn end(self) -> Held {
         let reports = self.agent.stop().unwrap_or_else(|error| panic!("{error}"));
         let held = reports.into_iter().rev().find_map(|stamped| match stamped.report {
             Report::Held(held) => Some(held),

@@ -9,6 +9,7 @@ mod bare;
 mod claims;
 mod configuration;
 mod everything;
+mod forged_resets;
 mod health;
 mod held_connections;
 mod host_backends;

@@ -271,22 +271,15 @@ fn services(list: &[ServiceInfo]) -> String {
 }
 
 fn ct(listing: &CtListing) -> String {
-    let mut table = Table::new(&[
-        "PROTO",
-        "STATE",
-        "SOURCE",
-        "DESTINATION",
-        "BACKEND",
-        "SOURCE AS SEEN",
-        ">EXPIRES S",
-        ">PACKETS",
-        ">BACK",
-        "SERVICE",
-        "RULE",
-    ]);
+    // All flows of a node have details, or none has.
+    let has_bytes = listing.entries.iter().any(|entry| entry.bytes.is_some());
+    let of_bytes: &[&str] = if has_bytes { &[">BYTES", ">BACK"] } else { &[] };
+    let first: &[&str] = &["PROTO", "STATE", "SOURCE", "DESTINATION", "BACKEND", "SOURCE AS SEEN"];
+    let counts: &[&str] = &[">EXPIRES S", ">PACKETS", ">BACK"];
+    let mut table = Table::new(&[first, counts, of_bytes, &["SERVICE", "RULE"]].concat());
     for entry in &listing.entries {
         let unless = |same: bool, peer: Peer| if same { "-".into() } else { peer.to_string() };
-        table.row([
+        let mut row = vec![
             entry.protocol.clone(),
             entry.state.clone(),
             entry.source.to_string(),
@@ -296,9 +289,13 @@ fn ct(listing: &CtListing) -> String {
             entry.expires_in_seconds.to_string(),
             grouped(entry.packets.0),
             grouped(entry.packets.1),
-            entry.service.clone().unwrap_or_default(),
-            entry.rule.clone().unwrap_or_default(),
-        ]);
+        ];
+        if has_bytes {
+            let (onward, back) = entry.bytes.unwrap_or_default();
+            row.extend([grouped(onward), grouped(back)]);
+        }
+        row.extend([entry.service.clone(), entry.rule.clone()].map(Option::unwrap_or_default));
+        table.row(row);
     }
     let mut text = or_none(table, "no connections match");
     if listing.truncated {
@@ -437,6 +434,7 @@ fn or_none(table: Table, none: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use control::admin::reply::CtEntry;
     use control::admin::status::{ObjectError, Verdict};
 
     use super::*;
@@ -485,6 +483,30 @@ mod tests {
             text,
             "REASON  PACKETS  MEANING\nc         1 000  Why.\nb             2  Why.\n"
         );
+    }
+
+    #[test]
+    fn bytes_of_connections_are_shown_where_they_are_counted() {
+        let peer = Peer { address: "10.1.0.1".parse().unwrap(), l4_port: 80 };
+        let entry = |bytes| CtEntry {
+            protocol: "tcp".into(),
+            source: peer,
+            destination: peer,
+            backend: peer,
+            translated_source: peer,
+            state: "established".into(),
+            expires_in_seconds: 9,
+            packets: (3, 2),
+            bytes,
+            service: None,
+            rule: None,
+        };
+        let shown = |bytes| ct(&CtListing { entries: vec![entry(bytes)], truncated: false });
+        assert!(!shown(None).contains("BYTES"));
+        let counted = shown(Some((1_234, 567)));
+        assert!(counted.contains("BYTES") && counted.contains("1 234   567"), "{counted}");
+        let json = serde_json::to_value(entry(Some((1, 2)))).unwrap();
+        assert_eq!(json["bytes"], serde_json::json!([1, 2]));
     }
 
     #[test]

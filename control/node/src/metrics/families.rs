@@ -171,6 +171,18 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
         true,
         |w| w.lost_replies,
     ),
+    (
+        "xskiff_tcp_out_of_window_passed",
+        "TCP segments outside of their windows that passed because windows are relaxed",
+        true,
+        |w| w.out_of_window_passed,
+    ),
+    (
+        "xskiff_tcp_resets_challenged",
+        "TCP resets that passed and ended nothing, being not what was expected next",
+        true,
+        |w| w.resets_challenged,
+    ),
     ("xskiff_flow_events_lost", "Flow events lost to a full ring or a spent budget", true, |w| {
         w.events_lost
     }),

@@ -3,10 +3,11 @@
 use std::io::Read;
 use std::time::Duration;
 
-use control::config::{Bind, Config, Idle, NatMapping, OnStall, Sockets, XdpMode};
+use control::config::{Bind, Config, Idle, NatMapping, OnStall, Sockets, TcpWindows, XdpMode};
 use dataplane::flows::Capacities;
 use dataplane::lpm::Prefix;
 use dataplane::nat::Mapping;
+use dataplane::tables;
 use ipnet::IpNet;
 use pinning::CpuId;
 use pinning::plan::Plan;
@@ -125,10 +126,13 @@ impl Settings {
                     )),
                     Idle::BusyPoll => workers::Idle::BusyPoll,
                 },
-                capacities: Capacities::fixed(
-                    flows(config.flow_table.ipv4_flows_max),
-                    flows(config.flow_table.ipv6_flows_max),
-                ),
+                capacities: Capacities {
+                    details: config.conntrack.details,
+                    ..Capacities::fixed(
+                        flows(config.flow_table.ipv4_flows_max),
+                        flows(config.flow_table.ipv6_flows_max),
+                    )
+                },
                 flow_directory: config
                     .flow_table
                     .directory
@@ -157,6 +161,7 @@ impl Settings {
             node_port_addresses: Vec::new(),
             node_port_range: config.node_ports.range(),
             timeouts: config.timeouts.for_tables(),
+            tcp_windows: tables::TcpWindows::Off,
             lost_replies: Duration::ZERO,
             http: config.http.listen,
         };
@@ -177,6 +182,11 @@ impl Settings {
             config.node_ports.address_cidrs.iter().filter_map(prefix).collect();
         self.node_port_range = config.node_ports.range();
         self.timeouts = config.timeouts.for_tables();
+        self.tcp_windows = match config.conntrack.tcp_windows {
+            TcpWindows::Off => tables::TcpWindows::Off,
+            TcpWindows::Relaxed => tables::TcpWindows::Relaxed,
+            TcpWindows::Strict => tables::TcpWindows::Strict,
+        };
         self.lost_replies = Duration::from_secs(config.policy.lost_replies_seconds.into());
         self.stall_after = Duration::from_millis(config.stall.after_ms.into());
         self.on_stall = match config.stall.on_stall {
@@ -219,15 +229,19 @@ mod tests {
                     cluster: {pod_cidrs: [10.1.0.0/16]}\n\
                     node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
                     policy: {lost_replies_seconds: 7}\n\
+                    conntrack: {details: true, tcp_windows: relaxed}\n\
                     stall: {after_ms: 700, on_stall: pass}\n";
         let changed = Config::parse(text).unwrap();
-        for change in Config::default().diff(&changed) {
+        let before = Config::parse("conntrack: {details: true}").unwrap();
+        for change in before.diff(&changed) {
             assert_eq!(effect(&change.field), Effect::Live, "{}", change.field);
         }
-        let mut settings = Settings::from_config(&Config::default(), &machine());
+        let mut settings = Settings::from_config(&before, &machine());
         settings.apply_live(&changed);
         let fresh = Settings::from_config(&changed, &machine());
         assert_eq!(settings.timeouts, fresh.timeouts);
+        assert_eq!(settings.tcp_windows, tables::TcpWindows::Relaxed);
+        assert!(fresh.workers.capacities.details);
         assert_eq!(settings.snat, fresh.snat);
         assert_eq!(settings.lost_replies, Duration::from_secs(7));
         assert_eq!(settings.node_port_addresses, fresh.node_port_addresses);

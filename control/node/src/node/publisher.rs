@@ -12,7 +12,7 @@ use control::compile::{Compiled, NodeView, compile};
 use control::store::ClusterState;
 use dataplane::nat::SourceNat;
 use dataplane::port::Port;
-use dataplane::tables::{Tables, Timeouts};
+use dataplane::tables::{Tables, TcpWindows, Timeouts};
 use dataplane::time::Nanos;
 
 use crate::forwarding_view::{ForwardingBuilder, Inputs};
@@ -84,7 +84,7 @@ impl Publisher {
         ports: Vec<Option<Port>>,
         inputs: &Inputs<'_>,
         source_nat: &SourceNat,
-        timeouts: Timeouts,
+        (timeouts, tcp_windows): (Timeouts, TcpWindows),
         lost_replies_until: Nanos,
     ) -> Update {
         let built = self.builder.build(inputs);
@@ -100,7 +100,7 @@ impl Publisher {
             || new_generation
             || built.changed
             || services_changed
-            || old.timeouts != timeouts
+            || (old.timeouts, old.tcp_windows) != (timeouts, tcp_windows)
             || old.lost_replies_until != lost_replies_until;
         let tables = changed.then(|| {
             let old = Arc::clone(&self.tables);
@@ -121,6 +121,7 @@ impl Publisher {
                     Arc::clone(&old.source_nat)
                 },
                 timeouts,
+                tcp_windows,
                 lost_replies_until,
             })
         });
@@ -181,7 +182,12 @@ mod tests {
         }
     }
 
-    fn update(publisher: &mut Publisher, view: &KernelView, ports: Vec<Option<Port>>) -> Update {
+    fn update_with(
+        publisher: &mut Publisher,
+        view: &KernelView,
+        ports: Vec<Option<Port>>,
+        tracking: (Timeouts, TcpWindows),
+    ) -> Update {
         let forwarding = [ForwardingPort {
             port: PortId(0),
             kind: PortKind::Uplink,
@@ -193,8 +199,27 @@ mod tests {
         let asked = [(PortId(0), "192.0.2.9".parse().unwrap())].into();
         let inputs =
             Inputs { view, ports: &forwarding, endpoints: &endpoints, host: None, asked: &asked };
-        let until = Nanos::default();
-        publisher.update(ports, &inputs, &SourceNat::default(), Timeouts::default(), until)
+        publisher.update(ports, &inputs, &SourceNat::default(), tracking, Nanos::default())
+    }
+
+    fn update(publisher: &mut Publisher, view: &KernelView, ports: Vec<Option<Port>>) -> Update {
+        update_with(publisher, view, ports, Default::default())
+    }
+
+    #[test]
+    fn times_and_windows_that_change_are_published_and_judge_no_flow_again() {
+        let mut publisher = Publisher::default();
+        let view = KernelView::default();
+        let mut published = |tracking| {
+            let update = update_with(&mut publisher, &view, vec![Some(port())], tracking);
+            update.tables.map(|tables| (tables.generation, tables.tcp_windows))
+        };
+        let times = Timeouts::default();
+        assert_eq!(published((times, TcpWindows::Off)), Some((1, TcpWindows::Off)));
+        assert_eq!(published((times, TcpWindows::Strict)), Some((1, TcpWindows::Strict)));
+        let longer = Timeouts { udp: dataplane::time::Seconds(77), ..times };
+        assert_eq!(published((longer, TcpWindows::Strict)), Some((1, TcpWindows::Strict)));
+        assert_eq!(published((longer, TcpWindows::Strict)), None);
     }
 
     #[test]

@@ -93,7 +93,8 @@ impl Node {
             };
             let ports = self.table_ports(&forwarding, &view);
             let until = self.lost_replies_until();
-            self.publisher.update(ports, &inputs, &source_nat, self.settings.timeouts, until)
+            let tracking = (self.settings.timeouts, self.settings.tcp_windows);
+            self.publisher.update(ports, &inputs, &source_nat, tracking, until)
         };
         self.follower.set_gateways(update.gateways).await;
         if update.next_hops_left_out > 0 {

@@ -121,6 +121,8 @@ impl Node {
                 flows_evicted: counters.flows_evicted.get(),
                 flows_rejudged: counters.flows_rejudged.get(),
                 lost_replies: counters.lost_replies.get(),
+                out_of_window_passed: counters.out_of_window_passed.get(),
+                resets_challenged: counters.resets_challenged.get(),
                 events_lost: counters.events_lost.get(),
                 captures_lost: counters.captures_lost.get(),
                 replies_suppressed: counters.replies_suppressed.get(),
@@ -315,6 +317,7 @@ impl Node {
                 state: flow.life.state().label().into(),
                 expires_in_seconds: expires.saturating_sub(now.0 / 1_000_000_000),
                 packets: flow.packets,
+                bytes: flow.bytes,
                 service,
                 rule: Some(self.rule_name(flow.origin.rule)),
             });

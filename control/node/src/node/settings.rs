@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dataplane::lpm::Prefix;
 use dataplane::nat::Mapping;
-use dataplane::tables::Timeouts;
+use dataplane::tables::{TcpWindows, Timeouts};
 use xdp_redirect::loader::Mode;
 use xdp_redirect::rules::OnStall;
 use xdp_redirect::socket::SocketConfig;
@@ -86,6 +86,8 @@ pub struct Settings {
     pub node_port_range: RangeInclusive<u16>,
     /// Idle time-outs of flows.
     pub timeouts: Timeouts,
+    /// What becomes of TCP segments outside of their windows.
+    pub tcp_windows: TcpWindows,
     /// How long after a start without flows what policy denies may be a lost flow's reply.
     pub lost_replies: Duration,
     /// Where metrics and probes are served; `None`: nowhere.
