@@ -250,8 +250,8 @@ pub fn write_flow<K: FlowFamily>(
     rest[1] = life.0;
     rest[2] = route.pack();
     rest[3] = origin.pack();
-    rest[4] = 1;
-    rest[5] = 0;
+    // The packet that opens it is counted as it leaves.
+    (rest[4], rest[5]) = (0, 0);
 }
 
 /// A live entry, read and advanced in place.

@@ -213,6 +213,7 @@ fn bytes_are_counted_in_each_direction_and_only_where_flows_have_details() {
         node.forward(pod_port(2), &back.build());
         node.forward(pod_port(2), &back.build());
         let header = if v6 { 48 } else { 28 };
+        assert_eq!(node.flows()[0].packets, (1, 2));
         assert_eq!(node.flows()[0].bytes, Some((header, 2 * (header + 500))));
     }
     let mut plain = Simulation::single(&world.tables());
