@@ -46,10 +46,10 @@ impl Simulation {
         Self::with_capacities(workers, Capacities::fixed(capacity, capacity), tables)
     }
 
-    /// A node whose flows have details, with room for plenty.
+    /// The same whose flows have details.
     #[must_use]
-    pub fn with_details(workers: usize, tables: &Arc<Tables>) -> Self {
-        let capacities = Capacities { details: true, ..Capacities::fixed(10_000, 10_000) };
+    pub fn with_details(workers: usize, capacity: usize, tables: &Arc<Tables>) -> Self {
+        let capacities = Capacities { details: true, ..Capacities::fixed(capacity, capacity) };
         Self::with_capacities(workers, capacities, tables)
     }
 

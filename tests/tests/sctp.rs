@@ -50,7 +50,7 @@ fn state(node: &Simulation) -> FlowState {
 fn association_is_followed_from_init_to_shutdown_complete() {
     for mut node in [
         Simulation::single(&World::with_pods(2).tables()),
-        Simulation::with_details(2, &World::with_pods(2).tables()),
+        Simulation::with_details(2, 100, &World::with_pods(2).tables()),
     ] {
         open(&mut node);
         let seconds = |node: &Simulation| node.flows()[0].life.deadline_seconds();
@@ -72,7 +72,7 @@ fn association_is_followed_from_init_to_shutdown_complete() {
 
 #[test]
 fn packets_with_another_tag_are_dropped_where_flows_have_details() {
-    let mut node = Simulation::with_details(2, &World::with_pods(2).tables());
+    let mut node = Simulation::with_details(2, 100, &World::with_pods(2).tables());
     open(&mut node);
     for frame in [server(8, &[ABORT]), server(9, &[DATA]), server(8, &[(6, 1, &[])])] {
         node.expect_drop(pod_port(2), &frame.build(), DropReason::SctpWrongTag);
@@ -86,7 +86,7 @@ fn packets_with_another_tag_are_dropped_where_flows_have_details() {
 
 #[test]
 fn association_that_begins_again_changes_its_tags_and_a_forged_init_does_not() {
-    let mut node = Simulation::with_details(1, &World::with_pods(2).tables());
+    let mut node = Simulation::with_details(1, 100, &World::with_pods(2).tables());
     open(&mut node);
     node.forward(pod_port(1), &client(0, &[(1, 0, &asking(100))]).build());
     assert_eq!(state(&node), FlowState::Established);

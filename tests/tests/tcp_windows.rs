@@ -25,7 +25,7 @@ struct Connection {
 impl Connection {
     fn open(windows: TcpWindows) -> Self {
         let tables = World::with_pods(1).with_tcp_windows(windows).tables();
-        let mut node = Simulation::with_details(1, &tables);
+        let mut node = Simulation::with_details(1, 100, &tables);
         let syn = tcp(INSIDE, OUTSIDE, "S").numbers(100, 0, 1000).offering_scale(2);
         let (_, frame) = node.forward(pod_port(1), &syn.build());
         let own = read(&frame).expect("whole").source.to_string();
@@ -138,7 +138,7 @@ fn syn_on_a_connection_that_stands_passes_and_changes_nothing() {
 #[test]
 fn connection_met_in_mid_stream_and_one_direction_alone_pass() {
     let tables = World::with_pods(2).with_tcp_windows(TcpWindows::Strict).tables();
-    let mut node = Simulation::with_details(2, &tables);
+    let mut node = Simulation::with_details(2, 100, &tables);
     let (there, back) = (("10.1.0.1:1000", "10.1.0.2:80"), ("10.1.0.2:80", "10.1.0.1:1000"));
     let segment = |ends: (&str, &str), numbers: (u32, u32)| {
         tcp(ends.0, ends.1, "A").numbers(numbers.0, numbers.1, 100).payload(&[7; 1000]).build()
@@ -177,7 +177,7 @@ fn windows_that_are_looked_at_later_begin_with_what_is_seen_then() {
 #[test]
 fn segments_in_fragments_are_followed_and_so_is_what_acknowledges_them() {
     let tables = World::with_pods(2).with_tcp_windows(TcpWindows::Strict).tables();
-    let mut node = Simulation::with_details(1, &tables);
+    let mut node = Simulation::with_details(1, 100, &tables);
     let (client, server) = ("10.1.0.1:1000", "10.1.0.2:80");
     for (port, frame) in [
         (1, tcp(client, server, "S").numbers(100, 0, 1000)),
@@ -208,7 +208,7 @@ fn bytes_are_counted_in_each_direction_and_only_where_flows_have_details() {
                 udp("[fd01::2]:53", "[fd01::1]:9").payload(&[1; 500]),
             ),
         };
-        let mut node = Simulation::with_details(2, &world.tables());
+        let mut node = Simulation::with_details(2, 100, &world.tables());
         node.forward(pod_port(1), &there.build());
         node.forward(pod_port(2), &back.build());
         node.forward(pod_port(2), &back.build());

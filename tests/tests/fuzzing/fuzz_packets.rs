@@ -144,7 +144,7 @@ fn any_sequence_of_damaged_frames_leaves_every_packet_counted() {
     bolero::check!().with_type::<(bool, Vec<(u8, Damage, u8)>)>().for_each(|(details, frames)| {
         // A node of its own for each input, so that an input that fails does so alone.
         let mut node = match details {
-            true => Simulation::with_details(2, &tables),
+            true => Simulation::with_details(2, 40, &tables),
             false => Simulation::new(2, 40, &tables),
         };
         for (which, damage, place) in frames {

@@ -9,6 +9,7 @@ use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter};
 use dataplane::nat::Mapping;
 use dataplane::port::PortId;
+use dataplane::tables::TcpWindows;
 use xskiff_tests::packet_builder::{Seen, icmp_error, read, read_quoted, tcp, udp};
 use xskiff_tests::random::Random;
 use xskiff_tests::simulation::Simulation;
@@ -94,6 +95,7 @@ fn world(strict: bool, single: bool, mapping: Mapping, generation: u32) -> World
         .with_service(FrontendKind::NodePort, "", NODE_PORT, &v4[..count])
         .with_ingress_only_from(3, allowed, BACKEND_PORT..=BACKEND_PORT)
         .with_no_egress(4)
+        .with_tcp_windows(TcpWindows::Strict)
         .with_unfinished_checksums(pod_port(1));
     (1..generation).fold(world, |world, _| world.next_generation())
 }
@@ -105,7 +107,11 @@ impl Run {
         let is_crowded = random.one_in(4);
         let capacity = if is_crowded { 96 } else { 4096 };
         let mapping = *random.pick(&[Mapping::EndpointDependent, Mapping::EndpointIndependent]);
-        let node = Simulation::new(workers, capacity, &world(false, false, mapping, 1).tables());
+        let tables = world(false, false, mapping, 1).tables();
+        let node = match seed % 2 {
+            0 => Simulation::new(workers, capacity, &tables),
+            _ => Simulation::with_details(workers, capacity, &tables),
+        };
         let mut run = Self {
             random,
             node,
