@@ -33,13 +33,8 @@ const DISCOVERY: std::ops::RangeInclusive<u8> = 133..=NEIGHBOUR_ADVERTISEMENT;
 pub fn refuse_arp<B: Buffer>(context: &mut Context, now: Nanos, received: &Received<B>) -> Stop {
     match arp_addresses(received.buffer.bytes()) {
         Some((sender, target)) if is_foreign(context, received, IpAddr::V4(sender)) => {
-            let key = FlowKey4 {
-                source: sender.to_bits(),
-                destination: target.to_bits(),
-                source_port: 0,
-                destination_port: 0,
-                protocol: Protocol::NONE,
-            };
+            let (sender, target) = (sender.to_bits(), target.to_bits());
+            let key = FlowKey4::new(Protocol::NONE, (sender, 0), (target, 0));
             spoofed(context, now, received, FlowKey::V4(key))
         }
         _ => DropReason::NotIp.into(),

@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::conntrack::{FlowDirection, Life, Seen};
-use crate::flow_key::{FlowKey, FlowKey4, FlowKey6, halves};
+use crate::flow_key::{FlowKey, FlowKey4, FlowKey6, halves, low_half};
 use crate::forwarding::NextHopId;
 use crate::lb::ServiceId;
 use crate::policy::RuleId;
@@ -97,16 +97,11 @@ pub trait FlowFamily: Copy + Eq {
     /// Writes the addresses of both tuples.
     fn write_addresses(original: &Self, reply: &Self, words: &mut [u64]);
     /// Reads the addresses of `direction`'s tuple as (source, destination), and makes a key of them.
-    fn read_tuple(
-        words: &[AtomicU64],
-        direction: FlowDirection,
-        ports: (u16, u16),
-        life: Life,
-    ) -> Self;
+    fn read_tuple(words: &[AtomicU64], direction: FlowDirection, ports: u32, life: Life) -> Self;
     /// Which direction's tuple this is, of the flow with these words.
     fn direction_in(&self, words: &[AtomicU64]) -> Option<FlowDirection>;
-    /// The L4 ports (source, destination).
-    fn l4_ports(&self) -> (u16, u16);
+    /// The L4 ports in one word: source in the upper half, destination in the lower.
+    fn ports_word(&self) -> u32;
     /// As a key of either family.
     fn generic(self) -> FlowKey;
     /// Of a key of either family; `None` when it is of the other.
@@ -123,21 +118,9 @@ impl FlowFamily for FlowKey4 {
     }
 
     #[inline(always)]
-    fn read_tuple(
-        words: &[AtomicU64],
-        direction: FlowDirection,
-        (source_port, destination_port): (u16, u16),
-        life: Life,
-    ) -> Self {
-        let word = words[index_of(direction)].load(Ordering::Relaxed);
-        let [a, b, c, d, e, f, g, h] = word.to_be_bytes();
-        Self {
-            source: u32::from_be_bytes([a, b, c, d]),
-            destination: u32::from_be_bytes([e, f, g, h]),
-            source_port,
-            destination_port,
-            protocol: life.protocol(),
-        }
+    fn read_tuple(words: &[AtomicU64], direction: FlowDirection, ports: u32, life: Life) -> Self {
+        let addresses = words[index_of(direction)].load(Ordering::Relaxed);
+        Self::of_words(addresses, ports, life.protocol())
     }
 
     /// Compares whole words as they are packed: field by field, a tuple is five branches.
@@ -157,8 +140,8 @@ impl FlowFamily for FlowKey4 {
     }
 
     #[inline(always)]
-    fn l4_ports(&self) -> (u16, u16) {
-        (self.source_port, self.destination_port)
+    fn ports_word(&self) -> u32 {
+        self.ports()
     }
 
     #[inline(always)]
@@ -184,12 +167,8 @@ impl FlowFamily for FlowKey6 {
         }
     }
 
-    fn read_tuple(
-        words: &[AtomicU64],
-        direction: FlowDirection,
-        (source_port, destination_port): (u16, u16),
-        life: Life,
-    ) -> Self {
+    fn read_tuple(words: &[AtomicU64], direction: FlowDirection, ports: u32, life: Life) -> Self {
+        let [a, b, c, d] = ports.to_be_bytes();
         let base = 4 * index_of(direction);
         let whole = |index: usize| {
             u128::from(words[base + index].load(Ordering::Relaxed)) << 64
@@ -198,8 +177,8 @@ impl FlowFamily for FlowKey6 {
         Self {
             source: whole(0),
             destination: whole(2),
-            source_port,
-            destination_port,
+            source_port: u16::from_be_bytes([a, b]),
+            destination_port: u16::from_be_bytes([c, d]),
             protocol: life.protocol(),
         }
     }
@@ -212,8 +191,8 @@ impl FlowFamily for FlowKey6 {
             .find(|direction| view.tuple(*direction) == *self)
     }
 
-    fn l4_ports(&self) -> (u16, u16) {
-        (self.source_port, self.destination_port)
+    fn ports_word(&self) -> u32 {
+        u32::from(self.source_port) << 16 | u32::from(self.destination_port)
     }
 
     #[inline(always)]
@@ -243,10 +222,8 @@ pub fn write_flow<K: FlowFamily>(
     words: &mut [u64],
 ) {
     K::write_addresses(original, reply, words);
-    let (a, b) = original.l4_ports();
-    let (c, d) = reply.l4_ports();
     let rest = &mut words[K::AFTER_ADDRESSES..];
-    rest[0] = u64::from(a) << 48 | u64::from(b) << 32 | u64::from(c) << 16 | u64::from(d);
+    rest[0] = u64::from(original.ports_word()) << 32 | u64::from(reply.ports_word());
     rest[1] = life.0;
     rest[2] = route.pack();
     rest[3] = origin.pack();
@@ -291,12 +268,12 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
     #[inline(always)]
     #[must_use]
     pub fn tuple(&self, direction: FlowDirection) -> K {
-        let [a, b, c, d, e, f, g, h] = self.word(0).load(Ordering::Relaxed).to_be_bytes();
+        let ports = self.word(0).load(Ordering::Relaxed);
         let ports = match direction {
-            FlowDirection::Original => (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
-            FlowDirection::Reply => (u16::from_be_bytes([e, f]), u16::from_be_bytes([g, h])),
+            FlowDirection::Original => ports >> 32,
+            FlowDirection::Reply => ports,
         };
-        K::read_tuple(self.words, direction, ports, self.life())
+        K::read_tuple(self.words, direction, low_half(ports), self.life())
     }
 
     /// Protocol, deadline and what was seen.

@@ -7,16 +7,15 @@ use crate::address::Protocol;
 
 /// An IPv4 tuple. For ICMP queries both L4 ports are the identifier, so that a request and its
 /// reply are each other's reverse; for protocols without ports both are 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// Kept as its words stand in a header, and in a flow's entry: what is done with it at every packet
+/// is done with whole words.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey4 {
-    /// Source address.
-    pub source: u32,
-    /// Destination address.
-    pub destination: u32,
-    /// Source L4 port.
-    pub source_port: u16,
-    /// Destination L4 port.
-    pub destination_port: u16,
+    /// Source address in the upper half, destination address in the lower.
+    addresses: u64,
+    /// Source L4 port in the upper half, destination L4 port in the lower.
+    ports: u32,
     /// Transport protocol.
     pub protocol: Protocol,
 }
@@ -37,16 +36,63 @@ pub struct FlowKey6 {
 }
 
 impl FlowKey4 {
+    /// The tuple of (address, L4 port) pairs.
+    #[must_use]
+    pub fn new(protocol: Protocol, source: (u32, u16), destination: (u32, u16)) -> Self {
+        Self {
+            addresses: u64::from(source.0) << 32 | u64::from(destination.0),
+            ports: u32::from(source.1) << 16 | u32::from(destination.1),
+            protocol,
+        }
+    }
+
+    /// The tuple of these words.
+    #[inline(always)]
+    pub(crate) fn of_words(addresses: u64, ports: u32, protocol: Protocol) -> Self {
+        Self { addresses, ports, protocol }
+    }
+
     /// Source and destination address in one word, as they stand in a header.
     #[inline(always)]
     pub(crate) fn addresses(&self) -> u64 {
-        u64::from(self.source) << 32 | u64::from(self.destination)
+        self.addresses
     }
 
     /// Source and destination L4 port, likewise.
     #[inline(always)]
     pub(crate) fn ports(&self) -> u32 {
-        u32::from(self.source_port) << 16 | u32::from(self.destination_port)
+        self.ports
+    }
+
+    /// Source address.
+    #[inline(always)]
+    #[must_use]
+    pub fn source(&self) -> u32 {
+        let [a, b, c, d, ..] = self.addresses.to_be_bytes();
+        u32::from_be_bytes([a, b, c, d])
+    }
+
+    /// Destination address.
+    #[inline(always)]
+    #[must_use]
+    pub fn destination(&self) -> u32 {
+        low_half(self.addresses)
+    }
+
+    /// Source L4 port.
+    #[inline(always)]
+    #[must_use]
+    pub fn source_port(&self) -> u16 {
+        let [a, b, ..] = self.ports.to_be_bytes();
+        u16::from_be_bytes([a, b])
+    }
+
+    /// Destination L4 port.
+    #[inline(always)]
+    #[must_use]
+    pub fn destination_port(&self) -> u16 {
+        let [.., a, b] = self.ports.to_be_bytes();
+        u16::from_be_bytes([a, b])
     }
 
     /// The tuple of the opposite direction.
@@ -54,10 +100,8 @@ impl FlowKey4 {
     #[must_use]
     pub fn reversed(self) -> Self {
         Self {
-            source: self.destination,
-            destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
+            addresses: self.addresses.rotate_left(32),
+            ports: self.ports.rotate_left(16),
             protocol: self.protocol,
         }
     }
@@ -66,10 +110,17 @@ impl FlowKey4 {
     #[inline(always)]
     #[must_use]
     pub fn hash_words(&self) -> [u64; 2] {
-        let one = u64::from(self.source) << 16 | u64::from(self.source_port);
-        let other = u64::from(self.destination) << 16 | u64::from(self.destination_port);
+        let (addresses, ports) = (self.addresses, u64::from(self.ports));
+        let one = (addresses >> 32) << 16 | ports >> 16;
+        let other = (addresses & 0xffff_ffff) << 16 | ports & 0xffff;
         let (low, high) = (one.min(other), one.max(other));
         [low, high ^ u64::from(self.protocol.0) << 56]
+    }
+}
+
+impl fmt::Debug for FlowKey4 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&FlowKey::V4(*self), f)
     }
 }
 
@@ -101,6 +152,13 @@ impl FlowKey6 {
     }
 }
 
+/// The lower half.
+#[inline(always)]
+pub(crate) fn low_half(word: u64) -> u32 {
+    let [.., a, b, c, d] = word.to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
 /// The upper and the lower half.
 #[inline(always)]
 #[must_use]
@@ -118,15 +176,6 @@ pub enum FlowKey {
     V6(FlowKey6),
 }
 
-macro_rules! either {
-    ($key:expr, $inner:ident => $result:expr) => {
-        match $key {
-            FlowKey::V4($inner) => $result,
-            FlowKey::V6($inner) => $result,
-        }
-    };
-}
-
 impl FlowKey {
     /// A tuple of two end points; `None` when their families differ.
     #[must_use]
@@ -137,13 +186,11 @@ impl FlowKey {
     ) -> Option<Self> {
         let (source_port, destination_port) = (source.1, destination.1);
         match (source.0, destination.0) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => Some(Self::V4(FlowKey4 {
-                source: source.to_bits(),
-                destination: destination.to_bits(),
-                source_port,
-                destination_port,
+            (IpAddr::V4(source), IpAddr::V4(destination)) => Some(Self::V4(FlowKey4::new(
                 protocol,
-            })),
+                (source.to_bits(), source_port),
+                (destination.to_bits(), destination_port),
+            ))),
             (IpAddr::V6(source), IpAddr::V6(destination)) => Some(Self::V6(FlowKey6 {
                 source: source.to_bits(),
                 destination: destination.to_bits(),
@@ -159,7 +206,7 @@ impl FlowKey {
     #[must_use]
     pub fn source(&self) -> IpAddr {
         match self {
-            Self::V4(key) => Ipv4Addr::from_bits(key.source).into(),
+            Self::V4(key) => Ipv4Addr::from_bits(key.source()).into(),
             Self::V6(key) => Ipv6Addr::from_bits(key.source).into(),
         }
     }
@@ -168,7 +215,7 @@ impl FlowKey {
     #[must_use]
     pub fn destination(&self) -> IpAddr {
         match self {
-            Self::V4(key) => Ipv4Addr::from_bits(key.destination).into(),
+            Self::V4(key) => Ipv4Addr::from_bits(key.destination()).into(),
             Self::V6(key) => Ipv6Addr::from_bits(key.destination).into(),
         }
     }
@@ -176,19 +223,28 @@ impl FlowKey {
     /// Source L4 port, ICMP identifier, or 0.
     #[must_use]
     pub fn source_port(&self) -> u16 {
-        either!(self, key => key.source_port)
+        match self {
+            Self::V4(key) => key.source_port(),
+            Self::V6(key) => key.source_port,
+        }
     }
 
     /// Destination L4 port, ICMP identifier, or 0.
     #[must_use]
     pub fn destination_port(&self) -> u16 {
-        either!(self, key => key.destination_port)
+        match self {
+            Self::V4(key) => key.destination_port(),
+            Self::V6(key) => key.destination_port,
+        }
     }
 
     /// Transport protocol.
     #[must_use]
     pub fn protocol(&self) -> Protocol {
-        either!(self, key => key.protocol)
+        match self {
+            Self::V4(key) => key.protocol,
+            Self::V6(key) => key.protocol,
+        }
     }
 
     /// The tuple of the opposite direction.
@@ -203,9 +259,16 @@ impl FlowKey {
 
     /// The same with these L4 ports.
     #[must_use]
-    pub fn with_l4_ports(mut self, source: u16, destination: u16) -> Self {
-        either!(&mut self, key => (key.source_port, key.destination_port) = (source, destination));
-        self
+    pub fn with_l4_ports(self, source: u16, destination: u16) -> Self {
+        match self {
+            Self::V4(key) => {
+                let ports = u32::from(source) << 16 | u32::from(destination);
+                Self::V4(FlowKey4 { ports, ..key })
+            }
+            Self::V6(key) => {
+                Self::V6(FlowKey6 { source_port: source, destination_port: destination, ..key })
+            }
+        }
     }
 
     /// The same toward another end point; `None` when the families differ. An ICMP query keeps

@@ -217,13 +217,8 @@ fn parse_ipv4(bytes: &[u8], len: usize) -> Result<Packet, DropReason> {
         is_ipv6: false,
     };
     let (kind, l4) = parse_transport(bytes, &transport)?;
-    let key = FlowKey4 {
-        source,
-        destination,
-        source_port: l4.ports.0,
-        destination_port: l4.ports.1,
-        protocol: transport.protocol,
-    };
+    let (source, destination) = ((source, l4.ports.0), (destination, l4.ports.1));
+    let key = FlowKey4::new(transport.protocol, source, destination);
     Ok(Packet {
         key: FlowKey::V4(key),
         kind,
@@ -531,13 +526,11 @@ pub fn quoted(packet: &Packet, bytes: &[u8]) -> Result<Quoted, DropReason> {
         _ => (0, 0),
     };
     let key = match addresses {
-        Addresses::V4(source, destination) => FlowKey::V4(FlowKey4 {
-            source,
-            destination,
-            source_port,
-            destination_port,
-            protocol: transport.0,
-        }),
+        Addresses::V4(source, destination) => FlowKey::V4(FlowKey4::new(
+            transport.0,
+            (source, source_port),
+            (destination, destination_port),
+        )),
         Addresses::V6(source, destination) => FlowKey::V6(FlowKey6 {
             source,
             destination,

@@ -54,8 +54,8 @@ pub fn apply(change: &Rewrite, packet: &Packet, bytes: &mut [u8]) -> Result<(), 
                 return Ok(());
             }
             let ports = Ports {
-                old: (old.source_port, old.destination_port),
-                new: (new.source_port, new.destination_port),
+                old: (old.source_port(), old.destination_port()),
+                new: (new.source_port(), new.destination_port()),
             };
             set_l4(bytes, packet, old.protocol, ports, addresses)
         }
@@ -80,8 +80,7 @@ pub fn apply(change: &Rewrite, packet: &Packet, bytes: &mut [u8]) -> Result<(), 
 fn set_plain(frame: &mut [u8; PLAIN_LEN], change: &Rewrite, old: &FlowKey4, new: &FlowKey4) {
     frame[..6].copy_from_slice(&change.destination_mac.0);
     frame[6..12].copy_from_slice(&change.source_mac.0);
-    let addresses =
-        Delta::default().word32(old.source, new.source).word32(old.destination, new.destination);
+    let addresses = Delta::default().word64(old.addresses(), new.addresses());
     let mut header = addresses;
     if change.decrement_ttl {
         let before = u16::from_be_bytes([frame[22], frame[23]]);
@@ -120,8 +119,7 @@ fn set_ipv4(
     decrement_ttl: bool,
 ) -> Result<Delta, DropReason> {
     let header: &mut [u8; IPV4_LEN] = wire::array_at_mut(bytes, at).ok_or(DropReason::Truncated)?;
-    let addresses =
-        Delta::default().word32(old.source, new.source).word32(old.destination, new.destination);
+    let addresses = Delta::default().word64(old.addresses(), new.addresses());
     let mut delta = addresses;
     if decrement_ttl {
         let before = u16::from_be_bytes([header[8], header[9]]);
@@ -130,8 +128,7 @@ fn set_ipv4(
     }
     let checksum = delta.apply(u16::from_be_bytes([header[10], header[11]]));
     header[10..12].copy_from_slice(&checksum.to_be_bytes());
-    header[12..16].copy_from_slice(&new.source.to_be_bytes());
-    header[16..20].copy_from_slice(&new.destination.to_be_bytes());
+    header[12..20].copy_from_slice(&new.addresses().to_be_bytes());
     Ok(addresses)
 }
 

@@ -64,12 +64,10 @@ impl Mark {
 
 /// Differs when flows are written or hashed otherwise.
 fn fingerprint(hasher: &Hasher) -> u64 {
-    let v4 = |source: [u8; 4], source_port| FlowKey4 {
-        source: Ipv4Addr::from(source).to_bits(),
-        destination: Ipv4Addr::new(198, 51, 100, 7).to_bits(),
-        source_port,
-        destination_port: 443,
-        protocol: Protocol::TCP,
+    let v4 = |source: [u8; 4], source_port| {
+        let source = Ipv4Addr::from(source).to_bits();
+        let destination = Ipv4Addr::new(198, 51, 100, 7).to_bits();
+        FlowKey4::new(Protocol::TCP, (source, source_port), (destination, 443))
     };
     let v6 = |source: u16, source_port| FlowKey6 {
         source: Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, source).to_bits(),

@@ -125,13 +125,8 @@ impl Cluster {
     }
 
     fn backend(&self, id: u32, client: SocketAddrV4, frontend: SocketAddrV4) -> SocketAddrV4 {
-        let key = FlowKey::V4(FlowKey4 {
-            source: client.ip().to_bits(),
-            destination: frontend.ip().to_bits(),
-            source_port: client.port(),
-            destination_port: frontend.port(),
-            protocol: Protocol::UDP,
-        });
+        let end = |at: SocketAddrV4| (at.ip().to_bits(), at.port());
+        let key = FlowKey::V4(FlowKey4::new(Protocol::UDP, end(client), end(frontend)));
         let service = self.tables.services.get(ServiceId(id));
         let chosen = service.and_then(|service| service.cluster.choose(key.stable_hash()));
         match chosen.map(|backend| (backend.address, backend.l4_port)) {

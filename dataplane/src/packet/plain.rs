@@ -38,6 +38,7 @@ pub(super) fn parse<const N: usize>(
     if !is_ipv4 || !is_whole || end > len || Sum::default().bytes(header).fold() != 0xffff {
         return None;
     }
+    let addresses = u64::from_be_bytes(*header[12..].first_chunk()?);
     if !is_host(header[12]) || !is_host(header[16]) {
         return None;
     }
@@ -62,15 +63,9 @@ pub(super) fn parse<const N: usize>(
     if l4_end > end {
         return None;
     }
-    let word =
-        |at: usize| u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
-    let key = FlowKey4 {
-        source: word(ETHERNET_LEN + 12),
-        destination: word(ETHERNET_LEN + 16),
-        source_port: half(L4),
-        destination_port: half(L4 + 2),
-        protocol: Protocol(header[9]),
-    };
+    let [a, b, c, d] = *frame[L4..].first_chunk()?;
+    let ports = u32::from_be_bytes([a, b, c, d]);
+    let key = FlowKey4::of_words(addresses, ports, Protocol(header[9]));
     parsed.push(Ok(Packet {
         key: FlowKey::V4(key),
         kind,

@@ -85,6 +85,16 @@ impl Delta {
         Self(Sum(self.0.0 + u64::from(!old) + u64::from(new)))
     }
 
+    /// Also replaces the 64-bit word `old` by `new`.
+    #[inline(always)]
+    #[must_use]
+    pub fn word64(self, old: u64, new: u64) -> Self {
+        // A carry out of 64 bits is worth one, as one out of 16 is.
+        let (sum, carry) = (!old).overflowing_add(new);
+        let sum = sum + u64::from(carry);
+        Self(Sum(self.0.0 + (sum >> 32) + (sum & 0xffff_ffff)))
+    }
+
     /// Also replaces the IPv6 address `old` by `new`.
     #[inline(always)]
     #[must_use]

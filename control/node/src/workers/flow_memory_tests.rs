@@ -47,16 +47,13 @@ fn copied(from: &Path) -> tempfile::TempDir {
 }
 
 fn flow4(number: u32) -> NewFlow<FlowKey4> {
-    let key = |source: u32, destination: u32| FlowKey4 {
-        source,
-        destination,
-        source_port: u16::try_from(number).unwrap(),
-        destination_port: 80,
-        protocol: Protocol::TCP,
+    let l4_port = u16::try_from(number).unwrap();
+    let key = |source: u32, destination: u32| {
+        FlowKey4::new(Protocol::TCP, (source, l4_port), (destination, 80))
     };
     let original = key(0x0a00_0001, 0x0a60_0001);
     // Every second one is translated.
-    let target = if number.is_multiple_of(2) { 0x0af4_0005 } else { original.destination };
+    let target = if number.is_multiple_of(2) { 0x0af4_0005 } else { original.destination() };
     NewFlow {
         original,
         reply: key(0x0a00_0001, target).reversed(),

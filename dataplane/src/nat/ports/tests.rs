@@ -151,13 +151,8 @@ fn flow_table_handle() -> Handle {
     let quiescence = Quiescence::new(1).expect("one worker");
     let shape = Shape { capacity: 64, capacity_max: 64, owners: 1, details: false };
     let (_, mut owners) = Table::<8>::new(Memory::Heap, shape, quiescence).expect("memory");
-    let key = crate::flow_key::FlowKey4 {
-        source: 1,
-        destination: 2,
-        source_port: 3,
-        destination_port: 4,
-        protocol: crate::address::Protocol::TCP,
-    };
+    let tcp = crate::address::Protocol::TCP;
+    let key = crate::flow_key::FlowKey4::new(tcp, (1, 3), (2, 4));
     owners[0].insert((1, key), None, &[0; 8]).expect("room")
 }
 
