@@ -50,7 +50,7 @@ pub enum Action {
 }
 
 /// Packets parsed before their index lines are asked for.
-const FETCH: usize = 8;
+const FETCH: usize = 16;
 
 /// One worker's pipeline.
 #[derive(Debug)]
