@@ -154,21 +154,18 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
         None => choose_backend(tables, port, &key, &mut findings)
             .map_err(|reason| refuse(reason, findings))?,
     };
-    let to_node = tables.forwarding.node_addresses.contains(&key.destination());
     let is_from_node = port.kind == PortKind::Host;
-    // The range is kept from the node's own sockets; its stack would answer with a reset.
-    let is_lost_binding = tables.source_nat.is_translated_to(&key);
-    if chosen.is_none() && to_node && !is_from_node && is_lost_binding {
-        return Err(refuse(DropReason::NoFlow, findings));
-    }
-    // What a host backend answers comes by the host port, and must find a flow.
-    let to_backend = || {
+    if chosen.is_none() && tables.forwarding.node_addresses.contains(&key.destination()) {
+        // The range is kept from the node's own sockets; its stack would answer with a reset.
+        if !is_from_node && tables.source_nat.is_translated_to(&key) {
+            return Err(refuse(DropReason::NoFlow, findings));
+        }
+        // What a host backend answers comes by the host port, and must find a flow.
         let at = (key.protocol(), key.destination_port());
-        tables.services.host_backends.contains(&at)
-    };
-    if chosen.is_none() && to_node && port.kind == PortKind::Uplink && !to_backend() {
-        let host = tables.forwarding.host.ok_or(DropReason::NoRoute)?;
-        return Ok(Decision::Foreign(host));
+        if port.kind == PortKind::Uplink && !tables.services.host_backends.contains(&at) {
+            let host = tables.forwarding.host.ok_or(DropReason::NoRoute)?;
+            return Ok(Decision::Foreign(host));
+        }
     }
     if !packet.may_begin || packet.is_answer() {
         return Err(refuse(DropReason::NoFlow, findings));
@@ -458,10 +455,16 @@ fn judge_one_way(
 fn reverse_hop(tables: &Tables, port: &Port, source: IpAddr) -> Option<NextHopId> {
     match port.kind {
         PortKind::Host => tables.forwarding.host,
-        PortKind::Pod | PortKind::Uplink => match tables.forwarding.resolve(source) {
-            Ok(Resolved::NextHop(hop)) => Some(hop),
-            Ok(Resolved::Unresolved(..)) | Err(_) => None,
-        },
+        PortKind::Pod => known_hop(tables.forwarding.resolve(source)),
+        // It is no pod's and not the node's ([`check_source`]).
+        PortKind::Uplink => known_hop(tables.forwarding.route(source)),
+    }
+}
+
+fn known_hop(resolved: Result<Resolved, DropReason>) -> Option<NextHopId> {
+    match resolved {
+        Ok(Resolved::NextHop(hop)) => Some(hop),
+        Ok(Resolved::Unresolved(..)) | Err(_) => None,
     }
 }
 

@@ -90,6 +90,15 @@ impl Forwarding {
         if self.node_addresses.contains(&destination) {
             return self.host.map(Resolved::NextHop).ok_or(DropReason::NoRoute);
         }
+        self.route(destination)
+    }
+
+    /// The way to a `destination` that is neither a local endpoint nor the node itself.
+    ///
+    /// # Errors
+    /// [`DropReason::NoRoute`] when there is none.
+    #[inline(always)]
+    pub fn route(&self, destination: IpAddr) -> Result<Resolved, DropReason> {
         match self.routes.lookup(destination) {
             Some(Route::Via(id)) => Ok(Resolved::NextHop(*id)),
             Some(Route::Host) => self.host.map(Resolved::NextHop).ok_or(DropReason::NoRoute),
