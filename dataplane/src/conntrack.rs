@@ -219,11 +219,13 @@ impl Life {
     /// Idle time after which a flow in its state ends.
     #[must_use]
     pub fn timeout(self, timeouts: &Timeouts) -> Seconds {
-        let seen = |direction| self.seen(direction);
-        let (original, reply) = (seen(FlowDirection::Original), seen(FlowDirection::Reply));
         match self.protocol() {
-            Protocol::SCTP => sctp::AssociationState::of(original, reply).timeout(timeouts),
-            protocol => FlowState::of(protocol, original, reply).timeout(protocol, timeouts),
+            Protocol::SCTP => {
+                let seen = |direction| self.seen(direction);
+                let (original, reply) = (seen(FlowDirection::Original), seen(FlowDirection::Reply));
+                sctp::AssociationState::of(original, reply).timeout(timeouts)
+            }
+            protocol => self.state().timeout(protocol, timeouts),
         }
     }
 

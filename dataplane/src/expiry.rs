@@ -101,12 +101,12 @@ pub(crate) fn sweep(
             }
         }
         flushes.retain(|flush| flush.wraps.iter().any(|wraps| *wraps < WRAPS));
-        context.counters.flushes.set(flushes.len() as u64);
     }
+    note_levels(context, flushes);
 }
 
 /// Tells what the worker's tables beside those of flows hold. They only grow between two sweeps, so
-/// that no peak is missed before one; what a sweep takes away is told by the next.
+/// that no peak is missed before one; and after it the worker may sleep.
 fn note_levels(context: &mut Context, flushes: &Flushes) {
     context.counters.fragments.set(context.fragments.len() as u64);
     context.counters.snat_l4_ports.set(context.nat.taken_most().into());

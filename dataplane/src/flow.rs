@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::conntrack::{FlowDirection, Life, Seen};
-use crate::flow_key::{FlowKey, FlowKey4, FlowKey6, halves, low_half};
+use crate::flow_key::{FlowKey, FlowKey4, FlowKey6, halves, low_half, ports_word};
 use crate::forwarding::NextHopId;
 use crate::lb::ServiceId;
 use crate::policy::RuleId;
@@ -192,7 +192,7 @@ impl FlowFamily for FlowKey6 {
     }
 
     fn ports_word(&self) -> u32 {
-        u32::from(self.source_port) << 16 | u32::from(self.destination_port)
+        ports_word(self.source_port, self.destination_port)
     }
 
     #[inline(always)]

@@ -41,7 +41,7 @@ impl FlowKey4 {
     pub fn new(protocol: Protocol, source: (u32, u16), destination: (u32, u16)) -> Self {
         Self {
             addresses: u64::from(source.0) << 32 | u64::from(destination.0),
-            ports: u32::from(source.1) << 16 | u32::from(destination.1),
+            ports: ports_word(source.1, destination.1),
             protocol,
         }
     }
@@ -68,8 +68,7 @@ impl FlowKey4 {
     #[inline(always)]
     #[must_use]
     pub fn source(&self) -> u32 {
-        let [a, b, c, d, ..] = self.addresses.to_be_bytes();
-        u32::from_be_bytes([a, b, c, d])
+        low_half(self.addresses >> 32)
     }
 
     /// Destination address.
@@ -150,6 +149,12 @@ impl FlowKey6 {
         let ports = u64::from(low.1) << 16 | u64::from(high.1);
         [a, b, c, d, ports ^ u64::from(self.protocol.0) << 56]
     }
+}
+
+/// Two L4 ports in one word, as they stand in a header.
+#[inline(always)]
+pub(crate) fn ports_word(source: u16, destination: u16) -> u32 {
+    u32::from(source) << 16 | u32::from(destination)
 }
 
 /// The lower half.
@@ -261,10 +266,7 @@ impl FlowKey {
     #[must_use]
     pub fn with_l4_ports(self, source: u16, destination: u16) -> Self {
         match self {
-            Self::V4(key) => {
-                let ports = u32::from(source) << 16 | u32::from(destination);
-                Self::V4(FlowKey4 { ports, ..key })
-            }
+            Self::V4(key) => Self::V4(FlowKey4 { ports: ports_word(source, destination), ..key }),
             Self::V6(key) => {
                 Self::V6(FlowKey6 { source_port: source, destination_port: destination, ..key })
             }

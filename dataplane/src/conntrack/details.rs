@@ -21,6 +21,7 @@ use super::{FlowDirection, FlowState, Seen, tags};
 use crate::DropReason;
 use crate::address::Protocol;
 use crate::counters::WorkerCounters;
+use crate::flow_key::low_half;
 use crate::packet::{Packet, PacketKind};
 use crate::tables::TcpWindows;
 use crate::wire::ETHERNET_LEN;
@@ -40,8 +41,7 @@ const TRIES: usize = 4;
 
 /// The two numbers in a word.
 pub(super) fn halves(word: u64) -> [u32; 2] {
-    let [a, b, c, d, e, f, g, h] = word.to_be_bytes();
-    [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])]
+    [low_half(word >> 32), low_half(word)]
 }
 
 /// The words [`EDGES`] and [`ACKNOWLEDGED`] of one end.
@@ -157,13 +157,12 @@ impl<'a> Details<'a> {
     ) -> Result<Effect, DropReason> {
         let sender = self.end(asked.run, direction);
         let receiver = self.end(asked.run, direction.reversed());
-        let is_reset = Seen(segment.flags).has(Seen::RST);
+        let is_reset = segment.has(Seen::RST);
         match judge(state, &sender, &receiver, segment) {
             Fit::Fits => {
                 let next = sender.after(&receiver, segment);
                 if next != sender {
-                    let begins = Seen(segment.flags).has(Seen::SYN);
-                    self.learn(asked.run, direction, &next, begins);
+                    self.learn(asked.run, direction, &next, segment.has(Seen::SYN));
                 }
                 Ok(Effect::Counts)
             }

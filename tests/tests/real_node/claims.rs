@@ -77,13 +77,6 @@ impl Liar {
     }
 }
 
-fn dropped(world: &World, reason: &str) -> u64 {
-    let drops = world.ask_json(&["drops"]);
-    let mut rows = drops.as_array().expect("rows").iter();
-    let row = rows.find(|row| row["reason"] == reason).expect("every reason is there");
-    row["packets"].as_u64().expect("a number")
-}
-
 /// The decisions about the liar's frames that were dropped for `reason`.
 fn named(world: &World, reason: &str) -> Vec<Value> {
     let lines = world.ask(&["flows", "--verdict", "dropped", "--reason", reason]);
@@ -160,10 +153,10 @@ fn a_pod_that_claims_anothers_address_or_routes_is_dropped_counted_named_and_not
         ("router", "router-advertisement", "fe80::bad", router_advertisement(mac, local)),
     ];
     for (what, reason, claimed, frame) in lies {
-        let before = (dropped(&world, reason), metric(&world, reason));
+        let before = (world.dropped(reason), metric(&world, reason));
         let named_before = named(&world, reason).len();
         liar.send(&world, &frame);
-        let counted = || dropped(&world, reason) >= before.0 + TIMES;
+        let counted = || world.dropped(reason) >= before.0 + TIMES;
         assert!(wait_until(PATIENCE, counted).is_some(), "{what}: {:#?}", world.status().drops);
         assert!(metric(&world, reason) >= before.1 + TIMES, "{what}");
         let mut records = Vec::new();

@@ -49,13 +49,6 @@ fn forge(world: &World, client_ports: &[u64]) {
     });
 }
 
-fn drops(world: &World, reason: &str) -> u64 {
-    let drops = world.ask_json(&["drops"]);
-    let drops = drops.as_array().expect("a list");
-    let found = drops.iter().find(|drop| drop["reason"] == reason);
-    found.and_then(|drop| drop["packets"].as_u64()).unwrap_or(0)
-}
-
 #[test]
 fn held_connections_survive_resets_that_are_sent_blindly() {
     if !root_or_skip("forged resets") {
@@ -72,7 +65,7 @@ fn held_connections_survive_resets_that_are_sent_blindly() {
     forge(&world, &ports);
 
     let sent = (ports.len() * FORGED) as u64;
-    let dropped = drops(&world, "tcp-out-of-window");
+    let dropped = world.dropped("tcp-out-of-window");
     assert!(dropped > sent * 9 / 10 && dropped <= sent, "{dropped} of {sent} resets were dropped");
     for flow in flows(&world) {
         assert_eq!(flow["state"], "established", "{flow}");

@@ -88,6 +88,14 @@ impl World {
         serde_json::from_str(&self.ask(command)).expect("JSON")
     }
 
+    /// Packets that were dropped for `reason`.
+    pub fn dropped(&self, reason: &str) -> u64 {
+        let drops = self.ask_json(&["drops"]);
+        let mut rows = drops.as_array().expect("rows").iter();
+        let row = rows.find(|row| row["reason"] == reason).expect("every reason is there");
+        row["packets"].as_u64().expect("a number")
+    }
+
     /// Ends the node by SIGKILL, and waits until it holds nothing any more.
     pub fn kill(&self) {
         let process = format!("/proc/{}", self.status().pid);
