@@ -1,5 +1,5 @@
-//! The packets of the workloads: 60-byte UDP frames over IPv4, made and checked by arithmetic of
-//! their own, so that the dataplane's is not checked by itself.
+//! The packets of the workloads: 60-byte UDP and TCP frames over IPv4, made by arithmetic of their
+//! own, so that the dataplane's is not checked by itself.
 
 use std::net::SocketAddrV4;
 
@@ -9,6 +9,10 @@ pub const FRAME_BYTES: usize = 60;
 const IP: usize = 14;
 /// Where the UDP header begins.
 const UDP: usize = 34;
+/// Where the TCP header begins.
+const TCP: usize = UDP;
+/// Length of a TCP header without options.
+const TCP_BYTES: u16 = 20;
 const IP_BYTES: u16 = 46;
 const UDP_BYTES: u16 = 26;
 /// TTL of frames as they are sent.
@@ -19,20 +23,7 @@ pub type Frame = [u8; FRAME_BYTES];
 
 /// A frame with valid checksums and 18 bytes of payload.
 pub fn udp(source: SocketAddrV4, destination: SocketAddrV4) -> Frame {
-    let mut frame = [0; FRAME_BYTES];
-    frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 0xfe, 2, 0, 0, 0, 0, 0xff]);
-    frame[12..14].copy_from_slice(&[8, 0]);
-    frame[IP] = 0x45;
-    frame[IP + 2..IP + 4].copy_from_slice(&IP_BYTES.to_be_bytes());
-    frame[IP + 6] = 0x40;
-    frame[IP + 8] = TTL;
-    frame[IP + 9] = 17;
-    frame[IP + 12..IP + 16].copy_from_slice(&source.ip().octets());
-    frame[IP + 16..IP + 20].copy_from_slice(&destination.ip().octets());
-    let checksum = !folded(sum(&frame[IP..UDP]));
-    frame[IP + 10..IP + 12].copy_from_slice(&checksum.to_be_bytes());
-    frame[UDP..UDP + 2].copy_from_slice(&source.port().to_be_bytes());
-    frame[UDP + 2..UDP + 4].copy_from_slice(&destination.port().to_be_bytes());
+    let mut frame = to_ports(source, destination, IP_BYTES, 17);
     frame[UDP + 4..UDP + 6].copy_from_slice(&UDP_BYTES.to_be_bytes());
     frame[UDP + 8..].copy_from_slice(b"xskiff-perf payloa");
     let checksum = match !udp_sum(&frame) {
@@ -40,6 +31,38 @@ pub fn udp(source: SocketAddrV4, destination: SocketAddrV4) -> Frame {
         other => other,
     };
     frame[UDP + 6..UDP + 8].copy_from_slice(&checksum.to_be_bytes());
+    frame
+}
+
+/// A TCP segment of these flags (RFC 9293, 3.1) without payload, padded to Ethernet's smallest frame.
+pub fn tcp(source: SocketAddrV4, destination: SocketAddrV4, flags: u8) -> Frame {
+    let mut frame = to_ports(source, destination, 20 + TCP_BYTES, 6);
+    frame[TCP + 12] = 0x50;
+    frame[TCP + 13] = flags;
+    frame[TCP + 14..TCP + 16].copy_from_slice(&[0xff, 0xff]);
+    let addresses = sum(&frame[IP + 12..IP + 20]);
+    let end = TCP + usize::from(TCP_BYTES);
+    let checksum = !folded(addresses + 6 + u32::from(TCP_BYTES) + sum(&frame[TCP..end]));
+    frame[TCP + 16..TCP + 18].copy_from_slice(&checksum.to_be_bytes());
+    frame
+}
+
+/// The headers up to the L4 ports; `ip_bytes` from the IPv4 header on.
+fn to_ports(source: SocketAddrV4, destination: SocketAddrV4, ip_bytes: u16, protocol: u8) -> Frame {
+    let mut frame = [0; FRAME_BYTES];
+    frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 0xfe, 2, 0, 0, 0, 0, 0xff]);
+    frame[12..14].copy_from_slice(&[8, 0]);
+    frame[IP] = 0x45;
+    frame[IP + 2..IP + 4].copy_from_slice(&ip_bytes.to_be_bytes());
+    frame[IP + 6] = 0x40;
+    frame[IP + 8] = TTL;
+    frame[IP + 9] = protocol;
+    frame[IP + 12..IP + 16].copy_from_slice(&source.ip().octets());
+    frame[IP + 16..IP + 20].copy_from_slice(&destination.ip().octets());
+    let checksum = !folded(sum(&frame[IP..UDP]));
+    frame[IP + 10..IP + 12].copy_from_slice(&checksum.to_be_bytes());
+    frame[UDP..UDP + 2].copy_from_slice(&source.port().to_be_bytes());
+    frame[UDP + 2..UDP + 4].copy_from_slice(&destination.port().to_be_bytes());
     frame
 }
 

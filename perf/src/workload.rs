@@ -6,7 +6,7 @@
 //! | 1 | uplink | clients 198.18.0.0/15 behind 10.0.0.2 |
 //! | 2.. | 100 pods | 10.1.0.1 to 10.1.0.100 |
 //!
-//! 1,000 services (203.0.0.0/16, UDP port 53) have 10 of the pods each as backends; every pod is
+//! 1,000 services (203.0.0.0/16, port 53 of UDP or TCP) have 10 of the pods each as backends; every pod is
 //! isolated both ways by policy and admits the clients, by an ipBlock, and the pods of two labels.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
@@ -63,15 +63,21 @@ pub struct Packet {
 #[derive(Debug, Clone)]
 pub struct Cluster {
     tables: Arc<Tables>,
+    protocol: Protocol,
 }
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self { tables: Arc::new(tables()) }
+        Self::of(Protocol::UDP)
     }
 }
 
 impl Cluster {
+    /// Services, backends and rules of this protocol.
+    pub fn of(protocol: Protocol) -> Self {
+        Self { tables: Arc::new(tables(protocol)), protocol }
+    }
+
     /// As the control thread would publish them.
     pub fn tables(&self) -> &Arc<Tables> {
         &self.tables
@@ -126,7 +132,7 @@ impl Cluster {
 
     fn backend(&self, id: u32, client: SocketAddrV4, frontend: SocketAddrV4) -> SocketAddrV4 {
         let end = |at: SocketAddrV4| (at.ip().to_bits(), at.port());
-        let key = FlowKey::V4(FlowKey4::new(Protocol::UDP, end(client), end(frontend)));
+        let key = FlowKey::V4(FlowKey4::new(self.protocol, end(client), end(frontend)));
         let service = self.tables.services.get(ServiceId(id));
         let chosen = service.and_then(|service| service.cluster.choose(key.stable_hash()));
         match chosen.map(|backend| (backend.address, backend.l4_port)) {
@@ -171,15 +177,15 @@ fn prefix(address: [u8; 4], length: u8) -> Prefix {
     Prefix::new(address, length).unwrap_or_else(|| Prefix::host(address))
 }
 
-fn tables() -> Tables {
+fn tables(protocol: Protocol) -> Tables {
     let identities = identities();
     Tables {
         generation: 1,
         ports: ports(),
         forwarding: Arc::new(forwarding()),
-        services: Arc::new(services()),
+        services: Arc::new(services(protocol)),
         identities: Arc::new(identities),
-        policy: Arc::new(policy()),
+        policy: Arc::new(policy(protocol)),
         source_nat: Arc::new(SourceNat {
             v4: Some(Ipv4Addr::new(10, 0, 0, 1)),
             non_masquerade: [(prefix([10, 0, 0, 0], 8), ())].into_iter().collect(),
@@ -247,7 +253,7 @@ fn forwarding() -> Forwarding {
     forwarding
 }
 
-fn services() -> ServiceTable {
+fn services(protocol: Protocol) -> ServiceTable {
     let mut table = ServiceTable::default();
     for id in 0..SERVICES {
         let backend = |turn| Backend {
@@ -266,11 +272,7 @@ fn services() -> ServiceTable {
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Box::default(),
         }));
-        let at = Frontend {
-            address: frontend(id).into(),
-            protocol: Protocol::UDP,
-            l4_port: SERVICE_PORT,
-        };
+        let at = Frontend { address: frontend(id).into(), protocol, l4_port: SERVICE_PORT };
         table.frontends.insert(at, (ServiceId(id), FrontendKind::LoadBalancer));
         table.addresses.insert(at.address, ());
     }
@@ -294,9 +296,9 @@ fn identities() -> IdentityTable {
     IdentityTable { exact, prefixes: blocks.into_iter().collect() }
 }
 
-fn policy() -> Policy {
+fn policy(protocol: Protocol) -> Policy {
     let rule = |l4_ports, number| PortRule {
-        protocol: Some(Protocol::UDP),
+        protocol: Some(protocol),
         l4_ports,
         rule: RuleId(RuleId::FIRST_COMPILED + number),
     };

@@ -16,10 +16,14 @@
 //! | `memory` | the growth of a process of its own |
 //! | `growth-burst` | the worst burst of inserts while a table grows tenfold |
 //! | `share` | two threads that look up and update at once |
+//! | `take-over-clean`, `-rebuild` | going on with the table of a process that ended, or was killed |
+//! | `syn-flood` | a SYN at a table full of established connections |
+//!
+//! The last two are this project's alone. Beside figures of IPv4 and IPv6 stands their ratio.
 //!
 //! Reading order: [`flow`] (keys and entries), [`population`] (which ones), [`subject`] (what is
 //! asked), [`xskiff`], [`maps`], [`rte_hash`] (who is asked), [`lineup`], [`setting`] and
-//! [`plan`], then [`measure`], [`share`], [`growth`], [`memory`].
+//! [`plan`], then [`measure`], [`share`], [`growth`], [`memory`], [`take_over`], [`syn_flood`].
 
 mod flow;
 mod growth;
@@ -34,6 +38,8 @@ mod samples;
 mod setting;
 mod share;
 mod subject;
+mod syn_flood;
+mod take_over;
 mod xskiff;
 
 use std::env;
@@ -86,6 +92,9 @@ pub struct Options {
     /// Fills one table in this process and prints the bytes it took.
     #[arg(long, hide = true)]
     memory_of: Option<memory::Filled>,
+    /// Fills or takes over one table in a file, and prints how long that took.
+    #[arg(long, hide = true)]
+    take_over_of: Option<take_over::Restart>,
 }
 
 /// Runs the cases and reports.
@@ -96,6 +105,10 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
     ask_for_huge_pages()?;
     if let Some(table) = &options.memory_of {
         return fill_for_memory(table);
+    }
+    if let Some(restart) = &options.take_over_of {
+        println!("{}", take_over::of::<V4, V4_ENTRY>(restart)?);
+        return Ok(());
     }
     interrupt::watch()?;
     let plan = Plan::of(options)?;

@@ -14,8 +14,11 @@ use super::rte_hash;
 use super::samples::Samples;
 use super::setting::{Flows, KINDS, Kind, Operation, Setting, available_bytes, short};
 use super::share::{self, Sharded};
+use super::syn_flood;
+use super::take_over;
 use super::xskiff::Room;
 use super::{BENCH, Options};
+use crate::figure::Figure;
 use crate::pipeline::pin;
 use crate::report::Report;
 
@@ -23,13 +26,30 @@ use crate::report::Report;
 const LOOKUPS: usize = 1 << 19;
 const QUICK_LOOKUPS: usize = 1 << 12;
 const QUICK_FLOWS: usize = 20_000;
+/// SYNs of a flood.
+const SYNS: usize = 2_000_000;
+const QUICK_SYNS: usize = 4_096;
 /// One of so many flows goes in a round.
 const MOVED_PART: usize = 16;
 /// A growth takes seconds for every subject, and its maximum counts.
 const GROWTHS_MAX: u32 = 3;
+const SPREADS: [Spread; 2] = [Spread::Uniform, Spread::Zipf];
 /// Cases, as `--cases` takes them.
-const CASES: [&str; 8] =
-    ["lookup-update", "miss", "delete", "insert", "sweep", "memory", "growth-burst", "share"];
+const CASES: [&str; 11] = [
+    "lookup-update",
+    "miss",
+    "delete",
+    "insert",
+    "sweep",
+    "memory",
+    "growth-burst",
+    "share",
+    TAKE_OVERS[0],
+    TAKE_OVERS[1],
+    SYN_FLOOD,
+];
+const TAKE_OVERS: [&str; 2] = ["take-over-clean", "take-over-rebuild"];
+const SYN_FLOOD: &str = "syn-flood";
 
 /// What was chosen.
 #[derive(Debug)]
@@ -40,6 +60,7 @@ pub struct Plan {
     subjects: Vec<&'static str>,
     runs: u32,
     lookups: usize,
+    syns: usize,
     core: CpuId,
     /// Where the second thread runs; `None` if there is one CPU only.
     other_core: Option<CpuId>,
@@ -77,6 +98,7 @@ impl Plan {
             subjects,
             runs: if options.quick { options.runs.min(2) } else { options.runs },
             lookups: if options.quick { QUICK_LOOKUPS } else { LOOKUPS },
+            syns: if options.quick { QUICK_SYNS } else { SYNS },
             core,
             other_core,
         })
@@ -103,6 +125,7 @@ impl Plan {
     pub fn run(&self, report: &mut Report) -> Result<Vec<String>> {
         let mut ratios = Vec::new();
         for flows in &self.flows {
+            let mut families = Families::default();
             for &kind in &self.kinds {
                 let flows = flows.count(kind, self.subjects.len())?;
                 let moves = flows / MOVED_PART;
@@ -125,8 +148,10 @@ impl Plan {
                 } else {
                     self.measure::<V4, V4_ENTRY, { V4_ENTRY - V4 }>(&setting, report)?
                 };
+                families.note(&setting, &samples);
                 samples.report(BENCH, &NAMES, report, &mut ratios)?;
             }
+            families.report(report)?;
         }
         Ok(ratios)
     }
@@ -151,6 +176,9 @@ impl Plan {
             progress("growth");
             self.grow::<K, W, R>(flows, &mut samples)?;
         }
+        if kind == KINDS[0] && self.subjects.contains(&XSKIFF) {
+            self.alone(flows, &progress, &mut samples)?;
+        }
         let operations = self.operations();
         let shares = self.has("share") && kind == KINDS[0];
         if !operations.is_empty() || shares {
@@ -161,6 +189,19 @@ impl Plan {
         Ok(samples)
     }
 
+    /// What others have nothing to compare with.
+    fn alone(&self, flows: usize, progress: &impl Fn(&str), samples: &mut Samples) -> Result<()> {
+        if TAKE_OVERS.iter().any(|case| self.has(case)) {
+            progress("take-over");
+            take_over::measure(flows, self.runs, samples)?;
+        }
+        if self.has(SYN_FLOOD) {
+            progress("SYN flood");
+            syn_flood::measure(flows, self.syns, self.runs, samples)?;
+        }
+        Ok(())
+    }
+
     fn has(&self, case: &str) -> bool {
         self.cases.contains(&case)
     }
@@ -168,8 +209,8 @@ impl Plan {
     /// What is done in every round.
     fn operations(&self) -> Vec<Operation> {
         let all: [(&[&str], Operation); 5] = [
-            (&["lookup-update"], Operation::LookUpdate(Spread::Uniform)),
-            (&["lookup-update"], Operation::LookUpdate(Spread::Zipf)),
+            (&["lookup-update"], Operation::LookUpdate(SPREADS[0])),
+            (&["lookup-update"], Operation::LookUpdate(SPREADS[1])),
             (&["miss"], Operation::Miss),
             (&["delete", "insert"], Operation::Move),
             (&["sweep"], Operation::Sweep),
@@ -224,6 +265,44 @@ impl Plan {
             .transpose()?;
         let tables = (&mut subjects[..], sharded.as_ref());
         share::measure(setting, tables, &mut population, ([self.core, other], self.runs), samples)
+    }
+}
+
+/// Medians of looking up and updating as many flows of IPv4 and of IPv6, by subject.
+#[derive(Debug, Default)]
+struct Families(Vec<(String, [Option<f64>; 2], &'static str)>);
+
+impl Families {
+    fn note(&mut self, setting: &Setting, samples: &Samples) {
+        if setting.kind.two_keys {
+            return;
+        }
+        for (spread, name) in
+            SPREADS.into_iter().flat_map(|spread| NAMES.map(|name| (spread, name)))
+        {
+            let case = setting.case(Operation::LookUpdate(spread));
+            let median = samples.median_of(&case, name);
+            let ratio = setting.case_of_families("lookup-update", spread);
+            let known =
+                self.0.iter_mut().find(|(case, _, subject)| *case == ratio && *subject == name);
+            let family = usize::from(setting.kind.is_v6);
+            match known {
+                Some((_, medians, _)) => medians[family] = median,
+                None => {
+                    let mut medians = [None; 2];
+                    medians[family] = median;
+                    self.0.push((ratio, medians, name));
+                }
+            }
+        }
+    }
+
+    fn report(self, report: &mut Report) -> Result<()> {
+        for (case, medians, name) in self.0 {
+            let [Some(v4), Some(v6)] = medians else { continue };
+            report.add(Figure::of(BENCH, &case, name, "ratio", &[v6 / v4]))?;
+        }
+        Ok(())
     }
 }
 

@@ -30,6 +30,13 @@ impl Samples {
         }
     }
 
+    /// The middle sample of a subject in a case, if it has any.
+    pub fn median_of(&self, case: &str, subject: &str) -> Option<f64> {
+        let mut known = self.0.iter();
+        let series = known.find(|series| series.case == case && series.subject == subject)?;
+        median(&series.values)
+    }
+
     /// Forgets the cases that `is_wanted` does not accept.
     pub fn keep(&mut self, is_wanted: impl Fn(&str) -> bool) {
         self.0.retain(|series| is_wanted(&series.case));

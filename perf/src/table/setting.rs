@@ -81,6 +81,11 @@ impl Setting {
         format!("{what}/{}/{}/{}", short(self.flows), spread.name(), self.kind.suffix)
     }
 
+    /// The name of what IPv6 flows take to what IPv4 flows take.
+    pub fn case_of_families(&self, what: &str, spread: Spread) -> String {
+        format!("{what}/{}/{}/v6-to-v4", short(self.flows), spread.name())
+    }
+
     /// Memory that so many subjects will want at most, in bytes: twice the entry and a slot for each
     /// key, as a map has that has just doubled; and what the runs themselves want.
     pub fn memory_bytes(&self, subjects: usize) -> usize {

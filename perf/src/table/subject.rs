@@ -109,6 +109,11 @@ impl<T> Here<T> {
     pub fn new(name: &'static str, table: T) -> Self {
         Self { name, table }
     }
+
+    /// The table.
+    pub fn into_table(self) -> T {
+        self.table
+    }
 }
 
 fn look_up<const K: usize, T: FlowTable<K>>(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use arrayvec::ArrayVec;
 use flow_table::{
     BURST, Entry, Hasher, Hashes, Key, Memory, Owner, Quiescence, Shape, Sweep, Table,
@@ -17,7 +17,7 @@ use super::flow::{Flow, Tail, Tuple};
 use super::subject::{FlowTable, WORKERS};
 
 /// Any key: what is measured does not depend on it.
-const HASH_KEY: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
+pub const HASH_KEY: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
 
 impl<const K: usize, const W: usize> Key<W> for Tuple<K> {
     type Match = ();
@@ -33,7 +33,7 @@ impl<const K: usize, const W: usize> Key<W> for Tuple<K> {
 }
 
 /// Entries beyond the flows: some of those just deleted wait until the worker has announced.
-const SPARE: usize = 4 * BURST;
+pub const SPARE: usize = 4 * BURST;
 
 /// How many flows there can be.
 #[derive(Debug, Clone, Copy)]
@@ -71,11 +71,29 @@ impl<const W: usize> Xskiff<W> {
         let shape = Shape { capacity, capacity_max, owners: 1, details };
         let quiescence = Quiescence::new(WORKERS)?;
         // The heap, which is given back: tables of many sizes follow each other.
-        let (table, mut owners) = Table::new(Memory::Heap, shape, Arc::clone(&quiescence))?;
-        table.set_capacity(capacity, capacity_max);
+        let made = Table::new(Memory::Heap, shape, Arc::clone(&quiescence))?;
+        made.0.set_capacity(capacity, capacity_max);
+        Self::of(made, quiescence, two_keys)
+    }
+
+    /// A table that is there, with its one owner.
+    ///
+    /// # Errors
+    /// It has no owner.
+    pub fn of(
+        (table, mut owners): (Arc<Table<W>>, Vec<Owner<W>>),
+        quiescence: Arc<Quiescence>,
+        two_keys: bool,
+    ) -> Result<Self> {
         quiescence.go_online(0);
-        let owner = owners.swap_remove(0);
+        let owner = owners.pop().context("a table has an owner")?;
         Ok(Self { table, owner, quiescence, hasher: Hasher::new(HASH_KEY), two_keys })
+    }
+
+    /// Ends in order; whether the table can be gone on with as it is.
+    pub fn close(self) -> bool {
+        self.quiescence.go_offline(0);
+        self.table.close(vec![self.owner])
     }
 
     #[inline(always)]
