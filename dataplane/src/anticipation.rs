@@ -67,7 +67,9 @@ impl Anticipated {
     /// Once all are added: asks for what the inserts will write beside the lines asked for so far.
     pub(crate) fn fetch(&self, flows: &WorkerFlows) {
         for early in &self.early {
-            if let (Some(hash), Ok(Decision::Admit(admission))) = (early.alias, &early.decided) {
+            let Ok(Decision::Admit(admission)) = &early.decided else { continue };
+            flows.prefetch_for_insert(&admission.original, early.hash);
+            if let Some(hash) = early.alias {
                 flows.prefetch_for_insert(&admission.translated, hash);
             }
         }

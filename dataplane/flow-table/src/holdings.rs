@@ -18,10 +18,43 @@ pub(crate) struct Holdings<const WORDS: usize> {
     entries: u32,
     /// Entries that were ever used since their segment was claimed.
     known: u32,
-    /// Of those, entries in its segments' chains of free ones.
+    /// Of those, free entries.
     free: u32,
     /// All its segments are below this one.
     end: u32,
+    ahead: Ahead,
+}
+
+/// Handles that are asked for before their turn: with a new flow in some 100 ns, a line of memory
+/// comes in time for the second or third after.
+const AHEAD: u32 = 8;
+/// Handles, or changes of segment, looked at for each one taken.
+const AHEAD_STEPS: u32 = 4;
+
+/// Handles that will probably be taken next, whose lines were asked for.
+struct Ahead {
+    /// The latest ones, each at its number's place.
+    handles: [Option<Handle>; AHEAD as usize],
+    /// How many were asked for, and how many of these were taken or given up; they wrap.
+    asked: u32,
+    taken: u32,
+    /// The place in a segment where the next one is looked for.
+    at: (SegmentId, u32),
+}
+
+impl Ahead {
+    fn new() -> Self {
+        Self { handles: [None; AHEAD as usize], asked: 0, taken: 0, at: (SegmentId(0), 0) }
+    }
+
+    fn is_next(&self, handle: Handle) -> bool {
+        self.asked != self.taken && self.handles[(self.taken % AHEAD) as usize] == Some(handle)
+    }
+
+    fn ask(&mut self, handle: Handle) {
+        self.handles[(self.asked % AHEAD) as usize] = Some(handle);
+        self.asked = self.asked.wrapping_add(1);
+    }
 }
 
 fn get(word: &AtomicU32) -> u32 {
@@ -43,7 +76,16 @@ fn unpack(number: u32) -> Option<SegmentId> {
 
 impl<const WORDS: usize> Holdings<WORDS> {
     pub(crate) fn new(table: Arc<Table<WORDS>>, owner: usize) -> Self {
-        Self { table, owner, roomy: None, entries: 0, known: 0, free: 0, end: 0 }
+        Self {
+            table,
+            owner,
+            roomy: None,
+            entries: 0,
+            known: 0,
+            free: 0,
+            end: 0,
+            ahead: Ahead::new(),
+        }
     }
 
     /// Holds the segments that are assigned to the owner, whose records are right.
@@ -102,33 +144,66 @@ impl<const WORDS: usize> Holdings<WORDS> {
     }
 
     fn free_in(&self, id: SegmentId) -> Option<Handle> {
-        let record = self.record(id);
+        let slab = self.table.slab();
         // A used handle rather than one that was never used: its memory is there already.
-        Handle::new(get(&record.free))
-            .or_else(|| Handle::new(self.table.slab().start_of(id) + get(&record.touched)))
+        let place = slab.free().from(id, 0).unwrap_or_else(|| get(&self.record(id).touched));
+        slab.handle_at(id, place)
     }
 
     /// Takes what `peek` showed.
     pub(crate) fn take(&mut self, handle: Handle) {
         let slab = self.table.slab();
         let id = slab.segment_of(handle);
-        let record = slab.segment(id);
-        if get(&record.free) == handle.number() {
-            set(&record.free, slab.next(handle).map_or(0, Handle::number));
+        let (record, place) = (slab.segment(id), slab.place_of(handle));
+        if place < get(&record.touched) {
+            slab.free().remove(id, place);
             self.free -= 1;
         } else {
-            set(&record.touched, get(&record.touched) + 1);
+            set(&record.touched, place + 1);
             self.known += 1;
         }
         set(&record.live, get(&record.live) + 1);
+        self.look_ahead((id, place), handle);
         if !self.has_room(id) {
             self.unlist(id);
         }
     }
 
+    /// Asks for what later inserts will write, so far ahead that it has come by then. Only a guess:
+    /// a segment that comes back into the list takes its turn first.
+    fn look_ahead(&mut self, (id, place): (SegmentId, u32), taken: Handle) {
+        if self.ahead.is_next(taken) {
+            self.ahead.taken = self.ahead.taken.wrapping_add(1);
+        } else {
+            (self.ahead.at, self.ahead.taken) = ((id, place + 1), self.ahead.asked);
+        }
+        let slab = self.table.slab();
+        for _ in 0..AHEAD_STEPS {
+            if self.ahead.asked.wrapping_sub(self.ahead.taken) >= AHEAD {
+                return;
+            }
+            let (id, from) = self.ahead.at;
+            let record = slab.segment(id);
+            let fresh = || get(&record.touched).max(from);
+            let place = slab.free().from(id, from).unwrap_or_else(fresh);
+            if place < slab.len_of(id) {
+                self.ahead.at.1 = place + 1;
+                if let Some(handle) = slab.handle_at(id, place) {
+                    slab.prefetch_for_insert(handle);
+                    self.ahead.ask(handle);
+                }
+            } else if let Some(following) = unpack(get(&record.next)) {
+                self.ahead.at = (following, 0);
+            } else {
+                return;
+            }
+        }
+    }
+
     fn has_room(&self, id: SegmentId) -> bool {
         let record = self.record(id);
-        get(&record.free) != 0 || get(&record.touched) < self.table.slab().len_of(id)
+        let slab = self.table.slab();
+        !slab.free().is_empty(id) || get(&record.touched) < slab.len_of(id)
     }
 
     /// Takes back a handle that nobody can find any more.
@@ -136,8 +211,7 @@ impl<const WORDS: usize> Holdings<WORDS> {
         let slab = self.table.slab();
         let id = slab.segment_of(handle);
         let record = slab.segment(id);
-        slab.link(handle, Handle::new(get(&record.free)));
-        set(&record.free, handle.number());
+        slab.free().insert(id, slab.place_of(handle));
         self.free += 1;
         set(&record.live, get(&record.live).saturating_sub(1));
         let within_limit = slab.is_within_limit(id);

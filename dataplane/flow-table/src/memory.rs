@@ -82,6 +82,11 @@ impl Carver {
     }
 }
 
+/// An array of the process's own memory, zeroed on first touch.
+pub(crate) fn heap<T: Zeroable>(length: usize) -> Result<Array<T>, SetupError> {
+    Array::heap(length)
+}
+
 /// Bytes that an array of `length` elements takes, in whole lines.
 pub(crate) const fn array_bytes<T>(length: usize) -> usize {
     (size_of::<T>() * length).next_multiple_of(LINE_BYTES)

@@ -218,9 +218,9 @@ impl<const WORDS: usize> Owner<WORDS> {
         // in use have one key.
         self.stamp = self.stamp.wrapping_add(1);
         self.slab().commit(handle, self.stamp);
-        // The next insert's lines are fetched while the caller goes on.
-        let next = self.recycler.peek().or_else(|| self.holdings.peek());
-        next.into_iter().for_each(|next| self.slab().prefetch_for_insert(next));
+        // The next insert's lines are fetched while the caller goes on; those of a segment's handles
+        // were long ago.
+        self.recycler.peek().into_iter().for_each(|next| self.slab().prefetch_for_insert(next));
         Ok(handle)
     }
 
@@ -368,6 +368,7 @@ impl<const WORDS: usize> Owner<WORDS> {
         // Before the slots are cleared, so that a process that is killed meanwhile leaves no entry
         // that seems to be in use and cannot be found.
         self.recycler.retire(self.table.slab(), handle);
+        self.slab().prefetch_for_release(handle);
         let original = index.withdraw(hashes.original, handle);
         let alias = hashes.alias.is_none_or(|hash| index.withdraw(hash, handle));
         self.keys = self.keys.saturating_sub(hashes.count());

@@ -14,7 +14,10 @@ use crate::geometry::Geometry;
 use crate::memory::{Array, Carver, Zeroable, array_bytes};
 use crate::sync::{AtomicU32, Ordering, fence};
 
+mod free;
 mod recovery;
+
+pub(crate) use free::FreeSet;
 
 /// The number of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,8 +32,8 @@ pub(crate) struct Segment {
     pub(crate) touched: AtomicU32,
     /// Handles of it that are in use, or wait to be used again.
     pub(crate) live: AtomicU32,
-    /// The first of its handles that are free, linked through their states; 0 for none.
-    pub(crate) free: AtomicU32,
+    /// Once the first of a list of free handles; they are kept elsewhere now.
+    unused_free: AtomicU32,
     /// Neighbours in the owner's list of segments with room, as numbers and one; 0 for none.
     pub(crate) next: AtomicU32,
     pub(crate) previous: AtomicU32,
@@ -48,7 +51,7 @@ unsafe impl Zeroable for Segment {
             owner: zero(),
             touched: zero(),
             live: zero(),
-            free: zero(),
+            unused_free: zero(),
             next: zero(),
             previous: zero(),
             listed: zero(),
@@ -87,6 +90,8 @@ pub(crate) struct Slab<const WORDS: usize> {
     details: Array<Entry<8>>,
     states: Array<AtomicU32>,
     segments: Array<Segment>,
+    /// Handles that are free.
+    free: FreeSet,
     segment_bits: u32,
     /// Segments that may be claimed: the first ones.
     limit: AtomicU32,
@@ -131,6 +136,7 @@ impl<const WORDS: usize> Slab<WORDS> {
             states: carver.array(most, entries)?,
             entries: carver.array(most, entries)?,
             details: carver.array(geometry.detailed(), entries)?,
+            free: FreeSet::new(geometry.segments(most), geometry.segment_bits)?,
             segment_bits: geometry.segment_bits,
             limit: AtomicU32::new(0),
             committed: AtomicU32::new(0),
@@ -156,6 +162,16 @@ impl<const WORDS: usize> Slab<WORDS> {
     pub(crate) fn prefetch_for_insert(&self, handle: Handle) {
         self.entry(handle).into_iter().for_each(prefetch);
         self.detail(handle).into_iter().for_each(prefetch);
+        self.prefetch_state(handle);
+    }
+
+    /// Asks for what is written when a handle is free again.
+    pub(crate) fn prefetch_for_release(&self, handle: Handle) {
+        self.free.prefetch(self.segment_of(handle), self.place_of(handle));
+    }
+
+    #[inline(always)]
+    pub(crate) fn prefetch_state(&self, handle: Handle) {
         self.states.get(handle.position()).into_iter().for_each(prefetch);
     }
 
@@ -193,6 +209,20 @@ impl<const WORDS: usize> Slab<WORDS> {
 
     pub(crate) fn segment_of(&self, handle: Handle) -> SegmentId {
         SegmentId((handle.number() - 1) >> self.segment_bits)
+    }
+
+    pub(crate) fn free(&self) -> &FreeSet {
+        &self.free
+    }
+
+    /// The handle at a place of a segment.
+    pub(crate) fn handle_at(&self, id: SegmentId, place: u32) -> Option<Handle> {
+        Handle::new(self.start_of(id) + place)
+    }
+
+    /// The place of a handle in its segment.
+    pub(crate) fn place_of(&self, handle: Handle) -> u32 {
+        (handle.number() - 1) & ((1 << self.segment_bits) - 1)
     }
 
     /// The first handle of a segment.
@@ -260,7 +290,7 @@ impl<const WORDS: usize> Slab<WORDS> {
     pub(crate) fn give_back(&self, id: SegmentId) {
         let record = self.segment(id);
         record.touched.store(0, Ordering::Relaxed);
-        record.free.store(0, Ordering::Relaxed);
+        self.free.clear(id);
         self.claimed.fetch_sub(1, Ordering::Relaxed);
         record.owner.store(0, Ordering::Release);
     }

@@ -9,9 +9,7 @@ use crate::entry::{Entry, Handle, Key};
 use crate::error::SetupError;
 use crate::geometry::Geometry;
 use crate::header::Header;
-use crate::index::{
-    Buckets, COMFORTABLE, FILL_LEAST_PERCENT, FILL_MOST_PERCENT, GROUP_SLOTS, Index, Overflow,
-};
+use crate::index::{Buckets, FILL_LEAST_PERCENT, FILL_MOST_PERCENT, GROUP_SLOTS, Index, Overflow};
 use crate::memory::{Array, Carver, Memory, Zeroable, array_bytes};
 use crate::owner::Owner;
 use crate::quiescence::Quiescence;
@@ -237,7 +235,8 @@ impl<const WORDS: usize> Table<WORDS> {
     }
 
     /// Asks for what an insert under `hash` writes beside the line that [`Self::prefetch`] has asked
-    /// for, if that has come.
+    /// for, if that has come: the hash's second line, where the first is so full that the insert may
+    /// go there. A lookup does not ask for it, since not every miss is followed by an insert.
     #[inline(always)]
     pub fn prefetch_for_insert(&self, hash: u64) {
         self.index.prefetch_for_insert(hash);
@@ -268,6 +267,13 @@ impl<const WORDS: usize> Table<WORDS> {
     #[must_use]
     pub fn has_details(&self) -> bool {
         self.slab.has_details()
+    }
+
+    /// Asks for what the removal of an entry reads and writes beside the entry and the index line of
+    /// its key: some time before [`Owner::remove`], for a whole burst.
+    #[inline(always)]
+    pub fn prefetch_for_remove(&self, handle: Handle) {
+        self.slab.prefetch_state(handle);
     }
 
     /// Asks for an entry's second line, if there is one.
@@ -396,9 +402,6 @@ impl<const WORDS: usize> Table<WORDS> {
                 prefetch(buckets.alternate(hash));
                 overflowed |= 1 << number;
                 strayed |= u32::from(overflow == Overflow::Stray) << number;
-            } else if bucket.has_likely(COMFORTABLE) {
-                // Who looks for a flow in vain inserts it, and this is where it will be.
-                prefetch(buckets.alternate(hash));
             }
         }
         while overflowed != 0 {

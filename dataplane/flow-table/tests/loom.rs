@@ -220,7 +220,7 @@ fn a_snapshot_is_of_one_flow_also_where_an_insert_found_the_index_full() {
         for key in 1..=2 {
             insert(&mut owners[1], HASH, key).expect("room");
         }
-        let handle = Handle::new(4).expect("a handle");
+        let handle = Handle::new(3).expect("a handle");
         let dump = move || {
             if let Some(words) = table.snapshot(handle) {
                 assert_eq!(words[1], !words[0]);

@@ -119,6 +119,12 @@ impl<const K: usize, const W: usize> FlowTable<K> for Xskiff<W> {
                 aliases = self.hashes(flows.iter().map(|flow| flow.alias));
                 self.table.prefetch_burst(&aliases[..flows.len()]);
             }
+            hashes[..flows.len()].iter().for_each(|hash| self.table.prefetch_for_insert(*hash));
+            if self.two_keys {
+                aliases[..flows.len()]
+                    .iter()
+                    .for_each(|hash| self.table.prefetch_for_insert(*hash));
+            }
             for ((flow, hash), alias) in flows.iter().zip(hashes).zip(aliases) {
                 let alias = self.two_keys.then_some((alias, flow.alias));
                 self.owner.insert((hash, flow.key), alias, &flow.words::<W, 0>(now))?;
@@ -149,6 +155,7 @@ impl<const K: usize, const W: usize> FlowTable<K> for Xskiff<W> {
             let mut found: ArrayVec<_, BURST> = ArrayVec::new();
             for (hit, original) in hits.iter().zip(hashes) {
                 let Some(hit) = hit else { continue };
+                self.table.prefetch_for_remove(hit.handle);
                 let alias = self.two_keys.then(|| {
                     let hash = self.hasher.hash(&Self::alias_of::<K>(hit.entry.words()).0);
                     self.table.prefetch(hash);

@@ -49,7 +49,7 @@ use bucket::{SLOTS, slot_of};
 
 /// Slots in use up to which a primary bucket takes what comes. With 5 of 7, one key in eight
 /// overflows and one in 3,000 strays at [`FILL_MOST`].
-pub(crate) const COMFORTABLE: usize = 5;
+const COMFORTABLE: usize = 5;
 
 /// Buckets of a group: a page of them, so that both buckets of a hash share a page table entry,
 /// and so many keys that no group fills long before the others. Two in a loom model.

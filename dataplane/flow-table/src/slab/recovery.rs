@@ -4,7 +4,7 @@
 //! fail, and as not in use before its removal begins. What a segment's record says beside is checked
 //! against them, and made anew where it differs; so none of it is trusted, whoever wrote it.
 
-use super::{Segment, SegmentId, Slab};
+use super::{SegmentId, Slab};
 use crate::cast::half_word;
 use crate::entry::Handle;
 use crate::error::SetupError;
@@ -42,58 +42,32 @@ impl<const WORDS: usize> Slab<WORDS> {
         (get(&self.segment(id).owner) as usize).checked_sub(1)
     }
 
-    /// Makes the record of a segment that was in use tell what the states of its entries say, if it
-    /// does not. Returns how many entries are in use.
+    /// Makes the record of a segment that was in use tell what the states of its entries say, and
+    /// notes which of its handles are free. Returns how many entries are in use.
     pub(crate) fn recover(&self, id: SegmentId) -> u32 {
-        let (live, touched) = self.count(id);
-        if !self.holds_together(id, live, touched) {
-            self.mend(id, live, touched);
-        }
-        live
-    }
-
-    /// Entries of a segment in use, and the handles up to the last of them.
-    fn count(&self, id: SegmentId) -> (u32, u32) {
         let start = self.start_of(id) as usize - 1;
         let states = &self.states[start..start + self.len_of(id) as usize];
-        let live = states.iter().map(|state| get(state) & 1).sum();
-        let last = states.iter().rposition(|state| get(state) & 1 == 1);
-        (live, last.map_or(0, |last| half_word(last) + 1))
-    }
-
-    /// Whether a segment's record is right, its chain of free handles included.
-    fn holds_together(&self, id: SegmentId, live: u32, last: u32) -> bool {
-        let Segment { touched, free, live: recorded, .. } = self.segment(id);
-        let touched = get(touched);
-        if get(recorded) != live || touched < last || touched > self.len_of(id) {
-            return false;
-        }
-        let start = self.start_of(id);
-        let mut next = get(free);
-        // As many steps as there must be; a ring is longer.
-        for _ in 0..touched - live {
-            let Some(handle) = Handle::new(next) else { return false };
-            if !(start..start + touched).contains(&next) || self.in_use(handle) {
-                return false;
-            }
-            next = self.next(handle).map_or(0, Handle::number);
-        }
-        next == 0
-    }
-
-    /// Makes the record of a segment anew, and a chain of what is free before the last entry in use.
-    fn mend(&self, id: SegmentId, live: u32, touched: u32) {
-        let mut free = None;
-        for handle in self.handles_of(id).take(touched as usize) {
-            if !self.in_use(handle) {
-                self.link(handle, free);
-                free = Some(handle);
-            }
+        // A bit for each of 64 entries that is in use.
+        let used = |states: &[AtomicU32]| {
+            let bits = states.iter().zip(0u32..).map(|(state, n)| u64::from(get(state) & 1) << n);
+            bits.fold(0, |bits, bit| bits | bit)
+        };
+        let (mut live, mut last) = (0, 0);
+        for (bits, start) in states.chunks(64).map(used).zip((0..).step_by(64)) {
+            live += bits.count_ones();
+            last = if bits == 0 { last } else { start + u64::BITS - bits.leading_zeros() };
         }
         let record = self.segment(id);
+        let recorded = get(&record.touched);
+        let touched = if (last..=self.len_of(id)).contains(&recorded) { recorded } else { last };
         set(&record.touched, touched);
         set(&record.live, live);
-        set(&record.free, free.map_or(0, Handle::number));
+        let free = states[..touched as usize].chunks(64).map(|states| {
+            let all = !0 >> (64 - states.len());
+            all & !used(states)
+        });
+        self.free().fill(id, free);
+        live
     }
 
     /// Gives a segment to an owner, or to nobody; while no one uses the table.
@@ -102,7 +76,7 @@ impl<const WORDS: usize> Slab<WORDS> {
         if owner.is_none() {
             set(&record.touched, 0);
             set(&record.live, 0);
-            set(&record.free, 0);
+            self.free().clear(id);
         }
         set(&record.owner, owner.map_or(0, |owner| half_word(owner) + 1));
     }
