@@ -51,6 +51,8 @@ impl Anticipated {
             return;
         }
         let new = NewPacket::of(packet, now, &context.tables);
+        // The lookup has read the first line; the other is here by the time of the insert.
+        flows.prefetch_for_insert(&new.key, hash);
         let decided = decide(&context.tables, ingress, &new);
         self.early.push(Early { place, hash, decided, alias: None });
         if let Some(early) = self.early.last_mut()
@@ -67,9 +69,7 @@ impl Anticipated {
     /// Once all are added: asks for what the inserts will write beside the lines asked for so far.
     pub(crate) fn fetch(&self, flows: &WorkerFlows) {
         for early in &self.early {
-            let Ok(Decision::Admit(admission)) = &early.decided else { continue };
-            flows.prefetch_for_insert(&admission.original, early.hash);
-            if let Some(hash) = early.alias {
+            if let (Some(hash), Ok(Decision::Admit(admission))) = (early.alias, &early.decided) {
                 flows.prefetch_for_insert(&admission.translated, hash);
             }
         }

@@ -146,7 +146,7 @@ impl<const WORDS: usize> Holdings<WORDS> {
     fn free_in(&self, id: SegmentId) -> Option<Handle> {
         let slab = self.table.slab();
         // A used handle rather than one that was never used: its memory is there already.
-        let place = slab.free().from(id, 0).unwrap_or_else(|| get(&self.record(id).touched));
+        let place = slab.free().first(id).unwrap_or_else(|| get(&self.record(id).touched));
         slab.handle_at(id, place)
     }
 
@@ -171,6 +171,7 @@ impl<const WORDS: usize> Holdings<WORDS> {
 
     /// Asks for what later inserts will write, so far ahead that it has come by then. Only a guess:
     /// a segment that comes back into the list takes its turn first.
+    #[inline(always)]
     fn look_ahead(&mut self, (id, place): (SegmentId, u32), taken: Handle) {
         if self.ahead.is_next(taken) {
             self.ahead.taken = self.ahead.taken.wrapping_add(1);

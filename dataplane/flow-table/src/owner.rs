@@ -351,11 +351,10 @@ impl<const WORDS: usize> Owner<WORDS> {
         if let Some(handle) = self.recycler.take(self.table.slab()) {
             return Some(handle);
         }
-        if self.holdings.peek().is_none() {
+        let Some(handle) = self.holdings.peek() else {
             self.recycler.advance(self.table.slab());
             return self.recycler.take(self.table.slab());
-        }
-        let handle = self.holdings.peek()?;
+        };
         self.holdings.take(handle);
         Some(handle)
     }

@@ -99,6 +99,17 @@ impl FreeSet {
         self.filled(id).get() == 0
     }
 
+    /// The first free place of a segment.
+    #[inline(always)]
+    pub(crate) fn first(&self, id: SegmentId) -> Option<u32> {
+        let filled = self.filled(id).get();
+        if filled == 0 {
+            return None;
+        }
+        let number = filled.trailing_zeros();
+        Some(number * 64 + self.word(id, number).get().trailing_zeros())
+    }
+
     /// The first free place of a segment from `place` on.
     #[inline(always)]
     pub(crate) fn from(&self, id: SegmentId, place: u32) -> Option<u32> {
@@ -150,6 +161,7 @@ mod tests {
             for id in 0..3 {
                 let all: Vec<_> = model.iter().filter(|(other, _)| *other == id).collect();
                 prop_assert_eq!(free.is_empty(SegmentId(id)), all.is_empty());
+                prop_assert_eq!(free.first(SegmentId(id)), all.first().map(|(_, place)| *place));
                 for from in [0, from % (1 << segment_bits), 1 << segment_bits] {
                     let expected = all.iter().map(|(_, place)| *place).find(|place| *place >= from);
                     prop_assert_eq!(free.from(SegmentId(id), from), expected);

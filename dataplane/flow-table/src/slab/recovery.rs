@@ -8,9 +8,12 @@ use super::{SegmentId, Slab};
 use crate::cast::half_word;
 use crate::entry::Handle;
 use crate::error::SetupError;
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, SEGMENT_BITS_MAX};
 use crate::memory::Carver;
 use crate::sync::{AtomicU32, Ordering};
+
+/// Words with a bit for each entry of a segment.
+const SEGMENT_WORDS: usize = (1 << SEGMENT_BITS_MAX) / 64;
 
 fn get(word: &AtomicU32) -> u32 {
     word.load(Ordering::Relaxed)
@@ -47,24 +50,24 @@ impl<const WORDS: usize> Slab<WORDS> {
     pub(crate) fn recover(&self, id: SegmentId) -> u32 {
         let start = self.start_of(id) as usize - 1;
         let states = &self.states[start..start + self.len_of(id) as usize];
-        // A bit for each of 64 entries that is in use.
-        let used = |states: &[AtomicU32]| {
-            let bits = states.iter().zip(0u32..).map(|(state, n)| u64::from(get(state) & 1) << n);
-            bits.fold(0, |bits, bit| bits | bit)
-        };
+        // A bit for each entry that is in use.
+        let mut used = [0u64; SEGMENT_WORDS];
         let (mut live, mut last) = (0, 0);
-        for (bits, start) in states.chunks(64).map(used).zip((0..).step_by(64)) {
-            live += bits.count_ones();
-            last = if bits == 0 { last } else { start + u64::BITS - bits.leading_zeros() };
+        for ((states, used), start) in states.chunks(64).zip(&mut used).zip((0..).step_by(64)) {
+            let bits = states.iter().zip(0u32..).map(|(state, n)| u64::from(get(state) & 1) << n);
+            *used = bits.fold(0, |bits, bit| bits | bit);
+            live += used.count_ones();
+            last = if *used == 0 { last } else { start + u64::BITS - used.leading_zeros() };
         }
         let record = self.segment(id);
         let recorded = get(&record.touched);
         let touched = if (last..=self.len_of(id)).contains(&recorded) { recorded } else { last };
         set(&record.touched, touched);
         set(&record.live, live);
-        let free = states[..touched as usize].chunks(64).map(|states| {
-            let all = !0 >> (64 - states.len());
-            all & !used(states)
+        let starts = (0..touched).step_by(64);
+        let free = used.iter().zip(starts).map(|(used, start)| {
+            let all = !0 >> (64 - (touched - start).min(64));
+            all & !used
         });
         self.free().fill(id, free);
         live
