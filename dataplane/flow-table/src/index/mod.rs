@@ -162,11 +162,11 @@ impl Index {
         let value = slot_of(hash, handle);
         let mut place = self.view().whereabouts(hash).inbound();
         loop {
-            claim(self.group(place), hash, value)?;
+            let claimed = claim(self.group(place), hash, value)?;
             model_fence();
             let now = self.view().whereabouts(hash).inbound();
             // Where the group began to move meanwhile, whoever clears the slot sees to its key.
-            if now == place || !clear(self.group(place), hash, value) {
+            if now == place || !claimed.give_up(self.group(place), hash, value) {
                 return Ok(());
             }
             place = now;
@@ -344,31 +344,52 @@ impl Buckets for Moving<'_> {
     }
 }
 
+/// Where a slot was published: the bucket of its group, and what the primary one counts it as.
+struct Claimed {
+    bucket: usize,
+    overflow: Option<Overflow>,
+}
+
+impl Claimed {
+    /// Clears the slot, unless somebody has. Not looked for by the primary's meta word: where the
+    /// group has moved meanwhile, that has forgotten its overflows.
+    fn give_up(self, group: &[Bucket], hash: u64, value: u64) -> bool {
+        let cleared = group[self.bucket].clear(value);
+        if cleared && let Some(overflow) = self.overflow {
+            group[buckets_of(hash).0].retract(overflow);
+        }
+        cleared
+    }
+}
+
 /// Publishes a slot somewhere in a group.
-fn claim(group: &[Bucket], hash: u64, value: u64) -> Result<(), IndexFull> {
+fn claim(group: &[Bucket], hash: u64, value: u64) -> Result<Claimed, IndexFull> {
     let (primary_number, alternate_number) = buckets_of(hash);
     let (primary, alternate) = (&group[primary_number], &group[alternate_number]);
+    let at_home = Claimed { bucket: primary_number, overflow: None };
     let used = primary.used();
     if used < COMFORTABLE.min(SLOTS) && primary.claim(value) {
-        return Ok(());
+        return Ok(at_home);
     }
     if used <= alternate.used() && primary.claim(value) {
-        return Ok(());
+        return Ok(at_home);
     }
     primary.announce(hash, Overflow::Alternate);
     if alternate.claim(value) {
-        return Ok(());
+        return Ok(Claimed { bucket: alternate_number, overflow: Some(Overflow::Alternate) });
     }
     primary.retract(Overflow::Alternate);
     if primary.claim(value) {
-        return Ok(());
+        return Ok(at_home);
     }
     primary.announce(hash, Overflow::Stray);
-    if others(group, hash).any(|bucket| bucket.claim(value)) {
-        return Ok(());
+    match others(hash).find(|number| group[*number].claim(value)) {
+        Some(bucket) => Ok(Claimed { bucket, overflow: Some(Overflow::Stray) }),
+        None => {
+            primary.retract(Overflow::Stray);
+            Err(IndexFull)
+        }
     }
-    primary.retract(Overflow::Stray);
-    Err(IndexFull)
 }
 
 /// Clears a slot of this value, wherever it is in a group.
@@ -381,7 +402,7 @@ fn clear(group: &[Bucket], hash: u64, value: u64) -> bool {
     let overflow = if alternate.clear(value) {
         Overflow::Alternate
     } else if primary.overflow(hash) == Some(Overflow::Stray)
-        && others(group, hash).any(|bucket| bucket.clear(value))
+        && others(hash).any(|number| group[number].clear(value))
     {
         Overflow::Stray
     } else {
@@ -407,16 +428,16 @@ fn find<C: Compare, T>(
     compare.find(&group[alternate], hash, decide).or_else(|| match overflow {
         Overflow::Alternate => None,
         Overflow::Stray => {
-            others(group, hash).find_map(|bucket| compare.find(bucket, hash, decide))
+            others(hash).find_map(|number| compare.find(&group[number], hash, decide))
         }
     })
 }
 
 /// All buckets of a group but the two of this hash, from behind its alternate one on.
-fn others(group: &[Bucket], hash: u64) -> impl Iterator<Item = &Bucket> {
+fn others(hash: u64) -> impl Iterator<Item = usize> {
     let (primary, alternate) = buckets_of(hash);
     let numbers = (1..GROUP_BUCKETS).map(move |step| (alternate + step) % GROUP_BUCKETS);
-    numbers.filter(move |number| *number != primary).map(|number| &group[number])
+    numbers.filter(move |number| *number != primary)
 }
 
 #[cfg(all(test, not(loom)))]

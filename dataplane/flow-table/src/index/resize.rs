@@ -13,7 +13,9 @@
 //! *Inserts.* Who published in the old place looks at the layout after that, and the mover looks at
 //! the slots after it changed the layout, all sequentially consistent: so either the mover sees the
 //! slot, or the inserter sees the change. In the second case both try to clear the slot; the one
-//! that succeeds publishes it anew (the mover has done so before).
+//! that succeeds publishes it anew (the mover has done so before). The inserter clears it where it
+//! has put it: looked for like any other, a slot beside both its buckets could not be found any more
+//! once the mover was done with the group and had its overflows forgotten, and the key was lost.
 //!
 //! *Lookups.* A lookup that misses because the slot was cleared by the mover has acquired that, so
 //! it sees the changed layout when it looks again, and starts over. At most twice a resize.
