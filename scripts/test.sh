@@ -39,6 +39,9 @@ cargo test --locked --workspace
 step "interleavings of the lock-free code"
 "$scripts/loom.sh"
 
+step "the flow table under random schedules"
+"$scripts/shuttle.sh"
+
 step "every xskiff-perf subcommand on a tiny load"
 "$scripts/perf_smoke.sh"
 

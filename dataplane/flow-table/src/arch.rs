@@ -75,9 +75,9 @@ impl Compare for Portable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Path {
     Portable,
-    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
     Avx2(vector::Avx2),
-    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
     Avx512(vector::Avx512),
 }
 
@@ -86,9 +86,9 @@ impl Path {
     pub(crate) fn available() -> impl Iterator<Item = Self> {
         let paths = [
             Some(Self::Portable),
-            #[cfg(all(target_arch = "x86_64", not(loom)))]
+            #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
             vector::Avx2::detect().map(Self::Avx2),
-            #[cfg(all(target_arch = "x86_64", not(loom)))]
+            #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
             vector::Avx512::detect().map(Self::Avx512),
         ];
         paths.into_iter().flatten()
@@ -100,7 +100,7 @@ impl Path {
     }
 }
 
-#[cfg(all(target_arch = "x86_64", not(loom)))]
+#[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
 pub(crate) mod vector {
     //! AVX2 and AVX-512. A value of either type proves that the processor has the feature.
 
@@ -198,7 +198,7 @@ pub(crate) mod vector {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -225,9 +225,9 @@ mod tests {
             for path in Path::available() {
                 let found = match path {
                     Path::Portable => expected,
-                    #[cfg(all(target_arch = "x86_64", not(loom)))]
+                    #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
                     Path::Avx2(avx2) => avx2.candidates(&bucket, hash),
-                    #[cfg(all(target_arch = "x86_64", not(loom)))]
+                    #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
                     Path::Avx512(avx512) => avx512.candidates(&bucket, hash),
                 };
                 prop_assert_eq!(found, expected, "{:?}", path);

@@ -55,7 +55,7 @@ impl<const WORDS: usize> Entry<WORDS> {
 // SAFETY: an array of `AtomicU64` is valid when all its bytes are zero, and needs no drop; `Table`
 // admits only `WORDS` that leave no padding.
 unsafe impl<const WORDS: usize> Zeroable for Entry<WORDS> {
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn zeroed() -> Self {
         Self(std::array::from_fn(|_| AtomicU64::new(0)))
     }

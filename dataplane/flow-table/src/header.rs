@@ -45,12 +45,12 @@ const _: () = assert!(READ_WORDS <= HEADER_WORDS && TAG_WORD + 8 <= CLOSED_WORD)
 #[repr(C, align(64))]
 pub(crate) struct Header([AtomicU64; HEADER_WORDS]);
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const _: () = assert!(size_of::<Header>() == 4096);
 
 // SAFETY: `AtomicU64`s are valid whatever their bytes are, and need no drop.
 unsafe impl Zeroable for Header {
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn zeroed() -> Self {
         Self(std::array::from_fn(|_| AtomicU64::new(0)))
     }

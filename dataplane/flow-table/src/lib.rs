@@ -58,7 +58,7 @@
     deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)
 )]
 // Models use a part of the crate.
-#![cfg_attr(loom, allow(dead_code))]
+#![cfg_attr(any(loom, shuttle), allow(dead_code))]
 
 mod arch;
 mod cast;
@@ -70,7 +70,7 @@ mod header;
 mod holdings;
 mod index;
 mod memory;
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod mortal;
 mod owner;
 pub mod quiescence;
@@ -80,7 +80,7 @@ mod slab;
 mod statistics;
 mod sync;
 mod table;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod take_over;
 
 pub use entry::{Entry, Handle, Key};
@@ -93,5 +93,5 @@ pub use quiescence::Quiescence;
 pub use shape::Shape;
 pub use statistics::Statistics;
 pub use table::{BURST, Hit, Table};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use take_over::{Keys, TakenOver};

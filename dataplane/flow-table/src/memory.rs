@@ -1,8 +1,8 @@
 //! Where a table lives: the heap, or memory the caller mapped (huge pages, a shared file).
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use std::ptr::NonNull;
 
 use crate::error::SetupError;
@@ -19,7 +19,7 @@ pub enum Memory {
     /// [`crate::Table::memory_bytes`] bytes, aligned to 64. What it held is lost: all that a table
     /// of the capacity asked for needs is zeroed at once, so that no packet pays for a page fault
     /// later. What growth may need is not touched, and must be zero.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     Mapped(&'static mut [u8]),
 }
 
@@ -30,7 +30,7 @@ pub enum Memory {
 /// nothing; its alignment is at most [`LINE_BYTES`].
 pub(crate) unsafe trait Zeroable: Send + Sync + Sized {
     /// Loom's atomics must be made one by one.
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn zeroed() -> Self;
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Carver(Memory);
 impl Carver {
     /// Checks that mapped memory is aligned, and large enough for `needed_bytes`.
     pub(crate) fn new(memory: Memory, needed_bytes: usize) -> Result<Self, SetupError> {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         if let Memory::Mapped(bytes) = &memory {
             let address = bytes.as_ptr().addr();
             if !address.is_multiple_of(LINE_BYTES) {
@@ -60,11 +60,11 @@ impl Carver {
         length: usize,
         needed: usize,
     ) -> Result<Array<T>, SetupError> {
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         let _ = needed;
         match &mut self.0 {
             Memory::Heap => Array::heap(length),
-            #[cfg(not(loom))]
+            #[cfg(not(any(loom, shuttle)))]
             Memory::Mapped(rest) => {
                 let taken = array_bytes::<T>(length);
                 let bytes = std::mem::take(rest);
@@ -93,7 +93,7 @@ pub(crate) const fn array_bytes<T>(length: usize) -> usize {
 }
 
 /// An array of atomics that starts on a cache line and never moves.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) struct Array<T> {
     start: NonNull<T>,
     length: usize,
@@ -101,7 +101,7 @@ pub(crate) struct Array<T> {
     allocation: Option<(NonNull<u8>, Layout)>,
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 impl<T: Zeroable> Array<T> {
     fn heap(length: usize) -> Result<Self, SetupError> {
         // The allocator zeroes a request of small alignment lazily (fresh pages are zero already)
@@ -130,7 +130,7 @@ impl<T: Zeroable> Array<T> {
     }
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 impl<T> std::ops::Deref for Array<T> {
     type Target = [T];
 
@@ -144,7 +144,7 @@ impl<T> std::ops::Deref for Array<T> {
     }
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 impl<T> Drop for Array<T> {
     fn drop(&mut self) {
         if let Some((base, layout)) = self.allocation {
@@ -156,24 +156,24 @@ impl<T> Drop for Array<T> {
 }
 
 // SAFETY: an `Array` owns its memory, and its elements are `Send` and `Sync` (`Zeroable`).
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 unsafe impl<T: Zeroable> Send for Array<T> {}
 // SAFETY: as above; sharing an `Array` shares `&[T]` only.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 unsafe impl<T: Zeroable> Sync for Array<T> {}
 
 /// Under loom every element is made through loom, so that it follows its accesses.
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 pub(crate) struct Array<T>(Box<[T]>);
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 impl<T: Zeroable> Array<T> {
     fn heap(length: usize) -> Result<Self, SetupError> {
         Ok(Self((0..length).map(|_| T::zeroed()).collect()))
     }
 }
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 impl<T> std::ops::Deref for Array<T> {
     type Target = [T];
 
@@ -182,7 +182,7 @@ impl<T> std::ops::Deref for Array<T> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::sync::{AtomicU32, Ordering::Relaxed};

@@ -23,8 +23,9 @@ const RELEASED_AT_ONCE: usize = 64;
 
 /// Keys inserted after which an owner sees whether the index is to grow, or moves a group of it: a
 /// group's worth of keys is moved for an eighth of it inserted. Counted in keys: at twice as many for
-/// a step, among ten thousand groups one fills before its turn comes.
-const KEYS_EACH_STEP: u32 = 32;
+/// a step, among ten thousand groups one fills before its turn comes. Two where schedules are random
+/// and tables have some dozen keys.
+const KEYS_EACH_STEP: u32 = if cfg!(shuttle) { 2 } else { 32 };
 
 /// The hashes that an entry is found under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -133,7 +133,7 @@ impl Recycler {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::geometry::Geometry;

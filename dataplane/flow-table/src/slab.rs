@@ -44,7 +44,7 @@ pub(crate) struct Segment {
 
 // SAFETY: `AtomicU32`s are valid whatever their bytes are, and need no drop.
 unsafe impl Zeroable for Segment {
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn zeroed() -> Self {
         let zero = || AtomicU32::new(0);
         Self {

@@ -1,13 +1,16 @@
-//! Atomics: the standard library's, or loom's when a model is checked. In this crate's own tests,
-//! ones that can kill their thread at any write.
+//! Atomics: the standard library's; loom's when a model is checked, shuttle's when threads take turns
+//! at random. In this crate's own tests, ones that can kill their thread at any write.
 
-#[cfg(not(any(loom, test)))]
+#[cfg(not(any(loom, shuttle, test)))]
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, fence};
+
+#[cfg(shuttle)]
+pub(crate) use shuttle::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 pub(crate) use {
     crate::mortal::{AtomicU32, AtomicU64},
     std::sync::atomic::fence,

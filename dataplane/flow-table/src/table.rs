@@ -43,7 +43,7 @@ impl<M: Copy, const WORDS: usize> Copy for Hit<'_, M, WORDS> {}
 
 // SAFETY: an `AtomicU32` is valid whatever its bytes are, and needs no drop.
 unsafe impl Zeroable for AtomicU32 {
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn zeroed() -> Self {
         Self::new(0)
     }
@@ -211,7 +211,7 @@ impl<const WORDS: usize> Table<WORDS> {
     }
 
     /// Begins to move the index to so many groups. For models, which cannot fill it first.
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     pub fn begin_resize(&self, groups: usize) -> bool {
         self.index.begin_resize(groups, self.note())
     }
@@ -320,10 +320,10 @@ impl<const WORDS: usize> Table<WORDS> {
         match self.path {
             Path::Portable => self.choose(Portable, hashes, candidates),
             // SAFETY: the value proves that the processor has AVX2.
-            #[cfg(all(target_arch = "x86_64", not(loom)))]
+            #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
             Path::Avx2(avx2) => unsafe { self.choose_avx2(avx2, hashes, candidates) },
             // SAFETY: the value proves that the processor has AVX-512F.
-            #[cfg(all(target_arch = "x86_64", not(loom)))]
+            #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
             Path::Avx512(avx512) => unsafe { self.choose_avx512(avx512, hashes, candidates) },
         }
     }
@@ -345,7 +345,7 @@ impl<const WORDS: usize> Table<WORDS> {
         }
     }
 
-    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
     #[target_feature(enable = "avx2")]
     fn choose_avx2(
         &self,
@@ -356,7 +356,7 @@ impl<const WORDS: usize> Table<WORDS> {
         self.choose(avx2, hashes, candidates);
     }
 
-    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
     #[target_feature(enable = "avx512f")]
     fn choose_avx512(
         &self,
@@ -490,6 +490,6 @@ impl<const WORDS: usize> Table<WORDS> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 #[path = "table_tests.rs"]
 mod tests;

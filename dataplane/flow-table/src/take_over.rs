@@ -278,6 +278,6 @@ struct Found<const WORDS: usize> {
     slab: Slab<WORDS>,
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 #[path = "take_over_tests.rs"]
 mod tests;

@@ -1,5 +1,5 @@
 //! Several threads at once: what was inserted is found, what is held stays, no key has two flows.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};

@@ -1,5 +1,5 @@
 //! The table against a map of the standard library, one thread, any sequence of operations.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;

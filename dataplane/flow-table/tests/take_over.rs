@@ -1,6 +1,6 @@
 //! A table's memory as another process finds it: of other owners, capacity or version, truncated,
 //! damaged at random, or of a process that was killed.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, shuttle)))]
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};

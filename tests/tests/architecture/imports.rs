@@ -35,6 +35,9 @@ const RESERVED: &[(&str, &[&str], &str)] = &[
 const CORE_MAY_USE: &[&str] =
     &["flow-table", "arrayvec", "crossbeam-queue", "hashbrown", "thiserror"];
 
+/// What takes the place of the standard library's atomics where interleavings are checked.
+const CHECKERS: &[&str] = &["loom", "shuttle"];
+
 fn may_import(package: &str) -> Option<&'static [&'static str]> {
     MAY_IMPORT.iter().find(|(name, _)| *name == package).map(|(_, imports)| *imports)
 }
@@ -52,7 +55,7 @@ fn refusal(package: &str, dependency: &str, is_development: bool) -> Option<Stri
         return Some(format!("{package} imports {dependency}, kept to {users:?}: {reason}"));
     }
     let core = ["dataplane", "flow-table"].contains(&package) && !is_development;
-    if core && !CORE_MAY_USE.contains(&dependency) && dependency != "loom" {
+    if core && !CORE_MAY_USE.contains(&dependency) && !CHECKERS.contains(&dependency) {
         return Some(format!("{package} imports {dependency}; the core is pure: {CORE_MAY_USE:?}"));
     }
     None

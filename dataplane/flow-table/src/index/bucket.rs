@@ -5,8 +5,14 @@ use crate::memory::Zeroable;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Slots of a bucket: what a line holds beside the meta word. One in a loom model, where every
-/// load costs and every second key shall overflow.
-pub(crate) const SLOTS: usize = if cfg!(loom) { 1 } else { 7 };
+/// load costs and every second key shall overflow; two where schedules are random.
+pub(crate) const SLOTS: usize = if cfg!(loom) {
+    1
+} else if cfg!(shuttle) {
+    2
+} else {
+    7
+};
 
 const HANDLE_MASK: u64 = (1 << HANDLE_BITS) - 1;
 
@@ -45,12 +51,12 @@ pub(crate) struct Bucket {
     slots: [AtomicU64; SLOTS],
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 // SAFETY: an array of `AtomicU64` is valid when all its bytes are zero, and needs no drop.
 unsafe impl Zeroable for Bucket {
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn zeroed() -> Self {
         Self { meta: AtomicU64::new(0), slots: std::array::from_fn(|_| AtomicU64::new(0)) }
     }
@@ -204,7 +210,7 @@ impl Bucket {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 impl Bucket {
     /// A bucket of these words, the first one being the meta word.
     pub(crate) fn of_words(words: [u64; 8]) -> Self {
@@ -213,7 +219,7 @@ impl Bucket {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

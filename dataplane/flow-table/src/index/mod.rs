@@ -52,8 +52,15 @@ use bucket::{SLOTS, slot_of};
 const COMFORTABLE: usize = 5;
 
 /// Buckets of a group: a page of them, so that both buckets of a hash share a page table entry,
-/// and so many keys that no group fills long before the others. Two in a loom model.
-const GROUP_BUCKETS: usize = if cfg!(loom) { 2 } else { 64 };
+/// and so many keys that no group fills long before the others. Two in a loom model, four where
+/// schedules are random.
+const GROUP_BUCKETS: usize = if cfg!(loom) {
+    2
+} else if cfg!(shuttle) {
+    4
+} else {
+    64
+};
 pub(crate) const GROUP_SLOTS: usize = GROUP_BUCKETS * SLOTS;
 
 /// The part of the slots, in percent, above which the index grows.
@@ -203,15 +210,15 @@ impl Index {
         match path {
             Path::Portable => self.find_by(Portable, hash, decide),
             // SAFETY: the value proves that the processor has AVX2.
-            #[cfg(all(target_arch = "x86_64", not(loom)))]
+            #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
             Path::Avx2(avx2) => unsafe { self.find_by_avx2(avx2, hash, decide) },
             // SAFETY: the value proves that the processor has AVX-512F.
-            #[cfg(all(target_arch = "x86_64", not(loom)))]
+            #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
             Path::Avx512(avx512) => unsafe { self.find_by_avx512(avx512, hash, decide) },
         }
     }
 
-    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
     #[target_feature(enable = "avx2")]
     fn find_by_avx2<T>(
         &self,
@@ -222,7 +229,7 @@ impl Index {
         self.find_by(avx2, hash, decide)
     }
 
-    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle))))]
     #[target_feature(enable = "avx512f")]
     fn find_by_avx512<T>(
         &self,
@@ -440,6 +447,6 @@ fn others(hash: u64) -> impl Iterator<Item = usize> {
     numbers.filter(move |number| *number != primary)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 #[path = "tests.rs"]
 mod tests;

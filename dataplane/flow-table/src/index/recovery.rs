@@ -49,7 +49,7 @@ impl Index {
     }
 
     /// Whether no slot is in use anywhere.
-    #[cfg(all(test, not(loom)))]
+    #[cfg(all(test, not(any(loom, shuttle))))]
     pub(crate) fn is_empty(&self) -> bool {
         self.halves.iter().flat_map(|half| half.iter()).all(|bucket| bucket.used() == 0)
     }

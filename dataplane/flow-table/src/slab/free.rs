@@ -20,7 +20,7 @@ struct Bits(AtomicU64);
 
 // SAFETY: an `AtomicU64` is valid whatever its bytes are, and needs no drop.
 unsafe impl Zeroable for Bits {
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn zeroed() -> Self {
         Self(AtomicU64::new(0))
     }
@@ -131,7 +131,7 @@ impl FreeSet {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use std::collections::BTreeSet;
 
