@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Fuzzes every parser for a bounded time: `fuzz.sh [SECONDS]` for each target, 60 by default. The
-# targets are the tests with `fuzz` in their path; bolero's engine for stable Rust drives them.
+# Fuzzes every parser, and the flow table, for a bounded time: `fuzz.sh [SECONDS]` for each target,
+# 60 by default. The targets are the tests with `fuzz` in their path; bolero's engine for stable Rust
+# drives them.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
