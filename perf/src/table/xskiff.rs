@@ -1,7 +1,8 @@
 //! This project's table.
 //!
-//! Used as a worker uses it: bursts are hashed, looked up and updated, and quiescence is announced
-//! after each; who inserts has asked for the index lines of the whole burst before.
+//! Used as a worker uses it: bursts are hashed eight keys at a time, looked up in two steps and updated,
+//! and quiescence is announced after each; who inserts or removes has asked for the lines of the whole
+//! burst before.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -34,6 +35,9 @@ impl<const K: usize, const W: usize> Key<W> for Tuple<K> {
 
 /// Entries beyond the flows: some of those just deleted wait until the worker has announced.
 pub const SPARE: usize = 4 * BURST;
+
+/// Keys hashed before their index lines are asked for.
+const FETCH: usize = 8;
 
 /// How many flows there can be.
 #[derive(Debug, Clone, Copy)]
@@ -136,11 +140,19 @@ impl<const K: usize, const W: usize> FlowTable<K> for Xskiff<W> {
 
     fn look_up(&self, worker: usize, keys: &[Tuple<K>], mut visit: impl FnMut(Tail<'_>)) {
         for keys in keys.chunks(BURST) {
-            let hashes = self.hashes(keys.iter().copied());
-            let mut hits = [None; BURST];
-            self.table.lookup_burst(&hashes, keys, &mut hits);
-            for hit in hits.iter().flatten() {
-                Tail::of::<K>(hit.entry.words(), 0).into_iter().for_each(&mut visit);
+            let mut hashes = [0; BURST];
+            // The first lines are under way while the later keys are hashed.
+            for (keys, hashes) in keys.chunks(FETCH).zip(hashes.chunks_mut(FETCH)) {
+                let inputs: ArrayVec<[u64; K], FETCH> = keys.iter().map(|key| key.0).collect();
+                self.hasher.hash_burst(&inputs, hashes);
+                self.table.prefetch_burst(&hashes[..keys.len()]);
+            }
+            let mut candidates = [None; BURST];
+            self.table.candidates(&hashes[..keys.len()], &mut candidates);
+            for ((key, hash), candidate) in keys.iter().zip(hashes).zip(candidates) {
+                if let Some(hit) = self.table.confirm(hash, key, candidate) {
+                    Tail::of::<K>(hit.entry.words(), 0).into_iter().for_each(&mut visit);
+                }
             }
             self.quiescence.announce(worker);
         }
