@@ -11,9 +11,14 @@ fn example() -> String {
 }
 
 /// Fields whose example shows something other than the default, since an empty one shows nothing.
-const SHOWN_OTHERWISE: [&str; 6] = [
+const SHOWN_OTHERWISE: [&str; 11] = [
     "manifests",
     "uplinks",
+    "flow_table.ipv4_flows",
+    "flow_table.ipv4_flows_max",
+    "flow_table.ipv6_flows",
+    "flow_table.ipv6_flows_max",
+    "flow_table.flows_per_endpoint_max",
     "flow_table.directory",
     "nat.ipv4_source",
     "nat.ipv6_source",
@@ -73,6 +78,8 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
                 stall: {after_ms: 700, on_stall: pass}\n\
                 policy: {lost_replies_seconds: 0}\n\
                 conntrack: {details: true, tcp_windows: strict}\n\
+                flow_table: {ipv4_flows: 100, ipv4_flows_max: 200, ipv6_flows: 300, \
+                ipv6_flows_max: 400, flows_per_endpoint_max: 50, directory: /dev/shm/x}\n\
                 workers: {count: 2}\n";
     let (mut in_force, candidate) = (Config::default(), Config::parse(text).expect("valid"));
     let differs: Vec<_> = in_force.diff(&candidate).into_iter().map(|c| c.field).collect();
@@ -82,7 +89,10 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
     }
     in_force.take_live(&candidate);
     let left: Vec<_> = in_force.diff(&candidate).into_iter().map(|c| c.field).collect();
-    assert_eq!(left, ["conntrack.details", "nat.l4_port_first", "workers.count"]);
+    assert_eq!(
+        left,
+        ["conntrack.details", "flow_table.directory", "nat.l4_port_first", "workers.count"]
+    );
 }
 
 #[test]
@@ -317,4 +327,23 @@ fn an_uplink_taken_in_whole_needs_a_way_to_the_host_and_passes_nothing_on_a_stal
         assert!(message.contains("uplinks[0].everything") && message.contains(told), "{message}");
     }
     Config::parse(uplink).expect("taken");
+}
+
+#[test]
+fn sizes_of_flow_tables_that_cannot_be_are_refused_by_name() {
+    for (text, said) in [
+        ("ipv4_flows_max: 0", "flow_table.ipv4_flows_max: 0 cannot be used: 64 to 268435455"),
+        ("ipv6_flows: 63", "flow_table.ipv6_flows: 63 cannot be used"),
+        ("ipv4_flows_max: 268435456", "flow_table.ipv4_flows_max: 268435456 cannot be used"),
+        (
+            "{ipv4_flows: 200, ipv4_flows_max: 100}",
+            "flow_table.ipv4_flows: 200 cannot be used: at most",
+        ),
+    ] {
+        let inline = if text.starts_with('{') { text.to_owned() } else { format!("{{{text}}}") };
+        let message = refused(&format!("flow_table: {inline}\n"));
+        assert!(message.contains(said), "{message}");
+    }
+    let text = "flow_table: {ipv4_flows: 200}\n";
+    assert_eq!(Config::parse(text).expect("valid").flow_table.ipv4_flows, Some(200));
 }

@@ -79,6 +79,8 @@ drop_reasons! {
     NoFlow = "no-flow",
     /// The flow table is full and nothing may be evicted.
     TableFull = "table-full",
+    /// The local pod that opens the flow, or is its destination, has as many as it may.
+    EndpointFlows = "endpoint-flows",
     /// No free L4 port is left to translate to.
     NatPortsExhausted = "nat-ports-exhausted",
     /// The translated reply tuple is already another flow's.

@@ -140,8 +140,12 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
         } else if pressure.evicts(view.life(), now, &tables.timeouts) {
             evicted += 1;
         } else {
+            if flows.charges.is_foreign(view.charge()) {
+                flows.charges.charge_again(tables, &view);
+            }
             return Sweep::Keep;
         }
+        flows.charges.give_back(view.charge());
         binding::release::<K, W>(nat, &flows.table, hasher, binding::tuples(&view));
         Sweep::Remove(hashes_of_flow(hasher, &view))
     });

@@ -7,13 +7,14 @@
 //! | 3 / 9 | [`Life`]: deadline, what was seen, protocol |
 //! | 4 / 10 | [`Route`](FlowRoute): generation of the tables, next hops onward and back |
 //! | 5 / 11 | [`Origin`]: service, rule |
-//! | 6, 7 / 12, 13 | packets in each direction, and whether they were counted lately |
+//! | 6, 7 / 12, 13 | packets in each direction; the second has its [`Charge`] in its top 16 bits |
 //!
 //! The tuples are written once, before the entry is published. `Life` changes by compare-and-swap;
 //! the others tolerate a lost update.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::charge::Charge;
 use crate::conntrack::{FlowDirection, Life, Seen};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6, halves, low_half, ports_word};
 use crate::forwarding::NextHopId;
@@ -231,6 +232,15 @@ pub fn write_flow<K: FlowFamily>(
     (rest[4], rest[5]) = (0, 0);
 }
 
+/// Where in the last word a flow's charge stands, above a count of packets that takes a year at ten
+/// million a second.
+const CHARGE_SHIFT: u32 = 48;
+
+/// Charges a flow whose words were written.
+pub(crate) fn write_charge<K: FlowFamily>(charge: Charge, words: &mut [u64]) {
+    words[K::AFTER_ADDRESSES + 5] |= u64::from(charge.0) << CHARGE_SHIFT;
+}
+
 /// A live entry, read and advanced in place.
 #[derive(Debug)]
 pub struct FlowView<'a, K> {
@@ -369,6 +379,22 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
     /// direction at once.
     #[must_use]
     pub fn packets(&self) -> (u64, u64) {
-        (self.word(4).load(Ordering::Relaxed), self.word(5).load(Ordering::Relaxed))
+        let back = self.word(5).load(Ordering::Relaxed) & ((1 << CHARGE_SHIFT) - 1);
+        (self.word(4).load(Ordering::Relaxed), back)
+    }
+
+    /// Whom it is charged to.
+    #[inline(always)]
+    #[must_use]
+    pub fn charge(&self) -> Charge {
+        let [a, b, ..] = self.word(5).load(Ordering::Relaxed).to_be_bytes();
+        Charge(u16::from_be_bytes([a, b]))
+    }
+
+    /// Charges it to another. A packet that is counted at the same instant may undo it.
+    pub(crate) fn set_charge(&self, charge: Charge) {
+        let (word, count) = (self.word(5), (1 << CHARGE_SHIFT) - 1);
+        let changed = |word: u64| Some(word & count | u64::from(charge.0) << CHARGE_SHIFT);
+        let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
     }
 }

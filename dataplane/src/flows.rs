@@ -9,11 +9,12 @@ use flow_table::{
     Shape, Table,
 };
 
+use crate::charge::{Charge, Charges};
 use crate::conntrack::details::Details;
 use crate::conntrack::{FlowDirection, Life};
 use crate::eviction::Eviction;
 use crate::expiry::Pace;
-use crate::flow::{FlowFamily, FlowRoute, FlowView, Origin, write_flow};
+use crate::flow::{FlowFamily, FlowRoute, FlowView, Origin, write_charge, write_flow};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::nat::endpoint;
 use crate::time::Nanos;
@@ -107,6 +108,8 @@ pub struct Flows<const W: usize> {
     pub owner: Owner<W>,
     /// What it gives up when that part fills.
     pub eviction: Eviction,
+    /// Whom flows are charged to, of both families and all workers.
+    pub charges: Arc<Charges>,
     pub(crate) pace: Pace,
 }
 
@@ -132,6 +135,8 @@ pub struct NewFlow<K> {
     pub route: FlowRoute,
     /// Service and rule.
     pub origin: Origin,
+    /// Whom it is charged to.
+    pub charge: Charge,
 }
 
 impl<const W: usize> Flows<W> {
@@ -148,9 +153,13 @@ impl<const W: usize> Flows<W> {
     ) -> Result<Handle, InsertError> {
         let mut words = [0u64; W];
         write_flow(&flow.original, &flow.reply, flow.life, flow.route, flow.origin, &mut words);
+        write_charge::<K>(flow.charge, &mut words);
         let tuples = EitherTuple(flow.original, flow.reply);
         let alias = hashes.alias.map(|hash| (hash, tuples));
         let inserted = self.owner.insert((hashes.original, tuples), alias, &words);
+        if inserted.is_ok() {
+            self.charges.take(flow.charge);
+        }
         inserted.map_err(|error| match error {
             InsertError::Exists(other) if !self.has_tuple(other, &flow.original) => {
                 InsertError::AliasExists(other)
@@ -167,10 +176,12 @@ impl<const W: usize> Flows<W> {
     pub fn remove<K: TableKey<W>>(&mut self, hasher: &Hasher, handle: Handle) -> bool {
         let Some(entry) = self.table.entry(handle) else { return false };
         let view = FlowView::<K>::new(entry.words());
+        let charge = view.charge();
         let removed = self.owner.remove(handle, hashes_of_flow(hasher, &view)).is_ok();
         if removed {
             // Whoever found it earlier in this burst sees that it is over.
             view.end();
+            self.charges.give_back(charge);
         }
         removed
     }
@@ -211,12 +222,14 @@ pub(crate) fn two_hashes(original: u64, reply: u64) -> Hashes {
     Hashes { original, alias: (original != reply).then_some(reply) }
 }
 
-/// How many flows a table has room for, at first and at most.
+/// How many flows a table has room for, at first, by itself and at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
     /// At first.
     pub now: usize,
-    /// What it may become while it is in use.
+    /// What it grows to by itself, since there is memory for so many.
+    pub committed: usize,
+    /// What there can ever be, once there is memory for it.
     pub max: usize,
 }
 
@@ -235,7 +248,7 @@ impl Capacities {
     /// Tables that stay as large as they are, without details.
     #[must_use]
     pub fn fixed(v4: usize, v6: usize) -> Self {
-        let fixed = |flows| Capacity { now: flows, max: flows };
+        let fixed = |flows| Capacity { now: flows, committed: flows, max: flows };
         Self { v4: fixed(v4), v6: fixed(v6), details: false }
     }
 
@@ -244,6 +257,7 @@ impl Capacities {
     pub fn shapes(&self, workers: usize) -> (Shape, Shape) {
         let shape = |capacity: Capacity| Shape {
             capacity: capacity.now,
+            committed: capacity.committed,
             capacity_max: capacity.max,
             owners: workers,
             details: self.details,
@@ -263,6 +277,8 @@ pub struct FlowTables {
     pub hasher: Hasher,
     /// When removed entries may be used again.
     pub quiescence: Arc<Quiescence>,
+    /// Whom flows are charged to.
+    pub charges: Arc<Charges>,
 }
 
 /// What one worker holds of both tables.
@@ -323,18 +339,20 @@ impl FlowTables {
         let shapes = capacities.shapes(workers);
         let v4 = Table::new(memory.0, shapes.0, quiescence.clone())?;
         let v6 = Table::new(memory.1, shapes.1, quiescence.clone())?;
-        Ok(Self::join(v4, v6, hash_key, quiescence))
+        Ok(Self::join(v4, v6, (hash_key, Charges::default()), quiescence))
     }
 
-    /// Two tables that are there already, for as many workers as they have owners.
+    /// Two tables that are there already, for as many workers as they have owners, with what they are
+    /// hashed by, and whom new flows are charged to.
     #[must_use]
     pub fn join(
         (v4, owners4): (Arc<Table<8>>, Vec<Owner<8>>),
         (v6, owners6): (Arc<Table<16>>, Vec<Owner<16>>),
-        hash_key: [u64; 2],
+        (hash_key, charges): ([u64; 2], Charges),
         quiescence: Arc<Quiescence>,
     ) -> (Self, Vec<WorkerFlows>) {
-        let tables = Self { v4, v6, hasher: Hasher::new(hash_key), quiescence };
+        let (hasher, charges) = (Hasher::new(hash_key), Arc::new(charges));
+        let tables = Self { v4, v6, hasher, quiescence, charges };
         let holds = owners4
             .into_iter()
             .zip(owners6)
@@ -343,12 +361,14 @@ impl FlowTables {
                     table: tables.v4.clone(),
                     owner: owner4,
                     eviction: Eviction::default(),
+                    charges: Arc::clone(&tables.charges),
                     pace: Pace::default(),
                 },
                 v6: Flows {
                     table: tables.v6.clone(),
                     owner: owner6,
                     eviction: Eviction::default(),
+                    charges: Arc::clone(&tables.charges),
                     pace: Pace::default(),
                 },
                 hasher: tables.hasher.clone(),
@@ -389,6 +409,7 @@ fn show<K: FlowFamily>(
             origin: view.origin(),
             packets: view.packets(),
             bytes: details.map(Details::bytes),
+            charge: view.charge(),
         });
     }
 }
@@ -409,6 +430,8 @@ pub struct FlowRecord {
     /// Bytes of their IP packets, where flows have details; those of a flow that comes or goes at
     /// this moment may be another's.
     pub bytes: Option<(u64, u64)>,
+    /// Whom it is charged to.
+    pub charge: Charge,
 }
 
 /// What [`Lookups::locate`] finds out about a packet.

@@ -14,6 +14,7 @@ pub mod address_map;
 mod anticipation;
 pub mod buffer;
 pub mod capture;
+pub mod charge;
 mod claims;
 pub mod conntrack;
 mod context;

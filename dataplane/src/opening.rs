@@ -8,6 +8,7 @@ use crate::DropReason;
 use crate::address::Protocol;
 use crate::anticipation::Early;
 use crate::buffer::Buffer;
+use crate::charge;
 use crate::conntrack::{FlowDirection, Life, Seen};
 use crate::context::{Context, Stop};
 use crate::decision::{Admission, Decision, Findings, NewPacket, Refusal, decide};
@@ -89,7 +90,8 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
         Err(refusal) => return Err(refuse(context, now, received.port, &new.key, refusal)),
     };
     let hashes = (hash, early.and_then(|early| early.alias));
-    let admitted = admit::<K, W>(context, flows, now, packet, (admission, is_mapped), hashes);
+    let way = (received.port, admission, is_mapped);
+    let admitted = admit::<K, W>(context, flows, now, packet, way, hashes);
     let found = match admitted {
         Ok(found) => found,
         Err(Unadmitted::IsKnown) => {
@@ -144,9 +146,13 @@ fn admit<K: TableKey<W>, const W: usize>(
     flows: &mut Flows<W>,
     now: Nanos,
     packet: &Packet,
-    (admission, is_mapped): (&Admission, bool),
+    (ingress, admission, is_mapped): (PortId, &Admission, bool),
     (hash, alias): (u64, Option<u64>),
 ) -> Result<Found, Unadmitted> {
+    let charge = charge::of(&flows.charges, &context.tables, ingress, admission);
+    if flows.charges.is_full(charge, context.tables.flows_per_endpoint_max) {
+        return Err(DropReason::EndpointFlows.into());
+    }
     let original = K::from_generic(&admission.original).ok_or(DropReason::InvalidState)?;
     let reply = match admission.source_nat {
         Some(address) => bind::<K, W>(context, flows, now, admission, address, is_mapped)?,
@@ -174,6 +180,7 @@ fn admit<K: TableKey<W>, const W: usize>(
             reverse_hop: admission.reverse_hop.unwrap_or(FlowRoute::UNRESOLVED),
         },
         origin: Origin { service: admission.findings.service, rule: admission.findings.rule },
+        charge,
     };
     let alias = alias.filter(|_| admission.source_nat.is_none());
     let alias = alias.unwrap_or_else(|| flow.reply.hash(&context.hasher));

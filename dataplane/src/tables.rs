@@ -37,6 +37,9 @@ pub struct Tables {
     /// What becomes of TCP segments outside of their windows, where flows have details
     /// ([`crate::flows::Capacities::details`]).
     pub tcp_windows: TcpWindows,
+    /// Flows that one local endpoint may have, of both families; 0: as many as the tables take. See
+    /// [`crate::charge`].
+    pub flows_per_endpoint_max: u32,
     /// Until when a TCP segment in mid-stream that policy denies may be the reply of a flow that
     /// was lost with the process before, and passes if the opposite direction may open one.
     /// [`Nanos`] 0: never. Anybody can send such a segment, so that the time must end.

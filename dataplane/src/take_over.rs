@@ -25,7 +25,7 @@ use crate::lb::ServiceId;
 use crate::policy::RuleId;
 
 /// To be raised when an entry's words come to mean something else though they are written alike.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// What stands in a flow table's header for the next process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Mark {
     pub hash_key: [u64; 2],
     /// The last [`crate::tables::Tables::generation`] that was put in force.
     pub generation: u32,
+    /// The process's number for [`crate::charge::Charges`].
+    pub process: u16,
 }
 
 /// The number of the tag's word that tells the generation.
@@ -47,7 +49,16 @@ impl Mark {
     pub fn tag(&self) -> flow_table::Tag {
         let (boot, key) = (self.boot, self.hash_key);
         let words = fingerprint(&Hasher::new(key));
-        [FORMAT, boot[0], boot[1], key[0], key[1], self.generation.into(), words, 0]
+        [
+            FORMAT,
+            boot[0],
+            boot[1],
+            key[0],
+            key[1],
+            self.generation.into(),
+            words,
+            self.process.into(),
+        ]
     }
 
     /// What the words tell; `None` when flows are written or hashed otherwise here.
@@ -57,6 +68,7 @@ impl Mark {
             boot: [tag[1], tag[2]],
             hash_key: [tag[3], tag[4]],
             generation: u32::try_from(tag[GENERATION]).ok()?,
+            process: u16::try_from(tag[7]).ok()?,
         };
         (mark.tag() == *tag).then_some(mark)
     }

@@ -150,6 +150,21 @@ pub fn map_words(bytes: usize, prefault: Prefault) -> Result<MappedMemory, Memor
     Ok(MappedMemory { start, bytes, pages })
 }
 
+/// Address range for `bytes`, aligned for huge pages and advised to have them, of which no page is
+/// there; for the life of the process.
+pub(crate) fn reserve(bytes: usize) -> Result<&'static mut [u8], MemoryError> {
+    let mapped = bytes.checked_next_multiple_of(HUGE_PAGE_BYTES);
+    let Some(mapped) = mapped.filter(|mapped| (1..=isize::MAX as usize / 2).contains(mapped))
+    else {
+        return Err(MemoryError::Size { bytes });
+    };
+    let start =
+        map_aligned(mapped).map_err(|source| MemoryError::Refused { bytes: mapped, source })?;
+    advise_huge(start, mapped);
+    let memory = MappedMemory { start, bytes: mapped, pages: PageKind::TransparentHuge };
+    Ok(memory.into_bytes())
+}
+
 /// Reserved huge pages, already present; `None` when there are too few or a cgroup forbids them.
 fn map_reserved_huge(bytes: usize) -> Option<NonNull<u8>> {
     // The kernel reserves at mmap time, so too few free pages fail here and not at first use.
@@ -165,7 +180,8 @@ fn map_reserved_huge(bytes: usize) -> Option<NonNull<u8>> {
 
 /// Ordinary memory whose start is aligned to a huge page, so that huge pages fit from there on.
 fn map_aligned(bytes: usize) -> io::Result<NonNull<u8>> {
-    let raw = map_anonymous(bytes + HUGE_PAGE_BYTES, 0)?;
+    // Much of it may never be used.
+    let raw = map_anonymous(bytes + HUGE_PAGE_BYTES, libc::MAP_NORESERVE)?;
     let before = raw.as_ptr().align_offset(HUGE_PAGE_BYTES);
     let after = HUGE_PAGE_BYTES - before;
     // SAFETY: `before` is below HUGE_PAGE_BYTES, so both sums stay within the mapping, whose length

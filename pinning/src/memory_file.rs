@@ -6,21 +6,25 @@
 //!   long as the file is mapped, and goes with the process, however that ends.
 //! - It is root's alone (mode 0600, owner checked, no symbolic link followed), in a directory that is
 //!   root's alone as well.
-//! - All of it is allocated before it has its name, so that no access ever meets a full file system
-//!   (SIGBUS): it is made under another name, filled by its user, and then renamed, so that whoever
-//!   finds it finds it whole.
+//! - What its user needs of it is allocated before it has its name, so that no access ever meets a
+//!   full file system (SIGBUS): it is made under another name, filled by its user, and then renamed,
+//!   so that whoever finds it finds it whole. It may be longer than that, for what its user may need
+//!   later and takes before ([`Growing`]).
 //!
 //! What stands in it is its user's.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::slice;
+use std::sync::Arc;
 
+use crate::growing::{Growing, base_page_bytes};
 use crate::memory::HUGE_PAGE_BYTES;
 
 /// A file cannot be used as memory.
@@ -157,10 +161,14 @@ fn file_system(file: &File) -> io::Result<FileSystem> {
     Ok(FileSystem { kind, block_bytes, free_bytes })
 }
 
+/// What a file must have to tell what is in it.
+const HEADER_BYTES: usize = 4096;
+
 /// What is known of a file that is held; the lock stays with the mapping.
 #[derive(Debug)]
 pub struct Held {
-    _file: File,
+    /// Has the file, and with it the lock.
+    growing: Arc<Growing>,
     path: PathBuf,
     /// The name it has until it is published.
     temporary: Option<PathBuf>,
@@ -171,6 +179,12 @@ impl Held {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What takes more of it, for any thread.
+    #[must_use]
+    pub fn growing(&self) -> &Arc<Growing> {
+        &self.growing
     }
 
     /// Gives a file that was created its name, in the place of any other of that name.
@@ -207,7 +221,8 @@ pub struct MemoryFile {
 unsafe impl Send for MemoryFile {}
 
 impl MemoryFile {
-    /// The file that another process has left at `path`; `None` when there is none.
+    /// The file that another process has left at `path`; `None` when there is none. Only its first
+    /// page is sure to be there: whoever knows what else is in it takes that before it is touched.
     ///
     /// # Errors
     /// Any [`FileError`] but those of directories.
@@ -249,23 +264,19 @@ impl MemoryFile {
         if bytes == 0 {
             return Err(foreign("is empty"));
         }
-        // It may have holes, if it was not made here. Asking for all of it page by page, where there
-        // are none, takes longer than all else of a start.
-        let allocated = metadata.blocks().saturating_mul(BLOCK_BYTES);
-        if allocated < metadata.size() {
-            allocate(&file, path, bytes)?;
-        }
-        let start = map(&file, bytes).map_err(failed(path, "map it"))?;
-        let held = Held { _file: file, path: path.to_owned(), temporary: None };
-        Ok(Some(Self { start, bytes, held: Some(held) }))
+        let system = file_system(&file).map_err(failed(path, "ask its file system"))?;
+        let mapping = Mapping::of(&file, bytes).map_err(failed(path, "map it"))?;
+        let opened = mapping.hold(file, (path.to_owned(), None), system.block_bytes);
+        opened.take(slice::from_ref(&(0..bytes.min(HEADER_BYTES))))?;
+        Ok(Some(opened))
     }
 
-    /// A file of at least so many bytes, all zero, which will be at `path` once it is published.
-    /// In huge pages where the file system has them.
+    /// A file of at least so many bytes, all zero, which will be at `path` once it is published, and
+    /// of which `needed` is there. In huge pages where the file system has them.
     ///
     /// # Errors
     /// Any [`FileError`] but those of directories.
-    pub fn create(path: &Path, bytes: usize) -> Result<Self, FileError> {
+    pub fn create(path: &Path, bytes: usize, needed: &[Range<usize>]) -> Result<Self, FileError> {
         let mut temporary = OsString::from(path);
         temporary.push(".new");
         let temporary = PathBuf::from(temporary);
@@ -282,46 +293,38 @@ impl MemoryFile {
             .open(&temporary)
             .map_err(failed(&temporary, "make it"))?;
         // From here on it is removed if this fails.
-        let held = Held { _file: file, path: path.to_owned(), temporary: Some(temporary) };
-        let file = &held._file;
-        lock(file, path)?;
-        let system = file_system(file).map_err(failed(path, "ask its file system"))?;
+        let unfinished = Unfinished(Some(temporary));
+        lock(&file, path)?;
+        let system = file_system(&file).map_err(failed(path, "ask its file system"))?;
         let whole = bytes.checked_next_multiple_of(system.block_bytes);
         let Some(bytes) = whole.filter(|bytes| (1..=isize::MAX as usize).contains(bytes)) else {
             return Err(no_room(path, bytes)(io::Error::from_raw_os_error(libc::EFBIG)));
         };
         // Before any of it is taken from others.
-        if system.free_bytes.is_some_and(|free| free < bytes as u64) {
-            return Err(no_room(path, bytes)(io::Error::from_raw_os_error(libc::ENOSPC)));
+        let used: usize = needed.iter().map(ExactSizeIterator::len).sum();
+        if system.free_bytes.is_some_and(|free| free < used as u64) {
+            return Err(no_room(path, used)(io::Error::from_raw_os_error(libc::ENOSPC)));
         }
         file.set_len(bytes as u64).map_err(no_room(path, bytes))?;
-        let start = map(file, bytes).map_err(no_room(path, bytes))?;
-        let mapped = Self { start, bytes, held: Some(held) };
-        // Huge pages come by being touched, where tmpfs has them by advice, and never otherwise.
-        mapped.touch();
-        allocate(mapped.file(), path, bytes)?;
-        Ok(mapped)
+        let mapping = Mapping::of(&file, bytes).map_err(no_room(path, bytes))?;
+        mapping.advise_huge();
+        let created = mapping.hold(file, (path.to_owned(), unfinished.keep()), system.block_bytes);
+        created.take(needed)?;
+        Ok(created)
     }
 
-    fn file(&self) -> &File {
-        // There until it is consumed.
-        &self.held.as_ref().expect("held")._file
-    }
-
-    fn touch(&self) {
-        if self.bytes < HUGE_PAGE_BYTES {
-            return;
-        }
-        let start = self.start.as_ptr().cast();
-        // SAFETY: advice about a mapping made here, whose bytes do not change by it. Whether it was
-        // followed is seen by `allocate`.
-        unsafe {
-            libc::madvise(start, self.bytes, libc::MADV_HUGEPAGE);
-            libc::madvise(start, self.bytes, libc::MADV_POPULATE_WRITE);
+    /// Takes these parts of it: see [`Growing::take`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn take(&self, ranges: &[Range<usize>]) -> Result<(), FileError> {
+        match &self.held {
+            Some(held) => held.growing.take(ranges),
+            None => Ok(()),
         }
     }
 
-    /// What stands in it.
+    /// What stands in it. What of it is not there must not be read: see [`Self::take`].
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: a mapping of this length, all of it allocated, unmapped only by our drop; nobody
@@ -379,34 +382,68 @@ fn lock(file: &File, path: &Path) -> Result<(), FileError> {
     })
 }
 
-/// Allocates every byte of a file: what is there stays, holes become zeros.
-fn allocate(file: &File, path: &Path, bytes: usize) -> Result<(), FileError> {
-    let length = libc::off_t::try_from(bytes).unwrap_or(libc::off_t::MAX);
-    loop {
-        // SAFETY: an open descriptor and numbers.
-        if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EINTR) => {}
-            Some(libc::ENOSPC | libc::ENOMEM | libc::EDQUOT | libc::EFBIG) => {
-                return Err(no_room(path, bytes)(error));
-            }
-            _ => return Err(failed(path, "allocate it")(error)),
+/// A name that goes with a failure.
+struct Unfinished(Option<PathBuf>);
+
+impl Unfinished {
+    fn keep(mut self) -> Option<PathBuf> {
+        self.0.take()
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.0 {
+            let _ = std::fs::remove_file(temporary);
         }
     }
 }
 
-fn map(file: &File, bytes: usize) -> io::Result<NonNull<u8>> {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let fd = file.as_raw_fd();
-    // SAFETY: a new mapping at an address of the kernel's choosing touches no existing memory.
-    let start = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, libc::MAP_SHARED, fd, 0) };
-    if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
+/// A mapping that nobody holds yet.
+struct Mapping {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+impl Mapping {
+    fn of(file: &File, bytes: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // Huge pages would be reserved for all of it, used or not.
+        let (flags, fd) = (libc::MAP_SHARED | libc::MAP_NORESERVE, file.as_raw_fd());
+        // SAFETY: a new mapping at an address of the kernel's choosing touches no existing memory.
+        let start = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, fd, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast());
+        let start = start.ok_or_else(|| io::Error::other("mmap returned a null address"))?;
+        Ok(Self { start, bytes })
     }
-    NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap returned a null address"))
+
+    fn advise_huge(&self) {
+        if self.bytes >= HUGE_PAGE_BYTES {
+            // SAFETY: advice about a mapping made here, whose bytes do not change by it.
+            unsafe {
+                libc::madvise(self.start.as_ptr().cast(), self.bytes, libc::MADV_HUGEPAGE);
+            }
+        }
+    }
+
+    /// With the file it is of, its name, and the one it has until it is published.
+    fn hold(
+        self,
+        file: File,
+        (path, temporary): (PathBuf, Option<PathBuf>),
+        block_bytes: usize,
+    ) -> MemoryFile {
+        let Self { start, bytes } = self;
+        // A page of tmpfs, or of hugetlbfs.
+        let page_bytes = block_bytes.max(base_page_bytes());
+        let address = start.as_ptr().expose_provenance();
+        let growing = Growing::of_file(address, bytes, page_bytes, (file, path.clone()));
+        let held = Held { growing: Arc::new(growing), path, temporary };
+        MemoryFile { start, bytes, held: Some(held) }
+    }
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ fn names(directory: &Path) -> Vec<String> {
 
 /// One that is filled and has its name; what holds it goes with its mapping.
 fn create(path: &Path, bytes: usize, byte: u8) -> MemoryFile {
-    let mut file = MemoryFile::create(path, bytes).expect("created");
+    let mut file = MemoryFile::create(path, bytes, slice::from_ref(&(0..bytes))).expect("created");
     assert!(file.bytes().len() >= bytes && file.bytes().iter().all(|byte| *byte == 0));
     file.bytes_mut().fill(byte);
     publish(&mut file);
@@ -64,9 +64,10 @@ fn a_file_has_its_name_only_when_it_is_finished_and_replaces_the_one_before() {
     let directory = directory_or_skip!();
     let path = directory.path().join("table");
     drop(create(&path, 4096, 1));
-    drop(MemoryFile::create(&path, 4096).expect("created"));
+    drop(MemoryFile::create(&path, 4096, slice::from_ref(&(0..4096))).expect("created"));
     assert_eq!(names(directory.path()), ["table"], "an unfinished one is removed");
-    let mut unfinished = MemoryFile::create(&path, 4096).expect("created");
+    let mut unfinished =
+        MemoryFile::create(&path, 4096, slice::from_ref(&(0..4096))).expect("created");
     let found = MemoryFile::open(&path).expect("no error").expect("the one before");
     assert!(found.bytes().iter().all(|byte| *byte == 1));
     unfinished.bytes_mut().fill(2);
@@ -92,8 +93,9 @@ fn a_file_that_somebody_holds_is_in_use_until_that_ends() {
     assert!(error.to_string().contains("table is in use by a living process: stop"), "{error}");
     drop(held);
     assert!(MemoryFile::open(&path).expect("no error").is_some());
-    let making = MemoryFile::create(&path, 4096).expect("created");
-    let error = MemoryFile::create(&path, 4096).expect_err("another makes it");
+    let making = MemoryFile::create(&path, 4096, slice::from_ref(&(0..4096))).expect("created");
+    let error =
+        MemoryFile::create(&path, 4096, slice::from_ref(&(0..4096))).expect_err("another makes it");
     assert!(matches!(error, FileError::InUse { .. }), "{error}");
     drop(making);
 }
@@ -180,10 +182,37 @@ fn too_little_memory_is_an_error_with_the_ways_out_and_leaves_nothing() {
     let directory = directory_or_skip!();
     let path = directory.path().join("table");
     for bytes in [0, 1 << 50, usize::MAX] {
-        let error = MemoryFile::create(&path, bytes).expect_err("no such memory");
+        let error = MemoryFile::create(&path, bytes, slice::from_ref(&(0..bytes)))
+            .expect_err("no such memory");
         assert!(matches!(error, FileError::NoRoom { .. }), "{error}");
         let said = error.to_string();
         assert!(said.contains("table: there is no room for") && said.contains("smaller"), "{said}");
     }
     assert!(names(directory.path()).is_empty());
+}
+
+#[test]
+fn a_file_has_what_is_needed_and_more_is_taken_and_given_back_while_it_is_mapped() {
+    let directory = directory_or_skip!();
+    let path = directory.path().join("table");
+    let (bytes, far) = (1 << 40, 1 << 39);
+    let allocated = || std::fs::metadata(&path).expect("a file").blocks() * 512;
+    let mut file = MemoryFile::create(&path, bytes, &[0..10, far..far + 8192]).expect("sparse");
+    publish(&mut file);
+    assert_eq!(allocated(), 3 * 4096);
+    let (memory, held) = file.into_parts();
+    memory[far..far + 8192].fill(7);
+    held.growing().take(&[0..10, far..far + 20_000]).expect("more");
+    assert_eq!(allocated(), 6 * 4096);
+    assert!(memory[far..far + 8192].iter().all(|byte| *byte == 7), "what is there stays");
+    let error = held
+        .growing()
+        .take(slice::from_ref(&(0..1 << 40)))
+        .expect_err("no such memory")
+        .to_string();
+    assert!(error.contains("there is no room for") && error.contains("smaller"), "{error}");
+    assert_eq!(allocated(), 6 * 4096, "nothing was taken");
+    held.growing().give_back(&(far + 4096..far + 20_000)).expect("given back");
+    assert_eq!(allocated(), 2 * 4096 + 4096, "the last page is not whole");
+    assert_eq!((memory[far], memory[0]), (7, 0));
 }

@@ -204,6 +204,12 @@ impl Simulation {
         self.workers.iter().map(|worker| counter(&worker.counters)).sum()
     }
 
+    /// The flow tables, and whom flows are charged to.
+    #[must_use]
+    pub fn flow_tables(&self) -> &FlowTables {
+        &self.flows
+    }
+
     /// Live flows.
     #[must_use]
     pub fn flows(&self) -> Vec<FlowRecord> {

@@ -306,6 +306,7 @@ impl World {
             source_nat: Arc::new(self.source_nat.clone()),
             timeouts: dataplane::tables::Timeouts::default(),
             tcp_windows: self.tcp_windows,
+            flows_per_endpoint_max: 0,
             lost_replies_until: self.lost_replies_until,
         })
     }

@@ -263,7 +263,10 @@ async fn converse(
 fn changes_state(request: &Request) -> bool {
     matches!(
         request,
-        Request::EndpointAdd(_) | Request::EndpointRemove { .. } | Request::CtFlush { .. }
+        Request::EndpointAdd(_)
+            | Request::EndpointRemove { .. }
+            | Request::CtFlush { .. }
+            | Request::CtResize { .. }
     )
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`netlink`] (the kernel's view) and [`forwarding_view`] (what the pipeline is
 //! told of it), [`host_port`] (the way to the node's own stack), [`host_sockets`] (who is in
-//! the way there), [`admin_server`] and [`http`] (the ways to ask), [`metrics`] (what is told), [`cli`] (how people ask);
+//! the way there), [`workers`] (threads and their flow tables, whose [`rate`] of filling is told),
+//! [`admin_server`] and [`http`] (the ways to ask), [`metrics`] (what is told), [`cli`] (how people ask);
 //! and beside all that [`lab`] (network namespaces to try it in) and [`demo`] (the trial itself).
 #![forbid(unsafe_code)]
 
@@ -20,4 +21,5 @@ pub mod node;
 pub mod ours;
 pub mod pod_netns;
 pub mod ports;
+pub mod rate;
 pub mod workers;

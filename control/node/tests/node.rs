@@ -14,7 +14,6 @@ use control::admin::{
     CaptureDirection, CaptureRecord, CaptureRequest, EndpointAdd, FlowFilter, PolicyQuestion,
     Reply, Request, StreamItem,
 };
-use dataplane::flows::Capacities;
 use dataplane::nat::Mapping;
 use dataplane::tables::{TcpWindows, Timeouts};
 use pinning::CpuId;
@@ -26,6 +25,7 @@ use xdp_redirect::umem::UmemConfig;
 use xskiff::cli::client::{Client, ClientError};
 use xskiff::node::settings::{HostPortSettings, SnatSettings, Uplink};
 use xskiff::node::{ClusterUpdate, ConfigUpdate, Node, Settings, Sources};
+use xskiff::workers::capacity::FlowCapacities;
 use xskiff::workers::{self, Idle};
 
 fn settings(run_directory: &Path) -> Settings {
@@ -39,7 +39,7 @@ fn settings(run_directory: &Path) -> Settings {
         workers: workers::Settings {
             cores: vec![CpuId(0)],
             idle: Idle::Adaptive(Duration::from_micros(50)),
-            capacities: Capacities::fixed(4096, 4096),
+            capacities: FlowCapacities::fixed(4096, 4096),
             flow_directory: run_directory.to_owned(),
             hash_key: [3, 4],
         },

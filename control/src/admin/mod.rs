@@ -88,6 +88,15 @@ pub enum Request {
         #[serde(default)]
         filter: FlowFilter,
     },
+    /// Makes flow tables larger or smaller while they are in use, and answers when that is in force.
+    CtResize {
+        /// IPv4 flows; absent: as it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        v4: Option<u32>,
+        /// IPv6 flows; absent: as it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        v6: Option<u32>,
+    },
     /// Which rule decides.
     PolicyExplain(PolicyQuestion),
     /// Dropped packets by reason.
@@ -342,6 +351,10 @@ fn validate(request: &Request) -> Result<(), AdminError> {
         Request::CtCount { filter }
         | Request::CtFlush { filter }
         | Request::Flows { filter, .. } => validate_filter(filter),
+        Request::CtResize { v4: None, v6: None } => {
+            Err(AdminError::invalid("v4", "say how many flows, of one family or of both"))
+        }
+        Request::CtResize { .. } => Ok(()),
         Request::PolicyExplain(question) => parse_protocol(&question.protocol).map(drop),
         Request::Capture(capture) => {
             capture.reason.as_deref().map_or(Ok(()), |label| parse_reason(label).map(drop))

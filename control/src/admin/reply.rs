@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::status::FlowTableStatus;
 use super::status::{ObjectError, Status};
 use super::{AdminError, CaptureDirection};
 
@@ -25,6 +26,8 @@ pub enum Reply {
     Ct(CtListing),
     /// To [`super::Request::CtCount`] and [`super::Request::CtFlush`]: flows counted or ended.
     Count(u64),
+    /// To [`super::Request::CtResize`]: the tables as they are now.
+    CtTables(Vec<FlowTableStatus>),
     /// To [`super::Request::PolicyExplain`].
     Policy(PolicyExplanation),
     /// To [`super::Request::Drops`].

@@ -106,7 +106,7 @@ pub struct PortStatus {
     pub sockets: SocketCounts,
 }
 
-/// How a flow table began, and where it lies.
+/// How a flow table began, where it lies, and how it fills.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowTableStatus {
     /// Its name among the tables.
@@ -124,6 +124,51 @@ pub struct FlowTableStatus {
     /// Why flows were not taken, or why there is no file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How it fills.
+    #[serde(default)]
+    pub fill: FlowTableFill,
+}
+
+/// How a flow table fills and grows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FlowTableFill {
+    /// Flows now, each exactly once; those included that are over and not swept yet.
+    pub used: u64,
+    /// Most flows of each worker at once, summed: at least the most there were.
+    pub high_water: u64,
+    /// Ended flows whose entries wait until every worker has let go of them.
+    pub waiting: u64,
+    /// Flows there is room for now.
+    pub capacity: u64,
+    /// Flows that it grows to by itself.
+    pub capacity_max: u64,
+    /// Whether that is a part of the machine's memory, since no setting says otherwise.
+    pub derived: bool,
+    /// Flows there is memory for already.
+    pub committed: u64,
+    /// Memory that it has, in bytes.
+    pub memory_bytes: u64,
+    /// Whether memory is being taken for more flows at this moment.
+    pub taking_memory: bool,
+    /// Whether its index is being moved, to grow or to shrink.
+    pub index_moving: bool,
+    /// Times its capacity rose by itself.
+    pub grown: u64,
+    /// Times it was resized on request.
+    pub resized: u64,
+    /// Times the memory for more flows was not to be had.
+    pub growth_refused: u64,
+    /// Why, the last time, until it is to be had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub growth_refusal: Option<String>,
+    /// Seconds until it holds `capacity_max` flows, at the pace of the last minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds_to_full: Option<u64>,
+    /// Flows not inserted because no entry was free.
+    pub inserts_refused_full: u64,
+    /// Flows not inserted because the index had no room for their hash.
+    pub inserts_refused_index: u64,
 }
 
 /// What the XDP program did with frames, all interfaces together.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Config;
+use super::{Config, FlowTable};
 
 /// When a changed field comes into force.
 ///
@@ -37,6 +37,11 @@ impl Effect {
 const LIVE: &[&str] = &[
     "timeouts",
     "conntrack.tcp_windows",
+    "flow_table.ipv4_flows",
+    "flow_table.ipv4_flows_max",
+    "flow_table.ipv6_flows",
+    "flow_table.ipv6_flows_max",
+    "flow_table.flows_per_endpoint_max",
     "nat.mapping",
     "nat.non_masquerade_cidrs",
     "cluster",
@@ -90,6 +95,8 @@ impl Config {
     pub fn take_live(&mut self, candidate: &Self) {
         self.timeouts.clone_from(&candidate.timeouts);
         self.conntrack.tcp_windows = candidate.conntrack.tcp_windows;
+        let directory = self.flow_table.directory.take();
+        self.flow_table = FlowTable { directory, ..candidate.flow_table.clone() };
         self.nat.mapping = candidate.nat.mapping;
         self.nat.non_masquerade_cidrs.clone_from(&candidate.nat.non_masquerade_cidrs);
         self.cluster.clone_from(&candidate.cluster);

@@ -313,23 +313,25 @@ impl Default for PacketMemory {
     }
 }
 
-/// The flow tables: capacities, fixed at start, and where they live.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The flow tables: how large they are and may become, and where they live.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FlowTable {
-    /// IPv4 flows, 105 bytes each, and 64 more with `conntrack.details`.
-    pub ipv4_flows_max: u32,
-    /// IPv6 flows, 169 bytes each, and 64 more with `conntrack.details`.
-    pub ipv6_flows_max: u32,
+    /// IPv4 flows that there is room for at first; absent: a 16th of the maximum, at least 65,536.
+    pub ipv4_flows: Option<u32>,
+    /// IPv4 flows that the table grows to by itself, 121 bytes each, and 64 more with
+    /// `conntrack.details`; absent: derived from memory.
+    pub ipv4_flows_max: Option<u32>,
+    /// As [`Self::ipv4_flows`].
+    pub ipv6_flows: Option<u32>,
+    /// As [`Self::ipv4_flows_max`], 185 bytes each.
+    pub ipv6_flows_max: Option<u32>,
+    /// Flows of both families that one local pod may have; 0: no bound; absent: half of what the IPv4
+    /// table may grow to.
+    pub flows_per_endpoint_max: Option<u32>,
     /// Directory on tmpfs or hugetlbfs, root's alone, for the tables' files, which the next process
     /// takes over; absent: `run_directory`. Elsewhere flows end with the process.
     pub directory: Option<PathBuf>,
-}
-
-impl Default for FlowTable {
-    fn default() -> Self {
-        Self { ipv4_flows_max: 1 << 20, ipv6_flows_max: 1 << 18, directory: None }
-    }
 }
 
 /// Source translation.

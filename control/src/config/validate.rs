@@ -166,12 +166,30 @@ fn memory(config: &Config, findings: &mut Findings) {
         memory.frame_bytes,
         "2048 or 4096 bytes",
     );
-    for (field, flows) in [
-        ("flow_table.ipv4_flows_max", config.flow_table.ipv4_flows_max),
-        ("flow_table.ipv6_flows_max", config.flow_table.ipv6_flows_max),
-    ] {
-        findings.check((64..=FLOWS_MAX).contains(&flows), field, flows, "64 to 268435455 flows");
+    let table = &config.flow_table;
+    flows("ipv4_flows", (table.ipv4_flows, table.ipv4_flows_max), findings);
+    flows("ipv6_flows", (table.ipv6_flows, table.ipv6_flows_max), findings);
+}
+
+/// What one family's table begins with, and may grow to.
+fn flows(name: &str, (first, most): (Option<u32>, Option<u32>), findings: &mut Findings) {
+    for (field, flows) in [(name.to_owned(), first), (format!("{name}_max"), most)] {
+        let is_possible = flows.is_none_or(|flows| (64..=FLOWS_MAX).contains(&flows));
+        let value = flows.unwrap_or_default();
+        findings.check(
+            is_possible,
+            format!("flow_table.{field}"),
+            value,
+            "64 to 268435455 flows; leave the setting out for what the machine's memory gives",
+        );
     }
+    let (first, most) = (first.unwrap_or(0), most.unwrap_or(u32::MAX));
+    findings.check(
+        first <= most,
+        format!("flow_table.{name}"),
+        first,
+        &format!("at most flow_table.{name}_max, which is {most}"),
+    );
 }
 
 fn sockets(name: &str, sockets: &Sockets, config: &Config, findings: &mut Findings) {

@@ -25,6 +25,18 @@ pub enum SetupError {
         /// Entries there may ever be.
         capacity_max: usize,
     },
+    /// Memory for less than it holds, or for more than it may ever hold.
+    #[error(
+        "flow table of {capacity} to {capacity_max} entries cannot have memory for {committed}"
+    )]
+    Committed {
+        /// Entries asked for.
+        capacity: usize,
+        /// Entries there is memory for.
+        committed: usize,
+        /// Entries there may ever be.
+        capacity_max: usize,
+    },
     /// No owner, or more owners than entries, or than a table has room to remember.
     #[error("flow table of {capacity} entries cannot have {owners} owners: give 1 to {most}")]
     Owners {

@@ -1,13 +1,13 @@
 //! The first page of a table's memory: what it takes to know the table again.
 //!
 //! Words in order: magic, version, words of an entry, most entries, details, segment bits, owners,
-//! half and sizes of the index; from word 16 on the caller's tag; from word 64 on one for each owner, which tells
+//! half and sizes of the index, entries there may be and those there is memory for; from word 16 on the caller's tag; from word 64 on one for each owner, which tells
 //! whether it was closed and how many keys it had.
 
 use crate::cast::{half_word, index};
 use crate::entry::CAPACITY_MAX;
 use crate::error::TakeOverError;
-use crate::geometry::{Geometry, SEGMENT_BITS_MAX};
+use crate::geometry::{Geometry, Regions, SEGMENT_BITS_MAX};
 use crate::memory::Zeroable;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -15,7 +15,7 @@ use crate::sync::{AtomicU64, Ordering};
 const MAGIC: u64 = 0x7873_6b69_6666_6374;
 /// Of the layout of all that stands in the memory, and of what it means. To be raised with any
 /// change of it.
-pub(crate) const VERSION: u64 = 1;
+pub(crate) const VERSION: u64 = 2;
 
 /// Owners that a table can have.
 pub(crate) const OWNERS_MAX: usize = 256;
@@ -32,6 +32,8 @@ const SEGMENT_BITS_WORD: usize = 5;
 const OWNERS_WORD: usize = 6;
 const HALF_WORD: usize = 7;
 const GROUPS_WORD: usize = 8;
+const CAPACITY_WORD: usize = 10;
+const COMMITTED_WORD: usize = 11;
 const TAG_WORD: usize = 16;
 const CLOSED_WORD: usize = 64;
 /// Words that mean something.
@@ -59,6 +61,10 @@ unsafe impl Zeroable for Header {
 /// What a memory says of the table in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inspected {
+    /// Entries there could be when that was last noted: see [`crate::Table::note_capacity`].
+    pub capacity: usize,
+    /// Entries that there has been memory for: see [`Self::regions`].
+    pub committed: usize,
     /// Entries there can ever be.
     pub capacity_max: usize,
     /// Whether entries have a second line.
@@ -77,6 +83,12 @@ impl Inspected {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.unclosed == 0
+    }
+
+    /// What so many entries need of the memory.
+    #[must_use]
+    pub fn regions<const WORDS: usize>(&self, entries: usize) -> Regions {
+        self.geometry.regions::<WORDS>(entries)
     }
 
     /// What `memory` says of a table of entries of `words` words in it.
@@ -104,6 +116,10 @@ fn parse(read: &[u64; READ_WORDS], words: usize) -> Result<Inspected, TakeOverEr
     if !(1..=CAPACITY_MAX as u64).contains(&capacity_max) {
         return Err(TakeOverError::Damaged { what: "its capacity is impossible" });
     }
+    let (capacity, committed) = (read[CAPACITY_WORD], read[COMMITTED_WORD]);
+    if !(1..=capacity_max).contains(&committed) || !(1..=committed).contains(&capacity) {
+        return Err(TakeOverError::Damaged { what: "its size is impossible" });
+    }
     let segment_bits = half_word(index(segment_bits));
     if segment_bits > SEGMENT_BITS_MAX {
         return Err(TakeOverError::Damaged { what: "its segments are impossible" });
@@ -115,6 +131,8 @@ fn parse(read: &[u64; READ_WORDS], words: usize) -> Result<Inspected, TakeOverEr
     let closed = &read[CLOSED_WORD..CLOSED_WORD + owners];
     let capacity_max = index(capacity_max);
     Ok(Inspected {
+        capacity: index(capacity),
+        committed: index(committed),
         capacity_max,
         details,
         owners,
@@ -143,6 +161,12 @@ impl Header {
         self.set(SEGMENT_BITS_WORD, geometry.segment_bits.into());
         self.open(owners);
         self.set(MAGIC_WORD, MAGIC);
+    }
+
+    /// Notes how many entries there may be, and how many there has been memory for.
+    pub(crate) fn note_size(&self, capacity: u32, committed: u32) {
+        self.set(COMMITTED_WORD, committed.into());
+        self.set(CAPACITY_WORD, capacity.into());
     }
 
     /// From here on so many owners use the table: whoever finds it so must rebuild it.

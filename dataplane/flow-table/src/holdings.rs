@@ -241,6 +241,18 @@ impl<const WORDS: usize> Holdings<WORDS> {
         slab.give_back(id);
     }
 
+    /// Gives back what is idle of the segments that may not be used any more; there may be one.
+    pub(crate) fn leave_above_limit(&mut self) {
+        let mut next = self.roomy;
+        while let Some(id) = next {
+            next = unpack(get(&self.record(id).next));
+            if !self.table.slab().is_within_limit(id) {
+                self.unlist(id);
+                self.give_back_if_idle(id);
+            }
+        }
+    }
+
     fn list(&mut self, id: SegmentId) {
         let record = self.record(id);
         set(&record.listed, 1);

@@ -85,6 +85,7 @@ mod take_over;
 
 pub use entry::{Entry, Handle, Key};
 pub use error::{InsertError, RemoveError, SetupError, TakeOverError};
+pub use geometry::Regions;
 pub use hasher::Hasher;
 pub use header::{Inspected, Tag};
 pub use memory::Memory;

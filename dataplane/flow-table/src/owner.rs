@@ -300,6 +300,9 @@ impl<const WORDS: usize> Owner<WORDS> {
         self.withdraw_all(&removals[..gathered]);
         self.table.tend_index();
         self.reclaim();
+        if swept.wrapped && self.slab().has_above() {
+            self.holdings.leave_above_limit();
+        }
         swept
     }
 

@@ -31,6 +31,10 @@ impl Snapshot {
     }
 }
 
+/// A wait for every worker: see [`Quiescence::begin_grace`].
+#[derive(Debug)]
+pub struct Grace(Snapshot);
+
 /// What every worker has announced. One serves all tables that the same workers read.
 #[derive(Debug)]
 pub struct Quiescence {
@@ -95,6 +99,20 @@ impl Quiescence {
         if seen & 1 == 1 {
             word.store(seen.wrapping_add(1), Ordering::Release);
         }
+    }
+
+    /// Begins a wait for every worker to let go of what it may have seen until now.
+    #[must_use]
+    pub fn begin_grace(&self) -> Grace {
+        let noted = Snapshot::new(self.workers());
+        self.note(&noted);
+        Grace(noted)
+    }
+
+    /// Whether every worker has announced, or was offline, since `grace` began.
+    #[must_use]
+    pub fn is_over(&self, grace: &Grace) -> bool {
+        self.have_passed(&grace.0)
     }
 
     /// Notes where every worker is, after all that the caller did before.

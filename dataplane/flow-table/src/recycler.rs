@@ -142,7 +142,7 @@ mod tests {
 
     fn slab() -> Slab<8> {
         let mut carver = Carver::new(Memory::Heap, 0).expect("heap");
-        Slab::new(&mut carver, Geometry::of(&Shape::fixed(8, 1)), 8).expect("heap")
+        Slab::new(&mut carver, Geometry::of(&Shape::fixed(8, 1)), 8, 8).expect("heap")
     }
 
     fn handle(number: u32) -> Handle {

@@ -9,6 +9,10 @@ use crate::header::OWNERS_MAX;
 pub struct Shape {
     /// Entries there can be at first: 1 to [`Self::capacity_max`].
     pub capacity: usize,
+    /// Entries that the table may grow to by itself, from [`Self::capacity`] to
+    /// [`Self::capacity_max`]: there is memory for them, and for nothing else of the table
+    /// ([`crate::Table::regions`]). More may follow ([`crate::Table::commit`]).
+    pub committed: usize,
     /// Entries there can ever be, below 2^28: address range is set aside for them, which costs no
     /// memory until it is used.
     pub capacity_max: usize,
@@ -22,11 +26,12 @@ impl Shape {
     /// A table of a capacity that stays, without details.
     #[must_use]
     pub fn fixed(capacity: usize, owners: usize) -> Self {
-        Self { capacity, capacity_max: capacity, owners, details: false }
+        let (committed, capacity_max) = (capacity, capacity);
+        Self { capacity, committed, capacity_max, owners, details: false }
     }
 
     pub(crate) fn check(&self) -> Result<(), SetupError> {
-        let Self { capacity, capacity_max, owners, .. } = *self;
+        let Self { capacity, committed, capacity_max, owners, .. } = *self;
         if capacity == 0 {
             return Err(SetupError::ZeroCapacity);
         }
@@ -36,6 +41,9 @@ impl Shape {
         }
         if capacity_max < capacity {
             return Err(SetupError::CapacityAboveMax { capacity, capacity_max });
+        }
+        if !(capacity..=capacity_max).contains(&committed) {
+            return Err(SetupError::Committed { capacity, committed, capacity_max });
         }
         if owners == 0 || owners > capacity.min(OWNERS_MAX) {
             return Err(SetupError::Owners { capacity, owners, most: capacity.min(OWNERS_MAX) });

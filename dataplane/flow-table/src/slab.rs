@@ -97,7 +97,11 @@ pub(crate) struct Slab<const WORDS: usize> {
     limit: AtomicU32,
     /// Segments up to which owners may raise the limit.
     committed: AtomicU32,
+    /// Segments there has ever been memory for: records behind them are not read.
+    reach: AtomicU32,
     claimed: AtomicU32,
+    /// Of those, segments above the limit, which fell since: as they are given back, so fewer.
+    above: AtomicU32,
 }
 
 impl<const WORDS: usize> Slab<WORDS> {
@@ -110,15 +114,15 @@ impl<const WORDS: usize> Slab<WORDS> {
             + array_bytes::<Entry<8>>(geometry.detailed())
     }
 
-    /// An empty slab, of which `capacity` entries may be used at first.
+    /// An empty slab, of which `capacity` entries may be used at first, and `committed` later.
     pub(crate) fn new(
         carver: &mut Carver,
         geometry: Geometry,
         capacity: usize,
+        committed: usize,
     ) -> Result<Self, SetupError> {
-        let segments = geometry.segments(geometry.capacity_max);
-        let slab = Self::carve(carver, geometry, segments, capacity)?;
-        slab.set_capacity(capacity, geometry.capacity_max);
+        let slab = Self::carve(carver, geometry, geometry.segments(committed), capacity)?;
+        slab.set_capacity(capacity, committed);
         Ok(slab)
     }
 
@@ -140,7 +144,9 @@ impl<const WORDS: usize> Slab<WORDS> {
             segment_bits: geometry.segment_bits,
             limit: AtomicU32::new(0),
             committed: AtomicU32::new(0),
+            reach: AtomicU32::new(0),
             claimed: AtomicU32::new(0),
+            above: AtomicU32::new(0),
         })
     }
 
@@ -188,19 +194,76 @@ impl<const WORDS: usize> Slab<WORDS> {
     /// Lets so many entries be used, rounded up to whole segments, and owners raise that to
     /// `committed`. Returns what it is now.
     pub(crate) fn set_capacity(&self, capacity: usize, committed: usize) -> u32 {
-        let segments = |entries: usize| {
-            half_word(entries.clamp(1, self.entries.len()).div_ceil(1 << self.segment_bits))
-        };
-        self.committed.store(segments(committed.max(capacity)), Ordering::Relaxed);
-        self.limit.store(segments(capacity), Ordering::Relaxed);
+        self.allow(committed.max(capacity));
+        let limit = self.segments_of(capacity);
+        self.limit.store(limit, Ordering::Relaxed);
+        // Of a claim that goes on meanwhile it may miss one: that is one segment less for others
+        // until it is given back.
+        self.above.store(self.owned_from(limit), Ordering::Relaxed);
         self.capacity()
     }
 
-    /// Entries of segments that nobody has claimed.
+    /// Lets owners raise the capacity to so many entries, for which there is memory.
+    pub(crate) fn allow(&self, entries: usize) -> u32 {
+        let segments = self.segments_of(entries);
+        self.remember(entries);
+        self.committed.store(segments, Ordering::Relaxed);
+        self.end_of(SegmentId(segments - 1))
+    }
+
+    /// There has been memory for so many entries.
+    pub(crate) fn remember(&self, entries: usize) {
+        self.reach.fetch_max(self.segments_of(entries), Ordering::Relaxed);
+    }
+
+    /// Segments of so many entries, of which there is at least one.
+    fn segments_of(&self, entries: usize) -> u32 {
+        half_word(entries.clamp(1, self.entries.len()).div_ceil(1 << self.segment_bits))
+    }
+
+    /// Entries that owners may raise the capacity to.
+    pub(crate) fn committed(&self) -> u32 {
+        self.end_of(SegmentId(self.committed.load(Ordering::Relaxed).saturating_sub(1)))
+    }
+
+    /// Entries there has ever been memory for.
+    pub(crate) fn reach(&self) -> u32 {
+        self.end_of(SegmentId(self.reach.load(Ordering::Relaxed).saturating_sub(1)))
+    }
+
+    /// Records that may be read.
+    pub(crate) fn records(&self) -> &[Segment] {
+        let reach = self.reach.load(Ordering::Relaxed) as usize;
+        &self.segments[..reach.min(self.segments.len())]
+    }
+
+    /// Whether nobody has a segment that may not be used any more.
+    pub(crate) fn is_free_above_limit(&self) -> bool {
+        self.owned_from(self.limit.load(Ordering::Relaxed)) == 0
+    }
+
+    /// Segments from this one on that somebody has.
+    fn owned_from(&self, first: u32) -> u32 {
+        let records = self.records().iter().skip(first as usize);
+        half_word(records.filter(|record| record.owner.load(Ordering::Relaxed) != 0).count())
+    }
+
+    /// Whether somebody had segments above the limit when that fell, and may have some still.
+    pub(crate) fn has_above(&self) -> bool {
+        self.above.load(Ordering::Relaxed) > 0
+    }
+
+    /// Segments within the limit that somebody has.
+    fn claimed_within(&self) -> u32 {
+        let above = self.above.load(Ordering::Relaxed);
+        self.claimed.load(Ordering::Relaxed).saturating_sub(above)
+    }
+
+    /// Entries of segments that nobody has claimed, those included that the table may grow by.
     pub(crate) fn unclaimed(&self) -> u32 {
-        let claimed = self.claimed.load(Ordering::Relaxed);
-        let segments = self.limit.load(Ordering::Relaxed).saturating_sub(claimed);
-        (segments << self.segment_bits).min(self.capacity())
+        let claimed = self.claimed_within();
+        let most = self.limit.load(Ordering::Relaxed).max(self.committed.load(Ordering::Relaxed));
+        (most.saturating_sub(claimed) << self.segment_bits).min(self.handles_max())
     }
 
     pub(crate) fn segment(&self, id: SegmentId) -> &Segment {
@@ -252,7 +315,7 @@ impl<const WORDS: usize> Slab<WORDS> {
 
     /// The handles of every segment that were ever taken since it was claimed.
     pub(crate) fn touched(&self) -> impl Iterator<Item = Range<u32>> {
-        self.segments.iter().zip(0..).map(|(record, number)| {
+        self.records().iter().zip(0..).map(|(record, number)| {
             let start = self.start_of(SegmentId(number));
             start..start + record.touched.load(Ordering::Relaxed)
         })
@@ -262,11 +325,11 @@ impl<const WORDS: usize> Slab<WORDS> {
     pub(crate) fn claim(&self, owner: usize) -> Option<SegmentId> {
         self.raise_limit();
         let limit = self.limit.load(Ordering::Relaxed);
-        if self.claimed.load(Ordering::Relaxed) >= limit {
+        if self.claimed_within() >= limit {
             return None;
         }
         let order = (Ordering::Acquire, Ordering::Relaxed);
-        let claimed = self.segments.iter().take(limit as usize).position(|record| {
+        let claimed = self.records().iter().take(limit as usize).position(|record| {
             record.owner.load(Ordering::Relaxed) == 0
                 && record.owner.compare_exchange(0, half_word(owner) + 1, order.0, order.1).is_ok()
         })?;
@@ -275,8 +338,7 @@ impl<const WORDS: usize> Slab<WORDS> {
     }
 
     fn raise_limit(&self) {
-        let (limit, claimed) =
-            (self.limit.load(Ordering::Relaxed), self.claimed.load(Ordering::Relaxed));
+        let (limit, claimed) = (self.limit.load(Ordering::Relaxed), self.claimed_within());
         if claimed >= limit / 4 * 3 {
             let raised = limit.saturating_mul(2).min(self.committed.load(Ordering::Relaxed));
             if raised > limit {
@@ -292,6 +354,10 @@ impl<const WORDS: usize> Slab<WORDS> {
         record.touched.store(0, Ordering::Relaxed);
         self.free.clear(id);
         self.claimed.fetch_sub(1, Ordering::Relaxed);
+        if !self.is_within_limit(id) {
+            let fewer = |above: u32| above.checked_sub(1);
+            let _ = self.above.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+        }
         record.owner.store(0, Ordering::Release);
     }
 

@@ -7,7 +7,7 @@ use crate::arch::{Compare, Path, Portable, prefetch};
 use crate::cast::index;
 use crate::entry::{Entry, Handle, Key};
 use crate::error::SetupError;
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, Regions};
 use crate::header::Header;
 use crate::index::{Buckets, FILL_LEAST_PERCENT, FILL_MOST_PERCENT, GROUP_SLOTS, Index, Overflow};
 use crate::memory::{Array, Carver, Memory, Zeroable, array_bytes};
@@ -56,8 +56,7 @@ pub struct Table<const WORDS: usize> {
     pub(crate) slab: Slab<WORDS>,
     /// By owner.
     pub(crate) counters: Box<[Counters]>,
-    /// Groups that the index can have.
-    pub(crate) groups_max: usize,
+    pub(crate) geometry: Geometry,
     pub(crate) path: Path,
 }
 
@@ -91,6 +90,22 @@ impl<const WORDS: usize> Table<WORDS> {
         array_bytes::<Header>(1) + Slab::<WORDS>::bytes(geometry) + halves
     }
 
+    /// What of that must be there, all zero, for a table of this shape to hold so many entries.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn regions(shape: &Shape, entries: usize) -> Result<Regions, SetupError> {
+        shape.check()?;
+        Ok(Geometry::of(shape).regions::<WORDS>(entries))
+    }
+
+    /// What of its memory must be there for this table to hold so many entries: see
+    /// [`Self::commit`].
+    #[must_use]
+    pub fn regions_of(&self, entries: usize) -> Regions {
+        self.geometry.regions::<WORDS>(entries)
+    }
+
     /// An empty table and its owners, one for each thread that inserts. Removed entries wait for
     /// the workers of `quiescence`, which is all who look up.
     ///
@@ -116,13 +131,14 @@ impl<const WORDS: usize> Table<WORDS> {
         let (groups, groups_max) = (Index::groups_for(shape.capacity), geometry.groups_max());
         let header: Array<Header> = carver.array(1, 1)?;
         let table = Self {
-            slab: Slab::new(&mut carver, geometry, shape.capacity)?,
+            slab: Slab::new(&mut carver, geometry, shape.capacity, shape.committed)?,
             index: Index::new(&mut carver, groups, groups_max, Arc::clone(&quiescence))?,
             header,
             counters: (0..shape.owners).map(|_| Counters::default()).collect(),
-            groups_max,
+            geometry,
             path,
         };
+        table.note_capacity();
         table.header[0].note_groups(0, groups);
         table.header[0].begin(WORDS, geometry, shape.owners);
         Ok(table.with_owners(&quiescence))
@@ -158,7 +174,43 @@ impl<const WORDS: usize> Table<WORDS> {
     /// Nothing is removed by a lower capacity: nobody inserts into what is above it, and its
     /// memory comes free with the last entry there.
     pub fn set_capacity(&self, capacity: usize, committed: usize) -> u32 {
-        self.slab.set_capacity(capacity, committed)
+        let capacity = self.slab.set_capacity(capacity, committed);
+        self.note_capacity();
+        capacity
+    }
+
+    /// Lets owners raise the capacity to so many entries by themselves, now that their memory is
+    /// there ([`Self::regions_of`]). Rounds up to whole segments and returns what came of it.
+    pub fn commit(&self, entries: usize) -> u32 {
+        let committed = self.slab.allow(entries);
+        self.note_capacity();
+        committed
+    }
+
+    /// Entries that owners may raise the capacity to.
+    #[must_use]
+    pub fn committed(&self) -> u32 {
+        self.slab.committed()
+    }
+
+    /// Entries there has ever been memory for. The index may use as much of its own as so many need,
+    /// also when the capacity is lower by now.
+    #[must_use]
+    pub fn reached(&self) -> u32 {
+        self.slab.reach()
+    }
+
+    /// Notes for the next process how far the table has grown. Whoever may take it over finds what
+    /// was noted last.
+    pub fn note_capacity(&self) {
+        self.header[0].note_size(self.slab.capacity(), self.slab.reach());
+    }
+
+    /// Whether no entry is left above the capacity, so that the memory there may be given back: once
+    /// a grace period has passed, since an owner may have begun a claim before the capacity fell.
+    #[must_use]
+    pub fn is_free_above_capacity(&self) -> bool {
+        self.slab.is_free_above_limit()
     }
 
     /// How full the table is.
@@ -202,10 +254,13 @@ impl<const WORDS: usize> Table<WORDS> {
             return;
         }
         let keys = index(self.counters.iter().map(Counters::keys).sum());
-        let (slots, target) = (self.index.slots(), self.groups_wanted(keys));
-        if keys * 100 > slots * FILL_MOST_PERCENT && target * GROUP_SLOTS > slots
-            || keys * 100 < slots * FILL_LEAST_PERCENT && target * GROUP_SLOTS < slots
-        {
+        let slots = self.index.slots();
+        let is_full = keys * 100 > slots * FILL_MOST_PERCENT;
+        if !is_full && keys * 100 >= slots * FILL_LEAST_PERCENT {
+            return;
+        }
+        let target = self.groups_wanted(keys);
+        if target * GROUP_SLOTS != slots && (target * GROUP_SLOTS > slots) == is_full {
             self.index.begin_resize(target, self.note());
         }
     }
@@ -221,10 +276,16 @@ impl<const WORDS: usize> Table<WORDS> {
         |half, groups| self.header[0].note_groups(half, groups)
     }
 
-    /// Groups for half as many keys again, or for one key for each entry there may be.
+    /// Groups for half as many keys again, or for one key for each entry there may be, as far as there
+    /// is memory.
     fn groups_wanted(&self, keys: usize) -> usize {
         let keys = (keys + keys / 2).max(self.capacity() as usize);
-        Index::groups_for(keys).min(self.groups_max)
+        Index::groups_for(keys).min(self.groups_committed())
+    }
+
+    /// Groups that there is memory for.
+    pub(crate) fn groups_committed(&self) -> usize {
+        self.geometry.groups_of(self.slab.reach() as usize)
     }
 
     /// Asks for the line that a lookup of `hash` reads first. Worth its while when there is other

@@ -306,7 +306,13 @@ fn fill(owner: &mut Owner<8>, first: u64) -> u64 {
 #[test]
 fn a_table_grows_within_what_is_committed_and_loses_nothing() {
     let quiescence = Quiescence::new(1).expect("one worker");
-    let shape = Shape { capacity: 1000, capacity_max: 20_000, owners: 1, details: false };
+    let shape = Shape {
+        capacity: 1000,
+        committed: 20_000,
+        capacity_max: 20_000,
+        owners: 1,
+        details: false,
+    };
     let (table, mut owners) =
         Table::<8>::new(Memory::Heap, shape, quiescence.clone()).expect("set up");
     let owner = &mut owners[0];

@@ -67,8 +67,8 @@ impl<const WORDS: usize> Table<WORDS> {
         Ok(inspected)
     }
 
-    /// Goes on with the table in `memory`, which nobody else uses, with the owners and the capacity
-    /// of `shape`: as it is when all its owners were closed and are as many, else with an index
+    /// Goes on with the table in `memory`, which nobody else uses and which has all that the entries
+    /// need that it was committed to or is to be, with the owners and the capacity of `shape`: as it is when all its owners were closed and are as many, else with an index
     /// that is made anew of the entries, whose keys `keys` tells; what is `None` to it is given up.
     ///
     /// Entries stay their owners' unless these are of another number; then they are dealt out
@@ -91,13 +91,15 @@ impl<const WORDS: usize> Table<WORDS> {
         let groups_max = inspected.geometry.groups_max();
         let (index, possible) =
             Index::found(&mut carver, &header[0], groups_max, Arc::clone(quiescence))?;
-        slab.set_capacity(shape.capacity, shape.capacity_max);
+        slab.set_capacity(shape.capacity, shape.committed);
         let counters = (0..shape.owners).map(|_| Counters::default()).collect();
-        let mut table = Self { header, slab, index, counters, groups_max, path: Path::best() };
+        let geometry = inspected.geometry;
+        let mut table = Self { header, slab, index, counters, geometry, path: Path::best() };
         let closed = inspected.is_clean() && inspected.owners == shape.owners && possible;
         let recorded: Vec<u64> =
             (0..shape.owners).map(|owner| table.header[0].keys(owner)).collect();
         table.header[0].open(shape.owners);
+        table.note_capacity();
         let mut taken = TakenOver { entries: table.deal(inspected.owners), ..TakenOver::default() };
         // One or two for each entry.
         let sum = recorded.iter().fold(0u64, |sum, keys| sum.saturating_add(*keys));
@@ -120,6 +122,7 @@ impl<const WORDS: usize> Table<WORDS> {
             return Err(SetupError::MemoryTooSmall { given_bytes, needed_bytes }.into());
         }
         let slab = Slab::found(&mut carver, inspected.geometry)?;
+        slab.remember(inspected.committed);
         Ok(Found { inspected, carver, header, slab })
     }
 
@@ -150,7 +153,7 @@ impl<const WORDS: usize> Table<WORDS> {
     ) -> Vec<u64> {
         // As many as there can be, each with an alias: no group must be too full for its keys.
         let room = (2 * index(taken.entries)).max(self.capacity() as usize);
-        self.index.clear(&self.header[0], room);
+        self.index.clear(&self.header[0], room, self.groups_committed());
         let mut keys_of = vec![0; self.counters.len()];
         for id in self.slab.segment_ids() {
             let Some(owner) = self.slab.owner_of(id) else { continue };

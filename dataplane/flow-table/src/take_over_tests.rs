@@ -74,7 +74,8 @@ struct Script {
 }
 
 /// Segments of 8 entries.
-const SHAPE: Shape = Shape { capacity: 128, capacity_max: 450, owners: 2, details: true };
+const SHAPE: Shape =
+    Shape { capacity: 128, committed: 450, capacity_max: 450, owners: 2, details: true };
 
 impl Script {
     fn new() -> Self {

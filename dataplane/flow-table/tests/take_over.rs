@@ -67,7 +67,8 @@ fn leaked(bytes: &[u8]) -> &'static mut [u8] {
     memory
 }
 
-const SHAPE: Shape = Shape { capacity: 300, capacity_max: 1000, owners: 2, details: false };
+const SHAPE: Shape =
+    Shape { capacity: 300, committed: 1000, capacity_max: 1000, owners: 2, details: false };
 
 /// What a process leaves that has inserted keys 1 to `last`, removed every fifth, and closed the
 /// table, or not.
@@ -163,7 +164,7 @@ fn memory_without_a_table_of_this_version_is_named_and_stays_as_it_was() {
     for (left, named) in [
         (vec![0; memory.len()], TakeOverError::NoTable),
         (with_word(0, 1), TakeOverError::NoTable),
-        (with_word(1, 77), TakeOverError::Version { found: 77, known: 1 }),
+        (with_word(1, 77), TakeOverError::Version { found: 77, known: 2 }),
         (with_word(2, 16), TakeOverError::Words { found: 16, wanted: 8 }),
         (with_word(3, 0), damaged("its capacity is impossible")),
         (with_word(3, 1 << 28), damaged("its capacity is impossible")),
@@ -288,7 +289,7 @@ const OWN_KEYS: u64 = 400;
 const SHARED_KEYS: u64 = 20;
 const THREADS: usize = 2;
 const KILLED_SHAPE: Shape =
-    Shape { capacity: 300, capacity_max: 1200, owners: THREADS, details: false };
+    Shape { capacity: 300, committed: 1200, capacity_max: 1200, owners: THREADS, details: false };
 
 /// What a thread has begun (odd) or done (even) with each of its keys.
 const INSERTS: u64 = 1;

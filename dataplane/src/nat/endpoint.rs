@@ -17,6 +17,7 @@ use flow_table::{Hasher, InsertError, Table};
 use super::{Mapping, binding};
 use crate::DropReason;
 use crate::address::Protocol;
+use crate::charge::Charge;
 use crate::conntrack::{FlowDirection, Life, Seen};
 use crate::context::Context;
 use crate::flow::{FlowRoute, FlowView, Origin};
@@ -123,6 +124,7 @@ fn map<K: TableKey<W>, const W: usize>(
             reverse_hop: FlowRoute::UNRESOLVED,
         },
         origin: Origin { service: None, rule: RuleId(1) },
+        charge: Charge::NOBODY,
     };
     let hashes = hashes_of(&context.hasher, &mapping.original, &mapping.reply);
     match flows.insert(&mapping, hashes) {

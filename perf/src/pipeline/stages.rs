@@ -9,6 +9,7 @@ use anyhow::{Result, bail, ensure};
 use arrayvec::ArrayVec;
 use dataplane::DropReason;
 use dataplane::buffer::Buffer;
+use dataplane::charge::Charge;
 use dataplane::conntrack::{Life, Seen};
 use dataplane::decision::{Admission, Decision, NewPacket, decide};
 use dataplane::flow::{FlowRoute, FlowView, Origin};
@@ -232,6 +233,7 @@ fn insert(
                     service: admission.findings.service,
                     rule: admission.findings.rule,
                 },
+                charge: Charge::NOBODY,
             };
             let hashes = hashes_of(&hold.hasher, &original, &reply);
             let inserted = hold.v4.insert(&flow, hashes);

@@ -72,11 +72,10 @@ impl<const W: usize> Xskiff<W> {
     /// There is not that much memory.
     pub fn new(room: Room, two_keys: bool, details: bool) -> Result<Self> {
         let (capacity, capacity_max) = (room.flows + SPARE, room.flows_max + SPARE);
-        let shape = Shape { capacity, capacity_max, owners: 1, details };
+        let shape = Shape { capacity, committed: capacity_max, capacity_max, owners: 1, details };
         let quiescence = Quiescence::new(WORKERS)?;
         // The heap, which is given back: tables of many sizes follow each other.
         let made = Table::new(Memory::Heap, shape, Arc::clone(&quiescence))?;
-        made.0.set_capacity(capacity, capacity_max);
         Self::of(made, quiescence, two_keys)
     }
 

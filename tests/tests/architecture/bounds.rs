@@ -72,6 +72,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/src/admin/status.rs ERRORS_MAX", Table(&["recent_errors"])),
     ("control/src/compile/maglev.rs BACKENDS_MAX", Input),
     ("control/src/config/validate.rs FILL_FRAMES_MAX", Setting),
+    ("control/node/src/workers/capacity.rs FLOWS_MAX", Setting),
     ("control/src/config/validate.rs FLOWS_MAX", Setting),
     ("control/src/config/validate.rs FRAMES_MAX", Setting),
     ("control/src/manifests/folder.rs FILES_MAX", Input),
@@ -145,7 +146,8 @@ const BOUNDS: &[(&str, Bounds)] = &[
 ];
 
 /// Rows whose capacity is a setting of the node's and no constant.
-const BY_SETTING: [&str; 4] = ["flows_ipv4", "flows_ipv6", "packet_frames", "snat_l4_ports"];
+const BY_SETTING: [&str; 5] =
+    ["flows_ipv4", "flows_ipv6", "flows_per_endpoint", "packet_frames", "snat_l4_ports"];
 
 /// Constants that end in `_MAX`, by file and name.
 fn bounds_in_sources() -> Vec<String> {

@@ -14,6 +14,7 @@ mod health;
 mod held_connections;
 mod host_backends;
 mod refused_starts;
+mod resizing;
 mod restarts;
 mod stalls;
 mod surviving_flows;

@@ -150,6 +150,7 @@ fn ct_request(command: CtCommand) -> Result<Request, ExecuteError> {
             }
             Request::CtFlush { filter }
         }
+        CtCommand::Resize { v4, v6 } => Request::CtResize { v4, v6 },
     })
 }
 

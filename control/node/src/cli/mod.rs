@@ -69,7 +69,7 @@ pub enum Command {
     /// Services in force.
     #[command(subcommand)]
     Service(ServiceCommand),
-    /// Tracked connections: list, count, flush.
+    /// Tracked connections: list, count, end, and how many there may be.
     #[command(subcommand)]
     Ct(CtCommand),
     /// Which policy rule decides.
@@ -215,6 +215,18 @@ pub enum CtCommand {
         /// End every connection.
         #[arg(long)]
         all: bool,
+    },
+    /// Make the tables larger or smaller while they are in use; nothing is lost, and nobody waits.
+    #[command(after_help = "A table then neither grows nor shrinks by itself until it is resized \
+        again, its setting in the configuration file changes, or the process is started again. \
+        Example:\n  xskiff ct resize --v4 2000000")]
+    Resize {
+        /// IPv4 connections that there is to be room for.
+        #[arg(long, value_name = "FLOWS", required_unless_present = "v6")]
+        v4: Option<u32>,
+        /// IPv6 connections that there is to be room for.
+        #[arg(long, value_name = "FLOWS")]
+        v6: Option<u32>,
     },
 }
 

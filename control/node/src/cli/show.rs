@@ -23,6 +23,9 @@ pub fn reply(reply: &Reply) -> String {
         Reply::Services(list) => services(list),
         Reply::Ct(listing) => ct(listing),
         Reply::Count(count) => format!("{}\n", grouped(*count)),
+        Reply::CtTables(tables) => {
+            tables.iter().fold(String::new(), |text, table| text + &flow_table(table) + "\n")
+        }
         Reply::Policy(explanation) => policy(explanation),
         Reply::Drops(drops) => show_drops(drops),
         Reply::Trace(report) => trace(report),
@@ -99,17 +102,39 @@ fn show_status(status: &Status) -> String {
     format!("{}\n", out.trim_end())
 }
 
-/// Where a flow table came from, and whether the next process finds it.
-fn flow_table(table: &FlowTableStatus) -> String {
-    let mut line = match table.outcome.as_str() {
-        "new" => format!("{}: began empty", table.table),
+/// How a flow table stands, where it came from, and whether the next process finds it.
+pub(super) fn flow_table(table: &FlowTableStatus) -> String {
+    let fill = &table.fill;
+    let mut line =
+        format!("{}: {} of {} flows", table.table, grouped(fill.used), grouped(fill.capacity));
+    if fill.capacity_max > fill.capacity {
+        let _ = write!(line, ", grows to {}", grouped(fill.capacity_max));
+    }
+    if fill.derived {
+        line.push_str(" (by the machine's memory)");
+    }
+    let _ = write!(line, ", {} MB", grouped(fill.memory_bytes.div_ceil(1_000_000)));
+    if fill.taking_memory {
+        line.push_str(", more is being taken");
+    }
+    if fill.index_moving {
+        line.push_str(", its index moves");
+    }
+    if let Some(seconds) = fill.seconds_to_full {
+        let _ = write!(line, ", full in {}", duration(seconds));
+    }
+    if let Some(why) = &fill.growth_refusal {
+        let _ = write!(line, "; it cannot grow: {why}");
+    }
+    match table.outcome.as_str() {
+        "new" => line.push_str("; began empty"),
         outcome => {
             let flows = grouped(table.flows);
-            format!("{}: {flows} flows of the process before, {outcome}", table.table)
+            let _ = write!(line, "; {flows} flows of the process before, {outcome}");
         }
-    };
+    }
     if table.lost > 0 {
-        let _ = write!(line, "; {} found no room", grouped(table.lost));
+        let _ = write!(line, ", {} found no room", grouped(table.lost));
     }
     match &table.file {
         Some(file) => drop(write!(line, ", in {file}")),

@@ -32,10 +32,15 @@ impl InForce {
         config
     }
 
-    /// Takes over from a new content of the file what comes into force without a restart.
-    pub fn take_live(&mut self, read: &Config) {
+    /// Takes over from a new content of the file what comes into force without a restart; the flow
+    /// tables' sizes only if they could be put in force, else they wait for a restart.
+    pub fn take_live(&mut self, read: &Config, sizes: bool) {
         let wanted = self.overruled(read);
+        let flow_table = self.config.flow_table.clone();
         self.config.take_live(&wanted);
+        if !sizes {
+            self.config.flow_table = flow_table;
+        }
         self.waiting = self.config.diff(&wanted).into_iter().map(|change| change.field).collect();
     }
 
@@ -73,14 +78,27 @@ mod tests {
     fn what_needs_a_restart_is_not_in_force_but_waits_by_name() {
         let mut in_force = InForce::new(&config("workers: {count: 1}"), None);
         let edited = config("workers: {count: 2}\ntimeouts: {udp_seconds: 77}");
-        in_force.take_live(&edited);
+        in_force.take_live(&edited, true);
         let printed = config(&in_force.print().unwrap());
         assert_eq!((printed.workers.count, printed.timeouts.udp_seconds), (1, 77));
         assert_eq!(in_force.waiting(), ["workers.count"]);
         let changed: Vec<_> = in_force.diff(&edited).into_iter().map(|c| c.field).collect();
         assert_eq!(changed, ["workers.count"]);
-        in_force.take_live(&config("timeouts: {udp_seconds: 78}"));
+        in_force.take_live(&config("timeouts: {udp_seconds: 78}"), true);
         assert!(in_force.waiting().is_empty(), "the file says again what is in force");
+    }
+
+    #[test]
+    fn sizes_that_could_not_be_put_in_force_wait_while_the_rest_is_taken() {
+        let mut in_force = InForce::new(&config("flow_table: {ipv4_flows_max: 4096}"), None);
+        let edited = config("flow_table: {ipv4_flows_max: 128}\ntimeouts: {udp_seconds: 77}");
+        in_force.take_live(&edited, false);
+        assert_eq!(in_force.waiting(), ["flow_table.ipv4_flows_max"]);
+        let printed = config(&in_force.print().unwrap());
+        assert_eq!(printed.flow_table.ipv4_flows_max, Some(4096));
+        assert_eq!(printed.timeouts.udp_seconds, 77);
+        in_force.take_live(&edited, true);
+        assert!(in_force.waiting().is_empty());
     }
 
     #[test]
@@ -90,10 +108,10 @@ mod tests {
         let other = config("manifests: /etc/b");
         assert_eq!(config(&in_force.print().unwrap()).manifests, Some(own));
         assert_eq!(in_force.diff(&other), []);
-        in_force.take_live(&other);
+        in_force.take_live(&other, true);
         assert!(in_force.waiting().is_empty());
         let mut in_force = InForce::new(&config("manifests: /etc/a"), None);
-        in_force.take_live(&other);
+        in_force.take_live(&other, true);
         assert_eq!(in_force.waiting(), ["manifests"]);
     }
 }

@@ -1,15 +1,16 @@
 //! The configuration file's words as what the node process is told.
 
 use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 use control::config::{Bind, Config, Idle, NatMapping, OnStall, Sockets, TcpWindows, XdpMode};
-use dataplane::flows::Capacities;
 use dataplane::lpm::Prefix;
 use dataplane::nat::Mapping;
 use dataplane::tables;
 use ipnet::IpNet;
 use pinning::CpuId;
+use pinning::machine_memory::MachineMemory;
 use pinning::plan::Plan;
 use xdp_redirect::loader::Mode;
 use xdp_redirect::rules;
@@ -18,6 +19,7 @@ use xdp_redirect::umem::{CopyMode, HugePages, UmemConfig};
 
 use super::settings::{HostPortSettings, Settings, SnatSettings, Uplink};
 use crate::workers;
+use crate::workers::capacity::FlowCapacities;
 
 /// What the machine adds to the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub struct Machine {
     pub host_name: String,
     /// Where workers run.
     pub cores: Vec<CpuId>,
+    /// Memory that the process may use: the machine's, or its cgroup's.
+    pub memory_bytes: u64,
     /// Random for every start.
     pub hash_key: [u64; 2],
 }
@@ -34,7 +38,7 @@ impl Machine {
     /// This host, with workers where `plan` puts them.
     ///
     /// # Errors
-    /// What the kernel says about its name or its random numbers.
+    /// What the kernel says about its name, its memory or its random numbers.
     pub fn read(plan: &Plan) -> std::io::Result<Self> {
         let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
         let mut random = [[0u8; 8]; 2];
@@ -45,6 +49,7 @@ impl Machine {
         Ok(Self {
             host_name: host_name.trim().to_owned(),
             cores: plan.workers.iter().map(|placement| placement.cpu).collect(),
+            memory_bytes: MachineMemory::read(Path::new("/"))?.total_bytes,
             hash_key: random.map(u64::from_ne_bytes),
         })
     }
@@ -97,7 +102,6 @@ impl Settings {
     /// What `config` says on `machine`.
     #[must_use]
     pub fn from_config(config: &Config, machine: &Machine) -> Self {
-        let flows = |most: u32| usize::try_from(most).unwrap_or(usize::MAX);
         let mut settings = Self {
             node_name: if config.node_name.is_empty() {
                 machine.host_name.clone()
@@ -126,13 +130,12 @@ impl Settings {
                     )),
                     Idle::BusyPoll => workers::Idle::BusyPoll,
                 },
-                capacities: Capacities {
-                    details: config.conntrack.details,
-                    ..Capacities::fixed(
-                        flows(config.flow_table.ipv4_flows_max),
-                        flows(config.flow_table.ipv6_flows_max),
-                    )
-                },
+                capacities: FlowCapacities::new(
+                    &config.flow_table,
+                    config.conntrack.details,
+                    machine.memory_bytes,
+                    machine.cores.len(),
+                ),
                 flow_directory: config
                     .flow_table
                     .directory
@@ -181,6 +184,10 @@ impl Settings {
         self.node_port_addresses =
             config.node_ports.address_cidrs.iter().filter_map(prefix).collect();
         self.node_port_range = config.node_ports.range();
+        let capacities = &mut self.workers.capacities;
+        let (memory_bytes, workers) = (capacities.memory_bytes, self.workers.cores.len());
+        let details = capacities.details;
+        *capacities = FlowCapacities::new(&config.flow_table, details, memory_bytes, workers);
         self.timeouts = config.timeouts.for_tables();
         self.tcp_windows = match config.conntrack.tcp_windows {
             TcpWindows::Off => tables::TcpWindows::Off,
@@ -203,7 +210,12 @@ mod tests {
     use super::*;
 
     fn machine() -> Machine {
-        Machine { host_name: "host-a".into(), cores: vec![CpuId(1)], hash_key: [1, 2] }
+        Machine {
+            host_name: "host-a".into(),
+            cores: vec![CpuId(1)],
+            memory_bytes: 1 << 34,
+            hash_key: [1, 2],
+        }
     }
 
     #[test]
@@ -224,6 +236,8 @@ mod tests {
     #[test]
     fn what_is_called_live_is_applied_live() {
         let text = "timeouts: {udp_seconds: 31}\n\
+                    flow_table: {ipv4_flows: 70000, ipv4_flows_max: 80000, ipv6_flows: 64, \
+                    ipv6_flows_max: 128, flows_per_endpoint_max: 9}\n\
                     nat: {mapping: endpoint-independent, \
                     non_masquerade_cidrs: [198.18.0.0/15]}\n\
                     cluster: {pod_cidrs: [10.1.0.0/16]}\n\
@@ -241,7 +255,12 @@ mod tests {
         let fresh = Settings::from_config(&changed, &machine());
         assert_eq!(settings.timeouts, fresh.timeouts);
         assert_eq!(settings.tcp_windows, tables::TcpWindows::Relaxed);
-        assert!(fresh.workers.capacities.details);
+        assert!(fresh.workers.capacities.details && !settings.workers.capacities.details);
+        let flows = |settings: &Settings| {
+            let FlowCapacities { v4, v6, per_endpoint, .. } = settings.workers.capacities;
+            (v4.initial, v4.max, v6.initial, v6.max, per_endpoint)
+        };
+        assert_eq!(flows(&settings), flows(&fresh));
         assert_eq!(settings.snat, fresh.snat);
         assert_eq!(settings.lost_replies, Duration::from_secs(7));
         assert_eq!(settings.node_port_addresses, fresh.node_port_addresses);

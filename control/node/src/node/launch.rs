@@ -138,8 +138,10 @@ fn settle(config: &Config) -> Result<Settings, LaunchError> {
     if let Err(error) = pinning::apply::restrict_current_thread(&plan.control) {
         tracing::warn!(%error, "control threads run where the system puts them");
     }
-    let machine = Machine::read(&plan)
-        .map_err(|source| LaunchError::System { action: "read the host's name", source })?;
+    let machine = Machine::read(&plan).map_err(|source| LaunchError::System {
+        action: "read the host's name and memory",
+        source,
+    })?;
     Ok(Settings::from_config(config, &machine))
 }
 

@@ -5,7 +5,7 @@
 //! end), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
 //! what published), [`local_pods`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
 //! clients are told), [`verdict`] (how the node stands). [`from_config`], [`configuration`],
-//! [`capacity`], [`manifests`], [`endpoints`], [`endpoint_record`], [`flow_log`], [`captures`],
+//! [`capacity`], [`manifests`], [`endpoints`], [`endpoint_record`], [`flow_log`], [`flow_tables`], [`captures`],
 //! [`socket_audit`], [`filter`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts.
 //!
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use control::admin::reply::ManifestsStatus;
+use control::admin::reply::{ManifestsStatus, Reply};
 use control::config::Config;
 use control::store::ClusterState;
 use dataplane::port::PortId;
@@ -52,6 +52,7 @@ pub mod error_log;
 mod explain;
 pub mod filter;
 pub mod flow_log;
+mod flow_tables;
 pub mod from_config;
 pub mod launch;
 mod local_pods;
@@ -179,6 +180,12 @@ pub struct Node {
     errors: ErrorLog,
     flows: FlowLog,
     capture: Option<(Capture, u64)>,
+    /// Waits for the end of a resize of the flow tables.
+    resizing: Option<mpsc::Sender<Reply>>,
+    /// Why a flow table cannot grow, as told.
+    growth_refusals: [Option<String>; 2],
+    /// Endpoints that have as many flows as they may, as told.
+    full_endpoints: BTreeSet<String>,
     high_water: BTreeMap<&'static str, u64>,
     readiness: watch::Sender<Readiness>,
     admin: AdminServer,
@@ -308,6 +315,9 @@ impl Node {
             errors: ErrorLog::default(),
             flows: FlowLog::default(),
             capture: None,
+            resizing: None,
+            growth_refusals: [None, None],
+            full_endpoints: BTreeSet::new(),
             high_water: BTreeMap::new(),
             readiness,
             admin,
@@ -377,9 +387,11 @@ impl Node {
             return self.errors.note(file, why);
         }
         let Some(config) = update.config else { return };
+        let sizes = self.settings.workers.capacities;
         self.settings.apply_live(&config);
+        let is_resized = self.resize_by_file(sizes);
         if let Some(in_force) = &mut self.in_force {
-            in_force.take_live(&config);
+            in_force.take_live(&config, is_resized);
             if !in_force.waiting().is_empty() {
                 let fields = in_force.waiting().join(", ");
                 tracing::warn!(fields, "the configuration file differs until a restart");
@@ -413,6 +425,7 @@ impl Node {
 
     /// Reads what workers report.
     async fn drain(&mut self) {
+        self.tend_flow_tables();
         self.log_events();
         self.drain_capture();
         let mut asked = false;
@@ -426,6 +439,8 @@ impl Node {
 
     async fn housekeep(&mut self) {
         self.workers.maintain();
+        self.workers.growth_mut().note_rates();
+        self.note_full_endpoints();
         self.ports.collect(&self.workers);
         self.flows.forget_gone();
         self.forget_silent_neighbours();

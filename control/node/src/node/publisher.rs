@@ -28,6 +28,19 @@ pub struct Publisher {
     publishes: u64,
 }
 
+/// What is set of flows and decides nothing that one has cached.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FlowSettings {
+    /// When they end.
+    pub timeouts: Timeouts,
+    /// See [`Tables::tcp_windows`].
+    pub tcp_windows: TcpWindows,
+    /// See [`Tables::lost_replies_until`].
+    pub lost_replies_until: Nanos,
+    /// See [`Tables::flows_per_endpoint_max`].
+    pub per_endpoint_max: u32,
+}
+
 /// What the kernel's view gave beside tables.
 #[derive(Debug)]
 pub struct Update {
@@ -84,9 +97,9 @@ impl Publisher {
         ports: Vec<Option<Port>>,
         inputs: &Inputs<'_>,
         source_nat: &SourceNat,
-        (timeouts, tcp_windows): (Timeouts, TcpWindows),
-        lost_replies_until: Nanos,
+        flows: FlowSettings,
     ) -> Update {
+        let FlowSettings { timeouts, tcp_windows, lost_replies_until, per_endpoint_max } = flows;
         let built = self.builder.build(inputs);
         let old = &self.tables;
         let ports_changed = !same_ports(&old.ports, &ports);
@@ -101,7 +114,8 @@ impl Publisher {
             || built.changed
             || services_changed
             || (old.timeouts, old.tcp_windows) != (timeouts, tcp_windows)
-            || old.lost_replies_until != lost_replies_until;
+            || old.lost_replies_until != lost_replies_until
+            || old.flows_per_endpoint_max != per_endpoint_max;
         let tables = changed.then(|| {
             let old = Arc::clone(&self.tables);
             Arc::new(Tables {
@@ -122,6 +136,7 @@ impl Publisher {
                 },
                 timeouts,
                 tcp_windows,
+                flows_per_endpoint_max: per_endpoint_max,
                 lost_replies_until,
             })
         });
@@ -199,7 +214,15 @@ mod tests {
         let asked = [(PortId(0), "192.0.2.9".parse().unwrap())].into();
         let inputs =
             Inputs { view, ports: &forwarding, endpoints: &endpoints, host: None, asked: &asked };
-        publisher.update(ports, &inputs, &SourceNat::default(), tracking, Nanos::default())
+        let (timeouts, tcp_windows) = tracking;
+        let until = Nanos::default();
+        let flows = FlowSettings {
+            timeouts,
+            tcp_windows,
+            lost_replies_until: until,
+            ..FlowSettings::default()
+        };
+        publisher.update(ports, &inputs, &SourceNat::default(), flows)
     }
 
     fn update(publisher: &mut Publisher, view: &KernelView, ports: Vec<Option<Port>>) -> Update {

@@ -16,6 +16,7 @@ use dataplane::time::Nanos;
 use xdp_redirect::rules::OnStall;
 
 use super::endpoints::Endpoint;
+use super::publisher::FlowSettings;
 use super::settings::{Settings, Uplink};
 use super::{Node, NodeError, check_mtu};
 use crate::forwarding_view::{EndpointAddress, ForwardingPort, HostWay, Inputs};
@@ -92,9 +93,13 @@ impl Node {
                 asked: &asked,
             };
             let ports = self.table_ports(&forwarding, &view);
-            let until = self.lost_replies_until();
-            let tracking = (self.settings.timeouts, self.settings.tcp_windows);
-            self.publisher.update(ports, &inputs, &source_nat, tracking, until)
+            let flows = FlowSettings {
+                timeouts: self.settings.timeouts,
+                tcp_windows: self.settings.tcp_windows,
+                lost_replies_until: self.lost_replies_until(),
+                per_endpoint_max: self.settings.workers.capacities.per_endpoint,
+            };
+            self.publisher.update(ports, &inputs, &source_nat, flows)
         };
         self.follower.set_gateways(update.gateways).await;
         if update.next_hops_left_out > 0 {

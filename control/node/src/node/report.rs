@@ -3,9 +3,7 @@
 use std::net::IpAddr;
 
 use control::admin::reply::{BackendInfo, CtListing, FrontendInfo, Peer, TraceStage};
-use control::admin::status::{
-    ControlStatus, FlowTableStatus, PortStatus, SocketCounts, WorkerStatus, XdpCounts,
-};
+use control::admin::status::{ControlStatus, PortStatus, SocketCounts, WorkerStatus, XdpCounts};
 use control::admin::{
     CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, ServiceInfo, Status,
 };
@@ -24,7 +22,6 @@ use super::flow_log::Logged;
 use super::trace::stage;
 use super::verdict::verdict;
 use super::{Node, PortTable, explain};
-use crate::workers::flow_memory::Beginning;
 use crate::workers::monotonic_now;
 
 /// Remarks of the compiler in one answer.
@@ -32,17 +29,6 @@ const WARNINGS_TOLD_MAX: usize = 64;
 
 fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
     counter.load(std::sync::atomic::Ordering::Relaxed)
-}
-
-fn flow_table_status(beginning: &Beginning) -> FlowTableStatus {
-    FlowTableStatus {
-        table: beginning.table.into(),
-        file: beginning.file.as_ref().map(|file| file.display().to_string()),
-        outcome: beginning.outcome.label().into(),
-        flows: beginning.flows,
-        lost: beginning.lost,
-        reason: beginning.reason.clone(),
-    }
 }
 
 fn kind_label(kind: PortKind) -> &'static str {
@@ -67,7 +53,7 @@ impl Node {
             drops: drop_counts(&workers),
             workers,
             tables: self.table_usages(),
-            flow_tables: self.workers.beginnings().iter().map(flow_table_status).collect(),
+            flow_tables: self.flow_table_statuses(),
             xdp: self.xdp_counts(),
             control: self.control_status(),
             manifests: self.manifests_status(),

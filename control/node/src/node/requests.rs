@@ -36,6 +36,7 @@ impl Node {
         let answer = match request {
             Request::Flows { filter, follow } => self.stream_flows(&filter, follow, &reply),
             Request::Capture(request) => self.start_capture(&request, &reply),
+            Request::CtResize { v4, v6 } => self.resize_flow_tables((v4, v6), &reply),
             request => self.answer_once(request).await.map(Some),
         };
         let answer = answer.unwrap_or_else(|error| Some(Reply::Error(error)));
@@ -74,8 +75,8 @@ impl Node {
                 )
             }
             Request::ConfigDiff { candidate } => self.config_diff(&candidate)?,
-            Request::Flows { .. } | Request::Capture(_) => {
-                let detail = "a stream has no single answer".into();
+            Request::Flows { .. } | Request::Capture(_) | Request::CtResize { .. } => {
+                let detail = "it has no answer at once".into();
                 return Err(AdminError::Failed { detail });
             }
         })

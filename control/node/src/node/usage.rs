@@ -25,9 +25,10 @@ use crate::netlink::neighbours::ASKED_MAX;
 use crate::netlink::view::{LINKS_MAX, NEIGHBOURS_MAX, ROUTES_MAX};
 
 /// Every row of `tables` in a status, in order.
-pub const ROWS: [&str; 39] = [
+pub const ROWS: [&str; 40] = [
     "flows_ipv4",
     "flows_ipv6",
+    "flows_per_endpoint",
     "held_packets",
     "waiting_fragments",
     "fragments",
@@ -93,17 +94,22 @@ fn size(number: u32) -> usize {
 impl Node {
     pub(super) fn table_usages(&mut self) -> Vec<TableUsage> {
         self.note_control_tables();
-        let flows = self.workers.flows();
-        let flows = [("flows_ipv4", flows.v4.statistics()), ("flows_ipv6", flows.v6.statistics())];
+        let (flows, growth) = (self.workers.flows(), self.workers.growth());
+        let flows = [
+            ("flows_ipv4", flows.v4.statistics(), growth.v4.max()),
+            ("flows_ipv6", flows.v6.statistics(), growth.v6.max()),
+        ];
         let mut rows: Vec<Row> = flows
             .into_iter()
-            .map(|(name, flows)| Row {
+            .map(|(name, flows, max)| Row {
                 name,
                 used: flows.used,
                 most: flows.used_high_water,
-                capacity: flows.capacity,
+                // What it grows to by itself.
+                capacity: flows.capacity.max(max as u64),
             })
             .collect();
+        rows.push(self.fullest_endpoint());
         let workers = self.workers.fullest();
         rows.extend(workers.iter().map(|row| Row::new(row.name, row.used, row.most, row.capacity)));
         rows.push(self.captured_packets());
@@ -129,6 +135,14 @@ impl Node {
             let most = self.high_water.entry(row.name).or_default();
             *most = (*most).max(row.most);
         }
+    }
+
+    /// The local endpoint that has most flows.
+    fn fullest_endpoint(&self) -> Row {
+        let charges = &self.workers.flows().charges;
+        let flows = self.endpoints.iter().map(|endpoint| charges.flows(endpoint.port));
+        let most = size(self.settings.workers.capacities.per_endpoint);
+        Row::new("flows_per_endpoint", flows.max().unwrap_or(0).into(), charges.most(), most)
     }
 
     fn captured_packets(&self) -> Row {

@@ -99,8 +99,11 @@ fn full_table(status: &Status) -> Option<Verdict> {
     })?;
     let summary = format!("table {} holds {} of {}", full.name, full.used, full.capacity);
     let next_step = match full.name.as_str() {
+        "flows_per_endpoint" => {
+            "see which pod (`xskiff ct top --by pod`), or raise flow_table.flows_per_endpoint_max"
+        }
         name if name.starts_with("flows_") => {
-            "see what fills it (`xskiff ct list`), or raise its capacity (flow_table)"
+            "see what fills it (`xskiff ct list`), or let it be larger (`xskiff ct resize`, flow_table)"
         }
         "packet_frames" => "give packet memory more frames (packet_memory.frames)",
         _ => "see what fills it; its bound is fixed, what finds no room is refused and counted",

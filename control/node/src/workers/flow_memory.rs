@@ -5,18 +5,23 @@
 //! is gone on with if it is of this boot and this layout; moved to a new file if it is to be of
 //! another size; else replaced by an empty one, and said so. Where no file can be, a table lies in
 //! the process's own memory, and its flows end with the process: that is said as well.
+//!
+//! A file is as long as its table may ever become, and has memory for what it is and for its next
+//! step of growth; [`super::growth`] takes more before the table needs it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use dataplane::charge::Charges;
 use dataplane::flow_key::{FlowKey4, FlowKey6};
-use dataplane::flows::{Capacities, FlowTables, TableKey, WorkerFlows};
+use dataplane::flows::{FlowTables, TableKey, WorkerFlows};
 use dataplane::take_over::{Family, Mark, move_flows, take_over};
-use flow_table::{Memory, Quiescence, Shape, Table};
-use pinning::memory::{Prefault, map_words};
+use flow_table::{Inspected, Memory, Quiescence, Regions, Shape, Table};
+use pinning::growing::{Growing, map_growing};
 use pinning::memory_file::{FileError, Held, MemoryFile, prepare_directory};
 
 use super::WorkersError;
+use super::capacity::{Family as Named, FamilyCapacity, FlowCapacities};
 
 /// What became of the flows of the process before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,14 +94,15 @@ pub(super) struct FlowMemory {
     pub beginnings: Vec<Beginning>,
     /// The generation that no entry has yet.
     pub generation: u32,
-    /// Kept for as long as the tables are used.
-    pub held: Vec<Held>,
+    /// What takes memory for the IPv4 table and the IPv6 table, and keeps their files from other
+    /// processes.
+    pub growing: [Arc<Growing>; 2],
 }
 
 /// What a start is told.
 pub(super) struct Plan<'s> {
     pub directory: &'s Path,
-    pub capacities: Capacities,
+    pub capacities: FlowCapacities,
     pub workers: usize,
     /// For tables that begin anew.
     pub hash_key: [u64; 2],
@@ -109,8 +115,8 @@ impl FlowMemory {
         let directory = prepare_directory(plan.directory);
         let (v4, v6) = match &directory {
             Ok(()) => (
-                Left::find::<8>(plan.directory.join("flows-ipv4"), boot)?,
-                Left::find::<16>(plan.directory.join("flows-ipv6"), boot)?,
+                Left::find::<8>(plan.directory.join(FlowKey4::FILE), boot)?,
+                Left::find::<16>(plan.directory.join(FlowKey6::FILE), boot)?,
             ),
             Err(error) => (Left::none(error), Left::none(error)),
         };
@@ -118,23 +124,29 @@ impl FlowMemory {
             [&v4, &v6].into_iter().filter_map(|left| Some(left.found.as_ref()?.1)).collect();
         let hash_key = marks.first().map_or(plan.hash_key, |mark| mark.hash_key);
         let last = marks.iter().map(|mark| mark.generation).max();
+        // Another one than any flow's that was found.
+        let latest = marks.iter().map(|mark| mark.process).max().unwrap_or(0);
+        let next = Charges::process_after(latest);
+        let is_taken = marks.iter().any(|mark| mark.process == next);
+        let process = if is_taken { Charges::process_after(next) } else { next };
+        let charges = Charges::new(process);
         let generation = last.map_or(0, |last| last.wrapping_add(1));
         let quiescence = Quiescence::new(plan.workers)?;
-        let shapes = plan.capacities.shapes(plan.workers);
-        let begin = Begin { hash_key, quiescence: &quiescence };
-        let mut v4 = begin.table::<FlowKey4, 8>("flows_ipv4", v4, shapes.0)?;
-        let mut v6 = begin.table::<FlowKey6, 16>("flows_ipv6", v6, shapes.1)?;
+        let (workers, details) = (plan.workers, plan.capacities.details);
+        let begin = Begin { hash_key, quiescence: &quiescence, workers, details };
+        let mut v4 = begin.table::<FlowKey4, 8>(v4, &plan.capacities.v4)?;
+        let mut v6 = begin.table::<FlowKey6, 16>(v6, &plan.capacities.v6)?;
         let (tables, holds) =
-            FlowTables::join(v4.family, v6.family, hash_key, Arc::clone(&quiescence));
-        tables.mark(&Mark { boot, hash_key, generation });
+            FlowTables::join(v4.family, v6.family, (hash_key, charges), Arc::clone(&quiescence));
+        tables.mark(&Mark { boot, hash_key, generation, process });
         // Only now, with all that they must hold.
         for held in v4.held.iter_mut().chain(&mut v6.held) {
             held.publish()?;
         }
         let beginnings = vec![v4.beginning, v6.beginning];
         beginnings.iter().for_each(Beginning::log);
-        let held = v4.held.into_iter().chain(v6.held).collect();
-        Ok(Self { tables, holds, beginnings, generation, held })
+        let growing = [v4.growing, v6.growing];
+        Ok(Self { tables, holds, beginnings, generation, growing })
     }
 }
 
@@ -187,43 +199,45 @@ struct Begun<const W: usize> {
     family: Family<W>,
     beginning: Beginning,
     held: Option<Held>,
+    growing: Arc<Growing>,
 }
 
 /// What is the same for both families.
 struct Begin<'q> {
     hash_key: [u64; 2],
     quiescence: &'q Arc<Quiescence>,
+    workers: usize,
+    details: bool,
 }
 
 impl Begin<'_> {
-    fn table<K: TableKey<W>, const W: usize>(
+    fn table<K: TableKey<W> + Named, const W: usize>(
         &self,
-        name: &'static str,
         left: Left,
-        shape: Shape,
+        wanted: &FamilyCapacity,
     ) -> Result<Begun<W>, WorkersError> {
         let Left { path, found, mut reason } = left;
-        let mut to_move = None;
+        let (mut to_move, mut shape) = (None, self.shape(wanted, wanted.initial));
         if let Some((file, mark)) = found {
-            if mark.hash_key == self.hash_key && has_shape::<W>(&file, shape) {
-                let (memory, held) = file.into_parts();
-                match take_over::<K, W>(memory, &shape, self.hash_key, self.quiescence) {
-                    Ok((family, taken)) => {
-                        let outcome =
-                            if taken.rebuilt { Outcome::Rebuilt } else { Outcome::TakenOver };
-                        let (flows, lost) = (taken.entries, taken.given_up);
-                        let file = Some(held.path().to_owned());
-                        let beginning =
-                            Beginning { table: name, file, outcome, flows, lost, reason };
-                        return Ok(Begun { family, beginning, held: Some(held) });
+            let inspected = Table::<W>::inspect(file.bytes());
+            let grown = inspected.as_ref().map_or(0, |inspected| inspected.capacity);
+            shape = self.shape(wanted, grown.max(wanted.initial));
+            match inspected {
+                Ok(inspected) if mark.hash_key == self.hash_key && fits(&inspected, wanted) => {
+                    match self.go_on::<K, W>(file, &inspected, shape) {
+                        Ok(begun) => return Ok(begun),
+                        Err(error) => reason = Some(error),
                     }
-                    Err(error) => reason = Some(error.to_string()),
                 }
-            } else {
-                to_move = Some(file);
+                // Its flows are read, all there has been memory for.
+                Ok(inspected) => match file.take(&inspected.regions::<W>(inspected.committed)) {
+                    Ok(()) => to_move = Some(file),
+                    Err(error) => reason = Some(error.to_string()),
+                },
+                Err(error) => reason = Some(error.to_string()),
             }
         }
-        let (mut family, held) = self.empty(path.as_deref(), shape, &mut reason)?;
+        let (mut family, held, growing) = self.empty(path.as_deref(), shape, &mut reason)?;
         let (mut flows, mut lost, mut outcome) = (0, 0, Outcome::New);
         if let Some(mut file) = to_move {
             match move_flows::<K, W>(file.bytes_mut(), &mut family.1, self.hash_key) {
@@ -232,8 +246,47 @@ impl Begin<'_> {
             }
         }
         let file = held.as_ref().map(|held| held.path().to_owned());
-        let beginning = Beginning { table: name, file, outcome, flows, lost, reason };
-        Ok(Begun { family, beginning, held })
+        let beginning = Beginning { table: K::TABLE, file, outcome, flows, lost, reason };
+        Ok(Begun { family, beginning, held, growing })
+    }
+
+    /// A table of so many flows, or as many as it may have, with memory for as many again.
+    fn shape(&self, wanted: &FamilyCapacity, flows: usize) -> Shape {
+        let capacity = flows.min(wanted.max);
+        Shape {
+            capacity,
+            committed: capacity.saturating_mul(2).min(wanted.max),
+            capacity_max: wanted.range,
+            owners: self.workers,
+            details: self.details,
+        }
+    }
+
+    /// Goes on with the table in a file, of whatever range that is.
+    fn go_on<K: TableKey<W> + Named, const W: usize>(
+        &self,
+        file: MemoryFile,
+        inspected: &Inspected,
+        mut shape: Shape,
+    ) -> Result<Begun<W>, String> {
+        shape.capacity_max = inspected.capacity_max;
+        let all = inspected.regions::<W>(inspected.committed.max(shape.committed));
+        if let Err(error) = file.take(&all) {
+            // What was there is there; it only grows no further for now.
+            tracing::warn!(table = K::TABLE, %error, "no memory for growth");
+            shape.committed = shape.committed.min(inspected.committed).max(shape.capacity);
+            let there = inspected.regions::<W>(inspected.committed.max(shape.committed));
+            file.take(&there).map_err(|error| error.to_string())?;
+        }
+        let (memory, held) = file.into_parts();
+        let (family, taken) = take_over::<K, W>(memory, &shape, self.hash_key, self.quiescence)
+            .map_err(|error| error.to_string())?;
+        let outcome = if taken.rebuilt { Outcome::Rebuilt } else { Outcome::TakenOver };
+        let (flows, lost) = (taken.entries, taken.given_up);
+        let file = Some(held.path().to_owned());
+        let beginning = Beginning { table: K::TABLE, file, outcome, flows, lost, reason: None };
+        let growing = Arc::clone(held.growing());
+        Ok(Begun { family, beginning, held: Some(held), growing })
     }
 
     /// An empty table, in a file at `path` if that can be.
@@ -242,15 +295,18 @@ impl Begin<'_> {
         path: Option<&Path>,
         shape: Shape,
         reason: &mut Option<String>,
-    ) -> Result<(Family<W>, Option<Held>), WorkersError> {
+    ) -> Result<Empty<W>, WorkersError> {
         let bytes = Table::<W>::memory_bytes(&shape)?;
-        let new = |memory| Table::new(Memory::Mapped(memory), shape, Arc::clone(self.quiescence));
-        match path.map(|path| MemoryFile::create(path, bytes)) {
-            Some(Ok(file)) => {
+        let new =
+            |memory, shape| Table::new(Memory::Mapped(memory), shape, Arc::clone(self.quiescence));
+        let create = |path: &Path, needed: &Regions| MemoryFile::create(path, bytes, needed);
+        match path.map(|path| with_room::<W, _>(shape, |needed| create(path, needed))) {
+            Some(Ok((file, shape))) => {
                 let (memory, held) = file.into_parts();
-                return Ok((new(memory)?, Some(held)));
+                let growing = Arc::clone(held.growing());
+                return Ok((new(memory, shape)?, Some(held), growing));
             }
-            Some(Err(error @ FileError::InUse { .. })) => return Err(error.into()),
+            Some(Err(error @ WorkersError::File(FileError::InUse { .. }))) => return Err(error),
             Some(Err(error)) => *reason = Some(error.to_string()),
             None => {}
         }
@@ -261,17 +317,34 @@ impl Begin<'_> {
         {
             tracing::warn!(file = %path.display(), %error, "an old flow table cannot be removed");
         }
-        let mapped = map_words(bytes, Prefault::OnUse)
-            .map_err(|source| WorkersError::Memory { bytes, source })?;
-        Ok((new(mapped.into_bytes())?, None))
+        let (memory, growing) =
+            map_growing(bytes).map_err(|source| WorkersError::Memory { bytes, source })?;
+        let ((), shape) = with_room::<W, _>(shape, |needed| growing.take(needed))?;
+        Ok((new(memory, shape)?, None, Arc::new(growing)))
     }
 }
 
-/// Whether the table in a file can be used as one of this shape, whatever its owners were.
-fn has_shape<const W: usize>(file: &MemoryFile, shape: Shape) -> bool {
-    Table::<W>::inspect(file.bytes()).is_ok_and(|inspected| {
-        (inspected.capacity_max, inspected.details) == (shape.capacity_max, shape.details)
-    })
+/// An empty table, what holds its file, and what takes memory for it.
+type Empty<const W: usize> = (Family<W>, Option<Held>, Arc<Growing>);
+
+/// Takes memory for a table of this shape, or, if there is no more, for the flows it has at first.
+fn with_room<const W: usize, T>(
+    mut shape: Shape,
+    mut take: impl FnMut(&Regions) -> Result<T, FileError>,
+) -> Result<(T, Shape), WorkersError> {
+    match take(&Table::<W>::regions(&shape, shape.committed)?) {
+        Err(error @ FileError::NoRoom { .. }) if shape.committed > shape.capacity => {
+            tracing::warn!(%error, "no memory for growth");
+            shape.committed = shape.capacity;
+            Ok((take(&Table::<W>::regions(&shape, shape.capacity)?)?, shape))
+        }
+        taken => Ok((taken?, shape)),
+    }
+}
+
+/// Whether the table that was found can become as large as is wanted, whatever its owners were.
+fn fits(inspected: &Inspected, wanted: &FamilyCapacity) -> bool {
+    inspected.capacity_max >= wanted.max && !inspected.details
 }
 
 /// The kernel's name for this boot (random(4)).

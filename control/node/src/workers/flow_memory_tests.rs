@@ -31,7 +31,10 @@ macro_rules! directory_or_skip {
 /// Starts as a process would. A test's memory stays mapped and locked until it ends, so each
 /// "process" has copies of the files of the one before.
 fn start(directory: &Path, workers: usize, (v4, v6): (usize, usize)) -> FlowMemory {
-    let capacities = Capacities::fixed(v4, v6);
+    start_growing(directory, workers, FlowCapacities::fixed(v4, v6))
+}
+
+fn start_growing(directory: &Path, workers: usize, capacities: FlowCapacities) -> FlowMemory {
     let random = [u64::try_from(workers).unwrap(), 99];
     FlowMemory::start(&Plan { directory, capacities, workers, hash_key: random }).unwrap()
 }
@@ -60,13 +63,18 @@ fn flow4(number: u32) -> NewFlow<FlowKey4> {
         life: Life::opened(Protocol::TCP, Seen::of(Seen::SYN), Nanos(1), &Timeouts::default()),
         route: FlowRoute { generation: 9, hop: NextHopId(1), reverse_hop: NextHopId(2) },
         origin: Origin { service: None, rule: RuleId(3) },
+        charge: dataplane::charge::Charge::NOBODY,
     }
 }
 
 /// Opens so many flows, each at its owner.
 fn open(memory: &mut FlowMemory, flows: u32) {
+    open_more(memory, 1..=flows);
+}
+
+fn open_more(memory: &mut FlowMemory, numbers: std::ops::RangeInclusive<u32>) {
     let workers = memory.holds.len();
-    for number in 1..=flows {
+    for number in numbers {
         let flow = flow4(number);
         let hash = flow.original.hash(&memory.tables.hasher);
         let hold = &mut memory.holds[owner_of(hash, workers)];
@@ -116,7 +124,8 @@ fn flows_are_taken_over_rebuilt_or_moved_and_generations_go_on() {
         (2, CAPACITIES, Outcome::TakenOver),
         (3, CAPACITIES, Outcome::Rebuilt),
         (2, (9000, 900), Outcome::Moved),
-        (1, (1200, 500), Outcome::Moved),
+        // A smaller one is the one that was, used in part.
+        (1, (1200, 500), Outcome::Rebuilt),
     ] {
         let ended = copied(killed.path());
         let third = start(ended.path(), workers, capacities);
@@ -130,15 +139,58 @@ fn flows_are_taken_over_rebuilt_or_moved_and_generations_go_on() {
     }
 }
 
+/// They were moved to a table without room for all of them, and some were lost.
 #[test]
-fn flows_that_find_no_room_in_a_smaller_table_are_counted() {
+fn no_flow_is_lost_by_a_lower_maximum_and_none_is_added_until_there_is_room() {
     let directory = directory_or_skip!();
     open(&mut start(directory.path(), 1, CAPACITIES), 1000);
     let smaller = copied(directory.path());
-    let memory = start(smaller.path(), 1, (600, 500));
-    let (outcome, flows, lost) = told(&memory)[0];
-    assert_eq!((outcome, flows + lost), (Outcome::Moved, 1000));
-    assert!(flows >= 600 && lost > 0, "{flows} {lost}");
+    let mut memory = start(smaller.path(), 1, (600, 500));
+    assert_eq!(told(&memory)[0], (Outcome::Rebuilt, 1000, 0));
+    assert_there(&memory, 1000);
+    assert!((600..=1000).contains(&memory.tables.v4.capacity()));
+    let flow = flow4(1001);
+    let hash = |key: &FlowKey4| key.hash(&memory.tables.hasher);
+    let (original, reply) = (hash(&flow.original), hash(&flow.reply));
+    let alias = (original != reply).then_some(reply);
+    let refused = memory.holds[0].v4.insert(&flow, flow_table::Hashes { original, alias });
+    assert_eq!(refused, Err(flow_table::InsertError::SlabFull));
+}
+
+#[test]
+fn a_table_that_has_grown_is_found_as_large_as_it_was() {
+    let directory = directory_or_skip!();
+    let family = FamilyCapacity { initial: 256, max: 8000, range: 16_000, is_derived: false };
+    let capacities = FlowCapacities { v4: family, v6: family, per_endpoint: 0, memory_bytes: 0, details: false };
+    let allocated = |directory: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(directory.join("flows-ipv4")).unwrap().blocks() * 512
+    };
+    let mut first = start_growing(directory.path(), 1, capacities);
+    let (at_first, length) = (allocated(directory.path()), 8 * family.range as u64);
+    assert!(at_first > 512 * 121 && at_first < 512 * 121 + 16 * 4096, "{at_first} of {length}");
+    assert_eq!((first.tables.v4.capacity(), first.tables.v4.committed()), (256, 512));
+    // As the control thread does before it is full.
+    let tables = first.tables.clone();
+    first.growing[0].take(&tables.v4.regions_of(4000)).unwrap();
+    tables.v4.commit(4000);
+    open(&mut first, 2000);
+    tables.v4.note_capacity();
+    let grown = tables.v4.capacity();
+    assert!((2000..4096).contains(&grown), "{grown}");
+    let killed = copied(directory.path());
+    let mut second = start_growing(killed.path(), 1, capacities);
+    assert_eq!(told(&second)[0], (Outcome::Rebuilt, 2000, 0));
+    assert_there(&second, 2000);
+    assert_eq!(second.tables.v4.capacity(), grown);
+    // Also for one that may become larger than the file's range: its flows move.
+    let other = copied(directory.path());
+    let larger = FamilyCapacity { max: 20_000, range: 20_000, ..family };
+    let moved = start_growing(other.path(), 1, FlowCapacities { v4: larger, ..capacities });
+    assert_eq!(told(&moved)[0], (Outcome::Moved, 2000, 0));
+    assert!(moved.tables.v4.capacity() >= grown, "{}", moved.tables.v4.capacity());
+    open_more(&mut second, 2001..=3000);
+    assert_there(&second, 3000);
 }
 
 #[test]
@@ -151,7 +203,7 @@ fn what_cannot_be_taken_is_named_and_an_empty_table_begins() {
     let cut: Damage = |bytes, _| bytes.truncate(8192);
     for (damage, at, said) in [
         (set, word(0), "there is no flow table"),
-        (set, word(1), "format 77 and this program knows 1"),
+        (set, word(1), "format 77 and this program knows 2"),
         (set, word(16), "laid out by another version of xskiff"),
         (set, word(17), "another boot"),
         (cut, word(0), "was given 8192"),
@@ -177,7 +229,7 @@ fn what_cannot_be_taken_is_named_and_an_empty_table_begins() {
 fn a_table_in_use_is_refused_and_a_directory_on_a_disk_gives_memory_of_the_process() {
     let directory = directory_or_skip!();
     let _first = start(directory.path(), 1, CAPACITIES);
-    let capacities = Capacities::fixed(100, 100);
+    let capacities = FlowCapacities::fixed(100, 100);
     let plan = |directory| Plan { directory, capacities, workers: 1, hash_key: [1, 2] };
     let refused = FlowMemory::start(&plan(directory.path())).err().map(|error| error.to_string());
     assert!(refused.unwrap().contains("flows-ipv4 is in use by a living process"));

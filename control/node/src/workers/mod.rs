@@ -1,10 +1,12 @@
 //! Worker threads: one per core of the plan, each driving the pipeline over its own sockets.
 //!
-//! [`thread`] is what a thread does, [`flow_memory`] where its flows live, [`levels`] how full its
-//! queues are; here is the control side's end: start, publish, ask, stop. Nothing here waits for a
+//! [`thread`] is what a thread does, [`flow_memory`] where its flows live, [`capacity`] how many, and
+//! [`growth`] how they come to be more; [`levels`] how full its queues are; here is the control side's end: start, publish, ask, stop. Nothing here waits for a
 //! worker, except [`Workers::stop`], and a worker waits for nothing here.
 
+pub mod capacity;
 pub mod flow_memory;
+pub mod growth;
 pub mod levels;
 mod thread;
 
@@ -17,7 +19,7 @@ use std::time::Duration;
 
 use dataplane::counters::WorkerCounters;
 use dataplane::event::{FlowEvent, NeighbourRequest, Reports};
-use dataplane::flows::{Capacities, FlowTables, WorkerFlows};
+use dataplane::flows::{FlowTables, WorkerFlows};
 use dataplane::handoff::{Handoff, Inboxes, WORKERS_MAX};
 use dataplane::mailbox::{Command, Mailbox};
 use dataplane::pipeline::Pipeline;
@@ -26,13 +28,15 @@ use dataplane::time::Nanos;
 use dataplane::worker::Worker;
 use pinning::CpuId;
 use pinning::memory::MemoryError;
-use pinning::memory_file::{FileError, Held};
+use pinning::memory_file::FileError;
 use xdp_redirect::heartbeat::HeartbeatWriter;
 use xdp_redirect::ports::PortsControl;
 use xdp_redirect::{Frame, Redirect, Umem, WorkerPorts};
 
+use capacity::FlowCapacities;
 use flow_memory::{Beginning, FlowMemory};
 use flow_table::Quiescence;
+use growth::FlowGrowth;
 pub use thread::monotonic_now;
 
 // The configuration is held to the pipeline's bounds; the XDP program must not have lower ones.
@@ -71,7 +75,7 @@ pub struct Settings {
     /// What to do without packets.
     pub idle: Idle,
     /// Flows of each family.
-    pub capacities: Capacities,
+    pub capacities: FlowCapacities,
     /// Where the flow tables' files are: a directory on tmpfs or hugetlbfs, root's alone.
     pub flow_directory: PathBuf,
     /// Random for every start, and used when no flows are taken over: see [`FlowTables::new`].
@@ -212,8 +216,7 @@ pub struct Workers {
     ports: Vec<PortsControl>,
     flows: FlowTables,
     beginnings: Vec<Beginning>,
-    /// Keeps the tables' files from other processes.
-    _held: Vec<Held>,
+    growth: FlowGrowth,
     inboxes: Arc<Inboxes<Frame>>,
     latest: Arc<Tables>,
     idle: Idle,
@@ -241,13 +244,14 @@ impl Workers {
         if count == 0 || count > WORKERS_MAX {
             return Err(WorkersError::Count { asked: count });
         }
-        let FlowMemory { tables: flows, holds, beginnings, generation, held } =
+        let FlowMemory { tables: flows, holds, beginnings, generation, growing } =
             FlowMemory::start(&flow_memory::Plan {
                 directory: &settings.flow_directory,
                 capacities: settings.capacities,
                 workers: count,
                 hash_key: settings.hash_key,
             })?;
+        let growth = FlowGrowth::new(&flows, &growing, &settings.capacities);
         let tables = &Arc::new(Tables { generation, ..Tables::default() });
         let inboxes = Inboxes::new(count);
         let mut handles = Vec::with_capacity(count);
@@ -287,8 +291,7 @@ impl Workers {
         }
         let latest = Arc::clone(tables);
         let idle = settings.idle;
-        let mut workers =
-            Self { handles, ports, flows, beginnings, _held: held, inboxes, latest, idle };
+        let mut workers = Self { handles, ports, flows, beginnings, growth, inboxes, latest, idle };
         workers.spawn(parts)?;
         Ok(workers)
     }
@@ -403,6 +406,17 @@ impl Workers {
     #[must_use]
     pub fn beginnings(&self) -> &[Beginning] {
         &self.beginnings
+    }
+
+    /// How the flow tables grow.
+    #[must_use]
+    pub fn growth(&self) -> &FlowGrowth {
+        &self.growth
+    }
+
+    /// The same, to be seen to.
+    pub fn growth_mut(&mut self) -> &mut FlowGrowth {
+        &mut self.growth
     }
 
     /// The flow tables, for listings.

@@ -8,9 +8,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 fn workers(run: impl FnOnce(Arc<Shared>) + Send + 'static) -> Workers {
     let poll = mio::Poll::new().unwrap();
     let shared = Arc::new(Shared::new(mio::Waker::new(poll.registry(), thread::WAKE).unwrap()));
-    let capacities = Capacities::fixed(64, 64);
+    let capacities = dataplane::flows::Capacities::fixed(64, 64);
     let memory = (Memory::Heap, Memory::Heap);
     let (flows, mut holds) = FlowTables::new(capacities, memory, 1, [1, 2]).unwrap();
+    let growing = || Arc::new(pinning::growing::map_growing(4096).unwrap().1);
+    let growing = [growing(), growing()];
+    let growth = FlowGrowth::new(&flows, &growing, &FlowCapacities::fixed(64, 64));
     let own = Arc::clone(&shared);
     let hold = holds.pop().unwrap();
     let handle = Handle {
@@ -30,7 +33,7 @@ fn workers(run: impl FnOnce(Arc<Shared>) + Send + 'static) -> Workers {
         ports: Vec::new(),
         flows,
         beginnings: Vec::new(),
-        _held: Vec::new(),
+        growth,
         inboxes: Inboxes::new(1),
         latest: Arc::default(),
         idle: Idle::Spin,

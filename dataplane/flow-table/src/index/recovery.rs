@@ -28,13 +28,13 @@ impl Index {
         Ok((Self { halves, words, mover: Mover::new(quiescence) }, possible))
     }
 
-    /// Forgets all keys, and begins anew with room for so many; while nobody else uses it.
-    pub(crate) fn clear(&mut self, header: &Header, keys: usize) {
+    /// Forgets all keys, and begins anew with room for so many in at most `groups_max` groups, which
+    /// is what there is memory for; while nobody else uses it.
+    pub(crate) fn clear(&mut self, header: &Header, keys: usize, groups_max: usize) {
         for (half, buckets) in self.halves.iter().enumerate() {
-            let used = header.groups(half).saturating_mul(GROUP_BUCKETS);
+            let used = header.groups(half).min(groups_max) * GROUP_BUCKETS;
             buckets.iter().take(used).for_each(Bucket::empty);
         }
-        let groups_max = self.halves[0].len() / GROUP_BUCKETS;
         let groups = Self::groups_for(keys).clamp(1, groups_max);
         header.note_groups(0, groups);
         header.note_groups(1, 0);

@@ -31,7 +31,7 @@ impl<const WORDS: usize> Slab<WORDS> {
 
     /// Segments that there are.
     pub(crate) fn segment_ids(&self) -> impl Iterator<Item = SegmentId> + use<WORDS> {
-        (0..half_word(self.segments.len())).map(SegmentId)
+        (0..half_word(self.records().len())).map(SegmentId)
     }
 
     /// The handles of a segment, whether they were ever taken or not.
@@ -86,7 +86,8 @@ impl<const WORDS: usize> Slab<WORDS> {
 
     /// Counts the segments that have an owner.
     pub(crate) fn recount(&self) {
-        let claimed = self.segments.iter().filter(|record| get(&record.owner) != 0).count();
+        let claimed = self.records().iter().filter(|record| get(&record.owner) != 0).count();
         set(&self.claimed, half_word(claimed));
+        set(&self.above, self.owned_from(get(&self.limit)));
     }
 }

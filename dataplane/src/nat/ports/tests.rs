@@ -149,7 +149,7 @@ fn only_what_is_over_gives_way_and_only_when_no_port_is_free() {
 fn flow_table_handle() -> Handle {
     use flow_table::{Memory, Quiescence, Shape, Table};
     let quiescence = Quiescence::new(1).expect("one worker");
-    let shape = Shape { capacity: 64, capacity_max: 64, owners: 1, details: false };
+    let shape = Shape { capacity: 64, committed: 64, capacity_max: 64, owners: 1, details: false };
     let (_, mut owners) = Table::<8>::new(Memory::Heap, shape, quiescence).expect("memory");
     let tcp = crate::address::Protocol::TCP;
     let key = crate::flow_key::FlowKey4::new(tcp, (1, 3), (2, 4));

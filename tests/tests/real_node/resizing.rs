@@ -1,0 +1,178 @@
+//! Flow tables that grow, shrink and are resized under traffic, and are as large as they were after
+//! the process has ended: no connection notices any of it.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use control::admin::status::FlowTableFill;
+use xskiff::demo::scene::{BALANCER, FLOOD_SOURCES, HTTP, to};
+use xskiff::lab::agent::report::{Held, Report};
+use xskiff::lab::{Agent, wait_until};
+use xskiff_tests::xskiff_binary::{path, root_or_skip};
+
+use crate::world::{PATIENCE, Shape, World, tcp_counters};
+
+const CONNECTIONS: u64 = 60;
+const ACTIVE: u64 = 12;
+/// How long there is no node process.
+const GONE: Duration = Duration::from_millis(300);
+
+/// A small tmpfs for the tables' files.
+struct SmallMemory(tempfile::TempDir);
+
+impl SmallMemory {
+    fn mount(megabytes: u32) -> Option<Self> {
+        let memory = Self(tempfile::tempdir().expect("a directory"));
+        let options = format!("size={megabytes}m,mode=700");
+        let mut mount = Command::new("mount");
+        let status = mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(memory.path());
+        status.status().is_ok_and(|status| status.success()).then_some(memory)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallMemory {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
+    }
+}
+
+fn fill(world: &World) -> FlowTableFill {
+    let mut tables = world.status().flow_tables.into_iter();
+    tables.find(|table| table.table == "flows_ipv4").expect("the IPv4 table").fill
+}
+
+fn hold(world: &World) -> Agent {
+    let (all, active) = (format!("--connections={CONNECTIONS}"), format!("--active={ACTIVE}"));
+    let target = to(BALANCER[0], HTTP[0]);
+    let agent = world.scene.client.agent(&["hold", &target, &all, &active]).expect("a client");
+    wait(&agent, "open connections", |now| now.alive == CONNECTIONS);
+    agent
+}
+
+fn wait(agent: &Agent, awaited: &'static str, done: impl Fn(&Held) -> bool) -> Held {
+    let report = agent.expect(awaited, PATIENCE, |report| match report {
+        Report::Held(held) => done(&held).then_some(held),
+        _ => None,
+    });
+    report.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Every active connection is answered from now on.
+fn goes_on(agent: &Agent) {
+    let now = wait(agent, "a report", |_| true).requests;
+    wait(agent, "that it goes on", |held| held.requests >= now + 3 * ACTIVE);
+}
+
+/// Begins so many connections that are never answered.
+fn flood(world: &World, count: u64) {
+    let (to, sources) = (to(BALANCER[0], HTTP[0]), format!("--sources={FLOOD_SOURCES}"));
+    let words = ["flood", &to, &sources, "--rate=20000", &format!("--count={count}")];
+    let agent = world.scene.client.agent(&words).expect("a flood");
+    let ended = agent.process().wait(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+    assert!(ended.success(), "{}", agent.process().log_tail());
+}
+
+/// What `xskiff ct resize` says, and whether it was obeyed.
+fn resize(world: &World, words: &[&str]) -> Result<String, String> {
+    let socket = world.files.socket.to_string_lossy();
+    let words = [&["--socket", &*socket, "ct", "resize"], words].concat();
+    let answer = world.scene.node.run(&path().to_string_lossy(), &words);
+    answer.map_err(|error| error.to_string())
+}
+
+fn lost(world: &World) -> u64 {
+    let status = world.status();
+    let full = status.drops.iter().find(|drop| drop.reason == "table-full").expect("a reason");
+    full.packets + status.workers.iter().map(|worker| worker.flows_evicted).sum::<u64>()
+}
+
+#[test]
+fn a_flow_table_grows_and_is_resized_under_traffic_and_outlives_its_process_as_it_is() {
+    if !root_or_skip("resizing") {
+        return;
+    }
+    let Some(memory) = SmallMemory::mount(16) else { return eprintln!("skipped: no tmpfs") };
+    let shape = Shape { label: "resize", mtu: 1500, xdp_mode: "native" };
+    let directory = format!("flow_table:\n  directory: {}\n", memory.path().display());
+    let mut world = World::start_edited(shape, |text| {
+        text.replace("flow_table:\n", &directory)
+            .replace("ipv4_flows_max: 65536", "ipv4_flows: 256\n  ipv4_flows_max: 40000")
+            .replace("ipv6_flows_max: 65536", "ipv6_flows: 256\n  ipv6_flows_max: 512")
+    });
+    let at_first = fill(&world);
+    assert_eq!((at_first.capacity, at_first.capacity_max, at_first.grown), (256, 40_000, 0));
+    let agent = hold(&world);
+    let resets = || -> i64 {
+        let stacks = [&world.scene.client, &world.scene.node].map(tcp_counters);
+        stacks.iter().map(|tcp| tcp["OutRsts"] + tcp["EstabResets"]).sum()
+    };
+    let resets_before = resets();
+
+    flood(&world, 5000);
+    let grown = fill(&world);
+    assert!(grown.grown >= 4 && grown.used >= 5000, "{grown:?}");
+    assert_eq!((lost(&world), grown.inserts_refused_full), (0, 0), "{grown:?}");
+    goes_on(&agent);
+
+    let told = resize(&world, &["--v4", "20000", "--v6", "1000"]).expect("resized");
+    assert!(told.contains("flows_ipv4") && told.contains("flows_ipv6"), "{told}");
+    let resized = fill(&world);
+    assert!((20_000..20_100).contains(&resized.capacity), "{resized:?}");
+    assert!(resized.capacity_max < 20_100 && resized.resized == 1, "{resized:?}");
+    goes_on(&agent);
+
+    for (words, said) in [
+        (["--v4", "0"], "0 flows cannot be: ask for at least 64"),
+        (["--v4", "100"], "flows are in use, which do not fit into 100"),
+        (["--v4", "500000"], "there is no room for"),
+    ] {
+        let error = resize(&world, &words).expect_err("refused");
+        assert!(error.contains(said), "{error}");
+    }
+    let after = fill(&world);
+    assert_eq!((after.capacity, after.resized), (resized.capacity, 1), "{after:?}");
+    assert_eq!(after.growth_refused, 1, "the one for memory: {after:?}");
+    goes_on(&agent);
+
+    // By the configuration: a higher maximum, more from the start; and one that cannot be.
+    world.change_configuration("ipv4_flows: 256", "ipv4_flows: 30000");
+    let by_file = || fill(&world);
+    assert!(wait_until(PATIENCE, || by_file().capacity >= 30_000).is_some(), "{:?}", by_file());
+    assert_eq!(by_file().capacity_max, 40_000);
+    let file = std::fs::read_to_string(&world.files.configuration).expect("the configuration");
+    let edited = file.replace("ipv4_flows: 30000\n  ipv4_flows_max: 40000", "ipv4_flows_max: 64");
+    std::fs::write(&world.files.configuration, edited).expect("written");
+    let waits = || world.status().waiting_for_restart.len() == 2;
+    assert!(wait_until(PATIENCE, waits).is_some(), "{:?}", world.status().waiting_for_restart);
+    let errors = world.status().errors;
+    assert!(errors.iter().any(|error| error.message.contains("do not fit into 64")), "{errors:?}");
+    std::fs::write(&world.files.configuration, file).expect("written");
+    assert!(wait_until(PATIENCE, || world.status().errors.is_empty()).is_some());
+    assert_eq!(by_file().capacity_max, 40_000);
+    goes_on(&agent);
+    assert_eq!(resets(), resets_before);
+
+    let before = fill(&world);
+    for (kill, outcome) in [(false, "taken-over"), (true, "rebuilt")] {
+        world = world.again(kill, GONE);
+        let table = world.status().flow_tables.swap_remove(0);
+        assert_eq!((&*table.outcome, table.lost, table.reason), (outcome, 0, None));
+        assert!(table.flows > CONNECTIONS, "{}", table.flows);
+        assert_eq!((table.fill.capacity, table.fill.capacity_max), (before.capacity, 40_000));
+        goes_on(&agent);
+    }
+    let reports = agent.stop().unwrap_or_else(|error| panic!("{error}"));
+    let held = reports.into_iter().rev().find_map(|stamped| match stamped.report {
+        Report::Held(held) => Some(held),
+        _ => None,
+    });
+    let last = held.expect("a last report");
+    assert_eq!((last.resets, last.ended, last.refused), (0, 0, 0), "{last:?}");
+    assert_eq!((last.alive, last.answered_last), (CONNECTIONS, CONNECTIONS), "{last:?}");
+    world.assert_kernel_forwarded_nothing();
+}
