@@ -18,8 +18,6 @@ pub fn flow_tables(capacities: Capacities) -> Result<(FlowTables, WorkerFlows)> 
         map(Table::<16>::memory_bytes(&capacities.shapes(1).1)?)?,
     );
     let (tables, mut holds) = FlowTables::new(capacities, memory, 1, HASH_KEY)?;
-    tables.v4.set_capacity(capacities.v4.now, capacities.v4.max);
-    tables.v6.set_capacity(capacities.v6.now, capacities.v6.max);
     let hold = holds.pop().context("one worker has one hold")?;
     Ok((tables, hold))
 }

@@ -260,7 +260,7 @@ fn worker(
     shared: &Shared,
 ) -> Result<Worker<WorkerPorts>> {
     let capacities = Capacities {
-        v4: Capacity { now: flows.min(FLOWS_AT_FIRST), max: flows },
+        v4: Capacity { now: flows.min(FLOWS_AT_FIRST), committed: flows, max: flows },
         ..Capacities::fixed(flows, FLOWS_V6)
     };
     let (tables_of_flows, hold) = flow_tables(capacities)?;

@@ -161,7 +161,8 @@ fn no_flow_is_lost_by_a_lower_maximum_and_none_is_added_until_there_is_room() {
 fn a_table_that_has_grown_is_found_as_large_as_it_was() {
     let directory = directory_or_skip!();
     let family = FamilyCapacity { initial: 256, max: 8000, range: 16_000, is_derived: false };
-    let capacities = FlowCapacities { v4: family, v6: family, per_endpoint: 0, memory_bytes: 0, details: false };
+    let capacities =
+        FlowCapacities { v4: family, v6: family, per_endpoint: 0, memory_bytes: 0, details: false };
     let allocated = |directory: &Path| {
         use std::os::unix::fs::MetadataExt;
         std::fs::metadata(directory.join("flows-ipv4")).unwrap().blocks() * 512

@@ -33,7 +33,8 @@ struct Scene {
 
 fn scene(initial: usize, max: usize) -> Scene {
     let family = FamilyCapacity { initial, max, range: RANGE, is_derived: false };
-    let capacities = FlowCapacities { v4: family, v6: family, per_endpoint: 0, memory_bytes: 0, details: false };
+    let capacities =
+        FlowCapacities { v4: family, v6: family, per_endpoint: 0, memory_bytes: 0, details: false };
     let committed = (2 * initial).min(max);
     let capacity = Capacity { now: initial, committed, max: RANGE };
     let both = Capacities { v4: capacity, v6: capacity, details: false };
