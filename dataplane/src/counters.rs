@@ -123,8 +123,14 @@ pub struct WorkerCounters {
     pub flows_expired: Counter,
     /// Flows ended by request (flush, policy, removed pod).
     pub flows_deleted: Counter,
-    /// Flows given up to make room.
+    /// Flows given up to make room: those of the three classes below.
     pub flows_evicted: Counter,
+    /// Of those, half-open ones.
+    pub evicted_half_open: Counter,
+    /// Of those, closing ones.
+    pub evicted_closing: Counter,
+    /// Of those, ones of other protocols than TCP.
+    pub evicted_short_lived: Counter,
     /// Flows judged again because the tables changed.
     pub flows_rejudged: Counter,
     /// Flows opened by a segment that policy denies, taken for the reply of a lost flow
@@ -167,6 +173,9 @@ impl Default for WorkerCounters {
             flows_expired: Counter::default(),
             flows_deleted: Counter::default(),
             flows_evicted: Counter::default(),
+            evicted_half_open: Counter::default(),
+            evicted_closing: Counter::default(),
+            evicted_short_lived: Counter::default(),
             flows_rejudged: Counter::default(),
             lost_replies: Counter::default(),
             out_of_window_passed: Counter::default(),

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -59,6 +60,9 @@ pub struct FlowEvent {
 }
 
 impl FlowEvent {
+    /// Stands where no port is known: of a flow that ended by itself, between others than pods.
+    pub const NO_PORT: PortId = PortId(u16::MAX);
+
     /// An event that knows no more than when, what and where.
     #[must_use]
     pub fn new(time: Nanos, kind: EventKind, port: PortId) -> Self {
@@ -90,6 +94,8 @@ pub struct NeighbourRequest {
 pub struct Reports {
     /// Flow events.
     pub events: ArrayQueue<FlowEvent>,
+    /// Whether somebody watches flows: then those that end by themselves are reported as well.
+    pub watched: AtomicBool,
     /// Neighbours to resolve.
     pub neighbours: ArrayQueue<NeighbourRequest>,
     /// How full `events` was at most.
@@ -102,6 +108,7 @@ impl Default for Reports {
     fn default() -> Self {
         Self {
             events: ArrayQueue::new(EVENTS_MAX),
+            watched: AtomicBool::new(false),
             neighbours: ArrayQueue::new(NEIGHBOUR_REQUESTS_MAX),
             events_level: Level::default(),
             neighbours_level: Level::default(),
@@ -149,6 +156,11 @@ impl Reporter {
     #[must_use]
     pub fn new(reports: Arc<Reports>) -> Self {
         Self { reports, budget: Budget::new(EVENTS_PER_SECOND) }
+    }
+
+    /// Whether somebody watches flows end.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.reports.watched.load(Ordering::Relaxed)
     }
 
     /// Reports `event`, or counts it as lost.

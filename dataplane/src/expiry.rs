@@ -5,8 +5,10 @@
 use arrayvec::ArrayVec;
 use flow_table::{Hasher, Sweep};
 
-use crate::conntrack::FlowDirection;
+use crate::charge::Charges;
+use crate::conntrack::{FlowDirection, FlowState};
 use crate::context::Context;
+use crate::event::{EventKind, FlowEvent};
 use crate::eviction::Pressure;
 use crate::flow::{FlowFamily, FlowView};
 use crate::flow_key::{FlowKey4, FlowKey6};
@@ -76,6 +78,7 @@ impl Flush {
         self.filter.matches(
             &flow.tuple(FlowDirection::Original).generic(),
             &flow.tuple(FlowDirection::Reply).generic(),
+            flow.origin().service,
         )
     }
 }
@@ -113,6 +116,25 @@ fn note_levels(context: &mut Context, flushes: &Flushes) {
     context.counters.flushes.set(flushes.len() as u64);
 }
 
+/// What is told of a flow that the sweep ends, to those who watch.
+#[cold]
+fn ended<K: FlowFamily>(flow: &FlowView<'_, K>, charges: &Charges, now: Nanos) -> FlowEvent {
+    let port = charges.port(flow.charge()).unwrap_or(FlowEvent::NO_PORT);
+    let mut event = FlowEvent::new(now, EventKind::Closed, port);
+    event.key = Some(flow.tuple(FlowDirection::Original).generic());
+    event.service = flow.origin().service;
+    event
+}
+
+/// Which class an evicted flow is counted in: half-open, closing, short-lived.
+fn class_of(state: FlowState) -> usize {
+    match state {
+        FlowState::Opening | FlowState::Answered => 0,
+        FlowState::Closing | FlowState::TimeWait | FlowState::Closed => 1,
+        FlowState::Established => 2,
+    }
+}
+
 /// Says whether every entry has had its turn again.
 fn sweep_family<K: TableKey<W>, const W: usize>(
     context: &mut Context,
@@ -123,6 +145,7 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
     entries: u32,
 ) -> bool {
     let (mut expired, mut deleted, mut evicted) = (0, 0, 0u32);
+    let mut evicted_by_class = [0u64; 3];
     let pressure = flows.eviction.pressure(&flows.table, context.worker);
     let due = flows.pace.due(now, flows.owner.known(), pressure);
     let entries = entries.max(due).max(flows.eviction.entries(pressure));
@@ -130,7 +153,8 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
         flows.owner.reclaim();
         return false;
     }
-    let Context { nat, tables, .. } = context;
+    let is_watched = context.reporter.is_watched();
+    let Context { nat, tables, reporter, counters, .. } = context;
     let swept = flows.owner.sweep(entries, |_, entry| {
         let view = FlowView::<K>::new(entry.words());
         if view.life().expired(now) {
@@ -139,6 +163,7 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
             deleted += 1;
         } else if pressure.evicts(view.life(), now, &tables.timeouts) {
             evicted += 1;
+            evicted_by_class[class_of(view.life().state())] += 1;
         } else {
             if flows.charges.is_foreign(view.charge()) {
                 flows.charges.charge_again(tables, &view);
@@ -146,12 +171,19 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
             return Sweep::Keep;
         }
         flows.charges.give_back(view.charge());
+        if is_watched {
+            reporter.event(ended(&view, &flows.charges, now), counters);
+        }
         binding::release::<K, W>(nat, &flows.table, hasher, binding::tuples(&view));
         Sweep::Remove(hashes_of_flow(hasher, &view))
     });
     context.counters.flows_expired.add(expired);
     context.counters.flows_deleted.add(deleted);
     context.counters.flows_evicted.add(evicted.into());
+    let [half_open, closing, short_lived] = evicted_by_class;
+    context.counters.evicted_half_open.add(half_open);
+    context.counters.evicted_closing.add(closing);
+    context.counters.evicted_short_lived.add(short_lived);
     flows.eviction.record(evicted);
     if swept.wrapped {
         flows.pace.most = flows.owner.known();

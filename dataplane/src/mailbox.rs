@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
 
+use crate::address::Protocol;
 use crate::capture::{CaptureFilter, CaptureRing};
 use crate::counters::Level;
 use crate::flow_key::FlowKey;
+use crate::lb::ServiceId;
 use crate::lpm::Prefix;
 use crate::tables::Tables;
 
@@ -37,17 +39,39 @@ pub enum Command {
 pub struct FlushFilter {
     /// Flows with an address inside; `None`: every flow.
     pub address: Option<Prefix>,
+    /// Flows with this L4 port.
+    pub l4_port: Option<u16>,
+    /// Flows of this protocol.
+    pub protocol: Option<Protocol>,
+    /// Flows opened through this service.
+    pub service: Option<ServiceId>,
 }
 
 impl FlushFilter {
-    /// Whether a flow with these tuples is meant.
+    /// Flows with an address inside.
     #[must_use]
-    pub fn matches(&self, original: &FlowKey, reply: &FlowKey) -> bool {
-        self.address.is_none_or(|prefix| {
-            [original.source(), original.destination(), reply.source(), reply.destination()]
-                .iter()
-                .any(|address| prefix.contains(*address))
-        })
+    pub fn of(address: Prefix) -> Self {
+        Self { address: Some(address), ..Self::default() }
+    }
+
+    /// Whether a flow with these tuples is meant, which was opened through `service`. Every field
+    /// that is given must match.
+    #[must_use]
+    pub fn matches(&self, original: &FlowKey, reply: &FlowKey, service: Option<ServiceId>) -> bool {
+        let of_both = [original, reply];
+        let has_address = |prefix: Prefix| {
+            let mut ends = of_both.iter().flat_map(|key| [key.source(), key.destination()]);
+            ends.any(|address| prefix.contains(address))
+        };
+        let has_port = |l4_port: u16| {
+            let mut ends =
+                of_both.iter().flat_map(|key| [key.source_port(), key.destination_port()]);
+            ends.any(|own| own == l4_port)
+        };
+        self.protocol.is_none_or(|protocol| original.protocol() == protocol)
+            && self.service.is_none_or(|wanted| service == Some(wanted))
+            && self.l4_port.is_none_or(has_port)
+            && self.address.is_none_or(has_address)
     }
 }
 

@@ -86,9 +86,6 @@ pub enum FileError {
     },
 }
 
-/// The unit of `st_blocks`, in bytes (inode(7)).
-const BLOCK_BYTES: u64 = 512;
-
 fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> FileError {
     let path = path.display().to_string();
     move |source| FileError::Io { path, action, source }

@@ -176,6 +176,13 @@ impl Simulation {
         self.tick();
     }
 
+    /// Lets workers tell of flows that end by themselves, or not.
+    pub fn watch(&mut self, watched: bool) {
+        for worker in &self.workers {
+            worker.reports.watched.store(watched, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
     /// Sends a command to every worker, which reads it in its next tick.
     pub fn post(&mut self, command: impl Fn() -> Command) {
         for worker in &self.workers {

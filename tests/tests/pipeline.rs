@@ -516,7 +516,7 @@ fn flush_ends_the_flows_of_one_address_only() {
     let mut node = Simulation::single(&World::with_pods(3).tables());
     node.forward(pod_port(1), &udp("10.1.0.1:1", "10.1.0.2:53").build());
     node.forward(pod_port(1), &udp("10.1.0.1:1", "10.1.0.3:53").build());
-    let filter = FlushFilter { address: Some(dataplane::lpm::Prefix::host(pod4(3))) };
+    let filter = FlushFilter::of(dataplane::lpm::Prefix::host(pod4(3)));
     node.send(|| Command::Flush(filter.clone()));
     (0..4).for_each(|_| node.tick());
     let left = node.flows();

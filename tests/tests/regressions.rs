@@ -23,7 +23,7 @@ fn changed(world: &World, change: impl FnOnce(&mut Tables)) -> Arc<Tables> {
 }
 
 fn only_pod(n: u8) -> FlushFilter {
-    FlushFilter { address: Some(Prefix::host(pod4(n))) }
+    FlushFilter::of(Prefix::host(pod4(n)))
 }
 
 /// The node's identity may reach every pod, so its address on the wire was a key to all of them.

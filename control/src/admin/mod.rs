@@ -76,13 +76,24 @@ pub enum Request {
         /// Entries in the answer, at most [`CT_LIST_MAX`].
         limit: u32,
     },
-    /// How many flows match.
+    /// Who has how many flows.
+    CtTop {
+        /// By what they are told apart.
+        by: TopBy,
+    },
+    /// Flows as they begin, change their state and end, until the client hangs up.
+    CtWatch {
+        /// Which flows.
+        #[serde(default)]
+        filter: FlowFilter,
+    },
+    /// How many flows match; with an empty filter, how both tables stand as well.
     CtCount {
         /// Which flows.
         #[serde(default)]
         filter: FlowFilter,
     },
-    /// Ends flows. An empty filter ends all of them.
+    /// Ends flows. An empty filter ends all of them; one by verdict or reason means none.
     CtFlush {
         /// Which flows.
         #[serde(default)]
@@ -183,6 +194,16 @@ pub struct FlowFilter {
     /// A drop reason's label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// What flows are told apart by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TopBy {
+    /// The local pod that a flow is charged to (`flow_table.flows_per_endpoint_max`).
+    Pod,
+    /// The service that it was opened through.
+    Service,
 }
 
 /// Who may speak to whom?
@@ -350,11 +371,12 @@ fn validate(request: &Request) -> Result<(), AdminError> {
         }
         Request::CtCount { filter }
         | Request::CtFlush { filter }
+        | Request::CtWatch { filter }
         | Request::Flows { filter, .. } => validate_filter(filter),
         Request::CtResize { v4: None, v6: None } => {
             Err(AdminError::invalid("v4", "say how many flows, of one family or of both"))
         }
-        Request::CtResize { .. } => Ok(()),
+        Request::CtResize { .. } | Request::CtTop { .. } => Ok(()),
         Request::PolicyExplain(question) => parse_protocol(&question.protocol).map(drop),
         Request::Capture(capture) => {
             capture.reason.as_deref().map_or(Ok(()), |label| parse_reason(label).map(drop))

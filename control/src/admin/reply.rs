@@ -26,6 +26,10 @@ pub enum Reply {
     Ct(CtListing),
     /// To [`super::Request::CtCount`] and [`super::Request::CtFlush`]: flows counted or ended.
     Count(u64),
+    /// To [`super::Request::CtCount`] of all flows.
+    CtCounts(CtCounts),
+    /// To [`super::Request::CtTop`]: the most first.
+    CtTop(Vec<CtTopRow>),
     /// To [`super::Request::CtResize`]: the tables as they are now.
     CtTables(Vec<FlowTableStatus>),
     /// To [`super::Request::PolicyExplain`].
@@ -58,8 +62,40 @@ pub enum Reply {
 pub enum StreamItem {
     /// Of [`super::Request::Flows`].
     Flow(Box<FlowRecord>),
+    /// Of [`super::Request::Flows`] and [`super::Request::CtWatch`]: so many more were lost on the way.
+    Lost(u64),
     /// Of [`super::Request::Capture`].
     Packet(CaptureRecord),
+}
+
+/// How many flows there are, and how the tables stand.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CtCounts {
+    /// Flows that are not over.
+    pub flows: u64,
+    /// Both tables.
+    pub tables: Vec<FlowTableStatus>,
+    /// Flows given up to make room, by class: `half-open`, `closing`, `short-lived`.
+    pub evicted: Vec<(String, u64)>,
+    /// Flows refused since their pod had as many as it may.
+    pub refused_for_endpoint: u64,
+}
+
+/// Who has how many flows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CtTopRow {
+    /// `namespace/pod` or `namespace/name:port`; absent for flows of nobody here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Flows.
+    pub flows: u64,
+    /// Of those, ones that nobody has answered, or whose handshake is not complete.
+    pub half_open: u64,
+    /// Packets of those flows, both ways.
+    pub packets: u64,
+    /// Flows that it may have; absent without a bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows_max: Option<u64>,
 }
 
 /// A local endpoint and its port.
@@ -238,8 +274,11 @@ pub struct DropCount {
 pub struct FlowRecord {
     /// Milliseconds since the Unix epoch.
     pub time_unix_ms: u64,
-    /// `opened`, `closed` or `dropped`.
+    /// `opened`, `closed` or `dropped`; of a flow that is watched, `changed` as well.
     pub verdict: String,
+    /// The flow's state, when it is watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
     /// The drop reason's label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

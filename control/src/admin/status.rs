@@ -102,6 +102,9 @@ pub struct PortStatus {
     pub transmitted_packets: u64,
     /// Bytes queued for transmission.
     pub transmitted_bytes: u64,
+    /// Flows charged to its pod.
+    #[serde(default)]
+    pub flows: u64,
     /// Counters of its sockets, all queues.
     pub sockets: SocketCounts,
 }
@@ -244,6 +247,9 @@ pub struct WorkerStatus {
     pub flows_deleted: u64,
     /// Flows given up to make room.
     pub flows_evicted: u64,
+    /// The same by class: `half-open`, `closing`, `short-lived`.
+    #[serde(default)]
+    pub evicted: Vec<(String, u64)>,
 
     /// Flows judged again because tables changed.
     pub flows_rejudged: u64,

@@ -36,6 +36,9 @@ fn every_request_survives_the_wire() {
             filter: FlowFilter { protocol: Some("tcp".into()), ..FlowFilter::default() },
         },
         Request::CtFlush { filter: FlowFilter { l4_port: Some(80), ..FlowFilter::default() } },
+        Request::CtTop { by: TopBy::Service },
+        Request::CtWatch { filter: FlowFilter::default() },
+        Request::CtResize { v4: Some(1000), v6: None },
         Request::PolicyExplain(PolicyQuestion {
             from: "a/b".into(),
             to: "world".into(),
@@ -125,4 +128,11 @@ proptest! {
     fn a_frame_survives_hexadecimal(bytes in proptest::collection::vec(any::<u8>(), 1..300)) {
         prop_assert_eq!(decode_frame(&encode_frame(&bytes)), Ok(bytes));
     }
+}
+
+#[test]
+fn a_resize_of_nothing_is_refused() {
+    let bytes = encode_request(Request::CtResize { v4: None, v6: None }).unwrap();
+    let refused = decode_request(bytes.trim_ascii_end()).unwrap_err().to_string();
+    assert!(refused.contains("say how many flows"), "{refused}");
 }

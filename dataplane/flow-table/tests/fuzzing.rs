@@ -51,7 +51,8 @@ fn hashes(key: u64, alias: Option<u64>) -> Hashes {
 const CAPACITY_MAX: usize = 2000;
 
 fn shape(owners: usize) -> Shape {
-    Shape { capacity: 60, capacity_max: CAPACITY_MAX, owners, details: false }
+    let (capacity, capacity_max) = (60, CAPACITY_MAX);
+    Shape { capacity, committed: capacity_max, capacity_max, owners, details: false }
 }
 
 /// One process, and what it knows of its flows.
@@ -74,7 +75,6 @@ impl Process {
         let quiescence = Quiescence::new(1).expect("workers");
         let (table, owners) =
             Table::new(Memory::Mapped(memory), shape(2), quiescence.clone()).expect("set up");
-        table.set_capacity(60, CAPACITY_MAX);
         let (flows, names) = Default::default();
         Self { start, bytes, table, owners, quiescence, flows, names }
     }

@@ -185,9 +185,9 @@ fn read(worker: usize, table: &Table<8>, known: &Known, quiescence: &Quiescence)
 fn churn() {
     let workers = OWNERS as usize + 1;
     let quiescence = Quiescence::new(workers).expect("workers");
-    let shape = Shape { capacity: 4, capacity_max: 14, owners: OWNERS as usize, details: false };
+    let (capacity, capacity_max, owners) = (4, 14, OWNERS as usize);
+    let shape = Shape { capacity, committed: capacity_max, capacity_max, owners, details: false };
     let (table, owners) = Table::<8>::new(Memory::Heap, shape, quiescence.clone()).expect("set up");
-    table.set_capacity(4, 14);
     let known = Arc::new(Known::new(KEYS));
     let mut threads: Vec<_> = (0..OWNERS)
         .zip(owners)

@@ -69,6 +69,9 @@ pub(crate) fn bind<K: TableKey<W>, const W: usize>(
         let counters = &context.counters;
         let ended = if choice.evicts { &counters.flows_evicted } else { &counters.flows_expired };
         ended.add(1);
+        if choice.evicts {
+            counters.evicted_closing.add(1);
+        }
         context.nat.take(wanted.destination, choice.l4_port);
     }
     reply_to(choice.l4_port).ok_or(DropReason::NoNatAddress)

@@ -131,7 +131,9 @@ fn fill<const K: usize, const W: usize>(
     flows: usize,
 ) -> Result<(Xskiff<W>, Held)> {
     let bytes = Table::<W>::memory_bytes(shape)?;
-    let (memory, mut held) = MemoryFile::create(path, bytes)?.into_parts();
+    let (memory, mut held) =
+        MemoryFile::create(path, bytes, &Table::<W>::regions(shape, shape.committed)?)?
+            .into_parts();
     let quiescence = Quiescence::new(1)?;
     let begun = Table::new(Memory::Mapped(memory), *shape, Arc::clone(&quiescence))?;
     held.publish()?;
@@ -153,6 +155,7 @@ fn take_over<const K: usize, const W: usize>(
 ) -> Result<(Xskiff<W>, Held)> {
     let file = MemoryFile::open(path)?.context("the file has gone")?;
     let inspected = Table::<W>::inspect(file.bytes())?;
+    file.take(&inspected.regions::<W>(inspected.committed))?;
     ensure!(inspected.is_clean() != was_killed, "killed: {was_killed}, but {inspected:?}");
     let (memory, held) = file.into_parts();
     let (hasher, quiescence) = (Hasher::new(HASH_KEY), Quiescence::new(1)?);

@@ -72,6 +72,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/src/admin/status.rs ERRORS_MAX", Table(&["recent_errors"])),
     ("control/src/compile/maglev.rs BACKENDS_MAX", Input),
     ("control/src/config/validate.rs FILL_FRAMES_MAX", Setting),
+    ("control/node/src/node/flow_watch.rs WATCHED_MAX", Table(&["watched_flows"])),
     ("control/node/src/workers/capacity.rs FLOWS_MAX", Setting),
     ("control/src/config/validate.rs FLOWS_MAX", Setting),
     ("control/src/config/validate.rs FRAMES_MAX", Setting),

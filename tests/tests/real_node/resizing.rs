@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use control::admin::status::FlowTableFill;
-use xskiff::demo::scene::{BALANCER, FLOOD_SOURCES, HTTP, to};
+use xskiff::demo::scene::{BALANCER, BUYER, ECHO, FLOOD_SOURCES, HTTP, WEB_1, to};
 use xskiff::lab::agent::report::{Held, Report};
 use xskiff::lab::{Agent, wait_until};
 use xskiff_tests::xskiff_binary::{path, root_or_skip};
@@ -175,4 +175,74 @@ fn a_flow_table_grows_and_is_resized_under_traffic_and_outlives_its_process_as_i
     assert_eq!((last.resets, last.ended, last.refused), (0, 0, 0), "{last:?}");
     assert_eq!((last.alive, last.answered_last), (CONNECTIONS, CONNECTIONS), "{last:?}");
     world.assert_kernel_forwarded_nothing();
+}
+
+/// Opens so many UDP flows from a pod toward the outside client's echo; says how many were answered.
+fn datagrams(world: &World, pod: xskiff::demo::scene::PodPlan, first: u16, count: u16) -> u16 {
+    crate::world::within(world.scene.pod(pod), || {
+        let answered = (first..first + count).filter(|l4_port| {
+            let socket = std::net::UdpSocket::bind((pod.addresses[0], *l4_port)).expect("a socket");
+            socket.set_read_timeout(Some(Duration::from_millis(300))).expect("a time-out");
+            socket.send_to(b"hello", (BALANCER[0], ECHO)).expect("sent");
+            socket.recv(&mut [0; 64]).is_ok()
+        });
+        u16::try_from(answered.count()).expect("few")
+    })
+}
+
+#[test]
+fn one_pod_at_its_bound_opens_no_more_while_another_does_and_both_are_told_apart() {
+    if !root_or_skip("flows of one pod") {
+        return;
+    }
+    let shape = Shape { label: "per-pod", mtu: 1500, xdp_mode: "native" };
+    let world = World::start_edited(shape, |text| {
+        text.replace("flow_table:\n", "flow_table:\n  flows_per_endpoint_max: 40\n")
+    });
+    assert_eq!(datagrams(&world, BUYER, 20_000, 60), 40);
+    assert_eq!(datagrams(&world, WEB_1, 20_000, 20), 20, "another pod is not concerned");
+    let status = world.status();
+    let dropped = status.drops.iter().find(|drop| drop.reason == "endpoint-flows");
+    assert_eq!(dropped.map(|drop| drop.packets), Some(20));
+    let told = || world.status().errors.iter().any(|error| error.object == "endpoint market/buyer");
+    assert!(wait_until(PATIENCE, told).is_some(), "{:?}", world.status().errors);
+    let events = world.ask(&["flows", "--reason", "endpoint-flows"]);
+    assert!(events.contains("market/buyer"), "{events}");
+    let top = world.ask_json(&["ct", "top", "--by", "pod"]);
+    let row = |name: &str| {
+        let mut rows = top.as_array().expect("rows").iter();
+        rows.find(|row| row["name"] == name).unwrap_or_else(|| panic!("{name}: {top}")).clone()
+    };
+    assert_eq!(
+        (&row("market/buyer")["flows"], &row("market/buyer")["flows_max"]),
+        (&40.into(), &40.into())
+    );
+    assert_eq!(row("shop/web-1")["flows"], 20);
+    let services = world.ask_json(&["ct", "top", "--by", "service"]);
+    let names: Vec<_> = services.as_array().expect("rows").iter().map(|row| &row["name"]).collect();
+    assert!(names.iter().any(|name| name.as_str().is_some_and(|n| n.starts_with("shop/web"))));
+
+    // The bound is raised while the node runs.
+    world.change_configuration("flows_per_endpoint_max: 40", "flows_per_endpoint_max: 50");
+    assert_eq!(datagrams(&world, BUYER, 21_000, 20), 10);
+    // Ended by what they have; those who watch see them go.
+    let socket = world.files.socket.to_string_lossy().into_owned();
+    let words = ["--socket", &socket, "ct", "watch"];
+    let program = path().to_string_lossy();
+    let watch = world.scene.node.spawn("watch", &program, &words).expect("a watch");
+    let used = || world.status().tables.iter().any(|t| t.name == "watched_flows" && t.used > 0);
+    assert!(wait_until(PATIENCE, used).is_some(), "{}", watch.log_tail());
+    let ended = world.ask_json(&["ct", "delete", "--endpoint", "market/buyer", "--proto", "udp"]);
+    assert_eq!(ended, 50);
+    let count = || world.ask_json(&["ct", "count", "--endpoint", "market/buyer"]);
+    assert!(wait_until(PATIENCE, || count() == 0).is_some(), "{}", count());
+    assert_eq!(datagrams(&world, BUYER, 22_000, 5), 5, "there is room again");
+    let log = || std::fs::read_to_string(watch.log()).unwrap_or_default();
+    let seen = |word: &str, least: usize| log().matches(word).count() >= least;
+    let all = || seen(" closed ", 50) && seen(" opened ", 5) && seen(" changed ", 1);
+    assert!(wait_until(PATIENCE, all).is_some(), "{}", log());
+    watch.signal(nix::sys::signal::Signal::SIGINT).expect("ended");
+    let counts = world.ask_json(&["ct", "count"]);
+    assert_eq!(counts["refused_for_endpoint"], 30, "{counts}");
+    assert!(counts["flows"].as_u64().is_some_and(|flows| flows >= 25), "{counts}");
 }

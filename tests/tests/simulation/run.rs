@@ -361,7 +361,7 @@ impl Run {
     fn flush(&mut self) {
         self.calm_down();
         let n = u8::try_from(1 + self.random.below(3)).expect("few pods");
-        let filter = FlushFilter { address: Some(Prefix::host(pod4(n))) };
+        let filter = FlushFilter::of(Prefix::host(pod4(n)));
         self.node.send(|| Command::Flush(filter.clone()));
         self.calm_down();
         let own = pod4(n);

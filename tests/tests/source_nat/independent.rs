@@ -117,7 +117,7 @@ fn mapping_lasts_as_long_as_its_last_flow_and_no_longer() {
 fn removed_pod_takes_its_mappings_along() {
     let mut node = Simulation::single(&world(2).tables());
     source_of(&mut node, 0, "10.1.0.1:1000", "192.0.2.7:53");
-    node.send(|| Command::Flush(FlushFilter { address: Some(Prefix::host(pod4(1))) }));
+    node.send(|| Command::Flush(FlushFilter::of(Prefix::host(pod4(1)))));
     (0..10).for_each(|_| node.tick());
     let made = node.sum(|counters| counters.flows_created.get());
     let gone = node.sum(|counters| counters.flows_deleted.get() + counters.flows_expired.get());

@@ -25,6 +25,7 @@ async fn control(mut calls: mpsc::Receiver<Call>) {
             Request::Flows { .. } => {
                 for _ in 0..2 {
                     let record = FlowRecord {
+                        state: None,
                         time_unix_ms: 1,
                         verdict: "opened".into(),
                         reason: None,

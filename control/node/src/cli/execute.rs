@@ -7,7 +7,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use control::admin::{
     CaptureDirection, CaptureRequest, EndpointAdd, FlowFilter, PolicyQuestion, Reply, Request,
-    StreamItem,
+    StreamItem, TopBy,
 };
 use control::config::Config;
 use control::text_file::{self, TextFileError};
@@ -20,7 +20,7 @@ use super::capture::{CaptureError, CaptureWriter};
 use super::client::{Client, ClientError};
 use super::{
     CaptureArgs, Cli, Command, ConfigCommand, CtCommand, DirectionArg, EndpointCommand, FlowsArgs,
-    PolicyCommand, ServiceCommand, VerdictArg, show,
+    PolicyCommand, ServiceCommand, TopByArg, VerdictArg, show,
 };
 
 /// Why a command failed.
@@ -85,6 +85,9 @@ pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
         }
         Command::Config(ConfigCommand::Check { file }) => check(&file, cli.json),
         Command::Flows(args) => flows(&cli.socket, cli.json, args),
+        Command::Ct(CtCommand::Watch { filter }) => {
+            follow(&cli.socket, cli.json, Request::CtWatch { filter: filter.into() })
+        }
         Command::Capture(args) => capture(&cli.socket, cli.json, args),
         command => {
             // First, so that what makes no sense is wrong usage without a node, too.
@@ -142,6 +145,24 @@ fn ct_request(command: CtCommand) -> Result<Request, ExecuteError> {
     Ok(match command {
         CtCommand::List { filter, limit } => Request::CtList { filter: filter.into(), limit },
         CtCommand::Count { filter } => Request::CtCount { filter: filter.into() },
+        CtCommand::Top { by } => {
+            let by = match by {
+                TopByArg::Pod => TopBy::Pod,
+                TopByArg::Service => TopBy::Service,
+            };
+            Request::CtTop { by }
+        }
+        CtCommand::Watch { .. } => {
+            return Err(ExecuteError::Usage("a watch has no single answer".into()));
+        }
+        CtCommand::Delete { filter } => {
+            let filter = FlowFilter::from(filter);
+            if filter == FlowFilter::default() {
+                let text = "say which connections to end; `xskiff ct flush --all` ends every one";
+                return Err(ExecuteError::Usage(text.into()));
+            }
+            Request::CtFlush { filter }
+        }
         CtCommand::Flush { filter, all } => {
             let filter = FlowFilter::from(filter);
             if all == (filter != FlowFilter::default()) {
@@ -192,9 +213,15 @@ fn flows(socket: &Path, json: bool, args: FlowsArgs) -> Result<(), ExecuteError>
         }
         .to_owned()
     });
-    let request = Request::Flows { filter, follow: args.follow };
+    follow(socket, json, Request::Flows { filter, follow: args.follow })
+}
+
+/// Prints what comes until it ends.
+fn follow(socket: &Path, json: bool, request: Request) -> Result<(), ExecuteError> {
     let lost = Client::connect(socket)?.stream(request, |item| {
-        if let StreamItem::Flow(record) = item {
+        if let StreamItem::Lost(lost) = item {
+            report_lost(lost, "decisions")?;
+        } else if let StreamItem::Flow(record) = item {
             let mut out = io::stdout().lock();
             let line = if json {
                 format!("{}\n", serde_json::to_string(&record)?)

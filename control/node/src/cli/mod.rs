@@ -173,11 +173,42 @@ pub struct FilterArgs {
     /// The service asked for.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub service: Option<String>,
+    /// The same as KEY=VALUE, of address, port, proto, endpoint, service; repeat for more.
+    #[arg(long = "filter", value_name = "KEY=VALUE", value_parser = term)]
+    pub terms: Vec<Term>,
+}
+
+/// One word of `--filter`.
+#[derive(Debug, Clone)]
+pub enum Term {
+    /// As `--address`.
+    Address(IpAddr),
+    /// As `--port`.
+    L4Port(u16),
+    /// As `--proto`.
+    Protocol(String),
+    /// As `--endpoint`.
+    Endpoint(String),
+    /// As `--service`.
+    Service(String),
+}
+
+fn term(text: &str) -> Result<Term, String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    let wrong = |what: &str| format!("{value:?} is no {what}");
+    Ok(match key {
+        "address" => Term::Address(value.parse().map_err(|_| wrong("address"))?),
+        "port" => Term::L4Port(value.parse().map_err(|_| wrong("port"))?),
+        "proto" => Term::Protocol(value.to_owned()),
+        "endpoint" => Term::Endpoint(value.to_owned()),
+        "service" => Term::Service(value.to_owned()),
+        _ => return Err(format!("{key:?} is none of address, port, proto, endpoint, service")),
+    })
 }
 
 impl From<FilterArgs> for FlowFilter {
     fn from(args: FilterArgs) -> Self {
-        Self {
+        let mut filter = Self {
             address: args.address,
             l4_port: args.l4_port,
             protocol: args.protocol,
@@ -185,8 +216,27 @@ impl From<FilterArgs> for FlowFilter {
             service: args.service,
             verdict: None,
             reason: None,
+        };
+        for term in args.terms {
+            match term {
+                Term::Address(address) => filter.address = Some(address),
+                Term::L4Port(l4_port) => filter.l4_port = Some(l4_port),
+                Term::Protocol(protocol) => filter.protocol = Some(protocol),
+                Term::Endpoint(endpoint) => filter.endpoint = Some(endpoint),
+                Term::Service(service) => filter.service = Some(service),
+            }
         }
+        filter
     }
+}
+
+/// What `ct top` tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TopByArg {
+    /// The pod that opened it, or else the pod it leads to.
+    Pod,
+    /// The service it was opened through.
+    Service,
 }
 
 /// Of `ct`.
@@ -201,8 +251,26 @@ pub enum CtCommand {
         #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=i64::from(control::admin::CT_LIST_MAX)))]
         limit: u32,
     },
-    /// Count connections.
+    /// Count connections; without any option, say how full both tables are, and what they refused.
     Count {
+        /// Which.
+        #[command(flatten)]
+        filter: FilterArgs,
+    },
+    /// Say who has how many connections, the most first.
+    Top {
+        /// Whose: of the pods they are counted for, or of the services they were opened through.
+        #[arg(long, value_enum, default_value_t = TopByArg::Pod)]
+        by: TopByArg,
+    },
+    /// Show connections as they begin, change their state and end, until interrupted.
+    Watch {
+        /// Which.
+        #[command(flatten)]
+        filter: FilterArgs,
+    },
+    /// End the connections that match; at least one option must be said.
+    Delete {
         /// Which.
         #[command(flatten)]
         filter: FilterArgs,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use control::admin::reply::{CtListing, Peer};
+use control::admin::reply::{CtCounts, CtListing, CtTopRow, Peer};
 use control::admin::status::{FlowTableStatus, Level, TableUsage, WorkerStatus};
 use control::admin::{
     ConfigDiff, DropCount, EndpointInfo, ExplainedStep, FlowRecord, ManifestsStatus,
@@ -23,6 +23,8 @@ pub fn reply(reply: &Reply) -> String {
         Reply::Services(list) => services(list),
         Reply::Ct(listing) => ct(listing),
         Reply::Count(count) => format!("{}\n", grouped(*count)),
+        Reply::CtTop(rows) => ct_top(rows),
+        Reply::CtCounts(counts) => ct_counts(counts),
         Reply::CtTables(tables) => {
             tables.iter().fold(String::new(), |text, table| text + &flow_table(table) + "\n")
         }
@@ -100,6 +102,47 @@ fn show_status(status: &Status) -> String {
         }
     }
     format!("{}\n", out.trim_end())
+}
+
+fn ct_counts(counts: &CtCounts) -> String {
+    let mut text = format!("{} flows\n", grouped(counts.flows));
+    for table in &counts.tables {
+        let fill = &table.fill;
+        let _ = writeln!(text, "{}", flow_table(table));
+        let _ = writeln!(
+            text,
+            "  at most {}; grown {} times, resized {}, growth refused {}; not inserted: {} for want of \
+             room, {} by the index",
+            grouped(fill.high_water),
+            grouped(fill.grown),
+            grouped(fill.resized),
+            grouped(fill.growth_refused),
+            grouped(fill.inserts_refused_full),
+            grouped(fill.inserts_refused_index)
+        );
+    }
+    let evicted: Vec<String> = counts
+        .evicted
+        .iter()
+        .map(|(class, flows)| format!("{class} {}", grouped(*flows)))
+        .collect();
+    let refused = grouped(counts.refused_for_endpoint);
+    let _ = writeln!(text, "evicted: {}; refused for their pod: {refused}", evicted.join(", "));
+    text
+}
+
+fn ct_top(rows: &[CtTopRow]) -> String {
+    let mut table = Table::new(&["WHOSE", ">FLOWS", ">HALF-OPEN", ">PACKETS", ">AT MOST"]);
+    for row in rows {
+        table.row([
+            row.name.clone().unwrap_or_else(|| "nobody here".into()),
+            grouped(row.flows),
+            grouped(row.half_open),
+            grouped(row.packets),
+            row.flows_max.map_or_else(|| "-".into(), grouped),
+        ]);
+    }
+    or_none(table, "no connections")
 }
 
 /// How a flow table stands, where it came from, and whether the next process finds it.
@@ -442,9 +485,12 @@ pub fn flow(record: &FlowRecord) -> String {
     if let Some(backend) = record.backend {
         let _ = write!(line, " => {backend}");
     }
-    for (word, value) in
-        [("service", &record.service), ("reason", &record.reason), ("rule", &record.rule)]
-    {
+    for (word, value) in [
+        ("is", &record.state),
+        ("service", &record.service),
+        ("reason", &record.reason),
+        ("rule", &record.rule),
+    ] {
         if let Some(value) = value {
             let _ = write!(line, " {word} {value}");
         }

@@ -106,3 +106,21 @@ fn a_policy_explanation_lists_every_rule_and_marks_the_one_that_decides() {
          =>  shop/web  spec.ingress[1]  yes: pods app=web of namespace shop  yes: tcp 80\n"
     );
 }
+
+#[test]
+fn a_filter_is_told_by_options_or_by_words() {
+    let filter = |words: &[&str]| {
+        let cli = Cli::try_parse_from([&["xskiff", "ct", "list"], words].concat()).unwrap();
+        match cli.command {
+            Command::Ct(CtCommand::List { filter, .. }) => FlowFilter::from(filter),
+            other => panic!("{other:?}"),
+        }
+    };
+    let by_options = filter(&["--port", "80", "--proto", "tcp", "--service", "shop/web"]);
+    let words = ["--filter", "port=80", "--filter", "proto=tcp", "--filter", "service=shop/web"];
+    assert_eq!(filter(&words), by_options);
+    for wrong in ["port=many", "colour=red", "port"] {
+        let words = ["xskiff", "ct", "delete", "--filter", wrong];
+        assert!(Cli::try_parse_from(words).is_err(), "{wrong}");
+    }
+}

@@ -1,15 +1,15 @@
 //! Every metric: its name, what it says, and where its value is.
 
 use control::admin::Status;
-use control::admin::status::{FlowTableStatus, PortStatus, WorkerStatus};
+use control::admin::status::{PortStatus, WorkerStatus};
 use dataplane::DropReason;
 
-use super::{Family, Labels, Sample};
+use super::{Family, Labels, Sample, flow_tables};
 
 pub(super) fn families(status: &Status) -> Vec<Family> {
     let mut families = node(status);
     families.extend(tables(status));
-    families.extend(flow_tables(status));
+    families.extend(flow_tables::families(status));
     families.extend(workers(status));
     families.push(drops(status));
     families.extend(ports(status));
@@ -19,11 +19,11 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
     families
 }
 
-fn gauge(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Family {
+pub(super) fn gauge(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Family {
     Family { name, help, counter: false, samples }
 }
 
-fn counter(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Family {
+pub(super) fn counter(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Family {
     Family { name, help, counter: true, samples }
 }
 
@@ -81,44 +81,13 @@ fn tables(status: &Status) -> Vec<Family> {
     ]
 }
 
-fn flow_tables(status: &Status) -> Vec<Family> {
-    let labels: fn(&FlowTableStatus) -> Labels =
-        |table| vec![("table", table.table.clone()), ("outcome", table.outcome.clone())];
-    columns(
-        &status.flow_tables,
-        labels,
-        &[
-            (
-                "xskiff_flow_table_taken_over_flows",
-                "Flows of the process before that a flow table began with",
-                false,
-                |table| table.flows,
-            ),
-            (
-                "xskiff_flow_table_lost_flows",
-                "Flows of the process before that found no room",
-                false,
-                |table| table.lost,
-            ),
-            (
-                "xskiff_flow_table_not_taken_over",
-                "1 where flows of the process before could not be taken, or will end with this one",
-                false,
-                |table| u64::from(table.reason.is_some()),
-            ),
-            (
-                "xskiff_flow_table_outlives_process",
-                "1 for a flow table that the next process can take over",
-                false,
-                |table| u64::from(table.file.is_some()),
-            ),
-        ],
-    )
-}
+pub(super) type Column<T> = (&'static str, &'static str, bool, fn(&T) -> u64);
 
-type Column<T> = (&'static str, &'static str, bool, fn(&T) -> u64);
-
-fn columns<T>(rows: &[T], labels: fn(&T) -> Labels, columns: &[Column<T>]) -> Vec<Family> {
+pub(super) fn columns<T>(
+    rows: &[T],
+    labels: fn(&T) -> Labels,
+    columns: &[Column<T>],
+) -> Vec<Family> {
     let family = |(name, help, counter, value): &Column<T>| Family {
         name,
         help,
@@ -128,7 +97,7 @@ fn columns<T>(rows: &[T], labels: fn(&T) -> Labels, columns: &[Column<T>]) -> Ve
     columns.iter().map(family).collect()
 }
 
-fn worker_labels(worker: &WorkerStatus) -> Labels {
+pub(super) fn worker_labels(worker: &WorkerStatus) -> Labels {
     vec![("worker", worker.worker.to_string())]
 }
 
@@ -229,6 +198,7 @@ const PORT_COLUMNS: &[Column<PortStatus>] = &[
     ("xskiff_port_up", "1 while the link is up with a carrier", false, |p| u64::from(p.up)),
     ("xskiff_port_mtu_bytes", "Largest IP packet on the link", false, |p| u64::from(p.mtu)),
     ("xskiff_port_queues", "Queues with a socket", false, |p| u64::from(p.queues)),
+    ("xskiff_port_flows", "Flows charged to the port's pod", false, |p| p.flows),
     ("xskiff_port_received_packets", "Packets received from the port", true, |p| {
         p.received_packets
     }),

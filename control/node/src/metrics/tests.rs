@@ -2,7 +2,9 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use control::admin::reply::ManifestsStatus;
-use control::admin::status::{PortStatus, TableUsage, WorkerStatus};
+use control::admin::status::{
+    FlowTableFill, FlowTableStatus, PortStatus, TableUsage, WorkerStatus,
+};
 use dataplane::DropReason;
 
 use super::*;
@@ -15,6 +17,7 @@ fn status() -> Status {
             WorkerStatus {
                 dropped: vec![("spoofed".into(), 7)],
                 received: 12,
+                evicted: vec![("half-open".into(), 3), ("closing".into(), 0)],
                 ..WorkerStatus::default()
             },
             WorkerStatus { worker: 1, ..WorkerStatus::default() },
@@ -31,6 +34,18 @@ fn status() -> Status {
             capacity: 2,
             high_water: 2,
             overwrites: false,
+        }],
+        flow_tables: vec![FlowTableStatus {
+            table: "flows_ipv4".into(),
+            outcome: "new".into(),
+            fill: FlowTableFill {
+                used: 5,
+                capacity: 64,
+                inserts_refused_full: 9,
+                seconds_to_full: Some(77),
+                ..FlowTableFill::default()
+            },
+            ..FlowTableStatus::default()
         }],
         manifests: ManifestsStatus {
             objects: vec![("Pod".into(), 3)],
@@ -78,6 +93,20 @@ fn every_table_says_how_full_it_is() {
     for (metric, value) in [("used", 1), ("capacity", 2), ("high_water", 2)] {
         let line = format!("xskiff_table_{metric}_entries{{table=\"flows_ipv4\"}} {value}\n");
         assert!(text.contains(&line), "{text}");
+    }
+}
+
+#[test]
+fn flow_tables_say_how_they_fill_and_what_they_refused_and_gave_up() {
+    let text = encode(&status()).unwrap();
+    for line in [
+        "xskiff_flow_table_used_flows{table=\"flows_ipv4\"} 5\n",
+        "xskiff_flow_table_capacity_flows{table=\"flows_ipv4\"} 64\n",
+        "xskiff_flow_table_time_to_full_seconds{table=\"flows_ipv4\"} 77\n",
+        "xskiff_flow_table_inserts_refused_total{table=\"flows_ipv4\",cause=\"full\"} 9\n",
+        "xskiff_evictions_total{worker=\"0\",class=\"half-open\"} 3\n",
+    ] {
+        assert!(text.contains(line), "{line} is missing in\n{text}");
     }
 }
 

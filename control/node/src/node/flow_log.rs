@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 use control::admin::{FlowRecord, Reply, StreamItem};
 use tokio::sync::mpsc;
 
+use super::connections::lost;
 use super::filter::Matcher;
-use dataplane::event::FlowEvent;
+use dataplane::event::{EventKind, FlowEvent};
 
 /// Decisions kept.
 pub const FLOWS_KEPT_MAX: usize = 8192;
@@ -29,6 +30,10 @@ struct Subscriber {
     matcher: Matcher,
     reply: mpsc::Sender<Reply>,
     lost: u64,
+    /// Lost before it came, and told to it.
+    told: u64,
+    /// Wants to know of flows alone, as they begin, change and end.
+    watches: bool,
 }
 
 /// The log and its followers.
@@ -36,13 +41,18 @@ struct Subscriber {
 pub struct FlowLog {
     kept: VecDeque<Logged>,
     followers: Vec<Subscriber>,
+    /// Events that did not come here, since start.
+    lost_before: u64,
 }
 
 impl FlowLog {
     /// Keeps a decision and shows it to whoever follows.
     pub fn push(&mut self, logged: Logged) {
         for follower in &mut self.followers {
-            if follower.matcher.matches_event(&logged.event, logged.record.service.as_deref()) {
+            let is_drop = matches!(logged.event.kind, EventKind::Dropped(_));
+            if !(follower.watches && is_drop)
+                && follower.matcher.matches_event(&logged.event, logged.record.service.as_deref())
+            {
                 follower.show(&logged.record);
             }
         }
@@ -67,12 +77,49 @@ impl FlowLog {
     /// Shows new decisions that match to `reply` from now on. `false` when as many as allowed
     /// follow already.
     pub fn follow(&mut self, matcher: Matcher, reply: mpsc::Sender<Reply>) -> bool {
+        self.admit(matcher, reply, false)
+    }
+
+    /// The same for one who watches flows.
+    pub fn watch(&mut self, matcher: Matcher, reply: mpsc::Sender<Reply>) -> bool {
+        self.admit(matcher, reply, true)
+    }
+
+    fn admit(&mut self, matcher: Matcher, reply: mpsc::Sender<Reply>, watches: bool) -> bool {
         self.forget_gone();
         let admitted = self.followers.len() < FOLLOWERS_MAX;
         if admitted {
-            self.followers.push(Subscriber { matcher, reply, lost: 0 });
+            let told = self.lost_before;
+            self.followers.push(Subscriber { matcher, reply, lost: 0, told, watches });
         }
         admitted
+    }
+
+    /// Whether anybody watches flows.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.followers.iter().any(|follower| follower.watches)
+    }
+
+    /// Shows how a flow has changed to those who watch it.
+    pub fn show_watched(&mut self, event: &FlowEvent, record: &FlowRecord) {
+        for follower in self.followers.iter_mut().filter(|follower| follower.watches) {
+            if follower.matcher.matches_event(event, record.service.as_deref()) {
+                follower.show(record);
+            }
+        }
+    }
+
+    /// Tells every follower how many it has lost since it was told last, of which `before` were lost
+    /// on the way here, by all together and since start.
+    pub fn tell_lost(&mut self, before: u64) {
+        self.lost_before = before;
+        for follower in &mut self.followers {
+            let more = (before + follower.lost).saturating_sub(follower.told);
+            if more > 0 && follower.reply.try_send(lost(more)).is_ok() {
+                follower.told += more;
+            }
+        }
     }
 
     /// Forgets followers that hung up.
@@ -117,7 +164,6 @@ impl Subscriber {
 
 #[cfg(test)]
 mod tests {
-    use dataplane::event::EventKind;
     use dataplane::port::PortId;
     use dataplane::time::Nanos;
 
@@ -139,6 +185,7 @@ mod tests {
                 source_endpoint: None,
                 destination_endpoint: None,
                 rule: None,
+                state: None,
             },
         }
     }

@@ -5,7 +5,7 @@
 //! end), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
 //! what published), [`local_pods`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
 //! clients are told), [`verdict`] (how the node stands). [`from_config`], [`configuration`],
-//! [`capacity`], [`manifests`], [`endpoints`], [`endpoint_record`], [`flow_log`], [`flow_tables`], [`captures`],
+//! [`capacity`], [`manifests`], [`endpoints`], [`endpoint_record`], [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
 //! [`socket_audit`], [`filter`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts.
 //!
@@ -45,6 +45,7 @@ mod capacity;
 pub mod captures;
 mod caught;
 pub mod configuration;
+mod connections;
 pub mod endpoint_record;
 pub mod endpoints;
 mod error;
@@ -53,6 +54,7 @@ mod explain;
 pub mod filter;
 pub mod flow_log;
 mod flow_tables;
+pub mod flow_watch;
 pub mod from_config;
 pub mod launch;
 mod local_pods;
@@ -79,6 +81,7 @@ use endpoint_record::{EndpointRecord, Recorded};
 use endpoints::Endpoints;
 use error_log::ErrorLog;
 use flow_log::FlowLog;
+use flow_watch::FlowWatch;
 use network_claim::NetworkClaim;
 use publisher::Publisher;
 use socket_audit::SocketAudit;
@@ -179,6 +182,7 @@ pub struct Node {
     wrong_mtus: BTreeMap<String, String>,
     errors: ErrorLog,
     flows: FlowLog,
+    watch: FlowWatch,
     capture: Option<(Capture, u64)>,
     /// Waits for the end of a resize of the flow tables.
     resizing: Option<mpsc::Sender<Reply>>,
@@ -314,6 +318,7 @@ impl Node {
             wrong_mtus: BTreeMap::new(),
             errors: ErrorLog::default(),
             flows: FlowLog::default(),
+            watch: FlowWatch::default(),
             capture: None,
             resizing: None,
             growth_refusals: [None, None],
@@ -427,6 +432,7 @@ impl Node {
     async fn drain(&mut self) {
         self.tend_flow_tables();
         self.log_events();
+        self.look_at_watched();
         self.drain_capture();
         let mut asked = false;
         while let Some(request) = self.workers.next_neighbour_request() {
@@ -442,7 +448,7 @@ impl Node {
         self.workers.growth_mut().note_rates();
         self.note_full_endpoints();
         self.ports.collect(&self.workers);
-        self.flows.forget_gone();
+        self.tend_followers();
         self.forget_silent_neighbours();
         self.tell_program();
         self.retry_awaited().await;

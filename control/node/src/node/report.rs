@@ -79,7 +79,7 @@ impl Node {
         status
     }
 
-    fn worker_statuses(&self) -> Vec<WorkerStatus> {
+    pub(super) fn worker_statuses(&self) -> Vec<WorkerStatus> {
         let limit = self.settings.stall_after;
         let one = |number: usize| {
             let counters = self.workers.counters(number)?;
@@ -105,6 +105,13 @@ impl Node {
                 flows_expired: counters.flows_expired.get(),
                 flows_deleted: counters.flows_deleted.get(),
                 flows_evicted: counters.flows_evicted.get(),
+                evicted: [
+                    ("half-open", &counters.evicted_half_open),
+                    ("closing", &counters.evicted_closing),
+                    ("short-lived", &counters.evicted_short_lived),
+                ]
+                .map(|(class, flows)| (class.to_owned(), flows.get()))
+                .into(),
                 flows_rejudged: counters.flows_rejudged.get(),
                 lost_replies: counters.lost_replies.get(),
                 out_of_window_passed: counters.out_of_window_passed.get(),
@@ -136,6 +143,7 @@ impl Node {
                     xdp_mode: mode_label(port.attachment.mode).into(),
                     socket_mode: if port.zero_copy { "zero-copy" } else { "copy" }.into(),
                     queues: port.queues,
+                    flows: self.workers.flows().charges.flows(port.port).into(),
                     sockets: SocketCounts {
                         rx_dropped: kernel.rx_dropped,
                         rx_invalid_descriptors: kernel.rx_invalid_descs,
@@ -321,7 +329,7 @@ impl Node {
         count
     }
 
-    fn service_name(&self, id: ServiceId) -> Option<String> {
+    pub(super) fn service_name(&self, id: ServiceId) -> Option<String> {
         self.publisher.tables().services.get(id).map(|service| service.name.to_string())
     }
 
@@ -341,11 +349,14 @@ impl Node {
         for _ in 0..dataplane::event::EVENTS_MAX {
             let Some((_, event)) = self.workers.next_event() else { break };
             let record = self.flow_record(&event);
+            if self.flows.is_watched() {
+                self.watch.note(&event);
+            }
             self.flows.push(Logged { event, record });
         }
     }
 
-    fn flow_record(&self, event: &FlowEvent) -> FlowRecord {
+    pub(super) fn flow_record(&self, event: &FlowEvent) -> FlowRecord {
         let endpoint =
             |address: IpAddr| self.endpoints.by_address(address).map(ToString::to_string);
         let source = event.key.as_ref().map(source_of);
@@ -358,7 +369,10 @@ impl Node {
                 EventKind::Dropped(reason) => Some(reason.label().into()),
                 _ => None,
             },
-            interface: self.interface_name(event.port),
+            interface: match event.port {
+                FlowEvent::NO_PORT => "-".into(),
+                port => self.interface_name(port),
+            },
             protocol: event
                 .key
                 .map(|key| key.protocol())
@@ -371,6 +385,7 @@ impl Node {
             backend,
             service: event.service.and_then(|id| self.service_name(id)),
             rule: self.deciding_rule(event),
+            state: None,
         }
     }
 

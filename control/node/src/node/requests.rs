@@ -11,8 +11,7 @@ use control::admin::{
 use control::config::Config;
 use control::model::ObjectName;
 use dataplane::capture::CaptureFilter;
-use dataplane::lpm::Prefix;
-use dataplane::mailbox::{Command, FlushFilter};
+use dataplane::mailbox::Command;
 use dataplane::port::PortId;
 use tokio::sync::mpsc;
 
@@ -36,6 +35,7 @@ impl Node {
         let answer = match request {
             Request::Flows { filter, follow } => self.stream_flows(&filter, follow, &reply),
             Request::Capture(request) => self.start_capture(&request, &reply),
+            Request::CtWatch { filter } => self.watch_flows(&filter, &reply),
             Request::CtResize { v4, v6 } => self.resize_flow_tables((v4, v6), &reply),
             request => self.answer_once(request).await.map(Some),
         };
@@ -62,6 +62,10 @@ impl Node {
             Request::CtList { filter, limit } => {
                 Reply::Ct(self.ct_list(&self.matcher(&filter)?, limit))
             }
+            Request::CtTop { by } => Reply::CtTop(self.ct_top(by)),
+            Request::CtCount { filter } if filter == FlowFilter::default() => {
+                Reply::CtCounts(self.ct_counts())
+            }
             Request::CtCount { filter } => Reply::Count(self.ct_count(&self.matcher(&filter)?)),
             Request::CtFlush { filter } => self.ct_flush(&filter)?,
             Request::PolicyExplain(question) => Reply::Policy(self.explain(&question)?),
@@ -75,7 +79,10 @@ impl Node {
                 )
             }
             Request::ConfigDiff { candidate } => self.config_diff(&candidate)?,
-            Request::Flows { .. } | Request::Capture(_) | Request::CtResize { .. } => {
+            Request::Flows { .. }
+            | Request::CtWatch { .. }
+            | Request::Capture(_)
+            | Request::CtResize { .. } => {
                 let detail = "it has no answer at once".into();
                 return Err(AdminError::Failed { detail });
             }
@@ -111,46 +118,13 @@ impl Node {
         Ok(Reply::ConfigDiff(shown.collect()))
     }
 
-    fn endpoint_addresses_of(&self, name: &str) -> Option<BTreeSet<IpAddr>> {
+    pub(super) fn endpoint_addresses_of(&self, name: &str) -> Option<BTreeSet<IpAddr>> {
         let endpoint = self.endpoints.get(&name.parse().ok()?)?;
         Some(endpoint.spec.addresses.iter().copied().collect())
     }
 
-    fn matcher(&self, filter: &FlowFilter) -> Result<Matcher, AdminError> {
+    pub(super) fn matcher(&self, filter: &FlowFilter) -> Result<Matcher, AdminError> {
         Matcher::new(filter, |name| self.endpoint_addresses_of(name))
-    }
-
-    /// Ends flows by address, which is what workers can be told.
-    fn ct_flush(&mut self, filter: &FlowFilter) -> Result<Reply, AdminError> {
-        let by_address_only = FlowFilter {
-            address: filter.address,
-            endpoint: filter.endpoint.clone(),
-            ..FlowFilter::default()
-        };
-        if *filter != by_address_only || (filter.address.is_some() && filter.endpoint.is_some()) {
-            let detail = "flows are ended by --address, by --endpoint or with --all; list those \
-                          of a port or service first, and end them by their addresses";
-            return Err(AdminError::invalid("filter", detail));
-        }
-        let count = self.ct_count(&self.matcher(filter)?);
-        let addresses: Vec<IpAddr> = match &filter.endpoint {
-            Some(name) => self.endpoint_addresses_of(name).into_iter().flatten().collect(),
-            None => filter.address.into_iter().collect(),
-        };
-        let filters: Vec<FlushFilter> = if addresses.is_empty() {
-            vec![FlushFilter::default()]
-        } else {
-            let of = |address| FlushFilter { address: Some(Prefix::host(address)) };
-            addresses.into_iter().map(of).collect()
-        };
-        for filter in filters {
-            let refused = self.workers.send(|| Command::Flush(filter.clone()));
-            if refused > 0 {
-                let detail = format!("{refused} workers have stalled and could not be told");
-                return Err(AdminError::Failed { detail });
-            }
-        }
-        Ok(Reply::Count(count))
     }
 
     fn trace_frame(&self, frame: &str, interface: &str) -> Result<Reply, AdminError> {

@@ -16,6 +16,7 @@ use xdp_redirect::limits::{NODE_ADDRESSES_MAX, POD_ADDRESSES_MAX, PREFIXES_MAX};
 use xdp_redirect::umem::SOCKETS_MAX;
 
 use super::flow_log::{FLOWS_KEPT_MAX, FOLLOWERS_MAX};
+use super::flow_watch::WATCHED_MAX;
 use super::{Node, STATUS_REQUESTS_MAX};
 use crate::admin_server::{CALLS_MAX, CLIENTS_MAX};
 use crate::forwarding_view::NEXT_HOPS_MAX;
@@ -25,7 +26,7 @@ use crate::netlink::neighbours::ASKED_MAX;
 use crate::netlink::view::{LINKS_MAX, NEIGHBOURS_MAX, ROUTES_MAX};
 
 /// Every row of `tables` in a status, in order.
-pub const ROWS: [&str; 40] = [
+pub const ROWS: [&str; 41] = [
     "flows_ipv4",
     "flows_ipv6",
     "flows_per_endpoint",
@@ -58,6 +59,7 @@ pub const ROWS: [&str; 40] = [
     "asked_neighbours",
     "manifest_objects",
     "flow_followers",
+    "watched_flows",
     RECENT_FLOW_EVENTS,
     RECENT_ERRORS,
     "xdp_prefixes_ipv4",
@@ -206,6 +208,7 @@ impl Node {
             of("asked_neighbours", self.asked.len(), ASKED_MAX),
             Row::new("manifest_objects", objects, 0, OBJECTS_MAX),
             of("flow_followers", self.flows.followers(), FOLLOWERS_MAX),
+            of("watched_flows", self.watch.len(), WATCHED_MAX),
             of(RECENT_FLOW_EVENTS, self.flows.kept(), FLOWS_KEPT_MAX),
             of(RECENT_ERRORS, self.errors.len(), ERRORS_MAX),
             of("xdp_prefixes_ipv4", v4.prefixes, size(PREFIXES_MAX)),

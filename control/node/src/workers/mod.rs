@@ -453,6 +453,13 @@ impl Workers {
         })
     }
 
+    /// Lets workers tell of flows that end by themselves as well, or no more.
+    pub fn watch(&self, watched: bool) {
+        for handle in &self.handles {
+            handle.reports.watched.store(watched, Ordering::Relaxed);
+        }
+    }
+
     /// The next flow event of any worker.
     #[must_use]
     pub fn next_event(&self) -> Option<(usize, FlowEvent)> {
