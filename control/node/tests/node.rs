@@ -39,7 +39,7 @@ fn settings(run_directory: &Path) -> Settings {
         workers: workers::Settings {
             cores: vec![CpuId(0)],
             idle: Idle::Adaptive(Duration::from_micros(50)),
-            capacities: FlowCapacities { per_endpoint: 4096, ..FlowCapacities::fixed(4096, 4096) },
+            capacities: FlowCapacities::fixed(4096, 4096),
             flow_directory: run_directory.to_owned(),
             hash_key: [3, 4],
         },

@@ -15,6 +15,7 @@ use super::configuration::InForce;
 use super::from_config::Machine;
 use super::manifests::RefusedAtStart;
 use super::{ConfigUpdate, Node, NodeError, Settings, Sources, termination};
+use crate::workers::capacity::FlowCapacities;
 
 /// How often the configuration file is looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -142,7 +143,18 @@ fn settle(config: &Config) -> Result<Settings, LaunchError> {
         action: "read the host's name and memory",
         source,
     })?;
-    Ok(Settings::from_config(config, &machine))
+    let settings = Settings::from_config(config, &machine);
+    say_capacities(&settings.workers.capacities);
+    Ok(settings)
+}
+
+/// How far the flow tables may grow, and whether that was derived from the machine's memory.
+fn say_capacities(capacities: &FlowCapacities) {
+    let FlowCapacities { v4, v6, per_endpoint, memory_bytes, .. } = *capacities;
+    for (table, family) in [("ipv4", v4), ("ipv6", v6)] {
+        let (flows, max, derived) = (family.initial, family.max, family.is_derived);
+        tracing::info!(table, flows, max, derived, memory_bytes, per_endpoint, "flow capacity");
+    }
 }
 
 /// One line per event on standard error; `RUST_LOG` chooses what (tracing-subscriber's syntax).

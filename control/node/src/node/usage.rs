@@ -143,7 +143,12 @@ impl Node {
     fn fullest_endpoint(&self) -> Row {
         let charges = &self.workers.flows().charges;
         let flows = self.endpoints.iter().map(|endpoint| charges.flows(endpoint.port));
-        let most = size(self.settings.workers.capacities.per_endpoint);
+        let capacities = self.settings.workers.capacities;
+        let most = match capacities.per_endpoint {
+            // Without a bound of its own it can have all there is.
+            0 => capacities.v4.max + capacities.v6.max,
+            most => size(most),
+        };
         Row::new("flows_per_endpoint", flows.max().unwrap_or(0).into(), charges.most(), most)
     }
 
