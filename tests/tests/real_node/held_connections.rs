@@ -29,14 +29,31 @@ pub struct Client {
 impl Client {
     /// Starts one that holds `held`, by IPv4 if `number` is even, and waits until it does.
     pub fn start(world: &World, number: usize, held: u64) -> Self {
-        let target = to(BALANCER[number % FAMILIES.len()], HTTP[0]);
+        let client = Self::begin(world, BALANCER[number % FAMILIES.len()], held, &[]);
+        client.wait_open(PATIENCE);
+        client
+    }
+
+    /// Starts one that holds `held` to an address of the service.
+    pub fn begin(world: &World, service: &str, held: u64, more: &[&str]) -> Self {
+        let target = to(service, HTTP[0]);
         let connections = format!("--connections={held}");
         let active = format!("--active={}", held.div_ceil(ACTIVE_SHARE));
-        let arguments = ["hold", &target, &connections, &active];
+        let arguments = [&["hold", &*target, &*connections, &*active], more].concat();
         let agent = world.scene.client.agent(&arguments).expect("a client");
-        let client = Self { agent, held };
-        client.wait("open connections", |now| now.alive == held && now.requests >= held);
-        client
+        Self { agent, held }
+    }
+
+    pub fn wait_open(&self, patience: Duration) {
+        let all = |now: &Held| now.alive == self.held && now.requests >= self.held;
+        self.wait_for("open connections", patience, all);
+    }
+
+    /// Waits until each of its active connections is answered again, on average.
+    pub fn goes_on(&self) {
+        let now = self.wait("a report", |_| true).requests;
+        let active = self.held.div_ceil(ACTIVE_SHARE);
+        self.wait("that it goes on", |held| held.requests >= now + 3 * active);
     }
 
     /// Connections that ask all the time.
@@ -45,7 +62,16 @@ impl Client {
     }
 
     fn wait(&self, awaited: &'static str, done: impl Fn(&Held) -> bool) -> Held {
-        let report = self.agent.expect(awaited, PATIENCE, |report| match report {
+        self.wait_for(awaited, PATIENCE, done)
+    }
+
+    fn wait_for(
+        &self,
+        awaited: &'static str,
+        patience: Duration,
+        done: impl Fn(&Held) -> bool,
+    ) -> Held {
+        let report = self.agent.expect(awaited, patience, |report| match report {
             Report::Held(held) => done(&held).then_some(held),
             _ => None,
         });
@@ -54,17 +80,17 @@ impl Client {
 
     /// How its connections stand after each was asked once more.
     pub fn end(self) -> Held {
-        let reports = self.agent.stop().unwrap_or_else(|error| panic!("{error}"));
-        let held = reports.into_iter().rev().find_map(|stamped| match stamped.report {
-            Report::Held(held) => Some(held),
-            _ => None,
-        });
-        held.expect("a last report")
+        self.end_within(PATIENCE)
+    }
+
+    pub fn end_within(self, patience: Duration) -> Held {
+        let reports = self.agent.stop_within(patience).unwrap_or_else(|error| panic!("{error}"));
+        reports.into_iter().rev().find_map(last_held).expect("a last report")
     }
 }
 
 /// Resets that left a stack, or ended a connection in it, in every namespace but the node's.
-fn resets(world: &World) -> i64 {
+pub fn resets(world: &World) -> i64 {
     let hosts = [&world.scene.client, world.scene.pod(PODS[0]), world.scene.pod(PODS[1])];
     let counters = hosts.into_iter().chain([&world.scene.node]).map(tcp_counters);
     counters.map(|tcp| tcp["OutRsts"] + tcp["EstabResets"]).sum()

@@ -8,6 +8,7 @@
 mod bare;
 mod claims;
 mod configuration;
+mod endurance;
 mod everything;
 mod forged_resets;
 mod health;

@@ -217,9 +217,17 @@ impl Agent {
     ///
     /// # Errors
     /// It does not end within 12 s.
-    pub fn stop(mut self) -> Result<Vec<Stamped>, LabError> {
+    pub fn stop(self) -> Result<Vec<Stamped>, LabError> {
+        self.stop_within(STOP_TIMEOUT)
+    }
+
+    /// The same for one that has much to end.
+    ///
+    /// # Errors
+    /// It does not end within `timeout`.
+    pub fn stop_within(mut self, timeout: Duration) -> Result<Vec<Stamped>, LabError> {
         self.input = None;
-        self.process.wait(STOP_TIMEOUT)?;
+        self.process.wait(timeout)?;
         Ok(self.reports.iter().collect())
     }
 

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -75,7 +75,7 @@ async fn fetch(arguments: &Arguments) -> Fetched {
     let patience = Duration::from_millis(arguments.timeout_ms);
     let moved = Moved::default();
     let work = async {
-        let (sender, connection) = open(arguments.to, patience).await?;
+        let (sender, connection) = open(arguments.to, None, patience).await?;
         // The connection ends when its sender is dropped; its errors reach the request.
         drop(tokio::spawn(connection));
         match (arguments.download_bytes, arguments.upload_bytes) {
@@ -120,12 +120,13 @@ pub(super) type RequestBody = UnsyncBoxBody<Bytes, Infallible>;
 /// Opens an HTTP connection: what requests are made with, and what must be polled meanwhile.
 pub(super) async fn open(
     to: SocketAddr,
+    from: Option<IpAddr>,
     timeout: Duration,
 ) -> Result<
     (SendRequest<RequestBody>, impl Future<Output = Result<(), hyper::Error>> + Send + 'static),
     Trouble,
 > {
-    let stream = connect(to, timeout).await.map_err(|error| Trouble::from(&error))?;
+    let stream = connect(to, from, timeout).await.map_err(|error| Trouble::from(&error))?;
     hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| trouble(&e))
 }
 

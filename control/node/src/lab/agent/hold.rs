@@ -4,7 +4,7 @@
 //! that is left makes one more request, and those that are answered are counted.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,8 +16,9 @@ use super::fetch::RequestBody;
 use super::report::{Held, Report, Trouble};
 use super::{Stop, fetch, stopped};
 
-/// Connections opened at the same time.
-const OPENING_MAX: usize = 128;
+/// Connections that are opened, or asked for the last time, at the same time: more would wait for the
+/// client and its servers, not for what is between them.
+const AT_ONCE_MAX: usize = 128;
 
 /// How long a connection may take to open.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,6 +26,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last request of every connection may take: retransmissions back off, so that a
 /// connection may need seconds after an outage to notice that it is over.
 const LAST_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Last requests that a second is enough for, on any machine.
+const LAST_EACH_SECOND: u32 = 1000;
 
 /// How often counts are said.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
@@ -35,6 +39,9 @@ pub struct Arguments {
     /// Address and port of an HTTP server
     #[arg(long)]
     to: SocketAddr,
+    /// Address to connect from, such as one of a prefix that is routed to the client's loopback
+    #[arg(long)]
+    from: Option<IpAddr>,
     /// Connections to hold
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=25_000))]
     connections: u32,
@@ -48,8 +55,10 @@ pub struct Arguments {
 
 struct Holder {
     to: SocketAddr,
+    from: Option<IpAddr>,
     interval: Duration,
-    opening: Semaphore,
+    /// Who may open a connection, or ask for the last time.
+    turn: Semaphore,
     held: Cell<Held>,
 }
 
@@ -64,8 +73,9 @@ impl Holder {
 pub(super) async fn run(arguments: &Arguments, stop: Stop) -> anyhow::Result<()> {
     let holder = Rc::new(Holder {
         to: arguments.to,
+        from: arguments.from,
         interval: Duration::from_millis(arguments.interval_ms),
-        opening: Semaphore::new(OPENING_MAX),
+        turn: Semaphore::new(AT_ONCE_MAX),
         held: Cell::new(Held { wanted: arguments.connections.into(), ..Held::default() }),
     });
     let tasks = LocalSet::new();
@@ -86,7 +96,8 @@ pub(super) async fn run(arguments: &Arguments, stop: Stop) -> anyhow::Result<()>
     };
     tasks.run_until(until_stopped).await;
     // Every connection that is left is asked for the last time, and its task ends.
-    let _ = tokio::time::timeout(LAST_TIMEOUT * 2, tasks).await;
+    let turns = arguments.connections / LAST_EACH_SECOND;
+    let _ = tokio::time::timeout(LAST_TIMEOUT * 2 + Duration::from_secs(turns.into()), tasks).await;
     Report::Held(holder.held.get()).say();
     Ok(())
 }
@@ -94,8 +105,8 @@ pub(super) async fn run(arguments: &Arguments, stop: Stop) -> anyhow::Result<()>
 async fn hold(holder: Rc<Holder>, active: bool, stop: Stop) {
     let opened = {
         // The semaphore is never closed.
-        let Ok(_permit) = holder.opening.acquire().await else { return };
-        fetch::open(holder.to, OPEN_TIMEOUT).await
+        let Ok(_turn) = holder.turn.acquire().await else { return };
+        fetch::open(holder.to, holder.from, OPEN_TIMEOUT).await
     };
     let Ok((mut sender, connection)) = opened else {
         return holder.count(|held| held.refused += 1);
@@ -106,6 +117,7 @@ async fn hold(holder: Rc<Holder>, active: bool, stop: Stop) {
     });
     let asking = async {
         ask_until_stopped(&holder, &mut sender, active, stop).await;
+        let Ok(_turn) = holder.turn.acquire().await else { return };
         let last = answered(&holder, &mut sender);
         if tokio::time::timeout(LAST_TIMEOUT, last).await.unwrap_or(false) {
             holder.count(|held| held.answered_last += 1);

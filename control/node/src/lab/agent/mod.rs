@@ -5,14 +5,15 @@
 //! namespace of the laboratory: what they send stays among namespaces made for it.
 //!
 //! Reading order: [`report`] (what is said), [`payload`] (bytes both ends can predict), [`serve`]
-//! and [`fetch`] (HTTP/1.1), [`udp`], [`probe`] and [`hold`] (connections over time), [`flood`].
+//! and [`fetch`] (HTTP/1.1), [`udp`], [`probe`], [`hold`] and [`hold_flows`] (connections over time), [`flood`].
 
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tokio::net::TcpSocket;
 use tokio::sync::watch;
 
 use super::registry::{NETNS_DIRECTORY, PREFIX};
@@ -20,6 +21,7 @@ use super::registry::{NETNS_DIRECTORY, PREFIX};
 pub mod fetch;
 pub mod flood;
 pub mod hold;
+pub mod hold_flows;
 pub mod payload;
 pub mod probe;
 pub mod report;
@@ -51,6 +53,8 @@ enum Kind {
     Probe(probe::Arguments),
     /// Hold many connections and count those that break
     Hold(hold::Arguments),
+    /// Hold many UDP flows and count those that are answered no more
+    HoldFlows(hold_flows::Arguments),
     /// Send TCP SYN segments that are never completed
     Flood(flood::Arguments),
 }
@@ -72,6 +76,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
             Kind::Udp(arguments) => udp::run(&arguments, stop).await,
             Kind::Probe(arguments) => probe::run(&arguments, stop).await,
             Kind::Hold(arguments) => hold::run(&arguments, stop).await,
+            Kind::HoldFlows(arguments) => hold_flows::run(arguments, stop).await,
             Kind::Flood(arguments) => flood::run(&arguments, stop).await,
         }
     })
@@ -127,9 +132,17 @@ async fn stopped(mut stop: Stop) {
     let _ = stop.wait_for(|asked| *asked).await;
 }
 
-/// A new TCP connection, within `timeout`.
-async fn connect(to: SocketAddr, timeout: Duration) -> std::io::Result<tokio::net::TcpStream> {
-    let connecting = tokio::net::TcpStream::connect(to);
+/// A new TCP connection, from any address of the client or one that it has, within `timeout`.
+async fn connect(
+    to: SocketAddr,
+    from: Option<IpAddr>,
+    timeout: Duration,
+) -> std::io::Result<tokio::net::TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if let Some(from) = from {
+        socket.bind((from, 0).into())?;
+    }
+    let connecting = socket.connect(to);
     match tokio::time::timeout(timeout, connecting).await {
         Ok(stream) => stream.inspect(|stream| drop(stream.set_nodelay(true))),
         Err(_) => Err(std::io::ErrorKind::TimedOut.into()),

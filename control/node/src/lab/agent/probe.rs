@@ -62,7 +62,7 @@ pub(super) async fn run(arguments: &Arguments, stop: Stop) -> anyhow::Result<()>
 async fn attempt(arguments: &Arguments) -> Result<(), Trouble> {
     let patience = Duration::from_millis(arguments.timeout_ms);
     let work = async {
-        let (sender, connection) = fetch::open(arguments.to, patience).await?;
+        let (sender, connection) = fetch::open(arguments.to, None, patience).await?;
         drop(tokio::spawn(connection));
         fetch::hello(sender, arguments.to).await.map(drop)
     };

@@ -43,6 +43,8 @@ pub enum Report {
     },
     /// State of the held connections; sent every second, and last.
     Held(Held),
+    /// State of the held UDP flows; sent every second, and last.
+    FlowsHeld(FlowsHeld),
     /// SYN segments sent; sent every 250 ms, and last.
     Flooded {
         /// Segments given to the kernel.
@@ -130,6 +132,21 @@ pub struct Held {
     /// Requests answered over them.
     pub requests: u64,
     /// Of the open ones, those whose last request was answered; 0 before the agent is stopped.
+    pub answered_last: u64,
+}
+
+/// Counts of held UDP flows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowsHeld {
+    /// Flows asked for.
+    pub wanted: u64,
+    /// Flows whose first datagram was echoed.
+    pub opened: u64,
+    /// Echoes, each of what was sent to its flow.
+    pub echoes: u64,
+    /// Anything else that arrived.
+    pub wrong: u64,
+    /// Flows whose last datagram was echoed; 0 before the agent is stopped.
     pub answered_last: u64,
 }
 
