@@ -1,6 +1,7 @@
 //! The worst burst of 32 inserts while a table grows to ten times what it was made for.
 //!
-//! New pages are the table's cost, so the kernel's time for them counts.
+//! New pages are the table's cost, so the kernel's time for them counts for whoever inserts; this
+//! project's table is supplied by a thread of its own, as in the node: see [`super::supply`].
 
 use std::time::Duration;
 

@@ -38,6 +38,7 @@ mod samples;
 mod setting;
 mod share;
 mod subject;
+mod supply;
 mod syn_flood;
 mod take_over;
 mod xskiff;

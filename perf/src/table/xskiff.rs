@@ -16,6 +16,7 @@ use flow_table::{
 
 use super::flow::{Flow, Tail, Tuple};
 use super::subject::{FlowTable, WORKERS};
+use super::supply::{self, Supply};
 
 /// Any key: what is measured does not depend on it.
 pub const HASH_KEY: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
@@ -63,6 +64,8 @@ pub struct Xskiff<const W: usize> {
     quiescence: Arc<Quiescence>,
     hasher: Hasher,
     two_keys: bool,
+    /// The last to go.
+    _supply: Option<Supply>,
 }
 
 impl<const W: usize> Xskiff<W> {
@@ -74,6 +77,11 @@ impl<const W: usize> Xskiff<W> {
         let (capacity, capacity_max) = (room.flows + SPARE, room.flows_max + SPARE);
         let shape = Shape { capacity, committed: capacity_max, capacity_max, owners: 1, details };
         let quiescence = Quiescence::new(WORKERS)?;
+        if capacity < capacity_max {
+            let (made, supply) = supply::table(shape, Arc::clone(&quiescence))?;
+            let this = Self::of(made, quiescence, two_keys)?;
+            return Ok(Self { _supply: Some(supply), ..this });
+        }
         // The heap, which is given back: tables of many sizes follow each other.
         let made = Table::new(Memory::Heap, shape, Arc::clone(&quiescence))?;
         Self::of(made, quiescence, two_keys)
@@ -90,7 +98,7 @@ impl<const W: usize> Xskiff<W> {
     ) -> Result<Self> {
         quiescence.go_online(0);
         let owner = owners.pop().context("a table has an owner")?;
-        Ok(Self { table, owner, quiescence, hasher: Hasher::new(HASH_KEY), two_keys })
+        Ok(Self { table, owner, quiescence, hasher: Hasher::new(HASH_KEY), two_keys, _supply: None })
     }
 
     /// Ends in order; whether the table can be gone on with as it is.
