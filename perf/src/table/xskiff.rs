@@ -98,7 +98,14 @@ impl<const W: usize> Xskiff<W> {
     ) -> Result<Self> {
         quiescence.go_online(0);
         let owner = owners.pop().context("a table has an owner")?;
-        Ok(Self { table, owner, quiescence, hasher: Hasher::new(HASH_KEY), two_keys, _supply: None })
+        Ok(Self {
+            table,
+            owner,
+            quiescence,
+            hasher: Hasher::new(HASH_KEY),
+            two_keys,
+            _supply: None,
+        })
     }
 
     /// Ends in order; whether the table can be gone on with as it is.

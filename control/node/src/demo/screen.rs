@@ -59,7 +59,6 @@ impl Screen {
         let coloured = match (self.live, row.outcome) {
             (false, _) => line,
             (true, Outcome::Ok) => line.green().to_string(),
-            (true, Outcome::Known) => line.yellow().to_string(),
             (true, Outcome::Differs) => line.red().to_string(),
         };
         self.write(Some(&coloured));
