@@ -45,8 +45,10 @@ impl Client {
     }
 
     pub fn wait_open(&self, patience: Duration) {
-        let all = |now: &Held| now.alive == self.held && now.requests >= self.held;
-        self.wait_for("open connections", patience, all);
+        let is_done =
+            |now: &Held| now.refused > 0 || now.alive == self.held && now.requests >= self.held;
+        let held = self.wait_for("open connections", patience, is_done);
+        assert_eq!(held.refused, 0, "{held:?}");
     }
 
     /// Waits until each of its active connections is answered again, on average.

@@ -99,8 +99,11 @@ fn refuse_foreign_network() -> anyhow::Result<()> {
 
 fn raise_open_files() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    // A refusal leaves the old limit, and connections beyond it are reported as failed.
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+    // Root may raise both limits. A refusal leaves the old one, and connections beyond it are
+    // reported as failed.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, hard.max(OPEN_FILES)).is_err()
+    {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(hard), hard);
     }
 }
