@@ -266,3 +266,57 @@ fn l4_ports_of_backends_in_the_nodes_own_network_are_known_by_protocol() {
     assert_eq!(of(&beside), expected, "clients of the local policy still go there");
     assert!(of("[{addresses: [10.0.0.2]}]").is_empty());
 }
+
+#[test]
+fn frontend_without_endpoints_of_its_family_is_served_by_those_of_the_other() {
+    let six = slice("six", "[{port: 8080}]", "[{addresses: [\"fd00::9\"]}]");
+    let four = slice("four", "[{port: 8080}]", "[{addresses: [10.0.0.9]}]");
+    let dual = "spec: {clusterIPs: [10.96.0.1, \"fd96::1\"], ports: [{port: 80}]}";
+    for (slices, of_four, of_six) in [
+        (six.clone(), (["[fd00::9]:8080"], true), (["[fd00::9]:8080"], false)),
+        (four.clone(), (["10.0.0.9:8080"], false), (["10.0.0.9:8080"], true)),
+        (six.clone() + &four, (["10.0.0.9:8080"], false), (["[fd00::9]:8080"], false)),
+    ] {
+        let compiled = compiled(&(service(dual) + &slices));
+        for (frontend, (backends, changes_family)) in [("10.96.0.1", of_four), ("fd96::1", of_six)]
+        {
+            let (service, _) = at(&compiled, frontend, 80).expect("it listens");
+            let ends = service.cluster.backends.iter();
+            let ends = ends.map(|end| std::net::SocketAddr::new(end.address, end.l4_port));
+            assert!(ends.map(|end| end.to_string()).eq(backends), "{frontend}");
+            assert_eq!(service.changes_family, changes_family, "{frontend}");
+        }
+        assert_eq!(compiled.services.change_family, of_four.1 || of_six.1);
+        let again = compile(&state(&(service(dual) + &slices)), &node(), &compiled);
+        assert!(Arc::ptr_eq(&again.services, &compiled.services));
+    }
+}
+
+/// A rollout of pods that are not ready yet sends nobody elsewhere.
+#[test]
+fn endpoints_of_the_own_family_keep_the_other_out_although_none_is_ready() {
+    let text = service(PLAIN)
+        + &slice(
+            "four",
+            "[{port: 8080}]",
+            "[{addresses: [10.0.0.9], conditions: {ready: false, serving: false}}]",
+        )
+        + &slice("six", "[{port: 8080}]", "[{addresses: [\"fd00::9\"]}]");
+    let (service, _) = at(&compiled(&text), "10.96.0.1", 80).expect("it listens");
+    assert!(service.cluster.backends.is_empty() && !service.changes_family);
+}
+
+/// Translated to the node's own address, a packet to it would come from it, which no kernel takes.
+#[test]
+fn node_itself_serves_no_clients_of_the_other_family_and_a_warning_says_so() {
+    let only = "[{addresses: [\"fd16::1\"], nodeName: one}]";
+    let more = "[{addresses: [\"fd16::1\"], nodeName: one}, {addresses: [\"fd00::9\"]}]";
+    for (endpoints, backends) in [(only, &[][..]), (more, &["fd00::9:8080"])] {
+        let text = service(PLAIN) + &slice("six", "[{port: 8080}]", endpoints);
+        let compiled = compiled(&text);
+        let (service, _) = at(&compiled, "10.96.0.1", 80).expect("it listens");
+        assert_eq!(shown(&service.cluster), backends);
+        let warnings: Vec<_> = compiled.warnings.iter().map(ToString::to_string).collect();
+        assert!(warnings.iter().any(|text| text.contains("this node itself")), "{warnings:?}");
+    }
+}

@@ -15,6 +15,7 @@ use crate::fragment::FragmentTable;
 use crate::icmp::{self, IcmpErrorKind};
 use crate::nat::ports::NatPorts;
 use crate::nat::{self, Mapping};
+use crate::nat64::Identification;
 use crate::packet::Packet;
 use crate::pipeline::Action;
 use crate::tables::Tables;
@@ -53,9 +54,14 @@ pub struct Context {
     pub(crate) fragments: FragmentTable,
     /// This worker's part of the L4 ports that sources are translated to.
     pub(crate) nat: NatPorts,
+    /// Whether flows that change family may be in the table: once there was a service that does it,
+    /// its connections go on.
+    pub(crate) may_change_family: bool,
     /// The generation that this process began with, which none before has had: tells what it has
     /// noted of flows from what those before did.
     pub(crate) run: u32,
+    /// Of IPv4 packets that this worker makes of IPv6 ones.
+    pub(crate) identification: Identification,
     answers: Budget,
 }
 
@@ -74,6 +80,8 @@ impl Context {
         Self {
             worker,
             workers,
+            may_change_family: tables.services.change_family,
+            identification: Identification::of_worker(worker, workers),
             run: tables.generation,
             tables,
             hasher,
@@ -94,6 +102,7 @@ impl Context {
             self.nat = NatPorts::new(share);
             self.nat.has_mappings = has_mappings;
         }
+        self.may_change_family |= tables.services.change_family;
         std::mem::replace(&mut self.tables, tables)
     }
 
@@ -196,7 +205,7 @@ impl Context {
     }
 
     /// The address this node speaks from toward `to`'s family.
-    fn own_address_toward(&self, to: IpAddr) -> Option<IpAddr> {
+    pub(crate) fn own_address_toward(&self, to: IpAddr) -> Option<IpAddr> {
         self.tables.source_nat.address_for(to)
     }
 }

@@ -172,9 +172,7 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
     }
 
     let translated = match chosen {
-        Some(backend) => key
-            .with_destination(backend.address, backend.l4_port)
-            .ok_or(refuse(DropReason::NoBackend, findings))?,
+        Some(backend) => key.with_destination(backend.address, backend.l4_port),
         None => key,
     };
     let hop = match tables.forwarding.resolve(translated.destination()) {
@@ -282,6 +280,13 @@ fn frontend(
     Ok(None)
 }
 
+/// Whether `key` addresses a service that is served by the other family.
+pub(crate) fn changes_family(tables: &Tables, key: &FlowKey) -> bool {
+    let services = &tables.services;
+    let service = || services.get(services.frontends.get(&frontend_of(key))?.0);
+    services.change_family && service().is_some_and(|service| service.changes_family)
+}
+
 fn frontend_of(key: &FlowKey) -> Frontend {
     Frontend {
         address: key.destination(),
@@ -343,7 +348,10 @@ fn source_nat(
     by_service: bool,
 ) -> Result<Option<IpAddr>, DropReason> {
     let destination = translated.destination();
+    let changes_family = translated.source().is_ipv4() != destination.is_ipv4();
     let needed = match (ingress.kind, egress.kind) {
+        // The client has no address there: the replies come to the node's.
+        _ if changes_family => true,
         (PortKind::Pod, PortKind::Uplink) => {
             tables.source_nat.non_masquerade.lookup(destination).is_none()
         }
@@ -488,8 +496,7 @@ pub fn rejudge(
     original: &FlowKey,
     backend: (IpAddr, u16),
 ) -> Result<Ways, DropReason> {
-    let translated =
-        original.with_destination(backend.0, backend.1).ok_or(DropReason::InvalidState)?;
+    let translated = original.with_destination(backend.0, backend.1);
     let (hop, to) = way_to(tables, backend.0)?;
     let (reverse_hop, from) = way_to(tables, original.source())?;
     let hop = hop.ok_or(DropReason::Unresolved)?;

@@ -109,6 +109,12 @@ drop_reasons! {
     TcpOutOfWindow = "tcp-out-of-window",
     /// The SCTP packet's verification tag is not its association's.
     SctpWrongTag = "sctp-wrong-tag",
+    /// The packet is to change family, and the other one has nothing like it: an ICMP message without
+    /// counterpart, an authentication header, a fragment with options behind its fragment header.
+    NoCounterpart = "no-counterpart",
+    /// The UDP datagram is to change family and has no checksum: as a fragment, where it cannot be
+    /// computed, or in IPv6, which forbids it.
+    UdpNoChecksum = "udp-no-checksum",
 }
 
 #[cfg(test)]

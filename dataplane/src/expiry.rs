@@ -121,7 +121,7 @@ fn note_levels(context: &mut Context, flushes: &Flushes) {
 fn ended<K: FlowFamily>(flow: &FlowView<'_, K>, charges: &Charges, now: Nanos) -> FlowEvent {
     let port = charges.port(flow.charge()).unwrap_or(FlowEvent::NO_PORT);
     let mut event = FlowEvent::new(now, EventKind::Closed, port);
-    event.key = Some(flow.tuple(FlowDirection::Original).generic());
+    event.key = Some(flow.tuple(FlowDirection::Original).generic().canonical());
     event.service = flow.origin().service;
     event
 }

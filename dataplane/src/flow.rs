@@ -38,6 +38,14 @@ impl FlowRoute {
     /// Stands for a next hop that is not resolved yet.
     pub const UNRESOLVED: NextHopId = NextHopId(u16::MAX);
 
+    /// What stands for `generation` in the route of a flow that changes family: never the generation
+    /// in force, so that nothing asks on the way of all others, where what is not decided under the
+    /// tables in force leaves it. Generations are counted from 0, and 2^31 of them never come.
+    #[must_use]
+    pub fn generation_between_families(generation: u32) -> u32 {
+        !generation
+    }
+
     fn pack(self) -> u64 {
         u64::from(self.generation) << 32
             | u64::from(self.hop.0) << 16
@@ -105,7 +113,7 @@ pub trait FlowFamily: Copy + Eq {
     fn ports_word(&self) -> u32;
     /// As a key of either family.
     fn generic(self) -> FlowKey;
-    /// Of a key of either family; `None` when it is of the other.
+    /// Of a key of either family; `None` for an IPv6 tuple where IPv4 is asked for.
     fn from_generic(key: &FlowKey) -> Option<Self>;
 }
 
@@ -201,8 +209,12 @@ impl FlowFamily for FlowKey6 {
         FlowKey::V6(self)
     }
 
+    /// An IPv4 tuple is one of a flow that changes family.
     fn from_generic(key: &FlowKey) -> Option<Self> {
-        if let FlowKey::V6(key) = key { Some(*key) } else { None }
+        Some(match key {
+            FlowKey::V4(key) => Self::mapped(key),
+            FlowKey::V6(key) => *key,
+        })
     }
 }
 
@@ -284,6 +296,12 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
             FlowDirection::Reply => ports,
         };
         K::read_tuple(self.words, direction, low_half(ports), self.life())
+    }
+
+    /// Whether its ends are of two families.
+    pub(crate) fn changes_family(&self) -> bool {
+        let of = |direction| self.tuple(direction).generic().source().is_ipv4();
+        of(FlowDirection::Original) != of(FlowDirection::Reply)
     }
 
     /// Protocol, deadline and what was seen.

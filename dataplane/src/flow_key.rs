@@ -21,6 +21,9 @@ pub struct FlowKey4 {
 }
 
 /// An IPv6 tuple; otherwise as [`FlowKey4`].
+///
+/// In the tuples of a flow that changes family ([`crate::nat64`]) IPv4 addresses stand in the form
+/// of RFC 4291, 2.5.5.2, which no packet carries as far as the flow table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey6 {
     /// Source address.
@@ -124,6 +127,18 @@ impl fmt::Debug for FlowKey4 {
 }
 
 impl FlowKey6 {
+    /// An IPv4 tuple in IPv4-mapped addresses.
+    #[must_use]
+    pub fn mapped(key: &FlowKey4) -> Self {
+        Self {
+            source: MAPPED | u128::from(key.source()),
+            destination: MAPPED | u128::from(key.destination()),
+            source_port: key.source_port(),
+            destination_port: key.destination_port(),
+            protocol: key.protocol,
+        }
+    }
+
     /// The tuple of the opposite direction.
     #[inline(always)]
     #[must_use]
@@ -148,6 +163,16 @@ impl FlowKey6 {
         let (c, d) = halves(high.0);
         let ports = u64::from(low.1) << 16 | u64::from(high.1);
         [a, b, c, d, ports ^ u64::from(self.protocol.0) << 56]
+    }
+}
+
+/// The prefix of IPv4-mapped addresses, ::ffff:0:0/96.
+const MAPPED: u128 = 0xffff << 32;
+
+fn bits_of(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => MAPPED | u128::from(v4.to_bits()),
+        IpAddr::V6(v6) => v6.to_bits(),
     }
 }
 
@@ -207,21 +232,42 @@ impl FlowKey {
         }
     }
 
-    /// Source address.
+    /// The same whose end points may be of two families: then it is an IPv6 tuple in which the IPv4
+    /// address is mapped, as of a packet on its way through a translation.
+    fn across(protocol: Protocol, source: (IpAddr, u16), destination: (IpAddr, u16)) -> Self {
+        Self::new(protocol, source, destination).unwrap_or_else(|| {
+            Self::V6(FlowKey6 {
+                source: bits_of(source.0),
+                destination: bits_of(destination.0),
+                source_port: source.1,
+                destination_port: destination.1,
+                protocol,
+            })
+        })
+    }
+
+    /// An IPv6 tuple of mapped addresses alone as the IPv4 tuple that packets carry.
+    #[must_use]
+    pub fn canonical(self) -> Self {
+        let source = (self.source(), self.source_port());
+        Self::across(self.protocol(), source, (self.destination(), self.destination_port()))
+    }
+
+    /// Source address; a mapped one is the IPv4 address that it stands for.
     #[must_use]
     pub fn source(&self) -> IpAddr {
         match self {
             Self::V4(key) => Ipv4Addr::from_bits(key.source()).into(),
-            Self::V6(key) => Ipv6Addr::from_bits(key.source).into(),
+            Self::V6(key) => Ipv6Addr::from_bits(key.source).to_canonical(),
         }
     }
 
-    /// Destination address.
+    /// Destination address, likewise.
     #[must_use]
     pub fn destination(&self) -> IpAddr {
         match self {
             Self::V4(key) => Ipv4Addr::from_bits(key.destination()).into(),
-            Self::V6(key) => Ipv6Addr::from_bits(key.destination).into(),
+            Self::V6(key) => Ipv6Addr::from_bits(key.destination).to_canonical(),
         }
     }
 
@@ -273,25 +319,24 @@ impl FlowKey {
         }
     }
 
-    /// The same toward another end point; `None` when the families differ. An ICMP query keeps
-    /// its identifier.
+    /// The same toward another end point, of either family. An ICMP query keeps its identifier.
     #[must_use]
-    pub fn with_destination(self, address: IpAddr, l4_port: u16) -> Option<Self> {
+    pub fn with_destination(self, address: IpAddr, l4_port: u16) -> Self {
         let l4_port = if self.is_icmp() { self.destination_port() } else { l4_port };
-        Self::new(self.protocol(), (self.source(), self.source_port()), (address, l4_port))
+        Self::across(self.protocol(), (self.source(), self.source_port()), (address, l4_port))
     }
 
-    /// The same from another end point; `None` when the families differ. An ICMP query takes
-    /// `l4_port` as its identifier; protocols without ports ignore it, and so does SCTP, whose
-    /// checksum (a CRC over its ports) is not computed here.
+    /// The same from another end point, of either family. An ICMP query takes `l4_port` as its
+    /// identifier; protocols without ports ignore it, and so does SCTP, whose checksum (a CRC over
+    /// its ports) is not computed here.
     #[must_use]
-    pub fn with_source(self, address: IpAddr, l4_port: u16) -> Option<Self> {
+    pub fn with_source(self, address: IpAddr, l4_port: u16) -> Self {
         let (source, destination) = match self.protocol() {
             Protocol::ICMP | Protocol::ICMPV6 => (l4_port, l4_port),
             Protocol::TCP | Protocol::UDP => (l4_port, self.destination_port()),
             _ => (self.source_port(), self.destination_port()),
         };
-        Self::new(self.protocol(), (address, source), (self.destination(), destination))
+        Self::across(self.protocol(), (address, source), (self.destination(), destination))
     }
 
     fn is_icmp(&self) -> bool {
@@ -386,7 +431,23 @@ mod tests {
             (Ipv4Addr::new(192, 0, 2, 1).into(), 7),
         )
         .expect("one family");
-        let out = ping.with_source(Ipv4Addr::new(10, 0, 0, 1).into(), 61_000).expect("one family");
+        let out = ping.with_source(Ipv4Addr::new(10, 0, 0, 1).into(), 61_000);
         assert_eq!((out.source_port(), out.destination_port()), (61_000, 61_000));
+    }
+
+    #[test]
+    fn tuple_that_changes_family_shows_its_ipv4_end_as_ipv4() {
+        let client = key("10.0.0.1:1234", "10.0.0.2:80");
+        let backend = "fd00::9".parse().expect("an address");
+        let translated = client.with_destination(backend, 8080);
+        assert_eq!(translated.to_string(), "tcp 10.0.0.1:1234 -> [fd00::9]:8080");
+        assert_eq!(translated.source(), client.source());
+        let node = "fd00::1".parse().expect("an address");
+        let outgoing = translated.with_source(node, 61_000);
+        assert_eq!(outgoing, key("[fd00::1]:61000", "[fd00::9]:8080"));
+        let FlowKey::V4(own) = client else { unreachable!("two IPv4 addresses") };
+        let mapped = FlowKey::V6(FlowKey6::mapped(&own));
+        assert_eq!((mapped.to_string(), mapped.canonical()), (client.to_string(), client));
+        assert_eq!(outgoing.canonical(), outgoing);
     }
 }

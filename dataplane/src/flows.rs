@@ -403,8 +403,8 @@ fn show<K: FlowFamily>(
     let is_shown = !view.life().is_denied() && !endpoint::is_mapping(&original);
     if is_shown && !view.life().expired(now) {
         visit(FlowRecord {
-            original,
-            reply: view.tuple(FlowDirection::Reply).generic(),
+            original: original.canonical(),
+            reply: view.tuple(FlowDirection::Reply).generic().canonical(),
             life: view.life(),
             origin: view.origin(),
             packets: view.packets(),

@@ -9,9 +9,9 @@ use crate::wire::checksum::{Sum, pseudo_header};
 use crate::wire::{self, ETHERNET_LEN, ICMP_LEN, IPV4_LEN, IPV6_LEN};
 
 /// The longest IPv4 error: what every host accepts (RFC 1812, 4.3.2.3), in bytes.
-const IPV4_ERROR_MAX: usize = 576;
+pub(crate) const IPV4_ERROR_MAX: usize = 576;
 /// The longest IPv6 error: the minimum MTU (RFC 4443, 2.4 c), in bytes.
-const IPV6_ERROR_MAX: usize = 1280;
+pub(crate) const IPV6_ERROR_MAX: usize = 1280;
 /// The longest frame that [`build_error`] writes, in bytes.
 pub const ERROR_FRAME_MAX: usize = ETHERNET_LEN + IPV6_ERROR_MAX;
 /// TTL and hop limit of what this node sends (IANA "IP Parameters").

@@ -13,6 +13,7 @@ use crate::flow::{FlowRoute, FlowView, Origin};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::flows::{Flows, Found, Located, TableKey};
 use crate::forwarding::{NextHop, NextHopId, Resolved};
+use crate::nat64;
 use crate::packet::{Packet, PacketKind};
 use crate::pipeline::Action;
 use crate::port::{PortId, PortKind};
@@ -37,7 +38,7 @@ pub(crate) fn serves<K: TableKey<W>, const W: usize>(
 }
 
 #[inline(always)]
-fn view<'a, K: TableKey<W>, const W: usize>(
+pub(crate) fn view<'a, K: TableKey<W>, const W: usize>(
     flows: &'a Flows<W>,
     found: Found,
 ) -> Option<FlowView<'a, K>> {
@@ -166,11 +167,39 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
     let hop = match way(context, now, received.port, &view, found.direction)? {
         Way::Hop(hop) => hop,
         Way::Hold(request) => return Ok(context.hold(request)),
+        Way::BetweenFamilies(hop) => {
+            return nat64::forward::<K, B, W>(context, flows, now, received, packet, (found, &hop));
+        }
     };
     let Some(destination) = hop.destination else {
         return Ok(context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour }));
     };
     may_leave(packet, &hop)?;
+    note::<K, B, W>(context, flows, now, received, packet, found)?;
+    let change = Rewrite {
+        tuple: target,
+        source_mac: hop.source,
+        destination_mac: destination,
+        decrement_ttl: !hop.to_host,
+    };
+    rewrite::apply(&change, packet, received.buffer.bytes_mut())?;
+    Ok(Action::Transmit(hop.port))
+}
+
+/// Advances the flow of a packet that goes on, and learns what it tells.
+///
+/// # Errors
+/// Its flow's details are against it.
+#[inline(always)]
+pub(crate) fn note<K: TableKey<W>, B: Buffer, const W: usize>(
+    context: &Context,
+    flows: &Flows<W>,
+    now: Nanos,
+    received: &Received<B>,
+    packet: &Packet,
+    found: Found,
+) -> Result<(), DropReason> {
+    let view = view::<K, W>(flows, found).ok_or(DropReason::NoFlow)?;
     let effect = match flows.table.details(found.handle) {
         Some(words) => {
             let asked = Asked {
@@ -189,20 +218,15 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
         }
         Effect::PassesOnly => view.count(found.direction),
     }
-    let change = Rewrite {
-        tuple: target,
-        source_mac: hop.source,
-        destination_mac: destination,
-        decrement_ttl: !hop.to_host,
-    };
-    rewrite::apply(&change, packet, received.buffer.bytes_mut())?;
-    Ok(Action::Transmit(hop.port))
+    Ok(())
 }
 
 /// Where a packet of a known flow goes.
 pub(crate) enum Way {
     /// There.
     Hop(NextHop),
+    /// There, as a packet of the other family.
+    BetweenFamilies(NextHop),
     /// It waits for a neighbour.
     Hold(NeighbourRequest),
 }
@@ -217,16 +241,54 @@ pub(crate) fn way<K: crate::flow::FlowFamily>(
     view: &FlowView<'_, K>,
     direction: FlowDirection,
 ) -> Result<Way, Stop> {
-    let mut route = view.route();
+    let route = view.route();
     if route.generation != context.tables.generation {
-        route = rejudge(context, now, ingress, view)?;
+        return unlike_way(context, now, ingress, view, direction);
     }
-    check_ingress(&context.tables, ingress, route.hop_of(direction.reversed()))?;
+    way_by(&context.tables, ingress, view, direction, route)
+}
+
+/// The same by a route that holds.
+#[inline(always)]
+fn way_by<K: crate::flow::FlowFamily>(
+    tables: &Tables,
+    ingress: PortId,
+    view: &FlowView<'_, K>,
+    direction: FlowDirection,
+    route: FlowRoute,
+) -> Result<Way, Stop> {
+    check_ingress(tables, ingress, route.hop_of(direction.reversed()))?;
     let id = route.hop_of(direction);
     if id == FlowRoute::UNRESOLVED {
-        return resolve_late(&context.tables, view, direction, route);
+        return resolve_late(tables, view, direction, route);
     }
-    Ok(Way::Hop(*context.tables.forwarding.next_hop(id).ok_or(DropReason::PortGone)?))
+    Ok(Way::Hop(*tables.forwarding.next_hop(id).ok_or(DropReason::PortGone)?))
+}
+
+/// The way of a flow that was decided under other tables, or changes family.
+#[cold]
+fn unlike_way<K: crate::flow::FlowFamily>(
+    context: &mut Context,
+    now: Nanos,
+    ingress: PortId,
+    view: &FlowView<'_, K>,
+    direction: FlowDirection,
+) -> Result<Way, Stop> {
+    let (mut route, changes_family) = (view.route(), view.changes_family());
+    let generation = generation_for(context, changes_family);
+    if route.generation != generation {
+        route = rejudge(context, now, ingress, view, generation)?;
+    }
+    match way_by(&context.tables, ingress, view, direction, route)? {
+        Way::Hop(hop) if changes_family => Ok(Way::BetweenFamilies(hop)),
+        way => Ok(way),
+    }
+}
+
+/// What the route of a flow says that was decided under the tables in force.
+pub(crate) fn generation_for(context: &Context, changes_family: bool) -> u32 {
+    let generation = context.tables.generation;
+    if changes_family { FlowRoute::generation_between_families(generation) } else { generation }
 }
 
 /// A pod's packets come by its own port, and nobody else's do; the node's own never come from
@@ -268,6 +330,7 @@ fn rejudge<K: crate::flow::FlowFamily>(
     now: Nanos,
     ingress: PortId,
     view: &FlowView<'_, K>,
+    generation: u32,
 ) -> Result<FlowRoute, Stop> {
     context.counters.flows_rejudged.add(1);
     let original = view.tuple(FlowDirection::Original).generic();
@@ -276,7 +339,7 @@ fn rejudge<K: crate::flow::FlowFamily>(
     match decision::rejudge(&context.tables, &original, backend) {
         Ok(ways) => {
             let route = FlowRoute {
-                generation: context.tables.generation,
+                generation,
                 hop: ways.hop,
                 reverse_hop: ways.reverse_hop.unwrap_or(FlowRoute::UNRESOLVED),
             };
@@ -289,7 +352,7 @@ fn rejudge<K: crate::flow::FlowFamily>(
             if by_policy && !view.life().is_denied() {
                 view.deny();
                 let mut event = FlowEvent::new(now, EventKind::Closed, ingress);
-                event.key = Some(original);
+                event.key = Some(original.canonical());
                 event.service = view.origin().service;
                 context.reporter.event(event, &context.counters);
             }

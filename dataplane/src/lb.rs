@@ -83,6 +83,9 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// `loadBalancerSourceRanges`; empty admits everybody. For load balancer frontends.
     pub source_ranges: Box<[Prefix]>,
+    /// Whether its backends, which are all of one family, are of another than its frontends: then
+    /// connections are translated ([`crate::nat64`]).
+    pub changes_family: bool,
 }
 
 /// How a packet came to the service, which decides policy and source ranges.
@@ -114,6 +117,8 @@ pub struct ServiceTable {
     pub host_backends: hashbrown::HashSet<(Protocol, u16)>,
     /// By [`ServiceId`].
     pub services: Vec<Arc<Service>>,
+    /// Whether any of them changes the family of its connections.
+    pub change_family: bool,
 }
 
 impl ServiceTable {

@@ -38,6 +38,7 @@ pub mod lpm;
 pub mod mailbox;
 pub mod memory;
 pub mod nat;
+pub mod nat64;
 mod opening;
 pub mod packet;
 pub mod pipeline;

@@ -170,12 +170,14 @@ fn admit<K: TableKey<W>, const W: usize>(
             unseen.advanced(FlowDirection::Reply, seen, now, timeouts).unwrap_or(unseen)
         }
     };
+    let changes_family =
+        admission.original.source().is_ipv4() != reply.generic().source().is_ipv4();
     let mut flow = NewFlow {
         original,
         reply,
         life,
         route: FlowRoute {
-            generation: context.tables.generation,
+            generation: known::generation_for(context, changes_family),
             hop: admission.hop,
             reverse_hop: admission.reverse_hop.unwrap_or(FlowRoute::UNRESOLVED),
         },

@@ -323,7 +323,6 @@ fn parse_ipv6(bytes: &[u8], len: usize) -> Result<Packet, DropReason> {
 /// serves both families would take it for an IPv4 peer that no policy has seen.
 #[inline(always)]
 fn check_ipv6_addresses(source: u128, destination: u128) -> Result<(), DropReason> {
-    let is_mapped = |address: u128| address >> 32 == 0xffff;
     if source <= 1
         || destination <= 1
         || source >> 120 == 0xff
@@ -333,6 +332,12 @@ fn check_ipv6_addresses(source: u128, destination: u128) -> Result<(), DropReaso
         return Err(DropReason::Malformed);
     }
     Ok(())
+}
+
+/// Whether it is an IPv4-mapped address.
+#[inline(always)]
+fn is_mapped(address: u128) -> bool {
+    address >> 32 == 0xffff
 }
 
 #[inline(always)]
@@ -570,6 +575,11 @@ fn quoted_ipv6(bytes: &[u8], at: usize) -> Result<(Addresses, (Protocol, usize))
     if inner.fragment.is_some_and(|fragment| !fragment.is_first()) {
         return Err(DropReason::IcmpUnrelated);
     }
-    let addresses = Addresses::V6(wire::u128_at(header, 8), wire::u128_at(header, 24));
+    let (source, destination) = (wire::u128_at(header, 8), wire::u128_at(header, 24));
+    // No packet bears such an address; a flow that changes family has it in its tuples.
+    if is_mapped(source) || is_mapped(destination) {
+        return Err(DropReason::Malformed);
+    }
+    let addresses = Addresses::V6(source, destination);
     Ok((addresses, (inner.protocol, inner.offset)))
 }

@@ -30,7 +30,7 @@ use crate::rewrite::finish_checksum;
 use crate::tables::Tables;
 use crate::time::Nanos;
 use crate::worker::{BURST, Received};
-use crate::{claims, expiry, known, opening, related};
+use crate::{claims, expiry, known, nat64, opening, related};
 
 /// What becomes of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,8 @@ struct Other {
     place: usize,
     /// Its flow, if it has one.
     found: Option<Found>,
+    /// Whether it is an IPv4 packet whose flow lies, or will, in the IPv6 table.
+    changes_family: bool,
 }
 
 /// Stands where an action is yet to be decided.
@@ -89,6 +91,7 @@ impl Pipeline {
             Context::new(worker, workers, tables, flows.hasher.clone(), counters, reports);
         // A table that was taken over may hold mappings, whatever is configured now.
         context.nat.has_mappings |= flows.v4.owner.known() + flows.v6.owner.known() > 0;
+        context.may_change_family |= flows.v6.table.statistics().used > 0;
         flows.quiescence.go_online(worker);
         Self { context, flows, flushes: Flushes::new() }
     }
@@ -105,9 +108,9 @@ impl Pipeline {
     ) {
         let mut parsed = ArrayVec::<Parsed, BURST>::new();
         let located = self.parse_and_locate(burst, &mut parsed);
-        let others = self.forward_straight(now, burst, (&parsed, &located), actions);
+        let mut others = self.forward_straight(now, burst, (&parsed, &located), actions);
         if !others.is_empty() {
-            self.decide_others(now, burst, (&parsed, &located), &others, actions);
+            self.decide_others(now, burst, (&parsed, &located), &mut others, actions);
         }
     }
 
@@ -193,7 +196,7 @@ impl Pipeline {
                 Some(port) => actions.push(Action::Transmit(port)),
                 None => {
                     actions.push(UNDECIDED);
-                    others.push(Other { place, found });
+                    others.push(Other { place, found, changes_family: false });
                 }
             }
         }
@@ -225,11 +228,14 @@ impl Pipeline {
         now: Nanos,
         burst: &mut [Received<B>],
         (parsed, located): (&[Parsed], &[Located; BURST]),
-        others: &[Other],
+        others: &mut [Other],
         actions: &mut ArrayVec<Action, BURST>,
     ) {
+        if self.context.may_change_family {
+            self.find_between_families(now, parsed, others);
+        }
         let mut anticipated = Anticipated::default();
-        for Other { place, .. } in others {
+        for Other { place, .. } in others.iter().filter(|other| !other.changes_family) {
             if let (Ok(packet), Some(hash)) = (&parsed[*place], located[*place].missed()) {
                 let begins = (packet, hash);
                 let port = burst[*place].port;
@@ -237,10 +243,21 @@ impl Pipeline {
             }
         }
         anticipated.fetch(&self.flows);
-        for Other { place, found } in others {
-            let early = anticipated.take(*place);
-            let (received, parsed) = (&mut burst[*place], &parsed[*place]);
-            actions[*place] = self.decide(now, received, parsed, *found, early);
+        for other in others.iter() {
+            let early = anticipated.take(other.place);
+            let (received, parsed) = (&mut burst[other.place], &parsed[other.place]);
+            actions[other.place] = self.decide(now, received, parsed, other, early);
+        }
+    }
+
+    /// Looks in the IPv6 table for IPv4 packets that the IPv4 table knows no living flow of.
+    #[cold]
+    fn find_between_families(&self, now: Nanos, parsed: &[Parsed], others: &mut [Other]) {
+        for other in others {
+            let Ok(packet) = &parsed[other.place] else { continue };
+            if let Some(found) = nat64::find(&self.context, &self.flows, now, packet, other.found) {
+                *other = Other { found, changes_family: true, ..*other };
+            }
         }
     }
 
@@ -250,11 +267,11 @@ impl Pipeline {
         now: Nanos,
         received: &mut Received<B>,
         parsed: &Parsed,
-        found: Option<Found>,
+        other: &Other,
         early: Option<&Early>,
     ) -> Action {
         let outcome = match parsed {
-            Ok(packet) => self.decide_packet(now, received, packet, found, early),
+            Ok(packet) => self.decide_packet(now, received, packet, other, early),
             Err(DropReason::NotIp) => Err(claims::refuse_arp(&mut self.context, now, received)),
             Err(reason) => Err(Stop::from(*reason)),
         };
@@ -269,7 +286,7 @@ impl Pipeline {
         now: Nanos,
         received: &mut Received<B>,
         packet: &Packet,
-        found: Option<Found>,
+        &Other { found, changes_family, .. }: &Other,
         early: Option<&Early>,
     ) -> Result<Action, Stop> {
         let Self { context, flows, .. } = self;
@@ -285,6 +302,10 @@ impl Pipeline {
                     return Ok(Action::Handoff(owner));
                 }
                 let action = match packet.flow_key() {
+                    FlowKey::V4(key) if changes_family => {
+                        let key = FlowKey6::mapped(&key);
+                        one(context, &mut flows.v6, now, received, packet, key, (found, None))
+                    }
                     FlowKey::V4(key) => {
                         one(context, &mut flows.v4, now, received, packet, key, (found, early))
                     }

@@ -7,11 +7,12 @@ use crate::context::{Context, Stop};
 use crate::decision::check_source;
 use crate::event::NeighbourRequest;
 use crate::flow::FlowView;
-use crate::flow_key::FlowKey;
+use crate::flow_key::{FlowKey, FlowKey6};
 use crate::flows::{Flows, Found, TableKey, WorkerFlows};
 use crate::fragment::FragmentKey;
 use crate::known::{self, Way};
 use crate::nat::{Mapping, endpoint};
+use crate::nat64;
 use crate::packet::{Packet, PacketKind, quoted};
 use crate::pipeline::Action;
 use crate::port::PortKind;
@@ -107,7 +108,13 @@ pub(crate) fn later_fragment<B: Buffer>(
         return Ok(Action::AwaitFirst);
     };
     let outcome = match addresses.with_l4_ports(source, destination) {
-        FlowKey::V4(key) => follow(context, &flows.v4, now, received, packet, key),
+        FlowKey::V4(key) => match follow(context, &flows.v4, now, received, packet, key) {
+            Err(Stop { reason: DropReason::FragmentUnknown, .. }) if context.may_change_family => {
+                let key = FlowKey6::mapped(&key);
+                follow(context, &flows.v6, now, received, packet, key)
+            }
+            outcome => outcome,
+        },
         FlowKey::V6(key) => follow(context, &flows.v6, now, received, packet, key),
     };
     match outcome {
@@ -149,7 +156,18 @@ pub(crate) fn icmp_error<B: Buffer>(
     check_source(&context.tables, port, packet.flow_key().source())?;
     let quote = quoted(packet, received.buffer.bytes());
     let outcome = quote.map_err(Stop::from).and_then(|quote| match quote.key {
-        FlowKey::V4(inner) => relate(context, &flows.v4, now, received, packet, inner.reversed()),
+        FlowKey::V4(inner) => {
+            let toward = inner.reversed();
+            match relate(context, &flows.v4, now, received, packet, toward) {
+                Err(Stop { reason: DropReason::IcmpUnrelated, .. })
+                    if context.may_change_family =>
+                {
+                    let toward = FlowKey6::mapped(&toward);
+                    relate(context, &flows.v6, now, received, packet, toward)
+                }
+                outcome => outcome,
+            }
+        }
         FlowKey::V6(inner) => relate(context, &flows.v6, now, received, packet, inner.reversed()),
     });
     match outcome {
@@ -187,6 +205,14 @@ fn relate<K: TableKey<W>, B: Buffer, const W: usize>(
     let hop = match known::way(context, now, received.port, &view, direction)? {
         Way::Hop(hop) => hop,
         Way::Hold(request) => return Ok(context.hold(request)),
+        Way::BetweenFamilies(hop) => {
+            let sent = view.tuple(direction.reversed()).generic().canonical();
+            // The link that the quoted packet left by, or was to leave by.
+            let left_by = view.route().hop_of(direction.reversed());
+            let left_by = context.tables.forwarding.next_hop(left_by).map(|hop| hop.mtu);
+            let ways = nat64::ErrorWays { back: &hop, left_by };
+            return nat64::forward_error(context, received, packet, &sent, &ways);
+        }
     };
     let Some(destination) = hop.destination else {
         return Ok(context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour }));

@@ -104,9 +104,9 @@ fn set_plain(frame: &mut [u8; PLAIN_LEN], change: &Rewrite, old: &FlowKey4, new:
 
 /// (Source, destination) L4 ports before and after.
 #[derive(Clone, Copy)]
-struct Ports {
-    old: (u16, u16),
-    new: (u16, u16),
+pub(crate) struct Ports {
+    pub(crate) old: (u16, u16),
+    pub(crate) new: (u16, u16),
 }
 
 /// Writes addresses and TTL into the IPv4 header at `at`; answers what the addresses changed.
@@ -169,7 +169,7 @@ fn set_l4(
 
 /// The same for any L4 header, of which a quoted packet may have lost its end.
 #[inline(always)]
-fn set_l4_header(l4: &mut [u8], protocol: Protocol, ports: Ports, addresses: Delta) {
+pub(crate) fn set_l4_header(l4: &mut [u8], protocol: Protocol, ports: Ports, addresses: Delta) {
     let with_ports = addresses.word(ports.old.0, ports.new.0).word(ports.old.1, ports.new.1);
     match protocol {
         Protocol::TCP => {
@@ -299,7 +299,12 @@ fn set_quoted_l4(
 }
 
 /// The sum over an ICMP message, its checksum field included.
-fn icmp_sum(bytes: &[u8], packet: &Packet, end: usize, is_v6: bool) -> Result<Sum, DropReason> {
+pub(crate) fn icmp_sum(
+    bytes: &[u8],
+    packet: &Packet,
+    end: usize,
+    is_v6: bool,
+) -> Result<Sum, DropReason> {
     let message = bytes.get(packet.l4_offset..end).ok_or(DropReason::Truncated)?;
     Ok(if is_v6 {
         let addresses =
@@ -311,7 +316,7 @@ fn icmp_sum(bytes: &[u8], packet: &Packet, end: usize, is_v6: bool) -> Result<Su
     })
 }
 
-fn write_icmp_checksum(
+pub(crate) fn write_icmp_checksum(
     bytes: &mut [u8],
     packet: &Packet,
     end: usize,
@@ -355,7 +360,7 @@ pub fn finish_checksum<B: Buffer>(packet: &Packet, buffer: &mut B) {
 
 /// The sum over bytes `from..to` of the packet, across chunks; a chunk that begins at an odd
 /// distance from `from` counts with its bytes swapped (RFC 1071, 2 B).
-fn sum_range<B: Buffer>(buffer: &B, from: usize, to: usize) -> Sum {
+pub(crate) fn sum_range<B: Buffer>(buffer: &B, from: usize, to: usize) -> Sum {
     let mut sum = Sum::default();
     let mut position = 0;
     buffer.for_each_chunk(&mut |chunk| {

@@ -271,6 +271,7 @@ fn services(protocol: Protocol) -> ServiceTable {
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Box::default(),
+            changes_family: false,
         }));
         let at = Frontend { address: frontend(id).into(), protocol, l4_port: SERVICE_PORT };
         table.frontends.insert(at, (ServiceId(id), FrontendKind::LoadBalancer));

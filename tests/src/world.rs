@@ -171,8 +171,8 @@ impl World {
         self
     }
 
-    /// A service on `frontend`:`l4_port` (TCP and UDP) with these backends. A node port needs no
-    /// frontend: it is on the node's address of the backends' family.
+    /// A service on `frontend`:`l4_port` (TCP and UDP) with these backends. A node port without
+    /// frontend is on the node's address of the backends' family.
     #[must_use]
     pub fn with_service(
         mut self,
@@ -196,6 +196,13 @@ impl World {
             self.services.host_backends.extend(l4_ports);
         }
         let backends_family = backends.first().map_or(address("0.0.0.0"), |one| one.address);
+        let frontend = match frontend {
+            "" => node_address(backends_family),
+            frontend => address(frontend),
+        };
+        let changes_family =
+            !backends.is_empty() && frontend.is_ipv4() != backends_family.is_ipv4();
+        self.services.change_family |= changes_family;
         let local: Box<[Backend]> = backends.iter().copied().filter(|one| one.local).collect();
         let id = ServiceId(u32::try_from(self.services.services.len()).unwrap_or(u32::MAX));
         self.services.services.push(Arc::new(Service {
@@ -205,16 +212,16 @@ impl World {
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Box::default(),
+            changes_family,
         }));
         for protocol in [Protocol::TCP, Protocol::UDP] {
             if kind == FrontendKind::NodePort {
                 self.services.node_ports.insert((protocol, l4_port), id);
-                let own = node_address(backends_family);
-                let at = Frontend { address: own, protocol, l4_port };
+                let at = Frontend { address: frontend, protocol, l4_port };
                 self.services.frontends.insert(at, (id, kind));
                 continue;
             }
-            let at = Frontend { address: address(frontend), protocol, l4_port };
+            let at = Frontend { address: frontend, protocol, l4_port };
             self.services.frontends.insert(at, (id, kind));
             self.services.addresses.insert(at.address, ());
         }
@@ -283,6 +290,24 @@ impl World {
     #[must_use]
     pub fn with_snat_ports(mut self, l4_ports: std::ops::RangeInclusive<u16>) -> Self {
         self.source_nat.l4_ports = l4_ports;
+        self
+    }
+
+    /// Nothing to translate sources to in `like`'s family.
+    #[must_use]
+    pub fn without_masquerade(mut self, like: IpAddr) -> Self {
+        match like {
+            IpAddr::V4(_) => self.source_nat.v4 = None,
+            IpAddr::V6(_) => self.source_nat.v6 = None,
+        }
+        self
+    }
+
+    /// What the next hops on the uplink take, in bytes.
+    #[must_use]
+    pub fn with_uplink_mtu(mut self, mtu: u16) -> Self {
+        let hops = self.forwarding.next_hops.iter_mut();
+        hops.filter(|hop| hop.port == UPLINK).for_each(|hop| hop.mtu = mtu);
         self
     }
 

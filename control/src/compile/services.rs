@@ -2,8 +2,9 @@
 //!
 //! Readiness is kube-proxy's: an endpoint that does not say is ready; terminating ones are used
 //! while they still serve and no ready one is left, which is decided for all backends and for the
-//! node's own separately. A service of two families is two entries, since a flow's family never
-//! changes here.
+//! node's own separately. A service of two families is two entries, each with the endpoints of its
+//! own family, or those of the other where its slices name none: then connections are translated
+//! ([`dataplane::nat64`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -69,7 +70,7 @@ pub(super) fn compile(
                     ipv4,
                 };
                 listeners.add(&key, frontends, node, warnings);
-                let endpoints = Endpoints::gather(slices, port, ipv4, node);
+                let endpoints = Endpoints::serving(service, slices, port, ipv4, node, warnings);
                 drafts.insert(key, draft(service, port, &endpoints, &mut sets, warnings));
             }
         }
@@ -180,9 +181,40 @@ impl Listeners {
 /// The endpoints of one service port in one family, by what they are.
 struct Endpoints {
     all: BTreeMap<(IpAddr, u16), (Endpoint, bool)>,
+    /// Whether they are of another family than the frontends.
+    changes_family: bool,
 }
 
 impl Endpoints {
+    /// Those of the family, ready or not, or else those of the other one. The node itself cannot be
+    /// among these: what is sent to it would come from its own address.
+    fn serving(
+        service: &model::Service,
+        slices: &[&EndpointSlice],
+        port: &ServicePort,
+        ipv4: bool,
+        node: &NodeView,
+        warnings: &mut BTreeSet<Warning>,
+    ) -> Self {
+        let own = Self::gather(slices, port, ipv4, node);
+        if !own.all.is_empty() {
+            return own;
+        }
+        let mut other = Self::gather(slices, port, !ipv4, node);
+        let found = other.all.len();
+        other.all.retain(|(address, _), _| !node.addresses.contains(address));
+        if other.all.len() < found {
+            let (family, of) = if ipv4 { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+            let message = format!(
+                "has {of} endpoints alone, and one is this node itself, which {family} clients \
+                 cannot be translated to; give it an {family} endpoint"
+            );
+            warnings.insert(Warning { object: format!("Service {}", service.name), message });
+        }
+        other.changes_family = !other.all.is_empty();
+        other
+    }
+
     fn gather(slices: &[&EndpointSlice], port: &ServicePort, ipv4: bool, node: &NodeView) -> Self {
         let mut all: BTreeMap<(IpAddr, u16), (Endpoint, bool)> = BTreeMap::new();
         for slice in slices {
@@ -202,7 +234,7 @@ impl Endpoints {
                 }
             }
         }
-        Self { all }
+        Self { all, changes_family: false }
     }
 
     /// The usable ones, ordered by address and L4 port: the ready, or else those that still serve.
@@ -263,6 +295,7 @@ fn draft(
         external_policy: service.external_policy,
         // All of them in both families: ranges of one family alone keep the other out.
         source_ranges: service.source_ranges.clone().into(),
+        changes_family: endpoints.changes_family,
     }
 }
 
@@ -328,6 +361,7 @@ fn assemble(
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         source_ranges: Box::default(),
+        changes_family: false,
     });
     let end = by_id.last_key_value().map_or(0, |(id, _)| id + 1);
     let id_of = |key: &Key| memory.ids.get(key).copied();
@@ -344,6 +378,7 @@ fn assemble(
             .collect(),
         addresses: listeners.addresses.into_iter().collect(),
         host_backends,
+        change_family: by_id.values().any(|service| service.changes_family),
         services: (0..end)
             .map(|id| by_id.get(&id).cloned().unwrap_or_else(|| Arc::clone(&vacant)))
             .collect(),
@@ -370,4 +405,5 @@ fn same_service(one: &Service, other: &Service) -> bool {
         && one.internal_policy == other.internal_policy
         && one.external_policy == other.external_policy
         && one.source_ranges == other.source_ranges
+        && one.changes_family == other.changes_family
 }

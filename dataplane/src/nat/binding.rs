@@ -26,7 +26,8 @@ const GRACE_SECONDS: u32 = 2;
 /// tuple, free or not.
 ///
 /// # Errors
-/// [`DropReason::NatPortsExhausted`], or [`DropReason::NoNatAddress`] when the families differ.
+/// [`DropReason::NatPortsExhausted`], or [`DropReason::NoNatAddress`] when the tuple is not of this
+/// table's family.
 pub(crate) fn bind<K: TableKey<W>, const W: usize>(
     context: &mut Context,
     flows: &mut Flows<W>,
@@ -36,7 +37,7 @@ pub(crate) fn bind<K: TableKey<W>, const W: usize>(
     keeps_parity: bool,
 ) -> Result<K, DropReason> {
     let reply_to = |l4_port: u16| -> Option<K> {
-        K::from_generic(&translated.with_source(address, l4_port)?.reversed())
+        K::from_generic(&translated.with_source(address, l4_port).reversed())
     };
     let any = reply_to(0).ok_or(DropReason::NoNatAddress)?;
     if !is_told_apart_by_port(translated.protocol()) {
@@ -126,7 +127,7 @@ pub(crate) fn release<K: TableKey<W>, const W: usize>(
     }
     let outgoing = reply.reversed();
     let any = outgoing.with_source(outgoing.source(), 0);
-    if let Some(any) = any.and_then(|key| K::from_generic(&key.reversed())) {
+    if let Some(any) = K::from_generic(&any.reversed()) {
         nat.release(any.hash(hasher), outgoing.source_port());
     }
     if nat.has_mappings && !endpoint::is_mapping(&original) {

@@ -73,9 +73,7 @@ pub(crate) fn bind<K: TableKey<W>, const W: usize>(
         Some(l4_port) => l4_port,
         None => map::<K, W>(context, flows, now, translated, inside, address)?,
     };
-    translated
-        .with_source(address, l4_port)
-        .and_then(|outgoing| K::from_generic(&outgoing.reversed()))
+    K::from_generic(&translated.with_source(address, l4_port).reversed())
         .ok_or(DropReason::NoNatAddress)
 }
 

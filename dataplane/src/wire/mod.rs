@@ -91,7 +91,7 @@ impl Fragment {
 
     /// The fragment that an IPv6 fragment header describes. One that is both first and last
     /// ("atomic", RFC 6946) is a packet in one piece: `None`.
-    fn of_ipv6(header: &[u8; 8]) -> Option<Self> {
+    pub(crate) fn of_ipv6(header: &[u8; 8]) -> Option<Self> {
         let field = u16::from_be_bytes([header[2], header[3]]);
         (field & 0xfff9 != 0).then(|| Self {
             identification: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
@@ -113,7 +113,7 @@ pub struct Ipv6Transport {
 }
 
 /// Extension headers that are walked (RFC 8200, 4.1; RFC 4302).
-mod extension {
+pub(crate) mod extension {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;

@@ -129,6 +129,7 @@ fn services() -> ServiceTable {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         source_ranges: Box::default(),
+        changes_family: false,
     });
     let at = Frontend {
         address: (*FRONTEND.ip()).into(),

@@ -1,16 +1,22 @@
 //! Bytes of anybody's choice: a million frames, none of which may stop a worker.
 
+use std::mem::discriminant;
+
 use dataplane::DropReason;
 use dataplane::buffer::Buffer;
+use dataplane::flow_key::FlowKey;
+use dataplane::forwarding::NextHop;
 use dataplane::icmp::{ERROR_FRAME_MAX, IcmpErrorKind, build_error};
 use dataplane::memory::HeapBuffer;
+use dataplane::nat64::{ErrorWays, plan, translate_error};
 use dataplane::packet::{Packet, PacketKind, quoted};
+use dataplane::port::PortId;
 use dataplane::rewrite::{apply, apply_to_error, finish_checksum};
 use xskiff_tests::packet_builder::{icmp_error, ping, raw, tcp, udp};
 
 use crate::captured;
 use crate::frames::{
-    address, forward_as, hex, mend_ipv4_header, tuple, with_extension, with_options,
+    FROM, TO, address, forward_as, hex, mend_ipv4_header, tuple, with_extension, with_options,
 };
 
 const FRAMES: u64 = 1_200_000;
@@ -89,6 +95,47 @@ fn mutate(noise: &mut Noise, frame: &mut Vec<u8>) {
     }
 }
 
+/// Makes it a packet of the other family, where that has one like it.
+fn translate(packet: &Packet, buffer: &mut HeapBuffer) {
+    let key = match packet.kind {
+        PacketKind::IcmpError => quoted(packet, buffer.bytes()).map(|quote| quote.key),
+        _ => Ok(packet.flow_key()),
+    };
+    let Ok(key) = key else { return };
+    let ends = match key {
+        FlowKey::V4(_) => ("[fd00::1]:61000", "[2001:db8::7]:53"),
+        FlowKey::V6(_) => ("10.0.0.1:61000", "192.0.2.7:53"),
+    };
+    let target = tuple(key.protocol(), ends.0, ends.1);
+    if packet.kind == PacketKind::IcmpError {
+        let hop = back();
+        let ways = ErrorWays { back: &hop, left_by: None };
+        let change = forward_as(target.reversed());
+        let own = target.source();
+        if translate_error(&change, (&target, own), packet, buffer, &ways).is_ok() {
+            let again = Packet::parse(buffer.bytes(), buffer.len()).expect("still a packet");
+            assert_eq!(quoted(&again, buffer.bytes()).map(|quote| quote.key), Ok(target));
+        }
+    } else if let Ok(translation) = plan(packet, buffer.bytes(), &target) {
+        assert_eq!(translation.apply(&forward_as(target), packet, buffer, 7), Ok(()));
+        let again = Packet::parse(buffer.bytes(), buffer.len()).expect("still a packet");
+        assert_eq!(again.ip_len, translation.ip_len(packet));
+        assert_eq!(discriminant(&again.kind), discriminant(&packet.kind));
+        assert_eq!(again.flow_key().source(), target.source());
+    }
+}
+
+fn back() -> NextHop {
+    NextHop {
+        port: PortId(1),
+        to_host: false,
+        source: FROM,
+        destination: Some(TO),
+        mtu: 1500,
+        neighbour: address("10.0.0.2"),
+    }
+}
+
 /// Does to a parsed packet everything that the pipeline may.
 fn exercise(packet: &Packet, buffer: &mut HeapBuffer) {
     let outside = match packet.flow_key().source() {
@@ -104,13 +151,13 @@ fn exercise(packet: &Packet, buffer: &mut HeapBuffer) {
     finish_checksum(packet, buffer);
     if packet.kind == PacketKind::IcmpError {
         if let Ok(quote) = quoted(packet, buffer.bytes()) {
-            let sent = quote.key.with_source(outside, 61_000).expect("one family");
+            let sent = quote.key.with_source(outside, 61_000);
             let change = forward_as(sent.reversed());
             let _ = apply_to_error(&change, &sent, packet, buffer.bytes_mut());
         }
         return;
     }
-    let new = packet.flow_key().with_source(outside, 61_000).expect("one family");
+    let new = packet.flow_key().with_source(outside, 61_000);
     assert_eq!(apply(&forward_as(new), packet, buffer.bytes_mut()), Ok(()));
     let again = Packet::parse(buffer.bytes(), buffer.len()).expect("still a packet");
     assert_eq!((again.kind, again.l4_offset), (packet.kind, packet.l4_offset));
@@ -134,6 +181,8 @@ fn million_random_and_mutated_frames_are_parsed_or_dropped_with_a_reason() {
                 );
                 outcomes[DropReason::COUNT] += 1;
                 // A hop limit of 0 is dropped before any rewrite.
+                buffer.refill(&frame);
+                translate(&packet, &mut buffer);
                 buffer.refill(&frame);
                 exercise(&packet, &mut buffer);
             }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use dataplane::conntrack::FlowState;
 use dataplane::event::{EventKind, FlowEvent};
 use dataplane::flow::FlowView;
-use dataplane::flow_key::FlowKey;
+use dataplane::flow_key::{FlowKey, FlowKey6};
 use dataplane::flows::{FlowTables, TableKey};
 use dataplane::time::Nanos;
 use flow_table::Table;
@@ -98,7 +98,11 @@ impl FlowWatch {
 
 fn state_of(flows: &FlowTables, key: &FlowKey) -> Option<FlowState> {
     match key {
-        FlowKey::V4(key) => state_in(&flows.v4, key.hash(&flows.hasher), key),
+        FlowKey::V4(key) => state_in(&flows.v4, key.hash(&flows.hasher), key).or_else(|| {
+            // A flow that changes family lies in the other table.
+            let key = FlowKey6::mapped(key);
+            state_in(&flows.v6, key.hash(&flows.hasher), &key)
+        }),
         FlowKey::V6(key) => state_in(&flows.v6, key.hash(&flows.hasher), key),
     }
 }
