@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flow_table::Hasher;
+use flow_table::{Hasher, Table};
 
 use crate::DropReason;
 use crate::buffer::Buffer;
 use crate::counters::WorkerCounters;
 use crate::event::{Budget, EventKind, FlowEvent, NeighbourRequest, Reporter, Reports};
-use crate::flows;
+use crate::flows::{self, WorkerFlows};
 use crate::forwarding::NextHopId;
 use crate::fragment::FragmentTable;
 use crate::icmp::{self, IcmpErrorKind};
@@ -49,6 +49,8 @@ pub struct Context {
     pub(crate) workers: usize,
     pub(crate) tables: Arc<Tables>,
     pub(crate) hasher: Hasher,
+    /// Both families', to look into from the other one's side.
+    pub(crate) flow_tables: (Arc<Table<8>>, Arc<Table<16>>),
     pub(crate) counters: Arc<WorkerCounters>,
     pub(crate) reporter: Reporter,
     pub(crate) fragments: FragmentTable,
@@ -70,21 +72,27 @@ impl Context {
         worker: usize,
         workers: usize,
         tables: Arc<Tables>,
-        hasher: Hasher,
+        flows: &WorkerFlows,
         counters: Arc<WorkerCounters>,
         reports: Arc<Reports>,
     ) -> Self {
         let share = nat::share(&tables.source_nat.l4_ports, worker, workers);
         let mut nat = NatPorts::new(share);
-        nat.has_mappings = tables.source_nat.mapping == Mapping::EndpointIndependent;
+        // A table that was taken over may hold mappings, and flows that change family, whatever is
+        // configured now.
+        nat.has_mappings = tables.source_nat.mapping == Mapping::EndpointIndependent
+            || flows.v4.owner.known() + flows.v6.owner.known() > 0;
+        let may_change_family =
+            tables.services.change_family || flows.v6.table.statistics().used > 0;
         Self {
             worker,
             workers,
-            may_change_family: tables.services.change_family,
+            may_change_family,
             identification: Identification::of_worker(worker, workers),
             run: tables.generation,
             tables,
-            hasher,
+            hasher: flows.hasher.clone(),
+            flow_tables: (Arc::clone(&flows.v4.table), Arc::clone(&flows.v6.table)),
             counters,
             reporter: Reporter::new(reports),
             fragments: FragmentTable::default(),

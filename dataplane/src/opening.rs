@@ -18,6 +18,7 @@ use crate::flow_key::FlowKey;
 use crate::flows::{Flows, Found, NewFlow, TableKey, two_hashes};
 use crate::known;
 use crate::nat::{binding, endpoint};
+use crate::nat64;
 use crate::packet::{Packet, PacketKind};
 use crate::pipeline::Action;
 use crate::port::PortId;
@@ -230,11 +231,18 @@ fn bind<K: TableKey<W>, const W: usize>(
     is_mapped: bool,
 ) -> Result<K, DropReason> {
     let translated = &admission.translated;
-    if is_mapped {
-        return endpoint::bind::<K, W>(context, flows, now, translated, address);
+    if !is_mapped {
+        let is_udp = translated.protocol() == Protocol::UDP;
+        return binding::bind::<K, W>(context, flows, now, translated, address, is_udp);
     }
-    let is_udp = translated.protocol() == Protocol::UDP;
-    binding::bind::<K, W>(context, flows, now, translated, address, is_udp)
+    let reply = endpoint::bind::<K, W>(context, flows, now, translated, address)?;
+    // A mapping's port was not looked up toward this destination.
+    if context.may_change_family && nat64::has(&context.flow_tables, &context.hasher, &reply, now) {
+        let tuples = (admission.original, reply.generic());
+        binding::release::<K, W>(&mut context.nat, &flows.table, &context.hasher, tuples);
+        return Err(DropReason::NatClash);
+    }
+    Ok(reply)
 }
 
 fn refuse(

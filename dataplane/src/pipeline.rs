@@ -87,11 +87,7 @@ impl Pipeline {
         counters: Arc<WorkerCounters>,
         reports: Arc<Reports>,
     ) -> Self {
-        let mut context =
-            Context::new(worker, workers, tables, flows.hasher.clone(), counters, reports);
-        // A table that was taken over may hold mappings, whatever is configured now.
-        context.nat.has_mappings |= flows.v4.owner.known() + flows.v6.owner.known() > 0;
-        context.may_change_family |= flows.v6.table.statistics().used > 0;
+        let context = Context::new(worker, workers, tables, &flows, counters, reports);
         flows.quiescence.go_online(worker);
         Self { context, flows, flushes: Flushes::new() }
     }

@@ -14,6 +14,7 @@ use crate::eviction::age_seconds;
 use crate::flow::{FlowFamily, FlowView};
 use crate::flow_key::FlowKey;
 use crate::flows::{Flows, TableKey};
+use crate::nat64;
 use crate::tables::Timeouts;
 use crate::time::Nanos;
 
@@ -43,17 +44,21 @@ pub(crate) fn bind<K: TableKey<W>, const W: usize>(
     if !is_told_apart_by_port(translated.protocol()) {
         return reply_to(translated.source_port()).ok_or(DropReason::NoNatAddress);
     }
-    let Context { hasher, nat, tables, .. } = context;
+    let Context { hasher, nat, tables, flow_tables, may_change_family, .. } = context;
     let use_of = |reply: K| {
-        let hit = flows.table.lookup(reply.hash(hasher), &reply);
-        // What came from the other side has no port of ours to give.
-        hit.map_or(PortUse::Free, |hit| match hit.matched {
-            FlowDirection::Original => PortUse::Taken,
-            FlowDirection::Reply => {
+        // What came from the other side has no port of ours to give, nor has what lies in the other
+        // table.
+        match flows.table.lookup(reply.hash(hasher), &reply) {
+            Some(hit) if hit.matched == FlowDirection::Reply => {
                 let life = FlowView::<K>::new(hit.entry.words()).life();
                 use_by(hit.handle, life, now, &tables.timeouts)
             }
-        })
+            Some(_) => PortUse::Taken,
+            None if *may_change_family && nat64::has(flow_tables, hasher, &reply, now) => {
+                PortUse::Taken
+            }
+            None => PortUse::Free,
+        }
     };
     let wanted = Wanted {
         destination: any.hash(hasher),

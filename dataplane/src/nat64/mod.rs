@@ -21,11 +21,16 @@ mod header;
 pub use error::{ErrorWays, translate_error};
 pub use header::{Translation, plan};
 
+use std::sync::Arc;
+
+use flow_table::{Hasher, Table};
+
 use crate::DropReason;
 use crate::buffer::Buffer;
 use crate::context::{Context, Stop};
 use crate::decision;
 use crate::event::NeighbourRequest;
+use crate::flow::{FlowFamily, FlowView};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::flows::{Flows, Found, TableKey, WorkerFlows};
 use crate::forwarding::NextHop;
@@ -76,6 +81,29 @@ pub(crate) fn find(
     let found = found.filter(|found| known::serves::<FlowKey6, 16>(&flows.v6, *found, now, packet));
     let opens = || decision::changes_family(&context.tables, &FlowKey::V4(key));
     (found.is_some() || opens()).then_some(found)
+}
+
+/// Whether the other table than the one of `key` has a living flow with the same IPv4 tuple. The L4
+/// ports of the node's IPv4 address are given to flows of both.
+pub(crate) fn has<K: FlowFamily>(
+    tables: &(Arc<Table<8>>, Arc<Table<16>>),
+    hasher: &Hasher,
+    key: &K,
+    now: Nanos,
+) -> bool {
+    let life = match (key.generic(), key.generic().canonical()) {
+        (FlowKey::V4(key), _) => {
+            let key = FlowKey6::mapped(&key);
+            let hit = tables.1.lookup(key.hash(hasher), &key);
+            hit.map(|hit| FlowView::<FlowKey6>::new(hit.entry.words()).life())
+        }
+        (_, FlowKey::V4(key)) => {
+            let hit = tables.0.lookup(key.hash(hasher), &key);
+            hit.map(|hit| FlowView::<FlowKey4>::new(hit.entry.words()).life())
+        }
+        _ => None,
+    };
+    life.is_some_and(|life| !life.expired(now))
 }
 
 /// Forwards a packet along its flow as one of the other family.

@@ -7,6 +7,7 @@ use dataplane::conntrack::FlowState;
 use dataplane::lb::FrontendKind;
 use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter};
+use dataplane::nat::Mapping;
 use dataplane::tables::TcpWindows;
 use xskiff_tests::packet_builder::{tcp, udp};
 use xskiff_tests::simulation::Simulation;
@@ -59,6 +60,53 @@ fn entry_is_flushed_by_the_address_that_its_packets_bear() {
             node.wait(Duration::from_secs(2));
             assert!(node.flows().is_empty(), "by {end}");
         }
+    }
+}
+
+/// Two tables, one wire: what comes back to a port of the node's IPv4 address must be one flow's.
+#[test]
+fn ipv4_port_is_never_given_to_a_flow_of_each_table_toward_one_destination() {
+    let backends = [(ip("192.0.2.50"), TARGET)];
+    let world = |mapping| {
+        world()
+            .with_service(FrontendKind::ClusterIp, "fd02::9", SERVICE, &backends)
+            .with_snat_ports(61_000..=61_000)
+            .with_mapping(mapping)
+            .tables()
+    };
+    let own = udp("10.1.0.1:1000", "192.0.2.50:8080").build();
+    let across = udp("[fd01::1]:1000", "[fd02::9]:80").build();
+    for (mapping, first, second, reason) in [
+        (Mapping::EndpointDependent, &own, &across, DropReason::NatPortsExhausted),
+        (Mapping::EndpointDependent, &across, &own, DropReason::NatPortsExhausted),
+        (Mapping::EndpointIndependent, &own, &across, DropReason::NatPortsExhausted),
+        (Mapping::EndpointIndependent, &across, &own, DropReason::NatClash),
+    ] {
+        let mut node = Simulation::single(&world(mapping));
+        let (port, frame) = node.forward(pod_port(1), first);
+        assert_eq!((port, seen(&frame).source), (UPLINK, at("10.0.0.1:61000")));
+        node.expect_drop(pod_port(1), second, reason);
+        node.wait(Duration::from_secs(40));
+        assert!(node.flows().is_empty());
+        node.forward(pod_port(1), second);
+    }
+}
+
+#[test]
+fn first_packet_waits_for_a_backend_whose_link_address_is_not_known_yet() {
+    for (frontend, backend) in [("10.2.0.9", "fd00::77"), ("fd02::9", "10.0.0.77")] {
+        let backends = [(ip(backend), TARGET)];
+        let world = world().with_service(FrontendKind::ClusterIp, frontend, SERVICE, &backends);
+        let mut node = Simulation::single(&world.tables());
+        let from = if ip(frontend).is_ipv4() { "10.1.0.1:1000" } else { "[fd01::1]:1000" };
+        let to = std::net::SocketAddr::new(ip(frontend), SERVICE).to_string();
+        assert!(node.pass(pod_port(1), &tcp(from, &to, "S").build()).is_empty());
+        assert_eq!(node.take_neighbour_requests()[0].address, ip(backend));
+        node.publish(&world.with_neighbour(backend).next_generation().tables());
+        node.settle();
+        let out = node.take_outgoing();
+        assert_eq!(out.len(), 1, "{}", node.moved_counters());
+        assert_eq!(seen(&out[0].1).destination.ip(), ip(backend));
     }
 }
 

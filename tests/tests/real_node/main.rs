@@ -14,6 +14,7 @@ mod forged_resets;
 mod health;
 mod held_connections;
 mod host_backends;
+mod nat64;
 mod refused_starts;
 mod resizing;
 mod restarts;
