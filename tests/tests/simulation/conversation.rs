@@ -26,6 +26,8 @@ pub enum Client {
 pub enum Target {
     Service,
     NodePort,
+    /// A service that the other family's pods serve.
+    OtherFamily,
     Pod(u8),
     Outside(u8),
 }
@@ -84,10 +86,13 @@ impl Conversation {
             (Client::Pod(_), _) => *random.pick(&[
                 Target::Service,
                 Target::Service,
+                Target::OtherFamily,
                 Target::Pod(other),
                 Target::Outside(9),
             ]),
-            (Client::Outside(_), _) => *random.pick(&[Target::NodePort, Target::Pod(other)]),
+            (Client::Outside(_), _) => {
+                *random.pick(&[Target::NodePort, Target::OtherFamily, Target::Pod(other)])
+            }
         };
         // The node port's backends are of one family.
         let is_v6 = by_v6 && target != Target::NodePort;
@@ -98,6 +103,8 @@ impl Conversation {
         let to = match target {
             Target::Service if is_v6 => ("fd02::1".parse().expect("an address"), SERVICE_PORT),
             Target::Service => ("10.2.0.1".parse().expect("an address"), SERVICE_PORT),
+            Target::OtherFamily if is_v6 => ("fd02::2".parse().expect("an address"), SERVICE_PORT),
+            Target::OtherFamily => ("10.2.0.2".parse().expect("an address"), SERVICE_PORT),
             Target::NodePort => (node_address(address), NODE_PORT),
             Target::Pod(n) => (pod(n, is_v6), BACKEND_PORT),
             Target::Outside(n) => (outside(n, is_v6), BACKEND_PORT),
@@ -120,13 +127,26 @@ impl Conversation {
         self.from.ip() != self.to.ip()
     }
 
+    /// Whether its server speaks IPv6.
+    pub fn server_is_v6(&self) -> bool {
+        self.is_v6 != (self.target == Target::OtherFamily)
+    }
+
+    /// Whether a server with this address is the client itself.
+    pub fn is_with_itself(&self, server: IpAddr) -> bool {
+        matches!(self.client, Client::Pod(n) if server == pod(n, self.server_is_v6()))
+    }
+
     /// Whether policy may ever have another answer, and the answer under `strict` tables, for the
     /// pod that served it or may serve it.
     pub fn allowed(&self, server: IpAddr, strict: bool) -> bool {
-        if self.client == Client::Pod(4) && server != self.from.ip() {
+        if self.is_with_itself(server) {
+            return true;
+        }
+        if self.client == Client::Pod(4) {
             return false;
         }
-        if server != pod(3, self.is_v6) || server == self.from.ip() {
+        if server != pod(3, self.server_is_v6()) {
             return true;
         }
         let by_tcp = self.kind == Kind::Tcp;

@@ -93,6 +93,8 @@ fn world(strict: bool, single: bool, mapping: Mapping, generation: u32) -> World
         .with_service(FrontendKind::ClusterIp, "10.2.0.1", SERVICE_PORT, &v4[..count])
         .with_service(FrontendKind::ClusterIp, "fd02::1", SERVICE_PORT, &v6[..count])
         .with_service(FrontendKind::NodePort, "", NODE_PORT, &v4[..count])
+        .with_service(FrontendKind::ClusterIp, "10.2.0.2", SERVICE_PORT, &v6[..count])
+        .with_service(FrontendKind::ClusterIp, "fd02::2", SERVICE_PORT, &v4[..count])
         .with_ingress_only_from(3, allowed, BACKEND_PORT..=BACKEND_PORT)
         .with_no_egress(4)
         .with_tcp_windows(TcpWindows::Strict)
@@ -270,7 +272,11 @@ impl Run {
         let (port, frame) = match self.random.below(5) {
             // In another pod's name, also on a connection that stands.
             0 => (pod_port(2), udp("10.1.0.1:9", "10.1.0.2:9")),
-            1 => (pod_port(4), tcp(&server.to_string(), &victim.from.to_string(), "PA")),
+            1 => {
+                let own =
+                    if server.is_ipv4() == victim.from.is_ipv4() { server } else { victim.to };
+                (pod_port(4), tcp(&own.to_string(), &victim.from.to_string(), "PA"))
+            }
             // From outside, in a local pod's name and in the node's.
             2 => (UPLINK, tcp("10.1.0.2:8080", "10.1.0.1:1024", "S")),
             3 => (UPLINK, udp("10.0.0.1:9", "10.1.0.2:9")),
@@ -278,7 +284,8 @@ impl Run {
             _ => (pod_port(4), tcp("10.1.0.4:9", "10.1.0.2:8080", "S")),
         };
         // The port of the talk's own server forges nothing.
-        let is_own = server.ip() == pod(4, victim.is_v6) || victim.client == Client::Pod(4);
+        let is_own =
+            server.ip() == pod(4, victim.server_is_v6()) || victim.client == Client::Pod(4);
         if !(is_own && port == pod_port(4)) {
             let worker = self.worker();
             self.node.deliver(worker, port, &frame.payload(&payload).build());
@@ -454,20 +461,22 @@ impl Run {
         self.totals.count("request", 1);
         let server = seen.destination;
         self.assert_allowed(talk, server.ip());
-        let pods = (1..=PODS).find(|n| pod(*n, talk.is_v6) == server.ip());
+        let pods = (1..=PODS).find(|n| pod(*n, talk.server_is_v6()) == server.ip());
         assert_eq!(port, pods.map_or(UPLINK, pod_port), "{talk:?} came out as {seen:?}");
         assert_eq!(seen.ttl, 63);
         match talk.target {
-            Target::Service | Target::NodePort => {
+            Target::Service | Target::NodePort | Target::OtherFamily => {
                 assert!(matches!(pods, Some(2 | 3)), "{talk:?} went to {server}");
                 assert_eq!(server.port(), BACKEND_PORT);
             }
             Target::Pod(_) | Target::Outside(_) => assert_eq!(server.ip(), talk.to.ip()),
         }
-        // The source is the client's own, except toward outside and to itself.
+        // The source is the client's own, except toward outside, to itself and to the other family.
         let leaves = port == UPLINK;
-        let masked = leaves || server.ip() == talk.from.ip();
-        let expected = if masked { node_address(talk.from.ip()) } else { talk.from.ip() };
+        let changes_family = talk.server_is_v6() != talk.is_v6;
+        self.totals.count("request between families", changes_family.into());
+        let masked = leaves || talk.is_with_itself(server.ip()) || changes_family;
+        let expected = if masked { node_address(server.ip()) } else { talk.from.ip() };
         assert_eq!(seen.source.ip(), expected, "{talk:?} came out as {seen:?}");
         let kept = seen.source.port() == talk.from.port();
         assert!(kept && !masked || (61_000..=61_999).contains(&seen.source.port()));
@@ -484,7 +493,7 @@ impl Run {
         }
         let talk = talk.clone();
         if self.random.one_in(12) {
-            let kind = if talk.is_v6 { (1, 4, 0) } else { (3, 3, 0) };
+            let kind = if talk.server_is_v6() { (1, 4, 0) } else { (3, 3, 0) };
             let router = if talk.is_v6 { "2001:db8::fe" } else { "192.0.2.254" };
             let by_router = leaves && self.random.one_in(2);
             let from = if by_router { address(router) } else { server.ip() };
@@ -519,6 +528,8 @@ impl Run {
 
     fn error_arrives(&mut self, port: PortId, seen: &Seen, quoted: &Seen, talk: &Conversation) {
         self.totals.count("ICMP error", 1);
+        let changes_family = talk.server_is_v6() != talk.is_v6;
+        self.totals.count("ICMP error between families", changes_family.into());
         if self.may_be_lost(talk) {
             return;
         }
