@@ -141,6 +141,8 @@ pub struct WorkerCounters {
     /// TCP resets that passed and ended nothing: not what was expected next, so that their receiver
     /// answers with a challenge (RFC 5961, 3.2).
     pub resets_challenged: Counter,
+    /// Packets that went on in the other address family ([`crate::nat64`]), ICMP errors included.
+    pub between_families: Counter,
     /// Events that found the ring to the control thread full, or the budget spent.
     pub events_lost: Counter,
     /// Captured packets that found the capture ring full.
@@ -180,6 +182,7 @@ impl Default for WorkerCounters {
             lost_replies: Counter::default(),
             out_of_window_passed: Counter::default(),
             resets_challenged: Counter::default(),
+            between_families: Counter::default(),
             events_lost: Counter::default(),
             captures_lost: Counter::default(),
             replies_suppressed: Counter::default(),

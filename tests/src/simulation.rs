@@ -264,6 +264,7 @@ impl Simulation {
                 ("flows-rejudged", counters.flows_rejudged.get()),
                 ("out-of-window-passed", counters.out_of_window_passed.get()),
                 ("resets-challenged", counters.resets_challenged.get()),
+                ("between-families", counters.between_families.get()),
                 ("lost-replies", counters.lost_replies.get()),
                 ("replies-suppressed", counters.replies_suppressed.get()),
             ];

@@ -262,6 +262,9 @@ pub struct WorkerStatus {
     /// TCP resets that passed and ended nothing, being not what was expected next.
     #[serde(default)]
     pub resets_challenged: u64,
+    /// Packets translated between IPv4 and IPv6.
+    #[serde(default)]
+    pub between_families: u64,
     /// Events lost because a ring was full or the budget spent.
     pub events_lost: u64,
     /// Captured packets lost because the ring was full.

@@ -131,6 +131,7 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
         decrement_ttl: !hop.to_host,
     };
     translation.apply(&change, packet, &mut received.buffer, context.identification.another())?;
+    context.counters.between_families.add(1);
     Ok(Action::Transmit(hop.port))
 }
 
@@ -173,5 +174,6 @@ pub(crate) fn forward_error<B: Buffer>(
     // RFC 6791: a router that has no address there speaks as the translator.
     let own = context.own_address_toward(sent.source()).unwrap_or_else(|| sent.destination());
     translate_error(&change, (sent, own), packet, &mut received.buffer, ways)?;
+    context.counters.between_families.add(1);
     Ok(Action::Transmit(hop.port))
 }

@@ -119,6 +119,7 @@ fn connection_that_is_denied_later_ends_and_one_that_stands_goes_on_under_new_ta
         let data = tcp(case.client, case.frontend, "A").build();
         assert_eq!(to_pod(&mut node, case.port, &data).source, there.source);
         assert_eq!(node.sum(|counters| counters.flows_rejudged.get()), 1, "once, not each packet");
+        assert_eq!(node.sum(|counters| counters.between_families.get()), 3);
         let denied = world().with_ingress_only_from(2, &[], 1..=1);
         node.publish(&denied.next_generation().next_generation().tables());
         node.expect_drop(case.port, &data, DropReason::PolicyIngress);

@@ -152,6 +152,12 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
         true,
         |w| w.resets_challenged,
     ),
+    (
+        "xskiff_packets_between_families",
+        "Packets translated between IPv4 and IPv6, ICMP errors included",
+        true,
+        |w| w.between_families,
+    ),
     ("xskiff_flow_events_lost", "Flow events lost to a full ring or a spent budget", true, |w| {
         w.events_lost
     }),

@@ -71,7 +71,12 @@ pub fn trace(
     };
     let changed = shown && after != frame;
     if changed {
-        stages.push(stage("rewrite", "the frame below differs from what came in".into()));
+        let changes_family = after.get(12..14) != frame.get(12..14);
+        let finding = match changes_family {
+            true => "the frame below is what came in as a packet of the other family",
+            false => "the frame below differs from what came in",
+        };
+        stages.push(stage("rewrite", finding.into()));
     }
     Ok(TraceReport { stages, outcome, frame: shown.then(|| encode_frame(&after)) })
 }
