@@ -3,7 +3,7 @@
 //! A flow that changes family is one entry, of the IPv6 table, in whose tuples IPv4 addresses stand
 //! as IPv4-mapped ones, which no packet carries as far as that table. IPv6 packets find it there like
 //! any other; IPv4 packets, once the IPv4 table does not know them, under their mapped tuple, and only
-//! where a service asks for it ([`find`]). One entry has one life, charge and sweep, and is taken over
+//! where a service asks for it (`find`). One entry has one life, charge and sweep, and is taken over
 //! as it is. Its route bears a generation of its own
 //! ([`FlowRoute::generation_between_families`](crate::flow::FlowRoute::generation_between_families)),
 //! so that it never goes the straight way and other flows need not be asked.
@@ -11,8 +11,8 @@
 //! The client has no address of the backends' family: its source becomes the node's, with a port, and
 //! replies come back here. Policy has judged the client's own address by then.
 //!
-//! Reading order: this file, [`header`] (RFC 7915, 4.1 and 5.1, and what becomes of fragments and
-//! checksums), [`error`] (4.2, 4.3, 5.2 and 5.3). TCP and UDP alone are translated, since services
+//! Reading order: this file, `header` (RFC 7915, 4.1 and 5.1, and what becomes of fragments and
+//! checksums), `error` (4.2, 4.3, 5.2 and 5.3). TCP and UDP alone are translated, since services
 //! are; ICMP is where it is an error about them.
 
 mod error;
