@@ -11,7 +11,7 @@ fn example() -> String {
 }
 
 /// Fields whose example shows something other than the default, since an empty one shows nothing.
-const SHOWN_OTHERWISE: [&str; 11] = [
+const SHOWN_OTHERWISE: [&str; 12] = [
     "manifests",
     "uplinks",
     "flow_table.ipv4_flows",
@@ -22,6 +22,7 @@ const SHOWN_OTHERWISE: [&str; 11] = [
     "flow_table.directory",
     "nat.ipv4_source",
     "nat.ipv6_source",
+    "nat.snat",
     "cluster.pod_cidrs",
 ];
 
@@ -72,7 +73,8 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
                 sctp_cookie_echoed_seconds: 23, sctp_established_seconds: 24, \
                 sctp_shutdown_sent_seconds: 25, sctp_shutdown_recd_seconds: 26, \
                 sctp_shutdown_ack_sent_seconds: 27, sctp_heartbeat_sent_seconds: 28}\n\
-                nat: {non_masquerade_cidrs: [198.18.0.0/15], l4_port_first: 62000, mapping: endpoint-independent}\n\
+                nat: {non_masquerade_cidrs: [198.18.0.0/15], l4_port_first: 62000, mapping: endpoint-independent, \
+                snat: [{sources: [10.1.0.0/24], to: [192.0.2.9]}]}\n\
                 cluster: {pod_cidrs: [10.1.0.0/16], service_cidrs: [10.2.0.0/16]}\n\
                 node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
                 stall: {after_ms: 700, on_stall: pass}\n\
@@ -224,6 +226,58 @@ fn ranges_that_overlap_are_refused_by_both_settings_and_prefixes() {
             assert!(message.contains(word), "{text}: {message} has no {word}");
         }
     }
+}
+
+#[test]
+fn rules_of_source_translation_that_cannot_work_are_refused_by_place_and_reason() {
+    let cluster = "cluster: {pod_cidrs: [10.244.0.0/16], service_cidrs: [10.96.0.0/12]}\n";
+    for (rules, field, told) in [
+        ("[{to: [192.0.2.9]}]", "nat.snat[0].sources", "ranges of pods' addresses"),
+        ("[{sources: [10.244.1.0/24]}]", "nat.snat[0].to", "the outside answers"),
+        ("[{sources: [10.244.1.0/24], to: [10.244.9.9]}]", "nat.snat[0].to[0]", "a pod's"),
+        (
+            "[{sources: [10.244.1.0/24], to: [10.96.0.9]}]",
+            "cluster.service_cidrs[0]",
+            "a service's",
+        ),
+        ("[{sources: [10.244.1.0/24], to: [127.0.0.1]}]", "nat.snat[0].to[0]", "can answer to"),
+        ("[{sources: [10.244.1.0/24], to: [169.254.0.1]}]", "nat.snat[0].to[0]", "can answer to"),
+        ("[{sources: [10.244.1.0/24], to: [192.0.2.9, 192.0.2.9]}]", "to[1]", "listed twice"),
+        ("[{sources: [10.244.1.0/24], to: ['2001:db8::9']}]", "nat.snat[0].to", "no IPv4 address"),
+        (
+            "[{sources: [10.244.1.0/24], to: [192.0.2.9, '2001:db8::9']}]",
+            "nat.snat[0].to",
+            "2001:db8::9 cannot be used: its sources have no IPv6 range",
+        ),
+        (
+            "[{sources: [10.244.1.0/24], destinations: ['::/0'], to: [192.0.2.9]}]",
+            "nat.snat[0].destinations",
+            "no IPv6 range",
+        ),
+        ("[{sources: [10.244.1.0/24, 10.244.1.7/32], to: [192.0.2.9]}]", "sources[1]", "overlaps"),
+        (
+            "[{sources: [10.244.1.0/24], to: [192.0.2.9]}, \
+             {sources: [10.244.1.0/24], to: [192.0.2.8]}]",
+            "nat.snat[1]",
+            "nat.snat[0] has the same sources",
+        ),
+    ] {
+        let message = refused(&format!("{cluster}nat: {{snat: {rules}}}\n"));
+        assert!(message.contains(field) && message.contains(told), "{rules}: {message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+    let many = |rules: usize| {
+        let rule = |at: usize| {
+            format!("{{sources: [10.244.{at}.0/24], to: [192.0.2.{at}, 192.0.3.{at}]}}")
+        };
+        let rules: Vec<String> = (1..=rules).map(rule).collect();
+        format!("nat: {{snat: [{}]}}", rules.join(", "))
+    };
+    Config::parse(&many(64)).expect("as many as there may be");
+    let message = refused(&many(65));
+    assert!(message.contains("at most 64 rules") && message.contains("at most 128 addresses"));
+    let unknown = refused("nat: {snat: [{sources: [10.244.1.0/24], too: [192.0.2.9]}]}");
+    assert!(unknown.contains("nat.snat[0].too"), "{unknown}");
 }
 
 #[test]

@@ -119,6 +119,10 @@ pub struct WorkerCounters {
     pub flushes: Level,
     /// Flows inserted.
     pub flows_created: Counter,
+    /// Of those, ones whose source is masqueraded.
+    pub flows_masqueraded: Counter,
+    /// Of those, ones whose source is translated by a rule ([`crate::nat::rules`]).
+    pub flows_translated_by_rule: Counter,
     /// Flows ended by their time-out.
     pub flows_expired: Counter,
     /// Flows ended by request (flush, policy, removed pod).
@@ -172,6 +176,8 @@ impl Default for WorkerCounters {
             snat_l4_ports: Level::default(),
             flushes: Level::default(),
             flows_created: Counter::default(),
+            flows_masqueraded: Counter::default(),
+            flows_translated_by_rule: Counter::default(),
             flows_expired: Counter::default(),
             flows_deleted: Counter::default(),
             flows_evicted: Counter::default(),

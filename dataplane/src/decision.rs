@@ -12,6 +12,7 @@ use crate::flow_key::FlowKey;
 use crate::forwarding::{NextHopId, Resolved};
 use crate::identity::Identity;
 use crate::lb::{Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, TrafficPolicy};
+use crate::nat::Translation;
 use crate::packet::Packet;
 use crate::policy::{Direction, Query, RuleId, Verdict};
 use crate::port::{Port, PortId, PortKind};
@@ -73,6 +74,8 @@ pub struct Findings {
     pub destination: Identity,
     /// The rule that decided.
     pub rule: RuleId,
+    /// The place of the rule that chose the translated source, unless it is masqueraded or its own.
+    pub snat_rule: Option<u16>,
 }
 
 impl Default for Findings {
@@ -83,6 +86,7 @@ impl Default for Findings {
             source: Identity::WORLD,
             destination: Identity::WORLD,
             rule: RuleId::NOT_ISOLATED,
+            snat_rule: None,
         }
     }
 }
@@ -155,11 +159,12 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
             .map_err(|reason| refuse(reason, findings))?,
     };
     let is_from_node = port.kind == PortKind::Host;
+    // The range is kept from the node's own sockets; its stack would answer with a reset. And an
+    // address that only rules translate to is nobody's.
+    if chosen.is_none() && !is_from_node && tables.source_nat.is_translated_to(&key) {
+        return Err(refuse(DropReason::NoFlow, findings));
+    }
     if chosen.is_none() && tables.forwarding.node_addresses.contains(&key.destination()) {
-        // The range is kept from the node's own sockets; its stack would answer with a reset.
-        if !is_from_node && tables.source_nat.is_translated_to(&key) {
-            return Err(refuse(DropReason::NoFlow, findings));
-        }
         // What a host backend answers comes by the host port, and must find a flow.
         let at = (key.protocol(), key.destination_port());
         if port.kind == PortKind::Uplink && !tables.services.host_backends.contains(&at) {
@@ -193,8 +198,14 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
     if is_transit(tables, port, egress.0, chosen.is_some()) {
         return Err(refuse(DropReason::NoRoute, findings));
     }
-    let source_nat = source_nat(tables, port, egress.1, &translated, packet, chosen.is_some())
-        .map_err(|reason| refuse(reason, findings))?;
+    let translation = source_nat(tables, port, egress.1, &translated, packet, chosen.is_some());
+    findings.snat_rule = translation.and_then(|translation| translation.rule);
+    let source_nat = match translation {
+        Some(Translation { address: None, .. }) => {
+            return Err(refuse(DropReason::NoNatAddress, findings));
+        }
+        translation => translation.and_then(|translation| translation.address),
+    };
     // Its binding is lost; a new one would reach the peer as a stranger and earn a reset. A host
     // backend's client may have addressed a service: only its own next packet tells.
     let may_be_translated =
@@ -337,8 +348,8 @@ fn backend_set(service: &Service, kind: FrontendKind, from_outside: bool) -> &Ba
     }
 }
 
-/// Whether and to which address the source is translated: whenever the reply would otherwise not
-/// come back through this pipeline, and for pods that speak to the outside.
+/// Whether and to what the source is translated: whenever the reply would otherwise not come back
+/// through this pipeline, and for pods that speak to the outside.
 fn source_nat(
     tables: &Tables,
     ingress: &Port,
@@ -346,29 +357,26 @@ fn source_nat(
     translated: &FlowKey,
     packet: &NewPacket,
     by_service: bool,
-) -> Result<Option<IpAddr>, DropReason> {
-    let destination = translated.destination();
-    let changes_family = translated.source().is_ipv4() != destination.is_ipv4();
+) -> Option<Translation> {
+    let nat = &*tables.source_nat;
+    let (source, destination) = (translated.source(), translated.destination());
+    let changes_family = source.is_ipv4() != destination.is_ipv4();
     let needed = match (ingress.kind, egress.kind) {
         // The client has no address there: the replies come to the node's.
         _ if changes_family => true,
-        (PortKind::Pod, PortKind::Uplink) => {
-            tables.source_nat.non_masquerade.lookup(destination).is_none()
-        }
+        (PortKind::Pod, PortKind::Uplink) => return nat.of_pod(source, destination),
         (PortKind::Uplink, PortKind::Uplink) => by_service,
         // Without a service it is a host backend that speaks first, whose L4 port is ours anyway.
         (PortKind::Host, PortKind::Uplink) => by_service,
-        // A pod that its own service sends back to itself would see its own address as the peer.
         // One that addresses another by its mapping is seen by its own (RFC 4787, REQ-9a).
-        (PortKind::Pod, PortKind::Pod) => {
-            packet.hairpin.is_some() || by_service && translated.source() == destination
+        (PortKind::Pod, PortKind::Pod) if packet.hairpin.is_some() => {
+            return Some(nat.of_hairpin(source, packet.key.destination()));
         }
+        // A pod that its own service sends back to itself would see its own address as the peer.
+        (PortKind::Pod, PortKind::Pod) => by_service && source == destination,
         _ => false,
     };
-    if !needed {
-        return Ok(None);
-    }
-    tables.source_nat.address_for(destination).map(Some).ok_or(DropReason::NoNatAddress)
+    needed.then(|| Translation { address: nat.address_for(destination), rule: None })
 }
 
 struct Sides<'a> {

@@ -199,9 +199,15 @@ fn admit<K: TableKey<W>, const W: usize>(
     }
     match inserted {
         Ok(handle) => {
-            context.counters.flows_created.add(1);
+            let counters = &context.counters;
+            counters.flows_created.add(1);
+            match (admission.source_nat, admission.findings.snat_rule) {
+                (Some(_), Some(_)) => counters.flows_translated_by_rule.add(1),
+                (Some(_), None) => counters.flows_masqueraded.add(1),
+                (None, _) => {}
+            }
             if admission.direction == FlowDirection::Reply {
-                context.counters.lost_replies.add(1);
+                counters.lost_replies.add(1);
             }
             Ok(Found { handle, direction: admission.direction })
         }

@@ -25,7 +25,7 @@ use crate::lb::ServiceId;
 use crate::policy::RuleId;
 
 /// To be raised when an entry's words come to mean something else though they are written alike.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 
 /// What stands in a flow table's header for the next process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

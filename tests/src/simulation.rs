@@ -259,6 +259,8 @@ impl Simulation {
                 ("handed-out", counters.handed_out.get()),
                 ("held", counters.held.get()),
                 ("flows-created", counters.flows_created.get()),
+                ("flows-masqueraded", counters.flows_masqueraded.get()),
+                ("flows-translated-by-rule", counters.flows_translated_by_rule.get()),
                 ("flows-expired", counters.flows_expired.get()),
                 ("flows-deleted", counters.flows_deleted.get()),
                 ("flows-rejudged", counters.flows_rejudged.get()),

@@ -16,6 +16,7 @@ use dataplane::lb::{
     Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable, TrafficPolicy,
 };
 use dataplane::lpm::{Prefix, PrefixTable};
+use dataplane::nat::rules::SnatRule;
 use dataplane::nat::{Mapping, SourceNat};
 use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
 use dataplane::port::{Checksums, Port, PortId, PortKind};
@@ -63,6 +64,9 @@ pub fn address(text: &str) -> IpAddr {
     text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
+/// Ranges of the cluster, which pods speak to by their own addresses.
+const CLUSTER: [&str; 4] = ["10.0.0.0/16", "10.1.0.0/16", "10.2.0.0/16", "fd00::/15"];
+
 fn prefix(text: &str) -> Prefix {
     let (base, length) = text.split_once('/').unwrap_or_else(|| panic!("{text}: no length"));
     let length = length.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -105,10 +109,9 @@ impl World {
                 v6: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1)),
                 l4_ports: 61_000..=61_999,
                 mapping: Mapping::EndpointDependent,
-                non_masquerade: ["10.0.0.0/16", "10.1.0.0/16", "10.2.0.0/16", "fd00::/15"]
-                    .iter()
-                    .map(|text| (prefix(text), ()))
-                    .collect(),
+                non_masquerade: CLUSTER.iter().map(|text| (prefix(text), ())).collect(),
+                cluster: CLUSTER.iter().map(|text| (prefix(text), ())).collect(),
+                ..SourceNat::default()
             },
             generation: 1,
             lost_replies_until: Nanos::default(),
@@ -308,6 +311,35 @@ impl World {
     pub fn with_uplink_mtu(mut self, mtu: u16) -> Self {
         let hops = self.forwarding.next_hops.iter_mut();
         hops.filter(|hop| hop.port == UPLINK).for_each(|hop| hop.mtu = mtu);
+        self
+    }
+
+    /// A rule behind those that there are: what these pods send there leaves as one of `to`.
+    #[must_use]
+    pub fn with_snat_rule(mut self, sources: &[&str], destinations: &[&str], to: &[&str]) -> Self {
+        let ranges = |texts: &[&str]| texts.iter().map(|text| prefix(text)).collect();
+        let rule = SnatRule {
+            sources: ranges(sources),
+            destinations: ranges(destinations),
+            to: to.iter().map(|text| address(text)).collect(),
+        };
+        let nat = &mut self.source_nat;
+        nat.addresses.extend(rule.to.iter().map(|to| (*to, ())));
+        nat.rules = nat.rules.iter().cloned().chain([rule]).collect();
+        self
+    }
+
+    /// No rules any more; their addresses are kept for the flows that go by them.
+    #[must_use]
+    pub fn without_snat_rules(mut self) -> Self {
+        self.source_nat.rules = Box::default();
+        self
+    }
+
+    /// One more destination that sees a pod's own address.
+    #[must_use]
+    pub fn with_non_masquerade(mut self, range: &str) -> Self {
+        self.source_nat.non_masquerade.insert(prefix(range), ());
         self
     }
 

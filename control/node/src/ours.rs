@@ -65,6 +65,8 @@ impl Ours {
             ours.prefixes.insert(Prefix::host(address), (true, false));
         }
         ours.node_addresses = tables.forwarding.node_addresses.keys().collect();
+        // Only the ports that sources are translated to are ours of them, and what is about these.
+        ours.node_addresses.extend(tables.source_nat.addresses.keys());
         for (port, place) in tables.ports.iter().zip(0u16..) {
             let pod = port.iter().filter(|port| port.kind == PortKind::Pod);
             let addresses = pod.flat_map(|port| port.addresses.iter());
@@ -222,6 +224,7 @@ mod tests {
     use dataplane::forwarding::{Forwarding, NextHopId};
     use dataplane::identity::{Identity, IdentityTable};
     use dataplane::lb::ServiceTable;
+    use dataplane::nat::SourceNat;
     use dataplane::policy::{Policy, SubjectPolicy};
 
     use super::*;
@@ -268,6 +271,22 @@ mod tests {
         assert!(ours.tcp.contains(&6443) && !ours.tcp.contains(&53));
         assert!(ours.udp.contains(&53) && !ours.udp.contains(&6443));
         assert!(!without.tcp.contains(&6443) && !without.udp.contains(&53));
+    }
+
+    /// A fragment or an ICMP error tells no port: these are led here by the address alone.
+    #[test]
+    fn addresses_that_rules_translate_to_are_looked_at_as_the_nodes_own() {
+        let of = |addresses: [IpAddr; 1]| {
+            let source_nat =
+                Arc::new(SourceNat { addresses: addresses.into(), ..SourceNat::default() });
+            Ours::of(&Tables { source_nat, ..Tables::default() }, false)
+        };
+        for text in ["192.0.2.40", "2001:db8::40"] {
+            let address: IpAddr = text.parse().unwrap();
+            let ours = of([address]);
+            assert!(ours.node_addresses.contains(&address) && ours.prefixes.is_empty());
+            assert!(ours.tcp.contains(&65_535) && !ours.tcp.contains(&22));
+        }
     }
 
     #[test]

@@ -52,6 +52,8 @@ fn settings(run_directory: &Path) -> Settings {
             v6: None,
             l4_ports: 61_000..=65_535,
             mapping: Mapping::default(),
+            rules: Vec::new(),
+            cluster: Vec::new(),
             non_masquerade: Vec::new(),
         },
         node_port_addresses: Vec::new(),

@@ -219,6 +219,9 @@ pub struct PolicyExplanation {
     pub summary: String,
     /// The sender's egress, then the receiver's ingress; absent where the side is not a pod here.
     pub steps: Vec<ExplainedStep>,
+    /// As what a pod of this node is seen at an address outside, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_nat: Option<String>,
 }
 
 /// The decision in one direction.

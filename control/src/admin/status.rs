@@ -241,6 +241,12 @@ pub struct WorkerStatus {
     pub dropped: Vec<(String, u64)>,
     /// Flows inserted.
     pub flows_created: u64,
+    /// Of those, ones whose source is masqueraded.
+    #[serde(default)]
+    pub flows_masqueraded: u64,
+    /// Of those, ones whose source a rule of `nat.snat` translates.
+    #[serde(default)]
+    pub flows_translated_by_rule: u64,
     /// Flows ended by time-out.
     pub flows_expired: u64,
     /// Flows ended by request.

@@ -44,6 +44,7 @@ const LIVE: &[&str] = &[
     "flow_table.flows_per_endpoint_max",
     "nat.mapping",
     "nat.non_masquerade_cidrs",
+    "nat.snat",
     "cluster",
     "node_ports",
     "policy",
@@ -98,6 +99,7 @@ impl Config {
         let directory = self.flow_table.directory.take();
         self.flow_table = FlowTable { directory, ..candidate.flow_table.clone() };
         self.nat.mapping = candidate.nat.mapping;
+        self.nat.snat.clone_from(&candidate.nat.snat);
         self.nat.non_masquerade_cidrs.clone_from(&candidate.nat.non_masquerade_cidrs);
         self.cluster.clone_from(&candidate.cluster);
         self.node_ports.clone_from(&candidate.node_ports);

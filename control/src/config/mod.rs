@@ -21,12 +21,14 @@ mod cautions;
 mod conntrack;
 pub mod effects;
 mod ranges;
+mod snat;
 mod timeouts;
 mod validate;
 
 pub use cautions::Caution;
 pub use conntrack::{Conntrack, TcpWindows};
 pub use effects::{Change, Effect};
+pub use snat::Snat;
 pub use timeouts::Timeouts;
 pub use validate::Problem;
 
@@ -348,6 +350,8 @@ pub struct Nat {
     pub l4_port_last: u16,
     /// What the port depends on.
     pub mapping: NatMapping,
+    /// Which pods leave with which other address.
+    pub snat: Vec<Snat>,
     /// Further destinations that see a pod's own address, beside the cluster's ranges, services
     /// and nodes.
     pub non_masquerade_cidrs: Vec<IpNet>,
@@ -361,6 +365,7 @@ impl Default for Nat {
             l4_port_first: 61_000,
             l4_port_last: 65_535,
             mapping: NatMapping::EndpointDependent,
+            snat: Vec::new(),
             non_masquerade_cidrs: Vec::new(),
         }
     }

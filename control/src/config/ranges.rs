@@ -65,7 +65,7 @@ fn sources(config: &Config) -> impl Iterator<Item = (&'static str, IpAddr)> {
 }
 
 /// One range within another of its own list says nothing, and is probably a slip in its length.
-fn nested(field: &str, ranges: &[IpNet], findings: &mut Findings) {
+pub(super) fn nested(field: &str, ranges: &[IpNet], findings: &mut Findings) {
     for (at, range) in ranges.iter().enumerate() {
         let earlier = ranges[..at].iter().position(|o| o.contains(range) || range.contains(o));
         let Some(other) = earlier else { continue };

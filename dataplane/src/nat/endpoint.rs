@@ -3,7 +3,8 @@
 //!
 //! A mapping is an entry of the flow table, so that every worker can read it and it lives as long
 //! as flows do. It has two tuples like a flow, of which the far end is nobody: the unspecified
-//! address, and the mapped protocol in place of a port. No packet carries such an address as far
+//! address, and in place of a port the mapped protocol and what stands for the address that is
+//! mapped to, since rules may give an end point several. No packet carries such an address as far
 //! as the flow table, so none is ever taken for a part of a mapping. It stands while flows use it,
 //! which are counted in the place of a rule, and is never evicted.
 //!
@@ -39,7 +40,7 @@ pub(crate) fn is_mapped(tables: &Tables, ingress: PortId, key: &FlowKey) -> bool
         )
         && tables.port(ingress).is_some_and(|port| port.kind == PortKind::Pod)
         && (nat.is_translated_to(key)
-            || nat.non_masquerade.lookup(destination).is_none()
+            || nat.of_pod(key.source(), destination).is_some()
                 && !tables.services.addresses.contains(&destination)
                 && !tables.forwarding.endpoints.contains_key(&destination)
                 && !tables.forwarding.node_addresses.contains(&destination))
@@ -47,14 +48,7 @@ pub(crate) fn is_mapped(tables: &Tables, ingress: PortId, key: &FlowKey) -> bool
 
 /// The worker that opens `source`'s flows to the outside, and where fragments from there meet.
 pub(crate) fn home_of(context: &Context, source: IpAddr) -> usize {
-    let words = match source {
-        IpAddr::V4(v4) => [u64::from(v4.to_bits()), 0],
-        IpAddr::V6(v6) => {
-            let (high, low) = crate::flow_key::halves(v6.to_bits());
-            [high, low]
-        }
-    };
-    context.owner_of(context.hasher.hash(&words))
+    context.owner_of(context.hasher.hash(&words(source)))
 }
 
 /// Binds a flow that goes on as `translated` to its end point's port of `address`: the reply tuple.
@@ -68,7 +62,7 @@ pub(crate) fn bind<K: TableKey<W>, const W: usize>(
     translated: &FlowKey,
     address: IpAddr,
 ) -> Result<K, DropReason> {
-    let inside = inside(translated).ok_or(DropReason::NoNatAddress)?;
+    let inside = inside(&context.hasher, translated, address).ok_or(DropReason::NoNatAddress)?;
     let l4_port = match use_again::<K, W>(context, flows, now, &inside, address) {
         Some(l4_port) => l4_port,
         None => map::<K, W>(context, flows, now, translated, inside, address)?,
@@ -144,7 +138,8 @@ pub(super) fn let_go<K: TableKey<W>, const W: usize>(
     original: &FlowKey,
     outgoing: &FlowKey,
 ) {
-    let Some(key) = inside(original).and_then(|inside| K::from_generic(&inside)) else { return };
+    let inside = inside(hasher, original, outgoing.source());
+    let Some(key) = inside.and_then(|inside| K::from_generic(&inside)) else { return };
     let Some(hit) = table.lookup(key.hash(hasher), &key) else { return };
     let view = FlowView::<K>::new(hit.entry.words());
     let outside = view.tuple(FlowDirection::Reply).generic();
@@ -167,7 +162,7 @@ pub(crate) fn behind<K: TableKey<W>, const W: usize>(
     if !context.tables.source_nat.is_translated_to(key) {
         return None;
     }
-    let nobody = (nobody(key.destination()), u16::from(key.protocol().0));
+    let nobody = nobody(&context.hasher, key.protocol(), key.destination());
     let outside = (key.destination(), key.destination_port());
     let outside = K::from_generic(&FlowKey::new(Protocol::TCP, nobody, outside)?)?;
     let hit = flows.table.lookup(outside.hash(&context.hasher), &outside)?;
@@ -182,19 +177,39 @@ pub(crate) fn is_mapping(original: &FlowKey) -> bool {
     original.destination().is_unspecified()
 }
 
-/// The tuple that stands for the end point `key` comes from.
-fn inside(key: &FlowKey) -> Option<FlowKey> {
+/// The tuple that stands for the end point `key` comes from, and its being mapped to `address`.
+fn inside(hasher: &Hasher, key: &FlowKey, address: IpAddr) -> Option<FlowKey> {
     let source = (key.source(), key.source_port());
-    let nobody = (nobody(key.source()), u16::from(key.protocol().0));
     // TCP's keys have ports; a mapping's life is that of an established connection, which nothing
     // evicts.
-    FlowKey::new(Protocol::TCP, source, nobody)
+    FlowKey::new(Protocol::TCP, source, nobody(hasher, key.protocol(), address))
 }
 
-fn nobody(like: IpAddr) -> IpAddr {
-    match like {
+/// Protocols that are mapped are below 2^6; above them are ten bits of the address's hash. Of an end
+/// point with two addresses that agree in these, one in a thousand, the mapping used last stands:
+/// its flows go on, and new ones get new ports.
+const PROTOCOL_BITS: u32 = 6;
+const _: () =
+    assert!(Protocol::ICMPV6.0 < 1 << PROTOCOL_BITS && Protocol::UDP.0 < 1 << PROTOCOL_BITS);
+
+/// The far end of mappings of `protocol` to `address`.
+fn nobody(hasher: &Hasher, protocol: Protocol, address: IpAddr) -> (IpAddr, u16) {
+    let unspecified = match address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let [high, low, ..] = hasher.hash(&words(address)).to_be_bytes();
+    let of_address = u16::from_be_bytes([high, low]) << PROTOCOL_BITS;
+    (unspecified, of_address | u16::from(protocol.0))
+}
+
+fn words(address: IpAddr) -> [u64; 2] {
+    match address {
+        IpAddr::V4(v4) => [u64::from(v4.to_bits()), 0],
+        IpAddr::V6(v6) => {
+            let (high, low) = crate::flow_key::halves(v6.to_bits());
+            [high, low]
+        }
     }
 }
 

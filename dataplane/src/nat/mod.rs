@@ -2,20 +2,25 @@
 //!
 //! The flow table is the only truth about what is in use: a translated flow lies in it under its
 //! reply tuple, and a mapping of an end point lies in it as an entry of its own. Reading order:
-//! this file (what is configured), `ports` (which port is tried next), `binding` (trying it, and
-//! giving it back), `endpoint` (one port for all destinations, and the way back in by it).
+//! this file (what is configured), `rules` (who leaves with which address), `ports` (which port is
+//! tried next), `binding` (trying it, and giving it back), `endpoint` (one port for all destinations,
+//! and the way back in by it).
 //! `requirements.md` lists what the RFCs ask for, with the test of each.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use crate::address::Protocol;
+use crate::address_map::AddressSet;
 use crate::flow_key::FlowKey;
 use crate::lpm::PrefixTable;
 
 pub(crate) mod binding;
 pub(crate) mod endpoint;
 pub mod ports;
+pub mod rules;
+
+use rules::SnatRule;
 
 /// What decides the L4 port that a pod's flow to the outside is translated to (RFC 4787, 4.1).
 ///
@@ -48,8 +53,24 @@ pub struct SourceNat {
     pub l4_ports: RangeInclusive<u16>,
     /// What the port depends on.
     pub mapping: Mapping,
-    /// Destinations that see the pod's own address.
+    /// Destinations that see the pod's own address, unless a rule says otherwise.
     pub non_masquerade: PrefixTable<()>,
+    /// Pods, services and nodes of the cluster, which see it whatever rules say.
+    pub cluster: PrefixTable<()>,
+    /// Who leaves with another address than the two above; the first that matches decides.
+    pub rules: Box<[SnatRule]>,
+    /// All addresses that rules translate to, and those that they did as long as flows may go by
+    /// them.
+    pub addresses: AddressSet,
+}
+
+/// What a pod's source address becomes outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Translation {
+    /// The address; `None`: there is none of this family.
+    pub address: Option<IpAddr>,
+    /// The place of the rule that says so; `None`: it is masquerade.
+    pub rule: Option<u16>,
 }
 
 impl Default for SourceNat {
@@ -60,12 +81,51 @@ impl Default for SourceNat {
             l4_ports: 61_000..=65_535,
             mapping: Mapping::default(),
             non_masquerade: PrefixTable::default(),
+            cluster: PrefixTable::default(),
+            rules: Box::default(),
+            addresses: AddressSet::default(),
         }
     }
 }
 
 impl SourceNat {
-    /// The source address for a packet to `destination`'s family.
+    /// What `source`, a pod, becomes for `destination` outside; `None`: it is seen as itself.
+    #[must_use]
+    pub fn of_pod(&self, source: IpAddr, destination: IpAddr) -> Option<Translation> {
+        let is_masqueraded = self.non_masquerade.lookup(destination).is_none();
+        if !self.rules.is_empty() && self.cluster.lookup(destination).is_none() {
+            let by_rule = self.by_rule(source, destination, is_masqueraded);
+            if by_rule.is_some() {
+                return by_rule;
+            }
+        }
+        let masquerade = Translation { address: self.address_for(destination), rule: None };
+        is_masqueraded.then_some(masquerade)
+    }
+
+    /// What `source` becomes for a pod of this node that it addresses by its mapping: the same as for
+    /// anybody outside.
+    #[must_use]
+    pub fn of_hairpin(&self, source: IpAddr, mapped: IpAddr) -> Translation {
+        let masquerade = Translation { address: self.address_for(mapped), rule: None };
+        self.by_rule(source, mapped, true).unwrap_or(masquerade)
+    }
+
+    fn by_rule(
+        &self,
+        source: IpAddr,
+        destination: IpAddr,
+        is_masqueraded: bool,
+    ) -> Option<Translation> {
+        let of_rule = |(place, rule): (u16, &SnatRule)| {
+            let address = rule.address_for(source, destination);
+            Translation { address, rule: Some(place) }
+        };
+        let mut rules = (0..).zip(&self.rules);
+        rules.find(|(_, rule)| rule.matches(source, destination, is_masqueraded)).map(of_rule)
+    }
+
+    /// The source address of what is masqueraded, for a packet to `destination`'s family.
     #[must_use]
     pub fn address_for(&self, destination: IpAddr) -> Option<IpAddr> {
         match destination {
@@ -78,8 +138,14 @@ impl SourceNat {
     #[must_use]
     pub fn is_translated_to(&self, key: &FlowKey) -> bool {
         matches!(key.protocol(), Protocol::TCP | Protocol::UDP)
-            && self.address_for(key.source()) == Some(key.destination())
             && self.l4_ports.contains(&key.destination_port())
+            && self.has_address(key.destination())
+    }
+
+    /// Whether sources are translated to `address`, or were.
+    #[must_use]
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.address_for(address) == Some(address) || self.addresses.contains(&address)
     }
 }
 

@@ -8,6 +8,7 @@
 mod bare;
 mod claims;
 mod configuration;
+mod egress_addresses;
 mod endurance;
 mod everything;
 mod forged_resets;

@@ -9,6 +9,7 @@ mod errors;
 mod hairpin;
 mod independent;
 mod requirements;
+mod rules;
 
 use std::net::SocketAddr;
 

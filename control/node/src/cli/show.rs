@@ -5,14 +5,16 @@ use std::fmt::Write;
 use control::admin::reply::Peer;
 use control::admin::status::{Level, TableUsage, WorkerStatus};
 use control::admin::{
-    ConfigDiff, DropCount, EndpointInfo, ExplainedStep, FlowRecord, ManifestsStatus,
-    PolicyExplanation, Reply, ServiceInfo, Status, TraceReport,
+    ConfigDiff, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, Reply, ServiceInfo, Status,
+    TraceReport,
 };
 
 use super::table::{Table, grouped};
 use connections::{ct, ct_counts, ct_top, flow_table};
+use policy::policy;
 
 mod connections;
+mod policy;
 
 /// The answer as text; ends with a newline unless empty.
 #[must_use]
@@ -254,41 +256,6 @@ fn services(list: &[ServiceInfo]) -> String {
         }
     }
     or_none(table, "no services in force")
-}
-
-fn policy(explanation: &PolicyExplanation) -> String {
-    let mut text = format!(
-        "{}: {}\n",
-        if explanation.allowed { "ALLOWED" } else { "DENIED" },
-        explanation.summary
-    );
-    for step in &explanation.steps {
-        let verdict = if step.allowed { "allowed" } else { "denied" };
-        let _ =
-            writeln!(text, "\n{} of {}: {verdict} by {}", step.direction, step.subject, step.rule);
-        if !step.examined.is_empty() {
-            text.push_str(&examined(step));
-        }
-    }
-    text
-}
-
-/// Every rule that was looked at; the one that decides is marked.
-fn examined(step: &ExplainedStep) -> String {
-    let peer = if step.direction == "egress" { "TO" } else { "FROM" };
-    let mut table = Table::new(&["", "POLICY", "RULE", peer, "PORT"]);
-    let finding =
-        |matches: bool, why: &str| format!("{} {why}", if matches { "yes:" } else { "no:" });
-    for rule in &step.examined {
-        table.row([
-            if rule.decides { "=>".to_owned() } else { String::new() },
-            rule.policy.clone(),
-            rule.index.map_or_else(|| "-".into(), |at| format!("spec.{}[{at}]", step.direction)),
-            finding(rule.peer_matches, &rule.peer),
-            finding(rule.port_matches, &rule.port),
-        ]);
-    }
-    table.to_string()
 }
 
 fn show_drops(drops: &[DropCount]) -> String {

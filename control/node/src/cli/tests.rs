@@ -96,6 +96,7 @@ fn a_policy_explanation_lists_every_rule_and_marks_the_one_that_decides() {
             rule: "NetworkPolicy shop/web, spec.ingress[1]".into(),
             examined: vec![rule(0, false, false), rule(1, true, true)],
         }],
+        source_nat: Some("seen there as 192.0.2.40, by nat.snat[0]".into()),
     };
     assert_eq!(
         show::reply(&Reply::Policy(explanation)),
@@ -103,7 +104,8 @@ fn a_policy_explanation_lists_every_rule_and_marks_the_one_that_decides() {
          ingress of shop/web: allowed by NetworkPolicy shop/web, spec.ingress[1]\n    \
          POLICY    RULE             FROM                                 PORT\n    \
          shop/web  spec.ingress[0]  no: pods app=web of namespace shop   yes: tcp 80\n\
-         =>  shop/web  spec.ingress[1]  yes: pods app=web of namespace shop  yes: tcp 80\n"
+         =>  shop/web  spec.ingress[1]  yes: pods app=web of namespace shop  yes: tcp 80\n\n\
+         seen there as 192.0.2.40, by nat.snat[0]\n"
     );
 }
 

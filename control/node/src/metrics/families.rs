@@ -128,6 +128,15 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
         |w| w.held,
     ),
     ("xskiff_flows_created", "Flows inserted", true, |w| w.flows_created),
+    ("xskiff_flows_masqueraded", "Flows inserted whose source is masqueraded", true, |w| {
+        w.flows_masqueraded
+    }),
+    (
+        "xskiff_flows_translated_by_rule",
+        "Flows inserted whose source a rule of nat.snat translates",
+        true,
+        |w| w.flows_translated_by_rule,
+    ),
     ("xskiff_flows_expired", "Flows ended by their time-out", true, |w| w.flows_expired),
     ("xskiff_flows_deleted", "Flows ended by request", true, |w| w.flows_deleted),
     ("xskiff_flows_evicted", "Flows given up to make room", true, |w| w.flows_evicted),

@@ -18,6 +18,8 @@ struct Side {
     identity: Identity,
     /// Whether policy is enforced for it here: a pod of this node.
     is_here: bool,
+    /// Its addresses, as far as the question tells them.
+    addresses: Vec<IpAddr>,
 }
 
 impl Node {
@@ -59,7 +61,9 @@ impl Node {
                 from.shown, to.shown, question.protocol, question.l4_port
             ),
         };
-        Ok(PolicyExplanation { allowed, summary, steps })
+        let outside = to.addresses.first().filter(|_| from.is_here && !to.is_here);
+        let source_nat = outside.and_then(|to| self.seen_outside(&from.addresses, *to));
+        Ok(PolicyExplanation { allowed, summary, steps, source_nat })
     }
 
     fn step(&self, direction: Direction, subject: &Side, query: &Query) -> ExplainedStep {
@@ -86,13 +90,15 @@ impl Node {
             _ => None,
         };
         if let Some(identity) = reserved {
-            return Ok(Side { shown: text.into(), identity, is_here: false });
+            let addresses = Vec::new();
+            return Ok(Side { shown: text.into(), identity, is_here: false, addresses });
         }
         if let Ok(address) = text.parse::<IpAddr>() {
             let here = self.endpoints.by_address(address);
             let shown = here.map_or_else(|| text.to_owned(), |name| format!("{text} ({name})"));
             let identity = compiled.identities.lookup(address);
-            return Ok(Side { shown, identity, is_here: here.is_some() });
+            let addresses = vec![address];
+            return Ok(Side { shown, identity, is_here: here.is_some(), addresses });
         }
         let name = text.parse().map_err(|_| {
             AdminError::invalid(
@@ -110,7 +116,8 @@ impl Node {
             list_command: "xskiff endpoint list".into(),
         })?;
         let identity = compiled.endpoint_identity(addresses);
-        Ok(Side { shown: text.into(), identity, is_here: endpoint.is_some() })
+        let is_here = endpoint.is_some();
+        Ok(Side { shown: text.into(), identity, is_here, addresses: addresses.clone() })
     }
 }
 

@@ -4,9 +4,12 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
-use control::config::{Bind, Config, Idle, NatMapping, OnStall, Sockets, TcpWindows, XdpMode};
+use control::config::{
+    Bind, Config, Idle, NatMapping, OnStall, Snat, Sockets, TcpWindows, XdpMode,
+};
 use dataplane::lpm::Prefix;
 use dataplane::nat::Mapping;
+use dataplane::nat::rules::SnatRule;
 use dataplane::tables;
 use ipnet::IpNet;
 use pinning::CpuId;
@@ -57,6 +60,15 @@ impl Machine {
 
 fn prefix(net: &IpNet) -> Option<Prefix> {
     Prefix::new(net.addr(), net.prefix_len())
+}
+
+fn rule(rule: &Snat) -> SnatRule {
+    let ranges = |nets: &[IpNet]| nets.iter().filter_map(prefix).collect();
+    SnatRule {
+        sources: ranges(&rule.sources),
+        destinations: ranges(&rule.destinations),
+        to: rule.to.iter().copied().collect(),
+    }
 }
 
 fn mode(mode: XdpMode) -> Mode {
@@ -159,6 +171,8 @@ impl Settings {
                 v6: config.nat.ipv6_source,
                 l4_ports: config.nat.l4_ports(),
                 mapping: Mapping::default(),
+                rules: Vec::new(),
+                cluster: Vec::new(),
                 non_masquerade: Vec::new(),
             },
             node_port_addresses: Vec::new(),
@@ -176,7 +190,9 @@ impl Settings {
     pub fn apply_live(&mut self, config: &Config) {
         let ranges = config.nat.non_masquerade_cidrs.iter();
         let cluster = config.cluster.pod_cidrs.iter().chain(&config.cluster.service_cidrs);
+        self.snat.cluster = cluster.clone().filter_map(prefix).collect();
         self.snat.non_masquerade = ranges.chain(cluster).filter_map(prefix).collect();
+        self.snat.rules = config.nat.snat.iter().map(rule).collect();
         self.snat.mapping = match config.nat.mapping {
             NatMapping::EndpointDependent => Mapping::EndpointDependent,
             NatMapping::EndpointIndependent => Mapping::EndpointIndependent,
@@ -239,6 +255,7 @@ mod tests {
                     flow_table: {ipv4_flows: 70000, ipv4_flows_max: 80000, ipv6_flows: 64, \
                     ipv6_flows_max: 128, flows_per_endpoint_max: 9}\n\
                     nat: {mapping: endpoint-independent, \
+                    snat: [{sources: [10.1.3.0/24], to: [192.0.2.9]}], \
                     non_masquerade_cidrs: [198.18.0.0/15]}\n\
                     cluster: {pod_cidrs: [10.1.0.0/16]}\n\
                     node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\

@@ -6,7 +6,7 @@
 //! what published), [`local_pods`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
 //! clients are told), [`verdict`] (how the node stands). [`from_config`], [`configuration`],
 //! [`capacity`], [`manifests`], [`endpoints`], [`endpoint_record`], [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
-//! [`socket_audit`], [`filter`], [`trace`], [`caught`] and
+//! [`socket_audit`], [`source_nat`], [`filter`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts.
 //!
 //! One thread runs all of this. Workers never wait for it: while it hangs, packets go on by the
@@ -68,6 +68,7 @@ mod report;
 mod requests;
 pub mod settings;
 mod socket_audit;
+mod source_nat;
 pub mod trace;
 pub mod usage;
 pub mod verdict;
@@ -85,6 +86,7 @@ use flow_watch::FlowWatch;
 use network_claim::NetworkClaim;
 use publisher::Publisher;
 use socket_audit::SocketAudit;
+use source_nat::RuleAddresses;
 
 /// How often reports of workers are read: the longest a packet waits for its neighbour to be
 /// asked for.
@@ -172,6 +174,7 @@ pub struct Node {
     in_force: Option<InForce>,
     unfollowed: Unfollowed,
     socket_audit: SocketAudit,
+    rule_addresses: RuleAddresses,
     /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
     stall_after_ns: Arc<AtomicU64>,
     asked: BTreeMap<(PortId, IpAddr), Instant>,
@@ -312,6 +315,7 @@ impl Node {
             in_force: told.in_force,
             unfollowed: Unfollowed::default(),
             socket_audit: SocketAudit::default(),
+            rule_addresses: RuleAddresses::default(),
             stall_after_ns,
             asked: BTreeMap::new(),
             seen: BTreeSet::new(),

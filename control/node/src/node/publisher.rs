@@ -166,13 +166,16 @@ fn same_ports(old: &[Option<Port>], new: &[Option<Port>]) -> bool {
 }
 
 fn same_nat(old: &SourceNat, new: &SourceNat) -> bool {
-    let prefixes = |nat: &SourceNat| -> BTreeSet<dataplane::lpm::Prefix> {
-        nat.non_masquerade.iter().map(|(prefix, ())| prefix).collect()
+    let prefixes = |nat: &SourceNat| -> [BTreeSet<dataplane::lpm::Prefix>; 2] {
+        [&nat.non_masquerade, &nat.cluster]
+            .map(|table| table.iter().map(|(prefix, ())| prefix).collect())
     };
     old.v4 == new.v4
         && old.v6 == new.v6
         && old.l4_ports == new.l4_ports
         && old.mapping == new.mapping
+        && old.rules == new.rules
+        && old.addresses == new.addresses
         && prefixes(old) == prefixes(new)
 }
 

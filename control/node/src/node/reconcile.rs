@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use control::compile::NodeView;
 use dataplane::event::NeighbourRequest;
 use dataplane::lpm::Prefix;
-use dataplane::nat::SourceNat;
 use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::time::Nanos;
 use xdp_redirect::rules::OnStall;
@@ -241,37 +240,8 @@ impl Node {
             .collect()
     }
 
-    fn source_nat(&self, view: &KernelView) -> SourceNat {
-        let snat = &self.settings.snat;
-        let (v4, v6) = self.uplink_addresses(view);
-        let cluster = self.cluster.borrow();
-        let nodes = cluster.state.nodes.values();
-        let cluster_prefixes = nodes.flat_map(|node| {
-            let addresses = node.addresses.iter().map(|address| Prefix::host(*address));
-            node.pod_cidrs.iter().copied().chain(addresses)
-        });
-        let services = &self.publisher.compiled().services.addresses;
-        let own = self.node_addresses(view);
-        let pods = self.endpoints.iter().flat_map(|endpoint| &endpoint.spec.addresses).copied();
-        let non_masquerade = snat
-            .non_masquerade
-            .iter()
-            .copied()
-            .chain(cluster_prefixes)
-            .chain(services.keys().chain(own).chain(pods).map(Prefix::host))
-            .map(|prefix| (prefix, ()))
-            .collect();
-        SourceNat {
-            v4: snat.v4.or(v4),
-            v6: snat.v6.or(v6),
-            l4_ports: snat.l4_ports.clone(),
-            mapping: snat.mapping,
-            non_masquerade,
-        }
-    }
-
     /// The first address of each family on the first uplink that has one.
-    fn uplink_addresses(
+    pub(super) fn uplink_addresses(
         &self,
         view: &KernelView,
     ) -> (Option<std::net::Ipv4Addr>, Option<std::net::Ipv6Addr>) {

@@ -102,6 +102,8 @@ impl Node {
                 held: counters.held.get(),
                 dropped,
                 flows_created: counters.flows_created.get(),
+                flows_masqueraded: counters.flows_masqueraded.get(),
+                flows_translated_by_rule: counters.flows_translated_by_rule.get(),
                 flows_expired: counters.flows_expired.get(),
                 flows_deleted: counters.flows_deleted.get(),
                 flows_evicted: counters.flows_evicted.get(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use dataplane::lpm::Prefix;
 use dataplane::nat::Mapping;
+use dataplane::nat::rules::SnatRule;
 use dataplane::tables::{TcpWindows, Timeouts};
 use xdp_redirect::loader::Mode;
 use xdp_redirect::rules::OnStall;
@@ -47,6 +48,12 @@ pub struct SnatSettings {
     pub l4_ports: RangeInclusive<u16>,
     /// What the port depends on.
     pub mapping: Mapping,
+    /// Who leaves with another address. What the kernel and the cluster say of these is looked at
+    /// when tables are made.
+    pub rules: Vec<SnatRule>,
+    /// Ranges of the cluster's pods and services. No rule translates toward them, nor toward the
+    /// node's addresses, services, and pods and nodes of the manifests.
+    pub cluster: Vec<Prefix>,
     /// Destinations that see the pod's own address. The node's, all service addresses and the pod
     /// ranges of all nodes are always among them.
     pub non_masquerade: Vec<Prefix>,

@@ -12,6 +12,7 @@ use control::admin::status::{ERRORS_MAX, TableUsage};
 use control::manifests::OBJECTS_MAX;
 use dataplane::capture::CAPTURE_PACKETS_MAX;
 use dataplane::counters::PORTS_MAX;
+use dataplane::nat::rules::SNAT_ADDRESSES_MAX;
 use xdp_redirect::limits::{NODE_ADDRESSES_MAX, POD_ADDRESSES_MAX, PREFIXES_MAX};
 use xdp_redirect::umem::SOCKETS_MAX;
 
@@ -26,7 +27,7 @@ use crate::netlink::neighbours::ASKED_MAX;
 use crate::netlink::view::{LINKS_MAX, NEIGHBOURS_MAX, ROUTES_MAX};
 
 /// Every row of `tables` in a status, in order.
-pub const ROWS: [&str; 41] = [
+pub const ROWS: [&str; 42] = [
     "flows_ipv4",
     "flows_ipv6",
     "flows_per_endpoint",
@@ -60,6 +61,7 @@ pub const ROWS: [&str; 41] = [
     "manifest_objects",
     "flow_followers",
     "watched_flows",
+    "snat_addresses",
     RECENT_FLOW_EVENTS,
     RECENT_ERRORS,
     "xdp_prefixes_ipv4",
@@ -214,6 +216,7 @@ impl Node {
             Row::new("manifest_objects", objects, 0, OBJECTS_MAX),
             of("flow_followers", self.flows.followers(), FOLLOWERS_MAX),
             of("watched_flows", self.watch.len(), WATCHED_MAX),
+            of("snat_addresses", self.rule_addresses.known().len(), SNAT_ADDRESSES_MAX),
             of(RECENT_FLOW_EVENTS, self.flows.kept(), FLOWS_KEPT_MAX),
             of(RECENT_ERRORS, self.errors.len(), ERRORS_MAX),
             of("xdp_prefixes_ipv4", v4.prefixes, size(PREFIXES_MAX)),
