@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flow_table::{Hasher, Table};
+use flow_table::{Handle, Hasher, Table};
 
 use crate::DropReason;
 use crate::buffer::Buffer;
@@ -12,6 +12,7 @@ use crate::event::{Budget, EventKind, FlowEvent, NeighbourRequest, Reporter, Rep
 use crate::flows::{self, WorkerFlows};
 use crate::forwarding::NextHopId;
 use crate::fragment::FragmentTable;
+use crate::handoff::HandoffCause;
 use crate::icmp::{self, IcmpErrorKind};
 use crate::nat::ports::NatPorts;
 use crate::nat::{self, Mapping};
@@ -138,6 +139,26 @@ impl Context {
     /// The worker whose flow it is.
     pub(crate) fn owner_of(&self, hash: u64) -> usize {
         flows::owner_of(hash, self.workers)
+    }
+
+    /// Sends the packet to another worker.
+    pub(crate) fn hand_to(&self, worker: usize, cause: HandoffCause) -> Action {
+        self.counters.hand_for(cause);
+        Action::Handoff(worker)
+    }
+
+    /// Whether another worker has this entry. Always false, and nothing looked at, where there is
+    /// none.
+    #[inline(always)]
+    pub(crate) fn is_foreign<const W: usize>(&self, table: &Table<W>, handle: Handle) -> bool {
+        self.workers > 1 && table.holder(handle) != Some(self.worker)
+    }
+
+    /// Counts a packet that is finished here by this entry, if another worker has it.
+    pub(crate) fn note_hit<const W: usize>(&self, table: &Table<W>, handle: Handle) {
+        if self.is_foreign(table, handle) {
+            self.counters.foreign_hits.add(1);
+        }
     }
 
     /// Leaves toward the node's own stack, layer 3 unchanged.

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::DropReason;
+use crate::handoff::HandoffCause;
 use crate::port::PortId;
 
 /// Ports a node may have at once, host port and uplinks included.
@@ -102,8 +103,17 @@ pub struct WorkerCounters {
     pub originated: Counter,
     /// Packets queued on a transmit path.
     pub transmitted: Counter,
-    /// Packets given to their owning worker.
+    /// Packets given to another worker: those of [`WorkerCounters::handed_for`], less those that found
+    /// its inbox full ([`DropReason::HandoffFull`]).
     pub handed_out: Counter,
+    /// Packets finished here by a flow whose entry another worker has: they need no hand-off.
+    pub foreign_hits: Counter,
+    /// Flows opened here though another worker is their hash's owner: at the home of their source's
+    /// mappings, or where their first fragments met.
+    pub flows_opened_for_others: Counter,
+    /// Flows opened here of whose replies another worker is the hash's owner: translated ones. Replies
+    /// find them on any worker; what comes when they are over is handed there.
+    pub flows_with_alias_elsewhere: Counter,
     /// Packets that wait for a neighbour or for their first fragment now (gauge).
     pub held: Counter,
     /// Those that wait for a neighbour, of [`crate::worker::HELD_MAX`].
@@ -157,6 +167,7 @@ pub struct WorkerCounters {
     pub tables_adopted: Counter,
     /// Ticks (bursts, also empty ones).
     pub ticks: Counter,
+    handed: [Counter; HandoffCause::ALL.len()],
     dropped: [Counter; DropReason::COUNT],
     ports: Box<[PortCounters]>,
 }
@@ -169,6 +180,9 @@ impl Default for WorkerCounters {
             originated: Counter::default(),
             transmitted: Counter::default(),
             handed_out: Counter::default(),
+            foreign_hits: Counter::default(),
+            flows_opened_for_others: Counter::default(),
+            flows_with_alias_elsewhere: Counter::default(),
             held: Counter::default(),
             waiting_neighbours: Level::default(),
             waiting_fragments: Level::default(),
@@ -194,6 +208,7 @@ impl Default for WorkerCounters {
             replies_suppressed: Counter::default(),
             tables_adopted: Counter::default(),
             ticks: Counter::default(),
+            handed: std::array::from_fn(|_| Counter::default()),
             dropped: std::array::from_fn(|_| Counter::default()),
             ports: (0..PORTS_MAX).map(|_| PortCounters::default()).collect(),
         }
@@ -211,6 +226,18 @@ impl WorkerCounters {
     #[must_use]
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.dropped[reason as usize].get()
+    }
+
+    /// Counts one packet that is to go to another worker for `cause`.
+    #[inline]
+    pub fn hand_for(&self, cause: HandoffCause) {
+        self.handed[cause as usize].add(1);
+    }
+
+    /// Packets that were to go to another worker for `cause`.
+    #[must_use]
+    pub fn handed_for(&self, cause: HandoffCause) -> u64 {
+        self.handed[cause as usize].get()
     }
 
     /// Packets dropped for any reason.

@@ -12,6 +12,36 @@ use crate::DropReason;
 use crate::counters::{Level, WorkerCounters};
 use crate::worker::{BURST, Received, RxBurst};
 
+/// Why a packet goes on to another worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandoffCause {
+    /// It has no flow here, and only its hash's owner may open one.
+    Miss,
+    /// The same for what is mapped by its end point: its source's home opens all of its flows.
+    Mapping,
+    /// Its flow is over, and another worker has the entry: opened where its first fragments met, or
+    /// dealt out when the tables were taken over by another number of workers. Who has it removes it.
+    Holder,
+    /// A fragment goes to where all of its packet meet.
+    Fragment,
+}
+
+impl HandoffCause {
+    /// Every cause.
+    pub const ALL: [Self; 4] = [Self::Miss, Self::Mapping, Self::Holder, Self::Fragment];
+
+    /// For metrics and people.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Miss => "miss",
+            Self::Mapping => "mapping",
+            Self::Holder => "holder",
+            Self::Fragment => "fragment",
+        }
+    }
+}
+
 /// Vectors that may wait for one worker.
 pub const VECTORS_MAX: usize = 256;
 /// Workers a node may have.

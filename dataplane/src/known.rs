@@ -183,6 +183,7 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
         decrement_ttl: !hop.to_host,
     };
     rewrite::apply(&change, packet, received.buffer.bytes_mut())?;
+    context.note_hit(&flows.table, found.handle);
     Ok(Action::Transmit(hop.port))
 }
 

@@ -16,6 +16,7 @@ use crate::event::{EventKind, FlowEvent, NeighbourRequest};
 use crate::flow::{FlowRoute, Origin};
 use crate::flow_key::FlowKey;
 use crate::flows::{Flows, Found, NewFlow, TableKey, two_hashes};
+use crate::handoff::HandoffCause;
 use crate::known;
 use crate::nat::{binding, endpoint};
 use crate::nat64;
@@ -60,13 +61,14 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
         } else if let Some(holder) = holder_elsewhere(context, flows, packet, found) {
             // It was dealt out when the tables were taken over: who has it removes it, and hands
             // the packet back.
-            return Ok(Action::Handoff(holder));
+            return Ok(context.hand_to(holder, HandoffCause::Holder));
         } else if is_here {
             return Err(DropReason::NoFlow.into());
         }
     }
     if !is_here {
-        return Ok(Action::Handoff(owner));
+        let cause = if is_mapped { HandoffCause::Mapping } else { HandoffCause::Miss };
+        return Ok(context.hand_to(owner, cause));
     }
     let mut new = NewPacket::of(packet, now, &context.tables);
     if is_mapped {
@@ -187,11 +189,13 @@ fn admit<K: TableKey<W>, const W: usize>(
     };
     let alias = alias.filter(|_| admission.source_nat.is_none());
     let alias = alias.unwrap_or_else(|| flow.reply.hash(&context.hasher));
-    let mut inserted = flows.insert(&flow, two_hashes(hash, alias));
+    let mut hashes = two_hashes(hash, alias);
+    let mut inserted = flows.insert(&flow, hashes);
     if let (Err(InsertError::AliasExists(_)), true) = (&inserted, may_move(admission, packet)) {
         let own = admission.translated.source();
         flow.reply = bind::<K, W>(context, flows, now, admission, own, false)?;
-        inserted = flows.insert(&flow, two_hashes(hash, flow.reply.hash(&context.hasher)));
+        hashes = two_hashes(hash, flow.reply.hash(&context.hasher));
+        inserted = flows.insert(&flow, hashes);
     }
     if inserted.is_err() && admission.source_nat.is_some() {
         let tuples = (admission.original, flow.reply.generic());
@@ -201,6 +205,12 @@ fn admit<K: TableKey<W>, const W: usize>(
         Ok(handle) => {
             let counters = &context.counters;
             counters.flows_created.add(1);
+            if context.owner_of(hash) != context.worker {
+                counters.flows_opened_for_others.add(1);
+            }
+            if hashes.alias.is_some_and(|alias| context.owner_of(alias) != context.worker) {
+                counters.flows_with_alias_elsewhere.add(1);
+            }
             match (admission.source_nat, admission.findings.snat_rule) {
                 (Some(_), Some(_)) => counters.flows_translated_by_rule.add(1),
                 (Some(_), None) => counters.flows_masqueraded.add(1),

@@ -22,6 +22,7 @@ use crate::expiry::{Flush, Flushes};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::flows::{Found, Located, Lookups, WorkerFlows};
 use crate::fragment::FragmentKey;
+use crate::handoff::HandoffCause;
 use crate::known::Straight;
 use crate::mailbox::FlushFilter;
 use crate::packet::{Packet, PacketKind};
@@ -196,7 +197,34 @@ impl Pipeline {
                 }
             }
         }
+        if self.context.workers > 1 {
+            self.count_foreign(parsed, &ways, actions);
+        }
         others
+    }
+
+    /// Counts those of a burst's straight packets whose entries are other workers'. After the
+    /// burst, where no packet waits for it, and not at all where there is one worker.
+    #[inline(never)]
+    fn count_foreign(
+        &self,
+        parsed: &[Parsed],
+        ways: &[Result<Straight<'_>, Option<Found>>],
+        actions: &[Action],
+    ) {
+        let WorkerFlows { v4, v6, .. } = &self.flows;
+        let mut foreign = 0;
+        for ((parsed, way), action) in parsed.iter().zip(ways).zip(actions) {
+            let (Ok(packet), Ok(way), Action::Transmit(_)) = (parsed, way, action) else {
+                continue;
+            };
+            let handle = way.found().handle;
+            foreign += u64::from(match packet.key() {
+                FlowKey::V4(_) => self.context.is_foreign(&v4.table, handle),
+                FlowKey::V6(_) => self.context.is_foreign(&v6.table, handle),
+            });
+        }
+        self.context.counters.foreign_hits.add(foreign);
     }
 
     #[inline(always)]
@@ -295,7 +323,7 @@ impl Pipeline {
             PacketKind::NeighbourDiscovery => Err(claims::refuse(context, now, received, packet)),
             _ => {
                 if let Some(owner) = related::fragment_owner(context, now, packet)? {
-                    return Ok(Action::Handoff(owner));
+                    return Ok(context.hand_to(owner, HandoffCause::Fragment));
                 }
                 let action = match packet.flow_key() {
                     FlowKey::V4(key) if changes_family => {

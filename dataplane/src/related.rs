@@ -10,6 +10,7 @@ use crate::flow::FlowView;
 use crate::flow_key::{FlowKey, FlowKey6};
 use crate::flows::{Flows, Found, TableKey, WorkerFlows};
 use crate::fragment::FragmentKey;
+use crate::handoff::HandoffCause;
 use crate::known::{self, Way};
 use crate::nat::{Mapping, endpoint};
 use crate::nat64;
@@ -99,7 +100,7 @@ pub(crate) fn later_fragment<B: Buffer>(
     let addresses = packet.flow_key();
     let owner = meeting_place(context, &fragment);
     if owner != context.worker {
-        return Ok(Action::Handoff(owner));
+        return Ok(context.hand_to(owner, HandoffCause::Fragment));
     }
     let Ok((source, destination)) = context.fragments.l4_ports(&fragment, now) else {
         // Nobody waits at another's expense.
@@ -227,6 +228,7 @@ fn relate<K: TableKey<W>, B: Buffer, const W: usize>(
         decrement_ttl: !hop.to_host,
     };
     rewrite::apply_to_error(&change, &sent, packet, received.buffer.bytes_mut())?;
+    context.note_hit(&flows.table, hit.handle);
     Ok(Action::Transmit(hop.port))
 }
 

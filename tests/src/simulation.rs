@@ -10,7 +10,7 @@ use dataplane::DropReason;
 use dataplane::counters::WorkerCounters;
 use dataplane::event::{FlowEvent, NeighbourRequest, Reports};
 use dataplane::flows::{Capacities, FlowRecord, FlowTables};
-use dataplane::handoff::{Handoff, Inboxes};
+use dataplane::handoff::{Handoff, HandoffCause, Inboxes};
 use dataplane::mailbox::{Command, Mailbox};
 use dataplane::memory::HeapBuffer;
 use dataplane::pipeline::Pipeline;
@@ -242,7 +242,32 @@ impl Simulation {
         for (index, worker) in self.workers.iter().enumerate() {
             let (came, went) = worker.counters.balance();
             assert_eq!(came, went, "worker {index} lost a packet:\n{}", self.moved_counters());
+            let counters = &worker.counters;
+            let meant =
+                HandoffCause::ALL.map(|cause| counters.handed_for(cause)).iter().sum::<u64>();
+            let given = counters.handed_out.get() + counters.dropped(DropReason::HandoffFull);
+            assert_eq!(
+                meant,
+                given,
+                "worker {index}: hand-offs without a cause:\n{}",
+                self.moved_counters()
+            );
         }
+        let in_inboxes: u64 = self.inboxes_waiting();
+        let [out, taken] =
+            [self.sum(|one| one.handed_out.get()), self.sum(|one| one.handed_in.get())];
+        assert!(out >= taken && (in_inboxes > 0 || out == taken), "{}", self.moved_counters());
+    }
+
+    /// Vectors on their way between workers.
+    fn inboxes_waiting(&self) -> u64 {
+        (0..self.workers.len()).map(|worker| self.inboxes.waiting(worker) as u64).sum()
+    }
+
+    /// One worker's counters.
+    #[must_use]
+    pub fn counters(&self, worker: usize) -> &WorkerCounters {
+        &self.workers[worker].counters
     }
 
     /// Every counter that is not zero, for failing tests.
@@ -257,6 +282,9 @@ impl Simulation {
                 ("originated", counters.originated.get()),
                 ("transmitted", counters.transmitted.get()),
                 ("handed-out", counters.handed_out.get()),
+                ("foreign-hits", counters.foreign_hits.get()),
+                ("flows-opened-for-others", counters.flows_opened_for_others.get()),
+                ("flows-with-alias-elsewhere", counters.flows_with_alias_elsewhere.get()),
                 ("held", counters.held.get()),
                 ("flows-created", counters.flows_created.get()),
                 ("flows-masqueraded", counters.flows_masqueraded.get()),
@@ -270,9 +298,12 @@ impl Simulation {
                 ("lost-replies", counters.lost_replies.get()),
                 ("replies-suppressed", counters.replies_suppressed.get()),
             ];
+            let handed = HandoffCause::ALL.map(|cause| (cause.label(), counters.handed_for(cause)));
             let drops =
                 DropReason::ALL.iter().map(|reason| (reason.label(), counters.dropped(*reason)));
-            for (name, value) in plain.into_iter().chain(drops).filter(|(_, value)| *value > 0) {
+            for (name, value) in
+                plain.into_iter().chain(handed).chain(drops).filter(|(_, value)| *value > 0)
+            {
                 lines.push(format!("  worker {index}: {name} = {value}"));
             }
         }

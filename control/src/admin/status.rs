@@ -233,8 +233,21 @@ pub struct WorkerStatus {
     pub originated: u64,
     /// Packets queued on a transmit path.
     pub transmitted: u64,
-    /// Packets given to their owners.
+    /// Packets given to other workers.
     pub handed_out: u64,
+    /// The same by cause, those included that found an inbox full: `miss`, `mapping`, `holder`,
+    /// `fragment`.
+    #[serde(default)]
+    pub handed_for: Vec<(String, u64)>,
+    /// Packets finished by a flow whose entry another worker has.
+    #[serde(default)]
+    pub foreign_hits: u64,
+    /// Flows opened though another worker is their hash's owner.
+    #[serde(default)]
+    pub flows_opened_for_others: u64,
+    /// Flows opened of whose replies another worker is the hash's owner.
+    #[serde(default)]
+    pub flows_with_alias_elsewhere: u64,
     /// Packets that wait for a neighbour or for their first fragment now.
     pub held: u64,
     /// Packets dropped, by reason's label; reasons with 0 are left out.

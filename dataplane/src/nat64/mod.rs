@@ -132,6 +132,7 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
     };
     translation.apply(&change, packet, &mut received.buffer, context.identification.another())?;
     context.counters.between_families.add(1);
+    context.note_hit(&flows.table, found.handle);
     Ok(Action::Transmit(hop.port))
 }
 

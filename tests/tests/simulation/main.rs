@@ -4,13 +4,14 @@
 //! one run, `XSKIFF_SIMULATION_RUNS=N` makes more of them than a test needs.
 #![forbid(unsafe_code)]
 
+mod across_workers;
 mod conversation;
 mod pieces;
 mod run;
 
 use run::Run;
 
-/// Runs without a wish: half of them on one worker, the others on two to four.
+/// Runs without a wish: half of them on one worker, the others on two to eight.
 const RUNS: u64 = 24;
 /// Rounds of a run; a round is a handful of packets and a tick of every worker.
 const ROUNDS: usize = 1500;

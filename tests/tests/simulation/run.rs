@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dataplane::DropReason;
+use dataplane::handoff::HandoffCause;
 use dataplane::lb::FrontendKind;
 use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter};
@@ -105,7 +106,7 @@ fn world(strict: bool, single: bool, mapping: Mapping, generation: u32) -> World
 impl Run {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let workers = if random.one_in(2) { 1 } else { 2 + random.below(3) };
+        let workers = if random.one_in(2) { 1 } else { 2 + random.below(7) };
         let is_crowded = random.one_in(4);
         let capacity = if is_crowded { 96 } else { 4096 };
         let mapping = *random.pick(&[Mapping::EndpointDependent, Mapping::EndpointIndependent]);
@@ -159,6 +160,12 @@ impl Run {
         assert_eq!(held, 0, "nothing waits for ever:\n{}", self.node.moved_counters());
         self.assert_no_port_is_overloaded();
         self.totals.count("hand-off", self.node.sum(|counters| counters.handed_in.get()));
+        self.totals.count("foreign hit", self.node.sum(|counters| counters.foreign_hits.get()));
+        // What another holds and is over is too rare for chance: it has a test of its own.
+        for cause in [HandoffCause::Miss, HandoffCause::Mapping, HandoffCause::Fragment] {
+            let handed = self.node.sum(|counters| counters.handed_for(cause));
+            self.totals.count(cause.label(), handed);
+        }
         self.totals.count("rejudged flow", self.node.sum(|counters| counters.flows_rejudged.get()));
         self.totals.count("expired flow", self.node.sum(|counters| counters.flows_expired.get()));
         self.totals.count("flushed flow", self.node.sum(|counters| counters.flows_deleted.get()));

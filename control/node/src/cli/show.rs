@@ -161,6 +161,7 @@ fn workers(workers: &[WorkerStatus]) -> String {
         ">RECEIVED",
         ">TRANSMITTED",
         ">HANDED OUT",
+        ">FOREIGN HITS",
         ">DROPPED",
         ">HELD",
         ">FLOWS OPENED",
@@ -175,12 +176,24 @@ fn workers(workers: &[WorkerStatus]) -> String {
             grouped(worker.received),
             grouped(worker.transmitted),
             grouped(worker.handed_out),
+            grouped(worker.foreign_hits),
             grouped(dropped),
             grouped(worker.held),
             grouped(worker.flows_created),
         ]);
     }
-    table.to_string()
+    let mut text = table.to_string();
+    let mut by_cause = std::collections::BTreeMap::<&str, u64>::new();
+    for (cause, packets) in workers.iter().flat_map(|worker| &worker.handed_for) {
+        *by_cause.entry(cause).or_default() += packets;
+    }
+    by_cause.retain(|_, packets| *packets > 0);
+    if !by_cause.is_empty() {
+        let causes =
+            by_cause.iter().map(|(cause, packets)| format!("{cause} {}", grouped(*packets)));
+        let _ = writeln!(text, "handed out for: {}", causes.collect::<Vec<_>>().join(", "));
+    }
+    text
 }
 
 /// Tables that have ever held something; the others say nothing yet.

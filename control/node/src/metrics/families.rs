@@ -11,6 +11,7 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
     families.extend(tables(status));
     families.extend(flow_tables::families(status));
     families.extend(workers(status));
+    families.push(handoffs(status));
     families.push(drops(status));
     families.extend(ports(status));
     families.push(xdp(status));
@@ -111,7 +112,26 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     ("xskiff_worker_bursts", "Bursts handled, also empty ones", true, |w| w.ticks),
     ("xskiff_worker_received_packets", "Packets taken from receive rings", true, |w| w.received),
     ("xskiff_worker_handed_in_packets", "Packets taken from other workers", true, |w| w.handed_in),
-    ("xskiff_worker_handed_out_packets", "Packets given to their owners", true, |w| w.handed_out),
+    ("xskiff_worker_handed_out_packets", "Packets given to other workers", true, |w| w.handed_out),
+    (
+        "xskiff_worker_foreign_hits_packets",
+        "Packets finished by a flow whose entry another worker has",
+        true,
+        |w| w.foreign_hits,
+    ),
+    (
+        "xskiff_flows_opened_for_others",
+        "Flows inserted by a worker that is not their hash's owner: mapped ones at their source's \
+         home, and those that began in fragments",
+        true,
+        |w| w.flows_opened_for_others,
+    ),
+    (
+        "xskiff_flows_with_alias_elsewhere",
+        "Flows inserted whose replies' hash is another worker's: translated ones",
+        true,
+        |w| w.flows_with_alias_elsewhere,
+    ),
     (
         "xskiff_worker_originated_packets",
         "Packets the worker made itself (ICMP errors)",
@@ -183,6 +203,21 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
 
 fn workers(status: &Status) -> Vec<Family> {
     columns(&status.workers, worker_labels, WORKER_COLUMNS)
+}
+
+fn handoffs(status: &Status) -> Family {
+    let of = |worker: &WorkerStatus| {
+        let labels = worker_labels(worker);
+        let cause = move |(cause, value): &(String, u64)| Sample {
+            labels: [labels.clone(), vec![("cause", cause.clone())]].concat(),
+            value: *value,
+        };
+        worker.handed_for.iter().map(cause).collect::<Vec<_>>()
+    };
+    let help = "Packets meant for another worker, by cause: miss (only its hash's owner opens a flow), \
+                mapping (its source's home does), holder (it removes a flow that is over), fragment \
+                (where its packet meets); what found an inbox full is dropped as handoff-full";
+    counter("xskiff_worker_handoffs_packets", help, status.workers.iter().flat_map(of).collect())
 }
 
 /// Every reason for every worker, so that a rate is there before the first drop.

@@ -17,6 +17,8 @@ fn status() -> Status {
             WorkerStatus {
                 dropped: vec![("spoofed".into(), 7)],
                 received: 12,
+                handed_for: vec![("miss".into(), 5), ("holder".into(), 0)],
+                foreign_hits: 8,
                 evicted: vec![("half-open".into(), 3), ("closing".into(), 0)],
                 ..WorkerStatus::default()
             },
@@ -104,6 +106,8 @@ fn flow_tables_say_how_they_fill_and_what_they_refused_and_gave_up() {
         "xskiff_flow_table_capacity_flows{table=\"flows_ipv4\"} 64\n",
         "xskiff_flow_table_time_to_full_seconds{table=\"flows_ipv4\"} 77\n",
         "xskiff_flow_table_inserts_refused_total{table=\"flows_ipv4\",cause=\"full\"} 9\n",
+        "xskiff_worker_handoffs_packets_total{worker=\"0\",cause=\"miss\"} 5\n",
+        "xskiff_worker_foreign_hits_packets_total{worker=\"0\"} 8\n",
         "xskiff_evictions_total{worker=\"0\",class=\"half-open\"} 3\n",
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");

@@ -11,6 +11,7 @@ use dataplane::DropReason;
 use dataplane::address::Protocol;
 use dataplane::event::{EventKind, FlowEvent};
 use dataplane::flow_key::FlowKey;
+use dataplane::handoff::HandoffCause;
 use dataplane::lb::{FrontendKind, ServiceId};
 use dataplane::policy::{Direction, RuleId};
 use dataplane::port::{PortId, PortKind};
@@ -99,6 +100,12 @@ impl Node {
                 originated: counters.originated.get(),
                 transmitted: counters.transmitted.get(),
                 handed_out: counters.handed_out.get(),
+                handed_for: HandoffCause::ALL
+                    .map(|cause| (cause.label().to_owned(), counters.handed_for(cause)))
+                    .into(),
+                foreign_hits: counters.foreign_hits.get(),
+                flows_opened_for_others: counters.flows_opened_for_others.get(),
+                flows_with_alias_elsewhere: counters.flows_with_alias_elsewhere.get(),
                 held: counters.held.get(),
                 dropped,
                 flows_created: counters.flows_created.get(),
