@@ -151,7 +151,7 @@ impl Context {
     /// none.
     #[inline(always)]
     pub(crate) fn is_foreign<const W: usize>(&self, table: &Table<W>, handle: Handle) -> bool {
-        self.workers > 1 && table.holder(handle) != Some(self.worker)
+        self.workers > 1 && !table.is_held_by(handle, self.worker)
     }
 
     /// Counts a packet that is finished here by this entry, if another worker has it.

@@ -106,7 +106,8 @@ pub struct WorkerCounters {
     /// Packets given to another worker: those of [`WorkerCounters::handed_for`], less those that found
     /// its inbox full ([`DropReason::HandoffFull`]).
     pub handed_out: Counter,
-    /// Packets finished here by a flow whose entry another worker has: they need no hand-off.
+    /// Packets finished here by a flow whose entry another worker has: they need no hand-off. Of full
+    /// bursts an estimate, since only some are looked at.
     pub foreign_hits: Counter,
     /// Flows opened here though another worker is their hash's owner: at the home of their source's
     /// mappings, or where their first fragments met.

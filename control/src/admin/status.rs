@@ -239,7 +239,7 @@ pub struct WorkerStatus {
     /// `fragment`.
     #[serde(default)]
     pub handed_for: Vec<(String, u64)>,
-    /// Packets finished by a flow whose entry another worker has.
+    /// Packets finished by a flow whose entry another worker has; of full bursts an estimate.
     #[serde(default)]
     pub foreign_hits: u64,
     /// Flows opened though another worker is their hash's owner.

@@ -266,10 +266,12 @@ impl<const WORDS: usize> Slab<WORDS> {
         (most.saturating_sub(claimed) << self.segment_bits).min(self.handles_max())
     }
 
+    #[inline(always)]
     pub(crate) fn segment(&self, id: SegmentId) -> &Segment {
         &self.segments[id.0 as usize]
     }
 
+    #[inline(always)]
     pub(crate) fn segment_of(&self, handle: Handle) -> SegmentId {
         SegmentId((handle.number() - 1) >> self.segment_bits)
     }

@@ -271,6 +271,13 @@ impl<const WORDS: usize> Table<WORDS> {
         self.slab.entry(handle)?;
         self.slab.owner_of(self.slab.segment_of(handle))
     }
+
+    /// Whether `owner` has an entry that was found just now: [`Self::holder`] for every packet.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_held_by(&self, handle: Handle, owner: usize) -> bool {
+        self.slab.owner_of(self.slab.segment_of(handle)) == Some(owner)
+    }
 }
 
 /// What [`Table::find`] finds.

@@ -176,13 +176,20 @@ impl Run {
 
     /// Nothing was lost, and every packet that did not stay where it came was counted.
     fn assert_counted(&self) {
+        let foreign = self.node.sum(|counters| counters.foreign_hits.get());
+        assert_eq!(foreign, self.expected.foreign, "{}", self.node.moved_counters());
+        self.assert_nothing_lost();
+    }
+
+    /// The same but for what full bursts only estimate.
+    fn assert_nothing_lost(&self) {
         let node = &self.node;
         let sum = |cause| node.sum(|counters| counters.handed_for(cause));
         let expected = &self.expected;
         let counted = Expected {
             packets: node.sum(|counters| counters.transmitted.get()),
             misses: sum(HandoffCause::Miss),
-            foreign: node.sum(|counters| counters.foreign_hits.get()),
+            foreign: expected.foreign,
         };
         assert_eq!(counted, *expected, "{:?}:\n{}", self.spread, node.moved_counters());
         assert_eq!(node.sum(|counters| counters.received.get()), expected.packets);
@@ -195,7 +202,6 @@ impl Run {
             let own = node.counters(worker);
             let finished = own.received.get() + own.handed_in.get() - own.handed_out.get();
             assert_eq!(own.transmitted.get(), finished, "worker {worker}");
-            assert!(own.foreign_hits.get() <= finished, "worker {worker}");
         }
         let elsewhere = node.sum(|counters| counters.flows_with_alias_elsewhere.get());
         assert_eq!(elsewhere > 0, self.workers > 1, "translated flows' replies");
@@ -235,12 +241,12 @@ fn packets_on_any_workers_queue_are_finished_or_handed_on_and_counted_once() {
 
 /// As fast as they come: many of a burst are others', in both families.
 #[test]
-fn packets_of_full_bursts_are_counted_like_single_ones() {
+fn packets_of_full_bursts_are_neither_lost_nor_counted_far_from_what_they_are() {
     for workers in [1, 2, 5, 8] {
         let mut run = Run::new(workers, 16, Spread::Any, &world());
         let mut open: Vec<Talk> = (0..40).flat_map(talks).collect();
         open.iter_mut().for_each(|talk| run.round(talk, ["S", "SA"]));
-        for _ in 0..4 {
+        for _ in 0..40 {
             let before = run.expected.packets;
             for talk in &open {
                 let request = frame(talk.by_tcp, (talk.from, talk.to), "PA").build();
@@ -252,8 +258,11 @@ fn packets_of_full_bursts_are_counted_like_single_ones() {
             let out = u64::try_from(run.node.take_outgoing().len()).expect("few");
             assert_eq!(out, run.expected.packets - before);
         }
-        run.assert_counted();
+        run.assert_nothing_lost();
         assert_eq!(run.expected.foreign > 1000, workers > 1);
+        let foreign = run.node.sum(|counters| counters.foreign_hits.get());
+        let near = run.expected.foreign * 3 / 4..=run.expected.foreign * 5 / 4;
+        assert!(near.contains(&foreign), "{foreign} is far from {near:?}");
     }
 }
 

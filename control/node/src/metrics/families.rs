@@ -115,7 +115,7 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     ("xskiff_worker_handed_out_packets", "Packets given to other workers", true, |w| w.handed_out),
     (
         "xskiff_worker_foreign_hits_packets",
-        "Packets finished by a flow whose entry another worker has",
+        "Packets finished by a flow whose entry another worker has; under full load an estimate",
         true,
         |w| w.foreign_hits,
     ),

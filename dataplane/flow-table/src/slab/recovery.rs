@@ -41,6 +41,7 @@ impl<const WORDS: usize> Slab<WORDS> {
     }
 
     /// Who has a segment, by its record; some may not be there any more.
+    #[inline(always)]
     pub(crate) fn owner_of(&self, id: SegmentId) -> Option<usize> {
         (get(&self.segment(id).owner) as usize).checked_sub(1)
     }
