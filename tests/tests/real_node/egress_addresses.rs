@@ -7,10 +7,10 @@ use std::time::Duration;
 use xskiff::demo::expectation::Outcome;
 use xskiff::demo::scene::{BALANCER, BUYER, CLIENT, HTTP, NODE, STRANGER, address, to};
 use xskiff::demo::traffic::{http, ping};
-use xskiff::lab::agent::report::{Held, Report};
-use xskiff::lab::{Agent, Namespace, wait_until};
+use xskiff::lab::{Namespace, wait_until};
 use xskiff_tests::xskiff_binary::root_or_skip;
 
+use crate::clients::Client;
 use crate::world::{PATIENCE, Shape, World, within};
 
 /// One on the uplink, as the kernel's own, and one that is only routed to the node.
@@ -69,20 +69,8 @@ fn assert_errors_come_back(pod: &Namespace) {
     }
 }
 
-fn hold(pod: &Namespace, family: usize) -> Agent {
-    let (all, target) = (format!("--connections={HELD}"), to(CLIENT[family], HTTP[2]));
-    let agent = pod.agent(&["hold", &target, &all, &format!("--active={HELD}")]);
-    let agent = agent.expect("a client");
-    wait(&agent, |held| held.alive == HELD && held.requests >= HELD);
-    agent
-}
-
-fn wait(agent: &Agent, done: impl Fn(&Held) -> bool) -> Held {
-    let report = agent.expect("held connections", PATIENCE, |report| match report {
-        Report::Held(held) => done(&held).then_some(held),
-        _ => None,
-    });
-    report.unwrap_or_else(|error| panic!("{error}"))
+fn hold(pod: &Namespace) -> [Client; 2] {
+    CLIENT.map(|outside| Client::start(pod, &to(outside, HTTP[2]), HELD, HELD))
 }
 
 fn translated(world: &World) -> u64 {
@@ -97,7 +85,7 @@ fn pod_leaves_with_its_egress_address_another_by_masquerade_and_live_changes_bre
     let world = World::start(Shape { label: "egress", mtu: 1500, xdp_mode: "native" });
     let (stranger, buyer) = (world.scene.pod(STRANGER), world.scene.pod(BUYER));
     let plain = std::fs::read_to_string(&world.files.configuration).expect("the configuration");
-    let mut agents = vec![hold(stranger, 0), hold(stranger, 1)];
+    let mut clients = Vec::from(hold(stranger));
     assert_seen(&world, stranger, NODE);
     assert_eq!(translated(&world), 0);
 
@@ -108,7 +96,7 @@ fn pod_leaves_with_its_egress_address_another_by_masquerade_and_live_changes_bre
     assert_seen(&world, buyer, NODE);
     [stranger, buyer].into_iter().for_each(assert_errors_come_back);
     assert!(translated(&world) > 0);
-    agents.extend([hold(stranger, 0), hold(stranger, 1)]);
+    clients.extend(hold(stranger));
 
     let listing = world.ask_json(&["ct", "list", "--proto", "tcp", "--port", "8080"]);
     let sources = |pod: &str| -> Vec<String> {
@@ -148,17 +136,9 @@ fn pod_leaves_with_its_egress_address_another_by_masquerade_and_live_changes_bre
     change_rules(&world, &plain, "");
     assert!(wait_until(PATIENCE, || world.status().errors.is_empty()).is_some());
     assert_seen(&world, stranger, NODE);
-    for agent in agents {
-        let before = wait(&agent, |_| true).requests;
-        wait(&agent, |held| held.requests >= before + 3 * HELD);
-        let reports = agent.stop().unwrap_or_else(|error| panic!("{error}"));
-        let last = reports.into_iter().rev().find_map(|stamped| match stamped.report {
-            Report::Held(held) => Some(held),
-            _ => None,
-        });
-        let last = last.expect("a last report");
-        assert_eq!((last.resets, last.ended, last.refused), (0, 0, 0), "{last:?}");
-        assert_eq!((last.alive, last.answered_last), (HELD, HELD), "{last:?}");
+    for client in clients {
+        client.goes_on();
+        client.end_whole(PATIENCE);
     }
     world.assert_kernel_forwarded_nothing();
 }

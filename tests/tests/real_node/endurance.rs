@@ -5,12 +5,10 @@
 use std::time::{Duration, Instant};
 
 use control::admin::status::FlowTableFill;
-use xskiff::demo::scene::{BALANCER, ECHO, to};
-use xskiff::lab::Agent;
-use xskiff::lab::agent::report::{FlowsHeld, Report};
+use xskiff::demo::scene::{BALANCER, ECHO, HTTP, to};
 use xskiff_tests::xskiff_binary::{path, root_or_skip};
 
-use crate::held_connections::{Client, resets};
+use crate::clients::{Client, Datagrams, resets};
 use crate::world::{PATIENCE, Shape, World, number_from};
 
 /// Addresses that the client takes for its own, beside the one of its link.
@@ -25,46 +23,6 @@ const BUSY_PART: u64 = 500;
 const GROWTH: u64 = 20;
 /// How long there is no node process.
 const GONE: Duration = Duration::from_millis(300);
-
-/// A client process that holds UDP flows to the service's echo.
-struct Datagrams(Agent);
-
-impl Datagrams {
-    fn begin(world: &World, flows: u64, seed: u64) -> Self {
-        let words = [
-            "hold-flows".to_owned(),
-            to(BALANCER[0], ECHO),
-            format!("--sources={DATAGRAM_SOURCES}"),
-            format!("--flows={flows}"),
-            format!("--active={}", flows.div_ceil(BUSY_PART)),
-            format!("--seed={seed}"),
-            "--interval-ms=20".to_owned(),
-        ];
-        let words = words.each_ref().map(String::as_str);
-        Self(world.scene.client.agent(&words).expect("a client"))
-    }
-
-    fn wait(
-        &self,
-        awaited: &'static str,
-        patience: Duration,
-        done: impl Fn(&FlowsHeld) -> bool,
-    ) -> FlowsHeld {
-        let report = self.0.expect(awaited, patience, |report| held(report).filter(&done));
-        report.unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    /// How its flows stand after each was asked once more.
-    fn end_within(self, patience: Duration) -> FlowsHeld {
-        let reports = self.0.stop_within(patience).unwrap_or_else(|error| panic!("{error}"));
-        let mut last = reports.into_iter().rev();
-        last.find_map(|stamped| held(stamped.report)).expect("a last report")
-    }
-}
-
-fn held(report: Report) -> Option<FlowsHeld> {
-    if let Report::FlowsHeld(held) = report { Some(held) } else { None }
-}
 
 fn fill(world: &World) -> FlowTableFill {
     let mut tables = world.status().flow_tables.into_iter();
@@ -120,26 +78,28 @@ fn no_connection_breaks_while_tables_grow_and_are_resized_and_the_process_starts
     for (number, first) in (0..connections).step_by(CONNECTIONS_EACH as usize).enumerate() {
         let from = format!("--from=100.64.64.{}", number + 1);
         let held = CONNECTIONS_EACH.min(connections - first);
-        let client = Client::begin(&world, BALANCER[0], held, &[&from, &pause]);
+        let (host, target) = (&world.scene.client, to(BALANCER[0], HTTP[0]));
+        let client = Client::begin(host, &target, (held, held.div_ceil(10)), &[&from, &pause]);
         client.wait_open(patience);
         clients.push(client);
     }
     println!("{connections} TCP connections are open after {:.1?}", began.elapsed());
-    let busy = Datagrams::begin(&world, datagrams, seed);
-    busy.wait("open UDP flows", patience, |now| now.opened == datagrams);
+    let (ends, active) =
+        ((&*to(BALANCER[0], ECHO), DATAGRAM_SOURCES), datagrams.div_ceil(BUSY_PART));
+    let busy = Datagrams::begin(&world.scene.client, ends, (datagrams, active), seed);
+    busy.wait_open(patience);
     let grown = fill(&world);
     assert!(grown.grown >= 4, "{grown:?}");
     assert_nothing_lost(&world, resets_before, flows);
     println!("{flows} flows, seed {seed}: open after {:.1?}, {grown:?}", began.elapsed());
 
-    let go_on = |clients: &[Client], what: &'static str| {
-        let before = busy.wait(what, PATIENCE, |_| true).echoes;
-        busy.wait(what, PATIENCE, |now| now.echoes > before + datagrams.div_ceil(BUSY_PART));
+    let go_on = || {
+        busy.goes_on();
         clients.iter().for_each(Client::goes_on);
     };
     for capacity in [flows * 2, flows + flows / 4] {
         resize(&world, capacity);
-        go_on(&clients, "echoes after a resize");
+        go_on();
     }
     assert_nothing_lost(&world, resets_before, flows);
 
@@ -150,25 +110,17 @@ fn no_connection_breaks_while_tables_grow_and_are_resized_and_the_process_starts
         assert_eq!((&*table.outcome, table.lost, table.reason), (outcome, 0, None));
         assert!(table.flows >= flows, "{} of {flows}", table.flows);
         println!("{outcome}: {} flows, ready after {:.1?}", table.flows, before.elapsed() - GONE);
-        go_on(&clients, "echoes after a restart");
+        go_on();
         assert_nothing_lost(&world, resets_before, flows);
     }
 
-    let datagrams_last = busy.end_within(patience);
-    let last: Vec<_> = clients.into_iter().map(|client| client.end_within(patience)).collect();
-    for held in &last {
-        assert_eq!((held.resets, held.ended, held.refused), (0, 0, 0), "{held:?}");
-        assert_eq!((held.alive, held.answered_last), (held.wanted, held.wanted), "{held:?}");
-    }
-    assert_eq!(datagrams_last.answered_last, datagrams, "{datagrams_last:?}");
-    assert_eq!(datagrams_last.wrong, 0, "{datagrams_last:?}");
+    let echoes = busy.end_whole(patience).echoes;
+    let requests: u64 = clients.into_iter().map(|client| client.end_whole(patience).requests).sum();
     assert_nothing_lost(&world, resets_before, flows);
     world.assert_kernel_forwarded_nothing();
-    let requests: u64 = last.iter().map(|held| held.requests).sum();
     println!(
         "all {connections} TCP connections and {datagrams} UDP flows answer after {:.1?}: {requests} \
-         requests, {} echoes, no reset",
-        began.elapsed(),
-        datagrams_last.echoes
+         requests, {echoes} echoes, no reset",
+        began.elapsed()
     );
 }

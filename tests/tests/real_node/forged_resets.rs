@@ -6,13 +6,13 @@ use std::os::fd::AsRawFd;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
 };
-use xskiff::demo::scene::{BALANCER, CLIENT};
+use xskiff::demo::scene::{BALANCER, CLIENT, HTTP, to};
 use xskiff_tests::packet_builder::tcp;
 use xskiff_tests::random::Random;
 use xskiff_tests::xskiff_binary::root_or_skip;
 
-use crate::held_connections::Client;
-use crate::world::{Shape, World, within};
+use crate::clients::Client;
+use crate::world::{PATIENCE, Shape, World, within};
 
 /// Connections that are held.
 const HELD: u64 = 4;
@@ -57,7 +57,7 @@ fn held_connections_survive_resets_that_are_sent_blindly() {
     let shape = Shape { label: "forged", mtu: 1500, xdp_mode: "native" };
     let strict = "conntrack: {details: true, tcp_windows: strict}\n";
     let world = World::start_edited(shape, |text| text + strict);
-    let client = Client::start(&world, 0, HELD);
+    let client = Client::start(&world.scene.client, &to(BALANCER[0], HTTP[0]), HELD, 1);
     let ports: Vec<u64> =
         flows(&world).iter().filter_map(|flow| flow["source"]["l4_port"].as_u64()).collect();
     assert_eq!(ports.len() as u64, HELD, "{:?}", flows(&world));
@@ -75,9 +75,7 @@ fn held_connections_survive_resets_that_are_sent_blindly() {
             .unwrap_or_default();
         assert!(counted.len() == 2 && counted.iter().all(|bytes| *bytes > 100), "{flow}");
     }
-    let last = client.end();
-    assert_eq!((last.resets, last.ended, last.refused), (0, 0, 0), "{last:?}");
-    assert_eq!((last.alive, last.answered_last), (HELD, HELD), "{last:?}");
+    client.end_whole(PATIENCE);
     world.assert_kernel_forwarded_nothing();
     println!("{dropped} of {sent} forged resets were dropped, {HELD} connections answer");
 }

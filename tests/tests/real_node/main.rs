@@ -1,12 +1,14 @@
 //! The `xskiff` binary over veth pairs and network namespaces, as a cluster would use it: what no
 //! simulated node can show.
 //!
-//! Reading order: [`world`] (the demo's stage, in any MTU and XDP mode), then what is shown in it.
+//! Reading order: [`world`] (the demo's stage, in any MTU and XDP mode), [`clients`] (who holds
+//! connections in it), then what is shown.
 //! Sizes are small by default; each module names the variable that makes them large.
 #![forbid(unsafe_code)]
 
 mod bare;
 mod claims;
+mod clients;
 mod configuration;
 mod egress_addresses;
 mod endurance;

@@ -8,9 +8,10 @@ use xskiff::demo::expectation::Outcome;
 use xskiff::demo::scene::{BUYER, CLIENT, NODE, PODS, PodPlan, STRANGER, WEB_1, address, to};
 use xskiff::demo::traffic::{self, fetch, next_fetched};
 use xskiff::lab::agent::report::{Echoed, Report, Trouble};
-use xskiff::lab::{Agent, Namespace, wait_until};
+use xskiff::lab::{Namespace, wait_until};
 use xskiff_tests::xskiff_binary::root_or_skip;
 
+use crate::clients::Client;
 use crate::world::{PATIENCE, Shape, World, number_from};
 
 /// The other pod that serves.
@@ -148,27 +149,6 @@ fn policy_about_the_clients_own_address_holds_between_families() {
     drop(agent);
 }
 
-/// Connections that a client holds open and asks something by all the time.
-fn hold(world: &World, family: usize) -> Agent {
-    let words = ["hold", &to(BALANCER[family], 80), "--connections=20", "--active=10"];
-    let agent = world.scene.client.agent(&words).expect("a client");
-    await_requests(&agent, 20);
-    agent
-}
-
-fn await_requests(agent: &Agent, more: u64) {
-    let mut first = None;
-    let held = agent.expect("that it goes on", PATIENCE, |report| match report {
-        Report::Held(now) => {
-            let first = *first.get_or_insert(now.requests);
-            (now.alive == 20 && now.requests >= first + more).then_some(now)
-        }
-        _ => None,
-    });
-    let held = held.unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!((held.resets, held.ended, held.refused), (0, 0, 0), "{held:?}");
-}
-
 #[test]
 fn connections_between_families_outlive_the_process() {
     if !root_or_skip("restarts between families") {
@@ -178,10 +158,14 @@ fn connections_between_families_outlive_the_process() {
     if world.status().flow_tables.iter().any(|table| table.file.is_none()) {
         return eprintln!("skipped: no tmpfs for flow tables");
     }
-    let agents = [0, 1].map(|family| hold(&world, family));
+    let clients =
+        BALANCER.map(|service| Client::start(&world.scene.client, &to(service, 80), 20, 10));
     for kill in [false, true] {
         world = world.again(kill, Duration::from_secs(1));
-        agents.iter().for_each(|agent| await_requests(agent, 50));
+        clients.iter().for_each(Client::goes_on);
+    }
+    for client in clients {
+        client.end_whole(PATIENCE);
     }
     world.assert_kernel_forwarded_nothing();
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use control::admin::status::FlowTableFill;
 use xskiff::demo::scene::{BALANCER, BUYER, ECHO, FLOOD_SOURCES, HTTP, WEB_1, to};
-use xskiff::lab::agent::report::{Held, Report};
-use xskiff::lab::{Agent, wait_until};
+use xskiff::lab::wait_until;
 use xskiff_tests::xskiff_binary::{path, root_or_skip};
 
-use crate::world::{PATIENCE, Shape, World, tcp_counters};
+use crate::clients::{Client, resets};
+use crate::world::{PATIENCE, Shape, World};
 
 const CONNECTIONS: u64 = 60;
 const ACTIVE: u64 = 12;
@@ -44,28 +44,6 @@ impl Drop for SmallMemory {
 fn fill(world: &World) -> FlowTableFill {
     let mut tables = world.status().flow_tables.into_iter();
     tables.find(|table| table.table == "flows_ipv4").expect("the IPv4 table").fill
-}
-
-fn hold(world: &World) -> Agent {
-    let (all, active) = (format!("--connections={CONNECTIONS}"), format!("--active={ACTIVE}"));
-    let target = to(BALANCER[0], HTTP[0]);
-    let agent = world.scene.client.agent(&["hold", &target, &all, &active]).expect("a client");
-    wait(&agent, "open connections", |now| now.alive == CONNECTIONS);
-    agent
-}
-
-fn wait(agent: &Agent, awaited: &'static str, done: impl Fn(&Held) -> bool) -> Held {
-    let report = agent.expect(awaited, PATIENCE, |report| match report {
-        Report::Held(held) => done(&held).then_some(held),
-        _ => None,
-    });
-    report.unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// Every active connection is answered from now on.
-fn goes_on(agent: &Agent) {
-    let now = wait(agent, "a report", |_| true).requests;
-    wait(agent, "that it goes on", |held| held.requests >= now + 3 * ACTIVE);
 }
 
 /// Begins so many connections that are never answered.
@@ -106,25 +84,22 @@ fn a_flow_table_grows_and_is_resized_under_traffic_and_outlives_its_process_as_i
     });
     let at_first = fill(&world);
     assert_eq!((at_first.capacity, at_first.capacity_max, at_first.grown), (256, 40_000, 0));
-    let agent = hold(&world);
-    let resets = || -> i64 {
-        let stacks = [&world.scene.client, &world.scene.node].map(tcp_counters);
-        stacks.iter().map(|tcp| tcp["OutRsts"] + tcp["EstabResets"]).sum()
-    };
-    let resets_before = resets();
+    let target = to(BALANCER[0], HTTP[0]);
+    let client = Client::start(&world.scene.client, &target, CONNECTIONS, ACTIVE);
+    let resets_before = resets(&world);
 
     flood(&world, 5000);
     let grown = fill(&world);
     assert!(grown.grown >= 4 && grown.used >= 5000, "{grown:?}");
     assert_eq!((lost(&world), grown.inserts_refused_full), (0, 0), "{grown:?}");
-    goes_on(&agent);
+    client.goes_on();
 
     let told = resize(&world, &["--v4", "20000", "--v6", "1000"]).expect("resized");
     assert!(told.contains("flows_ipv4") && told.contains("flows_ipv6"), "{told}");
     let resized = fill(&world);
     assert!((20_000..20_100).contains(&resized.capacity), "{resized:?}");
     assert!(resized.capacity_max < 20_100 && resized.resized == 1, "{resized:?}");
-    goes_on(&agent);
+    client.goes_on();
 
     for (words, said) in [
         (["--v4", "0"], "0 flows cannot be: ask for at least 64"),
@@ -137,7 +112,7 @@ fn a_flow_table_grows_and_is_resized_under_traffic_and_outlives_its_process_as_i
     let after = fill(&world);
     assert_eq!((after.capacity, after.resized), (resized.capacity, 1), "{after:?}");
     assert_eq!(after.growth_refused, 1, "the one for memory: {after:?}");
-    goes_on(&agent);
+    client.goes_on();
 
     // By the configuration: a higher maximum, more from the start; and one that cannot be.
     world.change_configuration("ipv4_flows: 256", "ipv4_flows: 30000");
@@ -154,8 +129,8 @@ fn a_flow_table_grows_and_is_resized_under_traffic_and_outlives_its_process_as_i
     std::fs::write(&world.files.configuration, file).expect("written");
     assert!(wait_until(PATIENCE, || world.status().errors.is_empty()).is_some());
     assert_eq!(by_file().capacity_max, 40_000);
-    goes_on(&agent);
-    assert_eq!(resets(), resets_before);
+    client.goes_on();
+    assert_eq!(resets(&world), resets_before);
 
     let before = fill(&world);
     for (kill, outcome) in [(false, "taken-over"), (true, "rebuilt")] {
@@ -164,16 +139,9 @@ fn a_flow_table_grows_and_is_resized_under_traffic_and_outlives_its_process_as_i
         assert_eq!((&*table.outcome, table.lost, table.reason), (outcome, 0, None));
         assert!(table.flows > CONNECTIONS, "{}", table.flows);
         assert_eq!((table.fill.capacity, table.fill.capacity_max), (before.capacity, 40_000));
-        goes_on(&agent);
+        client.goes_on();
     }
-    let reports = agent.stop().unwrap_or_else(|error| panic!("{error}"));
-    let held = reports.into_iter().rev().find_map(|stamped| match stamped.report {
-        Report::Held(held) => Some(held),
-        _ => None,
-    });
-    let last = held.expect("a last report");
-    assert_eq!((last.resets, last.ended, last.refused), (0, 0, 0), "{last:?}");
-    assert_eq!((last.alive, last.answered_last), (CONNECTIONS, CONNECTIONS), "{last:?}");
+    client.end_whole(PATIENCE);
     world.assert_kernel_forwarded_nothing();
 }
 
