@@ -1,6 +1,6 @@
 //! Measures the pipeline in memory, AF_XDP on veth, and the peers beside it.
 //!
-//! Reading order: [`workload`] and [`packet`] (what is sent), [`pipeline`] (in memory), [`table`]
+//! Reading order: [`workload`], [`packet`] and [`spread`] (what is sent), [`pipeline`] (in memory), [`table`]
 //! (its flow table beside others), [`ports`] (hundreds of sockets), [`veth`] (beside the kernel),
 //! [`latency`] (the whole node process, beside the kernel), then [`figure`] and [`report`] (what comes out).
 #![forbid(unsafe_code)]
@@ -15,6 +15,7 @@ mod packet;
 mod pipeline;
 mod ports;
 mod report;
+mod spread;
 mod table;
 mod veth;
 mod workload;

@@ -18,6 +18,7 @@ use pinning::CpuId;
 
 use crate::figure::Figure;
 use crate::report::Report;
+use crate::spread::Spread;
 use crate::workload::Cluster;
 use node::{Node, Traffic};
 
@@ -53,8 +54,8 @@ struct Case {
 }
 
 impl Case {
-    const fn established(name: &'static str, flows: u64) -> Self {
-        Self { name, traffic: Traffic::Established, flows, packets: 2 << 20 }
+    const fn established(name: &'static str, flows: u64, spread: Spread) -> Self {
+        Self { name, traffic: Traffic::Established(spread), flows, packets: 2 << 20 }
     }
 
     const fn new(name: &'static str, traffic: Traffic) -> Self {
@@ -62,11 +63,12 @@ impl Case {
     }
 }
 
-const CASES: [Case; 6] = [
-    Case::established("established-1k", 1_000),
-    Case::established("established-100k", 100_000),
-    Case::established("established-1M", 1_000_000),
-    Case::established("established-10M", 10_000_000),
+const CASES: [Case; 7] = [
+    Case::established("established-1k", 1_000, Spread::Uniform),
+    Case::established("established-100k", 100_000, Spread::Uniform),
+    Case::established("established-1M", 1_000_000, Spread::Uniform),
+    Case::established("established-10M", 10_000_000, Spread::Uniform),
+    Case::established("established-10M-zipf", 10_000_000, Spread::Zipf),
     Case::new("new", Traffic::NewBetweenPods),
     Case::new("new-service", Traffic::NewToService),
 ];
@@ -87,13 +89,14 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
         format!("mode     in memory, one worker on CPU {core}, bursts of 32, 60-byte UDP, IPv4"),
         "work     1,000 services on 100 pods, policy both ways, DNAT, TTL, conntrack and sweep;"
             .into(),
-        "         established: requests and replies, flows in random order".into(),
+        "         established: requests and replies, flows in random order or by Zipf's law (0.99)"
+            .into(),
     ])?;
     let cluster = Cluster::default();
     for case in &CASES {
         let is_chosen =
             options.cases.is_empty() || options.cases.iter().any(|name| name == case.name);
-        let is_small = case.flows <= QUICK_FLOWS_MAX || case.traffic != Traffic::Established;
+        let is_small = case.flows <= QUICK_FLOWS_MAX || !case.traffic.is_established();
         if is_chosen && (is_small || !options.quick) {
             let case = if options.quick { quick(case) } else { Case { ..*case } };
             measure(&case, options.runs, &cluster, report).context(case.name)?;
@@ -105,7 +108,7 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
 
 fn quick(case: &Case) -> Case {
     let flows = case.flows.min(QUICK_FLOWS_MAX);
-    let packets = if case.traffic == Traffic::Established { QUICK_PACKETS } else { flows };
+    let packets = if case.traffic.is_established() { QUICK_PACKETS } else { flows };
     Case { name: case.name, traffic: case.traffic, flows, packets }
 }
 

@@ -18,6 +18,7 @@ use super::{BATCH, CHECK_EVERY};
 use crate::figure::median;
 use crate::flow_memory;
 use crate::packet;
+use crate::spread::{Random, Spread, Zipf};
 use crate::workload::{Cluster, Packet, UPLINK};
 
 /// Longer than any time-out of the tables.
@@ -26,15 +27,25 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// give up from 7/8 on, and is not what is measured.
 const SPARE: u64 = 4;
 
+/// A prime, by whose multiples ranks of flows are scattered.
+const SCATTER: u64 = 2_654_435_761;
+
 /// What is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Traffic {
     /// Packets of flows that are there, both ways, in random order.
-    Established,
+    Established(Spread),
     /// Every packet opens a flow from a pod to a pod.
     NewBetweenPods,
     /// Every packet opens a flow from a client to a service.
     NewToService,
+}
+
+impl Traffic {
+    /// Whether it opens no flow.
+    pub fn is_established(self) -> bool {
+        matches!(self, Self::Established(_))
+    }
 }
 
 /// Flow tables with room for `flows` and some more, with one worker's hold.
@@ -91,23 +102,25 @@ pub struct Sequence {
     cluster: Cluster,
     traffic: Traffic,
     flows: u64,
-    random: u64,
+    random: Random,
+    zipf: Zipf,
     next: u64,
 }
 
 impl Sequence {
     /// Of `traffic` over so many flows.
     pub fn new(cluster: &Cluster, traffic: Traffic, flows: u64) -> Self {
-        let cluster = cluster.clone();
-        Self { cluster, traffic, flows, random: 0x9e37_79b9_7f4a_7c15, next: 0 }
+        let (cluster, random) = (cluster.clone(), Random::new(0x9e37_79b9_7f4a_7c15));
+        let zipf = Zipf::new(usize::try_from(flows).unwrap_or(usize::MAX));
+        Self { cluster, traffic, flows, random, zipf, next: 0 }
     }
 
     /// Fills the ring: bursts of established traffic come in turns from the clients and the pods.
     pub fn fill(&mut self, ring: &mut Ring) {
         for place in 0..BATCH {
             let packet = match self.traffic {
-                Traffic::Established => {
-                    let flow = self.random_flow();
+                Traffic::Established(spread) => {
+                    let flow = self.flow_by(spread);
                     if (place / BURST).is_multiple_of(2) {
                         self.cluster.request(flow)
                     } else {
@@ -132,12 +145,16 @@ impl Sequence {
         self.next
     }
 
-    /// Xorshift64 (Marsaglia, 2003), scaled.
-    fn random_flow(&mut self) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        ((u128::from(self.random) * u128::from(self.flows)) >> 64) as u64
+    /// Flows of neighbouring ranks are no neighbours in memory.
+    fn flow_by(&mut self, spread: Spread) -> u64 {
+        let flows = usize::try_from(self.flows).unwrap_or(usize::MAX);
+        match spread {
+            Spread::Uniform => self.random.below(flows) as u64,
+            Spread::Zipf => {
+                let rank = self.zipf.rank(&mut self.random) as u64;
+                rank.wrapping_mul(SCATTER) % self.flows
+            }
+        }
     }
 }
 
@@ -193,7 +210,7 @@ impl Node {
     pub fn new(cluster: &Cluster, traffic: Traffic, flows: u64) -> Result<Self> {
         let (_, hold) = flow_tables(flows)?;
         let mut node = Self::with_flows(cluster, traffic, flows, hold);
-        if traffic == Traffic::Established {
+        if traffic.is_established() {
             node.establish(cluster, flows)?;
         }
         Ok(node)
@@ -247,7 +264,7 @@ impl Node {
         }
         let sent = batches * BATCH as u64;
         let created = self.counters.flows_created.get() - created;
-        let wanted = if self.sequence.traffic == Traffic::Established { 0 } else { sent };
+        let wanted = if self.sequence.traffic.is_established() { 0 } else { sent };
         ensure!(created == wanted, "{created} flows were opened instead of {wanted}");
         if wanted > 0 {
             self.expire(wanted)?;

@@ -77,7 +77,7 @@ impl Staged {
     /// With every flow of established traffic opened and answered.
     pub fn new(cluster: &Cluster, traffic: Traffic, flows: u64) -> Result<Self> {
         let (tables, hold) = flow_tables(flows)?;
-        let (hold, opener) = if traffic == Traffic::Established {
+        let (hold, opener) = if traffic.is_established() {
             let mut node = Node::with_flows(cluster, traffic, flows, hold);
             node.establish(cluster, flows)?;
             (None, Some(node))

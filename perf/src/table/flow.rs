@@ -4,6 +4,7 @@
 //! An entry is the key, the tuple of the other direction, and four words that [`Tail`] names; with
 //! padding 64 bytes for IPv4 and 128 for IPv6. A subject that keeps keys apart keeps the rest.
 
+use crate::spread::splitmix;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -103,14 +104,6 @@ fn scattered(number: u32) -> u32 {
     let number = (number ^ (number >> 16)).wrapping_mul(0x85eb_ca6b);
     let number = (number ^ (number >> 13)).wrapping_mul(0xc2b2_ae35);
     number ^ (number >> 16)
-}
-
-/// SplitMix64's output for this state.
-pub fn splitmix(state: u64) -> u64 {
-    let word = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
 }
 
 /// A flow to insert.

@@ -152,9 +152,9 @@ mod tests {
     use anyhow::Result;
 
     use super::{Operation, Round, Samples};
+    use crate::spread::Spread;
     use crate::table::flow::{Flow, Tail, Tuple, V4, V4_ENTRY};
     use crate::table::maps::{Hashbrown, OneKey, Rest};
-    use crate::table::population::Spread;
     use crate::table::setting::{KINDS, Setting};
     use crate::table::subject::{FlowTable, Here};
 

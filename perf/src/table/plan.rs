@@ -9,7 +9,6 @@ use super::growth;
 use super::lineup::{Boxed, Make, NAMES, SHARDED, XSKIFF};
 use super::measure::Round;
 use super::memory;
-use super::population::Spread;
 use super::rte_hash;
 use super::samples::Samples;
 use super::setting::{Flows, KINDS, Kind, Operation, Setting, available_bytes, short};
@@ -21,6 +20,7 @@ use super::{BENCH, Options};
 use crate::figure::Figure;
 use crate::pipeline::pin;
 use crate::report::Report;
+use crate::spread::Spread;
 
 /// Lookups of a sample.
 const LOOKUPS: usize = 1 << 19;

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result, bail};
 
 use super::flow::{V4, V4_ENTRY, V6, V6_ENTRY};
-use super::population::Spread;
+use crate::spread::Spread;
 
 /// Whose addresses, and how many keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,7 +178,7 @@ pub fn kibibytes(text: &str, name: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::{Flows, KINDS, Operation, Setting, kibibytes, short};
-    use crate::table::population::Spread;
+    use crate::spread::Spread;
 
     #[test]
     fn cases_have_the_agreed_names() {

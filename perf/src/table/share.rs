@@ -5,12 +5,13 @@ use pinning::CpuId;
 
 use super::flow::{Flow, Tally, Tuple};
 use super::lineup::{Boxed, SHARDED};
-use super::population::{Batch, Population, Shard, Spread};
+use super::population::{Batch, Population, Shard};
 use super::samples::Samples;
 use super::setting::{Setting, short};
 use super::subject::{FlowTable, Timed, WORKERS, in_parallel};
 use super::xskiff::{Room, Xskiff};
 use crate::interrupt;
+use crate::spread::Spread;
 
 const UNIT: &str = "Mops";
 
