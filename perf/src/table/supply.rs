@@ -14,6 +14,10 @@ use pinning::memory_file::FileError;
 /// How often it is seen whether a table has grown: as often as the node does it.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// Flows that there is memory for from the start, at least: as many as the node's smallest table has. A
+/// smaller one would be full before anybody looks.
+const COMMITTED_LEAST: usize = 1 << 17;
+
 /// What is given back when the table is gone.
 #[derive(Debug)]
 pub struct Supply {
@@ -31,7 +35,7 @@ type Supplied<const W: usize> = ((Arc<Table<W>>, Vec<Owner<W>>), Supply);
 /// # Errors
 /// There is not that much memory.
 pub fn table<const W: usize>(mut shape: Shape, quiescence: Arc<Quiescence>) -> Result<Supplied<W>> {
-    shape.committed = shape.capacity_max.min(2 * shape.capacity);
+    shape.committed = shape.capacity_max.min(COMMITTED_LEAST.max(2 * shape.capacity));
     let (memory, growing) = map_growing(Table::<W>::memory_bytes(&shape)?)?;
     let (bytes, growing) = (memory.len(), Arc::new(growing));
     growing.take(&Table::<W>::regions(&shape, shape.committed)?)?;
