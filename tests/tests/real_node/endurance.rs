@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 use control::admin::status::FlowTableFill;
-use xskiff::demo::scene::{BALANCER, ECHO, HTTP, to};
+use xskiff::demo::scene::{BALANCER, ECHO, HTTP, PODS, to};
+use xskiff::lab::Agent;
 use xskiff_tests::xskiff_binary::{path, root_or_skip};
 
 use crate::clients::{Client, Datagrams, resets};
@@ -15,14 +16,30 @@ use crate::world::{PATIENCE, Shape, World, number_from};
 const OWN: &str = "100.64.0.0/16";
 /// Those of [`OWN`] that UDP flows come from.
 const DATAGRAM_SOURCES: &str = "100.64.0.0/18";
-/// TCP connections from one address of [`OWN`], which has ephemeral ports for 28,000.
-const CONNECTIONS_EACH: u64 = 25_000;
+/// TCP connections of one client process, from an address of [`OWN`], and of one server: an address
+/// has ephemeral ports for 28,000, and a process may be held to 20,000 files.
+const CONNECTIONS_EACH: u64 = 15_000;
 /// One UDP flow in so many is busy all the time.
 const BUSY_PART: u64 = 500;
 /// The table begins with one entry for so many flows, and so has to double five times.
 const GROWTH: u64 = 20;
 /// How long there is no node process.
 const GONE: Duration = Duration::from_millis(300);
+
+/// Servers beside those of the scene, so that there are enough for so many connections.
+fn more_servers(world: &World, connections: u64) -> Vec<Agent> {
+    let each = connections.div_ceil(CONNECTIONS_EACH);
+    let http = format!("--http=[::]:{}", HTTP[2]);
+    let pods = PODS.into_iter().filter(|plan| plan.serves);
+    let hosts = pods.flat_map(|plan| (1..each).map(move |_| world.scene.pod(plan)));
+    hosts
+        .map(|host| {
+            let agent = host.agent(&["serve", &http, "--shared", "--name=more"]).expect("a server");
+            agent.wait_ready(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+            agent
+        })
+        .collect()
+}
 
 fn fill(world: &World) -> FlowTableFill {
     let mut tables = world.status().flow_tables.into_iter();
@@ -74,6 +91,7 @@ fn no_connection_breaks_while_tables_grow_and_are_resized_and_the_process_starts
 
     // Requests at most some thousands a second.
     let pause = format!("--interval-ms={}", 200 + flows / 500);
+    let _servers = more_servers(&world, connections);
     let mut clients = Vec::new();
     for (number, first) in (0..connections).step_by(CONNECTIONS_EACH as usize).enumerate() {
         let from = format!("--from=100.64.64.{}", number + 1);

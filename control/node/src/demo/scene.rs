@@ -213,9 +213,10 @@ fn start_server(namespace: &Namespace, name: &'static str) -> Result<Server, Lab
     Ok(Server { name, agent: namespace.agent(&words)? })
 }
 
-fn server_arguments(name: &str) -> [String; 4] {
+fn server_arguments(name: &str) -> [String; 5] {
     [
         "serve".into(),
+        "--shared".into(),
         format!("--http=[::]:{}", HTTP[2]),
         format!("--udp=[::]:{ECHO_TARGET}"),
         format!("--name={name}"),

@@ -20,7 +20,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
@@ -32,6 +32,9 @@ const DOWNLOAD_BYTES_MAX: u64 = 64 << 30;
 
 /// Largest datagram echoed, in bytes.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// How often counts are said, when they changed.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
@@ -45,6 +48,9 @@ pub struct Arguments {
     /// UDP address to echo on, such as [::]:53
     #[arg(long)]
     udp: Option<SocketAddr>,
+    /// Let further servers listen on the same HTTP address: each has files for so many connections
+    #[arg(long)]
+    shared: bool,
     /// Name that answers carry
     #[arg(long)]
     name: String,
@@ -89,7 +95,7 @@ impl Server {
 
 pub(super) async fn run(arguments: &Arguments, stop: Stop) -> anyhow::Result<()> {
     let tcp = match arguments.http {
-        Some(address) => Some(TcpListener::bind(address).await?),
+        Some(address) => Some(listen(address, arguments.shared)?),
         None => None,
     };
     let udp = match arguments.udp {
@@ -109,6 +115,14 @@ pub(super) async fn run(arguments: &Arguments, stop: Stop) -> anyhow::Result<()>
     tasks.run_until(stopped(stop)).await;
     Report::Served(server.served.get()).say();
     Ok(())
+}
+
+fn listen(address: SocketAddr, is_shared: bool) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(is_shared)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn report(server: Rc<Server>) {
