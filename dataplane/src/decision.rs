@@ -147,7 +147,7 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
     check_source(tables, port, key.source())?;
 
     let mut findings =
-        Findings { source: identity_of(tables, port, key.source()), ..Findings::default() };
+        Findings { source: source_identity(tables, port, key.source()), ..Findings::default() };
     let refuse = |reason, findings| Refusal { reason, findings };
 
     let chosen = match packet.hairpin {
@@ -214,7 +214,7 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
         return Err(refuse(DropReason::NoFlow, findings));
     }
 
-    findings.destination = identity_of(tables, egress.1, translated.destination());
+    findings.destination = destination_identity(tables, egress.1, translated.destination());
     let sides = Sides { ingress: (ingress, port), egress };
     let direction = judge(tables, &sides, packet, &translated, chosen.is_some(), &mut findings)
         .map_err(|reason| refuse(reason, findings))?;
@@ -266,12 +266,21 @@ pub fn check_source(tables: &Tables, port: &Port, source: IpAddr) -> Result<(), 
     }
 }
 
-/// Who `address` is, behind `port`. What enters by the host port is the node, whatever it says; a
-/// pod's address was compared with its port before ([`check_source`]).
-fn identity_of(tables: &Tables, port: &Port, address: IpAddr) -> Identity {
+/// Who speaks from `address` through `port`. What enters by the host port is the node, whatever it
+/// says; a pod's address was compared with its port before ([`check_source`]).
+fn source_identity(tables: &Tables, port: &Port, address: IpAddr) -> Identity {
     match port.kind {
         PortKind::Host => Identity::HOST,
         PortKind::Pod | PortKind::Uplink => tables.identities.lookup(address),
+    }
+}
+
+/// Who is spoken to at `address`, behind `port`. Toward the node it is the address that counts, since
+/// an `ipBlock` may contain one of its addresses and not another.
+fn destination_identity(tables: &Tables, port: &Port, address: IpAddr) -> Identity {
+    match (port.kind, tables.identities.lookup(address)) {
+        (PortKind::Host, Identity::WORLD) => Identity::HOST,
+        (_, identity) => identity,
     }
 }
 
@@ -415,7 +424,10 @@ fn judge(
             tables,
             sides.egress,
             sides.ingress,
-            (findings.destination, findings.source),
+            (
+                source_identity(tables, sides.egress.1, translated.destination()),
+                destination_identity(tables, sides.ingress.1, translated.source()),
+            ),
             &translated.reversed(),
         );
         if let Ok(rule) = backward {
@@ -509,8 +521,8 @@ pub fn rejudge(
     let (reverse_hop, from) = way_to(tables, original.source())?;
     let hop = hop.ok_or(DropReason::Unresolved)?;
     let identities = (
-        identity_of(tables, from.1, original.source()),
-        identity_of(tables, to.1, translated.destination()),
+        source_identity(tables, from.1, original.source()),
+        destination_identity(tables, to.1, translated.destination()),
     );
     let rule =
         judge_one_way(tables, from, to, identities, &translated).map_err(|(reason, _)| reason)?;

@@ -6,14 +6,16 @@ use std::time::Duration;
 use dataplane::DropReason;
 use dataplane::conntrack::FlowState;
 use dataplane::forwarding::{NextHopId, Route};
+use dataplane::identity::Identity;
 use dataplane::lb::FrontendKind;
 use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter};
+use dataplane::policy::{PortRule, RuleId, VerdictTable};
 use dataplane::tables::Tables;
 use dataplane::time::Seconds;
 use xskiff_tests::packet_builder::{icmp_error, ping, read, tcp, udp};
 use xskiff_tests::simulation::Simulation;
-use xskiff_tests::world::{HOST, UPLINK, World, address, pod_port, pod4};
+use xskiff_tests::world::{HOST, UPLINK, World, address, pod_identity, pod_port, pod4};
 
 /// The tables of `world`, changed by hand where [`World`] has no word for it.
 fn changed(world: &World, change: impl FnOnce(&mut Tables)) -> Arc<Tables> {
@@ -409,4 +411,25 @@ fn syn_ack_of_no_flow_opens_nothing() {
     let mut node = Simulation::single(&World::with_pods(2).tables());
     let frame = tcp("10.1.0.2:80", "10.1.0.1:1000", "SA").build();
     node.expect_drop(pod_port(2), &frame, DropReason::NoFlow);
+}
+
+/// Whatever left by the host port went to "the node", so that an `ipBlock` with the node's address did
+/// not allow a pod's egress to it.
+#[test]
+fn egress_to_the_own_node_is_judged_by_the_address_that_is_spoken_to() {
+    let in_block = Identity(Identity::FIRST_COMPILED + 99);
+    let world = World::with_pods(1).with_no_egress(1);
+    let mut node = Simulation::single(&changed(&world, |tables| {
+        let identities = Arc::make_mut(&mut tables.identities);
+        identities.exact.insert(address("10.0.0.1"), in_block);
+        let rule = RuleId(RuleId::FIRST_COMPILED);
+        let everything = PortRule { protocol: None, l4_ports: 0..=u16::MAX, rule };
+        let by_peer = [(in_block, Box::from([everything]))].into_iter().collect();
+        let table = VerdictTable { by_peer, any_peer: Box::default() };
+        let policy = Arc::make_mut(&mut tables.policy);
+        policy.subjects.entry(pod_identity(1)).or_default().egress = Some(Arc::new(table));
+    }));
+    node.forward(pod_port(1), &tcp("10.1.0.1:9", "10.0.0.1:6443", "S").build());
+    let other = tcp("[fd01::1]:9", "[fd00::1]:6443", "S").build();
+    node.expect_drop(pod_port(1), &other, DropReason::PolicyEgress);
 }
