@@ -73,8 +73,8 @@ impl Growing {
             let text = format!("the mapping ends after {} bytes", self.bytes);
             return Err(self.no_room(end, io::Error::other(text)));
         }
-        let around = ranges.iter().map(|range| self.pages_around(range));
-        let pages: Vec<_> = around.flat_map(|range| self.not_there(range)).collect();
+        let pages = self.pages_around(ranges);
+        let pages: Vec<_> = pages.into_iter().flat_map(|range| self.not_there(range)).collect();
         let asked: usize = pages.iter().map(ExactSizeIterator::len).sum();
         let there = match &self.backing {
             Backing::File(..) => 0,
@@ -94,6 +94,20 @@ impl Growing {
             taken.fetch_max(asked as u64, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// The same for whoever asks for all that was ever taken of a file, and perhaps for more: when there
+    /// is as much of it, that is what is asked for. To look for holes, or to take what is there once
+    /// more, lasts longer than all else of a start.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub(crate) fn take_whole(&self, ranges: &[Range<usize>]) -> Result<(), FileError> {
+        let bytes: usize = self.pages_around(ranges).iter().map(ExactSizeIterator::len).sum();
+        if matches!(self.backing, Backing::File(..)) && self.taken_bytes() >= bytes as u64 {
+            return Ok(());
+        }
+        self.take(ranges)
     }
 
     /// Gives the whole pages within a range back, which nobody uses until it is taken again; then it
@@ -163,8 +177,7 @@ impl Growing {
         Err(self.no_room(asked, io::Error::other(text)))
     }
 
-    /// The parts of a range of pages that nobody has taken yet, as far as that can be asked: to take
-    /// what is there once more, page by page, lasts longer than all else of a start.
+    /// The parts of a range of pages that nobody has taken yet, as far as that can be asked.
     fn not_there(&self, range: Range<usize>) -> Vec<Range<usize>> {
         let mut holes = Vec::new();
         match &self.backing {
@@ -181,9 +194,18 @@ impl Growing {
         holes
     }
 
-    fn pages_around(&self, range: &Range<usize>) -> Range<usize> {
-        let start = range.start / self.page_bytes * self.page_bytes;
-        start..range.end.next_multiple_of(self.page_bytes).min(self.bytes).max(start)
+    /// Whole pages that contain ranges, which are in order; each page once.
+    fn pages_around(&self, ranges: &[Range<usize>]) -> Vec<Range<usize>> {
+        let mut pages: Vec<Range<usize>> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            let start = range.start / self.page_bytes * self.page_bytes;
+            let end = range.end.next_multiple_of(self.page_bytes).min(self.bytes).max(start);
+            match pages.last_mut() {
+                Some(last) if start <= last.end => last.end = last.end.max(end),
+                _ => pages.push(start..end),
+            }
+        }
+        pages
     }
 
     fn advise(&self, range: &Range<usize>, advice: libc::c_int) -> io::Result<()> {

@@ -310,13 +310,13 @@ impl MemoryFile {
         Ok(created)
     }
 
-    /// Takes these parts of it: see [`Growing::take`].
+    /// Takes these parts of it, which are all that was ever taken, and perhaps more.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Growing::take`].
     pub fn take(&self, ranges: &[Range<usize>]) -> Result<(), FileError> {
         match &self.held {
-            Some(held) => held.growing.take(ranges),
+            Some(held) => held.growing.take_whole(ranges),
             None => Ok(()),
         }
     }
