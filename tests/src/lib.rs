@@ -1,9 +1,11 @@
-//! What the tests stand on: frames, a small cluster as tables, and a whole node in memory.
+//! What the tests stand on: frames, a small cluster as tables, a whole node in memory, and a naive
+//! judge of NetworkPolicy.
 #![forbid(unsafe_code)]
 
 pub mod link_frames;
 pub mod memory_ports;
 pub mod packet_builder;
+pub mod policy_model;
 pub mod random;
 pub mod simulation;
 pub mod world;
