@@ -6,11 +6,13 @@
 //! `decision::decide` on each node that it passes.
 //!
 //! Reading order: [`nodes`] (the compiled side), [`clusters`] and [`changes`] (what is generated),
-//! [`property`], [`mutations`] (what the property must catch).
+//! [`property`], [`mutations`] (what the property must catch), [`golden`] (cases from the
+//! documentation, with their verdicts written out).
 #![forbid(unsafe_code)]
 
 mod changes;
 mod clusters;
+mod golden;
 mod mutations;
 mod nodes;
 mod property;
