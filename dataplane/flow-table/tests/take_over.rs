@@ -377,6 +377,13 @@ fn victim() {
     });
 }
 
+/// Whether an entry is this thread's and has this key.
+fn has(owner: &Owner<8>, thread: usize, handle: Handle, key: u64) -> bool {
+    let table = owner.table();
+    table.holder(handle) == Some(thread)
+        && table.snapshot(handle).is_some_and(|words| words[0] == key)
+}
+
 fn churn(
     thread: usize,
     owner: &mut Owner<8>,
@@ -408,8 +415,9 @@ fn churn(
         }
         let key = own_key(THREADS, random(SHARED_KEYS));
         match handles.remove(&key) {
-            // What the other thread had before the last kill may be ours or its now.
-            Some(handle) if owner.table().holder(handle) == Some(thread) => {
+            // What the other thread had before the last kill may be ours or its now; and its segment
+            // may have come to us since, with another key in the entry.
+            Some(handle) if has(owner, thread, handle, key) => {
                 let hashes = Hashes { original: hash(key), alias: alias_of(key).map(hash) };
                 let _ = owner.remove(handle, hashes);
             }
