@@ -223,7 +223,9 @@ impl Begin<'_> {
             let grown = inspected.as_ref().map_or(0, |inspected| inspected.capacity);
             shape = self.shape(wanted, grown.max(wanted.initial));
             match inspected {
-                Ok(inspected) if mark.hash_key == self.hash_key && fits(&inspected, wanted) => {
+                Ok(inspected)
+                    if mark.hash_key == self.hash_key && self.fits(&inspected, wanted) =>
+                {
                     match self.go_on::<K, W>(file, &inspected, shape) {
                         Ok(begun) => return Ok(begun),
                         Err(error) => reason = Some(error),
@@ -248,6 +250,12 @@ impl Begin<'_> {
         let file = held.as_ref().map(|held| held.path().to_owned());
         let beginning = Beginning { table: K::TABLE, file, outcome, flows, lost, reason };
         Ok(Begun { family, beginning, held, growing })
+    }
+
+    /// Whether the table that was found can become as large as is wanted, and has as many lines for
+    /// each flow, whatever its owners were.
+    fn fits(&self, inspected: &Inspected, wanted: &FamilyCapacity) -> bool {
+        inspected.capacity_max >= wanted.max && inspected.details == self.details
     }
 
     /// A table of so many flows, or as many as it may have, with memory for as many again.
@@ -340,11 +348,6 @@ fn with_room<const W: usize, T>(
         }
         taken => Ok((taken?, shape)),
     }
-}
-
-/// Whether the table that was found can become as large as is wanted, whatever its owners were.
-fn fits(inspected: &Inspected, wanted: &FamilyCapacity) -> bool {
-    inspected.capacity_max >= wanted.max && !inspected.details
 }
 
 /// The kernel's name for this boot (random(4)).

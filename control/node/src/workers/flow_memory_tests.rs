@@ -139,6 +139,25 @@ fn flows_are_taken_over_rebuilt_or_moved_and_generations_go_on() {
     }
 }
 
+#[test]
+fn flows_stay_when_details_are_switched_on_or_off_and_are_taken_over_where_they_stay_on() {
+    let directory = directory_or_skip!();
+    let (v4, v6) = CAPACITIES;
+    let with = |details| FlowCapacities { details, ..FlowCapacities::fixed(v4, v6) };
+    open(&mut start_growing(directory.path(), 1, with(false)), 1000);
+    let mut left = directory;
+    for (details, outcome) in
+        [(true, Outcome::Moved), (true, Outcome::Rebuilt), (false, Outcome::Moved)]
+    {
+        let found = copied(left.path());
+        let next = start_growing(found.path(), 1, with(details));
+        assert_eq!(told(&next)[0], (outcome, 1000, 0), "{:?}", next.beginnings);
+        assert_there(&next, 1000);
+        assert_eq!(next.tables.v4.has_details(), details);
+        left = found;
+    }
+}
+
 /// They were moved to a table without room for all of them, and some were lost.
 #[test]
 fn no_flow_is_lost_by_a_lower_maximum_and_none_is_added_until_there_is_room() {
