@@ -68,13 +68,11 @@ impl Growing {
     /// [`FileError::NoRoom`] when the file system, a cgroup or the machine has not got so much, and
     /// [`FileError::Io`]. Some of it may have been taken then.
     pub fn take(&self, ranges: &[Range<usize>]) -> Result<(), FileError> {
-        let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
-        if end > self.bytes {
-            let text = format!("the mapping ends after {} bytes", self.bytes);
-            return Err(self.no_room(end, io::Error::other(text)));
-        }
-        let pages = self.pages_around(ranges);
-        let pages: Vec<_> = pages.into_iter().flat_map(|range| self.not_there(range)).collect();
+        let pages: Vec<_> = self
+            .pages_around(ranges)?
+            .into_iter()
+            .flat_map(|range| self.not_there(range))
+            .collect();
         let asked: usize = pages.iter().map(ExactSizeIterator::len).sum();
         let there = match &self.backing {
             Backing::File(..) => 0,
@@ -103,7 +101,7 @@ impl Growing {
     /// # Errors
     /// As [`Self::take`].
     pub(crate) fn take_whole(&self, ranges: &[Range<usize>]) -> Result<(), FileError> {
-        let bytes: usize = self.pages_around(ranges).iter().map(ExactSizeIterator::len).sum();
+        let bytes: usize = self.pages_around(ranges)?.iter().map(ExactSizeIterator::len).sum();
         if matches!(self.backing, Backing::File(..)) && self.taken_bytes() >= bytes as u64 {
             return Ok(());
         }
@@ -195,7 +193,12 @@ impl Growing {
     }
 
     /// Whole pages that contain ranges, which are in order; each page once.
-    fn pages_around(&self, ranges: &[Range<usize>]) -> Vec<Range<usize>> {
+    fn pages_around(&self, ranges: &[Range<usize>]) -> Result<Vec<Range<usize>>, FileError> {
+        let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
+        if end > self.bytes {
+            let text = format!("the mapping ends after {} bytes", self.bytes);
+            return Err(self.no_room(end, io::Error::other(text)));
+        }
         let mut pages: Vec<Range<usize>> = Vec::with_capacity(ranges.len());
         for range in ranges {
             let start = range.start / self.page_bytes * self.page_bytes;
@@ -205,7 +208,7 @@ impl Growing {
                 _ => pages.push(start..end),
             }
         }
-        pages
+        Ok(pages)
     }
 
     fn advise(&self, range: &Range<usize>, advice: libc::c_int) -> io::Result<()> {
