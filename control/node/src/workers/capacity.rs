@@ -57,7 +57,17 @@ pub struct FamilyCapacity {
     pub is_derived: bool,
 }
 
+/// Flows that there is memory for soon after the start at least, as far as a table may grow: a smaller
+/// one could be full before anybody looks whether it has doubled.
+const MEMORY_LEAST: usize = 1 << 14;
+
 impl FamilyCapacity {
+    /// Flows that there is to be memory for while a table holds so many: for its next doubling.
+    #[must_use]
+    pub fn memory_ahead(capacity: usize, max: usize) -> usize {
+        capacity.saturating_mul(2).max(MEMORY_LEAST).min(max)
+    }
+
     /// A table that stays as large as it is.
     #[must_use]
     pub fn fixed(flows: usize) -> Self {

@@ -198,7 +198,7 @@ impl<const W: usize> TableGrowth<W> {
             self.capacity_seen = capacity;
         }
         self.finish_taking();
-        let wanted = size(capacity).saturating_mul(2).min(self.max);
+        let wanted = FamilyCapacity::memory_ahead(size(capacity), self.max);
         let is_due = self.ask_again.is_none_or(|at| at <= Instant::now());
         if wanted > self.memory && self.taking.is_none() && is_due {
             self.begin_taking(wanted);
