@@ -1,4 +1,4 @@
-//! The cluster as last heard of: one map per kind, ordered by name.
+//! The cluster as last heard of: one map per kind, ordered by name, and what changes it.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -7,8 +7,29 @@ use std::net::IpAddr;
 use dataplane::address::Protocol;
 
 use crate::model::{
-    EndpointSlice, Namespace, NetworkPolicy, Node, Object, ObjectName, Pod, Service,
+    EndpointSlice, Kind, Namespace, NetworkPolicy, Node, Object, ObjectKey, ObjectName, Pod,
+    Service,
 };
+
+/// One object came, changed or went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It is there, and is this.
+    Set(Object),
+    /// It is there no more.
+    Gone(ObjectKey),
+}
+
+impl Change {
+    /// The object that it is about.
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Set(object) => object.key(),
+            Self::Gone(key) => key.clone(),
+        }
+    }
+}
 
 /// Everything known about the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -120,6 +141,60 @@ impl ClusterState {
         }
     }
 
+    /// Takes an object out; returns it.
+    pub fn remove(&mut self, key: &ObjectKey) -> Option<Object> {
+        let ObjectKey { kind, name } = key;
+        match kind {
+            Kind::Namespace => self.namespaces.remove(&name.name).map(Object::Namespace),
+            Kind::Node => self.nodes.remove(&name.name).map(Object::Node),
+            Kind::Pod => self.pods.remove(name).map(Object::Pod),
+            Kind::Service => self.services.remove(name).map(Object::Service),
+            Kind::EndpointSlice => self.endpoint_slices.remove(name).map(Object::EndpointSlice),
+            Kind::NetworkPolicy => self.network_policies.remove(name).map(Object::NetworkPolicy),
+        }
+    }
+
+    /// Makes a change; returns what stood there before.
+    pub fn apply(&mut self, change: Change) -> Option<Object> {
+        match change {
+            Change::Set(object) => self.insert(object),
+            Change::Gone(key) => self.remove(&key),
+        }
+    }
+
+    /// The changes that make `next` of this state.
+    #[must_use]
+    pub fn changes_to(&self, next: &Self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let at = |name: &String| ObjectName::new("", name);
+        let in_cluster = |kind| move |name: &String| ObjectKey::new(kind, at(name));
+        let in_namespace = |kind| move |name: &ObjectName| ObjectKey::new(kind, name.clone());
+        let (old, new) = (self, next);
+        let out = &mut changes;
+        differ(
+            (&old.namespaces, &new.namespaces),
+            Object::Namespace,
+            in_cluster(Kind::Namespace),
+            out,
+        );
+        differ((&old.nodes, &new.nodes), Object::Node, in_cluster(Kind::Node), out);
+        differ((&old.pods, &new.pods), Object::Pod, in_namespace(Kind::Pod), out);
+        differ((&old.services, &new.services), Object::Service, in_namespace(Kind::Service), out);
+        differ(
+            (&old.endpoint_slices, &new.endpoint_slices),
+            Object::EndpointSlice,
+            in_namespace(Kind::EndpointSlice),
+            out,
+        );
+        differ(
+            (&old.network_policies, &new.network_policies),
+            Object::NetworkPolicy,
+            in_namespace(Kind::NetworkPolicy),
+            out,
+        );
+        changes
+    }
+
     /// Objects by kind, for people: `("Pod", 12)`.
     #[must_use]
     pub fn counts(&self) -> [(&'static str, usize); 6] {
@@ -224,6 +299,19 @@ impl ClusterState {
             }
         }
     }
+}
+
+/// What of one kind came, changed or went.
+fn differ<K: Ord, V: Clone + PartialEq>(
+    (old, new): (&BTreeMap<K, V>, &BTreeMap<K, V>),
+    object: fn(V) -> Object,
+    key: impl Fn(&K) -> ObjectKey,
+    changes: &mut Vec<Change>,
+) {
+    let gone = old.keys().filter(|name| !new.contains_key(*name));
+    changes.extend(gone.map(|name| Change::Gone(key(name))));
+    let set = new.iter().filter(|(name, value)| old.get(*name) != Some(*value));
+    changes.extend(set.map(|(_, value)| Change::Set(object(value.clone()))));
 }
 
 impl Service {

@@ -24,7 +24,7 @@ use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::umem::UmemConfig;
 use xskiff::cli::client::{Client, ClientError};
 use xskiff::node::settings::{HostPortSettings, SnatSettings, Uplink};
-use xskiff::node::{ClusterUpdate, ConfigUpdate, Node, Settings, Sources};
+use xskiff::node::{ConfigUpdate, Node, Settings, Sources};
 use xskiff::workers::capacity::FlowCapacities;
 use xskiff::workers::{self, Idle};
 
@@ -68,7 +68,7 @@ fn settings(run_directory: &Path) -> Settings {
 /// A cluster that says nothing, and no configuration file.
 fn sources() -> Sources {
     Sources {
-        cluster: watch::channel(ClusterUpdate::default()).1,
+        cluster: cluster::feed::feed().1,
         config: watch::channel(ConfigUpdate::default()).1,
         in_force: None,
     }

@@ -316,17 +316,96 @@ pub enum Object {
     NetworkPolicy(NetworkPolicy),
 }
 
+/// The kinds that are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `v1`, of the cluster.
+    Namespace,
+    /// `v1`, of the cluster.
+    Node,
+    /// `v1`.
+    Pod,
+    /// `v1`.
+    Service,
+    /// `discovery.k8s.io/v1`.
+    EndpointSlice,
+    /// `networking.k8s.io/v1`.
+    NetworkPolicy,
+}
+
+impl Kind {
+    /// Every kind, the least dependent first.
+    pub const ALL: [Self; 6] = [
+        Self::Namespace,
+        Self::Node,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::NetworkPolicy,
+    ];
+
+    /// As manifests spell it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::NetworkPolicy => "NetworkPolicy",
+        }
+    }
+}
+
+/// What names an object within the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name; without a namespace for kinds of the cluster.
+    pub name: ObjectName,
+}
+
+impl ObjectKey {
+    /// The key of the object of this kind, namespace and name.
+    #[must_use]
+    pub fn new(kind: Kind, name: ObjectName) -> Self {
+        Self { kind, name }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    /// `Kind namespace/name`, as errors name it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, ObjectName { namespace, name }) = (self.kind.name(), &self.name);
+        match namespace.as_str() {
+            "" => write!(f, "{kind} {name}"),
+            _ => write!(f, "{kind} {namespace}/{name}"),
+        }
+    }
+}
+
+impl Object {
+    /// What names it.
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
+        let of_cluster = |name: &String| ObjectName::new("", name);
+        match self {
+            Self::Namespace(object) => ObjectKey::new(Kind::Namespace, of_cluster(&object.name)),
+            Self::Node(object) => ObjectKey::new(Kind::Node, of_cluster(&object.name)),
+            Self::Pod(object) => ObjectKey::new(Kind::Pod, object.name.clone()),
+            Self::Service(object) => ObjectKey::new(Kind::Service, object.name.clone()),
+            Self::EndpointSlice(object) => ObjectKey::new(Kind::EndpointSlice, object.name.clone()),
+            Self::NetworkPolicy(object) => ObjectKey::new(Kind::NetworkPolicy, object.name.clone()),
+        }
+    }
+}
+
 impl fmt::Display for Object {
     /// `Kind namespace/name`, as errors name it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Namespace(object) => write!(f, "Namespace {}", object.name),
-            Self::Node(object) => write!(f, "Node {}", object.name),
-            Self::Pod(object) => write!(f, "Pod {}", object.name),
-            Self::Service(object) => write!(f, "Service {}", object.name),
-            Self::EndpointSlice(object) => write!(f, "EndpointSlice {}", object.name),
-            Self::NetworkPolicy(object) => write!(f, "NetworkPolicy {}", object.name),
-        }
+        self.key().fmt(f)
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::workspace::{assert_none, list, metadata, text};
 
 const EVERYTHING_BELOW: &[&str] =
-    &["flow-table", "dataplane", "xdp-redirect", "pinning", "control", "xskiff"];
+    &["flow-table", "dataplane", "xdp-redirect", "pinning", "control", "cluster", "xskiff"];
 
 /// Package, and the packages of ours that it may import, for whatever purpose.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
@@ -16,8 +16,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("dataplane", &["flow-table"]),
     ("xdp-redirect", &["dataplane"]),
     ("control", &["dataplane"]),
+    ("cluster", &["control"]),
     ("pinning", &[]),
-    ("xskiff", &["flow-table", "dataplane", "xdp-redirect", "pinning", "control"]),
+    ("xskiff", &["flow-table", "dataplane", "xdp-redirect", "pinning", "control", "cluster"]),
     ("xskiff-perf", EVERYTHING_BELOW),
     ("xskiff-tests", EVERYTHING_BELOW),
 ];
@@ -27,8 +28,13 @@ const RESERVED: &[(&str, &[&str], &str)] = &[
     ("aya", &["xdp-redirect"], "programs are loaded in one place"),
     ("xsk-rs", &["xdp-redirect"], "AF_XDP sockets are made in one place"),
     ("core_affinity", &["pinning"], "threads are pinned in one place"),
-    ("tokio", &["control", "xskiff", "xskiff-tests"], "async belongs to the control thread"),
-    ("k8s-openapi", &["control", "xskiff", "xskiff-tests"], "cluster objects end at the compiler"),
+    ("tokio", &["cluster", "xskiff", "xskiff-tests"], "async belongs to the control thread"),
+    (
+        "k8s-openapi",
+        &["control", "cluster", "xskiff", "xskiff-tests"],
+        "cluster objects end at the compiler",
+    ),
+    ("kube", &["cluster", "xskiff-tests"], "API servers are spoken to in one place"),
 ];
 
 /// What the pure core may use: data structures, no I/O, no clock, no threads.

@@ -70,8 +70,7 @@ impl Node {
         let compiled = self.publisher.compiled();
         let verdict = compiled.policy.judge(direction, query);
         let rule = rule_text(compiled, verdict.rule, Some(query.subject), direction);
-        let cluster = self.cluster.borrow();
-        let examined = compiled.examine(&cluster.state, direction, query);
+        let examined = compiled.examine(self.publisher.cluster(), direction, query);
         let deciding = compiled.rule_name(verdict.rule);
         ExplainedStep {
             direction: direction_name(direction).into(),
@@ -106,9 +105,8 @@ impl Node {
                 format!("{text:?}: write namespace/pod, an address, host or world"),
             )
         })?;
-        let cluster = self.cluster.borrow();
         let endpoint = self.endpoints.get(&name).map(|endpoint| &endpoint.spec.addresses);
-        let pod = cluster.state.pods.get(&name).map(|pod| &pod.addresses);
+        let pod = self.publisher.cluster().pods.get(&name).map(|pod| &pod.addresses);
         let addresses = endpoint.or(pod).filter(|addresses| !addresses.is_empty());
         let addresses = addresses.ok_or_else(|| AdminError::NotFound {
             what: "pod with an address".into(),

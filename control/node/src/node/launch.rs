@@ -98,7 +98,7 @@ pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
         .build()
         .map_err(|source| LaunchError::System { action: "start the control runtime", source })?;
     runtime.block_on(async move {
-        let (cluster, cluster_updates) = watch::channel(super::ClusterUpdate::default());
+        let (cluster, cluster_updates) = cluster::feed::feed();
         if let Some(folder) = folder {
             super::manifests::watch_folder(folder, cluster).await?;
         }

@@ -40,7 +40,7 @@ impl Node {
                 self.errors.clear(&format!("endpoint {name}"));
                 self.errors.clear(BEFORE);
                 self.record_endpoints();
-                self.reconcile(false).await;
+                self.reconcile().await;
                 Ok(())
             }
             Err(error) => {
@@ -108,7 +108,7 @@ impl Node {
             return true;
         }
         let Some(endpoint) = self.endpoints.remove(name) else { return false };
-        self.reconcile(false).await;
+        self.reconcile().await;
         self.flush_addresses(&endpoint.spec.addresses);
         self.ports.remove(&self.workers, endpoint.port);
         self.seen.remove(&endpoint.port);
@@ -116,7 +116,7 @@ impl Node {
         // Last, so that whoever comes after a kill gives back what was not.
         self.record_endpoints();
         // The port is out of the tables now, too.
-        self.reconcile(false).await;
+        self.reconcile().await;
         true
     }
 
@@ -140,7 +140,7 @@ impl Node {
     /// Tries those again that could not be taken over yet.
     pub(super) async fn retry_awaited(&mut self) {
         if !self.awaited.is_empty() && self.bring_up_awaited() {
-            self.reconcile(false).await;
+            self.reconcile().await;
         }
     }
 

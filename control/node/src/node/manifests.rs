@@ -2,14 +2,14 @@
 //! otherwise the last good state stays in force, and what is refused is told by object.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use cluster::feed;
+use control::admin::reply::ManifestsStatus;
 use control::admin::status::ObjectError;
 use control::manifests::{Fingerprint, FolderError, ManifestError, Manifests, read};
-use tokio::sync::watch;
+use control::store::{Change, ClusterState};
 
-use super::ClusterUpdate;
 use super::caught::{Panicked, caught};
 use super::error_log::unix_ms;
 
@@ -32,26 +32,20 @@ pub struct RefusedAtStart {
 ///
 /// # Errors
 /// [`RefusedAtStart`] when its first reading fails, naming every object that is wrong.
-pub async fn watch_folder(
-    folder: PathBuf,
-    cluster: watch::Sender<ClusterUpdate>,
-) -> Result<(), RefusedAtStart> {
-    cluster.send_modify(|update| {
-        update.manifests.folder = Some(folder.display().to_string());
-    });
-    let look = look_at(&folder).await;
-    read_into(&folder, read, &cluster).await;
-    let told: Vec<String> = cluster
-        .borrow()
-        .manifests
+pub async fn watch_folder(folder: PathBuf, node: feed::Sender) -> Result<(), RefusedAtStart> {
+    let mut follower = Follower::new(folder, read, node);
+    let look = follower.look().await;
+    follower.read().await;
+    let told: Vec<String> = follower
+        .status
         .errors
         .iter()
         .map(|error| format!("{}: {}", error.object, error.message))
         .collect();
     if !told.is_empty() {
-        return Err(RefusedAtStart { folder: folder.display().to_string(), told });
+        return Err(RefusedAtStart { folder: follower.folder.display().to_string(), told });
     }
-    tokio::spawn(follow(folder, read, cluster, look));
+    tokio::spawn(follower.follow(look));
     Ok(())
 }
 
@@ -59,68 +53,87 @@ type Look = Result<Result<Fingerprint, FolderError>, Panicked>;
 /// Reads a folder.
 type Read = fn(&Path) -> Result<Manifests, Vec<ManifestError>>;
 
-async fn look_at(folder: &Path) -> Look {
-    let folder = folder.to_owned();
-    caught(move || Fingerprint::of(&folder)).await
+/// Looks at a folder again and again, and sends what changed in it.
+struct Follower {
+    folder: PathBuf,
+    read: Read,
+    node: feed::Sender,
+    /// What the folder last said that was good.
+    in_force: ClusterState,
+    status: ManifestsStatus,
 }
 
-async fn follow(folder: PathBuf, read: Read, cluster: watch::Sender<ClusterUpdate>, first: Look) {
-    let (mut in_force, mut last) = (first.clone(), first);
-    while !cluster.is_closed() {
-        tokio::time::sleep(LOOK).await;
-        let look = look_at(&folder).await;
-        if look == last && look != in_force {
-            read_into(&folder, read, &cluster).await;
-            in_force = look.clone();
-        }
-        last = look;
+impl Follower {
+    fn new(folder: PathBuf, read: Read, node: feed::Sender) -> Self {
+        let status =
+            ManifestsStatus { folder: Some(folder.display().to_string()), ..Default::default() };
+        Self { folder, read, node, in_force: ClusterState::default(), status }
     }
-}
 
-/// A reading that panics is one that is refused: the last good state stays in force, and the next
-/// change is read again.
-async fn read_into(folder: &Path, read: Read, cluster: &watch::Sender<ClusterUpdate>) {
-    let path = folder.to_owned();
-    let outcome = caught(move || read(&path)).await;
-    cluster.send_modify(|update| match outcome {
-        Ok(outcome) => apply(update, outcome, SystemTime::now()),
-        Err(panicked) => {
-            let status = &mut update.manifests;
-            status.reads += 1;
-            status.failures += 1;
-            let object = folder.display().to_string();
-            let message = format!("cannot be read: {panicked}");
-            tracing::error!(object, error = message, "manifests refused");
-            let time_unix_ms = unix_ms(SystemTime::now());
-            status.errors = vec![ObjectError { object, message, time_unix_ms, count: 1 }];
-        }
-    });
-}
+    async fn look(&self) -> Look {
+        let folder = self.folder.clone();
+        caught(move || Fingerprint::of(&folder)).await
+    }
 
-fn apply(
-    update: &mut ClusterUpdate,
-    outcome: Result<Manifests, Vec<ManifestError>>,
-    now: SystemTime,
-) {
-    let status = &mut update.manifests;
-    status.reads += 1;
-    match outcome {
-        Ok(manifests) => {
-            status.errors.clear();
-            let counts = manifests.state.counts();
-            status.objects =
-                counts.into_iter().map(|(kind, n)| (kind.to_owned(), n as u64)).collect();
-            update.last_success = Some(Instant::now());
-            tracing::info!(objects = ?counts, ignored = manifests.ignored.len(), "manifests in force");
-            update.state = Arc::new(manifests.state);
-        }
-        Err(errors) => {
-            status.failures += 1;
-            for error in &errors {
-                tracing::error!(object = error.subject(), %error, "manifest refused");
+    async fn follow(mut self, first: Look) {
+        let (mut in_force, mut last) = (first.clone(), first);
+        while !self.node.is_closed() {
+            tokio::time::sleep(LOOK).await;
+            let look = self.look().await;
+            if look == last && look != in_force {
+                self.read().await;
+                in_force = look.clone();
             }
-            status.errors = told(&errors, unix_ms(now));
+            last = look;
         }
+    }
+
+    /// A reading that panics is one that is refused: the last good state stays in force, and the
+    /// next change is read again.
+    async fn read(&mut self) {
+        let (path, read) = (self.folder.clone(), self.read);
+        let outcome = caught(move || read(&path)).await;
+        self.status.reads += 1;
+        match outcome {
+            Ok(Ok(manifests)) => self.accept(manifests),
+            Ok(Err(errors)) => {
+                for error in &errors {
+                    tracing::error!(object = error.subject(), %error, "manifest refused");
+                }
+                self.refuse(told(&errors, unix_ms(SystemTime::now())));
+            }
+            Err(panicked) => {
+                let object = self.folder.display().to_string();
+                let message = format!("cannot be read: {panicked}");
+                tracing::error!(object, error = message, "manifests refused");
+                let time_unix_ms = unix_ms(SystemTime::now());
+                self.refuse(vec![ObjectError { object, message, time_unix_ms, count: 1 }]);
+            }
+        }
+    }
+
+    fn accept(&mut self, Manifests { state, ignored }: Manifests) {
+        let counts = state.counts();
+        self.status.errors.clear();
+        self.status.objects =
+            counts.into_iter().map(|(kind, n)| (kind.to_owned(), n as u64)).collect();
+        tracing::info!(objects = ?counts, ignored = ignored.len(), "manifests in force");
+        let changes = self.in_force.changes_to(&state);
+        self.in_force = state;
+        self.send(changes, Some(Instant::now()));
+    }
+
+    fn refuse(&mut self, errors: Vec<ObjectError>) {
+        self.status.failures += 1;
+        self.status.errors = errors;
+        self.send(Vec::new(), None);
+    }
+
+    fn send(&self, changes: Vec<Change>, success: Option<Instant>) {
+        self.node.send(changes, |report| {
+            report.manifests.clone_from(&self.status);
+            report.last_success = success.or(report.last_success);
+        });
     }
 }
 
@@ -148,12 +161,42 @@ mod tests {
 
     const NAMESPACE: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}";
 
-    async fn until(
-        updates: &mut watch::Receiver<ClusterUpdate>,
-        wanted: impl Fn(&ClusterUpdate) -> bool,
-    ) -> ClusterUpdate {
-        let waited = tokio::time::timeout(Duration::from_secs(10), updates.wait_for(|u| wanted(u)));
-        waited.await.expect("in time").expect("the source lives").clone()
+    /// A node that takes what comes.
+    struct Node {
+        feed: feed::Receiver,
+        state: ClusterState,
+    }
+
+    impl Node {
+        fn new(feed: feed::Receiver) -> Self {
+            let mut node = Self { feed, state: ClusterState::default() };
+            node.take();
+            node
+        }
+
+        fn take(&mut self) {
+            for change in self.feed.take() {
+                self.state.apply(change);
+            }
+        }
+
+        fn status(&self) -> ManifestsStatus {
+            self.feed.report().manifests
+        }
+
+        fn has(&self, namespace: &str) -> bool {
+            self.state.namespaces.contains_key(namespace)
+        }
+
+        async fn until(&mut self, wanted: impl Fn(&Self) -> bool) {
+            let waited = tokio::time::timeout(Duration::from_secs(10), async {
+                while !wanted(self) {
+                    self.feed.changed().await.expect("the source lives");
+                    self.take();
+                }
+            });
+            waited.await.expect("in time");
+        }
     }
 
     #[tokio::test]
@@ -162,25 +205,25 @@ mod tests {
         let folder = directory.path().join("manifests");
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join("a.yaml"), NAMESPACE).unwrap();
-        let (sender, mut updates) = watch::channel(ClusterUpdate::default());
+        let (sender, updates) = feed::feed();
         watch_folder(folder.clone(), sender).await.unwrap();
-        let has = |update: &ClusterUpdate| update.state.namespaces.contains_key("shop");
-        assert!(has(&updates.borrow()));
+        let mut node = Node::new(updates);
+        assert!(node.has("shop"));
 
         std::fs::write(folder.join("b.yaml"), "{apiVersion: v1, kind: Service, spce: {}}").unwrap();
-        let refused = until(&mut updates, |update| !update.manifests.errors.is_empty()).await;
-        assert!(has(&refused));
-        assert_eq!(refused.manifests.failures, 1);
+        node.until(|node| !node.status().errors.is_empty()).await;
+        assert!(node.has("shop"));
+        assert_eq!(node.status().failures, 1);
 
         std::fs::remove_dir_all(&folder).unwrap();
-        let gone = until(&mut updates, |update| update.manifests.failures == 2).await;
-        assert!(has(&gone));
+        node.until(|node| node.status().failures == 2).await;
+        assert!(node.has("shop"));
 
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join("a.yaml"), NAMESPACE.replace("shop", "bank")).unwrap();
-        let back = until(&mut updates, |u| u.state.namespaces.contains_key("bank")).await;
-        assert!(back.manifests.errors.is_empty() && !has(&back));
-        assert_eq!(back.manifests.objects[0], ("Namespace".to_owned(), 1));
+        node.until(|node| node.has("bank")).await;
+        assert!(node.status().errors.is_empty() && !node.has("shop"));
+        assert_eq!(node.status().objects[0], ("Namespace".to_owned(), 1));
     }
 
     /// The task that follows the folder ended with the first panic, and nobody heard of it.
@@ -193,20 +236,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let folder = directory.path().to_owned();
         std::fs::write(folder.join("a.yaml"), NAMESPACE).unwrap();
-        let (sender, mut updates) = watch::channel(ClusterUpdate::default());
-        let look = look_at(&folder).await;
-        read_into(&folder, fragile, &sender).await;
-        tokio::spawn(follow(folder.clone(), fragile, sender, look));
-        assert!(updates.borrow().state.namespaces.contains_key("shop"));
+        let (sender, updates) = feed::feed();
+        let mut follower = Follower::new(folder.clone(), fragile, sender);
+        let look = follower.look().await;
+        follower.read().await;
+        tokio::spawn(follower.follow(look));
+        let mut node = Node::new(updates);
+        assert!(node.has("shop"));
 
         std::fs::write(folder.join("bomb.yaml"), NAMESPACE.replace("shop", "bomb")).unwrap();
-        let refused = until(&mut updates, |update| !update.manifests.errors.is_empty()).await;
-        assert!(refused.manifests.errors[0].message.contains("bitten by a bomb"));
-        assert!(refused.state.namespaces.contains_key("shop"), "the last good state stays");
+        node.until(|node| !node.status().errors.is_empty()).await;
+        assert!(node.status().errors[0].message.contains("bitten by a bomb"));
+        assert!(node.has("shop"), "the last good state stays");
 
         std::fs::rename(folder.join("bomb.yaml"), folder.join("b.yaml")).unwrap();
-        let mended = until(&mut updates, |u| u.state.namespaces.contains_key("bomb")).await;
-        assert!(mended.manifests.errors.is_empty());
+        node.until(|node| node.has("bomb")).await;
+        assert!(node.status().errors.is_empty());
     }
 
     /// A node that was started again beside a misspelt policy ran without any.
@@ -214,7 +259,7 @@ mod tests {
     async fn a_folder_that_is_refused_at_start_starts_nothing_and_names_what_is_wrong() {
         let directory = tempfile::tempdir().unwrap();
         let start = |folder: PathBuf| {
-            let (sender, _updates) = watch::channel(ClusterUpdate::default());
+            let (sender, _updates) = feed::feed();
             watch_folder(folder, sender)
         };
         std::fs::write(directory.path().join("a.yaml"), NAMESPACE).unwrap();

@@ -18,9 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use control::admin::reply::{ManifestsStatus, Reply};
+use cluster::feed;
+use control::admin::reply::Reply;
 use control::config::Config;
-use control::store::ClusterState;
 use dataplane::port::PortId;
 use dataplane::tables::Tables;
 use dataplane::time::Nanos;
@@ -103,17 +103,6 @@ const UNFOLLOWED: &str = "is not followed any more (a defect; the log above says
 /// An Ethernet header, which the MTU does not count.
 const ETHERNET_BYTES: u32 = 14;
 
-/// The cluster as last read, and what reading it gave.
-#[derive(Debug, Clone, Default)]
-pub struct ClusterUpdate {
-    /// The last good state.
-    pub state: Arc<ClusterState>,
-    /// Readings and refusals.
-    pub manifests: ManifestsStatus,
-    /// When a reading last succeeded.
-    pub last_success: Option<Instant>,
-}
-
 /// The configuration file as last read.
 #[derive(Debug, Clone, Default)]
 pub struct ConfigUpdate {
@@ -127,7 +116,7 @@ pub struct ConfigUpdate {
 #[derive(Debug, Clone)]
 pub struct Sources {
     /// The cluster.
-    pub cluster: watch::Receiver<ClusterUpdate>,
+    pub cluster: feed::Receiver,
     /// The configuration file.
     pub config: watch::Receiver<ConfigUpdate>,
     /// The configuration that the settings were made from; `None` without a file.
@@ -169,7 +158,7 @@ pub struct Node {
     /// What [`Self::ours`] was made of; `None` until the XDP program has taken it.
     told: Option<(Arc<Tables>, OnStall)>,
     host_routes: crate::host_port::HostRoutes,
-    cluster: watch::Receiver<ClusterUpdate>,
+    cluster: feed::Receiver,
     config: watch::Receiver<ConfigUpdate>,
     in_force: Option<InForce>,
     unfollowed: Unfollowed,
@@ -241,7 +230,7 @@ impl Node {
             Ok((mut node, port)) => {
                 node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
                 node.take_over_endpoints();
-                node.reconcile(true).await;
+                node.reconcile().await;
                 node.readiness.send_replace(Readiness::Ready);
                 Ok(node)
             }
@@ -358,12 +347,12 @@ impl Node {
             tokio::select! {
                 stopped = &mut stop => break stopped,
                 changed = self.follower.changed() => match changed {
-                    Ok(_) => self.reconcile(false).await,
+                    Ok(_) => self.reconcile().await,
                     Err(error) => break Err(error.into()),
                 },
                 // A source that ended leaves the last good state in force.
                 changed = self.cluster.changed(), if !self.unfollowed.cluster => match changed {
-                    Ok(()) => self.reconcile(true).await,
+                    Ok(()) => self.reconcile().await,
                     Err(_) => self.note_unfollowed_cluster(),
                 },
                 changed = self.config.changed(), if !self.unfollowed.config => match changed {
@@ -412,14 +401,14 @@ impl Node {
             Err(error) => self.errors.note("stall.after_ms", error),
         }
         self.errors.clear_prefix("configuration ");
-        self.reconcile(true).await;
+        self.reconcile().await;
     }
 
     /// A folder that is not followed any more must not look as if nothing had changed in it. A node
     /// without one never had a source.
     fn note_unfollowed_cluster(&mut self) {
         self.unfollowed.cluster = true;
-        let folder = self.cluster.borrow().manifests.folder.clone();
+        let folder = self.cluster.report().manifests.folder;
         if let Some(folder) = folder {
             self.errors.note(folder, UNFOLLOWED);
         }
@@ -443,7 +432,7 @@ impl Node {
             asked |= self.ask_neighbour(request);
         }
         if asked {
-            self.reconcile(false).await;
+            self.reconcile().await;
         }
     }
 

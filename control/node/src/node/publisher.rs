@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use control::compile::{Compiled, NodeView, compile};
-use control::store::ClusterState;
+use control::store::{Change, ClusterState};
 use dataplane::nat::SourceNat;
 use dataplane::port::Port;
 use dataplane::tables::{Tables, TcpWindows, Timeouts};
@@ -21,6 +21,9 @@ use crate::netlink::neighbours::NeighbourKey;
 /// The compiled state and the tables made of it.
 #[derive(Debug, Default)]
 pub struct Publisher {
+    cluster: ClusterState,
+    /// Something of the cluster changed since it was compiled.
+    is_outdated: bool,
     compiled: Compiled,
     compiled_for: Option<NodeView>,
     builder: ForwardingBuilder,
@@ -59,12 +62,27 @@ impl Publisher {
         Self { tables: Arc::clone(tables), ..Self::default() }
     }
 
-    /// Compiles `cluster` as `node` sees it. Cheap when neither changed: say so by `changed`.
-    pub fn compile(&mut self, cluster: &ClusterState, node: &NodeView, changed: bool) {
-        if changed || self.compiled_for.as_ref() != Some(node) {
-            self.compiled = compile(cluster, node, &self.compiled);
-            self.compiled_for = Some(node.clone());
+    /// Takes over what changed in the cluster. It is in force once it was compiled and published.
+    pub fn take(&mut self, changes: impl IntoIterator<Item = Change>) {
+        for change in changes {
+            self.cluster.apply(change);
+            self.is_outdated = true;
         }
+    }
+
+    /// Compiles the cluster as `node` sees it. Cheap when neither changed.
+    pub fn compile(&mut self, node: &NodeView) {
+        if self.is_outdated || self.compiled_for.as_ref() != Some(node) {
+            self.compiled = compile(&self.cluster, node, &self.compiled);
+            self.compiled_for = Some(node.clone());
+            self.is_outdated = false;
+        }
+    }
+
+    /// The cluster as last taken over.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterState {
+        &self.cluster
     }
 
     /// The compiled state: names of rules, services and identities.

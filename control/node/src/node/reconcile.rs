@@ -74,13 +74,13 @@ pub(super) fn add_port(
 
 impl Node {
     /// Brings tables, XDP rules and routes in step with everything known.
-    pub(super) async fn reconcile(&mut self, cluster_changed: bool) {
+    pub(super) async fn reconcile(&mut self) {
         let view = self.follower.view();
         self.follow_interfaces(&view).await;
         self.check_mtus(&view);
         let update = {
-            let cluster = self.cluster.borrow_and_update().state.clone();
-            self.publisher.compile(&cluster, &self.node_view(&view), cluster_changed);
+            self.publisher.take(self.cluster.take());
+            self.publisher.compile(&self.node_view(&view));
             let source_nat = self.source_nat(&view);
             let (forwarding, endpoints) = (self.forwarding_ports(&view), self.endpoint_addresses());
             let asked: BTreeSet<_> = self.asked.keys().copied().collect();

@@ -70,10 +70,9 @@ impl Node {
     }
 
     pub(super) fn manifests_status(&self) -> ManifestsStatus {
-        let cluster = self.cluster.borrow();
-        let since = cluster.last_success.map(|at| at.elapsed().as_secs());
-        let mut status =
-            ManifestsStatus { seconds_since_success: since, ..cluster.manifests.clone() };
+        let cluster::feed::Report { manifests, last_success } = self.cluster.report();
+        let since = last_success.map(|at| at.elapsed().as_secs());
+        let mut status = ManifestsStatus { seconds_since_success: since, ..manifests };
         let warnings = &self.publisher.compiled().warnings;
         status.warnings =
             warnings.iter().take(WARNINGS_TOLD_MAX).map(ToString::to_string).collect();
@@ -218,7 +217,7 @@ impl Node {
         let port = tables.port(endpoint.port);
         let identity = self.publisher.compiled().endpoint_identity(&endpoint.spec.addresses);
         let policy = tables.policy.subjects.get(&identity);
-        let known = self.cluster.borrow().state.pods.contains_key(&endpoint.spec.name);
+        let known = self.publisher.cluster().pods.contains_key(&endpoint.spec.name);
         let first = endpoint.spec.addresses.first();
         let next_hop = first.and_then(|address| tables.forwarding.endpoints.get(address));
         let mac = next_hop.and_then(|id| tables.forwarding.next_hop(*id)?.destination);

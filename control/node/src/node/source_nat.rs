@@ -62,7 +62,7 @@ impl Node {
         self.note_rules(view, &configured, &other_use);
         let snat = &self.settings.snat;
         let (v4, v6) = self.uplink_addresses(view);
-        let state = self.cluster.borrow().state.clone();
+        let state = self.publisher.cluster();
         let nodes = state.nodes.values();
         let of_nodes = nodes.flat_map(|node| {
             let addresses = node.addresses.iter().map(|address| Prefix::host(*address));
@@ -91,7 +91,7 @@ impl Node {
 
     /// What else known addresses are, where they are anything: then nothing is translated to them.
     fn other_uses(&self, configured: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, String> {
-        let state = self.cluster.borrow().state.clone();
+        let state = self.publisher.cluster();
         let services = &self.publisher.compiled().services.addresses;
         let of = |address: &IpAddr| {
             if services.contains(address) {

@@ -195,10 +195,8 @@ impl Node {
     /// What the control thread alone fills.
     fn control_tables(&self) -> Vec<Row> {
         let view = self.follower.view();
-        let objects: u64 = {
-            let cluster = self.cluster.borrow();
-            cluster.manifests.objects.iter().map(|(_, number)| number).sum()
-        };
+        let objects: u64 =
+            self.publisher.cluster().counts().iter().map(|(_, number)| *number as u64).sum();
         let of = |name, used: usize, capacity| Row::new(name, used as u64, 0, capacity);
         let families = |is_v4: bool| move |address: IpAddr| address.is_ipv4() == is_v4;
         let (v4, v6) = (
