@@ -1,194 +1,68 @@
 //! Random clusters and policies: the compiled tables must decide every packet as a naive reading
 //! of the objects does, give a reason that holds, and do so whatever was compiled before.
 
+#[path = "common/clusters.rs"]
+mod clusters;
 mod common;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use common::{Cluster, Packet};
-use control::compile::{Compiled, NodeView, compile};
-use control::model::{
-    L4Ports, LabelSelector, Labels, NamedPort, Namespace, NetworkPolicy, Node, ObjectName,
-    Operator, Peer, Pod, PodPhase, PolicyRule, PortMatch, Requirement,
-};
-use control::store::ClusterState;
-use dataplane::address::Protocol;
-use dataplane::lpm::Prefix;
-use proptest::collection::vec;
-use proptest::option;
+use clusters::{cluster, packets};
+use common::Cluster;
+use control::compile::{Affected, Compiled, compile};
+use control::model::{NetworkPolicy, Pod, PolicyRule};
+use dataplane::policy::{Direction, Query};
 use proptest::prelude::*;
 
-const NAMESPACES: [&str; 3] = ["a", "b", "c"];
-const KEYS: [&str; 2] = ["k", "l"];
-const VALUES: [&str; 2] = ["x", "y"];
-const PORT_NAMES: [&str; 2] = ["http", "dns"];
-
-fn one_of(list: &'static [&'static str]) -> impl Strategy<Value = String> {
-    prop::sample::select(list).prop_map(str::to_owned)
+/// `after` with the kinds of `before` that stay, so that some changes are small; `said` tells what
+/// becomes of the rules of policies that stay.
+fn with_much_of(before: &Cluster, mut after: Cluster, stay: [bool; 4], said: [bool; 4]) -> Cluster {
+    let [namespaces, pods, policies, most_pods] = stay;
+    let state = &before.state;
+    if namespaces {
+        after.state.namespaces.clone_from(&state.namespaces);
+    }
+    if policies {
+        after.state.network_policies.clone_from(&state.network_policies);
+        for policy in after.state.network_policies.values_mut() {
+            say_otherwise(policy, said);
+        }
+    }
+    if most_pods {
+        // One pod becomes another, or goes.
+        let (mut pods, changed) = (state.pods.clone(), after.state.pods.pop_first());
+        let gone = pods.pop_first();
+        let taken: BTreeSet<IpAddr> = pods.values().flat_map(|pod| pod.addresses.clone()).collect();
+        let fits = |pod: &Pod| pod.addresses.iter().all(|own| !taken.contains(own));
+        pods.extend(changed.filter(|(_, pod)| gone.is_some() && fits(pod)));
+        after.state.pods = pods;
+    } else if pods {
+        after.state.pods.clone_from(&state.pods);
+    }
+    after
 }
 
-fn labels() -> impl Strategy<Value = Labels> {
-    prop::collection::btree_map(one_of(&KEYS), one_of(&VALUES), 0..3)
-}
-
-fn selector() -> impl Strategy<Value = LabelSelector> {
-    let values = || prop::collection::btree_set(one_of(&VALUES), 1..3);
-    let operator = prop_oneof![
-        values().prop_map(Operator::In),
-        values().prop_map(Operator::NotIn),
-        Just(Operator::Exists),
-        Just(Operator::DoesNotExist),
-    ];
-    let requirement =
-        (one_of(&KEYS), operator).prop_map(|(key, operator)| Requirement { key, operator });
-    vec(requirement, 0..3).prop_map(|requirements| requirements.into_iter().collect())
-}
-
-fn protocol() -> impl Strategy<Value = Protocol> {
-    prop::sample::select(&[Protocol::TCP, Protocol::UDP][..])
-}
-
-/// Few addresses, so that blocks, pods and exceptions meet.
-fn address() -> impl Strategy<Value = IpAddr> {
-    (any::<bool>(), 0u16..64).prop_map(|(ipv4, host)| at(ipv4, host))
-}
-
-fn at(ipv4: bool, host: u16) -> IpAddr {
-    if ipv4 {
-        Ipv4Addr::from(0x0a00_0000 + u32::from(host)).into()
-    } else {
-        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host).into()
+/// Changes that leave the selectors as they are, and so the identities.
+fn say_otherwise(policy: &mut NetworkPolicy, [all, one, more, isolate]: [bool; 4]) {
+    for rule in policy.ingress.iter_mut().chain(&mut policy.egress).flatten() {
+        if all {
+            rule.ports.clear();
+        } else if one {
+            rule.ports.truncate(1);
+        }
+    }
+    let everybody = PolicyRule { peers: Vec::new(), ports: Vec::new() };
+    if more && let Some(rules) = &mut policy.egress {
+        rules.push(everybody);
+    }
+    if isolate {
+        policy.ingress.get_or_insert_default();
     }
 }
 
-fn block() -> impl Strategy<Value = Peer> {
-    (address(), 0u8..9, vec((0u16..64, 1u8..9), 0..3)).prop_map(|(address, host_bits, holes)| {
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        let cidr = Prefix::new(address, bits - host_bits).expect("a length of the family");
-        let mut except: Vec<Prefix> = holes
-            .into_iter()
-            .map(|(host, longer)| {
-                let length = (cidr.length() + longer).min(bits);
-                Prefix::new(at(address.is_ipv4(), host), length).expect("a length of the family")
-            })
-            .filter(|hole| hole.length() > cidr.length() && cidr.contains(hole.address()))
-            .collect();
-        except.sort_unstable();
-        except.dedup();
-        Peer::Block { cidr, except }
-    })
-}
-
-fn peer() -> impl Strategy<Value = Peer> {
-    prop_oneof![
-        2 => (option::of(selector()), selector())
-            .prop_map(|(namespaces, pods)| Peer::Pods { namespaces, pods }),
-        1 => block(),
-    ]
-}
-
-fn port() -> impl Strategy<Value = PortMatch> {
-    let l4_ports = prop_oneof![
-        1 => Just(L4Ports::All),
-        2 => (1u16..6, 0u16..3).prop_map(|(first, more)| L4Ports::Range(first..=first + more)),
-        2 => one_of(&PORT_NAMES).prop_map(L4Ports::Named),
-    ];
-    (protocol(), l4_ports).prop_map(|(protocol, l4_ports)| PortMatch { protocol, l4_ports })
-}
-
-fn rules() -> impl Strategy<Value = Option<Vec<PolicyRule>>> {
-    let rule = (vec(peer(), 0..3), vec(port(), 0..3))
-        .prop_map(|(peers, ports)| PolicyRule { peers, ports });
-    option::of(vec(rule, 0..3))
-}
-
-fn policies() -> impl Strategy<Value = Vec<NetworkPolicy>> {
-    let policy = (one_of(&NAMESPACES), selector(), rules(), rules());
-    vec(policy, 0..6).prop_map(|policies| {
-        let numbered = policies.into_iter().enumerate();
-        numbered
-            .map(|(index, (namespace, subject, ingress, egress))| NetworkPolicy {
-                name: ObjectName::new(namespace, format!("p{index}")),
-                subject,
-                ingress,
-                egress,
-            })
-            .collect()
-    })
-}
-
-fn pods() -> impl Strategy<Value = Vec<Pod>> {
-    let ports = vec((one_of(&PORT_NAMES), protocol(), 1u16..8), 0..3);
-    let pod = (one_of(&NAMESPACES), labels(), ports, 0u8..8, 0u16..40);
-    vec(pod, 1..8).prop_map(|pods| {
-        let mut taken = BTreeSet::new();
-        let mut built = Vec::new();
-        for (index, (namespace, labels, ports, fate, host)) in pods.into_iter().enumerate() {
-            if !taken.insert(host) {
-                continue;
-            }
-            built.push(Pod {
-                name: ObjectName::new(namespace, format!("pod{index}")),
-                uid: String::new(),
-                labels,
-                addresses: vec![at(true, host), at(false, host)],
-                node: Some(if fate == 0 { "two" } else { "one" }.to_owned()),
-                named_ports: ports
-                    .into_iter()
-                    .map(|(name, protocol, l4_port)| NamedPort { name, protocol, l4_port })
-                    .collect(),
-                host_network: false,
-                phase: if fate == 1 { PodPhase::Succeeded } else { PodPhase::Running },
-                terminating: fate == 2,
-            });
-        }
-        built
-    })
-}
-
-fn cluster() -> impl Strategy<Value = Cluster> {
-    (vec(labels(), NAMESPACES.len()), pods(), policies()).prop_map(|(labels, pods, policies)| {
-        let mut state = ClusterState::default();
-        for (name, labels) in NAMESPACES.iter().zip(labels) {
-            let name = (*name).to_owned();
-            state.namespaces.insert(name.clone(), Namespace { name, labels });
-        }
-        let (own, other) = (at(true, 60), at(true, 61));
-        for (name, address) in [("one", own), ("two", other)] {
-            let node = Node { name: name.into(), addresses: vec![address], pod_cidrs: Vec::new() };
-            state.nodes.insert(name.into(), node);
-        }
-        state.pods = pods.into_iter().map(|pod| (pod.name.clone(), pod)).collect();
-        state.network_policies =
-            policies.into_iter().map(|policy| (policy.name.clone(), policy)).collect();
-        let node = NodeView { name: "one".into(), addresses: [own].into(), ..NodeView::default() };
-        Cluster { state, node }
-    })
-}
-
-/// Every pair of addresses of one family that could matter.
-fn packets(cluster: &Cluster) -> Vec<Packet> {
-    let pods = cluster.state.pods.values().flat_map(|pod| pod.addresses.clone());
-    let others =
-        [50, 55, 60, 61, 63].into_iter().flat_map(|host| [at(true, host), at(false, host)]);
-    let addresses: Vec<IpAddr> = pods.chain(others).collect();
-    let mut packets = Vec::new();
-    for from in &addresses {
-        for to in addresses.iter().filter(|to| to.is_ipv4() == from.is_ipv4() && *to != from) {
-            for (protocol, l4_port) in [
-                (Protocol::TCP, 1),
-                (Protocol::TCP, 3),
-                (Protocol::TCP, 5),
-                (Protocol::UDP, 2),
-                (Protocol::UDP, 7),
-                (Protocol::ICMP, 0),
-            ] {
-                packets.push(Packet { from: *from, to: *to, protocol, l4_port });
-            }
-        }
-    }
-    packets
+fn is_local(cluster: &Cluster, address: IpAddr) -> bool {
+    cluster.pod(address).is_some_and(|pod| cluster.is_local(pod))
 }
 
 proptest! {
@@ -210,6 +84,45 @@ proptest! {
         let again = compile(&after.state, &after.node, &second);
         prop_assert!(again.decides_like(&second));
         prop_assert!(std::sync::Arc::ptr_eq(&again.services, &second.services));
+    }
+
+    #[test]
+    fn flows_between_addresses_that_are_not_affected_are_judged_as_before(
+        before in cluster(),
+        after in cluster(),
+        stay in any::<[bool; 4]>(),
+        said in any::<[bool; 4]>(),
+    ) {
+        let after = with_much_of(&before, after, stay, said);
+        let first = compile(&before.state, &before.node, &Compiled::default());
+        let second = compile(&after.state, &after.node, &first);
+        prop_assert!(first.decides_like(&second) <= (second.affected == Affected::Nothing));
+        let both = packets(&before).into_iter().chain(packets(&after));
+        for packet in both {
+            let ends = [packet.from, packet.to];
+            if ends.iter().any(|end| second.affected.contains(*end)) {
+                continue;
+            }
+            for (direction, subject, peer) in [
+                (Direction::Egress, packet.from, packet.to),
+                (Direction::Ingress, packet.to, packet.from),
+            ] {
+                // Policy of others is enforced where they are.
+                if ![&before, &after].iter().any(|cluster| is_local(cluster, subject)) {
+                    continue;
+                }
+                let [was, is] = [&first, &second].map(|compiled| {
+                    let query = Query {
+                        subject: compiled.identities.lookup(subject),
+                        peer: compiled.identities.lookup(peer),
+                        protocol: packet.protocol,
+                        l4_port: packet.l4_port,
+                    };
+                    compiled.policy.judge(direction, &query)
+                });
+                prop_assert_eq!(was, is, "{:?} {:?} of {:?}", packet, direction, subject);
+            }
+        }
     }
 
     #[test]

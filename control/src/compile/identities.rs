@@ -51,10 +51,11 @@ pub struct Identities {
     keys: Interner<Key>,
     /// By number, reserved ones included where something has them.
     pub(super) by_number: BTreeMap<Identity, Key>,
-    /// Identities of pods on this node: the subjects whose policy is enforced here.
-    pub(super) local: BTreeSet<Identity>,
+    /// Identities of pods on this node, the subjects whose policy is enforced here, with the
+    /// addresses that have them.
+    pub(super) local: BTreeMap<Identity, BTreeSet<IpAddr>>,
     exact: BTreeMap<IpAddr, Identity>,
-    prefixes: BTreeMap<Prefix, Identity>,
+    pub(super) prefixes: BTreeMap<Prefix, Identity>,
 }
 
 impl Default for Identities {
@@ -63,7 +64,7 @@ impl Default for Identities {
             selectors: Interner::starting_at(0),
             keys: Interner::starting_at(Identity::FIRST_COMPILED),
             by_number: BTreeMap::new(),
-            local: BTreeSet::new(),
+            local: BTreeMap::new(),
             exact: BTreeMap::new(),
             prefixes: BTreeMap::new(),
         }
@@ -176,7 +177,7 @@ pub(super) fn compile(
         let identity = memory.number(key, previous);
         memory.exact.insert(address, identity);
         if is_local(node, name, pod) {
-            memory.local.insert(identity);
+            memory.local.entry(identity).or_default().insert(address);
         }
     }
     warn_of_unknown_namespaces(state, warnings);

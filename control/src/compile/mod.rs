@@ -6,7 +6,8 @@
 //! name for as long as it is there.
 //!
 //! Reading order: this file, [`identities`] (who an address is), [`policies`] (who may speak to
-//! whom), [`services`] and [`maglev`] (which backend a flow goes to), [`explain`] (why).
+//! whom), [`affected`] (whose flows that changes), [`services`] and [`maglev`] (which backend a flow
+//! goes to), [`explain`] (why).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,6 +22,7 @@ use dataplane::policy::{Direction, Policy, RuleId};
 use crate::model::ObjectName;
 use crate::store::ClusterState;
 
+pub mod affected;
 pub mod explain;
 pub mod identities;
 mod interner;
@@ -29,10 +31,12 @@ pub mod policies;
 mod selectors;
 pub mod services;
 
+use affected::Decides;
 use identities::Identities;
 use policies::Policies;
 use services::Services;
 
+pub use affected::Affected;
 pub use explain::{Examined, Finding};
 pub use policies::RuleName;
 
@@ -88,6 +92,9 @@ pub struct Compiled {
     pub policy: Arc<Policy>,
     /// Frontends and backends.
     pub services: Arc<ServiceTable>,
+    /// Whose flows' cached decisions may come out otherwise than with the state that this one was
+    /// compiled after. Services are no part of it: they choose backends for new flows only.
+    pub affected: Affected,
     /// What is in force otherwise than it was probably meant; sorted.
     pub warnings: Vec<Warning>,
     identity_memory: Identities,
@@ -158,10 +165,18 @@ pub fn compile(state: &ClusterState, node: &NodeView, previous: &Compiled) -> Co
         (&previous.services, &previous.service_memory),
         &mut warnings,
     );
+    let before = Decides {
+        table: &previous.identities,
+        identities: &previous.identity_memory,
+        policy: &previous.policy,
+    };
+    let now = Decides { table: &identities, identities: &identity_memory, policy: &policy };
+    let affected = affected::between(&before, &now);
     Compiled {
         identities,
         policy,
         services,
+        affected,
         warnings: warnings.into_iter().collect(),
         identity_memory,
         policy_memory,

@@ -135,7 +135,7 @@ pub(super) fn compile(
     for direction in [Direction::Ingress, Direction::Egress] {
         let sides = sides(state, direction, identities, &mut memory, previous);
         warn_of_unresolved_names(&sides, direction, identities, warnings);
-        for subject in &identities.local {
+        for subject in identities.local.keys() {
             let Some(key) = identities.by_number.get(subject) else { continue };
             let selecting = selecting(&sides, key);
             let isolating = selecting

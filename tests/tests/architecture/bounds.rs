@@ -70,6 +70,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/src/admin/mod.rs REQUEST_BYTES_MAX", Input),
     ("control/src/admin/mod.rs TRACE_BYTES_MAX", Input),
     ("control/src/admin/status.rs ERRORS_MAX", Table(&["recent_errors"])),
+    ("control/src/compile/affected.rs AFFECTED_MAX", Input),
     ("control/src/compile/maglev.rs BACKENDS_MAX", Input),
     ("control/src/config/snat.rs CONFIGURED_MAX", Part("snat_addresses")),
     ("control/src/config/validate.rs FILL_FRAMES_MAX", Setting),
