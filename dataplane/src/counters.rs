@@ -148,6 +148,9 @@ pub struct WorkerCounters {
     pub evicted_short_lived: Counter,
     /// Flows judged again because the tables changed.
     pub flows_rejudged: Counter,
+    /// Flows that were opened, or judged again, and stand only because a policy that would refuse
+    /// them is under audit.
+    pub flows_audited: Counter,
     /// Flows opened by a segment that policy denies, taken for the reply of a lost flow
     /// ([`crate::tables::Tables::lost_replies_until`]).
     pub lost_replies: Counter,
@@ -200,6 +203,7 @@ impl Default for WorkerCounters {
             evicted_closing: Counter::default(),
             evicted_short_lived: Counter::default(),
             flows_rejudged: Counter::default(),
+            flows_audited: Counter::default(),
             lost_replies: Counter::default(),
             out_of_window_passed: Counter::default(),
             resets_challenged: Counter::default(),

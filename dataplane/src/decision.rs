@@ -74,6 +74,8 @@ pub struct Findings {
     pub destination: Identity,
     /// The rule that decided.
     pub rule: RuleId,
+    /// Where a policy under audit would have refused it.
+    pub audited: Option<Direction>,
     /// The place of the rule that chose the translated source, unless it is masqueraded or its own.
     pub snat_rule: Option<u16>,
 }
@@ -86,6 +88,7 @@ impl Default for Findings {
             source: Identity::WORLD,
             destination: Identity::WORLD,
             rule: RuleId::NOT_ISOLATED,
+            audited: None,
             snat_rule: None,
         }
     }
@@ -413,8 +416,8 @@ fn judge(
         translated,
     );
     let denied = match forward {
-        Ok(rule) => {
-            findings.rule = rule;
+        Ok(passage) => {
+            (findings.rule, findings.audited) = (passage.rule, passage.audited);
             return Ok(FlowDirection::Original);
         }
         Err(denied) => denied,
@@ -430,13 +433,19 @@ fn judge(
             ),
             &translated.reversed(),
         );
-        if let Ok(rule) = backward {
-            findings.rule = rule;
+        if let Ok(passage) = backward {
+            (findings.rule, findings.audited) = (passage.rule, passage.audited);
             return Ok(FlowDirection::Reply);
         }
     }
     findings.rule = denied.1;
     Err(denied.0)
+}
+
+/// What policy lets pass.
+struct Passage {
+    rule: RuleId,
+    audited: Option<Direction>,
 }
 
 /// Egress is judged on the source's node, ingress on the destination's; a pod that reaches itself
@@ -447,9 +456,10 @@ fn judge_one_way(
     to: (PortId, &Port),
     (source, destination): (Identity, Identity),
     key: &FlowKey,
-) -> Result<RuleId, (DropReason, RuleId)> {
+) -> Result<Passage, (DropReason, RuleId)> {
+    let mut passage = Passage { rule: RuleId::NOT_ISOLATED, audited: None };
     if from.0 == to.0 {
-        return Ok(RuleId::NOT_ISOLATED);
+        return Ok(passage);
     }
     let l4_port = match key.protocol() {
         Protocol::ICMP | Protocol::ICMPV6 => 0,
@@ -459,13 +469,13 @@ fn judge_one_way(
         let query = Query { subject, peer, protocol: key.protocol(), l4_port };
         tables.policy.judge(direction, &query)
     };
-    let mut rule = RuleId::NOT_ISOLATED;
     if from.1.kind == PortKind::Pod {
         let verdict = ask(Direction::Egress, source, destination);
         if !verdict.allowed {
             return Err((DropReason::PolicyEgress, verdict.rule));
         }
-        rule = verdict.rule;
+        passage.rule = verdict.rule;
+        passage.audited = verdict.audited.then_some(Direction::Egress);
     }
     if to.1.kind == PortKind::Pod {
         let verdict = ask(Direction::Ingress, destination, source);
@@ -473,10 +483,13 @@ fn judge_one_way(
             return Err((DropReason::PolicyIngress, verdict.rule));
         }
         if verdict.rule != RuleId::NOT_ISOLATED {
-            rule = verdict.rule;
+            passage.rule = verdict.rule;
+        }
+        if verdict.audited {
+            passage.audited = Some(Direction::Ingress);
         }
     }
-    Ok(rule)
+    Ok(passage)
 }
 
 /// The way back to `source`, which spoke through `port`.
@@ -505,6 +518,8 @@ pub struct Ways {
     pub reverse_hop: Option<NextHopId>,
     /// The rule that decided.
     pub rule: RuleId,
+    /// Where a policy under audit would have refused it.
+    pub audited: Option<Direction>,
 }
 
 /// Judges a known flow again: policy and routes anew, backend and translation as they are.
@@ -524,9 +539,9 @@ pub fn rejudge(
         source_identity(tables, from.1, original.source()),
         destination_identity(tables, to.1, translated.destination()),
     );
-    let rule =
+    let Passage { rule, audited } =
         judge_one_way(tables, from, to, identities, &translated).map_err(|(reason, _)| reason)?;
-    Ok(Ways { hop, reverse_hop, rule })
+    Ok(Ways { hop, reverse_hop, rule, audited })
 }
 
 /// The next hop to `address`, `None` while its neighbour is unresolved, and the port it leaves by.

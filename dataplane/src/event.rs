@@ -14,7 +14,7 @@ use crate::counters::{Level, WorkerCounters};
 use crate::flow_key::FlowKey;
 use crate::identity::Identity;
 use crate::lb::ServiceId;
-use crate::policy::RuleId;
+use crate::policy::{Direction, RuleId};
 use crate::port::PortId;
 use crate::time::Nanos;
 
@@ -30,6 +30,8 @@ pub const EVENTS_PER_SECOND: u32 = 20_000;
 pub enum EventKind {
     /// A flow was admitted and inserted.
     Opened,
+    /// A flow was admitted that a policy under audit would have refused in this direction.
+    Audited(Direction),
     /// A flow ended: expired, flushed or newly denied.
     Closed,
     /// A packet was dropped.

@@ -16,11 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::charge::Charge;
 use crate::conntrack::{FlowDirection, Life, Seen};
+use crate::epochs::Slot;
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6, halves, low_half, ports_word};
 use crate::forwarding::NextHopId;
 use crate::lb::ServiceId;
 use crate::policy::RuleId;
-use crate::tables::Timeouts;
+use crate::tables::{Tables, Timeouts};
 use crate::time::Nanos;
 
 /// The cached way of both directions, and the generation of the tables it holds for.
@@ -107,6 +108,9 @@ pub trait FlowFamily: Copy + Eq {
     fn write_addresses(original: &Self, reply: &Self, words: &mut [u64]);
     /// Reads the addresses of `direction`'s tuple as (source, destination), and makes a key of them.
     fn read_tuple(words: &[AtomicU64], direction: FlowDirection, ports: u32, life: Life) -> Self;
+    /// The slots of what was its source and of what answers it, of the flow with these words: the
+    /// two ends that policy and routes are asked about.
+    fn ends(words: &[AtomicU64]) -> [Slot; 2];
     /// Which direction's tuple this is, of the flow with these words.
     fn direction_in(&self, words: &[AtomicU64]) -> Option<FlowDirection>;
     /// The L4 ports in one word: source in the upper half, destination in the lower.
@@ -130,6 +134,12 @@ impl FlowFamily for FlowKey4 {
     fn read_tuple(words: &[AtomicU64], direction: FlowDirection, ports: u32, life: Life) -> Self {
         let addresses = words[index_of(direction)].load(Ordering::Relaxed);
         Self::of_words(addresses, ports, life.protocol())
+    }
+
+    #[inline(always)]
+    fn ends(words: &[AtomicU64]) -> [Slot; 2] {
+        let source = |word: usize| low_half(words[word].load(Ordering::Relaxed) >> 32);
+        [0, 1].map(|word| Slot::of_v4(source(word)))
     }
 
     /// Compares whole words as they are packed: field by field, a tuple is five branches.
@@ -190,6 +200,12 @@ impl FlowFamily for FlowKey6 {
             destination_port: u16::from_be_bytes([c, d]),
             protocol: life.protocol(),
         }
+    }
+
+    #[inline(always)]
+    fn ends(words: &[AtomicU64]) -> [Slot; 2] {
+        let word = |index: usize| words[index].load(Ordering::Relaxed);
+        [0, 4].map(|source: usize| Slot::of_v6(word(source), word(source + 1)))
     }
 
     #[inline(always)]
@@ -362,6 +378,22 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
     #[must_use]
     pub fn route(&self) -> FlowRoute {
         FlowRoute::unpack(self.word(2).load(Ordering::Relaxed))
+    }
+
+    /// Whether the cached ways hold under `tables`. Those found under others are made to, if
+    /// nothing that concerns the flow changed since. Never so for a flow that changes family.
+    #[inline(always)]
+    pub(crate) fn is_current(&self, tables: &Tables) -> bool {
+        let route = self.route();
+        if route.generation == tables.generation {
+            return true;
+        }
+        let Some(epochs) = &tables.epochs else { return false };
+        let holds = epochs.hold_since(route.generation, K::ends(self.words));
+        if holds {
+            self.set_route(FlowRoute { generation: tables.generation, ..route });
+        }
+        holds
     }
 
     /// Replaces the cached ways.

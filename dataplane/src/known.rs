@@ -136,13 +136,13 @@ fn free_way<'t, K: crate::flow::FlowFamily>(
     ingress: PortId,
     packet: &Packet,
 ) -> Option<&'t NextHop> {
-    let route = view.route();
-    let is_current = route.generation == tables.generation && !view.life().expired(now);
+    let is_current = view.is_current(tables) && !view.life().expired(now);
     let is_special = matches!(packet.kind, PacketKind::FirstFragment { .. } | PacketKind::Sctp)
         || is_first_syn(packet.tcp_flags);
     if !is_current || is_special {
         return None;
     }
+    let route = view.route();
     let back = tables.forwarding.next_hop(route.hop_of(direction.reversed()))?;
     let hop = tables.forwarding.next_hop(route.hop_of(direction))?;
     let may_leave = (hop.to_host || packet.ttl > 1) && packet.ip_len <= usize::from(hop.mtu);
@@ -242,11 +242,10 @@ pub(crate) fn way<K: crate::flow::FlowFamily>(
     view: &FlowView<'_, K>,
     direction: FlowDirection,
 ) -> Result<Way, Stop> {
-    let route = view.route();
-    if route.generation != context.tables.generation {
+    if !view.is_current(&context.tables) {
         return unlike_way(context, now, ingress, view, direction);
     }
-    way_by(&context.tables, ingress, view, direction, route)
+    way_by(&context.tables, ingress, view, direction, view.route())
 }
 
 /// The same by a route that holds.
@@ -278,12 +277,28 @@ fn unlike_way<K: crate::flow::FlowFamily>(
     let (mut route, changes_family) = (view.route(), view.changes_family());
     let generation = generation_for(context, changes_family);
     if route.generation != generation {
-        route = rejudge(context, now, ingress, view, generation)?;
+        route = if changes_family && holds_between_families(&context.tables, view) {
+            FlowRoute { generation, ..route }
+        } else {
+            rejudge(context, now, ingress, view, generation)?
+        };
+        view.set_route(route);
     }
     match way_by(&context.tables, ingress, view, direction, route)? {
         Way::Hop(hop) if changes_family => Ok(Way::BetweenFamilies(hop)),
         way => Ok(way),
     }
+}
+
+/// Whether nothing that concerns a flow that changes family changed since its decision.
+fn holds_between_families<K: crate::flow::FlowFamily>(
+    tables: &Tables,
+    view: &FlowView<'_, K>,
+) -> bool {
+    let Some(epochs) = &tables.epochs else { return false };
+    let decided = FlowRoute::generation_between_families(view.route().generation);
+    let end = |direction| view.tuple(direction).generic().source().into();
+    epochs.hold_since(decided, [end(FlowDirection::Original), end(FlowDirection::Reply)])
 }
 
 /// What the route of a flow says that was decided under the tables in force.
@@ -345,7 +360,14 @@ fn rejudge<K: crate::flow::FlowFamily>(
                 reverse_hop: ways.reverse_hop.unwrap_or(FlowRoute::UNRESOLVED),
             };
             view.set_origin(Origin { rule: ways.rule, ..view.origin() });
-            view.set_route(route);
+            if let Some(direction) = ways.audited {
+                context.counters.flows_audited.add(1);
+                let mut event = FlowEvent::new(now, EventKind::Audited(direction), ingress);
+                event.key = Some(original);
+                event.backend = Some(backend);
+                event.service = view.origin().service;
+                context.reporter.event(event, &context.counters);
+            }
             Ok(route)
         }
         Err(reason) => {

@@ -21,6 +21,7 @@ mod context;
 pub mod counters;
 pub mod decision;
 pub mod drop_reason;
+pub mod epochs;
 pub mod event;
 pub mod eviction;
 pub mod expiry;

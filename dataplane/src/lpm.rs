@@ -77,12 +77,20 @@ struct Level<K, T> {
 }
 
 /// A table from [`Prefix`] to `T`, both families.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrefixTable<T> {
     /// Longest first.
     v4: Vec<Level<u32, T>>,
     v6: Vec<Level<u128, T>>,
 }
+
+impl<K: Eq + std::hash::Hash, T: PartialEq> PartialEq for Level<K, T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.length == other.length && self.entries == other.entries
+    }
+}
+
+impl<K: Eq + std::hash::Hash, T: Eq> Eq for Level<K, T> {}
 
 impl<T> Default for PrefixTable<T> {
     fn default() -> Self {

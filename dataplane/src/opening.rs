@@ -110,7 +110,13 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
             return Err(refuse(context, now, received.port, &new.key, &refusal));
         }
     };
-    report(context, now, EventKind::Opened, received.port, &new.key, &admission.findings);
+    let findings = &admission.findings;
+    report(context, now, EventKind::Opened, received.port, &new.key, findings);
+    if let Some(direction) = findings.audited {
+        context.counters.flows_audited.add(1);
+        let kind = EventKind::Audited(direction);
+        report(context, now, kind, received.port, &new.key, findings);
+    }
     known::forward::<K, B, W>(context, flows, now, received, packet, found)
 }
 

@@ -41,6 +41,8 @@ pub struct Verdict {
     pub allowed: bool,
     /// The rule that decided.
     pub rule: RuleId,
+    /// It may pass only because a policy that would refuse it is under audit.
+    pub audited: bool,
 }
 
 /// What is asked.
@@ -90,8 +92,8 @@ impl VerdictTable {
             .chain(self.any_peer.iter())
             .find(|rule| rule.matches(query.protocol, query.l4_port));
         match allowing {
-            Some(rule) => Verdict { allowed: true, rule: rule.rule },
-            None => Verdict { allowed: false, rule: RuleId::DEFAULT_DENY },
+            Some(rule) => Verdict { allowed: true, rule: rule.rule, audited: false },
+            None => Verdict { allowed: false, rule: RuleId::DEFAULT_DENY, audited: false },
         }
     }
 }
@@ -103,6 +105,19 @@ pub struct SubjectPolicy {
     pub ingress: Option<Arc<VerdictTable>>,
     /// From the subject.
     pub egress: Option<Arc<VerdictTable>>,
+    /// Toward the subject, if policies under audit were in force as well; `None` where there is
+    /// none. What this alone refuses passes, and is reported.
+    pub ingress_audit: Option<Arc<VerdictTable>>,
+    /// From the subject, likewise.
+    pub egress_audit: Option<Arc<VerdictTable>>,
+}
+
+impl SubjectPolicy {
+    /// All its tables.
+    pub fn tables(&self) -> impl Iterator<Item = &Arc<VerdictTable>> {
+        let enforced = self.ingress.iter().chain(&self.egress);
+        enforced.chain(&self.ingress_audit).chain(&self.egress_audit)
+    }
 }
 
 /// All policy in force on the node.
@@ -116,15 +131,21 @@ impl Policy {
     /// Judges `query` for the subject's `direction`.
     #[must_use]
     pub fn judge(&self, direction: Direction, query: &Query) -> Verdict {
-        let open = Verdict { allowed: true, rule: RuleId::NOT_ISOLATED };
+        let open = Verdict { allowed: true, rule: RuleId::NOT_ISOLATED, audited: false };
         if direction == Direction::Ingress && query.peer == Identity::HOST {
-            return Verdict { allowed: true, rule: RuleId::OWN_NODE };
+            return Verdict { rule: RuleId::OWN_NODE, ..open };
         }
         let Some(subject) = self.subjects.get(&query.subject) else { return open };
-        let table = match direction {
-            Direction::Ingress => &subject.ingress,
-            Direction::Egress => &subject.egress,
+        let (table, audit) = match direction {
+            Direction::Ingress => (&subject.ingress, &subject.ingress_audit),
+            Direction::Egress => (&subject.egress, &subject.egress_audit),
         };
-        table.as_ref().map_or(open, |table| table.judge(query))
+        let verdict = table.as_ref().map_or(open, |table| table.judge(query));
+        match audit {
+            Some(audit) => {
+                Verdict { audited: verdict.allowed && !audit.judge(query).allowed, ..verdict }
+            }
+            None => verdict,
+        }
     }
 }

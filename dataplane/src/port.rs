@@ -31,7 +31,7 @@ pub enum Checksums {
 }
 
 /// One interface of ours.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Port {
     /// Kernel name of the interface, for people.
     pub name: Box<str>,

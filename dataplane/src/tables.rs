@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use crate::epochs::Epochs;
 use crate::forwarding::Forwarding;
 use crate::identity::IdentityTable;
 use crate::lb::ServiceTable;
@@ -18,8 +19,11 @@ use crate::time::{Nanos, Seconds};
 #[derive(Debug, Clone, Default)]
 pub struct Tables {
     /// Grows with every change that may alter a decision a flow has cached (policy, identity,
-    /// next-hop numbering, ports). A flow decided under another generation is decided again.
+    /// next-hop numbering, ports). A flow decided under another generation is decided again, unless
+    /// [`Self::epochs`] tell that no change since concerned it.
     pub generation: u32,
+    /// When what concerns an address last changed; `None`: every change concerns every flow.
+    pub epochs: Option<Arc<Epochs>>,
     /// By [`PortId`]; `None` where a port was removed.
     pub ports: Arc<[Option<Port>]>,
     /// Next hops, endpoints, routes.

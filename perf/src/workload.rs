@@ -307,7 +307,11 @@ fn policy(protocol: Protocol) -> Policy {
     let admitted: Box<[PortRule]> = [rule(53..=53, 0), rule(POD_PORT..=POD_PORT, 1)].into();
     let by_peer = peers.chain([CLIENTS_IDENTITY]).map(|peer| (peer, admitted.clone())).collect();
     let table = Arc::new(VerdictTable { by_peer, any_peer: Box::default() });
-    let subject = SubjectPolicy { ingress: Some(Arc::clone(&table)), egress: Some(table) };
+    let subject = SubjectPolicy {
+        ingress: Some(Arc::clone(&table)),
+        egress: Some(table),
+        ..SubjectPolicy::default()
+    };
     let subjects = (0..IDENTITIES)
         .map(|number| (Identity(Identity::FIRST_COMPILED + number), subject.clone()))
         .collect();

@@ -292,6 +292,7 @@ impl Simulation {
                 ("flows-expired", counters.flows_expired.get()),
                 ("flows-deleted", counters.flows_deleted.get()),
                 ("flows-rejudged", counters.flows_rejudged.get()),
+                ("flows-audited", counters.flows_audited.get()),
                 ("out-of-window-passed", counters.out_of_window_passed.get()),
                 ("resets-challenged", counters.resets_challenged.get()),
                 ("between-families", counters.between_families.get()),

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use dataplane::address::{MacAddr, Protocol};
+use dataplane::epochs::Epochs;
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
 use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lb::{
@@ -87,6 +88,7 @@ pub struct World {
     policy: Policy,
     source_nat: SourceNat,
     generation: u32,
+    epochs: Option<Epochs>,
     lost_replies_until: Nanos,
     tcp_windows: TcpWindows,
 }
@@ -114,6 +116,7 @@ impl World {
                 ..SourceNat::default()
             },
             generation: 1,
+            epochs: None,
             lost_replies_until: Nanos::default(),
             tcp_windows: TcpWindows::Off,
         };
@@ -251,6 +254,14 @@ impl World {
         self
     }
 
+    /// Puts what isolates pod `n` toward itself under audit: nothing is enforced there any more.
+    #[must_use]
+    pub fn with_ingress_under_audit(mut self, n: u8) -> Self {
+        let subject = self.policy.subjects.entry(pod_identity(n)).or_default();
+        subject.ingress_audit = subject.ingress.take();
+        self
+    }
+
     /// Isolates pod `n` from everything: it may open nothing.
     #[must_use]
     pub fn with_no_egress(mut self, n: u8) -> Self {
@@ -265,6 +276,17 @@ impl World {
         if let Some(Some(port)) = self.ports.get_mut(usize::from(port.0)) {
             port.checksums = Checksums::Unknown;
         }
+        self
+    }
+
+    /// The next generation of the same node, in which something changed about these addresses alone.
+    #[must_use]
+    pub fn next_generation_for(mut self, addresses: &[&str]) -> Self {
+        let mut epochs =
+            self.epochs.take().unwrap_or_else(|| Epochs::beginning_at(self.generation));
+        self.generation += 1;
+        epochs.concern(self.generation, addresses.iter().map(|text| address(text)));
+        self.epochs = Some(epochs);
         self
     }
 
@@ -355,6 +377,7 @@ impl World {
     pub fn tables(&self) -> Arc<Tables> {
         Arc::new(Tables {
             generation: self.generation,
+            epochs: self.epochs.clone().map(Arc::new),
             ports: self.ports.clone().into(),
             forwarding: Arc::new(self.forwarding.clone()),
             services: Arc::new(self.services.clone()),

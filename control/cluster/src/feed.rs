@@ -106,13 +106,17 @@ impl Receiver {
 
 #[cfg(test)]
 mod tests {
-    use control::model::{Kind, Namespace, Object, ObjectName};
+    use control::model::{Kind, Namespace, Object, ObjectName, PolicyMode};
 
     use super::*;
 
     fn namespace(name: &str, label: &str) -> Change {
         let labels = [("tier".to_owned(), label.to_owned())].into();
-        Change::Set(Object::Namespace(Namespace { name: name.into(), labels }))
+        Change::Set(Object::Namespace(Namespace {
+            name: name.into(),
+            labels,
+            mode: PolicyMode::Enforce,
+        }))
     }
 
     #[tokio::test]

@@ -2,7 +2,8 @@
 //!
 //! Pure: the view, our ports and endpoints go in; a [`Forwarding`] comes out. A next hop keeps its
 //! [`NextHopId`] while it exists, so that a link address that changes, or a neighbour that becomes
-//! known, is published without a new generation and no flow is judged again for it.
+//! known, is published without a new generation and no flow is judged again for it. What else changes
+//! is told by address, as far as it concerns few.
 //!
 //! Rules where the kernel's tables say more than ours:
 //! - of several routes to one prefix, the lowest metric wins, as in the kernel;
@@ -16,7 +17,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use control::compile::Affected;
 use dataplane::address::MacAddr;
+use dataplane::address_map::AddressMap;
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
 use dataplane::lpm::{Prefix, PrefixTable};
 use dataplane::port::{PortId, PortKind};
@@ -95,8 +98,8 @@ struct NextHopKey {
 pub struct Built {
     /// For the tables.
     pub forwarding: Forwarding,
-    /// Whether a decision that a flow cached may be wrong now.
-    pub new_generation: bool,
+    /// Whose cached decisions may be wrong now.
+    pub affected: Affected,
     /// Whether anything differs from the last build at all.
     pub changed: bool,
     /// Gateways, and endpoints without a given link address, to be kept resolved.
@@ -138,12 +141,14 @@ impl ForwardingBuilder {
         build.collect();
         let reclaimed = self.make_room(&build.wanted);
         let left_out = self.number(&mut build);
-        let new_generation = reclaimed || differs(&self.last, &build.out);
-        let changed = new_generation
+        // A number that became another next hop's stands in flows of anybody.
+        let affected =
+            if reclaimed { Affected::Everything } else { affected(&self.last, &build.out) };
+        let changed = affected != Affected::Nothing
             || self.last.next_hops != build.out.next_hops
             || self.last.neighbours != build.out.neighbours;
         self.last = build.out.clone();
-        Built { forwarding: build.out, new_generation, changed, gateways: build.gateways, left_out }
+        Built { forwarding: build.out, affected, changed, gateways: build.gateways, left_out }
     }
 
     /// Numbers of next hops that nothing uses any more are kept until there is no room, since
@@ -358,24 +363,39 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// Whether a flow decided under `old` might be decided otherwise under `new`. Link addresses and
-/// MTUs are read through the next hop at every packet, so they do not count; a neighbour or an
-/// endpoint that merely appears leaves numbers that flows hold untouched, but an endpoint shadows
-/// a route, so it counts.
-fn differs(old: &Forwarding, new: &Forwarding) -> bool {
+/// Whose flows decided under `old` might be decided otherwise under `new`. Link addresses and MTUs
+/// are read through the next hop at every packet, so they do not count; a neighbour that merely
+/// appears leaves numbers that flows hold untouched, but an endpoint shadows a route, so it counts.
+fn affected(old: &Forwarding, new: &Forwarding) -> Affected {
     let routes_differ = |a: &PrefixTable<Route>, b: &PrefixTable<Route>| {
         let of = |table: &PrefixTable<Route>| -> HashMap<Prefix, Route> {
             table.iter().map(|(prefix, route)| (prefix, *route)).collect()
         };
         a.len() != b.len() || of(a) != of(b)
     };
-    let lost_neighbour =
-        old.neighbours.iter().any(|(key, id)| new.neighbours.get(key).is_some_and(|now| now != id));
-    old.host != new.host
-        || old.endpoints != new.endpoints
-        || old.node_addresses != new.node_addresses
-        || lost_neighbour
-        || routes_differ(&old.routes, &new.routes)
+    if old.host != new.host || routes_differ(&old.routes, &new.routes) {
+        return Affected::Everything;
+    }
+    let mut affected = Affected::Nothing;
+    let renumbered = old
+        .neighbours
+        .iter()
+        .filter(|(key, id)| new.neighbours.get(*key).is_some_and(|now| now != *id))
+        .map(|((_, address), _)| *address);
+    let differing = unlike(&old.endpoints, &new.endpoints)
+        .chain(unlike(&old.node_addresses, &new.node_addresses));
+    renumbered.chain(differing).for_each(|address| affected.add(address));
+    affected
+}
+
+/// Addresses that map to something else, or to nothing in one of both.
+fn unlike<'a, T: PartialEq>(
+    old: &'a AddressMap<T>,
+    new: &'a AddressMap<T>,
+) -> impl Iterator<Item = IpAddr> {
+    let changed = old.iter().filter(|(address, value)| new.get(address) != Some(*value));
+    let appeared = new.iter().filter(|(address, _)| !old.contains_key(address));
+    changed.chain(appeared).map(|(address, _)| address)
 }
 
 #[cfg(test)]

@@ -188,7 +188,7 @@ pub struct FlowFilter {
     /// `namespace/name` of the service that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// `opened`, `closed` or `dropped`.
+    /// `opened`, `audited`, `closed` or `dropped`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<String>,
     /// A drop reason's label.
@@ -464,9 +464,9 @@ fn validate_filter(filter: &FlowFilter) -> Result<(), AdminError> {
         parse_reason(reason)?;
     }
     match filter.verdict.as_deref() {
-        None | Some("opened" | "closed" | "dropped") => Ok(()),
+        None | Some("opened" | "audited" | "closed" | "dropped") => Ok(()),
         Some(other) => {
-            let detail = format!("{other:?}: write opened, closed or dropped");
+            let detail = format!("{other:?}: write opened, audited, closed or dropped");
             Err(AdminError::invalid("verdict", detail))
         }
     }

@@ -277,7 +277,7 @@ pub struct DropCount {
 pub struct FlowRecord {
     /// Milliseconds since the Unix epoch.
     pub time_unix_ms: u64,
-    /// `opened`, `closed` or `dropped`; of a flow that is watched, `changed` as well.
+    /// `opened`, `audited`, `closed` or `dropped`; of a flow that is watched, `changed` as well.
     pub verdict: String,
     /// The flow's state, when it is watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -272,6 +272,9 @@ pub struct WorkerStatus {
 
     /// Flows judged again because tables changed.
     pub flows_rejudged: u64,
+    /// Flows that stand only because a policy that would refuse them is under audit.
+    #[serde(default)]
+    pub flows_audited: u64,
     /// Flows opened by what policy denies, taken for a lost flow's reply.
     #[serde(default)]
     pub lost_replies: u64,

@@ -97,10 +97,13 @@ pub(super) fn between(old: &Decides<'_>, new: &Decides<'_>) -> Affected {
     let stays = &|identity: &Identity| old.uses(*identity) && new.uses(*identity);
     for identity in subjects.into_iter().filter(stays) {
         let (before, after) = (old.subject(identity), new.subject(identity));
-        if ![(&before.ingress, &after.ingress), (&before.egress, &after.egress)]
-            .into_iter()
-            .all(|(before, after)| judge_alike(before, after, stays))
-        {
+        let pairs = [
+            (&before.ingress, &after.ingress),
+            (&before.egress, &after.egress),
+            (&before.ingress_audit, &after.ingress_audit),
+            (&before.egress_audit, &after.egress_audit),
+        ];
+        if !pairs.into_iter().all(|(before, after)| judge_alike(before, after, stays)) {
             let local = [old, new].map(|moment| moment.identities.local.get(&identity));
             local.into_iter().flatten().flatten().for_each(|address| affected.add(*address));
         }

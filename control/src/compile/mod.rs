@@ -130,6 +130,12 @@ impl Compiled {
         self.policy_memory.isolating(subject, direction)
     }
 
+    /// The policies that would isolate `subject` in `direction` if they were not under audit.
+    #[must_use]
+    pub fn audited(&self, subject: Identity, direction: Direction) -> &[ObjectName] {
+        self.policy_memory.audited(subject, direction)
+    }
+
     /// What an identity stands for, for people: `host`, `world`, or the selectors that match.
     #[must_use]
     pub fn identity_name(&self, identity: Identity) -> String {
@@ -155,6 +161,7 @@ pub fn compile(state: &ClusterState, node: &NodeView, previous: &Compiled) -> Co
     );
     let (policy, policy_memory) = policies::compile(
         state,
+        node,
         &identity_memory,
         (&previous.policy, &previous.policy_memory),
         &mut warnings,

@@ -10,10 +10,10 @@ use dataplane::identity::Identity;
 use dataplane::policy::{Direction, Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
 use hashbrown::HashMap;
 
-use super::Warning;
 use super::identities::{Identities, Key, Kind};
 use super::interner::Interner;
 use super::selectors::{Selector, SelectorId};
+use super::{NodeView, Warning};
 use crate::model::{L4Ports, NetworkPolicy, ObjectName, PolicyRule, PortMatch};
 use crate::store::ClusterState;
 
@@ -68,6 +68,8 @@ pub struct Policies {
     rules: Interner<RuleKey>,
     names: HashMap<RuleId, RuleKey>,
     isolating: HashMap<(Identity, Direction), Vec<ObjectName>>,
+    /// Those that would isolate if they were not under audit.
+    audited: HashMap<(Identity, Direction), Vec<ObjectName>>,
 }
 
 impl Default for Policies {
@@ -76,6 +78,7 @@ impl Default for Policies {
             rules: Interner::starting_at(RuleId::FIRST_COMPILED),
             names: HashMap::new(),
             isolating: HashMap::new(),
+            audited: HashMap::new(),
         }
     }
 }
@@ -97,6 +100,10 @@ impl Policies {
     pub(super) fn isolating(&self, subject: Identity, direction: Direction) -> &[ObjectName] {
         self.isolating.get(&(subject, direction)).map_or(&[], Vec::as_slice)
     }
+
+    pub(super) fn audited(&self, subject: Identity, direction: Direction) -> &[ObjectName] {
+        self.audited.get(&(subject, direction)).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// A rule with its numbers.
@@ -110,6 +117,7 @@ struct NumberedRule<'a> {
 /// A policy with its numbers, in one direction.
 struct Side<'a> {
     policy: &'a NetworkPolicy,
+    is_audited: bool,
     subject: SelectorId,
     rules: Vec<NumberedRule<'a>>,
 }
@@ -122,8 +130,12 @@ struct Draft {
 }
 
 /// Compiles the policy of every local subject.
+///
+/// Policies under audit are left out of what is enforced. What all of them together would say stands
+/// beside it, so that what only they refuse is seen.
 pub(super) fn compile(
     state: &ClusterState,
+    node: &NodeView,
     identities: &Identities,
     (old, previous): (&Arc<Policy>, &Policies),
     warnings: &mut BTreeSet<Warning>,
@@ -132,27 +144,39 @@ pub(super) fn compile(
     let members = members(identities);
     let mut pool = Pool::of(old);
     let mut policy = Policy::default();
+    warn_of_modes(state, node, warnings);
     for direction in [Direction::Ingress, Direction::Egress] {
-        let sides = sides(state, direction, identities, &mut memory, previous);
+        let sides = sides((state, node), direction, identities, &mut memory, previous);
         warn_of_unresolved_names(&sides, direction, identities, warnings);
         for subject in identities.local.keys() {
             let Some(key) = identities.by_number.get(subject) else { continue };
             let selecting = selecting(&sides, key);
-            let isolating = selecting
+            let (audited, isolating): (BTreeSet<_>, BTreeSet<_>) = selecting
                 .iter()
-                .map(|side| side.policy.name.clone())
+                .copied()
                 .chain(possibly_selecting(&sides, key))
-                .collect::<BTreeSet<_>>();
-            if isolating.is_empty() {
-                continue;
+                .map(|side| (side.is_audited, side.policy.name.clone()))
+                .partition(|(is_audited, _)| *is_audited);
+            let mut table = |selecting: &[&Side<'_>]| {
+                pool.share(draft(direction, key, selecting, identities, &members))
+            };
+            let mut tables = SubjectTables::default();
+            if !isolating.is_empty() {
+                let enforced: Vec<_> =
+                    selecting.iter().copied().filter(|side| !side.is_audited).collect();
+                tables.enforced = Some(table(&enforced));
             }
-            let table = pool.share(draft(direction, key, &selecting, identities, &members));
-            let tables = policy.subjects.entry(*subject).or_insert_with(SubjectPolicy::default);
-            match direction {
-                Direction::Ingress => tables.ingress = Some(table),
-                Direction::Egress => tables.egress = Some(table),
+            if !audited.is_empty() {
+                tables.audit = Some(table(&selecting));
             }
-            memory.isolating.insert((*subject, direction), isolating.into_iter().collect());
+            tables.put(&mut policy, *subject, direction);
+            let names = |of: BTreeSet<(bool, ObjectName)>| of.into_iter().map(|(_, name)| name);
+            for (of, memory) in [(isolating, &mut memory.isolating), (audited, &mut memory.audited)]
+            {
+                if !of.is_empty() {
+                    memory.insert((*subject, direction), names(of).collect());
+                }
+            }
         }
     }
     memory.names = memory.rules.iter().map(|(key, id)| (RuleId(id), key.clone())).collect();
@@ -162,8 +186,53 @@ pub(super) fn compile(
     (Arc::new(policy), memory)
 }
 
+/// One subject's tables in one direction.
+#[derive(Default)]
+struct SubjectTables {
+    enforced: Option<Arc<VerdictTable>>,
+    audit: Option<Arc<VerdictTable>>,
+}
+
+impl SubjectTables {
+    fn put(self, policy: &mut Policy, subject: Identity, direction: Direction) {
+        if self.enforced.is_none() && self.audit.is_none() {
+            return;
+        }
+        let tables = policy.subjects.entry(subject).or_default();
+        let (enforced, audit) = match direction {
+            Direction::Ingress => (&mut tables.ingress, &mut tables.ingress_audit),
+            Direction::Egress => (&mut tables.egress, &mut tables.egress_audit),
+        };
+        (*enforced, *audit) = (self.enforced, self.audit);
+    }
+}
+
+/// Whether what a policy refuses passes and is reported: by its own annotation, its namespace's or
+/// this node's.
+fn is_audited(policy: &NetworkPolicy, state: &ClusterState, node: &NodeView) -> bool {
+    let namespace = state.namespaces.get(&policy.name.namespace);
+    policy.mode.is_audit()
+        || namespace.is_some_and(|namespace| namespace.mode.is_audit())
+        || state.nodes.get(&node.name).is_some_and(|node| node.mode.is_audit())
+}
+
+/// An annotation that is no mode changes nothing, and is probably a slip.
+fn warn_of_modes(state: &ClusterState, node: &NodeView, warnings: &mut BTreeSet<Warning>) {
+    let policies = state.network_policies.values();
+    let of_policies =
+        policies.map(|policy| (format!("NetworkPolicy {}", policy.name), &policy.mode));
+    let namespaces = state.namespaces.values();
+    let of_namespaces = namespaces.map(|one| (format!("Namespace {}", one.name), &one.mode));
+    let of_node = state.nodes.get(&node.name).map(|one| (format!("Node {}", one.name), &one.mode));
+    for (object, mode) in of_policies.chain(of_namespaces).chain(of_node) {
+        if let Some(message) = mode.complaint() {
+            warnings.insert(Warning { object, message });
+        }
+    }
+}
+
 fn sides<'a>(
-    state: &'a ClusterState,
+    (state, node): (&'a ClusterState, &NodeView),
     direction: Direction,
     identities: &Identities,
     memory: &mut Policies,
@@ -186,7 +255,8 @@ fn sides<'a>(
                 ports: &rule.ports,
             }
         });
-        sides.push(Side { policy, subject, rules: rules.collect() });
+        let is_audited = is_audited(policy, state, node);
+        sides.push(Side { policy, is_audited, subject, rules: rules.collect() });
     }
     sides
 }
@@ -216,17 +286,17 @@ fn selecting<'s, 'a>(sides: &'s [Side<'a>], key: &Key) -> Vec<&'s Side<'a>> {
 
 /// Policies that may select an endpoint whose labels are not known: they isolate it, and their
 /// rules do not count for it.
-fn possibly_selecting(sides: &[Side<'_>], key: &Key) -> impl Iterator<Item = ObjectName> {
+fn possibly_selecting<'s, 'a>(
+    sides: &'s [Side<'a>],
+    key: &Key,
+) -> impl Iterator<Item = &'s Side<'a>> {
     let namespace = match &key.kind {
         Kind::UnknownPod { namespace } => Some(namespace.clone()),
         _ => None,
     };
-    sides
-        .iter()
-        .filter(move |side| {
-            namespace.as_ref().is_some_and(|own| *own == side.policy.name.namespace)
-        })
-        .map(|side| side.policy.name.clone())
+    sides.iter().filter(move |side| {
+        namespace.as_ref().is_some_and(|own| *own == side.policy.name.namespace)
+    })
 }
 
 fn draft(
@@ -334,7 +404,7 @@ impl Pool {
     fn of(policy: &Policy) -> Self {
         let mut pool = Self { tables: HashMap::new() };
         for subject in policy.subjects.values() {
-            for table in subject.ingress.iter().chain(&subject.egress) {
+            for table in subject.tables() {
                 let draft = Draft {
                     by_peer: table
                         .by_peer

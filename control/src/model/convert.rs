@@ -18,7 +18,7 @@ pub use super::convert_policy::network_policy;
 pub use super::convert_service::{endpoint_slice, service};
 use super::{
     InvalidObject, LabelSelector, NamedPort, Namespace, Node, ObjectName, Operator, Pod, PodPhase,
-    Requirement,
+    PolicyMode, Requirement,
 };
 
 /// Longest object name: a DNS subdomain (RFC 1123).
@@ -60,9 +60,10 @@ pub fn namespace(object: core::Namespace) -> Result<Namespace, InvalidObject> {
 
 fn read_namespace(object: core::Namespace) -> Result<Namespace, Problem> {
     let name = plain_name(&object.metadata)?;
+    let mode = PolicyMode::of(object.metadata.annotations.as_ref());
     let mut labels = labels("metadata.labels", object.metadata.labels)?;
     labels.insert("kubernetes.io/metadata.name".to_owned(), name.clone());
-    Ok(Namespace { name, labels })
+    Ok(Namespace { name, labels, mode })
 }
 
 /// Reads a Node.
@@ -87,7 +88,8 @@ fn read_node(object: core::Node) -> Result<Node, Problem> {
         .spec
         .and_then(|spec| spec.pod_cidrs.or_else(|| spec.pod_cidr.map(|range| vec![range])));
     let pod_cidrs = prefixes("spec.podCIDRs", &ranges.unwrap_or_default())?;
-    Ok(Node { name, addresses, pod_cidrs })
+    let mode = PolicyMode::of(object.metadata.annotations.as_ref());
+    Ok(Node { name, addresses, pod_cidrs, mode })
 }
 
 /// Reads a Pod.

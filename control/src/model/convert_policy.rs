@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::convert::{
     Problem, l4_port, namespaced_name, prefix, problem, protocol, selector, title,
 };
-use super::{InvalidObject, L4Ports, NetworkPolicy, Peer, PolicyRule, PortMatch};
+use super::{InvalidObject, L4Ports, NetworkPolicy, Peer, PolicyMode, PolicyRule, PortMatch};
 
 /// Longest name of a port (Kubernetes API, IANA service name).
 const PORT_NAME_BYTES_MAX: usize = 15;
@@ -28,6 +28,7 @@ pub fn network_policy(object: api::NetworkPolicy) -> Result<NetworkPolicy, Inval
 
 fn read_policy(object: api::NetworkPolicy) -> Result<NetworkPolicy, Problem> {
     let name = namespaced_name(&object.metadata)?;
+    let mode = PolicyMode::of(object.metadata.annotations.as_ref());
     let spec = object.spec.ok_or_else(|| problem("spec", "is missing"))?;
     let subject = selector("spec.podSelector", spec.pod_selector.unwrap_or_default())?;
 
@@ -61,6 +62,7 @@ fn read_policy(object: api::NetworkPolicy) -> Result<NetworkPolicy, Problem> {
         subject,
         ingress: isolates_ingress.then_some(ingress),
         egress: isolates_egress.then_some(egress),
+        mode,
     })
 }
 

@@ -17,8 +17,10 @@ pub mod convert;
 mod convert_policy;
 mod convert_service;
 mod labels;
+pub mod mode;
 pub mod selector;
 
+pub use mode::PolicyMode;
 pub use selector::{LabelSelector, Operator, Requirement};
 
 /// Labels of an object, ordered by key.
@@ -73,13 +75,15 @@ impl std::str::FromStr for ObjectName {
     }
 }
 
-/// A Namespace: only its labels matter.
+/// A Namespace: only its labels matter, and how its policies are meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace {
     /// `metadata.name`.
     pub name: String,
     /// `metadata.labels`, with `kubernetes.io/metadata.name` always set, as the API server does.
     pub labels: Labels,
+    /// How its policies are meant.
+    pub mode: PolicyMode,
 }
 
 /// A Node and its addresses.
@@ -91,6 +95,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<Prefix>,
+    /// How policy is meant that is enforced there.
+    pub mode: PolicyMode,
 }
 
 /// `status.phase` of a Pod.
@@ -297,6 +303,8 @@ pub struct NetworkPolicy {
     pub ingress: Option<Vec<PolicyRule>>,
     /// The egress rules, if the policy isolates in that direction (`policyTypes`).
     pub egress: Option<Vec<PolicyRule>>,
+    /// How it is meant.
+    pub mode: PolicyMode,
 }
 
 /// Any object that is read.

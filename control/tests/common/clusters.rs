@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use control::compile::NodeView;
 use control::model::{
     L4Ports, LabelSelector, Labels, NamedPort, Namespace, NetworkPolicy, Node, ObjectName,
-    Operator, Peer, Pod, PodPhase, PolicyRule, PortMatch, Requirement,
+    Operator, Peer, Pod, PodPhase, PolicyMode, PolicyRule, PortMatch, Requirement,
 };
 use control::store::ClusterState;
 use dataplane::address::Protocol;
@@ -101,16 +101,22 @@ fn rules() -> impl Strategy<Value = Option<Vec<PolicyRule>>> {
     option::of(vec(rule, 0..3))
 }
 
+/// One in `of` is under audit.
+fn mode(of: u8) -> impl Strategy<Value = PolicyMode> {
+    (0..of).prop_map(|at| if at == 0 { PolicyMode::Audit } else { PolicyMode::Enforce })
+}
+
 fn policies() -> impl Strategy<Value = Vec<NetworkPolicy>> {
-    let policy = (one_of(&NAMESPACES), selector(), rules(), rules());
+    let policy = (one_of(&NAMESPACES), selector(), rules(), rules(), mode(6));
     vec(policy, 0..6).prop_map(|policies| {
         let numbered = policies.into_iter().enumerate();
         numbered
-            .map(|(index, (namespace, subject, ingress, egress))| NetworkPolicy {
+            .map(|(index, (namespace, subject, ingress, egress, mode))| NetworkPolicy {
                 name: ObjectName::new(namespace, format!("p{index}")),
                 subject,
                 ingress,
                 egress,
+                mode,
             })
             .collect()
     })
@@ -146,15 +152,18 @@ fn pods() -> impl Strategy<Value = Vec<Pod>> {
 }
 
 pub fn cluster() -> impl Strategy<Value = Cluster> {
-    (vec(labels(), NAMESPACES.len()), pods(), policies()).prop_map(|(labels, pods, policies)| {
+    let namespaces = vec((labels(), mode(12)), NAMESPACES.len());
+    (namespaces, pods(), policies(), mode(20)).prop_map(|(namespaces, pods, policies, own_mode)| {
         let mut state = ClusterState::default();
-        for (name, labels) in NAMESPACES.iter().zip(labels) {
+        for (name, (labels, mode)) in NAMESPACES.iter().zip(namespaces) {
             let name = (*name).to_owned();
-            state.namespaces.insert(name.clone(), Namespace { name, labels });
+            state.namespaces.insert(name.clone(), Namespace { name, labels, mode });
         }
         let (own, other) = (at(true, 60), at(true, 61));
-        for (name, address) in [("one", own), ("two", other)] {
-            let node = Node { name: name.into(), addresses: vec![address], pod_cidrs: Vec::new() };
+        // What the other node says of itself is none of this one's business.
+        for (name, address, mode) in [("one", own, own_mode), ("two", other, PolicyMode::Audit)] {
+            let pod_cidrs = Vec::new();
+            let node = Node { name: name.into(), addresses: vec![address], pod_cidrs, mode };
             state.nodes.insert(name.into(), node);
         }
         state.pods = pods.into_iter().map(|pod| (pod.name.clone(), pod)).collect();

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use control::compile::{Compiled, NodeView, RuleName};
-use control::model::{L4Ports, NetworkPolicy, ObjectName, Peer, Pod, PolicyRule, PortMatch};
+use control::model::{
+    L4Ports, NetworkPolicy, ObjectName, Peer, Pod, PolicyMode, PolicyRule, PortMatch,
+};
 use control::store::ClusterState;
 use dataplane::address::Protocol;
 use dataplane::identity::Identity;
@@ -54,7 +56,8 @@ impl Cluster {
     /// reading; panics where not.
     pub fn check_explanation(&self, compiled: &Compiled, packet: &Packet) {
         for direction in [Direction::Egress, Direction::Ingress] {
-            let Some(naive) = self.naive_verdict(direction, packet) else { continue };
+            // Those under audit are listed as well.
+            let Some(naive) = self.naive_reading(direction, packet, |_| true) else { continue };
             let query = self.query(compiled, direction, packet);
             let examined = compiled.examine(&self.state, direction, &query);
             let policies: BTreeSet<_> = examined.iter().map(|one| one.policy.clone()).collect();
@@ -103,8 +106,26 @@ impl Cluster {
         Some(compiled.policy.judge(direction, &query))
     }
 
-    /// The naive reading in one direction, if policy is enforced here in it.
+    /// Whether what a policy refuses passes here.
+    fn is_audited(&self, policy: &NetworkPolicy) -> bool {
+        let namespace = self.state.namespaces.get(&policy.name.namespace);
+        let node = self.state.nodes.get(&self.node.name);
+        let modes = [Some(&policy.mode), namespace.map(|one| &one.mode), node.map(|one| &one.mode)];
+        modes.contains(&Some(&PolicyMode::Audit))
+    }
+
+    /// The naive reading of what is enforced in one direction, if policy is enforced here in it.
     pub fn naive_verdict(&self, direction: Direction, packet: &Packet) -> Option<Naive> {
+        self.naive_reading(direction, packet, |policy| !self.is_audited(policy))
+    }
+
+    /// The naive reading of the policies that `count`.
+    fn naive_reading(
+        &self,
+        direction: Direction,
+        packet: &Packet,
+        counts: impl Fn(&NetworkPolicy) -> bool,
+    ) -> Option<Naive> {
         let (subject, peer) = packet.side(direction);
         let pod = self.pod(subject).filter(|pod| self.is_local(pod))?;
         if direction == Direction::Ingress && self.node.addresses.contains(&peer) {
@@ -114,7 +135,7 @@ impl Cluster {
             .state
             .network_policies
             .values()
-            .filter(|policy| policy.name.namespace == pod.name.namespace)
+            .filter(|policy| policy.name.namespace == pod.name.namespace && counts(policy))
             .filter(|policy| policy.subject.matches(&pod.labels))
             .filter_map(|policy| {
                 let rules = match direction {
@@ -203,8 +224,24 @@ impl Cluster {
                 agree,
                 "{packet:?} {direction:?}: tables say {verdict:?} ({rule}), objects say {naive:?}"
             );
+            let all = self.naive_reading(direction, packet, |_| true).expect("enforced");
+            let is_audited = verdict.allowed && !all.allows();
+            assert_eq!(verdict.audited, is_audited, "{packet:?} {direction:?}: in all {all:?}");
+            if is_audited {
+                let told = compiled.audited(subject, direction);
+                assert!(!told.is_empty(), "{packet:?} {direction:?}: whose doing is not told");
+            }
             verdict.allowed
         })
+    }
+}
+
+impl Naive {
+    fn allows(&self) -> bool {
+        match self {
+            Self::NotIsolated | Self::OwnNode => true,
+            Self::Isolated { allowing, .. } => !allowing.is_empty(),
+        }
     }
 }
 

@@ -42,7 +42,7 @@ pub enum Mapping {
 }
 
 /// How this node translates sources.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceNat {
     /// Source of masqueraded IPv4 packets; `None`: they are dropped.
     pub v4: Option<Ipv4Addr>,

@@ -153,7 +153,7 @@ fn policy(pods: Identity, clients: Identity) -> Policy {
     };
     let by_peer = [(clients, Box::from([rule]))].into_iter().collect();
     let table = Arc::new(VerdictTable { by_peer, any_peer: Box::default() });
-    let subject = SubjectPolicy { ingress: Some(table), egress: None };
+    let subject = SubjectPolicy { ingress: Some(table), ..SubjectPolicy::default() };
     Policy { subjects: [(pods, subject)].into_iter().collect() }
 }
 

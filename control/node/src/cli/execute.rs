@@ -208,6 +208,7 @@ fn flows(socket: &Path, json: bool, args: FlowsArgs) -> Result<(), ExecuteError>
     filter.verdict = args.verdict.map(|verdict| {
         match verdict {
             VerdictArg::Opened => "opened",
+            VerdictArg::Audited => "audited",
             VerdictArg::Closed => "closed",
             VerdictArg::Dropped => "dropped",
         }

@@ -326,6 +326,8 @@ pub enum PolicyCommand {
 pub enum VerdictArg {
     /// A flow was admitted.
     Opened,
+    /// A flow was admitted that a policy under audit would refuse.
+    Audited,
     /// A flow ended.
     Closed,
     /// A packet was dropped.

@@ -126,15 +126,15 @@ fn an_on_link_destination_nobody_asked_for_is_unresolved_then_pending_then_known
     world.asked.insert((UPLINK, ip("192.0.2.50")));
     let built = world.build();
     assert_eq!(hop_to(&built, "192.0.2.50").destination, None);
-    assert!(!built.new_generation, "a neighbour that was asked for judges no flow again");
+    assert_eq!(built.affected, Affected::Nothing, "a neighbour that was asked for judges no flow");
     know(&mut world.view, 10, "192.0.2.50", 50);
     let built = world.build();
     assert_eq!(hop_to(&built, "192.0.2.50").destination, Some(mac(50)));
-    assert!(!built.new_generation);
+    assert_eq!(built.affected, Affected::Nothing);
 }
 
 #[test]
-fn a_gateway_that_changes_its_link_address_keeps_its_number_and_the_generation() {
+fn a_gateway_that_changes_its_link_address_keeps_its_number_and_affects_no_flow() {
     let mut world = World::new();
     know(&mut world.view, 10, "192.0.2.1", 1);
     let before = world.build().forwarding.resolve(ip("203.0.113.9")).unwrap();
@@ -142,20 +142,20 @@ fn a_gateway_that_changes_its_link_address_keeps_its_number_and_the_generation()
     let built = world.build();
     assert_eq!(built.forwarding.resolve(ip("203.0.113.9")), Ok(before));
     assert_eq!(hop_to(&built, "203.0.113.9").destination, Some(mac(99)));
-    assert!(!built.new_generation);
+    assert_eq!(built.affected, Affected::Nothing);
 }
 
 #[test]
-fn another_gateway_makes_a_new_generation_and_leaves_other_numbers_alone() {
+fn another_gateway_affects_every_flow_and_leaves_other_numbers_alone() {
     let mut world = World::new();
     let before = world.build();
-    assert!(before.new_generation);
+    assert_eq!(before.affected, Affected::Everything);
     world.view.set_routes(vec![unicast("0.0.0.0/0", 0, vec![hop(10, Some("192.0.2.7"))])]);
     let after = world.build();
-    assert!(after.new_generation);
+    assert_eq!(after.affected, Affected::Everything);
     assert_eq!(before.forwarding.resolve(ip("10.1.0.5")), after.forwarding.resolve(ip("10.1.0.5")));
     assert_eq!(hop_to(&after, "203.0.113.9").neighbour, ip("192.0.2.7"));
-    assert!(!world.build().new_generation);
+    assert_eq!(world.build().affected, Affected::Nothing);
 }
 
 #[test]
@@ -222,7 +222,11 @@ fn a_removed_port_leaves_next_hops_that_lead_nowhere_and_others_keep_their_numbe
     world.ports.retain(|port| port.port != POD);
     world.endpoints.clear();
     let after = world.build();
-    assert!(after.new_generation);
+    assert_eq!(
+        after.affected,
+        Affected::Addresses([ip("10.1.0.5")].into()),
+        "and no other's flows"
+    );
     assert_eq!(
         before.forwarding.resolve(ip("203.0.113.9")),
         after.forwarding.resolve(ip("203.0.113.9"))
@@ -234,7 +238,7 @@ fn a_removed_port_leaves_next_hops_that_lead_nowhere_and_others_keep_their_numbe
 }
 
 #[test]
-fn numbers_of_the_dead_are_given_anew_only_when_there_is_no_room_and_under_a_new_generation() {
+fn numbers_of_the_dead_are_given_anew_only_when_there_is_no_room_and_affect_every_flow() {
     let mut world = World::new();
     let many = |from: usize| {
         (from..from + NEXT_HOPS_MAX - 100)
@@ -245,7 +249,7 @@ fn numbers_of_the_dead_are_given_anew_only_when_there_is_no_room_and_under_a_new
     world.build();
     world.asked = many(2 << 24);
     let built = world.build();
-    assert!(built.new_generation);
+    assert_eq!(built.affected, Affected::Everything);
     assert_eq!(built.left_out, 0);
     assert!(built.forwarding.next_hops.len() <= NEXT_HOPS_MAX);
     assert!(world.builder.next_hops_used() <= NEXT_HOPS_MAX);

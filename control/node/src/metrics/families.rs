@@ -160,6 +160,9 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     ("xskiff_flows_expired", "Flows ended by their time-out", true, |w| w.flows_expired),
     ("xskiff_flows_deleted", "Flows ended by request", true, |w| w.flows_deleted),
     ("xskiff_flows_evicted", "Flows given up to make room", true, |w| w.flows_evicted),
+    ("xskiff_flows_audited", "Flows that stand only because a policy is under audit", true, |w| {
+        w.flows_audited
+    }),
     ("xskiff_flows_rejudged", "Flows judged again because tables changed", true, |w| {
         w.flows_rejudged
     }),

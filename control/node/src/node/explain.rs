@@ -137,6 +137,24 @@ fn told(examined: Examined, deciding: Option<&RuleName>) -> ExaminedRule {
     }
 }
 
+/// What policies under audit would have refused, for people.
+pub(super) fn audit_text(
+    compiled: &Compiled,
+    subject: Option<Identity>,
+    direction: Direction,
+) -> String {
+    let audited = subject.map_or(&[][..], |subject| compiled.audited(subject, direction));
+    let names: Vec<String> = audited.iter().map(ToString::to_string).collect();
+    let list = direction_name(direction);
+    match names.as_slice() {
+        [] => format!("{list} would be denied by a policy under audit"),
+        names => format!(
+            "{list} would be denied: no rule allows it; under audit: NetworkPolicy {}",
+            names.join(", ")
+        ),
+    }
+}
+
 /// A rule for people; a default deny with the policies that isolate `subject`, since no rule of
 /// theirs is to be named.
 pub(super) fn rule_text(

@@ -119,6 +119,7 @@ impl Matcher {
 pub fn verdict_label(kind: EventKind) -> &'static str {
     match kind {
         EventKind::Opened => "opened",
+        EventKind::Audited(_) => "audited",
         EventKind::Closed => "closed",
         EventKind::Dropped(_) => "dropped",
     }

@@ -72,7 +72,7 @@ impl FlowWatch {
         match event.kind {
             EventKind::Opened => self.add(key, FlowState::Opening),
             EventKind::Closed => drop(self.states.remove(&key)),
-            EventKind::Dropped(_) => {}
+            EventKind::Audited(_) | EventKind::Dropped(_) => {}
         }
     }
 

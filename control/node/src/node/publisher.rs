@@ -3,15 +3,17 @@
 //!
 //! A new root shares with the old one every chunk that did not change. Its generation grows only
 //! when a decision that a flow has cached may be wrong: a link address that changes, or a backend
-//! that appears, judges no flow again.
+//! that appears, judges no flow again. Its epochs tell which flows that may be: a pod that comes or
+//! goes elsewhere judges no other pod's flows again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use control::compile::{Compiled, NodeView, compile};
+use control::compile::{Affected, Compiled, NodeView, compile};
 use control::store::{Change, ClusterState};
+use dataplane::epochs::Epochs;
 use dataplane::nat::SourceNat;
-use dataplane::port::Port;
+use dataplane::port::{Port, PortKind};
 use dataplane::tables::{Tables, TcpWindows, Timeouts};
 use dataplane::time::Nanos;
 
@@ -25,6 +27,8 @@ pub struct Publisher {
     /// Something of the cluster changed since it was compiled.
     is_outdated: bool,
     compiled: Compiled,
+    /// Whose flows what was compiled and not yet published decides otherwise.
+    affected: Affected,
     compiled_for: Option<NodeView>,
     builder: ForwardingBuilder,
     tables: Arc<Tables>,
@@ -74,6 +78,7 @@ impl Publisher {
     pub fn compile(&mut self, node: &NodeView) {
         if self.is_outdated || self.compiled_for.as_ref() != Some(node) {
             self.compiled = compile(&self.cluster, node, &self.compiled);
+            self.affected.merge(self.compiled.affected.clone());
             self.compiled_for = Some(node.clone());
             self.is_outdated = false;
         }
@@ -119,25 +124,33 @@ impl Publisher {
     ) -> Update {
         let FlowSettings { timeouts, tcp_windows, lost_replies_until, per_endpoint_max } = flows;
         let built = self.builder.build(inputs);
-        let old = &self.tables;
-        let ports_changed = !same_ports(&old.ports, &ports);
-        let nat_changed = !same_nat(&old.source_nat, source_nat);
-        let decides_alike = Arc::ptr_eq(&old.identities, &self.compiled.identities)
-            && Arc::ptr_eq(&old.policy, &self.compiled.policy);
-        let new_generation = built.new_generation || ports_changed || nat_changed || !decides_alike;
-        let services_changed = !Arc::ptr_eq(&old.services, &self.compiled.services);
+        let old = Arc::clone(&self.tables);
         let first = self.publishes == 0;
-        let changed = first
-            || new_generation
+        let ports_changed = old.ports[..] != ports[..];
+        let nat_changed = *old.source_nat != *source_nat;
+        let affected = if first {
+            Affected::Everything
+        } else {
+            let mut affected = std::mem::take(&mut self.affected);
+            affected.merge(built.affected);
+            affected.merge(by_ports(&old.ports, &ports));
+            affected
+        };
+        let changed = affected != Affected::Nothing
+            || ports_changed
+            || nat_changed
             || built.changed
-            || services_changed
+            || !Arc::ptr_eq(&old.services, &self.compiled.services)
+            || !Arc::ptr_eq(&old.identities, &self.compiled.identities)
+            || !Arc::ptr_eq(&old.policy, &self.compiled.policy)
             || (old.timeouts, old.tcp_windows) != (timeouts, tcp_windows)
             || old.lost_replies_until != lost_replies_until
             || old.flows_per_endpoint_max != per_endpoint_max;
         let tables = changed.then(|| {
-            let old = Arc::clone(&self.tables);
+            let (generation, epochs) = next_epochs(&old, affected);
             Arc::new(Tables {
-                generation: old.generation.wrapping_add(u32::from(first || new_generation)),
+                generation,
+                epochs: Some(epochs),
                 ports: if ports_changed { ports.into() } else { Arc::clone(&old.ports) },
                 forwarding: if built.changed || first {
                     Arc::new(built.forwarding)
@@ -166,39 +179,49 @@ impl Publisher {
     }
 }
 
-fn same_ports(old: &[Option<Port>], new: &[Option<Port>]) -> bool {
-    let same = |a: &Port, b: &Port| {
-        a.name == b.name
-            && a.kind == b.kind
-            && a.mac == b.mac
-            && a.mtu == b.mtu
-            && a.checksums == b.checksums
-            && a.addresses == b.addresses
-    };
-    old.len() == new.len()
-        && old.iter().zip(new).all(|pair| match pair {
-            (None, None) => true,
-            (Some(a), Some(b)) => same(a, b),
-            _ => false,
-        })
+/// The generation that follows `old`, and since when what holds.
+fn next_epochs(old: &Tables, affected: Affected) -> (u32, Arc<Epochs>) {
+    let next = old.generation.wrapping_add(1);
+    let begun = || Epochs::beginning_at(next);
+    match (affected, &old.epochs) {
+        (Affected::Nothing, Some(epochs)) => (old.generation, Arc::clone(epochs)),
+        (Affected::Addresses(addresses), Some(epochs)) => {
+            let mut epochs = Epochs::clone(epochs);
+            epochs.concern(next, addresses);
+            (next, Arc::new(epochs))
+        }
+        (Affected::Everything, _) | (_, None) => (next, Arc::new(begun())),
+    }
 }
 
-fn same_nat(old: &SourceNat, new: &SourceNat) -> bool {
-    let prefixes = |nat: &SourceNat| -> [BTreeSet<dataplane::lpm::Prefix>; 2] {
-        [&nat.non_masquerade, &nat.cluster]
-            .map(|table| table.iter().map(|(prefix, ())| prefix).collect())
-    };
-    old.v4 == new.v4
-        && old.v6 == new.v6
-        && old.l4_ports == new.l4_ports
-        && old.mapping == new.mapping
-        && old.rules == new.rules
-        && old.addresses == new.addresses
-        && prefixes(old) == prefixes(new)
+/// Whose flows ports decide otherwise: those of pods that came or went, and everybody's if an uplink
+/// or the host port did. What else a port has is read at every packet.
+fn by_ports(old: &[Option<Port>], new: &[Option<Port>]) -> Affected {
+    let mut affected = Affected::Nothing;
+    for index in 0..old.len().max(new.len()) {
+        let pair = [old, new].map(|ports| ports.get(index).and_then(Option::as_ref));
+        let is_alike = match pair {
+            [Some(old), Some(new)] => old.kind == new.kind && old.addresses == new.addresses,
+            [None, None] => true,
+            _ => false,
+        };
+        if is_alike {
+            continue;
+        }
+        for port in pair.into_iter().flatten() {
+            match port.kind {
+                PortKind::Pod => port.addresses.iter().for_each(|address| affected.add(*address)),
+                PortKind::Host | PortKind::Uplink => affected = Affected::Everything,
+            }
+        }
+    }
+    affected
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use dataplane::address::MacAddr;
     use dataplane::port::{Checksums, PortId, PortKind};
 
@@ -283,12 +306,33 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_changes_makes_a_new_generation() {
+    fn a_port_that_is_narrowed_judges_no_flow_and_one_that_comes_those_of_its_pod() {
         let mut publisher = Publisher::default();
         let view = KernelView::default();
+        let pod: IpAddr = "10.1.0.5".parse().unwrap();
+        let other: IpAddr = "10.1.0.6".parse().unwrap();
         update(&mut publisher, &view, vec![Some(port())]);
         let narrow = Port { mtu: 1400, ..port() };
-        let tables = update(&mut publisher, &view, vec![Some(narrow)]).tables.unwrap();
+        let tables = update(&mut publisher, &view, vec![Some(narrow.clone())]).tables.unwrap();
+        assert_eq!((tables.generation, tables.ports[0].as_ref().unwrap().mtu), (1, 1400));
+
+        let of_pod = Port { kind: PortKind::Pod, addresses: [pod].into(), ..port() };
+        let ports = vec![Some(narrow.clone()), Some(of_pod)];
+        let tables = update(&mut publisher, &view, ports).tables.unwrap();
+        let epochs = tables.epochs.clone().unwrap();
         assert_eq!(tables.generation, 2);
+        assert!(!epochs.hold_since(1, [pod.into(), other.into()]));
+        assert!(epochs.hold_since(1, [other.into(), other.into()]));
+
+        let tables = update(&mut publisher, &view, vec![Some(narrow), None]).tables.unwrap();
+        let epochs = tables.epochs.clone().unwrap();
+        assert_eq!(tables.generation, 3);
+        assert!(!epochs.hold_since(2, [pod.into(), other.into()]));
+        assert!(epochs.hold_since(1, [other.into(), other.into()]));
+
+        let tables = update(&mut publisher, &view, Vec::new()).tables.unwrap();
+        let epochs = tables.epochs.clone().unwrap();
+        assert_eq!(tables.generation, 4, "the uplink went");
+        assert!(!epochs.hold_since(3, [other.into(), other.into()]));
     }
 }

@@ -121,6 +121,7 @@ impl Node {
                 .map(|(class, flows)| (class.to_owned(), flows.get()))
                 .into(),
                 flows_rejudged: counters.flows_rejudged.get(),
+                flows_audited: counters.flows_audited.get(),
                 lost_replies: counters.lost_replies.get(),
                 out_of_window_passed: counters.out_of_window_passed.get(),
                 resets_challenged: counters.resets_challenged.get(),
@@ -401,10 +402,14 @@ impl Node {
     /// The rule that decided, with the policies behind a default deny.
     fn deciding_rule(&self, event: &FlowEvent) -> Option<String> {
         let (subject, direction) = match event.kind {
-            EventKind::Dropped(DropReason::PolicyEgress) => (event.source, Direction::Egress),
+            EventKind::Dropped(DropReason::PolicyEgress)
+            | EventKind::Audited(Direction::Egress) => (event.source, Direction::Egress),
             _ => (event.destination, Direction::Ingress),
         };
         let compiled = self.publisher.compiled();
+        if let EventKind::Audited(_) = event.kind {
+            return Some(explain::audit_text(compiled, subject, direction));
+        }
         event.rule.map(|rule| explain::rule_text(compiled, rule, subject, direction))
     }
 
