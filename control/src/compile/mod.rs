@@ -28,7 +28,7 @@ pub mod identities;
 mod interner;
 pub mod maglev;
 pub mod policies;
-mod selectors;
+pub(crate) mod selectors;
 pub mod services;
 
 use affected::Decides;

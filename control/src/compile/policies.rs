@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use dataplane::address::Protocol;
 use dataplane::identity::Identity;
-use dataplane::policy::{Direction, Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
+use dataplane::policy::{Direction, Policy, PortRule, RuleId, VerdictTable};
 use hashbrown::HashMap;
 
 use super::identities::{Identities, Key, Kind};
@@ -209,7 +209,7 @@ impl SubjectTables {
 
 /// Whether what a policy refuses passes and is reported: by its own annotation, its namespace's or
 /// this node's.
-fn is_audited(policy: &NetworkPolicy, state: &ClusterState, node: &NodeView) -> bool {
+pub(crate) fn is_audited(policy: &NetworkPolicy, state: &ClusterState, node: &NodeView) -> bool {
     let namespace = state.namespaces.get(&policy.name.namespace);
     policy.mode.is_audit()
         || namespace.is_some_and(|namespace| namespace.mode.is_audit())

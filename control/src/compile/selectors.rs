@@ -16,7 +16,7 @@ pub(super) type SelectorId = u32;
 
 /// Which namespaces a selector looks into.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Scope {
+pub(crate) enum Scope {
     /// The policy's own.
     Named(String),
     /// Those whose labels match.
@@ -25,14 +25,14 @@ pub(super) enum Scope {
 
 /// One way in which policies pick out pods or addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Selector {
+pub(crate) enum Selector {
     Pods { scope: Scope, pods: LabelSelector },
     Block { cidr: Prefix, except: Vec<Prefix> },
 }
 
 impl Selector {
     /// What `policy` applies to.
-    pub(super) fn subject(policy: &NetworkPolicy) -> Self {
+    pub(crate) fn subject(policy: &NetworkPolicy) -> Self {
         Self::Pods {
             scope: Scope::Named(policy.name.namespace.clone()),
             pods: policy.subject.clone(),
@@ -40,7 +40,7 @@ impl Selector {
     }
 
     /// What `peer` in a rule of a policy in `namespace` means.
-    pub(super) fn peer(namespace: &str, peer: &Peer) -> Self {
+    pub(crate) fn peer(namespace: &str, peer: &Peer) -> Self {
         match peer {
             Peer::Pods { namespaces, pods } => Self::Pods {
                 scope: match namespaces {

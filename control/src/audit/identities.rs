@@ -1,0 +1,84 @@
+//! Who addresses are: the table's answers beside the objects'.
+
+use std::net::IpAddr;
+
+use super::objects::{self, Owner, Selectors};
+use super::{Audited, Auditor, Moment};
+use crate::model::Pod;
+
+impl Auditor {
+    /// A pod's addresses. Most have no other claimant, so the pod's own claim is tried first.
+    pub(super) fn check_pod(&mut self, moment: &Moment<'_>, pod: &Pod) {
+        if !objects::claims(pod) {
+            return;
+        }
+        for address in &pod.addresses {
+            let own = Owner::Pod(&pod.name, Some(pod));
+            let expected = self.selectors.name(moment.state, own, *address);
+            if self.found_at(moment, *address) == expected {
+                self.met(moment, *address, own);
+            } else {
+                self.check_address(moment, *address);
+            }
+        }
+    }
+
+    /// An address, with a look at everything that may claim it.
+    pub(super) fn check_address(&mut self, moment: &Moment<'_>, address: IpAddr) {
+        let owner = objects::owner(moment, address);
+        let found = self.found_at(moment, address);
+        if found != self.selectors.name(moment.state, owner, address) {
+            // Policies may have changed since the round began.
+            self.selectors = Selectors::of(moment.state);
+            let expected = self.selectors.name(moment.state, owner, address);
+            if found != expected {
+                let detail = format!("{address} should be {expected}; it is {found}");
+                self.round.note(Audited::Identities, title(owner, address), detail);
+                return;
+            }
+        }
+        self.met(moment, address, owner);
+    }
+
+    /// An address that the table knows by itself: somebody must have it.
+    pub(super) fn check_stray(&mut self, moment: &Moment<'_>, address: IpAddr) {
+        // What was met as somebody's needs no second look at everything.
+        if !self.met.contains(&address) && !is_claimed(moment, address) {
+            let found = self.found_at(moment, address);
+            let detail = format!("nobody has {address} any more; it is {found}");
+            self.round.note(Audited::Identities, format!("address {address}"), detail);
+        }
+    }
+
+    fn found_at(&mut self, moment: &Moment<'_>, address: IpAddr) -> String {
+        self.round.checked += 1;
+        moment.compiled.identity_name(moment.tables.identities.lookup(address))
+    }
+
+    fn met(&mut self, moment: &Moment<'_>, address: IpAddr, owner: Owner<'_>) {
+        self.met.insert(address);
+        let identity = moment.tables.identities.lookup(address);
+        let key = (identity, address.is_ipv4());
+        self.peers.entry(key).or_insert_with(|| (address, owner.into()));
+        if let Owner::Pod(name, pod) = owner {
+            let is_here = moment.node.endpoints.contains_key(name)
+                || pod.is_some_and(|pod| {
+                    pod.node.as_ref().is_none_or(|node| *node == moment.node.name)
+                });
+            if is_here {
+                self.subjects.entry(key).or_insert_with(|| (address, owner.into()));
+            }
+        }
+    }
+}
+
+fn is_claimed(moment: &Moment<'_>, address: IpAddr) -> bool {
+    !matches!(objects::owner(moment, address), Owner::World)
+}
+
+fn title(owner: Owner<'_>, address: IpAddr) -> String {
+    match owner {
+        Owner::Pod(name, _) => format!("Pod {name}"),
+        Owner::Host | Owner::RemoteNode | Owner::World => format!("address {address}"),
+    }
+}

@@ -1,0 +1,262 @@
+//! Compares what is in force with what the cluster's objects say, all the time, a little at a time.
+//!
+//! The compiler works by differences and remembers much; this reads the objects anew, plainly, with
+//! none of that memory, and asks the tables as a worker does. It reads only: who finds a difference
+//! compiles from nothing, and says what was wrong ([`Difference`]).
+//!
+//! Reading order: this file (rounds and their stages), [`objects`] (what the objects say),
+//! [`identities`], [`policies`], [`services`] (what the tables say to that).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use dataplane::identity::Identity;
+use dataplane::tables::Tables;
+use hashbrown::HashSet;
+
+use crate::compile::{Compiled, NodeView};
+use crate::model::ObjectName;
+use crate::store::ClusterState;
+
+mod identities;
+mod objects;
+mod policies;
+mod services;
+
+use objects::{Holder, Selectors};
+
+/// Differences that one round tells; more are counted.
+pub const DIFFERENCES_MAX: usize = 64;
+
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Audited {
+    /// Who an address is.
+    Identities,
+    /// What policy says between two addresses.
+    Policy,
+    /// Frontends and backends.
+    Services,
+    /// Local endpoints: their ports and the way to them.
+    Endpoints,
+    /// What each worker has adopted.
+    Workers,
+    /// What the kernel holds for us: attached programs, links.
+    Kernel,
+}
+
+impl Audited {
+    /// Everything that is compared.
+    pub const ALL: [Self; 6] = [
+        Self::Identities,
+        Self::Policy,
+        Self::Services,
+        Self::Endpoints,
+        Self::Workers,
+        Self::Kernel,
+    ];
+
+    /// The word for it, as metrics and people have it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Identities => "identities",
+            Self::Policy => "policy",
+            Self::Services => "services",
+            Self::Endpoints => "endpoints",
+            Self::Workers => "workers",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
+/// Something that is in force otherwise than the objects say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Where.
+    pub audited: Audited,
+    /// The object whose tables are wrong: `Pod shop/web-0`.
+    pub object: String,
+    /// What is expected, and what is there.
+    pub detail: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ({})", self.object, self.detail, self.audited.label())
+    }
+}
+
+/// What is compared with each other, at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment<'a> {
+    /// The objects.
+    pub state: &'a ClusterState,
+    /// The node.
+    pub node: &'a NodeView,
+    /// What was made of both: names for numbers.
+    pub compiled: &'a Compiled,
+    /// What workers were given.
+    pub tables: &'a Tables,
+}
+
+/// A round that is over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Things that were compared.
+    pub checked: u64,
+    /// Differences that were found.
+    pub found: u64,
+    /// The first [`DIFFERENCES_MAX`] of them.
+    pub differences: Vec<Difference>,
+}
+
+impl Round {
+    /// Notes a difference.
+    pub fn note(&mut self, audited: Audited, object: impl Into<String>, detail: impl Into<String>) {
+        self.found += 1;
+        if self.differences.len() < DIFFERENCES_MAX {
+            let (object, detail) = (object.into(), detail.into());
+            self.differences.push(Difference { audited, object, detail });
+        }
+    }
+}
+
+/// How far a round has come; within a stage, the last name that was looked at.
+#[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    Begin,
+    Pods(Option<ObjectName>),
+    Nodes(Option<String>),
+    Endpoints(Option<ObjectName>),
+    Blocks(Option<ObjectName>),
+    /// Addresses of the table that are still to be looked at.
+    Strays(Vec<IpAddr>),
+    /// Pairs of a subject and a peer, by their places in the round's lists.
+    Pairs(usize, usize),
+    Services(Option<ObjectName>),
+    /// Frontends of the table, likewise.
+    StrayFrontends(Vec<dataplane::lb::Frontend>),
+}
+
+/// Goes round and round over all objects.
+#[derive(Debug, Default)]
+pub struct Auditor {
+    stage: Stage,
+    selectors: Selectors,
+    /// Addresses that are somebody's.
+    met: HashSet<IpAddr>,
+    /// An address of each identity that was met, of either family, to ask policy about.
+    peers: BTreeMap<(Identity, bool), (IpAddr, Holder)>,
+    /// The same for pods of this node.
+    subjects: BTreeMap<(Identity, bool), (IpAddr, Holder)>,
+    round: Round,
+}
+
+impl Auditor {
+    /// Goes on until `is_over`, which is asked after each object, or until the round is over: then
+    /// it is told. At least one object is looked at.
+    pub fn step(
+        &mut self,
+        moment: &Moment<'_>,
+        mut is_over: impl FnMut() -> bool,
+    ) -> Option<Round> {
+        loop {
+            if let Some(round) = self.next(moment) {
+                return Some(round);
+            }
+            if is_over() {
+                return None;
+            }
+        }
+    }
+
+    /// One round from its beginning to its end.
+    #[must_use]
+    pub fn whole(moment: &Moment<'_>) -> Round {
+        let mut auditor = Self::default();
+        loop {
+            if let Some(round) = auditor.next(moment) {
+                return round;
+            }
+        }
+    }
+
+    /// Looks at the next object; tells the round that is over.
+    fn next(&mut self, moment: &Moment<'_>) -> Option<Round> {
+        let state = moment.state;
+        self.stage = match std::mem::take(&mut self.stage) {
+            Stage::Begin => {
+                self.selectors = Selectors::of(state);
+                self.met.clear();
+                self.peers.clear();
+                self.subjects.clear();
+                let somewhere = (objects::SOMEWHERE, Holder::World);
+                self.peers.insert((Identity::WORLD, true), somewhere);
+                Stage::Pods(None)
+            }
+            Stage::Pods(last) => match objects::after(&state.pods, last.as_ref()) {
+                Some((name, pod)) => {
+                    self.check_pod(moment, pod);
+                    Stage::Pods(Some(name.clone()))
+                }
+                None => Stage::Nodes(None),
+            },
+            Stage::Nodes(last) => match objects::after(&state.nodes, last.as_ref()) {
+                Some((name, node)) => {
+                    for address in &node.addresses {
+                        self.check_address(moment, *address);
+                    }
+                    Stage::Nodes(Some(name.clone()))
+                }
+                None => Stage::Endpoints(None),
+            },
+            Stage::Endpoints(last) => match objects::after(&moment.node.endpoints, last.as_ref()) {
+                Some((name, addresses)) => {
+                    for address in addresses {
+                        self.check_address(moment, *address);
+                    }
+                    Stage::Endpoints(Some(name.clone()))
+                }
+                None => Stage::Blocks(None),
+            },
+            Stage::Blocks(last) => match objects::after(&state.network_policies, last.as_ref()) {
+                Some((name, policy)) => {
+                    for address in objects::at_edges_of_blocks(policy) {
+                        self.check_address(moment, address);
+                    }
+                    Stage::Blocks(Some(name.clone()))
+                }
+                None => Stage::Strays(moment.tables.identities.exact.keys().collect()),
+            },
+            Stage::Strays(mut rest) => match rest.pop() {
+                Some(address) => {
+                    self.check_stray(moment, address);
+                    Stage::Strays(rest)
+                }
+                None => Stage::Pairs(0, 0),
+            },
+            Stage::Pairs(subject, peer) => self.check_pair(moment, subject, peer),
+            Stage::Services(last) => match objects::after(&state.services, last.as_ref()) {
+                Some((name, service)) => {
+                    self.check_service(moment, service);
+                    Stage::Services(Some(name.clone()))
+                }
+                None => Stage::StrayFrontends(services::frontends(moment.tables)),
+            },
+            Stage::StrayFrontends(mut rest) => match rest.pop() {
+                Some(frontend) => {
+                    self.check_stray_frontend(moment, frontend);
+                    Stage::StrayFrontends(rest)
+                }
+                None => {
+                    self.stage = Stage::Begin;
+                    return Some(std::mem::take(&mut self.round));
+                }
+            },
+        };
+        None
+    }
+}

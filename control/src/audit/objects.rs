@@ -1,0 +1,180 @@
+//! What the objects say, read plainly.
+
+use std::borrow::Borrow;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Bound;
+
+use super::Moment;
+use crate::compile::selectors::{Scope, Selector, namespace_labels};
+use crate::model::{Labels, NetworkPolicy, ObjectName, Peer, Pod};
+use crate::store::ClusterState;
+
+/// An address that stands for all that nobody knows: of TEST-NET-3 (RFC 5737).
+pub(super) const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 254));
+
+/// The entry that follows `last`.
+pub(super) fn after<'a, K: Ord, V>(
+    map: &'a BTreeMap<K, V>,
+    last: Option<&K>,
+) -> Option<(&'a K, &'a V)> {
+    let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+    map.range::<K, _>((from, Bound::Unbounded)).next()
+}
+
+/// Who has an address.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Owner<'a> {
+    /// This node.
+    Host,
+    /// Another one.
+    RemoteNode,
+    /// A pod, or a local endpoint whose pod is not known.
+    Pod(&'a ObjectName, Option<&'a Pod>),
+    /// Nobody here.
+    World,
+}
+
+/// An [`Owner`] to be remembered while objects change.
+#[derive(Debug, Clone)]
+pub(super) enum Holder {
+    Host,
+    RemoteNode,
+    Pod(ObjectName),
+    World,
+}
+
+impl From<Owner<'_>> for Holder {
+    fn from(owner: Owner<'_>) -> Self {
+        match owner {
+            Owner::Host => Self::Host,
+            Owner::RemoteNode => Self::RemoteNode,
+            Owner::Pod(name, _) => Self::Pod(name.clone()),
+            Owner::World => Self::World,
+        }
+    }
+}
+
+impl Holder {
+    pub(super) fn owner<'a>(&'a self, state: &'a ClusterState) -> Owner<'a> {
+        match self {
+            Self::Host => Owner::Host,
+            Self::RemoteNode => Owner::RemoteNode,
+            Self::Pod(name) => Owner::Pod(name, state.pods.get(name)),
+            Self::World => Owner::World,
+        }
+    }
+}
+
+/// Who has `address`: nodes before local endpoints, these before live pods, these before those that
+/// are ending. Looks at every pod: for what a quick look found odd.
+pub(super) fn owner<'a>(moment: &Moment<'a>, address: IpAddr) -> Owner<'a> {
+    let (state, node) = (moment.state, moment.node);
+    let own = state.nodes.get(&node.name);
+    if node.addresses.contains(&address) || own.is_some_and(|own| own.addresses.contains(&address))
+    {
+        return Owner::Host;
+    }
+    if state.nodes.values().any(|other| other.addresses.contains(&address)) {
+        return Owner::RemoteNode;
+    }
+    if let Some((name, _)) = node.endpoints.iter().find(|(_, own)| own.contains(&address)) {
+        return Owner::Pod(name, state.pods.get(name));
+    }
+    let claims = |pod: &&Pod| claims(pod) && pod.addresses.contains(&address);
+    let all = || state.pods.values().filter(claims);
+    match all().find(|pod| !pod.terminating).or_else(|| all().next()) {
+        Some(pod) => Owner::Pod(&pod.name, Some(pod)),
+        None => Owner::World,
+    }
+}
+
+/// Whether its addresses are its own.
+pub(super) fn claims(pod: &Pod) -> bool {
+    !pod.host_network && !pod.is_completed()
+}
+
+/// Every selector of every policy, with its text.
+#[derive(Debug, Default)]
+pub(super) struct Selectors(Vec<(Selector, String)>);
+
+impl Selectors {
+    pub(super) fn of(state: &ClusterState) -> Self {
+        let mut all = BTreeMap::new();
+        for policy in state.network_policies.values() {
+            let namespace = &policy.name.namespace;
+            let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+            let peers = rules.flat_map(|rule| &rule.peers);
+            let peers = peers.map(|peer| Selector::peer(namespace, peer));
+            for selector in std::iter::once(Selector::subject(policy)).chain(peers) {
+                all.entry(selector.to_string()).or_insert(selector);
+            }
+        }
+        Self(all.into_iter().map(|(text, selector)| (selector, text)).collect())
+    }
+
+    /// What is said of who has `address`.
+    pub(super) fn name(&self, state: &ClusterState, owner: Owner<'_>, address: IpAddr) -> String {
+        let kind = match owner {
+            Owner::Host => "host",
+            Owner::RemoteNode => "remote-node",
+            Owner::Pod(_, Some(_)) => "pod",
+            Owner::Pod(_, None) => "pod without Pod object",
+            Owner::World => "world",
+        };
+        let labels = match owner {
+            Owner::Pod(name, _) => namespace_labels(state, &name.namespace),
+            _ => Labels::new(),
+        };
+        let matches = |selector: &Selector| match (selector, owner) {
+            (Selector::Block { cidr, except }, _) => {
+                cidr.contains(address) && !except.iter().any(|range| range.contains(address))
+            }
+            (Selector::Pods { scope, pods }, Owner::Pod(name, pod)) => {
+                // Of a pod that is not known only what all pods have is sure.
+                let are_pods = pod.map_or(pods.is_empty(), |pod| pods.matches(&pod.labels));
+                let is_there = match scope {
+                    Scope::Named(namespace) => *namespace == name.namespace,
+                    Scope::Labelled(selector) => selector.matches(&labels),
+                };
+                is_there && are_pods
+            }
+            (Selector::Pods { .. }, _) => false,
+        };
+        let matching: Vec<&str> = self
+            .0
+            .iter()
+            .filter(|(selector, _)| matches(selector))
+            .map(|(_, text)| text.as_str())
+            .collect();
+        match (matching.is_empty(), owner) {
+            (false, _) => format!("{kind} in {}", matching.join("; ")),
+            (true, Owner::Pod(..)) => format!("{kind} that no policy selects"),
+            (true, _) => kind.to_owned(),
+        }
+    }
+}
+
+/// Addresses at which the set of `policy`'s blocks changes: the first of each range.
+pub(super) fn at_edges_of_blocks(policy: &NetworkPolicy) -> Vec<IpAddr> {
+    let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+    let mut edges = Vec::new();
+    for peer in rules.flat_map(|rule| &rule.peers) {
+        if let Peer::Block { cidr, except } = peer {
+            edges.push(cidr.address());
+            edges.extend(except.iter().map(|range| range.address()));
+        }
+    }
+    edges
+}
+
+/// The objects of one namespace.
+pub(super) fn within<'a, V>(
+    map: &'a BTreeMap<ObjectName, V>,
+    namespace: &'a str,
+) -> impl Iterator<Item = &'a V> {
+    let first = ObjectName::new(namespace, "");
+    map.range::<ObjectName, _>(first.borrow()..)
+        .take_while(move |(name, _)| name.namespace == namespace)
+        .map(|(_, object)| object)
+}

@@ -1,0 +1,188 @@
+//! Where services listen and where they lead: the tables beside the objects.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use dataplane::address::Protocol;
+use dataplane::lb::{BackendSet, Frontend, ServiceId};
+use dataplane::tables::Tables;
+
+use super::objects::within;
+use super::{Audited, Auditor, Moment};
+use crate::compile::maglev;
+use crate::model::{Endpoint, EndpointSlice, Service, ServicePort};
+
+type Backends = BTreeSet<(IpAddr, u16)>;
+
+/// Every frontend of the tables.
+pub(super) fn frontends(tables: &Tables) -> Vec<Frontend> {
+    tables.services.frontends.iter().map(|(frontend, _)| *frontend).collect()
+}
+
+impl Auditor {
+    /// A service's frontends and their backends.
+    pub(super) fn check_service(&mut self, moment: &Moment<'_>, service: &Service) {
+        if service.headless {
+            return;
+        }
+        for port in &service.ports {
+            if !matches!(port.protocol, Protocol::TCP | Protocol::UDP) {
+                continue;
+            }
+            for frontend in listens(moment, service, port) {
+                self.round.checked += 1;
+                if let Err(detail) = check_frontend(moment, service, port, &frontend) {
+                    let Frontend { address, protocol, l4_port } = frontend;
+                    let detail = format!("{address} {protocol} {l4_port}: {detail}");
+                    self.round.note(Audited::Services, format!("Service {}", service.name), detail);
+                }
+            }
+        }
+    }
+
+    /// A frontend of the tables: some service must listen there.
+    pub(super) fn check_stray_frontend(&mut self, moment: &Moment<'_>, frontend: Frontend) {
+        self.round.checked += 1;
+        let Some((id, _)) = moment.tables.services.frontends.get(&frontend) else { return };
+        let name = name_of(moment, *id);
+        let is_listening = name.parse().is_ok_and(|name| {
+            moment.state.services.get(&name).is_some_and(|service| {
+                let mut ports = service.ports.iter();
+                ports.any(|port| listens(moment, service, port).contains(&frontend))
+            })
+        });
+        if !is_listening {
+            let Frontend { address, protocol, l4_port } = frontend;
+            let detail = format!("does not listen on {address} {protocol} {l4_port} any more");
+            self.round.note(Audited::Services, format!("Service {name}"), detail);
+        }
+    }
+}
+
+/// `namespace/name` of a service's number.
+fn name_of(moment: &Moment<'_>, id: ServiceId) -> String {
+    let service = moment.tables.services.get(id);
+    service.map_or_else(String::new, |service| {
+        service.name.rsplit_once(':').map_or("", |(name, _)| name).to_owned()
+    })
+}
+
+fn listens(moment: &Moment<'_>, service: &Service, port: &ServicePort) -> BTreeSet<Frontend> {
+    let at = |address, l4_port| Frontend { address, protocol: port.protocol, l4_port };
+    let mut all: BTreeSet<Frontend> =
+        service.addresses().map(|address| at(address, port.l4_port)).collect();
+    let range = &moment.node.node_port_range;
+    if let Some(l4_port) = port.node_port.filter(|l4_port| range.contains(l4_port)) {
+        // In the families that the service has addresses of.
+        let of_family = |address: &&IpAddr| {
+            let mut own = service.cluster_ips.iter();
+            service.cluster_ips.is_empty() || own.any(|own| own.is_ipv4() == address.is_ipv4())
+        };
+        let addresses = moment.node.node_port_addresses.iter().filter(of_family);
+        all.extend(addresses.map(|address| at(*address, l4_port)));
+    }
+    all
+}
+
+fn check_frontend(
+    moment: &Moment<'_>,
+    service: &Service,
+    port: &ServicePort,
+    frontend: &Frontend,
+) -> Result<(), String> {
+    let services = &moment.tables.services;
+    let Some((id, _)) = services.frontends.get(frontend) else {
+        return Err("should be listened on; it is not".into());
+    };
+    let holder = name_of(moment, *id);
+    if holder != service.name.to_string() {
+        // Another that listens there as well keeps it.
+        let other = holder.parse().ok().and_then(|name| moment.state.services.get(&name));
+        let shares = other.is_some_and(|other| {
+            other.ports.iter().any(|port| listens(moment, other, port).contains(frontend))
+        });
+        return if shares { Ok(()) } else { Err(format!("is answered by {holder:?}")) };
+    }
+    let held = services.get(*id).ok_or("has no service behind it")?;
+    let wanted = serving(moment, service, port, frontend.address.is_ipv4());
+    for (word, set, local_only) in [("", &held.cluster, false), ("local ", &held.local, true)] {
+        let wanted = usable(moment, &wanted, local_only);
+        let found: Backends = set.backends.iter().map(|one| (one.address, one.l4_port)).collect();
+        if wanted.len() <= maglev::BACKENDS_MAX && found != wanted {
+            let (more, less) = (listed(&found - &wanted), listed(&wanted - &found));
+            return Err(format!("{word}backends: too many {more}; missing {less}"));
+        }
+        check_choice(set).map_err(|detail| format!("{word}backends: {detail}"))?;
+    }
+    Ok(())
+}
+
+fn listed(backends: Backends) -> String {
+    let texts: Vec<String> = backends.iter().map(|(at, port)| format!("{at} {port}")).collect();
+    format!("[{}]", texts.join(", "))
+}
+
+/// Every slot must lead to a backend, and each backend must have one.
+fn check_choice(set: &BackendSet) -> Result<(), String> {
+    let backends = set.backends.len();
+    if backends < 2 {
+        return Ok(());
+    }
+    let mut chosen = vec![false; backends];
+    for slot in &set.maglev {
+        *chosen.get_mut(usize::from(*slot)).ok_or("a slot leads to none of them")? = true;
+    }
+    match chosen.iter().position(|chosen| !chosen) {
+        Some(index) => Err(format!("{} is never chosen", set.backends[index].address)),
+        None => Ok(()),
+    }
+}
+
+/// An endpoint with its target port.
+type Target<'a> = ((IpAddr, u16), &'a Endpoint);
+
+/// The endpoints of a port in one family, or else in the other, where the node itself does not
+/// count.
+fn serving<'a>(
+    moment: &Moment<'a>,
+    service: &'a Service,
+    port: &'a ServicePort,
+    ipv4: bool,
+) -> Vec<Target<'a>> {
+    let of_service = |slice: &&EndpointSlice| slice.service.as_ref() == Some(&service.name.name);
+    let slices = within(&moment.state.endpoint_slices, &service.name.namespace).filter(of_service);
+    let mut all: Vec<Target<'a>> = Vec::new();
+    for slice in slices {
+        let named = |target: &&crate::model::SlicePort| {
+            target.name == port.name && target.protocol == port.protocol
+        };
+        let target = slice.ports.iter().find(named).and_then(|target| target.l4_port);
+        let Some(l4_port) = target else { continue };
+        all.extend(slice.endpoints.iter().map(|one| ((one.address, l4_port), one)));
+    }
+    let mut own = all.clone();
+    own.retain(|((address, _), _)| address.is_ipv4() == ipv4);
+    if own.is_empty() {
+        all.retain(|((address, _), _)| !moment.node.addresses.contains(address));
+        return all;
+    }
+    own
+}
+
+/// The ready ones, or else those that still serve while they end.
+fn usable(moment: &Moment<'_>, all: &[Target<'_>], local_only: bool) -> Backends {
+    let is_local = |endpoint: &Endpoint| match &endpoint.node {
+        Some(name) => *name == moment.node.name,
+        None => {
+            let mut endpoints = moment.node.endpoints.values();
+            moment.node.addresses.contains(&endpoint.address)
+                || endpoints.any(|own| own.contains(&endpoint.address))
+        }
+    };
+    let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> Backends {
+        let here = all.iter().filter(|(_, one)| !local_only || is_local(one));
+        here.filter(|(_, one)| wanted(one)).map(|(at, _)| *at).collect()
+    };
+    let ready = pick(&|one| one.ready);
+    if ready.is_empty() { pick(&|one| one.serving && one.terminating) } else { ready }
+}

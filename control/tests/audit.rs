@@ -1,0 +1,258 @@
+//! The audit finds nothing where tables say what objects say, and each table that is broken on
+//! purpose.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use control::audit::{Audited, Auditor, DIFFERENCES_MAX, Difference, Moment, Round};
+use control::compile::{Compiled, NodeView, compile};
+use control::manifests;
+use control::store::ClusterState;
+use dataplane::address::Protocol;
+use dataplane::identity::Identity;
+use dataplane::lb::{Frontend, FrontendKind, ServiceId};
+use dataplane::policy::SubjectPolicy;
+use dataplane::tables::Tables;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// Objects and the node that looks at them.
+struct Cluster {
+    state: ClusterState,
+    node: NodeView,
+}
+
+fn tables(compiled: &Compiled) -> Tables {
+    Tables {
+        identities: Arc::clone(&compiled.identities),
+        policy: Arc::clone(&compiled.policy),
+        services: Arc::clone(&compiled.services),
+        ..Tables::default()
+    }
+}
+
+fn moment<'a>(cluster: &'a Cluster, compiled: &'a Compiled, tables: &'a Tables) -> Moment<'a> {
+    Moment { state: &cluster.state, node: &cluster.node, compiled, tables }
+}
+
+/// Two namespaces, policies of every kind, a service with two backends and one without.
+const OBJECTS: &str = "
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {tier: front}}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: bank}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: one},
+ status: {addresses: [{type: InternalIP, address: 10.0.0.1}]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: two},
+ status: {addresses: [{type: InternalIP, address: 10.0.0.2}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}},
+ spec: {nodeName: one, containers: [{name: c, ports: [{name: http, containerPort: 8080}]}]},
+ status: {phase: Running, podIPs: [{ip: 10.1.0.1}, {ip: 'fd01::1'}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: db, namespace: shop, labels: {app: db}},
+ spec: {nodeName: two, containers: []}, status: {phase: Running, podIPs: [{ip: 10.1.1.1}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: clerk, namespace: bank, labels: {app: clerk}},
+ spec: {nodeName: one, containers: []}, status: {phase: Running, podIPs: [{ip: 10.1.0.2}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: cart, namespace: shop, labels: {app: cart}},
+ spec: {nodeName: one, containers: []}, status: {phase: Running, podIPs: [{ip: 10.1.0.3}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: web, namespace: shop},
+ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Egress],
+  ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: bank}}}],
+             ports: [{port: http}]}],
+  egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.128/25]}}],
+            ports: [{port: 5000, endPort: 6000}]}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy,
+ metadata: {name: strict, namespace: shop, annotations: {xskiff.io/policy-mode: audit}},
+ spec: {podSelector: {}, policyTypes: [Ingress]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop},
+ spec: {type: NodePort, clusterIPs: [10.96.0.1], ports: [{port: 80, nodePort: 30080}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4,
+ metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}},
+ ports: [{port: 8080}], endpoints: [{addresses: [10.1.0.1], nodeName: one},
+  {addresses: [10.1.1.1], nodeName: two}]}
+---
+{apiVersion: v1, kind: Service, metadata: {name: empty, namespace: bank},
+ spec: {clusterIPs: [10.96.0.2], ports: [{port: 443}]}}
+";
+
+fn shop() -> Cluster {
+    let state = manifests::parse(Path::new("objects.yaml"), OBJECTS).expect("good objects").state;
+    let own = ip("10.0.0.1");
+    let node = NodeView {
+        name: "one".into(),
+        addresses: [own].into(),
+        node_port_addresses: [own].into(),
+        endpoints: [("shop/web".parse().expect("a name"), [ip("10.1.0.1"), ip("fd01::1")].into())]
+            .into(),
+        ..NodeView::default()
+    };
+    Cluster { state, node }
+}
+
+/// What the audit finds once `breaking` has been at the tables.
+fn found(breaking: impl FnOnce(&mut Tables)) -> Vec<Difference> {
+    let cluster = shop();
+    let compiled = compile(&cluster.state, &cluster.node, &Compiled::default());
+    let mut tables = tables(&compiled);
+    breaking(&mut tables);
+    Auditor::whole(&moment(&cluster, &compiled, &tables)).differences
+}
+
+fn assert_found(found: &[Difference], audited: Audited, object: &str) {
+    let named = found.iter().any(|one| one.audited == audited && one.object == object);
+    assert!(named, "expected {audited:?} of {object}, found {found:#?}");
+    let others: Vec<_> = found.iter().filter(|one| one.audited != audited).collect();
+    // A wrong identity is judged wrongly as well.
+    let may_follow = |one: &&&Difference| one.audited == Audited::Policy;
+    assert!(others.iter().all(|one| may_follow(&one)), "{others:#?}");
+}
+
+fn frontend(address: &str, l4_port: u16) -> Frontend {
+    Frontend { address: ip(address), protocol: Protocol::TCP, l4_port }
+}
+
+#[test]
+fn tables_that_say_what_the_objects_say_differ_in_nothing() {
+    assert_eq!(found(|_| {}), []);
+}
+
+#[test]
+fn an_address_that_is_somebody_else_is_found() {
+    let clerk = ip("10.1.0.2");
+    let swapped = found(|tables| {
+        let exact = &mut Arc::make_mut(&mut tables.identities).exact;
+        let other = *exact.get(&ip("10.1.1.1")).expect("a pod");
+        exact.insert(clerk, other);
+    });
+    assert_found(&swapped, Audited::Identities, "Pod bank/clerk");
+    let gone = found(|tables| {
+        Arc::make_mut(&mut tables.identities).exact.remove(&clerk);
+    });
+    assert_found(&gone, Audited::Identities, "Pod bank/clerk");
+    let node = found(|tables| {
+        Arc::make_mut(&mut tables.identities).exact.insert(ip("10.0.0.2"), Identity::HOST);
+    });
+    assert_found(&node, Audited::Identities, "address 10.0.0.2");
+}
+
+#[test]
+fn an_address_that_nobody_has_any_more_is_found() {
+    let stray = found(|tables| {
+        Arc::make_mut(&mut tables.identities).exact.insert(ip("10.1.0.77"), Identity::HOST);
+    });
+    assert_found(&stray, Audited::Identities, "address 10.1.0.77");
+}
+
+#[test]
+fn a_range_that_is_lost_is_found() {
+    let lost = found(|tables| Arc::make_mut(&mut tables.identities).prefixes = Default::default());
+    assert_found(&lost, Audited::Identities, "address 192.0.2.0");
+}
+
+#[test]
+fn verdict_tables_that_are_lost_or_allow_more_or_less_are_found() {
+    let breakings: [(fn(&mut SubjectPolicy), &str, &str); 5] = [
+        (|web| *web = SubjectPolicy::default(), "10.1.0.1", "Pod shop/web"),
+        (|web| web.ingress = Some(Arc::default()), "10.1.0.1", "Pod shop/web"),
+        (|web| std::mem::swap(&mut web.ingress, &mut web.egress), "10.1.0.1", "Pod shop/web"),
+        (|web| web.egress_audit = Some(Arc::default()), "10.1.0.1", "Pod shop/web"),
+        (|cart| cart.ingress_audit = None, "10.1.0.3", "Pod shop/cart"),
+    ];
+    for (breaking, address, pod) in breakings {
+        let found = found(|tables| {
+            let identity = tables.identities.lookup(ip(address));
+            let subjects = &mut Arc::make_mut(&mut tables.policy).subjects;
+            breaking(subjects.get_mut(&identity).expect("a subject"));
+        });
+        assert_found(&found, Audited::Policy, pod);
+    }
+}
+
+#[test]
+fn frontends_that_are_lost_lead_elsewhere_or_are_nobodys_are_found() {
+    let services = |tables: &mut Tables, change: &dyn Fn(&mut dataplane::lb::ServiceTable)| {
+        change(Arc::make_mut(&mut tables.services));
+    };
+    for lost in [frontend("10.96.0.1", 80), frontend("10.0.0.1", 30080)] {
+        let found = found(|tables| {
+            services(tables, &|services| {
+                services.frontends.remove(&lost);
+            });
+        });
+        assert_found(&found, Audited::Services, "Service shop/web");
+    }
+    let elsewhere = found(|tables| {
+        services(tables, &|services| {
+            let other = *services.frontends.get(&frontend("10.96.0.2", 443)).expect("a frontend");
+            services.frontends.insert(frontend("10.96.0.1", 80), other);
+        });
+    });
+    assert_found(&elsewhere, Audited::Services, "Service shop/web");
+    let nobodys = found(|tables| {
+        services(tables, &|services| {
+            let kind = FrontendKind::ClusterIp;
+            services.frontends.insert(frontend("10.96.0.9", 80), (ServiceId(0), kind));
+        });
+    });
+    assert!(nobodys[0].detail.contains("10.96.0.9"), "{nobodys:?}");
+}
+
+#[test]
+fn backends_that_are_lost_or_never_chosen_are_found() {
+    let change = |change: &dyn Fn(&mut dataplane::lb::BackendSet)| {
+        found(|tables| {
+            let id = tables.services.frontends.get(&frontend("10.96.0.1", 80)).expect("there").0;
+            let services = Arc::make_mut(&mut tables.services);
+            let index = usize::try_from(id.0).expect("small");
+            let mut service = dataplane::lb::Service::clone(services.get(id).expect("a service"));
+            change(Arc::make_mut(&mut service.cluster));
+            services.services[index] = Arc::new(service);
+        })
+    };
+    let lost = change(&|set| set.backends = set.backends[..1].into());
+    assert_found(&lost, Audited::Services, "Service shop/web");
+    let unused = change(&|set| set.maglev.fill(0));
+    assert!(unused[0].detail.contains("never chosen"), "{unused:?}");
+    let nowhere = change(&|set| set.maglev.fill(9));
+    assert!(nowhere[0].detail.contains("leads to none"), "{nowhere:?}");
+}
+
+#[test]
+fn a_round_in_small_steps_finds_what_a_whole_one_does_and_begins_anew() {
+    let cluster = shop();
+    let compiled = compile(&cluster.state, &cluster.node, &Compiled::default());
+    let mut tables = tables(&compiled);
+    Arc::make_mut(&mut tables.identities).exact.remove(&ip("10.1.0.2"));
+    let moment = moment(&cluster, &compiled, &tables);
+    let whole = Auditor::whole(&moment);
+    let mut auditor = Auditor::default();
+    for _ in 0..2 {
+        let mut steps = 0;
+        let round = loop {
+            steps += 1;
+            if let Some(round) = auditor.step(&moment, || true) {
+                break round;
+            }
+        };
+        assert!(steps > 10, "one object a step");
+        assert_eq!(round, whole);
+    }
+}
+
+#[test]
+fn a_thousand_differences_are_counted_and_some_are_told() {
+    let mut round = Round::default();
+    (0..1000).for_each(|_| round.note(Audited::Services, "Service a/b", "is wrong"));
+    assert_eq!((round.found, round.differences.len()), (1000, DIFFERENCES_MAX));
+}
