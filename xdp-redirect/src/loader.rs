@@ -23,7 +23,7 @@ use crate::error::{Error, io_error};
 use crate::heartbeat::{HeartbeatWriter, Heartbeats};
 use crate::netlink::{self, AttachedMode};
 use crate::ready::ReadyFlags;
-use crate::rules::{L4Bitmap, OurPrefix, PortRule, Rules, typed};
+use crate::rules::{HeldRules, L4Bitmap, OurPrefix, PortRule, Rules, typed};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.bpf.o"));
 
@@ -305,6 +305,14 @@ impl Redirect {
         ours: bool,
     ) -> Result<(), Error> {
         self.rules.set_l4_ports(bitmap, range, ours)
+    }
+
+    /// What the kernel holds of all that, read back.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn held(&mut self) -> Result<HeldRules, Error> {
+        self.rules.held()
     }
 
     /// Sets after how long without a tick a worker counts as stalled; 500 ms at first. Shorter

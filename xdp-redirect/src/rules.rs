@@ -15,6 +15,10 @@ use crate::cast::index;
 use crate::error::{Error, io_error};
 use crate::limits;
 
+mod held;
+
+pub use held::HeldRules;
+
 /// What happens to traffic of ours while no live worker serves its queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnStall {

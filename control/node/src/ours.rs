@@ -11,8 +11,11 @@ use dataplane::address::Protocol;
 use dataplane::lpm::Prefix;
 use dataplane::port::{PortId, PortKind};
 use dataplane::tables::Tables;
-use xdp_redirect::rules::{L4Bitmap, OnStall, OurPrefix};
+use xdp_redirect::rules::{HeldRules, L4Bitmap, OnStall, OurPrefix};
 use xdp_redirect::{Error, Redirect};
+
+/// Words about tables that hold something else than they were told; more are counted.
+pub const TOLD_MAX: usize = 16;
 
 /// Everything that is ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -89,6 +92,26 @@ impl Ours {
         ours
     }
 
+    /// Tells what of this `other` has not, or otherwise.
+    fn tell_unlike(&self, other: &Self, word: &str, told: &mut Vec<String>) {
+        let prefixes = self.prefixes.iter().filter(|(prefix, settings)| {
+            other.prefixes.get(*prefix).is_none_or(|other| other != *settings)
+        });
+        told.extend(prefixes.map(|(prefix, _)| format!("prefix {prefix} {word}")));
+        let nodes = self.node_addresses.difference(&other.node_addresses);
+        told.extend(nodes.map(|address| format!("node address {address} {word}")));
+        let pods = self.pod_addresses.difference(&other.pod_addresses);
+        told.extend(pods.map(|(port, own)| format!("address {own} of port {} {word}", port.0)));
+        for (name, of) in ["TCP", "UDP", "ICMP"].iter().zip(BITMAPS.map(|(_, of)| of)) {
+            let ports = ranges(of(self).difference(of(other)));
+            told.extend(
+                ports
+                    .into_iter()
+                    .map(|range| format!("{name} port {}-{} {word}", range.start(), range.end())),
+            );
+        }
+    }
+
     /// What is in both, alike.
     fn shared(&self, other: &Self) -> Self {
         let same = |(prefix, settings): &(&Prefix, &(bool, bool))| {
@@ -118,6 +141,27 @@ impl Ours {
     }
 }
 
+impl From<HeldRules> for Ours {
+    fn from(held: HeldRules) -> Self {
+        let mut ours = Self {
+            node_addresses: held.node_addresses.into_iter().collect(),
+            pod_addresses: held.pod_addresses.into_iter().collect(),
+            ..Self::default()
+        };
+        for one in held.prefixes {
+            ours.prefixes.insert(one.prefix, (one.translated, one.on_stall == OnStall::Pass));
+        }
+        for (bitmap, l4_port) in held.l4_ports {
+            match bitmap {
+                L4Bitmap::Tcp => ours.tcp.insert(l4_port),
+                L4Bitmap::Udp => ours.udp.insert(l4_port),
+                L4Bitmap::Icmp => ours.icmp.insert(l4_port),
+            };
+        }
+        ours
+    }
+}
+
 /// What the program has been told, as far as that is known: a change that failed may have happened
 /// in part.
 #[derive(Debug, Default)]
@@ -133,6 +177,29 @@ impl RulesInForce {
     #[must_use]
     pub fn certain(&self) -> &Ours {
         &self.certain
+    }
+
+    /// Reads back what the program's tables hold, and goes on from there: the next
+    /// [`Self::update`] mends it. Tells how that differs from what they were told, in at most
+    /// [`TOLD_MAX`] words and a number of the rest; nothing after a change that failed, which is
+    /// known to be there in part.
+    ///
+    /// # Errors
+    /// The tables cannot be read.
+    pub fn read_back(&mut self, redirect: &mut Redirect) -> Result<Vec<String>, Error> {
+        let held = Ours::from(redirect.held()?);
+        let mut told = Vec::new();
+        if self.certain == self.possible {
+            self.certain.tell_unlike(&held, "is missing", &mut told);
+            held.tell_unlike(&self.certain, "is there and was never told", &mut told);
+        }
+        let more = told.len().saturating_sub(TOLD_MAX);
+        told.truncate(TOLD_MAX);
+        if more > 0 {
+            told.push(format!("{more} more"));
+        }
+        (self.certain, self.possible) = (held.clone(), held);
+        Ok(told)
     }
 
     /// Tells the program that `wanted` is ours, and nothing else. One step that fails holds up no
