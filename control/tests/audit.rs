@@ -5,14 +5,18 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use control::audit::{Audited, Auditor, DIFFERENCES_MAX, Difference, Moment, Round};
+use control::audit::{
+    Audited, Auditor, DIFFERENCES_MAX, Difference, Moment, Round, check_endpoint,
+};
 use control::compile::{Compiled, NodeView, compile};
 use control::manifests;
 use control::store::ClusterState;
-use dataplane::address::Protocol;
+use dataplane::address::{MacAddr, Protocol};
+use dataplane::forwarding::{Forwarding, NextHop, NextHopId};
 use dataplane::identity::Identity;
 use dataplane::lb::{Frontend, FrontendKind, ServiceId};
 use dataplane::policy::SubjectPolicy;
+use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::tables::Tables;
 
 fn ip(text: &str) -> IpAddr {
@@ -162,7 +166,8 @@ fn a_range_that_is_lost_is_found() {
 
 #[test]
 fn verdict_tables_that_are_lost_or_allow_more_or_less_are_found() {
-    let breakings: [(fn(&mut SubjectPolicy), &str, &str); 5] = [
+    type Breaking = fn(&mut SubjectPolicy);
+    let breakings: [(Breaking, &str, &str); 5] = [
         (|web| *web = SubjectPolicy::default(), "10.1.0.1", "Pod shop/web"),
         (|web| web.ingress = Some(Arc::default()), "10.1.0.1", "Pod shop/web"),
         (|web| std::mem::swap(&mut web.ingress, &mut web.egress), "10.1.0.1", "Pod shop/web"),
@@ -255,4 +260,47 @@ fn a_thousand_differences_are_counted_and_some_are_told() {
     let mut round = Round::default();
     (0..1000).for_each(|_| round.note(Audited::Services, "Service a/b", "is wrong"));
     assert_eq!((round.found, round.differences.len()), (1000, DIFFERENCES_MAX));
+}
+
+#[test]
+fn endpoints_whose_port_is_lost_strange_or_led_past_are_found() {
+    let [pod, port]: [_; 2] = [ip("10.1.0.1"), ip("10.1.0.9")];
+    let named = |kind, addresses: &[IpAddr]| {
+        Some(Port {
+            name: "veth1".into(),
+            kind,
+            mac: MacAddr::default(),
+            mtu: 1500,
+            checksums: Checksums::Complete,
+            addresses: addresses.into(),
+        })
+    };
+    let hop = |port| NextHop {
+        port,
+        to_host: false,
+        source: MacAddr::default(),
+        destination: None,
+        mtu: 1500,
+        neighbour: pod,
+    };
+    let with = |own: Option<Port>, leads_to: PortId| {
+        let forwarding = Forwarding {
+            next_hops: vec![hop(leads_to)],
+            endpoints: [(pod, NextHopId(0))].into_iter().collect(),
+            ..Forwarding::default()
+        };
+        let forwarding = Arc::new(forwarding);
+        Tables { ports: [own].into(), forwarding, ..Tables::default() }
+    };
+    let checked = |tables: &Tables| check_endpoint(tables, PortId(0), &[pod]);
+    assert_eq!(checked(&with(named(PortKind::Pod, &[pod]), PortId(0))), Ok(()));
+    for (own, leads_to, told) in [
+        (None, PortId(0), "in no table"),
+        (named(PortKind::Uplink, &[pod]), PortId(0), "of kind Uplink"),
+        (named(PortKind::Pod, &[pod, port]), PortId(0), "should let speak"),
+        (named(PortKind::Pod, &[pod]), PortId(1), "10.1.0.1 does not lead to veth1"),
+    ] {
+        let error = checked(&with(own, leads_to)).unwrap_err();
+        assert!(error.contains(told), "{error}");
+    }
 }

@@ -108,6 +108,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         v6: Option<u32>,
     },
+    /// Compares everything in force with what objects say, and answers when it is over.
+    Audit,
     /// Which rule decides.
     PolicyExplain(PolicyQuestion),
     /// Dropped packets by reason.
@@ -386,6 +388,7 @@ fn validate(request: &Request) -> Result<(), AdminError> {
             decode_frame(frame).map(drop)
         }
         Request::Status
+        | Request::Audit
         | Request::EndpointList
         | Request::ServiceList
         | Request::Drops

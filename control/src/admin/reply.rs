@@ -32,6 +32,8 @@ pub enum Reply {
     CtTop(Vec<CtTopRow>),
     /// To [`super::Request::CtResize`]: the tables as they are now.
     CtTables(Vec<FlowTableStatus>),
+    /// To [`super::Request::Audit`].
+    Audit(AuditReport),
     /// To [`super::Request::PolicyExplain`].
     Policy(PolicyExplanation),
     /// To [`super::Request::Drops`].
@@ -54,6 +56,28 @@ pub enum Reply {
     },
     /// Not obeyed.
     Error(AdminError),
+}
+
+/// A round of the audit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditReport {
+    /// Things that were compared.
+    pub checked: u64,
+    /// How many of them differ.
+    pub found: u64,
+    /// The first of those, at most [`crate::audit::DIFFERENCES_MAX`].
+    pub differences: Vec<AuditDifference>,
+}
+
+/// Something that is in force otherwise than the objects say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditDifference {
+    /// Where: `identities`, `policy`, `services`, `endpoints`, `workers` or `kernel`.
+    pub audited: String,
+    /// Whose.
+    pub object: String,
+    /// What is expected, and what is there.
+    pub detail: String,
 }
 
 /// One element of a stream.

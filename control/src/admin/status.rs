@@ -35,6 +35,9 @@ pub struct Status {
     pub xdp: XdpCounts,
     /// What control does.
     pub control: ControlStatus,
+    /// The audit of what is in force.
+    #[serde(default)]
+    pub audit: AuditStatus,
     /// The manifests folder.
     pub manifests: ManifestsStatus,
     /// Fields of the configuration file that differ from what is in force, and will until the
@@ -43,6 +46,26 @@ pub struct Status {
     pub waiting_for_restart: Vec<String>,
     /// Last errors, newest first, at most [`ERRORS_MAX`].
     pub errors: Vec<ObjectError>,
+}
+
+/// How the audit stands.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// Rounds since the process began.
+    pub rounds: u64,
+    /// Rounds after which everything was made anew.
+    pub repairs: u64,
+    /// Things that the last round compared.
+    pub checked: u64,
+    /// Differences that the last round found.
+    pub found: u64,
+    /// Seconds that the last round took.
+    pub seconds: f64,
+    /// Seconds since it ended; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_since: Option<u64>,
+    /// Differences since the process began, by what differed.
+    pub differences: Vec<(String, u64)>,
 }
 
 /// Errors kept for `status`, at most.

@@ -5,7 +5,7 @@
 //! compiles from nothing, and says what was wrong ([`Difference`]).
 //!
 //! Reading order: this file (rounds and their stages), [`objects`] (what the objects say),
-//! [`identities`], [`policies`], [`services`] (what the tables say to that).
+//! [`identities`], [`policies`], [`services`], [`endpoints`] (what the tables say to that).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,11 +19,13 @@ use crate::compile::{Compiled, NodeView};
 use crate::model::ObjectName;
 use crate::store::ClusterState;
 
+mod endpoints;
 mod identities;
 mod objects;
 mod policies;
 mod services;
 
+pub use endpoints::check_endpoint;
 use objects::{Holder, Selectors};
 
 /// Differences that one round tells; more are counted.

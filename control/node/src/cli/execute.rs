@@ -58,6 +58,9 @@ pub enum ExecuteError {
     /// There is no demo, or something in it came out otherwise than expected.
     #[error(transparent)]
     Demo(#[from] crate::demo::DemoError),
+    /// The audit found something.
+    #[error("{0} differences; the node has made its tables anew: ask again, and report what stays")]
+    Differences(u64),
     /// A traffic agent cannot work.
     #[error("{0:#}")]
     Agent(anyhow::Error),
@@ -93,7 +96,13 @@ pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
             // First, so that what makes no sense is wrong usage without a node, too.
             let request = request(command)?;
             let reply = Client::connect(&cli.socket)?.ask(request)?;
-            print(&reply, cli.json)
+            print(&reply, cli.json)?;
+            match reply {
+                Reply::Audit(report) if report.found > 0 => {
+                    Err(ExecuteError::Differences(report.found))
+                }
+                _ => Ok(()),
+            }
         }
     }
 }
@@ -108,6 +117,7 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
         Command::Policy(PolicyCommand::Explain { from, to, l4_port, protocol }) => {
             Request::PolicyExplain(PolicyQuestion { from, to, l4_port, protocol })
         }
+        Command::Audit => Request::Audit,
         Command::Drops => Request::Drops,
         Command::Trace(args) => {
             let frame = if args.frame == "-" { standard_input()? } else { args.frame };

@@ -75,6 +75,8 @@ pub enum Command {
     /// Which policy rule decides.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Compare everything in force with what the objects say; exits with 1 on a difference.
+    Audit,
     /// Dropped packets, by reason.
     Drops,
     /// Recent decisions; with --follow, new ones as they come.

@@ -13,6 +13,7 @@ use super::table::{Table, grouped};
 use connections::{ct, ct_counts, ct_top, flow_table};
 use policy::policy;
 
+mod audit;
 mod connections;
 mod policy;
 
@@ -33,6 +34,7 @@ pub fn reply(reply: &Reply) -> String {
         Reply::CtTables(tables) => {
             tables.iter().fold(String::new(), |text, table| text + &flow_table(table) + "\n")
         }
+        Reply::Audit(report) => audit::report(report),
         Reply::Policy(explanation) => policy(explanation),
         Reply::Drops(drops) => show_drops(drops),
         Reply::Trace(report) => trace(report),
@@ -91,6 +93,7 @@ fn show_status(status: &Status) -> String {
         grouped(xdp.malformed),
         grouped(xdp.not_ip)
     );
+    out.push_str(&audit::line(&status.audit));
     let dropped: u64 = status.drops.iter().map(|drop| drop.packets).sum();
     if dropped > 0 {
         let _ = writeln!(out, "{}", show_drops(&status.drops));

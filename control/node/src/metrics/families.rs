@@ -4,7 +4,7 @@ use control::admin::Status;
 use control::admin::status::{PortStatus, WorkerStatus};
 use dataplane::DropReason;
 
-use super::{Family, Labels, Sample, flow_tables};
+use super::{Family, Labels, Sample, audit, flow_tables};
 
 pub(super) fn families(status: &Status) -> Vec<Family> {
     let mut families = node(status);
@@ -16,6 +16,7 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
     families.extend(ports(status));
     families.push(xdp(status));
     families.extend(control(status));
+    families.extend(audit::families(status));
     families.extend(manifests(status));
     families
 }
@@ -28,7 +29,7 @@ pub(super) fn counter(name: &'static str, help: &'static str, samples: Vec<Sampl
     Family { name, help, counter: true, samples }
 }
 
-fn one(value: u64) -> Vec<Sample> {
+pub(super) fn one(value: u64) -> Vec<Sample> {
     vec![Sample { labels: Vec::new(), value }]
 }
 

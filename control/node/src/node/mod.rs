@@ -5,7 +5,7 @@
 //! end), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
 //! what published), [`local_pods`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
 //! clients are told), [`verdict`] (how the node stands). [`from_config`], [`configuration`],
-//! [`capacity`], [`manifests`], [`endpoints`], [`endpoint_record`], [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
+//! [`capacity`], [`manifests`], [`audit`], [`endpoints`], [`endpoint_record`], [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
 //! [`socket_audit`], [`source_nat`], [`filter`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts.
 //!
@@ -41,6 +41,7 @@ use crate::ports::PortTable;
 use crate::workers::flow_memory::Beginning;
 use crate::workers::{Workers, monotonic_now};
 
+mod audit;
 mod capacity;
 pub mod captures;
 mod caught;
@@ -76,6 +77,7 @@ pub mod verdict;
 pub use error::NodeError;
 pub use settings::Settings;
 
+use audit::Audit;
 use captures::Capture;
 use configuration::InForce;
 use endpoint_record::{EndpointRecord, Recorded};
@@ -162,6 +164,7 @@ pub struct Node {
     config: watch::Receiver<ConfigUpdate>,
     in_force: Option<InForce>,
     unfollowed: Unfollowed,
+    audit: Audit,
     socket_audit: SocketAudit,
     rule_addresses: RuleAddresses,
     /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
@@ -303,6 +306,7 @@ impl Node {
             config: told.config,
             in_force: told.in_force,
             unfollowed: Unfollowed::default(),
+            audit: Audit::default(),
             socket_audit: SocketAudit::default(),
             rule_addresses: RuleAddresses::default(),
             stall_after_ns,
@@ -434,6 +438,7 @@ impl Node {
         if asked {
             self.reconcile().await;
         }
+        self.audit_a_little().await;
     }
 
     async fn housekeep(&mut self) {

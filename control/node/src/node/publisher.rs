@@ -84,6 +84,19 @@ impl Publisher {
         }
     }
 
+    /// Compiles from nothing when next asked to: what was remembered is not to be trusted.
+    pub fn begin_anew(&mut self) {
+        self.compiled = Compiled::default();
+        self.affected = Affected::Everything;
+        self.is_outdated = true;
+    }
+
+    /// What was compiled for whom, and the tables made of it; `None` before the first.
+    #[must_use]
+    pub fn in_force(&self) -> Option<(&NodeView, &Tables)> {
+        Some((self.compiled_for.as_ref()?, &self.tables))
+    }
+
     /// The cluster as last taken over.
     #[must_use]
     pub fn cluster(&self) -> &ClusterState {

@@ -57,6 +57,7 @@ impl Node {
             flow_tables: self.flow_table_statuses(),
             xdp: self.xdp_counts(),
             control: self.control_status(),
+            audit: self.audit_status(),
             manifests: self.manifests_status(),
             waiting_for_restart: self
                 .in_force

@@ -36,6 +36,7 @@ impl Node {
             Request::Flows { filter, follow } => self.stream_flows(&filter, follow, &reply),
             Request::Capture(request) => self.start_capture(&request, &reply),
             Request::CtWatch { filter } => self.watch_flows(&filter, &reply),
+            Request::Audit => Ok(self.begin_audit(&reply)),
             Request::CtResize { v4, v6 } => self.resize_flow_tables((v4, v6), &reply),
             request => self.answer_once(request).await.map(Some),
         };
@@ -81,6 +82,7 @@ impl Node {
             Request::ConfigDiff { candidate } => self.config_diff(&candidate)?,
             Request::Flows { .. }
             | Request::CtWatch { .. }
+            | Request::Audit
             | Request::Capture(_)
             | Request::CtResize { .. } => {
                 let detail = "it has no answer at once".into();

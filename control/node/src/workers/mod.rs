@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dataplane::counters::WorkerCounters;
 use dataplane::event::{FlowEvent, NeighbourRequest, Reports};
@@ -208,6 +208,15 @@ struct Handle {
     thread: Option<JoinHandle<WorkerFlows>>,
     /// Had no room for the tables published last.
     behind: bool,
+    /// Tables that were put into its mailbox.
+    given: u64,
+}
+
+impl Handle {
+    fn give(&mut self, tables: &Arc<Tables>) {
+        self.behind = self.mailbox.send(Command::Publish(Arc::clone(tables))).is_err();
+        self.given += u64::from(!self.behind);
+    }
 }
 
 /// All workers of the node.
@@ -219,6 +228,8 @@ pub struct Workers {
     growth: FlowGrowth,
     inboxes: Arc<Inboxes<Frame>>,
     latest: Arc<Tables>,
+    /// When `latest` was published.
+    published: Instant,
     idle: Idle,
 }
 
@@ -287,11 +298,14 @@ impl Workers {
                 reports,
                 thread,
                 behind: false,
+                given: 0,
             });
         }
         let latest = Arc::clone(tables);
         let idle = settings.idle;
-        let mut workers = Self { handles, ports, flows, beginnings, growth, inboxes, latest, idle };
+        let published = Instant::now();
+        let mut workers =
+            Self { handles, ports, flows, beginnings, growth, inboxes, latest, published, idle };
         workers.spawn(parts)?;
         Ok(workers)
     }
@@ -333,10 +347,24 @@ impl Workers {
         self.latest = Arc::clone(tables);
         // Before any flow is decided under it: a process that follows must not give it again.
         self.flows.note_generation(tables.generation);
+        self.published = Instant::now();
         for handle in &mut self.handles {
-            handle.behind = handle.mailbox.send(Command::Publish(Arc::clone(tables))).is_err();
+            handle.give(tables);
             handle.shared.wake();
         }
+    }
+
+    /// For each worker, how many of the tables published it has not adopted though they have been
+    /// there for longer than `patience`; `None` for one that has all.
+    #[must_use]
+    pub fn behind(&self, patience: Duration) -> Vec<Option<u64>> {
+        let is_due = self.published.elapsed() > patience;
+        let behind = |handle: &Handle| {
+            let left = handle.given.saturating_sub(handle.counters.tables_adopted.get());
+            let behind = left + u64::from(handle.behind);
+            (is_due && behind > 0).then_some(behind)
+        };
+        self.handles.iter().map(behind).collect()
     }
 
     /// Sends a command to every worker; says how many had no room for it.
@@ -355,8 +383,7 @@ impl Workers {
         for handle in &mut self.handles {
             handle.mailbox.free_retired();
             if handle.behind {
-                let latest = Command::Publish(Arc::clone(&self.latest));
-                handle.behind = handle.mailbox.send(latest).is_err();
+                handle.give(&self.latest);
             }
         }
     }

@@ -27,6 +27,7 @@ fn workers(run: impl FnOnce(Arc<Shared>) + Send + 'static) -> Workers {
             hold
         })),
         behind: false,
+        given: 0,
     };
     Workers {
         handles: vec![handle],
@@ -36,6 +37,7 @@ fn workers(run: impl FnOnce(Arc<Shared>) + Send + 'static) -> Workers {
         growth,
         inboxes: Inboxes::new(1),
         latest: Arc::default(),
+        published: Instant::now(),
         idle: Idle::Spin,
     }
 }
@@ -95,4 +97,15 @@ fn a_worker_that_ends_by_order_is_not_gone() {
     workers.handles[0].shared.stop.store(true, Ordering::SeqCst);
     wait_for(|| workers.handles[0].thread.as_ref().is_some_and(JoinHandle::is_finished));
     assert_eq!(workers.gone(), None);
+}
+
+#[test]
+fn a_worker_that_does_not_adopt_what_is_published_is_behind_once_it_has_had_time() {
+    let mut workers = workers(|_| {});
+    workers.publish(&Arc::default());
+    workers.publish(&Arc::default());
+    assert_eq!(workers.behind(LIMIT), [None], "it may still");
+    assert_eq!(workers.behind(Duration::ZERO), [Some(2)]);
+    workers.handles[0].counters.tables_adopted.add(2);
+    assert_eq!(workers.behind(Duration::ZERO), [None]);
 }
