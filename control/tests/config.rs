@@ -11,8 +11,11 @@ fn example() -> String {
 }
 
 /// Fields whose example shows something other than the default, since an empty one shows nothing.
-const SHOWN_OTHERWISE: [&str; 12] = [
+const SHOWN_OTHERWISE: [&str; 15] = [
     "manifests",
+    "kubernetes.api_servers",
+    "kubernetes.kubeconfig",
+    "kubernetes.ca_file",
     "uplinks",
     "flow_table.ipv4_flows",
     "flow_table.ipv4_flows_max",
@@ -400,4 +403,55 @@ fn sizes_of_flow_tables_that_cannot_be_are_refused_by_name() {
     }
     let text = "flow_table: {ipv4_flows: 200}\n";
     assert_eq!(Config::parse(text).expect("valid").flow_table.ipv4_flows, Some(200));
+}
+
+#[test]
+fn api_servers_and_a_folder_exclude_each_other_and_both_are_named() {
+    let both = refused("manifests: /etc/a\nkubernetes: {enabled: true}");
+    assert!(both.contains("kubernetes.enabled") && both.contains("/etc/a"), "{both}");
+    let text = "manifests: /etc/a\nkubernetes: {api_servers: [\"https://10.0.0.1:6443\"]}";
+    assert!(Config::parse(text).is_ok(), "what is not enabled is no source");
+}
+
+#[test]
+fn servers_are_named_with_tls_or_on_this_machine() {
+    for good in [
+        "https://10.0.0.1:6443",
+        "https://[fd00::1]:6443",
+        "https://api.internal/",
+        "http://127.0.0.1:8001",
+        "http://[::1]:8001",
+        "http://localhost",
+    ] {
+        let text = format!("kubernetes: {{api_servers: [\"{good}\"]}}");
+        assert!(Config::parse(&text).is_ok(), "{good}");
+    }
+    for bad in [
+        "10.0.0.1:6443",
+        "http://10.0.0.1:8080",
+        "https://",
+        "https://10.0.0.1:0",
+        "https://10.0.0.1:port",
+        "https://a/b",
+        "https://user@a",
+        "https://fd00::1",
+        "https://[fd00::1",
+        "ftp://a",
+    ] {
+        let error = refused(&format!("kubernetes: {{relays: [\"{bad}\"]}}"));
+        assert!(error.contains("kubernetes.relays[0]"), "{error}");
+    }
+    let twice = refused("kubernetes: {relays: [\"https://a\", \"https://a\"]}");
+    assert!(twice.contains("relays[1]") && twice.contains("twice"), "{twice}");
+}
+
+#[test]
+fn times_of_following_have_bounds() {
+    let error = refused(
+        "kubernetes: {silence_seconds: 0, watch_seconds_min: 400, hold_percent: 0, \
+         state_directory: var}",
+    );
+    for field in ["silence_seconds", "watch_seconds_min", "hold_percent", "state_directory"] {
+        assert!(error.contains(&format!("kubernetes.{field}")), "{error}");
+    }
 }

@@ -13,11 +13,15 @@ use control::model::ObjectKey;
 use control::store::Change;
 use tokio::sync::watch;
 
+use crate::follow::standing::Reporter;
+
 /// How a source stands, for people.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Readings of the folder, and refusals.
     pub manifests: ManifestsStatus,
+    /// The API servers, where they are the source.
+    pub kubernetes: Option<Reporter>,
     /// When the source last said something that could be taken.
     pub last_success: Option<Instant>,
 }
@@ -68,7 +72,13 @@ impl Sender {
         report: impl FnOnce(&mut Report),
     ) {
         let mut waiting = lock(&self.waiting);
-        waiting.changes.extend(changes.into_iter().map(|change| (change.key(), change)));
+        let changes = changes.into_iter().map(|change| (change.key(), change));
+        if waiting.changes.is_empty() {
+            // Built at once, where a whole cluster comes.
+            waiting.changes = changes.collect();
+        } else {
+            waiting.changes.extend(changes);
+        }
         report(&mut waiting.report);
         drop(waiting);
         self.turn.send_modify(|turn| *turn = turn.wrapping_add(1));

@@ -1,7 +1,17 @@
 //! The cluster as a node follows it. Everything here is asynchronous and may be slow, hang or fail;
 //! what was last sent through the [`feed`] stays in force meanwhile.
 //!
-//! Reading order: [`feed`] (what a source says, and how a node takes it).
+//! Reading order: [`resource`] (what is followed), [`feed`] (what a source says, and how a node takes
+//! it), [`client`] (the servers, and how they are reached), [`decode`] (one object of theirs),
+//! [`follow`] (what they say becomes what is in force), [`compact`] (objects as few bytes),
+//! [`snapshot`] (what was last in force, on disk), [`serve`] (the list and watch protocol, served).
 #![forbid(unsafe_code)]
 
+pub mod client;
+pub mod compact;
+pub mod decode;
 pub mod feed;
+pub mod follow;
+pub mod resource;
+pub mod serve;
+pub mod snapshot;

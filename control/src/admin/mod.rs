@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::shown::cut;
 
+pub mod kubernetes;
 pub mod reply;
 pub mod status;
 

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::kubernetes::KubernetesStatus;
 use super::reply::{DropCount, ManifestsStatus};
 
 /// Everything the node says about itself.
@@ -40,6 +41,9 @@ pub struct Status {
     pub audit: AuditStatus,
     /// The manifests folder.
     pub manifests: ManifestsStatus,
+    /// The API servers, where they are followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesStatus>,
     /// Fields of the configuration file that differ from what is in force, and will until the
     /// process is started again.
     #[serde(default)]

@@ -20,6 +20,7 @@ use crate::yaml;
 mod cautions;
 mod conntrack;
 pub mod effects;
+mod kubernetes;
 mod ranges;
 mod snat;
 mod timeouts;
@@ -28,6 +29,7 @@ mod validate;
 pub use cautions::Caution;
 pub use conntrack::{Conntrack, TcpWindows};
 pub use effects::{Change, Effect};
+pub use kubernetes::{Kubernetes, check_server};
 pub use snat::Snat;
 pub use timeouts::Timeouts;
 pub use validate::Problem;
@@ -137,6 +139,8 @@ pub struct Config {
     pub run_directory: PathBuf,
     /// Folder of Kubernetes manifests; `--manifests` overrides it.
     pub manifests: Option<PathBuf>,
+    /// The API servers, in place of a folder.
+    pub kubernetes: Kubernetes,
     /// Interfaces to the outside.
     pub uplinks: Vec<Uplink>,
     /// Worker threads.
@@ -176,6 +180,7 @@ impl Default for Config {
             node_name: String::new(),
             run_directory: PathBuf::from("/run/xskiff"),
             manifests: None,
+            kubernetes: Kubernetes::default(),
             uplinks: Vec::new(),
             workers: Workers::default(),
             pods: Sockets::pods(),
@@ -507,8 +512,17 @@ impl Config {
         if !unknown.is_empty() {
             return Err(ConfigError::Unknown(unknown.into_iter().collect()));
         }
-        let problems = validate::problems(&config);
-        if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(problems)) }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether its values can work, each and together.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`], naming every field that is wrong.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let problems = validate::problems(self);
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
     }
 
     /// The configuration as a YAML document with every field.

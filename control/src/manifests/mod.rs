@@ -9,13 +9,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::model::{InvalidObject, Object, convert};
+use crate::model::read::{self, ReadError, UnknownFields};
+use crate::model::{InvalidObject, Kind, Object};
 use crate::shown::shortened;
 use crate::store::{ClusterState, Conflict};
 use crate::{text_file, yaml};
@@ -29,9 +26,6 @@ pub const OBJECTS_MAX: usize = 400_000;
 
 /// Readings of a folder that changes meanwhile, at most.
 const READS_MAX: usize = 5;
-
-/// The kinds that are read.
-const KINDS: [&str; 6] = ["Namespace", "Node", "Pod", "Service", "EndpointSlice", "NetworkPolicy"];
 
 /// Where an object was read.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -269,39 +263,29 @@ impl Reader {
         kind: &str,
         document: Value,
     ) -> Option<Result<Object, ManifestError>> {
-        let convert_with = Typed { origin, kind };
-        Some(match (version, kind) {
-            ("v1", "Namespace") => convert_with
-                .read::<core::Namespace, _>(document, convert::namespace)
-                .map(Object::Namespace),
-            ("v1", "Node") => {
-                convert_with.read::<core::Node, _>(document, convert::node).map(Object::Node)
+        let Some(known) = Kind::ALL.into_iter().find(|known| known.name() == kind) else {
+            let meant = misspelt(version, kind)?;
+            let message = format!("{kind} is no kind that is read here: write {meant}");
+            return Some(Err(ManifestError::NoObject { origin: origin.clone(), message }));
+        };
+        if version != known.api_version() {
+            let message = format!(
+                "{kind} of apiVersion {version} is not read here: write {}",
+                known.api_version()
+            );
+            return Some(Err(ManifestError::NoObject { origin: origin.clone(), message }));
+        }
+        let object = title(kind, &document);
+        let origin = || origin.clone();
+        Some(read::object(known, document, UnknownFields::Refuse).map_err(|error| match error {
+            ReadError::Type { field, message } => {
+                ManifestError::Type { origin: origin(), object, field, message }
             }
-            ("v1", "Pod") => {
-                convert_with.read::<core::Pod, _>(document, convert::pod).map(Object::Pod)
+            ReadError::Unknown(fields) => {
+                ManifestError::Unknown { origin: origin(), object, fields }
             }
-            ("v1", "Service") => convert_with
-                .read::<core::Service, _>(document, convert::service)
-                .map(Object::Service),
-            ("discovery.k8s.io/v1", "EndpointSlice") => convert_with
-                .read::<EndpointSlice, _>(document, convert::endpoint_slice)
-                .map(Object::EndpointSlice),
-            ("networking.k8s.io/v1", "NetworkPolicy") => convert_with
-                .read::<NetworkPolicy, _>(document, convert::network_policy)
-                .map(Object::NetworkPolicy),
-            (_, kind) if KINDS.contains(&kind) => Err(ManifestError::NoObject {
-                origin: origin.clone(),
-                message: format!(
-                    "{kind} of apiVersion {version} is not read here: write v1, \
-                         discovery.k8s.io/v1 or networking.k8s.io/v1"
-                ),
-            }),
-            _ => {
-                let meant = misspelt(version, kind)?;
-                let message = format!("{kind} is no kind that is read here: write {meant}");
-                Err(ManifestError::NoObject { origin: origin.clone(), message })
-            }
-        })
+            ReadError::Invalid(invalid) => ManifestError::Invalid { origin: origin(), invalid },
+        }))
     }
 
     fn insert(&mut self, origin: &Origin, object: String, read: Object) {
@@ -324,40 +308,6 @@ impl Reader {
     }
 }
 
-/// Reads one kind, refusing fields that its type does not have.
-struct Typed<'a> {
-    origin: &'a Origin,
-    kind: &'a str,
-}
-
-impl Typed<'_> {
-    fn read<T: DeserializeOwned, M>(
-        &self,
-        document: Value,
-        convert: fn(T) -> Result<M, InvalidObject>,
-    ) -> Result<M, ManifestError> {
-        let object = title(self.kind, &document);
-        let mut fields = Vec::new();
-        let mut ignored = |path: serde_ignored::Path<'_>| fields.push(yaml::dotted(&path));
-        let fields_named = serde_ignored::Deserializer::new(document, &mut ignored);
-        let typed = serde_path_to_error::deserialize(fields_named).map_err(
-            |error: serde_path_to_error::Error<serde_json::Error>| ManifestError::Type {
-                origin: self.origin.clone(),
-                object: object.clone(),
-                field: shortened(&error.path().to_string()),
-                message: shortened(&error.inner().to_string()),
-            },
-        )?;
-        // k8s-openapi reads these two itself and hands them to nobody.
-        fields.retain(|field| field != "apiVersion" && field != "kind");
-        if !fields.is_empty() {
-            return Err(ManifestError::Unknown { origin: self.origin.clone(), object, fields });
-        }
-        convert(typed)
-            .map_err(|invalid| ManifestError::Invalid { origin: self.origin.clone(), invalid })
-    }
-}
-
 /// The kind that was probably meant, for one of an API group that is read and that differs from it
 /// by case, number or a slip of two letters: passed by as a stranger, a policy would not come into
 /// force. Other groups' kinds may be spelt alike by right.
@@ -371,7 +321,7 @@ fn misspelt(version: &str, kind: &str) -> Option<&'static str> {
         Some(stem) => format!("{stem}y"),
         None => kind.strip_suffix('s').unwrap_or(&kind).to_owned(),
     };
-    KINDS.into_iter().find(|known| {
+    Kind::ALL.into_iter().map(Kind::name).find(|known| {
         let known = known.to_ascii_lowercase();
         let slips_max = if known.len() > 4 { 2 } else { 1 };
         singular == known || distance(&known, &kind) <= slips_max

@@ -15,7 +15,7 @@ use super::labels::{check_key, check_value, labels};
 use crate::shown::shortened;
 
 pub use super::convert_policy::network_policy;
-pub use super::convert_service::{endpoint_slice, service};
+pub use super::convert_service::{NOT_OBEYED, endpoint_slice, service};
 use super::{
     InvalidObject, LabelSelector, NamedPort, Namespace, Node, ObjectName, Operator, Pod, PodPhase,
     PolicyMode, Requirement,

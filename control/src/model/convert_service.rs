@@ -12,6 +12,9 @@ use super::convert::{
 };
 use super::{Endpoint, EndpointSlice, InvalidObject, Service, ServicePort, SlicePort};
 
+/// Fields of a Service that are understood but not obeyed.
+pub const NOT_OBEYED: [&str; 2] = ["spec.sessionAffinity", "spec.trafficDistribution"];
+
 /// The label that ties an EndpointSlice to its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -162,14 +165,14 @@ fn traffic_policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, Prob
 }
 
 fn not_obeyed(spec: &core::ServiceSpec) -> Vec<&'static str> {
-    let mut fields = Vec::new();
-    if spec.session_affinity.as_deref() == Some("ClientIP") {
-        fields.push("spec.sessionAffinity");
-    }
-    if spec.traffic_distribution.is_some() {
-        fields.push("spec.trafficDistribution");
-    }
-    fields
+    let is_set =
+        [spec.session_affinity.as_deref() == Some("ClientIP"), spec.traffic_distribution.is_some()];
+    NOT_OBEYED
+        .into_iter()
+        .zip(is_set)
+        .filter(|(_, is_set)| *is_set)
+        .map(|(field, _)| field)
+        .collect()
 }
 
 /// Reads an EndpointSlice.

@@ -1,8 +1,9 @@
 //! Cluster objects, reduced to what a node's dataplane needs.
 //!
 //! The Kubernetes API's own types are large and mostly irrelevant here, and every object of the
-//! cluster is kept, so only the fields that are read are kept. [`convert`] makes these from the API
-//! types and refuses what cannot be meant; [`selector`] says how labels are matched.
+//! cluster is kept, so only the fields that are read are kept. [`read`] makes these of an object's
+//! text, by way of [`convert`], which takes the API's types and refuses what cannot be meant;
+//! [`selector`] says how labels are matched.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,6 +19,7 @@ mod convert_policy;
 mod convert_service;
 mod labels;
 pub mod mode;
+pub mod read;
 pub mod selector;
 
 pub use mode::PolicyMode;
@@ -292,6 +294,16 @@ pub struct PolicyRule {
     pub ports: Vec<PortMatch>,
 }
 
+impl PolicyRule {
+    /// One that allows nothing to nobody: what stands for a rule that is not understood, so that
+    /// those after it keep their numbers.
+    #[must_use]
+    pub fn nothing() -> Self {
+        let peer = Peer::Pods { namespaces: None, pods: LabelSelector::nothing() };
+        Self { peers: vec![peer], ports: Vec::new() }
+    }
+}
+
 /// A NetworkPolicy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkPolicy {
@@ -362,6 +374,16 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::NetworkPolicy => "NetworkPolicy",
+        }
+    }
+
+    /// The `apiVersion` that is read.
+    #[must_use]
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Self::Namespace | Self::Node | Self::Pod | Self::Service => "v1",
+            Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::NetworkPolicy => "networking.k8s.io/v1",
         }
     }
 }

@@ -47,6 +47,18 @@ pub struct LabelSelector {
 }
 
 impl LabelSelector {
+    /// One that matches nothing.
+    #[must_use]
+    pub fn nothing() -> Self {
+        let operator = Operator::In(BTreeSet::new());
+        [Requirement { key: String::new(), operator }].into_iter().collect()
+    }
+
+    /// Its conditions, in order.
+    pub fn requirements(&self) -> impl ExactSizeIterator<Item = &Requirement> {
+        self.requirements.iter()
+    }
+
     /// Whether `labels` fulfil every condition.
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
@@ -81,6 +93,7 @@ impl fmt::Display for LabelSelector {
                 values.iter().map(String::as_str).collect::<Vec<_>>().join(",")
             };
             match &requirement.operator {
+                Operator::In(values) if values.is_empty() => f.write_str("(none)")?,
                 Operator::In(values) if values.len() == 1 => write!(f, "{key}={}", list(values))?,
                 Operator::In(values) => write!(f, "{key} in ({})", list(values))?,
                 Operator::NotIn(values) => write!(f, "{key} notin ({})", list(values))?,
@@ -112,6 +125,13 @@ mod tests {
     fn an_empty_selector_matches_everything() {
         assert!(LabelSelector::default().matches(&labels(&[])));
         assert!(LabelSelector::default().matches(&labels(&[("a", "b")])));
+    }
+
+    #[test]
+    fn a_selector_of_nothing_matches_nothing() {
+        assert!(!LabelSelector::nothing().matches(&labels(&[])));
+        assert!(!LabelSelector::nothing().matches(&labels(&[("", ""), ("a", "b")])));
+        assert_eq!(LabelSelector::nothing().to_string(), "(none)");
     }
 
     #[test]

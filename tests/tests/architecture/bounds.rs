@@ -10,7 +10,8 @@ use crate::rust_source::{code_only, without_tests};
 use crate::workspace::{assert_none, files, root, shown};
 
 /// Where products keep their sources.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
+    "control/cluster/src",
     "control/node/src",
     "control/src",
     "dataplane/flow-table/src",
@@ -38,6 +39,23 @@ enum Bounds {
 use Bounds::{Input, Part, Setting, Table, Work};
 
 const BOUNDS: &[(&str, Bounds)] = &[
+    ("control/cluster/src/client/servers.rs REFUSAL_BYTES_MAX", Input),
+    ("control/cluster/src/decode.rs LABELS_MAX", Input),
+    ("control/cluster/src/decode.rs OBJECT_BYTES_MAX", Input),
+    // Forgets its oldest for a new one.
+    ("control/cluster/src/follow/hold.rs GAINED_MAX", Part("kubernetes_objects")),
+    ("control/cluster/src/follow/kind.rs PAGE_BYTES_MAX", Input),
+    ("control/cluster/src/follow/lines.rs LINE_BYTES_MAX", Input),
+    ("control/cluster/src/follow/whole.rs OBJECTS_MAX", Table(&["kubernetes_objects"])),
+    ("control/cluster/src/follow/whole.rs REFUSED_MAX", Table(&["kubernetes_refused_objects"])),
+    ("control/cluster/src/serve/list.rs LOOKED_AT_MAX", Work),
+    ("control/cluster/src/serve/selector.rs SELECTOR_BYTES_MAX", Input),
+    ("control/cluster/src/serve/server.rs HEADERS_MAX", Input),
+    ("control/cluster/src/serve/server.rs HEAD_BYTES_MAX", Input),
+    ("control/cluster/src/serve/watch.rs EVENTS_MAX", Work),
+    ("control/cluster/src/serve/watch.rs LOOKED_AT_MAX", Work),
+    ("control/cluster/src/snapshot/file.rs FILE_BYTES_MAX", Input),
+    ("control/src/config/kubernetes.rs SERVERS_MAX", Input),
     ("control/node/src/admin_server.rs CALLS_MAX", Table(&["admin_calls"])),
     ("control/node/src/admin_server.rs CLIENTS_MAX", Table(&["admin_clients"])),
     ("control/node/src/admin_server.rs REPLIES_MAX", Part("admin_clients")),

@@ -16,7 +16,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("dataplane", &["flow-table"]),
     ("xdp-redirect", &["dataplane"]),
     ("control", &["dataplane"]),
-    ("cluster", &["control"]),
+    ("cluster", &["dataplane", "control"]),
     ("pinning", &[]),
     ("xskiff", &["flow-table", "dataplane", "xdp-redirect", "pinning", "control", "cluster"]),
     ("xskiff-perf", EVERYTHING_BELOW),

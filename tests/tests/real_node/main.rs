@@ -6,6 +6,7 @@
 //! Sizes are small by default; each module names the variable that makes them large.
 #![forbid(unsafe_code)]
 
+mod api_server;
 mod audit;
 mod bare;
 mod claims;

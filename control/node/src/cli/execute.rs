@@ -14,13 +14,14 @@ use control::text_file::{self, TextFileError};
 
 use serde::Serialize;
 
+use crate::node::cluster_source::Overrides;
 use crate::node::launch::{self, LaunchError};
 
 use super::capture::{CaptureError, CaptureWriter};
 use super::client::{Client, ClientError};
 use super::{
     CaptureArgs, Cli, Command, ConfigCommand, CtCommand, DirectionArg, EndpointCommand, FlowsArgs,
-    PolicyCommand, ServiceCommand, TopByArg, VerdictArg, show,
+    PolicyCommand, RunArgs, ServiceCommand, TopByArg, VerdictArg, show,
 };
 
 /// Why a command failed.
@@ -76,7 +77,10 @@ fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ExecuteError + '_ {
 /// [`ExecuteError`], whose text is for people.
 pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
     match cli.command {
-        Command::Run(args) => Ok(launch::run(&args.config, args.manifests)?),
+        Command::Run(RunArgs { config, manifests, api_servers, kubeconfig }) => {
+            let overrides = Overrides { manifests, api_servers, kubeconfig };
+            Ok(launch::run(&config, overrides)?)
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "xskiff", &mut io::stdout());
             Ok(())

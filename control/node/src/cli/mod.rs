@@ -113,8 +113,15 @@ pub struct RunArgs {
     #[arg(long, short, value_name = "FILE")]
     pub config: PathBuf,
     /// A folder of ordinary Kubernetes manifests, watched; overrules the configuration's.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["api_servers", "kubeconfig"])]
     pub manifests: Option<PathBuf>,
+    /// Follow the API server at this address, never its Service's; repeat for more, the preferred
+    /// one first. Overrules the configuration's.
+    #[arg(long = "api-server", value_name = "URL")]
+    pub api_servers: Vec<String>,
+    /// Follow API servers as this kubeconfig file says; overrules the configuration's.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// Of `endpoint`.

@@ -15,6 +15,7 @@ use policy::policy;
 
 mod audit;
 mod connections;
+mod kubernetes;
 mod policy;
 
 /// The answer as text; ends with a newline unless empty.
@@ -100,6 +101,12 @@ fn show_status(status: &Status) -> String {
     }
     if status.manifests.folder.is_some() {
         let _ = writeln!(out, "{}", show_manifests(&status.manifests));
+    }
+    if let Some(followed) = &status.kubernetes {
+        let _ = writeln!(out, "{}", kubernetes::kubernetes(followed));
+        for remark in &status.manifests.warnings {
+            let _ = writeln!(out, "  remark: {remark}");
+        }
     }
     if !status.errors.is_empty() {
         out.push_str("LAST ERRORS\n");

@@ -34,6 +34,8 @@ fn every_command_has_a_word_of_help() {
 fn the_examples_of_the_issue_are_understood() {
     for line in [
         "xskiff run --config /etc/xskiff.yaml --manifests /etc/manifests",
+        "xskiff run --config /etc/xskiff.yaml --api-server https://10.0.0.1:6443 --api-server https://[fd00::1]:6443",
+        "xskiff run --config /etc/xskiff.yaml --kubeconfig /etc/kubernetes/kubeconfig",
         "xskiff status --json",
         "xskiff endpoint add a/b --interface v0 --address 10.0.0.1 --address fd00::1",
         "xskiff endpoint remove a/b",

@@ -4,7 +4,7 @@ use control::admin::Status;
 use control::admin::status::{PortStatus, WorkerStatus};
 use dataplane::DropReason;
 
-use super::{Family, Labels, Sample, audit, flow_tables};
+use super::{Family, Labels, Sample, audit, flow_tables, kubernetes};
 
 pub(super) fn families(status: &Status) -> Vec<Family> {
     let mut families = node(status);
@@ -18,6 +18,7 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
     families.extend(control(status));
     families.extend(audit::families(status));
     families.extend(manifests(status));
+    families.extend(status.kubernetes.iter().flat_map(kubernetes::families));
     families
 }
 

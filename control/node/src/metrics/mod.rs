@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 mod audit;
 mod families;
 mod flow_tables;
+mod kubernetes;
 
 /// The content type of what [`encode`] writes.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

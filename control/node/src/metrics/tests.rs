@@ -1,6 +1,7 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use control::admin::kubernetes::{KindStatus, KubernetesStatus, ServerStatus};
 use control::admin::reply::ManifestsStatus;
 use control::admin::status::{
     FlowTableFill, FlowTableStatus, PortStatus, TableUsage, WorkerStatus,
@@ -54,7 +55,36 @@ fn status() -> Status {
             seconds_since_success: Some(1),
             ..ManifestsStatus::default()
         },
+        kubernetes: Some(KubernetesStatus {
+            kinds: vec![KindStatus {
+                kind: "Pod".into(),
+                failures: vec![("silent".into(), 4)],
+                held: 6,
+                seconds_since_sign_of_life: Some(2),
+                ..KindStatus::default()
+            }],
+            servers: vec![ServerStatus {
+                server: "https://10.0.0.1:6443".into(),
+                received_bytes: 9,
+                ..ServerStatus::default()
+            }],
+            ..KubernetesStatus::default()
+        }),
         ..Status::default()
+    }
+}
+
+#[test]
+fn what_is_followed_says_how_it_fares() {
+    let text = encode(&status()).unwrap();
+    for line in [
+        "xskiff_kubernetes_failures_total{kind=\"Pod\",reason=\"silent\"} 4\n",
+        "xskiff_kubernetes_held_losses{kind=\"Pod\"} 6\n",
+        "xskiff_kubernetes_last_sign_of_life_age_seconds{kind=\"Pod\"} 2\n",
+        "xskiff_kubernetes_server_received_bytes_total{server=\"https://10.0.0.1:6443\"} 9\n",
+        "xskiff_snapshot_failures_total 0\n",
+    ] {
+        assert!(text.contains(line), "{line} is missing in\n{text}");
     }
 }
 

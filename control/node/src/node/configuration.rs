@@ -1,24 +1,24 @@
 //! The configuration in force: the file the node was started with, and what newer contents of it
 //! changed live. What a newer content wants beside waits for a restart, and is known by name.
 
-use std::path::PathBuf;
-
 use control::config::{Change, Config, ConfigError};
+
+use super::cluster_source::Overrides;
 
 /// What the node runs by, whatever its file says by now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InForce {
     config: Config,
-    /// The command line's folder, which outranks any file's.
-    manifests: Option<PathBuf>,
+    /// What the command line says, which outranks any file.
+    overrides: Overrides,
     waiting: Vec<String>,
 }
 
 impl InForce {
-    /// A node that was started with `config`, and with `--manifests` where given.
+    /// A node that was started with `config`, and with `overrides` on the command line.
     #[must_use]
-    pub fn new(config: &Config, manifests: Option<PathBuf>) -> Self {
-        let mut in_force = Self { config: config.clone(), manifests, waiting: Vec::new() };
+    pub fn new(config: &Config, overrides: Overrides) -> Self {
+        let mut in_force = Self { config: config.clone(), overrides, waiting: Vec::new() };
         in_force.config = in_force.overruled(config);
         in_force
     }
@@ -26,9 +26,7 @@ impl InForce {
     /// What `read` says in a process that was started with this command line.
     fn overruled(&self, read: &Config) -> Config {
         let mut config = read.clone();
-        if self.manifests.is_some() {
-            config.manifests.clone_from(&self.manifests);
-        }
+        self.overrides.apply(&mut config);
         config
     }
 
@@ -76,7 +74,7 @@ mod tests {
     /// What was printed was the file as last read: a node with one worker said that it had two.
     #[test]
     fn what_needs_a_restart_is_not_in_force_but_waits_by_name() {
-        let mut in_force = InForce::new(&config("workers: {count: 1}"), None);
+        let mut in_force = InForce::new(&config("workers: {count: 1}"), Overrides::default());
         let edited = config("workers: {count: 2}\ntimeouts: {udp_seconds: 77}");
         in_force.take_live(&edited, true);
         let printed = config(&in_force.print().unwrap());
@@ -90,7 +88,8 @@ mod tests {
 
     #[test]
     fn sizes_that_could_not_be_put_in_force_wait_while_the_rest_is_taken() {
-        let mut in_force = InForce::new(&config("flow_table: {ipv4_flows_max: 4096}"), None);
+        let first = config("flow_table: {ipv4_flows_max: 4096}");
+        let mut in_force = InForce::new(&first, Overrides::default());
         let edited = config("flow_table: {ipv4_flows_max: 128}\ntimeouts: {udp_seconds: 77}");
         in_force.take_live(&edited, false);
         assert_eq!(in_force.waiting(), ["flow_table.ipv4_flows_max"]);
@@ -103,14 +102,15 @@ mod tests {
 
     #[test]
     fn a_folder_of_the_command_line_outranks_the_file_now_and_later() {
-        let own = PathBuf::from("/srv/manifests");
-        let mut in_force = InForce::new(&config("manifests: /etc/a"), Some(own.clone()));
+        let own = std::path::PathBuf::from("/srv/manifests");
+        let overrides = Overrides { manifests: Some(own.clone()), ..Overrides::default() };
+        let mut in_force = InForce::new(&config("manifests: /etc/a"), overrides);
         let other = config("manifests: /etc/b");
         assert_eq!(config(&in_force.print().unwrap()).manifests, Some(own));
         assert_eq!(in_force.diff(&other), []);
         in_force.take_live(&other, true);
         assert!(in_force.waiting().is_empty());
-        let mut in_force = InForce::new(&config("manifests: /etc/a"), None);
+        let mut in_force = InForce::new(&config("manifests: /etc/a"), Overrides::default());
         in_force.take_live(&other, true);
         assert_eq!(in_force.waiting(), ["manifests"]);
     }

@@ -11,12 +11,15 @@ use pinning::topology::{Topology, TopologyError, interface_node};
 use tokio::sync::watch;
 
 use super::caught::caught;
+use super::cluster_source::{Overrides, SourceError, follow_cluster};
 use super::configuration::InForce;
 use super::from_config::Machine;
-use super::manifests::RefusedAtStart;
 use super::{ConfigUpdate, Node, NodeError, Settings, Sources, termination};
 use crate::workers::capacity::FlowCapacities;
 
+/// What is logged unless `RUST_LOG` says otherwise. Requests that fail are told with their kind and
+/// server by who follows them; kube would tell each of them again.
+const LOGGED: &str = "info,kube_client::client::builder=off";
 /// How often the configuration file is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Largest configuration file, in bytes.
@@ -36,9 +39,9 @@ pub enum LaunchError {
         /// Every field that is wrong.
         source: ConfigError,
     },
-    /// The manifests are refused.
+    /// The cluster cannot be followed.
     #[error(transparent)]
-    Manifests(#[from] RefusedAtStart),
+    Source(#[from] SourceError),
     /// The machine's CPUs cannot be read.
     #[error(transparent)]
     Topology(#[from] TopologyError),
@@ -79,19 +82,23 @@ pub fn read_config(path: &Path) -> Result<Config, LaunchError> {
         .map_err(|source| LaunchError::Config { path: path.display().to_string(), source })
 }
 
-/// Runs the node that the file at `path` describes until SIGTERM or SIGINT; `manifests` overrules
-/// the file's folder.
+/// Runs the node that the file at `path` describes until SIGTERM or SIGINT; `overrides` outrank the
+/// file.
 ///
 /// # Errors
 /// [`LaunchError`], before anything is touched when the configuration is at fault.
-pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
+pub fn run(path: &Path, overrides: Overrides) -> Result<(), LaunchError> {
     start_log();
     // Looked at first: a change while it is read is seen by the watch.
     let stamp = Stamp::of(path);
-    let config = read_config(path)?;
+    let mut config = read_config(path)?;
     caution(&config);
-    let in_force = InForce::new(&config, manifests.clone());
-    let folder = manifests.or_else(|| config.manifests.clone());
+    let in_force = InForce::new(&config, overrides.clone());
+    overrides.apply(&mut config);
+    config.check().map_err(|source| LaunchError::Config {
+        path: format!("{} and the command line", path.display()),
+        source,
+    })?;
     let settings = settle(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -99,8 +106,11 @@ pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
         .map_err(|source| LaunchError::System { action: "start the control runtime", source })?;
     runtime.block_on(async move {
         let (cluster, cluster_updates) = cluster::feed::feed();
-        if let Some(folder) = folder {
-            super::manifests::watch_folder(folder, cluster).await?;
+        // Followed until the node has ended.
+        let followed = follow_cluster(&config, cluster).await?;
+        let stop = async { termination().await.map_err(LaunchError::from) };
+        if !followed.complete(config.http.listen, stop).await? {
+            return Ok(());
         }
         let update = ConfigUpdate { config: Some(Arc::new(config)), refused: None };
         let (config, config_updates) = watch::channel(update);
@@ -109,7 +119,9 @@ pub fn run(path: &Path, manifests: Option<PathBuf>) -> Result<(), LaunchError> {
             Sources { cluster: cluster_updates, config: config_updates, in_force: Some(in_force) };
         let node = Node::start(settings, sources).await?;
         tracing::info!("ready");
-        Ok(node.run(termination()).await?)
+        let ended = node.run(termination()).await;
+        drop(followed);
+        Ok(ended?)
     })
 }
 
@@ -160,7 +172,7 @@ fn say_capacities(capacities: &FlowCapacities) {
 /// One line per event on standard error; `RUST_LOG` chooses what (tracing-subscriber's syntax).
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(LOGGED));
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

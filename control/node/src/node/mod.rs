@@ -4,8 +4,9 @@
 //! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start, loop,
 //! end), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
 //! what published), [`local_pods`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
-//! clients are told), [`verdict`] (how the node stands). [`from_config`], [`configuration`],
-//! [`capacity`], [`manifests`], [`audit`], [`endpoints`], [`endpoint_record`], [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
+//! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
+//! [`configuration`], [`capacity`], [`manifests`], [`audit`], [`endpoints`], [`endpoint_record`],
+//! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
 //! [`socket_audit`], [`source_nat`], [`filter`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts.
 //!
@@ -45,6 +46,7 @@ mod audit;
 mod capacity;
 pub mod captures;
 mod caught;
+pub mod cluster_source;
 pub mod configuration;
 mod connections;
 pub mod endpoint_record;
@@ -412,9 +414,10 @@ impl Node {
     /// without one never had a source.
     fn note_unfollowed_cluster(&mut self) {
         self.unfollowed.cluster = true;
-        let folder = self.cluster.report().manifests.folder;
-        if let Some(folder) = folder {
-            self.errors.note(folder, UNFOLLOWED);
+        let report = self.cluster.report();
+        let servers = report.kubernetes.map(|_| "the API servers".to_owned());
+        if let Some(source) = report.manifests.folder.or(servers) {
+            self.errors.note(source, UNFOLLOWED);
         }
     }
 

@@ -59,6 +59,7 @@ impl Node {
             control: self.control_status(),
             audit: self.audit_status(),
             manifests: self.manifests_status(),
+            kubernetes: self.cluster.report().kubernetes.map(|reporter| reporter.status()),
             waiting_for_restart: self
                 .in_force
                 .as_ref()
@@ -71,7 +72,7 @@ impl Node {
     }
 
     pub(super) fn manifests_status(&self) -> ManifestsStatus {
-        let cluster::feed::Report { manifests, last_success } = self.cluster.report();
+        let cluster::feed::Report { manifests, last_success, .. } = self.cluster.report();
         let since = last_success.map(|at| at.elapsed().as_secs());
         let mut status = ManifestsStatus { seconds_since_success: since, ..manifests };
         let warnings = &self.publisher.compiled().warnings;

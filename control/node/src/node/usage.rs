@@ -8,6 +8,7 @@
 
 use std::net::IpAddr;
 
+use cluster::follow::whole::{OBJECTS_MAX as KUBERNETES_OBJECTS_MAX, REFUSED_MAX};
 use control::admin::status::{ERRORS_MAX, TableUsage};
 use control::manifests::OBJECTS_MAX;
 use dataplane::capture::CAPTURE_PACKETS_MAX;
@@ -27,7 +28,7 @@ use crate::netlink::neighbours::ASKED_MAX;
 use crate::netlink::view::{LINKS_MAX, NEIGHBOURS_MAX, ROUTES_MAX};
 
 /// Every row of `tables` in a status, in order.
-pub const ROWS: [&str; 42] = [
+pub const ROWS: [&str; 44] = [
     "flows_ipv4",
     "flows_ipv6",
     "flows_per_endpoint",
@@ -59,6 +60,8 @@ pub const ROWS: [&str; 42] = [
     "kernel_neighbours",
     "asked_neighbours",
     "manifest_objects",
+    "kubernetes_objects",
+    "kubernetes_refused_objects",
     "flow_followers",
     "watched_flows",
     "snat_addresses",
@@ -197,6 +200,10 @@ impl Node {
         let view = self.follower.view();
         let objects: u64 =
             self.publisher.cluster().counts().iter().map(|(_, number)| *number as u64).sum();
+        let (from_folder, from_servers, refused) = match self.cluster.report().kubernetes {
+            Some(reporter) => (0, reporter.objects(), reporter.refused()),
+            None => (objects, 0, 0),
+        };
         let of = |name, used: usize, capacity| Row::new(name, used as u64, 0, capacity);
         let families = |is_v4: bool| move |address: IpAddr| address.is_ipv4() == is_v4;
         let (v4, v6) = (
@@ -211,7 +218,9 @@ impl Node {
             of("routes", view.routes.len(), ROUTES_MAX),
             of("kernel_neighbours", view.neighbours.len(), NEIGHBOURS_MAX),
             of("asked_neighbours", self.asked.len(), ASKED_MAX),
-            Row::new("manifest_objects", objects, 0, OBJECTS_MAX),
+            Row::new("manifest_objects", from_folder, 0, OBJECTS_MAX),
+            Row::new("kubernetes_objects", from_servers, 0, KUBERNETES_OBJECTS_MAX),
+            Row::new("kubernetes_refused_objects", refused, 0, REFUSED_MAX),
             of("flow_followers", self.flows.followers(), FOLLOWERS_MAX),
             of("watched_flows", self.watch.len(), WATCHED_MAX),
             of("snat_addresses", self.rule_addresses.known().len(), SNAT_ADDRESSES_MAX),

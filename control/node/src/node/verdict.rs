@@ -14,6 +14,10 @@ pub fn verdict(status: &Status) -> Verdict {
         no_tables(status),
         port_down(status),
         refused_manifests(status),
+        refused_objects(status),
+        held_losses(status),
+        unfollowed(status),
+        unwritten(status),
         full_table(status),
         last_error(status),
     ];
@@ -91,6 +95,43 @@ fn refused_manifests(status: &Status) -> Option<Verdict> {
     finding(Level::Degraded, summary, "mend the manifest; it is read again by itself")
 }
 
+fn refused_objects(status: &Status) -> Option<Verdict> {
+    let kubernetes = status.kubernetes.as_ref()?;
+    let first = kubernetes.refused.first()?;
+    let number: u64 = kubernetes.kinds.iter().map(|kind| kind.refused).sum();
+    let summary = format!(
+        "{number} object{} not in force as written: {}: {}",
+        if number == 1 { " is" } else { "s are" },
+        first.object,
+        first.message
+    );
+    finding(Level::Degraded, summary, "mend the object; it is read again by itself")
+}
+
+fn held_losses(status: &Status) -> Option<Verdict> {
+    let kinds = &status.kubernetes.as_ref()?.kinds;
+    let kind = kinds.iter().find(|kind| kind.held > 0)?;
+    let summary = format!("a list has lost {} of {}, which stay in force", kind.held, kind.kind);
+    let next = "wait for the second list; see whether the API server lost its store";
+    finding(Level::Degraded, summary, next)
+}
+
+fn unfollowed(status: &Status) -> Option<Verdict> {
+    let kinds = &status.kubernetes.as_ref()?.kinds;
+    let kind = kinds.iter().find(|kind| !kind.absent && kind.last_error.is_some())?;
+    let error = kind.last_error.as_ref()?;
+    let summary =
+        format!("{} cannot be followed, what is in force stays: {}", kind.kind, error.message);
+    finding(Level::Degraded, summary, "see to the API servers, their addresses or our access")
+}
+
+fn unwritten(status: &Status) -> Option<Verdict> {
+    let error = status.kubernetes.as_ref()?.snapshot.last_error.as_ref()?;
+    let summary = format!("the cluster is not written to disk: {error}");
+    let next = "make room or mend the disk: a start without API servers would serve what is old";
+    finding(Level::Degraded, summary, next)
+}
+
 fn full_table(status: &Status) -> Option<Verdict> {
     let full = status.tables.iter().find(|table| {
         !table.overwrites
@@ -119,6 +160,7 @@ fn last_error(status: &Status) -> Option<Verdict> {
 
 #[cfg(test)]
 mod tests {
+    use control::admin::kubernetes::{KindStatus, KubernetesStatus};
     use control::admin::status::{
         ControlStatus, ObjectError, PortStatus, TableUsage, WorkerStatus,
     };
@@ -173,6 +215,21 @@ mod tests {
         let verdict = verdict(&status);
         assert_eq!(verdict.level, Level::Degraded);
         assert!(verdict.summary.contains("NetworkPolicy a/deny: bad"), "{}", verdict.summary);
+    }
+
+    #[test]
+    fn what_is_not_followed_held_or_refused_is_told() {
+        let kind = |change: fn(&mut KindStatus)| {
+            let mut kind = KindStatus { kind: "Pod".into(), ..KindStatus::default() };
+            change(&mut kind);
+            let kubernetes = KubernetesStatus { kinds: vec![kind], ..KubernetesStatus::default() };
+            verdict(&Status { kubernetes: Some(kubernetes), ..healthy() })
+        };
+        assert_eq!(kind(|_| {}).level, Level::Ok);
+        let failing = kind(|kind| kind.last_error = Some(error("Pod")));
+        assert_eq!(failing.level, Level::Degraded);
+        assert!(failing.summary.starts_with("Pod cannot be followed"), "{}", failing.summary);
+        assert!(kind(|kind| kind.held = 12).summary.contains("lost 12 of Pod"));
     }
 
     #[test]

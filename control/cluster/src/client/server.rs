@@ -1,0 +1,160 @@
+//! One server: its connections, and how it fared lately.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::{Request, Response, Uri};
+use kube::Client;
+use kube::client::Body;
+use tokio::time::Instant;
+
+use super::access::Access;
+use super::error::{ClientError, chain};
+
+/// One server.
+pub struct Server {
+    /// Where it is.
+    pub uri: Uri,
+    /// Whether it is a relay.
+    pub is_relay: bool,
+    /// Bytes of answers.
+    pub received: AtomicU64,
+    /// Requests sent.
+    pub requests: AtomicU64,
+    /// Times it failed.
+    pub failures: AtomicU64,
+    access: Arc<Access>,
+    /// Absent until it is asked, and again once it failed: files are then read anew, and names
+    /// resolved.
+    client: tokio::sync::Mutex<Option<Client>>,
+    health: Mutex<Health>,
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    /// Not asked before then, unless no other is better.
+    rests_until: Option<Instant>,
+    /// Failures in a row.
+    in_a_row: u32,
+    last_error: Option<String>,
+}
+
+/// So long, from half of it to the whole: servers that many wait for are not asked by all at once.
+pub(crate) fn jittered(time: Duration) -> Duration {
+    time.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+/// The pause after so many failures in a row, from 1 on.
+pub(crate) fn backoff((first, most): (Duration, Duration), in_a_row: u32) -> Duration {
+    let doubled = first.saturating_mul(1 << in_a_row.saturating_sub(1).min(16));
+    jittered(doubled.min(most))
+}
+
+impl Server {
+    pub(super) fn new(uri: Uri, is_relay: bool, access: Arc<Access>) -> Self {
+        Self {
+            uri,
+            is_relay,
+            received: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            access,
+            client: tokio::sync::Mutex::default(),
+            health: Mutex::default(),
+        }
+    }
+
+    /// `https://10.0.0.1:6443`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.uri.to_string().trim_end_matches('/').to_owned()
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When it may be asked again; `None`: now.
+    #[must_use]
+    pub fn rests_until(&self) -> Option<Instant> {
+        self.health().rests_until.filter(|until| *until > Instant::now())
+    }
+
+    /// Why it failed last, until it answers.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.health().last_error.clone()
+    }
+
+    pub(super) fn answered(&self) {
+        *self.health() = Health::default();
+    }
+
+    /// It rests, longer with each failure. Requests that fail together are one failure.
+    pub(super) fn failed(&self, error: &ClientError, retry_after: Option<Duration>) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let mut health = self.health();
+        health.last_error = Some(error.to_string());
+        let now = Instant::now();
+        if health.rests_until.is_some_and(|until| until > now) {
+            return;
+        }
+        health.in_a_row = health.in_a_row.saturating_add(1);
+        let rest = backoff(self.access.rest, health.in_a_row);
+        let asked = retry_after.unwrap_or_default().min(self.access.rest.1);
+        health.rests_until = Some(now + rest.max(asked));
+    }
+
+    /// Sends a request without a body.
+    ///
+    /// # Errors
+    /// [`ClientError`], any answer is none.
+    pub(super) async fn send(&self, path: &str) -> Result<Response<Body>, ClientError> {
+        let answer = self.try_once(path).await?;
+        if answer.status() != http::StatusCode::UNAUTHORIZED {
+            return Ok(answer);
+        }
+        // The token was rotated, and the one that was read is no longer good.
+        self.forget_client().await;
+        self.try_once(path).await
+    }
+
+    async fn try_once(&self, path: &str) -> Result<Response<Body>, ClientError> {
+        let request = Request::get(path).body(Body::empty());
+        let request = request.map_err(|error| ClientError::Garbage {
+            server: self.name(),
+            message: format!("{path:?} is no path: {error}"),
+        })?;
+        let client = self.client().await?;
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let after = self.access.request_timeout;
+        let outcome = tokio::time::timeout(after, client.send(request)).await;
+        let error = match outcome {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => {
+                ClientError::Connection { server: self.name(), message: chain(&error) }
+            }
+            Err(_) => ClientError::Timeout { server: self.name(), after },
+        };
+        self.forget_client().await;
+        Err(error)
+    }
+
+    async fn client(&self) -> Result<Client, ClientError> {
+        let mut client = self.client.lock().await;
+        if let Some(client) = client.as_ref() {
+            return Ok(client.clone());
+        }
+        let refuse = |message| ClientError::Credentials { server: self.name(), message };
+        let config = self.access.config(&self.uri).await.map_err(refuse)?;
+        let made = Client::try_from(config).map_err(|error| refuse(chain(&error)))?;
+        *client = Some(made.clone());
+        Ok(made)
+    }
+
+    /// The next request reads all files anew and makes a connection of its own.
+    pub(super) async fn forget_client(&self) {
+        *self.client.lock().await = None;
+    }
+}

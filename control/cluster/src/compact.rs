@@ -1,0 +1,402 @@
+//! Objects as few bytes: what the follower keeps of each to see whether it changed, and what a
+//! snapshot on disk is made of. Equal objects have equal bytes.
+//!
+//! Lengths and counts are LEB128, addresses as they are on the wire, everything else in the order
+//! of its fields. There are no tags: whoever changes the model's fields changes the snapshot's
+//! version with them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use control::model::convert::NOT_OBEYED;
+use control::model::{
+    Endpoint, EndpointSlice, Kind, L4Ports, LabelSelector, Labels, NamedPort, Namespace,
+    NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod, PodPhase, PolicyMode, PolicyRule,
+    PortMatch, Requirement, Service, ServicePort, SlicePort,
+};
+use dataplane::address::Protocol;
+use dataplane::lb::TrafficPolicy;
+use dataplane::lpm::Prefix;
+
+/// The bytes are no object of their kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the bytes of an object are damaged")]
+pub struct Damaged;
+
+/// The object's bytes.
+#[must_use]
+pub fn encode(object: &Object) -> Box<[u8]> {
+    let mut out = Vec::with_capacity(256);
+    match object {
+        Object::Namespace(object) => object.put(&mut out),
+        Object::Node(object) => object.put(&mut out),
+        Object::Pod(object) => object.put(&mut out),
+        Object::Service(object) => object.put(&mut out),
+        Object::EndpointSlice(object) => object.put(&mut out),
+        Object::NetworkPolicy(object) => object.put(&mut out),
+    }
+    out.into_boxed_slice()
+}
+
+/// The object whose bytes these are, all of them.
+///
+/// # Errors
+/// [`Damaged`].
+pub fn decode(kind: Kind, bytes: &[u8]) -> Result<Object, Damaged> {
+    let mut from = Reader(bytes);
+    let object = match kind {
+        Kind::Namespace => Object::Namespace(Compact::take(&mut from)?),
+        Kind::Node => Object::Node(Compact::take(&mut from)?),
+        Kind::Pod => Object::Pod(Compact::take(&mut from)?),
+        Kind::Service => Object::Service(Compact::take(&mut from)?),
+        Kind::EndpointSlice => Object::EndpointSlice(Compact::take(&mut from)?),
+        Kind::NetworkPolicy => Object::NetworkPolicy(Compact::take(&mut from)?),
+    };
+    if from.0.is_empty() { Ok(object) } else { Err(Damaged) }
+}
+
+/// Bytes that are still to be read.
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub(crate) fn bytes(&mut self, count: usize) -> Result<&'a [u8], Damaged> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(Damaged)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    pub(crate) fn count(&mut self) -> Result<usize, Damaged> {
+        let mut value: u32 = 0;
+        for shift in [0, 7, 14, 21, 28] {
+            let byte = u8::take(self)?;
+            let bits = u32::from(byte & 0x7f);
+            value |=
+                bits.checked_shl(shift).filter(|moved| moved >> shift == bits).ok_or(Damaged)?;
+            if byte < 0x80 {
+                return usize::try_from(value).map_err(|_| Damaged);
+            }
+        }
+        Err(Damaged)
+    }
+}
+
+pub(crate) fn put_count(count: usize, out: &mut Vec<u8>) {
+    // No object is that long: the API server's bound is 1.5 MiB.
+    let mut rest = u32::try_from(count).unwrap_or(u32::MAX);
+    while rest >= 0x80 {
+        out.push((rest & 0x7f) as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
+}
+
+trait Compact: Sized {
+    fn put(&self, out: &mut Vec<u8>);
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged>;
+}
+
+/// Every field in its order; one that is forgotten does not compile.
+macro_rules! fields {
+    ($type:ident: $($field:ident),+) => {
+        impl Compact for $type {
+            fn put(&self, out: &mut Vec<u8>) {
+                $(self.$field.put(out);)+
+            }
+            fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+                Ok(Self { $($field: Compact::take(from)?),+ })
+            }
+        }
+    };
+}
+
+fields!(ObjectName: namespace, name);
+fields!(Namespace: name, labels, mode);
+fields!(Node: name, addresses, pod_cidrs, mode);
+fields!(NamedPort: name, protocol, l4_port);
+fields!(Pod: name, uid, labels, addresses, node, named_ports, host_network, phase, terminating);
+fields!(ServicePort: name, protocol, l4_port, node_port);
+fields!(SlicePort: name, protocol, l4_port);
+fields!(Endpoint: address, ready, serving, terminating, node);
+fields!(EndpointSlice: name, service, ports, endpoints);
+fields!(PortMatch: protocol, l4_ports);
+fields!(PolicyRule: peers, ports);
+fields!(NetworkPolicy: name, subject, ingress, egress, mode);
+fields!(Requirement: key, operator);
+fields!(Service: name, cluster_ips, headless, external_ips, load_balancer_ips, ports,
+    internal_policy, external_policy, source_ranges, health_check_node_port, not_obeyed);
+
+impl Compact for u8 {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(*self);
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        from.bytes(1)?.first().copied().ok_or(Damaged)
+    }
+}
+
+impl Compact for u16 {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend(self.to_le_bytes());
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        from.bytes(2)?.try_into().map(Self::from_le_bytes).map_err(|_| Damaged)
+    }
+}
+
+impl Compact for bool {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(u8::from(*self));
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        match u8::take(from)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Damaged),
+        }
+    }
+}
+
+impl Compact for String {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_count(self.len(), out);
+        out.extend(self.as_bytes());
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        let length = from.count()?;
+        std::str::from_utf8(from.bytes(length)?).map(str::to_owned).map_err(|_| Damaged)
+    }
+}
+
+impl<T: Compact> Compact for Option<T> {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.is_some().put(out);
+        if let Some(value) = self {
+            value.put(out);
+        }
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        bool::take(from)?.then(|| T::take(from)).transpose()
+    }
+}
+
+impl<T: Compact> Compact for Vec<T> {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_count(self.len(), out);
+        self.iter().for_each(|value| value.put(out));
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        let count = from.count()?;
+        // Every element has a byte at least: damaged counts reserve no memory.
+        let mut list = Self::with_capacity(count.min(from.0.len()));
+        for _ in 0..count {
+            list.push(T::take(from)?);
+        }
+        Ok(list)
+    }
+}
+
+impl Compact for Labels {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_count(self.len(), out);
+        for (key, value) in self.iter() {
+            key.put(out);
+            value.put(out);
+        }
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        let count = from.count()?;
+        (0..count).map(|_| Ok((String::take(from)?, String::take(from)?))).collect()
+    }
+}
+
+impl Compact for IpAddr {
+    fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::V4(address) => {
+                out.push(4);
+                out.extend(address.octets());
+            }
+            Self::V6(address) => {
+                out.push(6);
+                out.extend(address.octets());
+            }
+        }
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        match u8::take(from)? {
+            4 => <[u8; 4]>::try_from(from.bytes(4)?).map(|bytes| Ipv4Addr::from(bytes).into()),
+            6 => <[u8; 16]>::try_from(from.bytes(16)?).map(|bytes| Ipv6Addr::from(bytes).into()),
+            _ => return Err(Damaged),
+        }
+        .map_err(|_| Damaged)
+    }
+}
+
+impl Compact for Prefix {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.address().put(out);
+        self.length().put(out);
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        let address = IpAddr::take(from)?;
+        Self::new(address, u8::take(from)?).ok_or(Damaged)
+    }
+}
+
+impl Compact for Protocol {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.0.put(out);
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        u8::take(from).map(Self)
+    }
+}
+
+impl Compact for TrafficPolicy {
+    fn put(&self, out: &mut Vec<u8>) {
+        (*self == Self::Local).put(out);
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        Ok(if bool::take(from)? { Self::Local } else { Self::Cluster })
+    }
+}
+
+impl Compact for PolicyMode {
+    fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Enforce => out.push(0),
+            Self::Audit => out.push(1),
+            Self::Unreadable(text) => {
+                out.push(2);
+                text.as_ref().to_owned().put(out);
+            }
+        }
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        Ok(match u8::take(from)? {
+            0 => Self::Enforce,
+            1 => Self::Audit,
+            2 => Self::Unreadable(String::take(from)?.into()),
+            _ => return Err(Damaged),
+        })
+    }
+}
+
+impl Compact for PodPhase {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(match self {
+            Self::Pending => 0,
+            Self::Running => 1,
+            Self::Succeeded => 2,
+            Self::Failed => 3,
+            Self::Unknown => 4,
+        });
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        Ok(match u8::take(from)? {
+            0 => Self::Pending,
+            1 => Self::Running,
+            2 => Self::Succeeded,
+            3 => Self::Failed,
+            4 => Self::Unknown,
+            _ => return Err(Damaged),
+        })
+    }
+}
+
+impl Compact for &'static str {
+    /// One of [`NOT_OBEYED`], by its place.
+    fn put(&self, out: &mut Vec<u8>) {
+        put_count(NOT_OBEYED.iter().position(|field| field == self).unwrap_or_default(), out);
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        NOT_OBEYED.get(from.count()?).copied().ok_or(Damaged)
+    }
+}
+
+impl Compact for L4Ports {
+    fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::All => out.push(0),
+            Self::Range(ports) => {
+                out.push(1);
+                ports.start().put(out);
+                ports.end().put(out);
+            }
+            Self::Named(name) => {
+                out.push(2);
+                name.put(out);
+            }
+        }
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        Ok(match u8::take(from)? {
+            0 => Self::All,
+            1 => Self::Range(u16::take(from)?..=u16::take(from)?),
+            2 => Self::Named(String::take(from)?),
+            _ => return Err(Damaged),
+        })
+    }
+}
+
+impl Compact for Peer {
+    fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Pods { namespaces, pods } => {
+                out.push(0);
+                namespaces.put(out);
+                pods.put(out);
+            }
+            Self::Block { cidr, except } => {
+                out.push(1);
+                cidr.put(out);
+                except.put(out);
+            }
+        }
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        Ok(match u8::take(from)? {
+            0 => Self::Pods { namespaces: Compact::take(from)?, pods: Compact::take(from)? },
+            1 => Self::Block { cidr: Compact::take(from)?, except: Compact::take(from)? },
+            _ => return Err(Damaged),
+        })
+    }
+}
+
+impl Compact for Operator {
+    fn put(&self, out: &mut Vec<u8>) {
+        let (tag, values) = match self {
+            Self::In(values) => (0, Some(values)),
+            Self::NotIn(values) => (1, Some(values)),
+            Self::Exists => (2, None),
+            Self::DoesNotExist => (3, None),
+        };
+        out.push(tag);
+        if let Some(values) = values {
+            put_count(values.len(), out);
+            values.iter().for_each(|value| value.put(out));
+        }
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        Ok(match u8::take(from)? {
+            0 => Self::In(Vec::take(from)?.into_iter().collect()),
+            1 => Self::NotIn(Vec::take(from)?.into_iter().collect()),
+            2 => Self::Exists,
+            3 => Self::DoesNotExist,
+            _ => return Err(Damaged),
+        })
+    }
+}
+
+impl Compact for LabelSelector {
+    fn put(&self, out: &mut Vec<u8>) {
+        let requirements = self.requirements();
+        put_count(requirements.len(), out);
+        requirements.for_each(|requirement| requirement.put(out));
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        Ok(Vec::<Requirement>::take(from)?.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! Servers that fail: what is in force stays, each failure has a name, and following goes on.
+
+use super::*;
+
+/// Follows a cluster whose pods' watches meet `fault`, until `reason` was counted; then the fault
+/// ends and a change arrives.
+async fn survives(reason: &str, fault: fn(&str) -> Fault) {
+    let store = store();
+    fill(&store, 30);
+    let faults = judge(|_| Fault::No);
+    let server = serve_at("127.0.0.1:0", &store, &faults).await;
+    let mut node = Node::start(settings(&[url(&server)]));
+    node.complete().await;
+    set(&faults, move |asked| if is_of_pods(asked) { fault(asked) } else { Fault::No });
+    store.set(Kind::Namespace, json!({"metadata": {"name": "bank"}})).unwrap();
+    // Something to be said.
+    let mut changed = pod("p0");
+    changed["metadata"]["labels"] = json!({"changed": "yes"});
+    store.set(Kind::Pod, changed).unwrap();
+    node.until(reason, |node| node.failures(Kind::Pod, reason) > 0).await;
+    let error = node.kind(Kind::Pod).last_error;
+    assert!(error.is_none_or(|error| error.object == "Pod" && !error.message.is_empty()));
+    node.until("others", |node| node.state.namespaces.contains_key("bank")).await;
+    assert_eq!((node.state.pods.len(), node.gone), (30, 0), "what is in force stays");
+    set(&faults, |_| Fault::No);
+    store.set(Kind::Pod, pod("after")).unwrap();
+    node.until("a change after the fault", |node| node.has("after")).await;
+    node.until("health", |node| node.kind(Kind::Pod).last_error.is_none()).await;
+    assert_eq!(node.gone, 0);
+}
+
+#[tokio::test]
+async fn a_half_open_connection_is_noticed_given_up_and_counted() {
+    survives("silent", |_| Fault::Silent).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_is_given_up() {
+    survives("timeout", |_| Fault::Never).await;
+}
+
+#[tokio::test]
+async fn a_busy_server_is_left_alone_for_a_while() {
+    survives("busy", |_| Fault::Code(429)).await;
+}
+
+#[tokio::test]
+async fn a_server_with_an_inner_error_is_asked_again() {
+    survives("server-error", |_| Fault::Code(500)).await;
+}
+
+#[tokio::test]
+async fn garbage_changes_nothing() {
+    survives("garbage", |_| Fault::Text("{\"type\":\"ADDED\",\"obj\n")).await;
+    survives("garbage", |_| Fault::Text("{\"kind\":\"PodList\",\"items\":{}}\n")).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_in_the_middle_of_an_object_changes_nothing() {
+    survives("connection", |_| Fault::Cut(40)).await;
+}
+
+#[tokio::test]
+async fn what_may_not_be_read_is_named() {
+    survives("forbidden", |_| Fault::Code(403)).await;
+}
+
+#[tokio::test]
+async fn a_list_that_breaks_off_removes_nothing() {
+    let store = store();
+    fill(&store, 1100);
+    let faults = judge(|_| Fault::No);
+    let server = serve_at("127.0.0.1:0", &store, &faults).await;
+    let mut node = Node::start(settings(&[url(&server)]));
+    node.complete().await;
+    // A streamed list breaks off, and so does the second page.
+    set(&faults, |asked| match asked {
+        _ if !is_of_pods(asked) => Fault::No,
+        _ if is_streamed(asked) => Fault::Cut(5000),
+        _ if is_watch(asked) => Fault::Code(410),
+        _ if asked.contains("continue=") => Fault::Code(500),
+        _ => Fault::No,
+    });
+    store.delete(Kind::Pod, "shop", "p0").unwrap();
+    store.forget_history();
+    node.until("two failures", |node| node.failures(Kind::Pod, "connection") > 1).await;
+    set(&faults, |asked| match asked {
+        _ if is_of_pods(asked) && is_streamed(asked) => Fault::Code(400),
+        _ if asked.contains("continue=") => Fault::Code(500),
+        _ => Fault::No,
+    });
+    node.until("two more", |node| node.failures(Kind::Pod, "server-error") > 1).await;
+    assert!(node.gone <= 1 && node.state.pods.len() >= 1099);
+    set(&faults, |_| Fault::No);
+    node.until("a whole list", |node| node.state.pods.len() == 1099).await;
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_end_its_stream_is_asked_for_pages() {
+    let store = store();
+    fill(&store, 20);
+    // As one that does not know `sendInitialEvents` and takes it for a watch.
+    let faults = judge(|asked| if is_streamed(asked) { Fault::Silent } else { Fault::No });
+    let server = serve_at("127.0.0.1:0", &store, &faults).await;
+    let mut own = settings(&[url(&server)]);
+    own.list_timeout = Duration::from_millis(300);
+    let mut node = Node::start(own);
+    node.complete().await;
+    assert_eq!(node.state.pods.len(), 20);
+    assert_eq!(node.kind(Kind::Pod).streamed_lists, 0);
+}
+
+#[tokio::test]
+async fn kinds_that_no_server_has_are_normal_and_picked_up_and_core_kinds_are_waited_for() {
+    let store = store();
+    fill(&store, 5);
+    let absent = |asked: &str| asked.contains("/endpointslices");
+    let faults = judge(move |asked| if absent(asked) { Fault::Code(404) } else { Fault::No });
+    let server = serve_at("127.0.0.1:0", &store, &faults).await;
+    let mut node = Node::start(settings(&[url(&server)]));
+    node.complete().await;
+    assert!(node.kind(Kind::EndpointSlice).absent);
+    let slice = json!({"metadata": {"name": "s", "namespace": "shop"}, "addressType": "IPv4", "endpoints": []});
+    store.set(Kind::EndpointSlice, slice).unwrap();
+    set(&faults, |_| Fault::No);
+    node.until("the kind", |node| node.state.endpoint_slices.len() == 1).await;
+    assert!(!node.kind(Kind::EndpointSlice).absent);
+
+    let faults = judge(|asked| if is_of_pods(asked) { Fault::Code(404) } else { Fault::No });
+    let server = serve_at("127.0.0.1:0", &store, &faults).await;
+    let mut node = Node::start(settings(&[url(&server)]));
+    node.until("the others", |node| node.state.endpoint_slices.len() == 1).await;
+    node.until("a failure", |node| node.failures(Kind::Pod, "absent") > 1).await;
+    assert!(!node.reporter().is_complete());
+    assert!(node.reporter().waits_for().starts_with("Pod ("), "{}", node.reporter().waits_for());
+}
+
+#[tokio::test]
+async fn one_bad_object_is_named_and_disturbs_no_other() {
+    let store = store();
+    fill(&store, 5);
+    let mut bad = pod("bad");
+    bad["metadata"]["labels"] = json!({"a": "b".repeat(100)});
+    store.set(Kind::Pod, bad).unwrap();
+    let mut large = pod("large");
+    large["metadata"]["annotations"] = json!({"x": "y".repeat(1 << 20)});
+    store.set(Kind::Pod, large).unwrap();
+    let server = serve_at("127.0.0.1:0", &store, &judge(|_| Fault::No)).await;
+    let mut node = Node::start(settings(&[url(&server)]));
+    node.complete().await;
+    assert_eq!(node.state.pods.len(), 5);
+    let refused = node.status().refused;
+    let objects: Vec<&str> = refused.iter().map(|error| error.object.as_str()).collect();
+    assert_eq!(objects, ["Pod shop/bad", "Pod shop/large"]);
+    assert_eq!(node.kind(Kind::Pod).refused, 2);
+    store.set(Kind::Pod, pod("bad")).unwrap();
+    store.delete(Kind::Pod, "shop", "large").unwrap();
+    node.until("health", |node| node.has("bad") && node.status().refused.is_empty()).await;
+}

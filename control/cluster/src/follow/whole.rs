@@ -1,0 +1,466 @@
+//! The cluster as it is in force, and what changes it.
+//!
+//! Whatever servers say is compared with what is in force, and only differences go to the node. A
+//! list that is being read adds and changes at once, and removes at its end, if it is complete. An
+//! object that cannot be read leaves its last good version in force; a NetworkPolicy that never had
+//! one is in force as far as it was understood, which is closed.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use control::admin::status::{ERRORS_MAX, ObjectError};
+use control::model::{Kind, Object, ObjectKey, ObjectName, Pod};
+use control::store::Change;
+
+use super::hold::{Gained, Held, Losses, is_held, is_live, lost_endpoints};
+use super::known::{Key, Known, Set, key, name};
+use super::standing::{OfKind as Standing, Reporter, unix_ms_now};
+use crate::client::Frontends;
+use crate::compact;
+use crate::decode::Decoded;
+use crate::feed;
+use crate::resource::index;
+
+/// Objects of all kinds, at most: four times what a cluster of 5,000 nodes has.
+pub const OBJECTS_MAX: usize = 1_000_000;
+/// Objects that are known not to be in force as they are written, at most; more are counted, and
+/// not named.
+pub const REFUSED_MAX: usize = 4096;
+
+struct OfKind {
+    known: Known,
+    refused: BTreeMap<Key, Refusal>,
+    /// While a list is read: EndpointSlices that it has with fewer endpoints.
+    shrunk: BTreeMap<Key, Object>,
+    is_listing: bool,
+    held: Option<Held>,
+}
+
+struct Refusal {
+    error: ObjectError,
+    /// What is in force in its place is made of it, not a version before it.
+    stands_in: bool,
+    /// The list that is being read has named it.
+    is_listed: bool,
+}
+
+/// The cluster as it is in force.
+pub struct Whole {
+    kinds: [OfKind; Kind::ALL.len()],
+    batch: Vec<Change>,
+    feed: feed::Sender,
+    reporter: Reporter,
+    frontends: Frontends,
+    gained: Gained,
+    hold_percent: u32,
+    /// Something changed since a snapshot was made of it.
+    is_unsaved: bool,
+}
+
+impl Whole {
+    pub(super) fn new(
+        feed: feed::Sender,
+        reporter: Reporter,
+        frontends: Frontends,
+        hold_percent: u32,
+    ) -> Self {
+        let kinds = Kind::ALL.map(|kind| OfKind {
+            known: Known::new(kind),
+            refused: BTreeMap::new(),
+            shrunk: BTreeMap::new(),
+            is_listing: false,
+            held: None,
+        });
+        Self {
+            kinds,
+            batch: Vec::new(),
+            feed,
+            reporter,
+            frontends,
+            gained: Gained::default(),
+            hold_percent,
+            is_unsaved: false,
+        }
+    }
+
+    /// Whether nobody takes anything any more.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.feed.is_closed()
+    }
+
+    fn len(&self) -> usize {
+        self.kinds.iter().map(|own| own.known.len()).sum()
+    }
+
+    fn own(&mut self, kind: Kind) -> &mut OfKind {
+        &mut self.kinds[index(kind)]
+    }
+
+    /// Puts in force what a snapshot holds: of every kind the whole.
+    pub(super) fn restore(&mut self, objects: impl IntoIterator<Item = (Object, Box<[u8]>)>) {
+        for (object, bytes) in objects {
+            let ObjectKey { kind, name } = object.key();
+            self.own(kind).known.set(key(&name), bytes);
+            if let Object::Service(service) = &object {
+                self.frontends.set(service);
+            }
+            self.batch.push(Change::Set(object));
+        }
+        // Whoever waits for the whole finds it sent.
+        self.flush();
+        for kind in Kind::ALL {
+            self.note_counts(kind);
+            self.reporter.complete(kind);
+        }
+    }
+
+    /// A list begins.
+    pub(super) fn begin_list(&mut self, kind: Kind) {
+        let own = self.own(kind);
+        own.known.begin_list();
+        own.shrunk.clear();
+        own.is_listing = true;
+        own.refused.values_mut().for_each(|refusal| refusal.is_listed = false);
+    }
+
+    /// A list will not end.
+    pub(super) fn abort_list(&mut self, kind: Kind) {
+        let own = self.own(kind);
+        own.is_listing = false;
+        own.shrunk.clear();
+    }
+
+    /// An object came or changed, or a list names it.
+    pub(super) fn take(&mut self, kind: Kind, decoded: Decoded) {
+        match decoded {
+            Decoded::Good(object) => {
+                let key = key(&object.key().name);
+                self.well(kind, &key);
+                self.set(kind, key, object);
+            }
+            Decoded::Closed { object, why } => {
+                let key = key(&object.key().name);
+                self.refuse(kind, Some(key.clone()), why, true);
+                self.set(kind, key, object);
+            }
+            Decoded::Unreadable { object, why } => {
+                let key = key(&object.key().name);
+                let own = self.own(kind);
+                let stood_in = own.refused.get(&key).is_some_and(|refusal| refusal.stands_in);
+                if own.known.contains(&key) && !stood_in {
+                    let why = format!("{why}: its last good version stays in force");
+                    self.own(kind).known.mark(&key);
+                    self.refuse(kind, Some(key), why, false);
+                } else {
+                    let why = format!("{why}: what is not understood of it allows nothing");
+                    self.refuse(kind, Some(key.clone()), why, true);
+                    self.set(kind, key, object);
+                }
+            }
+            Decoded::Refused { name, why } => {
+                let key = name.as_ref().map(key);
+                if let Some(key) = &key {
+                    self.own(kind).known.mark(key);
+                }
+                let is_known = key.as_ref().is_some_and(|key| self.own(kind).known.contains(key));
+                let why = match is_known {
+                    true => format!("{why}: its last good version stays in force"),
+                    false => why,
+                };
+                self.refuse(kind, key, why, false);
+            }
+        }
+    }
+
+    fn set(&mut self, kind: Kind, key: Key, object: Object) {
+        let bytes = compact::encode(&object);
+        let is_new = !self.own(kind).known.contains(&key);
+        if is_new && self.len() >= OBJECTS_MAX {
+            let why = format!("more than {OBJECTS_MAX} objects: it is left out");
+            self.refuse(kind, Some(key), why, false);
+            return;
+        }
+        let own = self.own(kind);
+        let before = match kind {
+            Kind::Pod | Kind::EndpointSlice if !is_new => own.known.get(&key),
+            _ => None,
+        };
+        if own.is_listing
+            && let (Object::EndpointSlice(after), Some(Object::EndpointSlice(before))) =
+                (&object, &before)
+            && lost_endpoints(before, after) > 0
+        {
+            own.known.mark(&key);
+            own.shrunk.insert(key, object);
+            return;
+        }
+        if let Some(held) = own.held.as_mut() {
+            held.losses.forget(&key);
+        }
+        if own.known.set(key, bytes) == Set::Same {
+            return;
+        }
+        match (&object, before) {
+            (Object::Service(service), _) => self.frontends.set(service),
+            (Object::Pod(pod), before) => self.pod_came(pod, before.as_ref()),
+            _ => {}
+        }
+        self.is_unsaved = true;
+        self.batch.push(Change::Set(object));
+    }
+
+    /// What a pod's new address was before is not held any more.
+    fn pod_came(&mut self, pod: &Pod, before: Option<&Object>) {
+        let had = match before {
+            Some(Object::Pod(before)) if is_live(before) => before.addresses.as_slice(),
+            _ => &[],
+        };
+        if !is_live(pod) {
+            return;
+        }
+        let now = Instant::now();
+        for address in pod.addresses.iter().filter(|address| !had.contains(address)) {
+            self.gained.note(*address, now);
+            self.release(*address);
+        }
+    }
+
+    fn release(&mut self, address: IpAddr) {
+        for kind in [Kind::Pod, Kind::EndpointSlice] {
+            let Some(held) = self.own(kind).held.as_mut() else { continue };
+            let released = held.claimed(address);
+            if !released.is_empty() {
+                tracing::info!(kind = kind.name(), %address, "a held loss is believed: another pod claims its address");
+                self.lose(kind, released);
+            }
+        }
+    }
+
+    /// An object went.
+    pub(super) fn gone(&mut self, kind: Kind, name: &ObjectName) {
+        self.remove(kind, &key(name));
+    }
+
+    fn remove(&mut self, kind: Kind, key: &Key) {
+        self.well(kind, key);
+        let own = self.own(kind);
+        own.shrunk.remove(key);
+        if let Some(held) = own.held.as_mut() {
+            held.losses.forget(key);
+        }
+        if !own.known.remove(key) {
+            return;
+        }
+        if kind == Kind::Service {
+            self.frontends.remove(key);
+        }
+        self.is_unsaved = true;
+        self.batch.push(Change::Gone(ObjectKey::new(kind, name(key))));
+    }
+
+    /// A list is complete. Gives whether what it has lost is held.
+    pub(super) fn end_list(&mut self, kind: Kind) -> bool {
+        let own = self.own(kind);
+        own.is_listing = false;
+        own.refused.retain(|_, refusal| refusal.is_listed);
+        let mut losses = Losses {
+            gone: own.known.missing().into_iter().collect(),
+            shrunk: std::mem::take(&mut own.shrunk),
+        };
+        let earlier = own.held.take();
+        if let Some(earlier) = &earlier {
+            let agreed = losses.split_agreed(&earlier.losses);
+            let (held, agreed_on) = (earlier.losses.len(), agreed.len());
+            tracing::warn!(
+                kind = kind.name(),
+                held,
+                agreed_on,
+                "a second list says what of the losses is true"
+            );
+            self.lose(kind, agreed);
+        }
+        let (lost, of) = self.extent(kind, &losses);
+        if is_held(lost, of, self.hold_percent) {
+            self.hold(kind, losses, (lost, of));
+        } else {
+            self.lose(kind, losses);
+        }
+        // Whoever waits for the whole finds it sent.
+        self.flush();
+        self.reporter.complete(kind);
+        self.note_refusals();
+        self.own(kind).held.is_some()
+    }
+
+    /// How many pods or endpoints were lost, of how many.
+    fn extent(&self, kind: Kind, losses: &Losses) -> (usize, usize) {
+        let known = &self.kinds[index(kind)].known;
+        match kind {
+            _ if losses.is_empty() => (0, 0),
+            Kind::Pod => (losses.gone.len(), known.len()),
+            Kind::EndpointSlice => {
+                let slice = |key: &Key| match known.get(key) {
+                    Some(Object::EndpointSlice(slice)) => Some(slice),
+                    _ => None,
+                };
+                let gone = losses.gone.iter().filter_map(slice).map(|own| own.endpoints.len());
+                let shrunk = losses.shrunk.iter().filter_map(|(key, after)| match after {
+                    Object::EndpointSlice(after) => Some(lost_endpoints(&slice(key)?, after)),
+                    _ => None,
+                });
+                let all = known.objects().map(|object| match object {
+                    Object::EndpointSlice(slice) => slice.endpoints.len(),
+                    _ => 0,
+                });
+                (gone.sum::<usize>() + shrunk.sum::<usize>(), all.sum())
+            }
+            _ => (0, 0),
+        }
+    }
+
+    fn hold(&mut self, kind: Kind, losses: Losses, (lost, of): (usize, usize)) {
+        let claimed: HashSet<IpAddr> = match kind {
+            Kind::Pod => {
+                let pods = self.kinds[index(kind)].known.objects();
+                pods.filter_map(|object| match object {
+                    Object::Pod(pod) if is_live(&pod) && !losses.gone.contains(&key(&pod.name)) => {
+                        Some(pod.addresses)
+                    }
+                    _ => None,
+                })
+                .flatten()
+                .collect()
+            }
+            _ => HashSet::new(),
+        };
+        let own = self.own(kind);
+        let mut held = Held::new(losses, |key| own.known.get(key));
+        let now = Instant::now();
+        let mut free = Losses::default();
+        for address in held.addresses() {
+            let is_taken = match kind {
+                Kind::Pod => claimed.contains(&address),
+                _ => self.gained.has(address, now),
+            };
+            if is_taken {
+                let Losses { gone, shrunk } = held.claimed(address);
+                free.gone.extend(gone);
+                free.shrunk.extend(shrunk);
+            }
+        }
+        tracing::warn!(
+            kind = kind.name(),
+            lost,
+            of,
+            held = held.losses.len(),
+            "a list lost more than is believed at once: its losses are held until a second agrees"
+        );
+        self.own(kind).held = (!held.losses.is_empty()).then_some(held);
+        self.reporter.kind(kind, |own| own.status.holds += 1);
+        self.lose(kind, free);
+    }
+
+    fn lose(&mut self, kind: Kind, losses: Losses) {
+        let Losses { gone, shrunk } = losses;
+        let keys: BTreeSet<Key> = gone;
+        for key in &keys {
+            self.remove(kind, key);
+        }
+        for (key, object) in shrunk {
+            self.set(kind, key, object);
+        }
+    }
+
+    /// Nothing is wrong with an object any more.
+    fn well(&mut self, kind: Kind, key: &str) {
+        let own = self.own(kind);
+        if own.refused.remove(key).is_some() {
+            tracing::info!(object = title(kind, Some(key)), "is well again, or gone");
+            self.note_refusals();
+        }
+    }
+
+    fn refuse(&mut self, kind: Kind, key: Option<Key>, why: String, stands_in: bool) {
+        let object = title(kind, key.as_deref());
+        self.reporter.kind(kind, |own| own.status.refusals += 1);
+        let known: usize = self.kinds.iter().map(|own| own.refused.len()).sum();
+        let own = self.own(kind);
+        let key = key.unwrap_or_default();
+        let before = own.refused.get(&key);
+        let count = before.map_or(0, |before| before.error.count) + 1;
+        let is_told = before.is_some_and(|before| before.error.message == why);
+        if !is_told {
+            tracing::warn!(object, error = why, "an object is not in force as it is written");
+        }
+        if before.is_none() && known >= REFUSED_MAX {
+            return;
+        }
+        let error = ObjectError { object, message: why, time_unix_ms: unix_ms_now(), count };
+        own.refused.insert(key, Refusal { error, stands_in, is_listed: true });
+        self.note_refusals();
+    }
+
+    fn note_refusals(&self) {
+        let all = self.kinds.iter().flat_map(|own| own.refused.values());
+        let first: Vec<ObjectError> =
+            all.take(ERRORS_MAX).map(|refusal| refusal.error.clone()).collect();
+        self.reporter.with(|standing| standing.refused = first);
+        for kind in Kind::ALL {
+            self.note_counts(kind);
+        }
+    }
+
+    fn note_counts(&self, kind: Kind) {
+        let own = &self.kinds[index(kind)];
+        let held = own.held.as_ref().map_or(0, |held| held.losses.len()) as u64;
+        let (objects, refused) = (own.known.len() as u64, own.refused.len() as u64);
+        self.reporter.kind(kind, |standing: &mut Standing| {
+            let status = &mut standing.status;
+            (status.objects, status.refused, status.held) = (objects, refused, held);
+        });
+    }
+
+    /// Sends the node what changed.
+    pub(super) fn flush(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        for kind in Kind::ALL {
+            self.note_counts(kind);
+        }
+        let reporter = self.reporter.clone();
+        self.feed.send(self.batch.drain(..), |report| {
+            report.kubernetes = Some(reporter);
+            report.last_success = Some(Instant::now());
+        });
+    }
+
+    /// Whether something changed since [`Self::set_saved`].
+    pub(crate) fn is_unsaved(&self) -> bool {
+        self.is_unsaved
+    }
+
+    pub(crate) fn set_saved(&mut self) {
+        self.is_unsaved = false;
+    }
+
+    pub(crate) fn set_unsaved(&mut self) {
+        self.is_unsaved = true;
+    }
+
+    /// Everything that is in force, as bytes.
+    pub(crate) fn bytes(&self) -> impl Iterator<Item = (Kind, &Known)> {
+        Kind::ALL.into_iter().zip(self.kinds.iter().map(|own| &own.known))
+    }
+}
+
+fn title(kind: Kind, key: Option<&str>) -> String {
+    match key {
+        Some(key) if !key.is_empty() => format!("{} {key}", kind.name()),
+        _ => format!("{} (no name)", kind.name()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

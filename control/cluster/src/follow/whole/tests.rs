@@ -1,0 +1,322 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use control::store::ClusterState;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::client::{Access, Credentials, Servers};
+use crate::decode::decode;
+
+/// A follower's whole, and the node that takes what it sends.
+struct World {
+    whole: Whole,
+    node: feed::Receiver,
+    state: ClusterState,
+    frontends: Frontends,
+}
+
+fn world() -> World {
+    let access = Access {
+        relays: Vec::new(),
+        api_servers: Vec::new(),
+        credentials: Credentials::ServiceAccount("/none".into()),
+        ca_file: None,
+        connect_timeout: Duration::from_secs(1),
+        request_timeout: Duration::from_secs(1),
+        rest: (Duration::from_secs(1), Duration::from_secs(1)),
+    };
+    let (sender, node) = feed::feed();
+    let frontends = Frontends::default();
+    let reporter = Reporter::new(Arc::new(Servers::new(access, frontends.clone())));
+    let whole = Whole::new(sender, reporter, frontends.clone(), 30);
+    World { whole, node, state: ClusterState::default(), frontends }
+}
+
+impl World {
+    /// What the node was sent; gives how many changes.
+    fn sent(&mut self) -> usize {
+        self.whole.flush();
+        let changes = self.node.take();
+        let count = changes.len();
+        for change in changes {
+            self.state.apply(change);
+        }
+        count
+    }
+
+    fn take(&mut self, kind: Kind, object: &Value) {
+        let text = RawValue::from_string(object.to_string()).unwrap();
+        self.whole.take(kind, decode(kind, &text));
+    }
+
+    /// A complete list; gives whether its losses are held.
+    fn list(&mut self, kind: Kind, objects: &[Value]) -> bool {
+        self.whole.begin_list(kind);
+        objects.iter().for_each(|object| self.take(kind, object));
+        let held = self.whole.end_list(kind);
+        self.sent();
+        held
+    }
+
+    fn has(&self, pod: &str) -> bool {
+        self.state.pods.contains_key(&ObjectName::new("shop", pod))
+    }
+
+    fn refused(&self) -> Vec<ObjectError> {
+        self.whole.reporter.status().refused
+    }
+}
+
+fn pod(number: usize) -> Value {
+    pod_at(&format!("p{number}"), &address(number))
+}
+
+fn address(number: usize) -> String {
+    format!("10.1.{}.{}", number / 200, number % 200 + 1)
+}
+
+fn pod_at(name: &str, address: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {"containers": []},
+           "status": {"phase": "Running", "podIPs": [{"ip": address}]}})
+}
+
+fn pods(range: std::ops::Range<usize>) -> Vec<Value> {
+    range.map(pod).collect()
+}
+
+fn slice(name: &str, numbers: std::ops::Range<usize>) -> Value {
+    let endpoints: Vec<Value> = numbers.map(|n| json!({"addresses": [address(n)]})).collect();
+    json!({"metadata": {"name": name, "namespace": "shop"}, "addressType": "IPv4",
+           "ports": [], "endpoints": endpoints})
+}
+
+fn policy(rule: &Value) -> Value {
+    json!({"metadata": {"name": "web", "namespace": "shop"},
+           "spec": {"podSelector": {}, "ingress": [rule]}})
+}
+
+#[test]
+fn a_list_sends_differences_alone_and_removes_at_its_end() {
+    let mut world = world();
+    assert!(!world.list(Kind::Pod, &pods(0..5)));
+    assert_eq!(world.state.pods.len(), 5);
+    world.whole.begin_list(Kind::Pod);
+    world.take(Kind::Pod, &pod(0));
+    world.take(Kind::Pod, &pod_at("p1", "10.9.0.1"));
+    world.take(Kind::Pod, &pod(7));
+    assert_eq!(world.sent(), 2, "what is as it was is not sent");
+    assert_eq!(world.state.pods.len(), 6, "nothing goes before the list is complete");
+    world.whole.end_list(Kind::Pod);
+    assert_eq!(world.sent(), 3);
+    assert!(world.has("p0") && world.has("p1") && world.has("p7") && !world.has("p2"));
+}
+
+#[test]
+fn a_list_that_does_not_end_removes_nothing() {
+    let mut world = world();
+    world.list(Kind::Pod, &pods(0..5));
+    world.whole.begin_list(Kind::Pod);
+    world.take(Kind::Pod, &pod(0));
+    world.whole.abort_list(Kind::Pod);
+    assert_eq!((world.sent(), world.state.pods.len()), (0, 5));
+    world.list(Kind::Pod, &pods(0..4));
+    assert_eq!(world.state.pods.len(), 4);
+}
+
+#[test]
+fn a_relist_that_loses_a_third_is_held_until_a_second_one_agrees() {
+    let mut world = world();
+    world.list(Kind::Pod, &pods(0..100));
+    assert!(!world.list(Kind::Pod, &pods(0..70)), "30 of 100 are not more than 30 %");
+    assert_eq!(world.state.pods.len(), 70);
+    world.list(Kind::Pod, &pods(0..100));
+    assert!(world.list(Kind::Pod, &[pods(0..68), vec![pod(200)]].concat()));
+    assert_eq!(world.state.pods.len(), 101, "what came is there, what went is held");
+    let status = world.whole.reporter.status();
+    assert_eq!((status.kinds[2].held, status.kinds[2].holds), (32, 1));
+    // Two of them are back, the others are gone indeed.
+    assert!(!world.list(Kind::Pod, &[pods(0..70), vec![pod(200)]].concat()));
+    assert_eq!(world.state.pods.len(), 71);
+    assert_eq!(world.whole.reporter.status().kinds[2].held, 0);
+}
+
+#[test]
+fn a_second_list_that_does_not_agree_ends_the_hold_and_loses_nothing() {
+    let mut world = world();
+    world.list(Kind::Pod, &pods(0..100));
+    assert!(world.list(Kind::Pod, &pods(0..10)));
+    assert!(!world.list(Kind::Pod, &pods(0..100)));
+    assert_eq!(world.state.pods.len(), 100);
+}
+
+#[test]
+fn a_second_list_that_loses_others_holds_those() {
+    let mut world = world();
+    world.list(Kind::Pod, &pods(0..100));
+    assert!(world.list(Kind::Pod, &pods(0..50)));
+    assert!(world.list(Kind::Pod, &pods(50..100)), "another half is lost");
+    assert_eq!(world.state.pods.len(), 100);
+    assert!(!world.list(Kind::Pod, &pods(50..100)));
+    assert_eq!(world.state.pods.len(), 50);
+}
+
+#[test]
+fn a_few_losses_are_believed_at_once() {
+    let mut world = world();
+    world.list(Kind::Pod, &pods(0..9));
+    assert!(!world.list(Kind::Pod, &[]));
+    assert!(world.state.pods.is_empty());
+}
+
+#[test]
+fn a_removal_that_is_said_is_never_held() {
+    let mut world = world();
+    world.list(Kind::Pod, &pods(0..100));
+    assert!(world.list(Kind::Pod, &pods(0..10)));
+    world.whole.gone(Kind::Pod, &ObjectName::new("shop", "p50"));
+    world.sent();
+    assert!(!world.has("p50") && world.has("p51"));
+}
+
+#[test]
+fn a_pod_whose_address_another_claims_is_never_held() {
+    let mut world = world();
+    world.list(Kind::Pod, &pods(0..100));
+    // Within the list that loses it, and afterwards.
+    let listed = [pods(0..10), vec![pod_at("heir", &address(50))]].concat();
+    assert!(world.list(Kind::Pod, &listed));
+    assert!(!world.has("p50") && world.has("heir") && world.has("p60"));
+    world.take(Kind::Pod, &pod_at("late-heir", &address(60)));
+    world.sent();
+    assert!(!world.has("p60") && world.has("late-heir") && world.has("p61"));
+    // Who ends, or is the host's, claims nothing.
+    let mut done = pod_at("done", &address(61));
+    done["status"]["phase"] = json!("Succeeded");
+    world.take(Kind::Pod, &done);
+    world.sent();
+    assert!(world.has("p61"));
+}
+
+#[test]
+fn endpoints_that_a_list_lost_are_held_in_slices_that_went_and_that_shrank() {
+    let mut world = world();
+    let before = [slice("a", 0..50), slice("b", 50..100)];
+    world.list(Kind::EndpointSlice, &before);
+    let endpoints = |world: &World| -> usize {
+        world.state.endpoint_slices.values().map(|own| own.endpoints.len()).sum()
+    };
+    assert_eq!(endpoints(&world), 100);
+    assert!(world.list(Kind::EndpointSlice, &[slice("a", 0..50)]), "half of them went");
+    assert_eq!(endpoints(&world), 100);
+    assert!(!world.list(Kind::EndpointSlice, &before));
+    assert!(
+        world.list(Kind::EndpointSlice, &[slice("a", 0..0), before[1].clone()]),
+        "one is empty"
+    );
+    assert_eq!(endpoints(&world), 100);
+    // A pod that is new has an address of the one that is held.
+    world.take(Kind::Pod, &pod_at("heir", &address(7)));
+    world.sent();
+    assert_eq!(endpoints(&world), 50);
+}
+
+#[test]
+fn a_slice_whose_address_was_claimed_before_its_list_is_not_held() {
+    let mut world = world();
+    world.list(Kind::EndpointSlice, &[slice("a", 0..50), slice("b", 50..100)]);
+    world.take(Kind::Pod, &pod_at("heir", &address(7)));
+    assert!(!world.list(Kind::EndpointSlice, &[slice("b", 50..100)]));
+    assert_eq!(world.state.endpoint_slices.len(), 1);
+}
+
+#[test]
+fn what_cannot_be_read_keeps_its_last_good_version_until_it_is_good_or_gone() {
+    let mut world = world();
+    world.list(Kind::Pod, &pods(0..3));
+    let mut bad = pod(1);
+    bad["status"]["podIPs"][0]["ip"] = json!("nowhere");
+    assert!(!world.list(Kind::Pod, &[pod(0), bad.clone()]));
+    assert!(world.has("p1") && !world.has("p2"), "others are listed and removed as ever");
+    let refused = world.refused();
+    assert_eq!((refused.len(), refused[0].object.as_str()), (1, "Pod shop/p1"));
+    assert!(refused[0].message.contains("podIPs[0].ip"), "{}", refused[0].message);
+    assert!(refused[0].message.contains("last good version"), "{}", refused[0].message);
+    world.take(Kind::Pod, &pod(1));
+    assert!(world.refused().is_empty());
+    world.take(Kind::Pod, &bad);
+    assert_eq!(world.refused().len(), 1);
+    world.list(Kind::Pod, &[pod(0)]);
+    assert!(world.refused().is_empty() && !world.has("p1"));
+}
+
+#[test]
+fn an_invalid_policy_leaves_its_last_good_version_and_a_new_one_is_closed() {
+    let mut world = world();
+    let in_force = |world: &World| {
+        world.state.network_policies.values().next().and_then(|own| own.ingress.clone())
+    };
+    let bad = policy(&json!({"ports": [{"port": 0}]}));
+    world.take(Kind::NetworkPolicy, &bad);
+    world.sent();
+    assert_eq!(in_force(&world), Some(vec![control::model::PolicyRule::nothing()]));
+    assert!(world.refused()[0].message.contains("allows nothing"));
+    // Still bad, in another way: what stands in for it follows.
+    world.take(
+        Kind::NetworkPolicy,
+        &json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": 7}),
+    );
+    world.sent();
+    assert_eq!(in_force(&world), Some(vec![]));
+    world.take(Kind::NetworkPolicy, &policy(&json!({})));
+    world.sent();
+    let good = in_force(&world);
+    assert!(world.refused().is_empty());
+    world.take(Kind::NetworkPolicy, &bad);
+    assert_eq!(world.sent(), 0);
+    assert_eq!(in_force(&world), good);
+    assert!(world.refused()[0].message.contains("last good version"));
+}
+
+#[test]
+fn a_policy_with_a_field_of_the_future_is_closed_even_where_it_was_good() {
+    let mut world = world();
+    world.take(Kind::NetworkPolicy, &policy(&json!({})));
+    world.take(Kind::NetworkPolicy, &policy(&json!({"schedule": "night"})));
+    world.sent();
+    let own = world.state.network_policies.values().next().unwrap();
+    assert_eq!(own.ingress, Some(vec![control::model::PolicyRule::nothing()]));
+    let refused = world.refused();
+    assert_eq!(refused[0].object, "NetworkPolicy shop/web");
+    assert!(refused[0].message.contains("spec.ingress[0].schedule"), "{}", refused[0].message);
+    assert_eq!(world.whole.reporter.status().kinds[5].refusals, 1);
+}
+
+#[test]
+fn what_is_known_to_be_wrong_is_bounded_and_the_rest_is_in_force() {
+    let mut world = world();
+    for number in 0..REFUSED_MAX + 10 {
+        let mut bad = pod(number);
+        bad["metadata"]["labels"] = json!({"a": "!"});
+        world.take(Kind::Pod, &bad);
+    }
+    world.take(Kind::Pod, &pod_at("good", "10.2.0.1"));
+    world.sent();
+    assert!(world.has("good"));
+    let status = &world.whole.reporter.status().kinds[2];
+    assert_eq!((status.refused, status.refusals), (REFUSED_MAX as u64, REFUSED_MAX as u64 + 10));
+    assert_eq!(world.refused().len(), ERRORS_MAX);
+}
+
+#[test]
+fn services_addresses_are_known_as_no_servers() {
+    let mut world = world();
+    let service = json!({"metadata": {"name": "api", "namespace": "shop"}, "spec": {
+        "clusterIPs": ["10.96.0.9"], "externalIPs": ["192.0.2.1"], "ports": [{"port": 443}]}});
+    world.take(Kind::Service, &service);
+    let contains = |address: &str| world.frontends.contain(address.parse().unwrap());
+    assert!(contains("10.96.0.9:6443") && contains("192.0.2.1:443") && !contains("192.0.2.1:6443"));
+    world.whole.gone(Kind::Service, &ObjectName::new("shop", "api"));
+    assert!(!world.frontends.contain("10.96.0.9:443".parse().unwrap()));
+}

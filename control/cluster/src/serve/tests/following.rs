@@ -1,0 +1,98 @@
+//! Objects that another server numbers: a client may go on at either.
+
+use control::model::Kind;
+
+use super::super::object::{EventType, mark};
+use super::*;
+use crate::resource::Resource;
+
+fn encoded(name: &str, version: u64) -> Encoded {
+    Encoded::from_value(Resource::of(Kind::Pod), pod("shop", name, "n1"), version).unwrap()
+}
+
+fn following(list: &[Encoded], version: u64) -> Store {
+    let store = Store::following(HistoryLimits::default());
+    store.replace(Kind::Pod, list, version);
+    store
+}
+
+/// Name, type and the resourceVersion that is sent, of all changes after `version`.
+fn changes(store: &Store, version: u64) -> Vec<(String, EventType, u64)> {
+    let moment = store.moment(Kind::Pod, version).unwrap();
+    let (events, _) = store.events(Kind::Pod, moment.turn, 1000).unwrap();
+    let told = |event: &super::super::store::Event| {
+        (event.object.name().to_owned(), event.kind, event.object.version)
+    };
+    events.iter().map(told).collect()
+}
+
+#[test]
+fn a_list_announces_only_what_differs_and_in_an_order_to_go_on_from() {
+    let store = following(&["a", "b", "c", "d"].map(|name| encoded(name, 10)), 20);
+    store.put(Kind::Pod, &encoded("a", 30));
+    let list = [encoded("a", 30), encoded("b", 45), encoded("c", 10), encoded("e", 40)];
+    let replaced = store.replace(Kind::Pod, &list, 50);
+    assert_eq!(replaced, Replaced { added: 1, modified: 1, deleted: 1, reset: false });
+    // Whoever stops anywhere and goes on at the API server from the last resourceVersion it saw
+    // misses nothing: 30 was known before, then all up to 40, then all up to 45.
+    let wanted = [
+        ("d".to_owned(), EventType::Deleted, 30),
+        ("e".to_owned(), EventType::Added, 40),
+        ("b".to_owned(), EventType::Modified, 45),
+    ];
+    assert_eq!(changes(&store, 30), wanted);
+    assert_eq!(changes(&store, 40), wanted[2..]);
+    assert_eq!(changes(&store, 50), []);
+    assert_eq!(store.now(Kind::Pod).version, 50);
+}
+
+#[test]
+fn a_list_that_is_older_than_what_is_known_makes_everybody_begin_anew() {
+    let store = following(&[encoded("a", 10)], 20);
+    let before = store.now(Kind::Pod);
+    let replaced = store.replace(Kind::Pod, &[encoded("a", 5)], 8);
+    assert!(replaced.reset);
+    assert!(store.events(Kind::Pod, before.turn, 10).is_err());
+    assert_eq!(store.now(Kind::Pod).version, 8);
+    assert!(store.moment(Kind::Pod, 7).is_err());
+}
+
+#[test]
+fn what_a_spoilt_list_lost_and_the_next_one_finds_is_announced_both_times() {
+    let list = [encoded("a", 10), encoded("b", 10)];
+    let store = following(&list, 20);
+    store.replace(Kind::Pod, &list[..1], 20);
+    store.replace(Kind::Pod, &list, 20);
+    let seen = changes(&store, 20);
+    let wanted = [("b".to_owned(), EventType::Deleted, 20), ("b".to_owned(), EventType::Added, 10)];
+    assert_eq!(seen, wanted);
+}
+
+#[test]
+fn a_change_of_nothing_but_the_version_is_kept_and_not_announced() {
+    let with_mark = |version| Encoded { mark: Some(mark(b"the same")), ..encoded("a", version) };
+    let store = following(&[with_mark(10)], 10);
+    store.put(Kind::Pod, &with_mark(11));
+    let counts = store.counts(Kind::Pod);
+    assert_eq!((counts.unannounced, counts.history, counts.version), (1, 0, 11));
+    assert_eq!(store.versions(Kind::Pod), [("shop/a".to_owned(), 11)]);
+    let other = Encoded { mark: Some(mark(b"another")), ..encoded("a", 12) };
+    store.put(Kind::Pod, &other);
+    assert_eq!(changes(&store, 10), [("a".to_owned(), EventType::Modified, 12)]);
+}
+
+#[tokio::test]
+async fn nothing_is_served_before_every_kind_was_listed_once() {
+    let (server, store) = serving_store(Store::following(HistoryLimits::default()), |_| {}).await;
+    let client = client(&server);
+    let filled = |kind: Kind| store.replace(kind, &[], 7);
+    for kind in Kind::ALL {
+        let (code, status) = get_json(&client, "/api/v1/pods").await;
+        assert_eq!((code, &status["reason"]), (503, &json!("ServiceUnavailable")));
+        assert_eq!(get(&client, "/readyz").await.0, 503);
+        filled(kind);
+    }
+    let (code, list) = get_json(&client, "/api/v1/pods").await;
+    assert_eq!((code, &list["metadata"]["resourceVersion"]), (200, &json!("7")));
+    assert_eq!(get(&client, "/readyz").await.0, 200);
+}

@@ -1,0 +1,164 @@
+//! `xskiff run` that follows an API server: nothing is served before the whole cluster is known, and
+//! from then on an outage, and even a start during one, changes nothing.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use cluster::serve::{HistoryLimits, Options, Store, start};
+use control::admin::Status;
+use control::admin::status::Level;
+use control::model::Kind;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use xskiff::lab::{Namespace, wait_until};
+use xskiff_tests::xskiff_binary::{path, root_or_skip};
+
+use crate::bare::Bare;
+use crate::world::PATIENCE;
+
+const ADDRESS: &str = "127.0.0.1:7443";
+const PROBES: &str = "http://127.0.0.1:9964";
+
+/// An API server inside a network namespace; ends when dropped.
+struct ApiServer {
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl ApiServer {
+    fn start(namespace: &Namespace, store: Arc<Store>) -> Self {
+        let network = format!("/run/netns/{}", namespace.system_name());
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let (up, is_up) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            setns(File::open(network).expect("the namespace"), CloneFlags::CLONE_NEWNET)
+                .expect("entered");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(async {
+                let options = Options::plain(ADDRESS.parse().expect("an address"));
+                let _server = start(options, store).await.expect("it listens");
+                up.send(()).expect("somebody waits");
+                let _ = stopped.await;
+            });
+        });
+        is_up.recv_timeout(PATIENCE).expect("it is up");
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn status(bare: &Bare, socket: &str) -> Option<Status> {
+    let words = ["--socket", socket, "--json", "status"];
+    let answer = bare.node.run(&path().to_string_lossy(), &words).ok()?;
+    Some(serde_json::from_str(&answer).expect("a status"))
+}
+
+/// Status code and text of a probe; 0 where nobody answers.
+fn probe(bare: &Bare, page: &str) -> (u16, String) {
+    let url = format!("{PROBES}{page}");
+    let answer = bare.node.run("curl", &["-sS", "-w", "\n%{http_code}", &url]).unwrap_or_default();
+    let (text, code) = answer.trim().rsplit_once('\n').unwrap_or(("", "0"));
+    (code.parse().unwrap_or(0), text.to_owned())
+}
+
+fn store() -> Arc<Store> {
+    let store = Store::numbering(HistoryLimits::default());
+    let set = |kind, value: Value| store.set(kind, value).expect("an object");
+    set(Kind::Namespace, json!({"metadata": {"name": "shop"}}));
+    set(Kind::Node, json!({"metadata": {"name": "node-a"}, "spec": {"podCIDRs": ["10.1.0.0/24"]}}));
+    let metadata = json!({"name": "deny", "namespace": "shop"});
+    set(Kind::NetworkPolicy, json!({"metadata": metadata, "spec": {"podSelector": {}}}));
+    Arc::new(store)
+}
+
+#[test]
+fn an_api_server_is_waited_for_followed_missed_and_done_without() {
+    if !root_or_skip("an API server") {
+        return;
+    }
+    let bare = Bare::new("api");
+    let (run, socket) = (bare.directory("run"), bare.directory("run/admin.sock"));
+    let state = bare.directory("state");
+    let kubernetes = format!(
+        "kubernetes: {{state_directory: {state}, snapshot_seconds: 1, request_timeout_seconds: 2}}"
+    );
+    let file = bare.configuration("up0", &run, &kubernetes);
+    let server_words = ["--api-server", "http://127.0.0.1:7443"];
+    let process = bare.spawn_with(&[], &file, &server_words);
+    let waits = || {
+        let (code, text) = probe(&bare, "/readyz");
+        code == 503 && text.contains("waiting for") && text.contains("NetworkPolicy")
+    };
+    assert!(wait_until(PATIENCE, waits).is_some(), "{}", process.log_tail());
+    assert_eq!(probe(&bare, "/livez").0, 200);
+    assert!(status(&bare, &socket).is_none(), "nothing is served");
+
+    let store = store();
+    let server = ApiServer::start(&bare.node, Arc::clone(&store));
+    bare.ready(&process, &socket);
+    assert_eq!(probe(&bare, "/readyz").0, 200);
+    let objects = |status: &Status| -> u64 {
+        let kinds = &status.kubernetes.as_ref().expect("followed").kinds;
+        kinds.iter().map(|kind| kind.objects).sum()
+    };
+    assert_eq!(objects(&status(&bare, &socket).expect("a status")), 3);
+    store.set(Kind::Namespace, json!({"metadata": {"name": "bank"}})).expect("an object");
+    let arrives = || status(&bare, &socket).is_some_and(|status| objects(&status) == 4);
+    assert!(wait_until(PATIENCE, arrives).is_some(), "{}", process.log_tail());
+
+    drop(server);
+    let missed = || {
+        let status = status(&bare, &socket).expect("a status");
+        status.verdict.level == Level::Degraded
+            && status.verdict.summary.contains("cannot be followed")
+    };
+    assert!(wait_until(PATIENCE, missed).is_some(), "{:?}", status(&bare, &socket));
+    assert_eq!((probe(&bare, "/readyz").0, probe(&bare, "/livez").0), (200, 200));
+    let metrics = probe(&bare, "/metrics").1;
+    assert!(
+        metrics.contains("xskiff_kubernetes_failures_total{kind=\"Pod\",reason=\"connection\"}")
+    );
+    process.signal(Signal::SIGTERM).expect("a signal");
+    assert!(process.wait(PATIENCE).expect("its end").success(), "{}", process.log_tail());
+
+    let process = bare.spawn_with(&[], &file, &server_words);
+    bare.ready(&process, &socket);
+    let now = status(&bare, &socket).expect("a status");
+    assert_eq!(objects(&now), 4);
+    let snapshot = now.kubernetes.expect("followed").snapshot;
+    assert_eq!((snapshot.restored, snapshot.not_restored), (4, None));
+    assert_eq!(probe(&bare, "/readyz").0, 200);
+    let told = bare.node.run(&path().to_string_lossy(), &["--socket", &socket, "status"]);
+    assert!(told.expect("a status").contains("began with 4 objects"));
+    let _server = ApiServer::start(&bare.node, store);
+    let followed = || {
+        let now = status(&bare, &socket).and_then(|status| status.kubernetes);
+        now.is_some_and(|now| now.unlisted.is_empty() && now.kinds.iter().all(|kind| kind.in_step))
+    };
+    assert!(wait_until(PATIENCE * 2, followed).is_some(), "{:?}", status(&bare, &socket));
+    assert_eq!(objects(&status(&bare, &socket).expect("a status")), 4);
+}
+
+#[test]
+fn a_node_that_knows_the_api_servers_service_alone_does_not_start_and_says_the_way_out() {
+    if !root_or_skip("the API servers' Service") {
+        return;
+    }
+    let bare = Bare::new("api-service");
+    let file = bare.configuration("up0", &bare.directory("run"), "kubernetes: {enabled: true}");
+    let said = bare.refused(&["env", "KUBERNETES_SERVICE_HOST=10.96.0.1"], &file);
+    assert!(said.contains("10.96.0.1") && said.contains("--api-server"), "{said}");
+    let both = "manifests: /etc/xskiff\nkubernetes: {enabled: true}";
+    let said = bare.refused(&[], &bare.configuration("up0", &bare.directory("run"), both));
+    assert!(said.contains("kubernetes.enabled") && said.contains("/etc/xskiff"), "{said}");
+}
