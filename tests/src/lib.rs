@@ -1,7 +1,8 @@
-//! What the tests stand on: frames, a small cluster as tables, a whole node in memory, and a naive
-//! judge of NetworkPolicy.
+//! What the tests stand on: frames, a small cluster as tables, a whole node in memory, a naive
+//! judge of NetworkPolicy, and an API server with faults.
 #![forbid(unsafe_code)]
 
+pub mod cluster_server;
 pub mod link_frames;
 pub mod memory_ports;
 pub mod packet_builder;

@@ -4,7 +4,8 @@
 //! Reading order: [`resource`] (what is followed), [`feed`] (what a source says, and how a node takes
 //! it), [`client`] (the servers, and how they are reached), [`decode`] (one object of theirs),
 //! [`follow`] (what they say becomes what is in force), [`compact`] (objects as few bytes),
-//! [`snapshot`] (what was last in force, on disk), [`serve`] (the list and watch protocol, served).
+//! [`snapshot`] (what was last in force, on disk), [`serve`] (the list and watch protocol, served),
+//! [`relay`] (between API servers and nodes).
 #![forbid(unsafe_code)]
 
 pub mod client;
@@ -12,6 +13,7 @@ pub mod compact;
 pub mod decode;
 pub mod feed;
 pub mod follow;
+pub mod relay;
 pub mod resource;
 pub mod serve;
 pub mod snapshot;

@@ -4,7 +4,7 @@
 //! told of it), [`host_port`] (the way to the node's own stack), [`host_sockets`] (who is in
 //! the way there), [`workers`] (threads and their flow tables, whose [`rate`] of filling is told),
 //! [`admin_server`] and [`http`] (the ways to ask), [`metrics`] (what is told), [`cli`] (how people ask);
-//! and beside all that [`lab`] (network namespaces to try it in) and [`demo`] (the trial itself).
+//! and beside all that [`relay`] (for many nodes), [`lab`] (network namespaces to try it in) and [`demo`] (the trial itself).
 #![forbid(unsafe_code)]
 
 pub mod admin_server;
@@ -22,4 +22,5 @@ pub mod ours;
 pub mod pod_netns;
 pub mod ports;
 pub mod rate;
+pub mod relay;
 pub mod workers;

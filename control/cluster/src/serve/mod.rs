@@ -28,7 +28,8 @@ mod tests;
 pub use counts::Counts;
 pub use object::{Encoded, InvalidValue, mark};
 pub use server::{
-    Access, Answer, AnswerBody, Denied, Layer, Limits, Options, Page, Pages, Server, start,
+    Access, Answer, AnswerBody, Denied, Layer, Limits, ListenError, Options, Page, Pages, Server,
+    start,
 };
 pub use status::Failure;
 pub use store::{HistoryLimits, Replaced, Store, StoreCounts};

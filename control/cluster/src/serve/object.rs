@@ -109,7 +109,9 @@ impl Encoded {
         Ok(Self { namespace, name, version, node, fields, mark: None })
     }
 
-    pub(super) fn key(&self) -> String {
+    /// `namespace/name`, or the name alone for kinds of the cluster.
+    #[must_use]
+    pub fn key(&self) -> String {
         key(&self.namespace, &self.name)
     }
 }

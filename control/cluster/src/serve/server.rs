@@ -1,6 +1,5 @@
 //! Connections, and what is answered to a request.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -426,18 +425,14 @@ fn check_access(parts: &Parts, asked: &Asked, shared: &Shared) -> Result<(), Fai
 
 /// Whether the client takes JSON, if it says anything about it.
 fn speaks_json(parts: &Parts) -> bool {
-    let accepted: HashMap<_, ()> = parts
-        .headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
+    let header = parts.headers.get_all(header::ACCEPT);
+    let ranges = header.iter().filter_map(|value| value.to_str().ok());
+    let mut types = ranges
         .flat_map(|value| value.split(','))
-        .map(|range| (range.split(';').next().unwrap_or_default().trim().to_owned(), ()))
-        .collect();
-    accepted.is_empty()
-        || ["application/json", "application/*", "*/*"]
-            .iter()
-            .any(|range| accepted.contains_key(*range))
+        .map(|range| range.split(';').next().unwrap_or_default().trim())
+        .peekable();
+    types.peek().is_none()
+        || types.any(|own| ["application/json", "application/*", "*/*"].contains(&own))
 }
 
 fn json(body: AnswerBody) -> Answer {

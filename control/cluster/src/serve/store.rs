@@ -6,7 +6,7 @@
 //! to one rule, so that a client may go on at either server: an event carries a resourceVersion only
 //! when all changes up to it have been sent.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -73,8 +73,16 @@ pub(super) struct Event {
     pub(super) kind: EventType,
     pub(super) object: Arc<Stored>,
     pub(super) previous: Option<Arc<Stored>>,
-    /// Found by comparing lists: it happened after `version`, nobody knows when.
-    found_later: bool,
+    /// Whoever has seen everything up to here has seen this change: `version`, unless it was found
+    /// by comparing lists. Then it happened at some time between, nobody knows when.
+    known_at: u64,
+}
+
+impl Event {
+    /// Whether a client that has seen everything up to `version` has seen this.
+    pub(super) fn is_seen_at(&self, version: u64) -> bool {
+        version >= self.known_at
+    }
 }
 
 /// A moment of a kind: all changes before `turn` are part of it.
@@ -167,7 +175,7 @@ impl Store {
         // Taken under the lock: whoever reads the counter under it sees all that is numbered.
         let version = counter.fetch_add(1, Ordering::SeqCst) + 1;
         let encoded = Encoded::from_value(resource, value, version)?;
-        state.put(resource, &encoded, version, false, self.limits);
+        state.put(resource, &encoded, version, version, self.limits);
         drop(state);
         self.announce(kind);
         Ok(version)
@@ -180,7 +188,7 @@ impl Store {
         let key = key(namespace, name);
         state.objects.contains_key(key.as_str()).then_some(())?;
         let version = counter.fetch_add(1, Ordering::SeqCst) + 1;
-        state.remove(Resource::of(kind), &key, version, false, self.limits);
+        state.remove(Resource::of(kind), &key, version, version, self.limits);
         drop(state);
         self.announce(kind);
         Some(version)
@@ -190,7 +198,7 @@ impl Store {
     pub fn put(&self, kind: Kind, encoded: &Encoded) {
         let mut state = self.write(kind);
         let version = state.counts.version.max(encoded.version);
-        state.put(Resource::of(kind), encoded, version, false, self.limits);
+        state.put(Resource::of(kind), encoded, version, version, self.limits);
         drop(state);
         self.announce(kind);
     }
@@ -199,7 +207,7 @@ impl Store {
     pub fn remove(&self, kind: Kind, namespace: &str, name: &str, version: u64) {
         let mut state = self.write(kind);
         let version = state.counts.version.max(version);
-        state.remove(Resource::of(kind), &key(namespace, name), version, false, self.limits);
+        state.remove(Resource::of(kind), &key(namespace, name), version, version, self.limits);
         state.counts.version = version;
         drop(state);
         self.announce(kind);
@@ -215,10 +223,17 @@ impl Store {
         }
     }
 
-    /// Takes a whole list, and announces what differs.
-    pub fn replace(&self, kind: Kind, list: &[Encoded], version: u64) -> Replaced {
+    /// Takes a whole list, and announces what differs. What is in `kept` (`namespace/name`) stays
+    /// though it is not listed.
+    pub fn replace(
+        &self,
+        kind: Kind,
+        list: &[Encoded],
+        version: u64,
+        kept: &BTreeSet<String>,
+    ) -> Replaced {
         let mut state = self.write(kind);
-        let replaced = state.replace(Resource::of(kind), list, version, self.limits);
+        let replaced = state.replace(Resource::of(kind), list, version, kept, self.limits);
         drop(state);
         self.announce(kind);
         replaced
@@ -285,10 +300,9 @@ impl Store {
         if version < state.oldest {
             return Err(Gone(state.oldest));
         }
-        let seen = |event: &Event| {
-            event.version < version || (event.version == version && !event.found_later)
-        };
-        let past = state.history.partition_point(seen);
+        // Not in order where lists were compared: from the first that is not seen, all are sent.
+        let unseen = state.history.iter().position(|event| !event.is_seen_at(version));
+        let past = unseen.unwrap_or(state.history.len());
         Ok(Moment { version, turn: state.first_turn + past as u64 })
     }
 
@@ -376,7 +390,7 @@ impl State {
         resource: &Resource,
         encoded: &Encoded,
         version: u64,
-        found_later: bool,
+        known_at: u64,
         limits: HistoryLimits,
     ) {
         let key: Arc<str> = encoded.key().into();
@@ -395,7 +409,7 @@ impl State {
             self.counts.unannounced += 1;
             return;
         }
-        self.remember(Event { version, kind, object, previous, found_later }, limits);
+        self.remember(Event { version, kind, object, previous, known_at }, limits);
     }
 
     fn remove(
@@ -403,7 +417,7 @@ impl State {
         resource: &Resource,
         key: &str,
         version: u64,
-        found_later: bool,
+        known_at: u64,
         limits: HistoryLimits,
     ) {
         let Some(previous) = self.objects.remove(key) else { return };
@@ -414,7 +428,7 @@ impl State {
         let object = Arc::new(Stored::new(resource, EventType::Deleted, key, &last));
         let kind = EventType::Deleted;
         let previous = Some(previous);
-        self.remember(Event { version, kind, object, previous, found_later }, limits);
+        self.remember(Event { version, kind, object, previous, known_at }, limits);
     }
 
     fn remember(&mut self, event: Event, limits: HistoryLimits) {
@@ -425,8 +439,7 @@ impl State {
             let Some(oldest) = self.history.pop_front() else { break };
             self.history_bytes -= oldest.size();
             self.first_turn += 1;
-            // What was found later is repeated to whoever begins at its resourceVersion.
-            self.oldest = self.oldest.max(oldest.version + u64::from(oldest.found_later));
+            self.oldest = self.oldest.max(oldest.known_at);
         }
     }
 
@@ -443,21 +456,24 @@ impl State {
         resource: &Resource,
         list: &[Encoded],
         version: u64,
+        kept: &BTreeSet<String>,
         limits: HistoryLimits,
     ) -> Replaced {
         let known = self.counts.version;
+        // Two lists of one version that differ: who has seen that version has seen either.
+        let known_at = version.max(known + 1);
         let first = !self.filled;
         let reset = version < known;
         let mut replaced = Replaced { reset, ..Replaced::default() };
         let listed: BTreeMap<String, &Encoded> =
             list.iter().map(|encoded| (encoded.key(), encoded)).collect();
-        let gone: Vec<Arc<str>> =
-            self.objects.keys().filter(|key| !listed.contains_key(&***key)).cloned().collect();
+        let is_gone = |key: &&Arc<str>| !listed.contains_key(&***key) && !kept.contains(&***key);
+        let gone: Vec<Arc<str>> = self.objects.keys().filter(is_gone).cloned().collect();
         replaced.deleted = gone.len();
         for key in gone {
             // Not at the list's resourceVersion: a client that got only some of these and goes on
             // at another server from there would never hear of the rest.
-            self.remove(resource, &key, known, true, limits);
+            self.remove(resource, &key, known, known_at, limits);
         }
         let mut changed: Vec<&Encoded> = Vec::new();
         for (key, encoded) in &listed {
@@ -476,7 +492,8 @@ impl State {
         changed.sort_by_key(|encoded| encoded.version);
         for encoded in changed {
             let at = known.max(encoded.version);
-            self.put(resource, encoded, at, encoded.version <= known, limits);
+            let known_at = if encoded.version > known { at } else { known_at };
+            self.put(resource, encoded, at, known_at, limits);
         }
         self.counts.version = version;
         self.filled = true;

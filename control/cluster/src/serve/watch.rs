@@ -226,7 +226,7 @@ impl Watching {
         self.phase = Phase::Changes { turn: reached.turn };
         self.told = self.told.max(reached.version);
         for event in &events {
-            if event.version >= self.begun
+            if !event.is_seen_at(self.begun)
                 && let Some(line) = self.line(event)
             {
                 add(&self.counts.events, 1);

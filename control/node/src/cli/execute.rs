@@ -56,6 +56,9 @@ pub enum ExecuteError {
     /// The configuration is refused, or the node process could not start or ended badly.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// The relay does not run.
+    #[error(transparent)]
+    Relay(#[from] crate::relay::RelayProcessError),
     /// There is no demo, or something in it came out otherwise than expected.
     #[error(transparent)]
     Demo(#[from] crate::demo::DemoError),
@@ -86,6 +89,7 @@ pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
             Ok(())
         }
         Command::Man { directory } => man(directory.as_deref()),
+        Command::Relay(arguments) => Ok(crate::relay::run(arguments)?),
         Command::Demo(arguments) => Ok(crate::demo::run(&arguments, cli.json)?),
         Command::LabAgent(arguments) => {
             crate::lab::agent::run(arguments).map_err(ExecuteError::Agent)
@@ -137,6 +141,7 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
         | Command::Capture(_)
         | Command::Config(ConfigCommand::Check { .. })
         | Command::Completions { .. }
+        | Command::Relay(_)
         | Command::Demo(_)
         | Command::LabAgent(_)
         | Command::Man { .. } => {

@@ -170,7 +170,7 @@ fn say_capacities(capacities: &FlowCapacities) {
 }
 
 /// One line per event on standard error; `RUST_LOG` chooses what (tracing-subscriber's syntax).
-fn start_log() {
+pub fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(LOGGED));
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());

@@ -7,13 +7,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::*;
 
 /// The lines of a watch, as they come.
-struct Lines {
+pub struct Lines {
     body: std::pin::Pin<Box<dyn futures_util::Stream<Item = Vec<u8>> + Send>>,
     rest: Vec<u8>,
 }
 
 impl Lines {
-    async fn of(client: &Client, query: &str) -> Self {
+    pub async fn of(client: &Client, query: &str) -> Self {
         let path = format!("/api/v1/pods?watch=true&{query}");
         let request = http::Request::get(path).body(Body::empty()).unwrap();
         let answer = client.send(request).await.unwrap();
@@ -37,7 +37,7 @@ impl Lines {
         tokio::time::timeout(PATIENCE, read).await.expect("an event or the end")
     }
 
-    async fn kinds(&mut self, number: usize) -> Vec<String> {
+    pub async fn kinds(&mut self, number: usize) -> Vec<String> {
         let mut kinds = Vec::new();
         for _ in 0..number {
             let event = self.next().await.expect("an event");

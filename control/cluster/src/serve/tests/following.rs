@@ -1,5 +1,7 @@
 //! Objects that another server numbers: a client may go on at either.
 
+use std::collections::BTreeSet;
+
 use control::model::Kind;
 
 use super::super::object::{EventType, mark};
@@ -12,7 +14,7 @@ fn encoded(name: &str, version: u64) -> Encoded {
 
 fn following(list: &[Encoded], version: u64) -> Store {
     let store = Store::following(HistoryLimits::default());
-    store.replace(Kind::Pod, list, version);
+    store.replace(Kind::Pod, list, version, &BTreeSet::new());
     store
 }
 
@@ -31,7 +33,7 @@ fn a_list_announces_only_what_differs_and_in_an_order_to_go_on_from() {
     let store = following(&["a", "b", "c", "d"].map(|name| encoded(name, 10)), 20);
     store.put(Kind::Pod, &encoded("a", 30));
     let list = [encoded("a", 30), encoded("b", 45), encoded("c", 10), encoded("e", 40)];
-    let replaced = store.replace(Kind::Pod, &list, 50);
+    let replaced = store.replace(Kind::Pod, &list, 50, &BTreeSet::new());
     assert_eq!(replaced, Replaced { added: 1, modified: 1, deleted: 1, reset: false });
     // Whoever stops anywhere and goes on at the API server from the last resourceVersion it saw
     // misses nothing: 30 was known before, then all up to 40, then all up to 45.
@@ -41,16 +43,39 @@ fn a_list_announces_only_what_differs_and_in_an_order_to_go_on_from() {
         ("b".to_owned(), EventType::Modified, 45),
     ];
     assert_eq!(changes(&store, 30), wanted);
-    assert_eq!(changes(&store, 40), wanted[2..]);
+    // It may have come from the API server, and does not know of what was deleted since.
+    assert_eq!(changes(&store, 40), wanted);
     assert_eq!(changes(&store, 50), []);
     assert_eq!(store.now(Kind::Pod).version, 50);
+}
+
+#[tokio::test]
+async fn a_client_that_was_ahead_of_the_relay_is_told_of_what_only_lists_show() {
+    let list = ["a", "b", "c"].map(|name| encoded(name, 10));
+    let store = Store::following(HistoryLimits::default());
+    for kind in Kind::ALL {
+        store.replace(kind, &[], 20, &BTreeSet::new());
+    }
+    store.replace(Kind::Pod, &list, 20, &BTreeSet::new());
+    let (server, store) = serving_store(store, |_| {}).await;
+    let client = client(&server);
+    // It has seen everything up to 30 elsewhere, and the relay everything up to 20.
+    let mut early = conversations::Lines::of(&client, "resourceVersion=30").await;
+    store.put(Kind::Pod, &encoded("a", 25));
+    store.replace(Kind::Pod, &[encoded("a", 25), encoded("c", 35)], 40, &BTreeSet::new());
+    assert_eq!(early.kinds(2).await, ["DELETED b", "MODIFIED c"]);
+    let mut late = conversations::Lines::of(&client, "resourceVersion=30").await;
+    assert_eq!(late.kinds(2).await, ["DELETED b", "MODIFIED c"]);
+    let mut later = conversations::Lines::of(&client, "resourceVersion=40").await;
+    store.put(Kind::Pod, &encoded("d", 41));
+    assert_eq!(later.kinds(1).await, ["ADDED d"]);
 }
 
 #[test]
 fn a_list_that_is_older_than_what_is_known_makes_everybody_begin_anew() {
     let store = following(&[encoded("a", 10)], 20);
     let before = store.now(Kind::Pod);
-    let replaced = store.replace(Kind::Pod, &[encoded("a", 5)], 8);
+    let replaced = store.replace(Kind::Pod, &[encoded("a", 5)], 8, &BTreeSet::new());
     assert!(replaced.reset);
     assert!(store.events(Kind::Pod, before.turn, 10).is_err());
     assert_eq!(store.now(Kind::Pod).version, 8);
@@ -61,8 +86,8 @@ fn a_list_that_is_older_than_what_is_known_makes_everybody_begin_anew() {
 fn what_a_spoilt_list_lost_and_the_next_one_finds_is_announced_both_times() {
     let list = [encoded("a", 10), encoded("b", 10)];
     let store = following(&list, 20);
-    store.replace(Kind::Pod, &list[..1], 20);
-    store.replace(Kind::Pod, &list, 20);
+    store.replace(Kind::Pod, &list[..1], 20, &BTreeSet::new());
+    store.replace(Kind::Pod, &list, 20, &BTreeSet::new());
     let seen = changes(&store, 20);
     let wanted = [("b".to_owned(), EventType::Deleted, 20), ("b".to_owned(), EventType::Added, 10)];
     assert_eq!(seen, wanted);
@@ -85,7 +110,7 @@ fn a_change_of_nothing_but_the_version_is_kept_and_not_announced() {
 async fn nothing_is_served_before_every_kind_was_listed_once() {
     let (server, store) = serving_store(Store::following(HistoryLimits::default()), |_| {}).await;
     let client = client(&server);
-    let filled = |kind: Kind| store.replace(kind, &[], 7);
+    let filled = |kind: Kind| store.replace(kind, &[], 7, &BTreeSet::new());
     for kind in Kind::ALL {
         let (code, status) = get_json(&client, "/api/v1/pods").await;
         assert_eq!((code, &status["reason"]), (503, &json!("ServiceUnavailable")));
