@@ -10,6 +10,7 @@ cd "$ROOT_DIR"
 RUNS=(
     "pipeline --quick --runs 2"
     "table --quick"
+    "cluster --quick --runs 2"
     "ports --quick"
     "veth --quick"
     "latency --quick"

@@ -145,8 +145,8 @@ impl ClusterState {
     pub fn remove(&mut self, key: &ObjectKey) -> Option<Object> {
         let ObjectKey { kind, name } = key;
         match kind {
-            Kind::Namespace => self.namespaces.remove(&name.name).map(Object::Namespace),
-            Kind::Node => self.nodes.remove(&name.name).map(Object::Node),
+            Kind::Namespace => self.namespaces.remove(&*name.name).map(Object::Namespace),
+            Kind::Node => self.nodes.remove(&*name.name).map(Object::Node),
             Kind::Pod => self.pods.remove(name).map(Object::Pod),
             Kind::Service => self.services.remove(name).map(Object::Service),
             Kind::EndpointSlice => self.endpoint_slices.remove(name).map(Object::EndpointSlice),
@@ -166,7 +166,7 @@ impl ClusterState {
     #[must_use]
     pub fn changes_to(&self, next: &Self) -> Vec<Change> {
         let mut changes = Vec::new();
-        let at = |name: &String| ObjectName::new("", name);
+        let at = |name: &String| ObjectName::new("", name.as_str());
         let in_cluster = |kind| move |name: &String| ObjectKey::new(kind, at(name));
         let in_namespace = |kind| move |name: &ObjectName| ObjectKey::new(kind, name.clone());
         let (old, new) = (self, next);

@@ -219,10 +219,9 @@ fn backends_that_are_lost_or_never_chosen_are_found() {
         found(|tables| {
             let id = tables.services.frontends.get(&frontend("10.96.0.1", 80)).expect("there").0;
             let services = Arc::make_mut(&mut tables.services);
-            let index = usize::try_from(id.0).expect("small");
             let mut service = dataplane::lb::Service::clone(services.get(id).expect("a service"));
             change(Arc::make_mut(&mut service.cluster));
-            services.services[index] = Arc::new(service);
+            services.services.insert(id, Arc::new(service));
         })
     };
     let lost = change(&|set| set.backends = set.backends[..1].into());

@@ -293,8 +293,12 @@ fn a_folder_whose_data_link_is_swapped_is_never_read_as_half_old_and_half_new() 
         let mut whole = 0;
         while !done.load(Ordering::SeqCst) {
             let Ok(manifests) = manifests::read(folder.path()) else { continue };
-            let versions: std::collections::BTreeSet<_> =
-                manifests.state.namespaces.values().map(|one| &one.labels["version"]).collect();
+            let versions: std::collections::BTreeSet<_> = manifests
+                .state
+                .namespaces
+                .values()
+                .map(|one| one.labels.get("version").unwrap())
+                .collect();
             assert_eq!((versions.len(), manifests.state.namespaces.len()), (1, 3), "{versions:?}");
             whole += 1;
         }

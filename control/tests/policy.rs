@@ -462,7 +462,7 @@ fn endpoint_without_a_pod_object_is_denied_by_policies_that_may_select_it() {
     // The Pod object comes, its status still without an address: the endpoint has it.
     let name = ObjectName::new("shop", "new");
     let mut pod = cluster.state.pods[&ObjectName::new("shop", "db")].clone();
-    (pod.name, pod.addresses) = (name.clone(), Vec::new());
+    (pod.name, pod.addresses) = (name.clone(), Box::default());
     cluster.state.pods.insert(name, pod);
     let known = compile(&cluster.state, &cluster.node, &compiled);
     assert!(judge(&known, new));
@@ -479,7 +479,7 @@ fn labels_that_no_policy_names_make_no_identity() {
         pod.labels = [("app", "job".to_owned()), ("run", format!("r{index}"))]
             .map(|(key, value)| (key.to_owned(), value))
             .into();
-        pod.addresses = vec![std::net::Ipv4Addr::from(0x0a0a_0000 + index).into()];
+        pod.addresses = [std::net::Ipv4Addr::from(0x0a0a_0000 + index).into()].into();
         pod.name = name.clone();
         cluster.state.pods.insert(name, pod);
     }

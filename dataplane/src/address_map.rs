@@ -6,13 +6,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::table_map::TableMap;
+use crate::shared_map::SharedMap;
 
-/// A map from addresses.
+/// A map from addresses, whose copies share what they have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddressMap<T> {
-    v4: TableMap<u32, T>,
-    v6: TableMap<u128, T>,
+    v4: SharedMap<u32, T>,
+    v6: SharedMap<u128, T>,
 }
 
 /// A set of addresses.
@@ -20,7 +20,7 @@ pub type AddressSet = AddressMap<()>;
 
 impl<T> Default for AddressMap<T> {
     fn default() -> Self {
-        Self { v4: TableMap::default(), v6: TableMap::default() }
+        Self { v4: SharedMap::default(), v6: SharedMap::default() }
     }
 }
 
@@ -42,6 +42,38 @@ impl<T> AddressMap<T> {
         self.get(address).is_some()
     }
 
+    /// Every address with what it maps to, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &T)> {
+        let v4 = self.v4.iter().map(|(bits, value)| (Ipv4Addr::from_bits(*bits).into(), value));
+        let v6 = self.v6.iter().map(|(bits, value)| (Ipv6Addr::from_bits(*bits).into(), value));
+        v4.chain(v6)
+    }
+
+    /// Every address, in no particular order.
+    pub fn keys(&self) -> impl Iterator<Item = IpAddr> {
+        self.iter().map(|(address, _)| address)
+    }
+
+    /// Addresses in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Shards that `other` does not share: what a change has copied.
+    #[must_use]
+    pub fn shards_of_its_own(&self, other: &Self) -> usize {
+        self.v4.shards_of_its_own(&other.v4) + self.v6.shards_of_its_own(&other.v6)
+    }
+}
+
+impl<T: Clone> AddressMap<T> {
     /// Sets what `address` maps to; returns what it was before.
     pub fn insert(&mut self, address: IpAddr, value: T) -> Option<T> {
         match address {
@@ -58,33 +90,9 @@ impl<T> AddressMap<T> {
         }
     }
 
-    /// Every address with what it maps to, in no particular order.
-    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &T)> {
-        let v4 = self.v4.iter().map(|(bits, value)| (Ipv4Addr::from_bits(*bits).into(), value));
-        let v6 = self.v6.iter().map(|(bits, value)| (Ipv6Addr::from_bits(*bits).into(), value));
-        v4.chain(v6)
-    }
-
-    /// Every address, in no particular order.
-    pub fn keys(&self) -> impl Iterator<Item = IpAddr> {
-        self.iter().map(|(address, _)| address)
-    }
-
     /// Everything that an address maps to, to be changed.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.v4.values_mut().chain(self.v6.values_mut())
-    }
-
-    /// Addresses in it.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.v4.len() + self.v6.len()
-    }
-
-    /// Whether it has none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -97,7 +105,7 @@ impl AddressSet {
     }
 }
 
-impl<T> Extend<(IpAddr, T)> for AddressMap<T> {
+impl<T: Clone> Extend<(IpAddr, T)> for AddressMap<T> {
     fn extend<I: IntoIterator<Item = (IpAddr, T)>>(&mut self, entries: I) {
         for (address, value) in entries {
             self.insert(address, value);
@@ -105,7 +113,7 @@ impl<T> Extend<(IpAddr, T)> for AddressMap<T> {
     }
 }
 
-impl<T> FromIterator<(IpAddr, T)> for AddressMap<T> {
+impl<T: Clone> FromIterator<(IpAddr, T)> for AddressMap<T> {
     fn from_iter<I: IntoIterator<Item = (IpAddr, T)>>(entries: I) -> Self {
         let mut map = Self::default();
         map.extend(entries);

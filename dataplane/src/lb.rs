@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::address::Protocol;
 use crate::address_map::AddressSet;
 use crate::lpm::Prefix;
-use crate::table_map::TableMap;
+use crate::shared_map::SharedMap;
 
 /// Where a service listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,7 +19,7 @@ pub struct Frontend {
     pub l4_port: u16,
 }
 
-/// Index into [`ServiceTable::services`].
+/// Names a service in [`ServiceTable::services`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceId(pub u32);
 
@@ -105,18 +105,18 @@ pub enum FrontendKind {
 #[derive(Debug, Clone, Default)]
 pub struct ServiceTable {
     /// Exact frontends.
-    pub frontends: TableMap<Frontend, (ServiceId, FrontendKind)>,
+    pub frontends: SharedMap<Frontend, (ServiceId, FrontendKind)>,
     /// Node ports, for who lists them. Each is in `frontends` too, once for each of the node's
     /// addresses that serves it: packets are matched there alone.
-    pub node_ports: TableMap<(Protocol, u16), ServiceId>,
+    pub node_ports: SharedMap<(Protocol, u16), ServiceId>,
     /// Every address some frontend uses: a packet to one of them with no frontend is dropped
     /// ([`crate::DropReason::NoServicePort`]), never routed.
     pub addresses: AddressSet,
     /// L4 ports of backends in this node's own network. What they answer comes by the host port,
     /// whoever asked, so that what is sent to them directly must have a flow as well.
     pub host_backends: hashbrown::HashSet<(Protocol, u16)>,
-    /// By [`ServiceId`].
-    pub services: Vec<Arc<Service>>,
+    /// By number.
+    pub services: SharedMap<ServiceId, Arc<Service>>,
     /// Whether any of them changes the family of its connections.
     pub change_family: bool,
 }
@@ -125,6 +125,6 @@ impl ServiceTable {
     /// The service by id.
     #[must_use]
     pub fn get(&self, id: ServiceId) -> Option<&Arc<Service>> {
-        self.services.get(usize::try_from(id.0).ok()?)
+        self.services.get(&id)
     }
 }

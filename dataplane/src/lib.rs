@@ -47,6 +47,7 @@ pub mod policy;
 pub mod port;
 mod related;
 pub mod rewrite;
+pub mod shared_map;
 pub mod table_map;
 pub mod tables;
 pub mod take_over;

@@ -3,9 +3,10 @@
 //! One hash map per prefix length in use, probed from the longest: a node's tables use a handful
 //! of lengths, so a miss costs a handful of probes, and building is a plain insert.
 
+use std::hash::Hash;
 use std::net::IpAddr;
 
-use crate::table_map::TableMap;
+use crate::shared_map::SharedMap;
 
 /// An address prefix. Bits beyond `length` are zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,24 +74,16 @@ fn masked(address: IpAddr, length: u8) -> IpAddr {
 #[derive(Debug, Clone)]
 struct Level<K, T> {
     length: u8,
-    entries: TableMap<K, T>,
+    entries: SharedMap<K, T>,
 }
 
 /// A table from [`Prefix`] to `T`, both families.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct PrefixTable<T> {
     /// Longest first.
     v4: Vec<Level<u32, T>>,
     v6: Vec<Level<u128, T>>,
 }
-
-impl<K: Eq + std::hash::Hash, T: PartialEq> PartialEq for Level<K, T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.length == other.length && self.entries == other.entries
-    }
-}
-
-impl<K: Eq + std::hash::Hash, T: Eq> Eq for Level<K, T> {}
 
 impl<T> Default for PrefixTable<T> {
     fn default() -> Self {
@@ -98,7 +91,7 @@ impl<T> Default for PrefixTable<T> {
     }
 }
 
-impl<T> PrefixTable<T> {
+impl<T: Clone> PrefixTable<T> {
     /// Sets `prefix` to `value`; returns what it was before.
     pub fn insert(&mut self, prefix: Prefix, value: T) -> Option<T> {
         match prefix.address {
@@ -106,7 +99,9 @@ impl<T> PrefixTable<T> {
             IpAddr::V6(a) => level(&mut self.v6, prefix.length).insert(a.to_bits(), value),
         }
     }
+}
 
+impl<T> PrefixTable<T> {
     /// The value of the longest prefix that contains `address`.
     #[must_use]
     pub fn lookup(&self, address: IpAddr) -> Option<&T> {
@@ -151,7 +146,23 @@ impl<T> PrefixTable<T> {
     }
 }
 
-impl<T> FromIterator<(Prefix, T)> for PrefixTable<T> {
+impl<T: PartialEq> PartialEq for PrefixTable<T> {
+    /// What is shared is not looked at.
+    fn eq(&self, other: &Self) -> bool {
+        same_levels(&self.v4, &other.v4) && same_levels(&self.v6, &other.v6)
+    }
+}
+
+impl<T: Eq> Eq for PrefixTable<T> {}
+
+fn same_levels<K: Eq + Hash, T: PartialEq>(one: &[Level<K, T>], other: &[Level<K, T>]) -> bool {
+    let same = |(one, other): (&Level<K, T>, &Level<K, T>)| {
+        one.length == other.length && one.entries == other.entries
+    };
+    one.len() == other.len() && one.iter().zip(other).all(same)
+}
+
+impl<T: Clone> FromIterator<(Prefix, T)> for PrefixTable<T> {
     fn from_iter<I: IntoIterator<Item = (Prefix, T)>>(pairs: I) -> Self {
         let mut table = Self::default();
         for (prefix, value) in pairs {
@@ -161,11 +172,11 @@ impl<T> FromIterator<(Prefix, T)> for PrefixTable<T> {
     }
 }
 
-fn level<K, T>(levels: &mut Vec<Level<K, T>>, length: u8) -> &mut TableMap<K, T> {
+fn level<K, T>(levels: &mut Vec<Level<K, T>>, length: u8) -> &mut SharedMap<K, T> {
     let index = match levels.binary_search_by(|level| length.cmp(&level.length)) {
         Ok(index) => index,
         Err(index) => {
-            levels.insert(index, Level { length, entries: TableMap::default() });
+            levels.insert(index, Level { length, entries: SharedMap::default() });
             index
         }
     };

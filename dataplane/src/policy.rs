@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::address::Protocol;
 use crate::identity::Identity;
+use crate::shared_map::SharedMap;
 use crate::table_map::TableMap;
 
 /// Names the rule that decided; the control thread knows its object, namespace and index.
@@ -79,7 +80,7 @@ impl PortRule {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerdictTable {
     /// Allowances for particular peers.
-    pub by_peer: TableMap<Identity, Box<[PortRule]>>,
+    pub by_peer: SharedMap<Identity, Arc<[PortRule]>>,
     /// Allowances for every peer.
     pub any_peer: Box<[PortRule]>,
 }

@@ -1,10 +1,11 @@
 //! Measures the pipeline in memory, AF_XDP on veth, and the peers beside it.
 //!
 //! Reading order: [`workload`], [`packet`] and [`spread`] (what is sent), [`pipeline`] (in memory), [`table`]
-//! (its flow table beside others), [`ports`] (hundreds of sockets), [`veth`] (beside the kernel),
+//! (its flow table beside others), [`cluster`] (following a large cluster), [`ports`] (hundreds of sockets), [`veth`] (beside the kernel),
 //! [`latency`] (the whole node process, beside the kernel), then [`figure`] and [`report`] (what comes out).
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod figure;
 mod flow_memory;
 mod interrupt;
@@ -42,6 +43,8 @@ enum Command {
     Pipeline(pipeline::Options),
     /// The flow table beside others: DPDK's rte_hash, hashbrown, papaya, dashmap, scc.
     Table(table::Options),
+    /// What following a cluster of 150,000 pods takes: compiling, events, lookups, memory.
+    Cluster(cluster::Options),
     /// What hundreds of pod ports cost: adding, idling, fanning out, memory.
     Ports(ports::Options),
     /// Packets per second on veth, beside bare AF_XDP and the kernel's nftables.
@@ -56,6 +59,7 @@ fn main() -> Result<()> {
     match &cli.command {
         Command::Pipeline(options) => pipeline::run(options, &mut report),
         Command::Table(options) => table::run(options, &mut report),
+        Command::Cluster(options) => cluster::run(options, &mut report),
         Command::Ports(options) => ports::run(options, &mut report),
         Command::Veth(options) => veth::run(options, &mut report),
         Command::Latency(options) => latency::run(options, &mut report),

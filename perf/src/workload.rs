@@ -264,7 +264,7 @@ fn services(protocol: Protocol) -> ServiceTable {
         let mut backends: Vec<Backend> = (0..BACKENDS).map(backend).collect();
         backends.sort_unstable();
         let set = Arc::new(BackendSet { backends: backends.into(), maglev: slots() });
-        table.services.push(Arc::new(Service {
+        let service = Service {
             name: format!("default/service{id}:dns").into(),
             cluster: Arc::clone(&set),
             local: set,
@@ -272,7 +272,8 @@ fn services(protocol: Protocol) -> ServiceTable {
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Box::default(),
             changes_family: false,
-        }));
+        };
+        table.services.insert(ServiceId(id), Arc::new(service));
         let at = Frontend { address: frontend(id).into(), protocol, l4_port: SERVICE_PORT };
         table.frontends.insert(at, (ServiceId(id), FrontendKind::LoadBalancer));
         table.addresses.insert(at.address, ());
@@ -304,8 +305,9 @@ fn policy(protocol: Protocol) -> Policy {
         rule: RuleId(RuleId::FIRST_COMPILED + number),
     };
     let peers = (0..IDENTITIES).map(|number| Identity(Identity::FIRST_COMPILED + number));
-    let admitted: Box<[PortRule]> = [rule(53..=53, 0), rule(POD_PORT..=POD_PORT, 1)].into();
-    let by_peer = peers.chain([CLIENTS_IDENTITY]).map(|peer| (peer, admitted.clone())).collect();
+    let admitted: Arc<[PortRule]> = [rule(53..=53, 0), rule(POD_PORT..=POD_PORT, 1)].into();
+    let by_peer =
+        peers.chain([CLIENTS_IDENTITY]).map(|peer| (peer, Arc::clone(&admitted))).collect();
     let table = Arc::new(VerdictTable { by_peer, any_peer: Box::default() });
     let subject = SubjectPolicy {
         ingress: Some(Arc::clone(&table)),

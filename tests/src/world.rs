@@ -211,7 +211,7 @@ impl World {
         self.services.change_family |= changes_family;
         let local: Box<[Backend]> = backends.iter().copied().filter(|one| one.local).collect();
         let id = ServiceId(u32::try_from(self.services.services.len()).unwrap_or(u32::MAX));
-        self.services.services.push(Arc::new(Service {
+        let service = Service {
             name: format!("default/service{}:p", id.0).into(),
             cluster: Arc::new(set(backends)),
             local: Arc::new(set(local)),
@@ -219,7 +219,8 @@ impl World {
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Box::default(),
             changes_family,
-        }));
+        };
+        self.services.services.insert(id, Arc::new(service));
         for protocol in [Protocol::TCP, Protocol::UDP] {
             if kind == FrontendKind::NodePort {
                 self.services.node_ports.insert((protocol, l4_port), id);
@@ -248,7 +249,7 @@ impl World {
             rule: RuleId(RuleId::FIRST_COMPILED),
         };
         let by_peer =
-            allowed.iter().map(|peer| (pod_identity(*peer), Box::from([rule.clone()]))).collect();
+            allowed.iter().map(|peer| (pod_identity(*peer), Arc::from([rule.clone()]))).collect();
         let table = VerdictTable { by_peer, any_peer: Box::default() };
         self.policy.subjects.entry(pod_identity(n)).or_default().ingress = Some(Arc::new(table));
         self

@@ -6,6 +6,7 @@
 //! version with them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use control::model::convert::NOT_OBEYED;
 use control::model::{
@@ -155,14 +156,31 @@ impl Compact for bool {
     }
 }
 
+fn put_text(text: &str, out: &mut Vec<u8>) {
+    put_count(text.len(), out);
+    out.extend(text.as_bytes());
+}
+
+fn take_text<'a>(from: &mut Reader<'a>) -> Result<&'a str, Damaged> {
+    let length = from.count()?;
+    std::str::from_utf8(from.bytes(length)?).map_err(|_| Damaged)
+}
+
 impl Compact for String {
     fn put(&self, out: &mut Vec<u8>) {
-        put_count(self.len(), out);
-        out.extend(self.as_bytes());
+        put_text(self, out);
     }
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
-        let length = from.count()?;
-        std::str::from_utf8(from.bytes(length)?).map(str::to_owned).map_err(|_| Damaged)
+        take_text(from).map(str::to_owned)
+    }
+}
+
+impl Compact for Arc<str> {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_text(self, out);
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        take_text(from).map(Self::from)
     }
 }
 
@@ -194,12 +212,22 @@ impl<T: Compact> Compact for Vec<T> {
     }
 }
 
+impl<T: Compact> Compact for Box<[T]> {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_count(self.len(), out);
+        self.iter().for_each(|value| value.put(out));
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        Vec::take(from).map(Vec::into_boxed_slice)
+    }
+}
+
 impl Compact for Labels {
     fn put(&self, out: &mut Vec<u8>) {
         put_count(self.len(), out);
         for (key, value) in self.iter() {
-            key.put(out);
-            value.put(out);
+            put_text(key, out);
+            put_text(value, out);
         }
     }
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use dataplane::address::Protocol;
 use dataplane::lpm::Prefix;
@@ -110,6 +111,25 @@ impl Ours {
                     .map(|range| format!("{name} port {}-{} {word}", range.start(), range.end())),
             );
         }
+    }
+
+    /// Whether both tables make the same ours, as far as that shows without making it: most changes
+    /// of a cluster touch nothing of this.
+    #[must_use]
+    pub fn is_surely_same(one: &Tables, other: &Tables, pass_on_stall: bool) -> bool {
+        let (own, others) = (&one.services, &other.services);
+        let same_services = Arc::ptr_eq(own, others)
+            || own.addresses == others.addresses
+                && own.node_ports == others.node_ports
+                && own.host_backends == others.host_backends;
+        let same_policy = !pass_on_stall
+            || Arc::ptr_eq(&one.identities, &other.identities)
+                && Arc::ptr_eq(&one.policy, &other.policy);
+        same_services
+            && same_policy
+            && Arc::ptr_eq(&one.forwarding, &other.forwarding)
+            && Arc::ptr_eq(&one.ports, &other.ports)
+            && Arc::ptr_eq(&one.source_nat, &other.source_nat)
     }
 
     /// What is in both, alike.

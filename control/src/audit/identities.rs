@@ -60,14 +60,10 @@ impl Auditor {
         let identity = moment.tables.identities.lookup(address);
         let key = (identity, address.is_ipv4());
         self.peers.entry(key).or_insert_with(|| (address, owner.into()));
-        if let Owner::Pod(name, pod) = owner {
-            let is_here = moment.node.endpoints.contains_key(name)
-                || pod.is_some_and(|pod| {
-                    pod.node.as_ref().is_none_or(|node| *node == moment.node.name)
-                });
-            if is_here {
-                self.subjects.entry(key).or_insert_with(|| (address, owner.into()));
-            }
+        if let Owner::Pod(name, pod) = owner
+            && objects::is_here(moment, name, pod)
+        {
+            self.subjects.entry(key).or_insert_with(|| (address, owner.into()));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Bound;
 
 use super::Moment;
 use crate::compile::selectors::{Scope, Selector, namespace_labels};
-use crate::model::{Labels, NetworkPolicy, ObjectName, Peer, Pod};
+use crate::model::{NetworkPolicy, ObjectName, Peer, Pod};
 use crate::store::ClusterState;
 
 /// An address that stands for all that nobody knows: of TEST-NET-3 (RFC 5737).
@@ -70,13 +70,13 @@ impl Holder {
 /// are ending. Looks at every pod: for what a quick look found odd.
 pub(super) fn owner<'a>(moment: &Moment<'a>, address: IpAddr) -> Owner<'a> {
     let (state, node) = (moment.state, moment.node);
-    let own = state.nodes.get(&node.name);
-    if node.addresses.contains(&address) || own.is_some_and(|own| own.addresses.contains(&address))
-    {
+    if node.addresses.contains(&address) {
         return Owner::Host;
     }
-    if state.nodes.values().any(|other| other.addresses.contains(&address)) {
-        return Owner::RemoteNode;
+    // Of two that have it, the last by name.
+    let mut nodes = state.nodes.values().rev();
+    if let Some(holder) = nodes.find(|holder| holder.addresses.contains(&address)) {
+        return if holder.name == node.name { Owner::Host } else { Owner::RemoteNode };
     }
     if let Some((name, _)) = node.endpoints.iter().find(|(_, own)| own.contains(&address)) {
         return Owner::Pod(name, state.pods.get(name));
@@ -87,6 +87,12 @@ pub(super) fn owner<'a>(moment: &Moment<'a>, address: IpAddr) -> Owner<'a> {
         Some(pod) => Owner::Pod(&pod.name, Some(pod)),
         None => Owner::World,
     }
+}
+
+/// Whether policy of the pod or endpoint of this name is enforced here.
+pub(super) fn is_here(moment: &Moment<'_>, name: &ObjectName, pod: Option<&Pod>) -> bool {
+    let on_this = |pod: &Pod| pod.node.as_ref().is_none_or(|node| **node == *moment.node.name);
+    moment.node.endpoints.contains_key(name) || pod.is_some_and(on_this)
 }
 
 /// Whether its addresses are its own.
@@ -123,8 +129,8 @@ impl Selectors {
             Owner::World => "world",
         };
         let labels = match owner {
-            Owner::Pod(name, _) => namespace_labels(state, &name.namespace),
-            _ => Labels::new(),
+            Owner::Pod(name, _) => Some(namespace_labels(state, &name.namespace)),
+            _ => None,
         };
         let matches = |selector: &Selector| match (selector, owner) {
             (Selector::Block { cidr, except }, _) => {
@@ -135,7 +141,9 @@ impl Selectors {
                 let are_pods = pod.map_or(pods.is_empty(), |pod| pods.matches(&pod.labels));
                 let is_there = match scope {
                     Scope::Named(namespace) => *namespace == name.namespace,
-                    Scope::Labelled(selector) => selector.matches(&labels),
+                    Scope::Labelled(selector) => {
+                        labels.as_ref().is_some_and(|labels| selector.matches(labels))
+                    }
                 };
                 is_there && are_pods
             }
@@ -175,6 +183,6 @@ pub(super) fn within<'a, V>(
 ) -> impl Iterator<Item = &'a V> {
     let first = ObjectName::new(namespace, "");
     map.range::<ObjectName, _>(first.borrow()..)
-        .take_while(move |(name, _)| name.namespace == namespace)
+        .take_while(move |(name, _)| *name.namespace == *namespace)
         .map(|(_, object)| object)
 }

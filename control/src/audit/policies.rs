@@ -75,6 +75,9 @@ fn compare(
     let mut compared = Compared::default();
     // Of a pod that is not known nothing can be said but that it is isolated.
     let Owner::Pod(name, Some(pod)) = owner else { return compared };
+    if !objects::is_here(moment, name, Some(pod)) {
+        return compared;
+    }
     for direction in [Direction::Ingress, Direction::Egress] {
         let pair = Pair { direction, pod, subject, peer, other };
         for port in ports(moment, &pair) {

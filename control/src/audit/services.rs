@@ -1,6 +1,6 @@
 //! Where services listen and where they lead: the tables beside the objects.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use dataplane::address::Protocol;
@@ -26,7 +26,8 @@ impl Auditor {
             return;
         }
         for port in &service.ports {
-            if !matches!(port.protocol, Protocol::TCP | Protocol::UDP) {
+            let is_balanced = matches!(port.protocol, Protocol::TCP | Protocol::UDP);
+            if !is_balanced || is_ambiguous(service, port) {
                 continue;
             }
             for frontend in listens(moment, service, port) {
@@ -57,6 +58,17 @@ impl Auditor {
             self.round.note(Audited::Services, format!("Service {name}"), detail);
         }
     }
+}
+
+/// Whether another port of the service has its name or number: an API server takes no such service.
+fn is_ambiguous(service: &Service, port: &ServicePort) -> bool {
+    let alike = |other: &&ServicePort| {
+        other.protocol == port.protocol
+            && (other.name == port.name
+                || other.l4_port == port.l4_port
+                || other.node_port.is_some() && other.node_port == port.node_port)
+    };
+    service.ports.iter().filter(alike).count() > 1
 }
 
 /// `namespace/name` of a service's number.
@@ -149,17 +161,24 @@ fn serving<'a>(
     port: &'a ServicePort,
     ipv4: bool,
 ) -> Vec<Target<'a>> {
-    let of_service = |slice: &&EndpointSlice| slice.service.as_ref() == Some(&service.name.name);
+    let of_service = |slice: &&EndpointSlice| slice.service.as_deref() == Some(&*service.name.name);
     let slices = within(&moment.state.endpoint_slices, &service.name.namespace).filter(of_service);
-    let mut all: Vec<Target<'a>> = Vec::new();
+    let mut known: BTreeMap<(IpAddr, u16), &'a Endpoint> = BTreeMap::new();
     for slice in slices {
         let named = |target: &&crate::model::SlicePort| {
             target.name == port.name && target.protocol == port.protocol
         };
         let target = slice.ports.iter().find(named).and_then(|target| target.l4_port);
         let Some(l4_port) = target else { continue };
-        all.extend(slice.endpoints.iter().map(|one| ((one.address, l4_port), one)));
+        for endpoint in &slice.endpoints {
+            // One that is in two slices while it moves counts as it is ready in either.
+            let known = known.entry((endpoint.address, l4_port)).or_insert(endpoint);
+            if endpoint.ready && !known.ready {
+                *known = endpoint;
+            }
+        }
     }
+    let mut all: Vec<Target<'a>> = known.into_iter().collect();
     let mut own = all.clone();
     own.retain(|((address, _), _)| address.is_ipv4() == ipv4);
     if own.is_empty() {

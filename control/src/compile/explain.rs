@@ -5,8 +5,8 @@ use dataplane::identity::Identity;
 use dataplane::policy::{Direction, Query};
 
 use super::Compiled;
-use super::identities::{Key, Kind};
-use super::policies::{resolve, rules};
+use super::identities::{Key, Kind, resolve};
+use super::policies::rules;
 use super::selectors::Selector;
 use crate::model::{L4Ports, NetworkPolicy, ObjectName, PolicyRule, PortMatch};
 use crate::store::ClusterState;
@@ -50,7 +50,7 @@ impl Compiled {
         direction: Direction,
         query: &Query,
     ) -> Vec<Examined> {
-        let key = |identity: Identity| self.identity_memory.by_number.get(&identity);
+        let key = |identity: Identity| self.known.key(identity).map(|key| &**key);
         let Some(subject) = key(query.subject) else { return Vec::new() };
         let sides = Sides { compiled: self, direction, query, subject, peer: key(query.peer) };
         let policies = state.network_policies.values();
@@ -97,8 +97,8 @@ impl Sides<'_> {
     }
 
     fn has(&self, key: &Key, selector: &Selector) -> bool {
-        let number = self.compiled.identity_memory.selectors.get(selector);
-        number.is_some_and(|number| key.selectors.binary_search(&number).is_ok())
+        let number = self.compiled.selectors.get(selector);
+        number.is_some_and(|number| key.has(number))
     }
 
     fn peer_finding(&self, policy: &NetworkPolicy, rule: &PolicyRule) -> Finding {

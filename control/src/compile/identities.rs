@@ -11,12 +11,13 @@ use std::sync::Arc;
 use dataplane::address::Protocol;
 use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lpm::Prefix;
+use hashbrown::HashMap;
 
+use super::affected::Affected;
 use super::interner::Interner;
-use super::selectors::{self, Matcher, Selector, SelectorId};
-use super::{NodeView, Warning};
-use crate::model::{L4Ports, NamedPort, ObjectName, Pod};
-use crate::store::ClusterState;
+use super::policies::PortName;
+use super::selectors::{SelectorId, Selectors};
+use crate::model::NamedPort;
 
 /// What kind of thing has an identity.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,7 +30,7 @@ pub(super) enum Kind {
     Pod,
     /// A local endpoint of this namespace whose Pod object is not known. Until it is, every policy
     /// of the namespace that might select it isolates it.
-    UnknownPod { namespace: String },
+    UnknownPod { namespace: Arc<str> },
     /// Anything else.
     World,
 }
@@ -44,28 +45,71 @@ pub(super) struct Key {
     pub(super) named_ports: Vec<NamedPort>,
 }
 
+impl Key {
+    /// Something that no selector matches by its labels: a node, or the world.
+    pub(super) fn plain(kind: Kind, selectors: &[SelectorId]) -> Self {
+        Self { kind, selectors: selectors.to_vec(), named_ports: Vec::new() }
+    }
+
+    /// The number it has without being handed one, if any.
+    fn reserved(&self) -> Option<Identity> {
+        match self.kind {
+            Kind::Host if self.selectors.is_empty() => Some(Identity::HOST),
+            Kind::RemoteNode if self.selectors.is_empty() => Some(Identity::REMOTE_NODE),
+            Kind::World if self.selectors.is_empty() => Some(Identity::WORLD),
+            _ => None,
+        }
+    }
+
+    pub(super) fn has(&self, selector: SelectorId) -> bool {
+        self.selectors.binary_search(&selector).is_ok()
+    }
+}
+
+/// What compiling once has changed of the identities.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    pub(super) affected: Affected,
+    /// Numbers that came, and those that nothing has any more.
+    pub(super) came: BTreeSet<Identity>,
+    pub(super) went: BTreeMap<Identity, Arc<Key>>,
+    /// Names of ports that some pod began to have, or none has any more.
+    pub(super) port_names: BTreeSet<PortName>,
+    /// Addresses that were local and are not, or not by this number, any more.
+    pub(super) no_longer_local: Vec<(Identity, IpAddr)>,
+    /// To be released once all are handed out, so that a number stays with what it names.
+    released: Vec<Identity>,
+}
+
 /// The identities in force, and what each stands for.
 #[derive(Debug, Clone)]
-pub struct Identities {
-    pub(super) selectors: Interner<Selector>,
+pub(super) struct Identities {
+    pub(super) table: Arc<IdentityTable>,
     keys: Interner<Key>,
-    /// By number, reserved ones included where something has them.
-    pub(super) by_number: BTreeMap<Identity, Key>,
+    /// The identities that each selector picks out.
+    members: HashMap<SelectorId, BTreeSet<Identity>>,
+    /// Those of this node that some block contains.
+    pub(super) hosts: BTreeSet<Identity>,
+    /// Those with ports whose names policies use.
+    pub(super) with_named_ports: BTreeSet<Identity>,
+    /// How many have each name.
+    port_names: BTreeMap<PortName, usize>,
     /// Identities of pods on this node, the subjects whose policy is enforced here, with the
     /// addresses that have them.
     pub(super) local: BTreeMap<Identity, BTreeSet<IpAddr>>,
-    exact: BTreeMap<IpAddr, Identity>,
-    pub(super) prefixes: BTreeMap<Prefix, Identity>,
+    prefixes: BTreeMap<Prefix, Identity>,
 }
 
 impl Default for Identities {
     fn default() -> Self {
         Self {
-            selectors: Interner::starting_at(0),
+            table: Arc::default(),
             keys: Interner::starting_at(Identity::FIRST_COMPILED),
-            by_number: BTreeMap::new(),
+            members: HashMap::new(),
+            hosts: BTreeSet::new(),
+            with_named_ports: BTreeSet::new(),
+            port_names: BTreeMap::new(),
             local: BTreeMap::new(),
-            exact: BTreeMap::new(),
             prefixes: BTreeMap::new(),
         }
     }
@@ -76,7 +120,16 @@ impl Identities {
         self.keys.len()
     }
 
-    pub(super) fn name(&self, identity: Identity) -> String {
+    /// What a number stands for; `None` for reserved ones, which no selector matches.
+    pub(super) fn key(&self, identity: Identity) -> Option<&Arc<Key>> {
+        self.keys.key(identity.0)
+    }
+
+    pub(super) fn members(&self, selector: SelectorId) -> impl Iterator<Item = Identity> {
+        self.members.get(&selector).into_iter().flatten().copied()
+    }
+
+    pub(super) fn name(&self, identity: Identity, selectors: &Selectors) -> String {
         let plain = match identity {
             Identity::HOST => "host",
             Identity::REMOTE_NODE => "remote-node",
@@ -89,7 +142,7 @@ impl Identities {
         if !plain.is_empty() {
             return plain.to_owned();
         }
-        let Some(key) = self.by_number.get(&identity) else {
+        let Some(key) = self.key(identity) else {
             return format!("identity {}", identity.0);
         };
         let kind = match &key.kind {
@@ -99,201 +152,150 @@ impl Identities {
             Kind::UnknownPod { .. } => "pod without Pod object",
             Kind::World => "world",
         };
-        let matching: Vec<String> = self
-            .selectors
-            .iter()
-            .filter(|(_, id)| key.selectors.binary_search(id).is_ok())
-            .map(|(selector, _)| selector.to_string())
-            .collect();
+        let matching = key.selectors.iter().filter_map(|id| selectors.selector(*id));
+        let mut matching: Vec<String> = matching.map(ToString::to_string).collect();
         if matching.is_empty() {
             format!("{kind} that no policy selects")
         } else {
-            let mut matching = matching;
             matching.sort_unstable();
             format!("{kind} in {}", matching.join("; "))
         }
     }
 
-    fn number(&mut self, key: Key, previous: &Self) -> Identity {
-        let bare = key.selectors.is_empty();
-        let identity = match key.kind {
-            Kind::Host if bare => Identity::HOST,
-            Kind::RemoteNode if bare => Identity::REMOTE_NODE,
-            Kind::World if bare => Identity::WORLD,
-            _ => Identity(self.keys.intern(key.clone(), &previous.keys)),
-        };
-        self.by_number.entry(identity).or_insert(key);
+    /// Says who `address` is from now on, and whether it is on this node; `None`: nobody.
+    pub(super) fn set(&mut self, address: IpAddr, who: Option<(Key, bool)>, turn: &mut Turn) {
+        let before = self.table.exact.get(&address).copied();
+        let seen_before = self.table.lookup(address);
+        let is_local = who.as_ref().is_some_and(|(_, is_local)| *is_local);
+        let now = who.map(|(key, _)| self.acquire(key, turn));
+        turn.released.extend(before);
+        if before != now {
+            let table = Arc::make_mut(&mut self.table);
+            match now {
+                Some(identity) => table.exact.insert(address, identity),
+                None => table.exact.remove(&address),
+            };
+        }
+        // Where ranges have changed as well, everything is affected.
+        if self.table.lookup(address) != seen_before {
+            turn.affected.add(address);
+        }
+        self.set_local(address, before, now.filter(|_| is_local), turn);
+    }
+
+    fn set_local(
+        &mut self,
+        address: IpAddr,
+        before: Option<Identity>,
+        now: Option<Identity>,
+        turn: &mut Turn,
+    ) {
+        if let Some(before) = before.filter(|before| Some(*before) != now)
+            && let Some(addresses) = self.local.get_mut(&before)
+            && addresses.remove(&address)
+        {
+            turn.no_longer_local.push((before, address));
+            if addresses.is_empty() {
+                self.local.remove(&before);
+            }
+        }
+        if let Some(now) = now {
+            self.local.entry(now).or_default().insert(address);
+        }
+    }
+
+    /// Says who the addresses between boundaries are that nobody has.
+    pub(super) fn set_prefixes(&mut self, selectors: &Selectors, turn: &mut Turn) {
+        let cut = selectors
+            .boundaries()
+            .map(|(prefix, blocks)| (prefix, self.acquire(Key::plain(Kind::World, blocks), turn)));
+        let prefixes: BTreeMap<Prefix, Identity> = cut.collect();
+        turn.released.extend(self.prefixes.values());
+        if prefixes != self.prefixes {
+            // A range that means something else means it for more addresses than can be told.
+            turn.affected = Affected::Everything;
+            let table = Arc::make_mut(&mut self.table);
+            table.prefixes = prefixes.iter().map(|(prefix, own)| (*prefix, *own)).collect();
+            self.prefixes = prefixes;
+        }
+    }
+
+    fn acquire(&mut self, key: Key, turn: &mut Turn) -> Identity {
+        if let Some(reserved) = key.reserved() {
+            return reserved;
+        }
+        let (number, is_new) = self.keys.acquire(key);
+        let identity = Identity(number);
+        if is_new && let Some(key) = self.keys.key(number) {
+            turn.came.insert(identity);
+            for selector in &key.selectors {
+                self.members.entry(*selector).or_default().insert(identity);
+            }
+            if key.kind == Kind::Host {
+                self.hosts.insert(identity);
+            }
+            if !key.named_ports.is_empty() {
+                self.with_named_ports.insert(identity);
+            }
+            for port in key.named_ports.iter().map(port_name) {
+                let identities = self.port_names.entry(port.clone()).or_default();
+                *identities += 1;
+                if *identities == 1 {
+                    turn.port_names.insert(port);
+                }
+            }
+        }
         identity
     }
-}
 
-/// A pod's claim to an address; the greatest wins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Claim {
-    /// Its pod is ending, so the address may be another's already.
-    Ending,
-    /// A live pod's status says so.
-    Live,
-    /// It is a local endpoint's.
-    Endpoint,
-}
-
-/// Compiles the identity table.
-pub(super) fn compile(
-    state: &ClusterState,
-    node: &NodeView,
-    (old_table, previous): (&Arc<IdentityTable>, &Identities),
-    warnings: &mut BTreeSet<Warning>,
-) -> (Arc<IdentityTable>, Identities) {
-    let selectors = selectors::intern(state, &previous.selectors);
-    let port_names = port_names(state);
-    let mut matcher = Matcher::new(state, &selectors);
-    let mut memory = Identities { keys: Interner::after(&previous.keys), ..Identities::default() };
-    memory.by_number.insert(
-        Identity::WORLD,
-        Key { kind: Kind::World, selectors: Vec::new(), named_ports: Vec::new() },
-    );
-
-    for (prefix, blocks) in matcher.boundaries() {
-        let key = Key { kind: Kind::World, selectors: blocks.to_vec(), named_ports: Vec::new() };
-        let identity = memory.number(key, previous);
-        memory.prefixes.insert(prefix, identity);
-    }
-    for (address, kind) in node_addresses(state, node) {
-        let selectors = matcher.address(address).to_vec();
-        let identity = memory.number(Key { kind, selectors, named_ports: Vec::new() }, previous);
-        memory.exact.insert(address, identity);
-    }
-    for (address, (name, _)) in claims(state, node, warnings) {
-        if memory.exact.contains_key(&address) {
-            let message = format!("claims {address}, which is a node's; it stays the node's");
-            warnings.insert(Warning { object: format!("Pod {name}"), message });
-            continue;
-        }
-        let pod = state.pods.get(name);
-        let mut key = pod_key(&mut matcher, name, pod, &port_names);
-        key.selectors.extend_from_slice(matcher.address(address));
-        key.selectors.sort_unstable();
-        let identity = memory.number(key, previous);
-        memory.exact.insert(address, identity);
-        if is_local(node, name, pod) {
-            memory.local.entry(identity).or_default().insert(address);
+    /// To be called once all that is there has its number.
+    pub(super) fn release(&mut self, turn: &mut Turn) {
+        for identity in std::mem::take(&mut turn.released) {
+            let Some(key) = self.keys.release(identity.0) else { continue };
+            for selector in &key.selectors {
+                if let Some(members) = self.members.get_mut(selector) {
+                    members.remove(&identity);
+                    if members.is_empty() {
+                        self.members.remove(selector);
+                    }
+                }
+            }
+            self.hosts.remove(&identity);
+            self.with_named_ports.remove(&identity);
+            for port in key.named_ports.iter().map(port_name) {
+                if let Some(identities) = self.port_names.get_mut(&port) {
+                    *identities -= 1;
+                    if *identities == 0 {
+                        self.port_names.remove(&port);
+                        turn.port_names.insert(port);
+                    }
+                }
+            }
+            turn.went.insert(identity, key);
         }
     }
-    warn_of_unknown_namespaces(state, warnings);
-    drop(matcher);
-    memory.selectors = selectors;
 
-    if memory.exact == previous.exact && memory.prefixes == previous.prefixes {
-        return (Arc::clone(old_table), memory);
+    /// Whether some pod has a port of this name, which policies use.
+    pub(super) fn has_port_name(&self, name: &PortName) -> bool {
+        self.port_names.contains_key(name)
     }
-    let table = IdentityTable {
-        exact: memory.exact.iter().map(|(address, identity)| (*address, *identity)).collect(),
-        prefixes: memory.prefixes.iter().map(|(prefix, identity)| (*prefix, *identity)).collect(),
-    };
-    (Arc::new(table), memory)
-}
 
-/// Whether policy for this pod is enforced here. A pod without a node counts: a folder of
-/// manifests for a single node need not name it.
-fn is_local(node: &NodeView, name: &ObjectName, pod: Option<&Pod>) -> bool {
-    node.endpoints.contains_key(name)
-        || pod.is_some_and(|pod| pod.node.as_ref().is_none_or(|on| *on == node.name))
-}
-
-fn node_addresses(state: &ClusterState, node: &NodeView) -> BTreeMap<IpAddr, Kind> {
-    let mut all = BTreeMap::new();
-    for other in state.nodes.values() {
-        let kind = if other.name == node.name { Kind::Host } else { Kind::RemoteNode };
-        all.extend(other.addresses.iter().map(|address| (*address, kind.clone())));
-    }
-    all.extend(node.addresses.iter().map(|address| (*address, Kind::Host)));
-    all
-}
-
-fn claims<'a>(
-    state: &'a ClusterState,
-    node: &'a NodeView,
-    warnings: &mut BTreeSet<Warning>,
-) -> BTreeMap<IpAddr, (&'a ObjectName, Claim)> {
-    let from_pods =
-        state.pods.values().filter(|pod| !pod.host_network && !pod.is_completed()).flat_map(
-            |pod| {
-                let claim = if pod.terminating { Claim::Ending } else { Claim::Live };
-                pod.addresses.iter().map(move |address| (*address, &pod.name, claim))
-            },
-        );
-    let from_endpoints = node.endpoints.iter().flat_map(|(name, addresses)| {
-        addresses.iter().map(move |address| (*address, name, Claim::Endpoint))
-    });
-    let mut claims: BTreeMap<IpAddr, (&ObjectName, Claim)> = BTreeMap::new();
-    for (address, name, claim) in from_pods.chain(from_endpoints) {
-        let Some((holder, held)) = claims.get_mut(&address) else {
-            claims.insert(address, (name, claim));
-            continue;
-        };
-        if *holder != name && *held == claim {
-            let message = format!("claims {address}, which {holder} has; {holder} keeps it");
-            warnings.insert(Warning { object: format!("Pod {name}"), message });
-        }
-        if *held < claim {
-            (*holder, *held) = (name, claim);
-        }
-    }
-    for name in node.endpoints.keys().filter(|name| !state.pods.contains_key(*name)) {
-        let message = "has no Pod object; until it has, policies that may select it deny it";
-        warnings.insert(Warning { object: format!("Endpoint {name}"), message: message.into() });
-    }
-    claims
-}
-
-fn pod_key(
-    matcher: &mut Matcher<'_>,
-    name: &ObjectName,
-    pod: Option<&Pod>,
-    port_names: &BTreeSet<(&str, Protocol)>,
-) -> Key {
-    let Some(pod) = pod else {
-        return Key {
-            kind: Kind::UnknownPod { namespace: name.namespace.clone() },
-            selectors: matcher.any_pod(&name.namespace),
-            named_ports: Vec::new(),
-        };
-    };
-    let named_ports = port_names.iter().filter_map(|(name, protocol)| {
-        let l4_port = pod.named_port(name, *protocol)?;
-        Some(NamedPort { name: (*name).to_owned(), protocol: *protocol, l4_port })
-    });
-    Key {
-        kind: Kind::Pod,
-        selectors: matcher.pod(&name.namespace, &pod.labels),
-        named_ports: named_ports.collect(),
+    /// Every address whose identity has `selector`.
+    pub(super) fn addresses_with(&self, selector: SelectorId) -> Vec<IpAddr> {
+        let Some(members) = self.members.get(&selector) else { return Vec::new() };
+        let addresses = self.table.exact.iter();
+        addresses.filter(|(_, own)| members.contains(*own)).map(|(address, _)| address).collect()
     }
 }
 
-/// Every port name that some policy uses.
-fn port_names(state: &ClusterState) -> BTreeSet<(&str, Protocol)> {
-    state
-        .network_policies
-        .values()
-        .flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten())
-        .flat_map(|rule| &rule.ports)
-        .filter_map(|port| match &port.l4_ports {
-            L4Ports::Named(name) => Some((name.as_str(), port.protocol)),
-            L4Ports::All | L4Ports::Range(_) => None,
-        })
-        .collect()
+fn port_name(port: &NamedPort) -> PortName {
+    (port.name.clone(), port.protocol)
 }
 
-/// A namespace selector cannot match labels that nobody has told us.
-fn warn_of_unknown_namespaces(state: &ClusterState, warnings: &mut BTreeSet<Warning>) {
-    if state.network_policies.is_empty() {
-        return;
-    }
-    let used: BTreeSet<&String> = state.pods.keys().map(|name| &name.namespace).collect();
-    for namespace in used.into_iter().filter(|name| !state.namespaces.contains_key(*name)) {
-        let message = "has no Namespace object, so selectors see no labels but its name; add it";
-        warnings
-            .insert(Warning { object: format!("Namespace {namespace}"), message: message.into() });
-    }
+/// The number of the port that `key` names so.
+pub(super) fn resolve(key: &Key, name: &str, protocol: Protocol) -> Option<u16> {
+    key.named_ports
+        .iter()
+        .find(|port| port.name == name && port.protocol == protocol)
+        .map(|port| port.l4_port)
 }

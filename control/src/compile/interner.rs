@@ -1,51 +1,65 @@
-//! Numbers for things, stable from one compilation to the next.
+//! Numbers for things that are counted: equal ones have one number for as long as any is used.
 
 use std::hash::Hash;
+use std::sync::Arc;
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
-/// Gives equal keys one number, the predecessor's where it had one. A number that fell out of use
-/// is not handed out again until all others were, so that what is cached under it elsewhere does
-/// not take on a new meaning.
+/// Gives equal keys one number, and counts its users. A number that fell out of use is not handed
+/// out again until all others were, so that what is cached under it elsewhere does not take on a
+/// new meaning.
 #[derive(Debug, Clone)]
 pub(super) struct Interner<K> {
-    numbers: HashMap<K, u32>,
-    taken: HashSet<u32>,
+    numbers: HashMap<Arc<K>, u32>,
+    used: HashMap<u32, Used<K>>,
     first: u32,
     next: u32,
 }
 
-impl<K: Eq + Hash + Clone> Interner<K> {
+#[derive(Debug, Clone)]
+struct Used<K> {
+    key: Arc<K>,
+    users: usize,
+}
+
+impl<K: Eq + Hash> Interner<K> {
     /// An empty interner whose numbers begin at `first`.
     pub(super) fn starting_at(first: u32) -> Self {
-        Self { numbers: HashMap::new(), taken: HashSet::new(), first, next: first }
+        Self { numbers: HashMap::new(), used: HashMap::new(), first, next: first }
     }
 
-    /// An empty interner that goes on where `previous` stopped.
-    pub(super) fn after(previous: &Self) -> Self {
-        Self { next: previous.next, ..Self::starting_at(previous.first) }
-    }
-
-    /// The number of `key`, which `previous` may know already.
-    pub(super) fn intern(&mut self, key: K, previous: &Self) -> u32 {
-        if let Some(number) = self.numbers.get(&key) {
-            return *number;
+    /// One more user of `key`: its number, and whether it is a new one.
+    pub(super) fn acquire(&mut self, key: K) -> (u32, bool) {
+        if let Some(number) = self.numbers.get(&key).copied() {
+            if let Some(used) = self.used.get_mut(&number) {
+                used.users += 1;
+            }
+            return (number, false);
         }
-        let number = match previous.numbers.get(&key) {
-            Some(number) => *number,
-            None => self.fresh(previous),
-        };
-        self.taken.insert(number);
-        self.numbers.insert(key, number);
-        number
+        let (number, key) = (self.fresh(), Arc::new(key));
+        self.numbers.insert(Arc::clone(&key), number);
+        self.used.insert(number, Used { key, users: 1 });
+        (number, true)
     }
 
-    /// The next number that neither interner uses. Terminates: memory ends long before 2^32 keys.
-    fn fresh(&mut self, previous: &Self) -> u32 {
+    /// One user less; the key when that was the last.
+    pub(super) fn release(&mut self, number: u32) -> Option<Arc<K>> {
+        let used = self.used.get_mut(&number)?;
+        used.users -= 1;
+        if used.users > 0 {
+            return None;
+        }
+        let gone = self.used.remove(&number)?.key;
+        self.numbers.remove(&gone);
+        Some(gone)
+    }
+
+    /// The next number that nobody uses. Terminates: memory ends long before 2^32 keys.
+    fn fresh(&mut self) -> u32 {
         loop {
             let number = self.next;
             self.next = number.checked_add(1).unwrap_or(self.first);
-            if !self.taken.contains(&number) && !previous.taken.contains(&number) {
+            if !self.used.contains_key(&number) {
                 return number;
             }
         }
@@ -55,8 +69,8 @@ impl<K: Eq + Hash + Clone> Interner<K> {
         self.numbers.get(key).copied()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, u32)> {
-        self.numbers.iter().map(|(key, number)| (key, *number))
+    pub(super) fn key(&self, number: u32) -> Option<&Arc<K>> {
+        self.used.get(&number).map(|used| &used.key)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -69,28 +83,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_stay_with_their_keys_and_are_not_reused_at_once() {
-        let none = Interner::starting_at(10);
-        let mut first = Interner::after(&none);
-        assert_eq!(first.intern("a", &none), 10);
-        assert_eq!(first.intern("b", &none), 11);
-        assert_eq!(first.intern("a", &none), 10);
-
-        let mut second = Interner::after(&first);
-        assert_eq!(second.intern("c", &first), 12);
-        assert_eq!(second.intern("b", &first), 11);
-        assert_eq!((second.get(&"a"), second.len()), (None, 2));
-
-        let mut third = Interner::after(&second);
-        assert_eq!(third.intern("a", &second), 13);
+    fn numbers_stay_while_they_are_used_and_are_not_reused_at_once() {
+        let mut interner = Interner::starting_at(10);
+        assert_eq!(interner.acquire("a"), (10, true));
+        assert_eq!(interner.acquire("b"), (11, true));
+        assert_eq!(interner.acquire("a"), (10, false));
+        assert_eq!(interner.release(10), None);
+        assert_eq!(interner.get(&"a"), Some(10));
+        assert_eq!(interner.release(10).as_deref(), Some(&"a"));
+        assert_eq!((interner.get(&"a"), interner.key(10), interner.len()), (None, None, 1));
+        assert_eq!(interner.acquire("c"), (12, true));
+        assert_eq!(interner.acquire("a"), (13, true));
+        assert_eq!(interner.key(13).map(|key| **key), Some("a"));
     }
 
     #[test]
     fn numbers_wrap_around_past_those_in_use() {
-        let mut none = Interner::starting_at(u32::MAX - 1);
-        assert_eq!(none.intern("a", &Interner::starting_at(0)), u32::MAX - 1);
-        let mut next = Interner::after(&none);
-        assert_eq!(next.intern("b", &none), u32::MAX);
-        assert_eq!(next.intern("a", &none), u32::MAX - 1);
+        let mut interner = Interner::starting_at(u32::MAX - 1);
+        assert_eq!(interner.acquire("a"), (u32::MAX - 1, true));
+        assert_eq!(interner.acquire("b"), (u32::MAX, true));
+        interner.release(u32::MAX);
+        assert_eq!(interner.acquire("c"), (u32::MAX, true));
     }
 }

@@ -1,16 +1,17 @@
-//! From the cluster's state to the tables the workers read. Pure: the same state, node and
-//! predecessor give the same result on any machine.
+//! From the cluster's state to the tables the workers read. Pure: the same changes give the same
+//! result on any machine.
 //!
-//! Everything that did not change keeps its [`Arc`], so that publishing a small change shares all
-//! the rest with the tables in force. Numbers (identities, rules, services) stay with what they
-//! name for as long as it is there.
+//! A compiler keeps the state and takes changes; what compiling costs is in proportion to them. To
+//! start from nothing is to take everything as a change. What did not change keeps its [`Arc`], so
+//! that publishing a small change shares all the rest with the tables in force. Numbers
+//! (identities, rules, services) stay with what they name for as long as it is there.
 //!
-//! Reading order: this file, [`identities`] (who an address is), [`policies`] (who may speak to
-//! whom), [`affected`] (whose flows that changes), [`services`] and [`maglev`] (which backend a flow
-//! goes to), [`explain`] (why).
+//! Reading order: this file, [`dirt`] (what a change concerns), [`selectors`] and [`claims`] (which
+//! selectors match, and who has an address), [`identities`] (who an address is), [`policies`] and
+//! [`verdicts`] (who may speak to whom), [`affected`] (whose flows that changes), [`services`],
+//! [`listeners`], [`endpoints`] and [`maglev`] (which backend a flow goes to), [`explain`] (why).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -18,27 +19,39 @@ use std::sync::Arc;
 use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lb::ServiceTable;
 use dataplane::policy::{Direction, Policy, RuleId};
+use hashbrown::HashSet;
 
-use crate::model::ObjectName;
+use crate::model::{NamedPort, ObjectName, PolicyMode};
 use crate::store::ClusterState;
 
 pub mod affected;
+mod claims;
+mod dirt;
+mod endpoints;
 pub mod explain;
-pub mod identities;
+mod identities;
 mod interner;
+mod listeners;
 pub mod maglev;
-pub mod policies;
+pub(crate) mod policies;
 pub(crate) mod selectors;
-pub mod services;
+mod services;
+mod verdicts;
+mod warnings;
 
-use affected::Decides;
-use identities::Identities;
+use claims::{Claims, NodeAddresses};
+use dirt::Dirt;
+use identities::{Identities, Key, Kind, Turn};
 use policies::Policies;
+use selectors::{Selectors, namespace_labels};
 use services::Services;
+use verdicts::Verdicts;
+use warnings::Source;
 
 pub use affected::Affected;
 pub use explain::{Examined, Finding};
-pub use policies::RuleName;
+pub use policies::{RuleName, direction_name};
+pub use warnings::{Warning, Warnings};
 
 /// What the node itself contributes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,22 +81,7 @@ impl Default for NodeView {
     }
 }
 
-/// Something that is in force otherwise than it was probably meant.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Warning {
-    /// Kind, namespace and name.
-    pub object: String,
-    /// What, and what to do.
-    pub message: String,
-}
-
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.object, self.message)
-    }
-}
-
-/// The compiled state, and what the next compilation must remember of it.
+/// The cluster's state and the tables that are compiled of it.
 #[derive(Debug, Clone, Default)]
 pub struct Compiled {
     /// Address to identity.
@@ -92,17 +90,42 @@ pub struct Compiled {
     pub policy: Arc<Policy>,
     /// Frontends and backends.
     pub services: Arc<ServiceTable>,
-    /// Whose flows' cached decisions may come out otherwise than with the state that this one was
-    /// compiled after. Services are no part of it: they choose backends for new flows only.
+    /// Whose flows' cached decisions may come out otherwise than before the last compilation.
+    /// Services are no part of it: they choose backends for new flows only.
     pub affected: Affected,
-    /// What is in force otherwise than it was probably meant; sorted.
-    pub warnings: Vec<Warning>,
-    identity_memory: Identities,
-    policy_memory: Policies,
-    service_memory: Services,
+    /// What is in force otherwise than it was probably meant.
+    pub warnings: Warnings,
+    state: ClusterState,
+    node: NodeView,
+    /// Names of namespaces and nodes, which pods share.
+    names: HashSet<Arc<str>>,
+    /// Changes that are not compiled yet.
+    dirt: Dirt,
+    node_changes: u64,
+    /// Namespaces that pods are in, with their number.
+    pods_in: BTreeMap<Arc<str>, usize>,
+    claims: Claims,
+    node_addresses: NodeAddresses,
+    selectors: Selectors,
+    known: Identities,
+    policies: Policies,
+    verdicts: Verdicts,
+    balanced: Services,
 }
 
 impl Compiled {
+    /// The cluster as the changes taken so far make it.
+    #[must_use]
+    pub fn state(&self) -> &ClusterState {
+        &self.state
+    }
+
+    /// Grows with every Node that comes, changes or goes, for those who keep what they made of them.
+    #[must_use]
+    pub fn node_changes(&self) -> u64 {
+        self.node_changes
+    }
+
     /// Whether every decision about a flow comes out as with `other`, so that cached ones stand:
     /// the tables' generation need not grow. (Services choose backends for new flows only.)
     #[must_use]
@@ -120,73 +143,195 @@ impl Compiled {
     /// The rule behind a number; `None` for one that is not, or no longer, in force.
     #[must_use]
     pub fn rule_name(&self, rule: RuleId) -> Option<RuleName> {
-        self.policy_memory.rule_name(rule)
+        self.policies.rule_name(rule)
     }
 
     /// The policies that isolate `subject` in `direction`: the cause of a default deny. Empty for
     /// identities without a local pod.
     #[must_use]
     pub fn isolating(&self, subject: Identity, direction: Direction) -> &[ObjectName] {
-        self.policy_memory.isolating(subject, direction)
+        self.verdicts.isolating(subject, direction)
     }
 
     /// The policies that would isolate `subject` in `direction` if they were not under audit.
     #[must_use]
     pub fn audited(&self, subject: Identity, direction: Direction) -> &[ObjectName] {
-        self.policy_memory.audited(subject, direction)
+        self.verdicts.audited(subject, direction)
     }
 
     /// What an identity stands for, for people: `host`, `world`, or the selectors that match.
     #[must_use]
     pub fn identity_name(&self, identity: Identity) -> String {
-        self.identity_memory.name(identity)
+        self.known.name(identity, &self.selectors)
     }
 
     /// Number of identities in force, reserved ones not counted.
     #[must_use]
     pub fn identity_count(&self) -> usize {
-        self.identity_memory.len()
+        self.known.len()
     }
+
+    /// Compiles the changes taken since the last time, as `node` sees them. Identities and policy
+    /// become what they are together: one without the other would judge wrongly.
+    pub fn compile(&mut self, node: &NodeView) {
+        self.follow_node(node);
+        self.affected = Affected::Nothing;
+        if self.dirt.is_empty() {
+            return;
+        }
+        let dirt = std::mem::take(&mut self.dirt);
+        let mut turn = Turn::default();
+        let uses = self.follow_policies(&dirt);
+        let blocks_changed = uses.added.iter().chain(&uses.dropped).any(|(_, one)| one.is_block());
+        if blocks_changed {
+            self.selectors.cut_address_space();
+            self.known.set_prefixes(&self.selectors, &mut turn);
+        }
+        for address in self.addresses_to_name(dirt.addresses, &dirt.namespaces, &uses) {
+            self.name_address(address, &mut turn);
+        }
+        self.known.release(&mut turn);
+        self.verdicts.follow(&self.known, &self.policies, &uses, &mut turn);
+        self.balanced.follow(&dirt.services, &self.state, &self.node, &mut self.warnings);
+        self.warn_of_policies(&dirt.policies, &turn);
+        self.warn_of_namespaces(&dirt.counted_namespaces, !dirt.policies.is_empty());
+        self.warn_of_endpoints(&dirt.endpoints);
+        self.warn_of_own_mode();
+        self.affected = turn.affected;
+        self.identities = Arc::clone(&self.known.table);
+        self.policy = Arc::clone(&self.verdicts.policy);
+        self.services = Arc::clone(&self.balanced.table);
+    }
+
+    /// Who `address` is as things stand, and what those are warned about who claim it in vain.
+    fn name_address(&mut self, address: IpAddr, turn: &mut Turn) {
+        let mut told = BTreeSet::new();
+        let blocks = self.selectors.of_address(address);
+        let holder = self.claims.holder(address, &mut told);
+        let who = if let Some(kind) = self.node_kind(address) {
+            if let Some(name) = holder {
+                let message = format!("claims {address}, which is a node's; it stays the node's");
+                told.insert(Warning::new(format!("Pod {name}"), message));
+            }
+            Some((Key::plain(kind, blocks), false))
+        } else {
+            holder.map(|name| {
+                let mut key = self.pod_key(name);
+                key.selectors.extend_from_slice(blocks);
+                key.selectors.sort_unstable();
+                (key, self.is_local(name))
+            })
+        };
+        self.warnings.set(Source::Address(address), told);
+        self.known.set(address, who, turn);
+    }
+
+    fn node_kind(&self, address: IpAddr) -> Option<Kind> {
+        if self.node.addresses.contains(&address) {
+            return Some(Kind::Host);
+        }
+        let holder = self.node_addresses.holder(address)?;
+        Some(if *holder == self.node.name { Kind::Host } else { Kind::RemoteNode })
+    }
+
+    fn pod_key(&self, name: &ObjectName) -> Key {
+        let labels = namespace_labels(&self.state, &name.namespace);
+        let namespace = (&*name.namespace, &*labels);
+        let Some(pod) = self.state.pods.get(name) else {
+            let namespace_name = Arc::clone(&name.namespace);
+            return Key {
+                kind: Kind::UnknownPod { namespace: namespace_name },
+                selectors: self.selectors.of_any_pod(namespace),
+                named_ports: Vec::new(),
+            };
+        };
+        // The first of a name counts.
+        let mut named_ports: Vec<NamedPort> = Vec::new();
+        for port in &pod.named_ports {
+            let name = (port.name.clone(), port.protocol);
+            let is_known = |own: &NamedPort| own.name == port.name && own.protocol == port.protocol;
+            if self.policies.uses_port_name(&name) && !named_ports.iter().any(is_known) {
+                named_ports.push(port.clone());
+            }
+        }
+        named_ports.sort_unstable();
+        let selectors = self.selectors.of_pod(namespace, &pod.labels);
+        Key { kind: Kind::Pod, selectors, named_ports }
+    }
+
+    /// Whether policy for this pod is enforced here. A pod without a node counts: a folder of
+    /// manifests for a single node need not name it.
+    fn is_local(&self, name: &ObjectName) -> bool {
+        let on_this = |on: &Arc<str>| **on == *self.node.name;
+        self.node.endpoints.contains_key(name)
+            || self.state.pods.get(name).is_some_and(|pod| pod.node.as_ref().is_none_or(on_this))
+    }
+
+    fn warn_of_policies(&mut self, changed: &BTreeSet<ObjectName>, turn: &Turn) {
+        let named = turn.port_names.iter().flat_map(|name| self.policies.users_of_port_name(name));
+        let concerned: BTreeSet<&ObjectName> = named.chain(changed).collect();
+        for name in concerned {
+            let mut told = self.policies.unresolved_names(name, &self.known);
+            let policy = self.state.network_policies.get(name);
+            told.extend(
+                policy.and_then(|policy| complaint(format!("NetworkPolicy {name}"), &policy.mode)),
+            );
+            self.warnings.set(Source::Policy(name.clone()), told);
+        }
+    }
+
+    /// A namespace selector cannot match labels that nobody has told us.
+    fn warn_of_namespaces(&mut self, changed: &BTreeSet<Arc<str>>, policies_changed: bool) {
+        let has_policies = !self.state.network_policies.is_empty();
+        let all = self.pods_in.keys().filter(|_| policies_changed);
+        let concerned: BTreeSet<&Arc<str>> = changed.iter().chain(all).collect();
+        for namespace in concerned {
+            let is_known = self.state.namespaces.contains_key(&**namespace);
+            let mut told = BTreeSet::new();
+            if has_policies && !is_known && self.pods_in.contains_key(namespace) {
+                let message =
+                    "has no Namespace object, so selectors see no labels but its name; add it";
+                told.insert(Warning::new(format!("Namespace {namespace}"), message));
+            }
+            let object = self.state.namespaces.get(&**namespace);
+            told.extend(
+                object.and_then(|object| complaint(format!("Namespace {namespace}"), &object.mode)),
+            );
+            self.warnings.set(Source::Namespace(namespace.to_string()), told);
+        }
+    }
+
+    fn warn_of_own_mode(&mut self) {
+        let node = self.state.nodes.get(&*self.node.name);
+        let told = node.and_then(|node| complaint(format!("Node {}", node.name), &node.mode));
+        self.warnings.set(Source::OwnNode, told.into_iter().collect());
+    }
+
+    fn warn_of_endpoints(&mut self, changed: &BTreeSet<ObjectName>) {
+        for name in changed {
+            let mut told = BTreeSet::new();
+            if self.node.endpoints.contains_key(name) && !self.state.pods.contains_key(name) {
+                let message =
+                    "has no Pod object; until it has, policies that may select it deny it";
+                told.insert(Warning::new(format!("Endpoint {name}"), message));
+            }
+            self.warnings.set(Source::Endpoint(name.clone()), told);
+        }
+    }
+}
+
+/// An annotation that is no mode changes nothing, and is probably a slip.
+fn complaint(object: String, mode: &PolicyMode) -> Option<Warning> {
+    mode.complaint().map(|message| Warning::new(object, message))
 }
 
 /// Compiles `state` as seen from `node`, keeping what `previous` has in common with it.
 #[must_use]
 pub fn compile(state: &ClusterState, node: &NodeView, previous: &Compiled) -> Compiled {
-    let mut warnings = BTreeSet::new();
-    let (identities, identity_memory) = identities::compile(
-        state,
-        node,
-        (&previous.identities, &previous.identity_memory),
-        &mut warnings,
-    );
-    let (policy, policy_memory) = policies::compile(
-        state,
-        node,
-        &identity_memory,
-        (&previous.policy, &previous.policy_memory),
-        &mut warnings,
-    );
-    let (services, service_memory) = services::compile(
-        state,
-        node,
-        (&previous.services, &previous.service_memory),
-        &mut warnings,
-    );
-    let before = Decides {
-        table: &previous.identities,
-        identities: &previous.identity_memory,
-        policy: &previous.policy,
-    };
-    let now = Decides { table: &identities, identities: &identity_memory, policy: &policy };
-    let affected = affected::between(&before, &now);
-    Compiled {
-        identities,
-        policy,
-        services,
-        affected,
-        warnings: warnings.into_iter().collect(),
-        identity_memory,
-        policy_memory,
-        service_memory,
+    let mut next = previous.clone();
+    for change in previous.state.changes_to(state) {
+        next.take(change);
     }
+    next.compile(node);
+    next
 }

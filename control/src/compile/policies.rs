@@ -1,19 +1,18 @@
-//! NetworkPolicies to verdict tables, one per local subject and direction; equal ones stored once.
+//! NetworkPolicies in force, with the numbers of their rules and selectors, and who is selected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
 use dataplane::address::Protocol;
-use dataplane::identity::Identity;
-use dataplane::policy::{Direction, Policy, PortRule, RuleId, VerdictTable};
+use dataplane::policy::{Direction, RuleId};
 use hashbrown::HashMap;
 
+use super::NodeView;
 use super::identities::{Identities, Key, Kind};
 use super::interner::Interner;
-use super::selectors::{Selector, SelectorId};
-use super::{NodeView, Warning};
+use super::selectors::{Selector, SelectorId, Selectors};
+use super::warnings::Warning;
 use crate::model::{L4Ports, NetworkPolicy, ObjectName, PolicyRule, PortMatch};
 use crate::store::ClusterState;
 
@@ -60,25 +59,80 @@ pub fn direction_name(direction: Direction) -> &'static str {
     }
 }
 
+/// Both, in the order of everything that is kept for each.
+pub(super) const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+
+/// Which policies a table is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layer {
+    /// Those that are enforced.
+    Enforced,
+    /// All of them, where one is under audit.
+    Audit,
+}
+
+/// Whether what a policy refuses passes and is reported: by its own annotation, its namespace's or
+/// this node's.
+pub(crate) fn is_audited(policy: &NetworkPolicy, state: &ClusterState, node: &NodeView) -> bool {
+    let namespace = state.namespaces.get(&*policy.name.namespace);
+    policy.mode.is_audit()
+        || namespace.is_some_and(|namespace| namespace.mode.is_audit())
+        || state.nodes.get(&*node.name).is_some_and(|node| node.mode.is_audit())
+}
+
 type RuleKey = (ObjectName, Direction, usize);
+/// A port as policies name it.
+pub(super) type PortName = (String, Protocol);
+
+/// A rule with its numbers.
+#[derive(Debug)]
+pub(super) struct NumberedRule {
+    pub(super) id: RuleId,
+    /// Empty: every peer.
+    pub(super) peers: Vec<SelectorId>,
+    /// Empty: every port.
+    pub(super) ports: Vec<PortMatch>,
+}
+
+/// A policy with its numbers.
+#[derive(Debug, Clone)]
+struct Numbered {
+    subject: SelectorId,
+    is_audited: bool,
+    /// By direction; `None` where it does not isolate.
+    sides: [Option<Arc<[NumberedRule]>>; 2],
+}
+
+/// What a change of policies changed of what they use.
+#[derive(Debug, Default)]
+pub(super) struct Uses {
+    pub(super) added: Vec<(SelectorId, Arc<Selector>)>,
+    pub(super) dropped: Vec<(SelectorId, Arc<Selector>)>,
+    /// Names that began or ceased to be used.
+    pub(super) names: BTreeSet<PortName>,
+    /// Subjects of the policies that changed, before and after.
+    pub(super) subjects: BTreeSet<SelectorId>,
+    /// Their namespaces.
+    pub(super) namespaces: BTreeSet<Arc<str>>,
+}
 
 /// The policies in force, and what each number in the tables stands for.
 #[derive(Debug, Clone)]
-pub struct Policies {
+pub(super) struct Policies {
     rules: Interner<RuleKey>,
-    names: HashMap<RuleId, RuleKey>,
-    isolating: HashMap<(Identity, Direction), Vec<ObjectName>>,
-    /// Those that would isolate if they were not under audit.
-    audited: HashMap<(Identity, Direction), Vec<ObjectName>>,
+    numbered: BTreeMap<ObjectName, Numbered>,
+    by_subject: HashMap<SelectorId, BTreeSet<ObjectName>>,
+    /// The policies that use a port's name.
+    port_names: BTreeMap<PortName, BTreeSet<ObjectName>>,
 }
 
 impl Default for Policies {
     fn default() -> Self {
         Self {
             rules: Interner::starting_at(RuleId::FIRST_COMPILED),
-            names: HashMap::new(),
-            isolating: HashMap::new(),
-            audited: HashMap::new(),
+            numbered: BTreeMap::new(),
+            by_subject: HashMap::new(),
+            port_names: BTreeMap::new(),
         }
     }
 }
@@ -89,176 +143,210 @@ impl Policies {
             RuleId::NOT_ISOLATED => Some(RuleName::NotIsolated),
             RuleId::DEFAULT_DENY => Some(RuleName::DefaultDeny),
             RuleId::OWN_NODE => Some(RuleName::OwnNode),
-            _ => self.names.get(&rule).map(|(policy, direction, index)| RuleName::Rule {
-                policy: policy.clone(),
-                direction: *direction,
-                index: *index,
-            }),
+            _ => {
+                let (policy, direction, index) = &**self.rules.key(rule.0)?;
+                let (policy, direction, index) = (policy.clone(), *direction, *index);
+                Some(RuleName::Rule { policy, direction, index })
+            }
         }
     }
 
-    pub(super) fn isolating(&self, subject: Identity, direction: Direction) -> &[ObjectName] {
-        self.isolating.get(&(subject, direction)).map_or(&[], Vec::as_slice)
+    /// Whether some policy uses the name.
+    pub(super) fn uses_port_name(&self, name: &PortName) -> bool {
+        self.port_names.contains_key(name)
     }
 
-    pub(super) fn audited(&self, subject: Identity, direction: Direction) -> &[ObjectName] {
-        self.audited.get(&(subject, direction)).map_or(&[], Vec::as_slice)
+    /// The policies that use it.
+    pub(super) fn users_of_port_name(&self, name: &PortName) -> impl Iterator<Item = &ObjectName> {
+        self.port_names.get(name).into_iter().flatten()
     }
-}
 
-/// A rule with its numbers.
-struct NumberedRule<'a> {
-    id: RuleId,
-    /// Empty: every peer.
-    peers: Vec<SelectorId>,
-    ports: &'a [PortMatch],
-}
-
-/// A policy with its numbers, in one direction.
-struct Side<'a> {
-    policy: &'a NetworkPolicy,
-    is_audited: bool,
-    subject: SelectorId,
-    rules: Vec<NumberedRule<'a>>,
-}
-
-/// A verdict table before it is hashed: ordered, so that equal ones have equal digests.
-#[derive(Default, Hash)]
-struct Draft {
-    by_peer: BTreeMap<Identity, Vec<PortRule>>,
-    any_peer: Vec<PortRule>,
-}
-
-/// Compiles the policy of every local subject.
-///
-/// Policies under audit are left out of what is enforced. What all of them together would say stands
-/// beside it, so that what only they refuse is seen.
-pub(super) fn compile(
-    state: &ClusterState,
-    node: &NodeView,
-    identities: &Identities,
-    (old, previous): (&Arc<Policy>, &Policies),
-    warnings: &mut BTreeSet<Warning>,
-) -> (Arc<Policy>, Policies) {
-    let mut memory = Policies { rules: Interner::after(&previous.rules), ..Policies::default() };
-    let members = members(identities);
-    let mut pool = Pool::of(old);
-    let mut policy = Policy::default();
-    warn_of_modes(state, node, warnings);
-    for direction in [Direction::Ingress, Direction::Egress] {
-        let sides = sides((state, node), direction, identities, &mut memory, previous);
-        warn_of_unresolved_names(&sides, direction, identities, warnings);
-        for subject in identities.local.keys() {
-            let Some(key) = identities.by_number.get(subject) else { continue };
-            let selecting = selecting(&sides, key);
-            let (audited, isolating): (BTreeSet<_>, BTreeSet<_>) = selecting
-                .iter()
-                .copied()
-                .chain(possibly_selecting(&sides, key))
-                .map(|side| (side.is_audited, side.policy.name.clone()))
-                .partition(|(is_audited, _)| *is_audited);
-            let mut table = |selecting: &[&Side<'_>]| {
-                pool.share(draft(direction, key, selecting, identities, &members))
-            };
-            let mut tables = SubjectTables::default();
-            if !isolating.is_empty() {
-                let enforced: Vec<_> =
-                    selecting.iter().copied().filter(|side| !side.is_audited).collect();
-                tables.enforced = Some(table(&enforced));
+    /// Takes over the policies of these names, as they are now, with whether they are under audit.
+    /// What stays in use keeps its number:
+    /// everything new is numbered before anything old is let go.
+    pub(super) fn follow<'a>(
+        &mut self,
+        changed: impl Iterator<Item = (&'a ObjectName, Option<(&'a NetworkPolicy, bool)>)>,
+        selectors: &mut Selectors,
+    ) -> Uses {
+        let mut uses = Uses::default();
+        let mut replaced = Vec::new();
+        for (name, policy) in changed {
+            let numbered = policy.map(|policy| self.number(policy, selectors, &mut uses));
+            replaced.extend(self.numbered.remove(name).map(|old| (name, old)));
+            uses.namespaces.insert(Arc::clone(&name.namespace));
+            if let Some(numbered) = numbered {
+                uses.subjects.insert(numbered.subject);
+                self.numbered.insert(name.clone(), numbered);
             }
-            if !audited.is_empty() {
-                tables.audit = Some(table(&selecting));
+        }
+        for (name, old) in replaced {
+            uses.subjects.insert(old.subject);
+            self.let_go(name, &old, selectors, &mut uses);
+        }
+        // Those that a policy ceased and another began to use in one go are what they were.
+        uses
+    }
+
+    fn number(
+        &mut self,
+        (policy, is_audited): (&NetworkPolicy, bool),
+        selectors: &mut Selectors,
+        uses: &mut Uses,
+    ) -> Numbered {
+        let mut acquire = |selector: Selector| {
+            let (id, added) = selectors.acquire(selector);
+            uses.added.extend(added.map(|selector| (id, selector)));
+            id
+        };
+        let subject = acquire(Selector::subject(policy));
+        let name = &policy.name;
+        let sides = DIRECTIONS.map(|direction| {
+            let rules = rules(policy, direction)?.iter().enumerate().map(|(index, rule)| {
+                let peers = rule.peers.iter().map(|peer| Selector::peer(&name.namespace, peer));
+                let (id, _) = self.rules.acquire((name.clone(), direction, index));
+                NumberedRule {
+                    id: RuleId(id),
+                    peers: peers.map(&mut acquire).collect(),
+                    ports: rule.ports.clone(),
+                }
+            });
+            Some(rules.collect())
+        });
+        let numbered = Numbered { subject, is_audited, sides };
+        self.by_subject.entry(subject).or_default().insert(name.clone());
+        for port in numbered.port_names() {
+            let users = self.port_names.entry(port.clone()).or_default();
+            if users.is_empty() {
+                uses.names.insert(port);
             }
-            tables.put(&mut policy, *subject, direction);
-            let names = |of: BTreeSet<(bool, ObjectName)>| of.into_iter().map(|(_, name)| name);
-            for (of, memory) in [(isolating, &mut memory.isolating), (audited, &mut memory.audited)]
-            {
-                if !of.is_empty() {
-                    memory.insert((*subject, direction), names(of).collect());
+            users.insert(name.clone());
+        }
+        numbered
+    }
+
+    fn let_go(
+        &mut self,
+        name: &ObjectName,
+        old: &Numbered,
+        selectors: &mut Selectors,
+        uses: &mut Uses,
+    ) {
+        let stays = self.numbered.get(name);
+        if stays.is_none_or(|now| now.subject != old.subject)
+            && let Some(policies) = self.by_subject.get_mut(&old.subject)
+        {
+            policies.remove(name);
+            if policies.is_empty() {
+                self.by_subject.remove(&old.subject);
+            }
+        }
+        let names: BTreeSet<PortName> = stays.iter().flat_map(|now| now.port_names()).collect();
+        for port in old.port_names().filter(|port| !names.contains(port)) {
+            if let Some(users) = self.port_names.get_mut(&port) {
+                users.remove(name);
+                if users.is_empty() {
+                    self.port_names.remove(&port);
+                    uses.names.insert(port);
                 }
             }
         }
-    }
-    memory.names = memory.rules.iter().map(|(key, id)| (RuleId(id), key.clone())).collect();
-    if policy.subjects == old.subjects {
-        return (Arc::clone(old), memory);
-    }
-    (Arc::new(policy), memory)
-}
-
-/// One subject's tables in one direction.
-#[derive(Default)]
-struct SubjectTables {
-    enforced: Option<Arc<VerdictTable>>,
-    audit: Option<Arc<VerdictTable>>,
-}
-
-impl SubjectTables {
-    fn put(self, policy: &mut Policy, subject: Identity, direction: Direction) {
-        if self.enforced.is_none() && self.audit.is_none() {
-            return;
+        let rules = old.sides.iter().flatten().flat_map(|rules| rules.iter());
+        let mut used = vec![old.subject];
+        for rule in rules {
+            self.rules.release(rule.id.0);
+            used.extend(&rule.peers);
         }
-        let tables = policy.subjects.entry(subject).or_default();
-        let (enforced, audit) = match direction {
-            Direction::Ingress => (&mut tables.ingress, &mut tables.ingress_audit),
-            Direction::Egress => (&mut tables.egress, &mut tables.egress_audit),
-        };
-        (*enforced, *audit) = (self.enforced, self.audit);
-    }
-}
-
-/// Whether what a policy refuses passes and is reported: by its own annotation, its namespace's or
-/// this node's.
-pub(crate) fn is_audited(policy: &NetworkPolicy, state: &ClusterState, node: &NodeView) -> bool {
-    let namespace = state.namespaces.get(&policy.name.namespace);
-    policy.mode.is_audit()
-        || namespace.is_some_and(|namespace| namespace.mode.is_audit())
-        || state.nodes.get(&node.name).is_some_and(|node| node.mode.is_audit())
-}
-
-/// An annotation that is no mode changes nothing, and is probably a slip.
-fn warn_of_modes(state: &ClusterState, node: &NodeView, warnings: &mut BTreeSet<Warning>) {
-    let policies = state.network_policies.values();
-    let of_policies =
-        policies.map(|policy| (format!("NetworkPolicy {}", policy.name), &policy.mode));
-    let namespaces = state.namespaces.values();
-    let of_namespaces = namespaces.map(|one| (format!("Namespace {}", one.name), &one.mode));
-    let of_node = state.nodes.get(&node.name).map(|one| (format!("Node {}", one.name), &one.mode));
-    for (object, mode) in of_policies.chain(of_namespaces).chain(of_node) {
-        if let Some(message) = mode.complaint() {
-            warnings.insert(Warning { object, message });
+        for id in used {
+            uses.dropped.extend(selectors.release(id).map(|selector| (id, selector)));
         }
     }
-}
 
-fn sides<'a>(
-    (state, node): (&'a ClusterState, &NodeView),
-    direction: Direction,
-    identities: &Identities,
-    memory: &mut Policies,
-    previous: &Policies,
-) -> Vec<Side<'a>> {
-    let selector = |selector: Selector| identities.selectors.get(&selector);
-    let mut sides = Vec::new();
-    for policy in state.network_policies.values() {
-        let Some(rules) = rules(policy, direction) else { continue };
-        let Some(subject) = selector(Selector::subject(policy)) else { continue };
-        let rules = rules.iter().enumerate().map(|(index, rule)| {
-            let key = (policy.name.clone(), direction, index);
-            NumberedRule {
-                id: RuleId(memory.rules.intern(key, &previous.rules)),
-                peers: rule
-                    .peers
-                    .iter()
-                    .filter_map(|peer| selector(Selector::peer(&policy.name.namespace, peer)))
-                    .collect(),
-                ports: &rule.ports,
+    /// The policies that isolate who has `key` in a direction, by name, and the rules of those whose
+    /// rules count: a policy that may select an endpoint whose labels are not known isolates it,
+    /// and its rules do not count for it.
+    ///
+    /// What is enforced leaves out policies under audit. The other layer is what all together would
+    /// say, named after those under audit, and is nothing where there is none.
+    pub(super) fn isolating(
+        &self,
+        key: &Key,
+        (direction, layer): (Direction, Layer),
+    ) -> (Vec<ObjectName>, Vec<Arc<[NumberedRule]>>) {
+        let selecting = key.selectors.iter().filter_map(|id| self.by_subject.get(id)).flatten();
+        let mut all: BTreeMap<&ObjectName, bool> = selecting.map(|name| (name, true)).collect();
+        if let Kind::UnknownPod { namespace } = &key.kind {
+            for name in self.in_namespace(namespace) {
+                all.entry(name).or_insert(false);
             }
-        });
-        let is_audited = is_audited(policy, state, node);
-        sides.push(Side { policy, is_audited, subject, rules: rules.collect() });
+        }
+        let (mut names, mut rules) = (Vec::new(), Vec::new());
+        for (name, counts) in all {
+            let Some(numbered) = self.numbered.get(name) else { continue };
+            let Some(side) = numbered.side(direction) else { continue };
+            if layer == Layer::Enforced && numbered.is_audited {
+                continue;
+            }
+            if layer == Layer::Enforced || numbered.is_audited {
+                names.push(name.clone());
+            }
+            rules.extend(counts.then(|| Arc::clone(side)));
+        }
+        (names, rules)
     }
-    sides
+
+    fn in_namespace(&self, namespace: &Arc<str>) -> impl Iterator<Item = &ObjectName> {
+        let first = ObjectName::new(Arc::clone(namespace), "");
+        let names = self.numbered.range(first..).map(|(name, _)| name);
+        names.take_while(move |name| name.namespace == *namespace)
+    }
+
+    /// A port name that no pod has allows nothing: probably a misspelling.
+    pub(super) fn unresolved_names(
+        &self,
+        name: &ObjectName,
+        identities: &Identities,
+    ) -> BTreeSet<Warning> {
+        let mut warnings = BTreeSet::new();
+        let Some(policy) = self.numbered.get(name) else { return warnings };
+        for direction in DIRECTIONS {
+            let rules = policy.side(direction).into_iter().flat_map(|rules| rules.iter());
+            for (index, rule) in rules.enumerate() {
+                for port in &rule.ports {
+                    let L4Ports::Named(port_name) = &port.l4_ports else { continue };
+                    if identities.has_port_name(&(port_name.clone(), port.protocol)) {
+                        continue;
+                    }
+                    let message = format!(
+                        "spec.{}[{index}]: no pod has a {} port named {port_name:?}, so the rule \
+                         allows nothing by it",
+                        direction_name(direction),
+                        port.protocol,
+                    );
+                    warnings.insert(Warning::new(format!("NetworkPolicy {name}"), message));
+                }
+            }
+        }
+        warnings
+    }
+}
+
+impl Numbered {
+    fn side(&self, direction: Direction) -> Option<&Arc<[NumberedRule]>> {
+        let [ingress, egress] = &self.sides;
+        match direction {
+            Direction::Ingress => ingress.as_ref(),
+            Direction::Egress => egress.as_ref(),
+        }
+    }
+
+    fn port_names(&self) -> impl Iterator<Item = PortName> {
+        let rules = self.sides.iter().flatten().flat_map(|rules| rules.iter());
+        rules.flat_map(|rule| &rule.ports).filter_map(|port| match &port.l4_ports {
+            L4Ports::Named(name) => Some((name.clone(), port.protocol)),
+            L4Ports::All | L4Ports::Range(_) => None,
+        })
+    }
 }
 
 /// The rules of `policy` in `direction`; `None` when it does not isolate there.
@@ -266,215 +354,5 @@ pub(crate) fn rules(policy: &NetworkPolicy, direction: Direction) -> Option<&[Po
     match direction {
         Direction::Ingress => policy.ingress.as_deref(),
         Direction::Egress => policy.egress.as_deref(),
-    }
-}
-
-/// The identities that each selector picks out.
-fn members(identities: &Identities) -> HashMap<SelectorId, Vec<Identity>> {
-    let mut members: HashMap<SelectorId, Vec<Identity>> = HashMap::new();
-    for (identity, key) in &identities.by_number {
-        for selector in &key.selectors {
-            members.entry(*selector).or_default().push(*identity);
-        }
-    }
-    members
-}
-
-fn selecting<'s, 'a>(sides: &'s [Side<'a>], key: &Key) -> Vec<&'s Side<'a>> {
-    sides.iter().filter(|side| key.selectors.binary_search(&side.subject).is_ok()).collect()
-}
-
-/// Policies that may select an endpoint whose labels are not known: they isolate it, and their
-/// rules do not count for it.
-fn possibly_selecting<'s, 'a>(
-    sides: &'s [Side<'a>],
-    key: &Key,
-) -> impl Iterator<Item = &'s Side<'a>> {
-    let namespace = match &key.kind {
-        Kind::UnknownPod { namespace } => Some(namespace.clone()),
-        _ => None,
-    };
-    sides.iter().filter(move |side| {
-        namespace.as_ref().is_some_and(|own| *own == side.policy.name.namespace)
-    })
-}
-
-fn draft(
-    direction: Direction,
-    subject: &Key,
-    selecting: &[&Side<'_>],
-    identities: &Identities,
-    members: &HashMap<SelectorId, Vec<Identity>>,
-) -> Draft {
-    let mut draft = Draft::default();
-    if direction == Direction::Ingress {
-        // The pipeline admits the node itself by `Identity::HOST`; its addresses that some ipBlock
-        // contains have an identity of their own.
-        for (identity, key) in &identities.by_number {
-            if key.kind == Kind::Host && *identity != Identity::HOST {
-                push(draft.by_peer.entry(*identity).or_default(), everything(RuleId::OWN_NODE));
-            }
-        }
-    }
-    for rule in selecting.iter().flat_map(|side| &side.rules) {
-        let peers: Option<BTreeSet<Identity>> = (!rule.peers.is_empty()).then(|| {
-            rule.peers.iter().filter_map(|id| members.get(id)).flatten().copied().collect()
-        });
-        if rule.ports.is_empty() {
-            allow(&mut draft, peers.as_ref(), &everything(rule.id));
-        }
-        for port in rule.ports {
-            allow_port(&mut draft, direction, subject, rule.id, port, peers.as_ref(), identities);
-        }
-    }
-    draft
-}
-
-fn allow_port(
-    draft: &mut Draft,
-    direction: Direction,
-    subject: &Key,
-    rule: RuleId,
-    port: &PortMatch,
-    peers: Option<&BTreeSet<Identity>>,
-    identities: &Identities,
-) {
-    let allowance = |l4_ports| PortRule { protocol: Some(port.protocol), l4_ports, rule };
-    match (&port.l4_ports, direction) {
-        (L4Ports::All, _) => allow(draft, peers, &allowance(0..=u16::MAX)),
-        (L4Ports::Range(range), _) => allow(draft, peers, &allowance(range.clone())),
-        // A name means what the destination pod means by it: toward the subject, the subject...
-        (L4Ports::Named(name), Direction::Ingress) => {
-            if let Some(number) = resolve(subject, name, port.protocol) {
-                allow(draft, peers, &allowance(number..=number));
-            }
-        }
-        // ... and from it, each peer.
-        (L4Ports::Named(name), Direction::Egress) => {
-            for (identity, key) in &identities.by_number {
-                if peers.is_some_and(|peers| !peers.contains(identity)) {
-                    continue;
-                }
-                if let Some(number) = resolve(key, name, port.protocol) {
-                    push(draft.by_peer.entry(*identity).or_default(), allowance(number..=number));
-                }
-            }
-        }
-    }
-}
-
-pub(super) fn resolve(key: &Key, name: &str, protocol: Protocol) -> Option<u16> {
-    key.named_ports
-        .iter()
-        .find(|port| port.name == name && port.protocol == protocol)
-        .map(|port| port.l4_port)
-}
-
-fn everything(rule: RuleId) -> PortRule {
-    PortRule { protocol: None, l4_ports: 0..=u16::MAX, rule }
-}
-
-fn allow(draft: &mut Draft, peers: Option<&BTreeSet<Identity>>, allowance: &PortRule) {
-    match peers {
-        None => push(&mut draft.any_peer, allowance.clone()),
-        Some(peers) => {
-            for peer in peers {
-                push(draft.by_peer.entry(*peer).or_default(), allowance.clone());
-            }
-        }
-    }
-}
-
-/// Appends what an earlier allowance of the same extent does not already say.
-fn push(rules: &mut Vec<PortRule>, rule: PortRule) {
-    let said = rules
-        .iter()
-        .any(|earlier| earlier.protocol == rule.protocol && earlier.l4_ports == rule.l4_ports);
-    if !said {
-        rules.push(rule);
-    }
-}
-
-/// Verdict tables by digest, so that equal ones are one, in this compilation and the one before.
-struct Pool {
-    tables: HashMap<u64, Vec<Arc<VerdictTable>>>,
-}
-
-impl Pool {
-    fn of(policy: &Policy) -> Self {
-        let mut pool = Self { tables: HashMap::new() };
-        for subject in policy.subjects.values() {
-            for table in subject.tables() {
-                let draft = Draft {
-                    by_peer: table
-                        .by_peer
-                        .iter()
-                        .map(|(peer, rules)| (*peer, rules.to_vec()))
-                        .collect(),
-                    any_peer: table.any_peer.to_vec(),
-                };
-                let same = pool.tables.entry(digest(&draft)).or_default();
-                if !same.iter().any(|known| Arc::ptr_eq(known, table)) {
-                    same.push(Arc::clone(table));
-                }
-            }
-        }
-        pool
-    }
-
-    fn share(&mut self, draft: Draft) -> Arc<VerdictTable> {
-        let same = self.tables.entry(digest(&draft)).or_default();
-        let table = VerdictTable {
-            by_peer: draft
-                .by_peer
-                .into_iter()
-                .map(|(peer, rules)| (peer, rules.into_boxed_slice()))
-                .collect(),
-            any_peer: draft.any_peer.into_boxed_slice(),
-        };
-        if let Some(known) = same.iter().find(|known| ***known == table) {
-            return Arc::clone(known);
-        }
-        let table = Arc::new(table);
-        same.push(Arc::clone(&table));
-        table
-    }
-}
-
-fn digest(draft: &Draft) -> u64 {
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(draft)
-}
-
-/// A port name that no pod has allows nothing: probably a misspelling.
-fn warn_of_unresolved_names(
-    sides: &[Side<'_>],
-    direction: Direction,
-    identities: &Identities,
-    warnings: &mut BTreeSet<Warning>,
-) {
-    let known: BTreeSet<(&str, Protocol)> = identities
-        .by_number
-        .values()
-        .flat_map(|key| &key.named_ports)
-        .map(|port| (port.name.as_str(), port.protocol))
-        .collect();
-    for side in sides {
-        for (index, rule) in side.rules.iter().enumerate() {
-            for port in rule.ports {
-                let L4Ports::Named(name) = &port.l4_ports else { continue };
-                if known.contains(&(name.as_str(), port.protocol)) {
-                    continue;
-                }
-                warnings.insert(Warning {
-                    object: format!("NetworkPolicy {}", side.policy.name),
-                    message: format!(
-                        "spec.{}[{index}]: no pod has a {} port named {name:?}, so the rule \
-                         allows nothing by it",
-                        direction_name(direction),
-                        port.protocol,
-                    ),
-                });
-            }
-        }
     }
 }

@@ -1,14 +1,16 @@
 //! Every selector of every policy in force, interned, and matching them against pods and addresses.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use dataplane::lpm::{Prefix, PrefixTable};
 use hashbrown::HashMap;
 
 use super::interner::Interner;
-use crate::model::{LabelSelector, Labels, NetworkPolicy, Peer};
+use crate::model::{LabelSelector, Labels, NetworkPolicy, Operator, Peer};
 use crate::store::ClusterState;
 
 /// A number for a [`Selector`].
@@ -18,7 +20,7 @@ pub(super) type SelectorId = u32;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Scope {
     /// The policy's own.
-    Named(String),
+    Named(Arc<str>),
     /// Those whose labels match.
     Labelled(LabelSelector),
 }
@@ -40,17 +42,23 @@ impl Selector {
     }
 
     /// What `peer` in a rule of a policy in `namespace` means.
-    pub(crate) fn peer(namespace: &str, peer: &Peer) -> Self {
+    pub(crate) fn peer(namespace: &Arc<str>, peer: &Peer) -> Self {
         match peer {
             Peer::Pods { namespaces, pods } => Self::Pods {
                 scope: match namespaces {
                     Some(selector) => Scope::Labelled(selector.clone()),
-                    None => Scope::Named(namespace.to_owned()),
+                    None => Scope::Named(Arc::clone(namespace)),
                 },
                 pods: pods.clone(),
             },
             Peer::Block { cidr, except } => Self::Block { cidr: *cidr, except: except.clone() },
         }
+    }
+}
+
+impl Selector {
+    pub(super) fn is_block(&self) -> bool {
+        matches!(self, Self::Block { .. })
     }
 }
 
@@ -74,98 +82,236 @@ impl fmt::Display for Selector {
     }
 }
 
+/// Selectors by a label without which they match nothing: few are looked at for each pod.
+#[derive(Debug, Clone, Default)]
+struct LabelIndex {
+    by_key: HashMap<String, Anchored>,
+    /// Those that no label is needed for.
+    others: Vec<Filed>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Anchored {
+    by_value: HashMap<String, Vec<Filed>>,
+    any_value: Vec<Filed>,
+}
+
+type Filed = (SelectorId, Arc<Selector>);
+
+impl LabelIndex {
+    fn file(&mut self, anchor: &LabelSelector, filed: &Filed) {
+        self.places(anchor, |place| place.push(filed.clone()));
+    }
+
+    fn take_out(&mut self, anchor: &LabelSelector, id: SelectorId) {
+        self.places(anchor, |place| place.retain(|(own, _)| *own != id));
+        // What no selector is under any more is no longer kept.
+        for key in anchor.requirements().map(|requirement| &requirement.key) {
+            if let Some(anchored) = self.by_key.get_mut(key) {
+                anchored.by_value.retain(|_, filed| !filed.is_empty());
+                if anchored.by_value.is_empty() && anchored.any_value.is_empty() {
+                    self.by_key.remove(key);
+                }
+            }
+        }
+    }
+
+    /// Where a selector is filed: under each value of its narrowest list, or else under a key that
+    /// must be there.
+    fn places(&mut self, anchor: &LabelSelector, mut visit: impl FnMut(&mut Vec<Filed>)) {
+        let wanted = anchor.requirements().filter_map(|requirement| match &requirement.operator {
+            Operator::In(values) => Some((values.len(), &requirement.key, Some(values))),
+            Operator::Exists => Some((usize::MAX, &requirement.key, None)),
+            Operator::NotIn(_) | Operator::DoesNotExist => None,
+        });
+        match wanted.min_by_key(|(width, ..)| *width) {
+            None => visit(&mut self.others),
+            Some((_, key, None)) => {
+                visit(&mut self.by_key.entry_ref(key).or_default().any_value);
+            }
+            Some((_, key, Some(values))) => {
+                let anchored = self.by_key.entry_ref(key).or_default();
+                for value in values {
+                    visit(anchored.by_value.entry_ref(value).or_default());
+                }
+            }
+        }
+    }
+
+    /// Those that may match `labels`, each once.
+    fn candidates(&self, labels: &Labels) -> impl Iterator<Item = &Filed> {
+        let anchored = labels.iter().filter_map(|(key, value)| {
+            let anchored = self.by_key.get(key)?;
+            Some(anchored.by_value.get(value).into_iter().flatten().chain(&anchored.any_value))
+        });
+        anchored.flatten().chain(&self.others)
+    }
+}
+
 /// The selectors in force, ready to be matched.
-#[derive(Debug)]
-pub(super) struct Matcher<'a> {
-    state: &'a ClusterState,
-    /// Pod selectors by namespace, filled on demand, since most namespaces see few of them.
-    by_namespace: HashMap<String, Vec<(SelectorId, &'a LabelSelector)>>,
-    pod_selectors: Vec<(SelectorId, &'a Selector)>,
+#[derive(Debug, Clone)]
+pub(super) struct Selectors {
+    interner: Interner<Selector>,
+    /// Those that look into a namespace by its name.
+    named: HashMap<Arc<str>, LabelIndex>,
+    /// Those that look by namespaces' labels, under a label of pods...
+    by_pod: LabelIndex,
+    /// ... or, where none is needed, under one of namespaces.
+    by_namespace: LabelIndex,
+    blocks: BTreeMap<SelectorId, Arc<Selector>>,
     /// For each boundary among the blocks, which blocks contain what lies there.
-    blocks: PrefixTable<Vec<SelectorId>>,
+    boundaries: PrefixTable<Vec<SelectorId>>,
 }
 
-/// Interns the selectors of all policies.
-pub(super) fn intern(state: &ClusterState, previous: &Interner<Selector>) -> Interner<Selector> {
-    let mut interner = Interner::after(previous);
-    for policy in state.network_policies.values() {
-        interner.intern(Selector::subject(policy), previous);
-        for rule in policy.ingress.iter().chain(&policy.egress).flatten() {
-            for peer in &rule.peers {
-                interner.intern(Selector::peer(&policy.name.namespace, peer), previous);
-            }
+impl Default for Selectors {
+    fn default() -> Self {
+        Self {
+            interner: Interner::starting_at(0),
+            named: HashMap::new(),
+            by_pod: LabelIndex::default(),
+            by_namespace: LabelIndex::default(),
+            blocks: BTreeMap::new(),
+            boundaries: PrefixTable::default(),
         }
     }
-    interner
 }
 
-impl<'a> Matcher<'a> {
-    pub(super) fn new(state: &'a ClusterState, interner: &'a Interner<Selector>) -> Self {
-        let mut pod_selectors = Vec::new();
-        let mut blocks = Vec::new();
-        for (selector, id) in interner.iter() {
-            match selector {
-                Selector::Pods { .. } => pod_selectors.push((id, selector)),
-                Selector::Block { cidr, except } => blocks.push((id, *cidr, except.as_slice())),
+impl Selectors {
+    /// One more user of `selector`; with the selector where it is a new one.
+    pub(super) fn acquire(&mut self, selector: Selector) -> (SelectorId, Option<Arc<Selector>>) {
+        let (id, is_new) = self.interner.acquire(selector);
+        let added = self.interner.key(id).filter(|_| is_new).cloned();
+        if let Some(selector) = &added {
+            let filed = (id, Arc::clone(selector));
+            match &**selector {
+                Selector::Block { .. } => {
+                    self.blocks.insert(id, Arc::clone(selector));
+                }
+                Selector::Pods { scope, pods } => {
+                    let (index, anchor) = self.index(scope, pods);
+                    index.file(anchor, &filed);
+                }
             }
         }
-        pod_selectors.sort_unstable_by_key(|(id, _)| *id);
-        blocks.sort_unstable_by_key(|(id, ..)| *id);
-        Self { state, by_namespace: HashMap::new(), pod_selectors, blocks: boundaries(&blocks) }
+        (id, added)
     }
 
-    /// The pod selectors that match a pod with `labels` in `namespace`, in ascending order.
-    pub(super) fn pod(&mut self, namespace: &str, labels: &Labels) -> Vec<SelectorId> {
-        self.candidates(namespace)
-            .iter()
-            .filter(|(_, selector)| selector.matches(labels))
-            .map(|(id, _)| *id)
-            .collect()
+    /// One user less; the selector when that was the last.
+    pub(super) fn release(&mut self, id: SelectorId) -> Option<Arc<Selector>> {
+        let gone = self.interner.release(id)?;
+        match &*gone {
+            Selector::Block { .. } => {
+                self.blocks.remove(&id);
+            }
+            Selector::Pods { scope, pods } => {
+                let (index, anchor) = self.index(scope, pods);
+                index.take_out(anchor, id);
+                if let Scope::Named(namespace) = scope
+                    && index.by_key.is_empty()
+                    && index.others.is_empty()
+                {
+                    self.named.remove(namespace);
+                }
+            }
+        }
+        Some(gone)
     }
 
-    /// The pod selectors that match whatever a pod in `namespace` has for labels.
-    pub(super) fn any_pod(&mut self, namespace: &str) -> Vec<SelectorId> {
-        self.candidates(namespace)
-            .iter()
-            .filter(|(_, selector)| selector.is_empty())
-            .map(|(id, _)| *id)
-            .collect()
+    fn index<'s>(
+        &mut self,
+        scope: &'s Scope,
+        pods: &'s LabelSelector,
+    ) -> (&mut LabelIndex, &'s LabelSelector) {
+        match scope {
+            Scope::Named(name) => (self.named.entry(Arc::clone(name)).or_default(), pods),
+            Scope::Labelled(_) if wants_a_label(pods) => (&mut self.by_pod, pods),
+            Scope::Labelled(namespaces) => (&mut self.by_namespace, namespaces),
+        }
+    }
+
+    pub(super) fn get(&self, selector: &Selector) -> Option<SelectorId> {
+        self.interner.get(selector)
+    }
+
+    pub(super) fn selector(&self, id: SelectorId) -> Option<&Arc<Selector>> {
+        self.interner.key(id)
+    }
+
+    /// To be called once blocks came or went.
+    pub(super) fn cut_address_space(&mut self) {
+        let blocks = self.blocks.iter().filter_map(|(id, selector)| match &**selector {
+            Selector::Block { cidr, except } => Some((*id, *cidr, except.as_slice())),
+            Selector::Pods { .. } => None,
+        });
+        self.boundaries = boundaries(&blocks.collect::<Vec<_>>());
+    }
+
+    /// The pod selectors that match a pod with `labels` in a namespace with its own labels, in
+    /// ascending order.
+    pub(super) fn of_pod(
+        &self,
+        (namespace, namespace_labels): (&str, &Labels),
+        labels: &Labels,
+    ) -> Vec<SelectorId> {
+        let named = self.named.get(namespace).into_iter();
+        let candidates = named
+            .flat_map(|index| index.candidates(labels))
+            .chain(self.by_pod.candidates(labels))
+            .chain(self.by_namespace.candidates(namespace_labels));
+        let matches = |(_, selector): &&Filed| match &**selector {
+            Selector::Pods { scope: Scope::Named(_), pods } => pods.matches(labels),
+            Selector::Pods { scope: Scope::Labelled(namespaces), pods } => {
+                pods.matches(labels) && namespaces.matches(namespace_labels)
+            }
+            Selector::Block { .. } => false,
+        };
+        let mut matching: Vec<_> = candidates.filter(matches).map(|(id, _)| *id).collect();
+        matching.sort_unstable();
+        matching
+    }
+
+    /// The pod selectors that match whatever a pod in the namespace has for labels.
+    pub(super) fn of_any_pod(
+        &self,
+        (namespace, namespace_labels): (&str, &Labels),
+    ) -> Vec<SelectorId> {
+        let named = self.named.get(namespace).into_iter().flat_map(|index| &index.others);
+        let labelled = self.by_namespace.candidates(namespace_labels);
+        let matches = |(_, selector): &&Filed| match &**selector {
+            Selector::Pods { scope: Scope::Named(_), pods } => pods.is_empty(),
+            Selector::Pods { scope: Scope::Labelled(namespaces), pods } => {
+                pods.is_empty() && namespaces.matches(namespace_labels)
+            }
+            Selector::Block { .. } => false,
+        };
+        let matching = named.chain(labelled).filter(matches);
+        let mut matching: Vec<_> = matching.map(|(id, _)| *id).collect();
+        matching.sort_unstable();
+        matching
     }
 
     /// The blocks that contain `address`, in ascending order.
-    pub(super) fn address(&self, address: IpAddr) -> &[SelectorId] {
-        self.blocks.lookup(address).map_or(&[], Vec::as_slice)
+    pub(super) fn of_address(&self, address: IpAddr) -> &[SelectorId] {
+        self.boundaries.lookup(address).map_or(&[], Vec::as_slice)
     }
 
     /// Every boundary among the blocks, with the blocks that contain what lies there.
     pub(super) fn boundaries(&self) -> impl Iterator<Item = (Prefix, &[SelectorId])> {
-        self.blocks.iter().map(|(prefix, ids)| (prefix, ids.as_slice()))
-    }
-
-    fn candidates(&mut self, namespace: &str) -> &[(SelectorId, &'a LabelSelector)] {
-        let (state, selectors) = (self.state, &self.pod_selectors);
-        self.by_namespace.entry_ref(namespace).or_insert_with(|| {
-            let labels = namespace_labels(state, namespace);
-            let looks_here = |scope: &Scope| match scope {
-                Scope::Named(name) => name == namespace,
-                Scope::Labelled(selector) => selector.matches(&labels),
-            };
-            let here = selectors.iter().filter_map(|(id, selector)| match selector {
-                Selector::Pods { scope, pods } if looks_here(scope) => Some((*id, pods)),
-                _ => None,
-            });
-            here.collect()
-        })
+        self.boundaries.iter().map(|(prefix, ids)| (prefix, ids.as_slice()))
     }
 }
 
+/// Whether it matches no pod without labels.
+fn wants_a_label(selector: &LabelSelector) -> bool {
+    let mut requirements = selector.requirements();
+    requirements.any(|one| matches!(one.operator, Operator::In(_) | Operator::Exists))
+}
+
 /// A namespace's labels; one whose object is not known has only the label every namespace has.
-pub(crate) fn namespace_labels(state: &ClusterState, namespace: &str) -> Labels {
+pub(crate) fn namespace_labels<'a>(state: &'a ClusterState, namespace: &str) -> Cow<'a, Labels> {
     match state.namespaces.get(namespace) {
-        Some(object) => object.labels.clone(),
-        None => {
-            [("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())].into_iter().collect()
-        }
+        Some(object) => Cow::Borrowed(&object.labels),
+        None => Cow::Owned(Labels::from([("kubernetes.io/metadata.name", namespace)])),
     }
 }
 

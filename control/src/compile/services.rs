@@ -1,23 +1,24 @@
 //! Services and EndpointSlices to frontends and backend sets.
 //!
-//! Readiness is kube-proxy's: an endpoint that does not say is ready; terminating ones are used
-//! while they still serve and no ready one is left, which is decided for all backends and for the
-//! node's own separately. A service of two families is two entries, each with the endpoints of its
-//! own family, or those of the other where its slices name none: then connections are translated
-//! ([`dataplane::nat64`]).
+//! A service of two families is two entries, each with the endpoints of its own family, or those of
+//! the other where its slices name none: then connections are translated ([`dataplane::nat64`]).
+//! A change compiles the services that it concerns, and what several claim is given to the first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use dataplane::address::Protocol;
-use dataplane::lb::{
-    Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable, TrafficPolicy,
-};
+use dataplane::lb::{Frontend, FrontendKind, Service, ServiceId, ServiceTable};
 use hashbrown::HashMap;
 
-use super::{NodeView, Warning, maglev};
-use crate::model::{self, Endpoint, EndpointSlice, ObjectName, ServicePort};
+use super::NodeView;
+use super::endpoints::{BackendSets, Endpoints};
+use super::interner::Interner;
+use super::listeners::{Listener, Listeners};
+use super::maglev;
+use super::warnings::{Source, Warning, Warnings};
+use crate::model::{self, EndpointSlice, ObjectName, ServicePort};
 use crate::store::ClusterState;
 
 /// What one [`ServiceId`] stands for.
@@ -29,32 +30,130 @@ struct Key {
     ipv4: bool,
 }
 
-/// Which number each service has.
-#[derive(Debug, Clone, Default)]
-pub struct Services {
-    ids: BTreeMap<Key, ServiceId>,
+/// One port of a service in one family.
+#[derive(Debug, Clone)]
+struct Entry {
+    id: ServiceId,
+    service: Arc<Service>,
+    /// Ports of backends on this node's own network.
+    host_backends: BTreeSet<(Protocol, u16)>,
 }
 
-/// Compiles the service table.
-pub(super) fn compile(
-    state: &ClusterState,
-    node: &NodeView,
-    (old, previous): (&Arc<ServiceTable>, &Services),
-    warnings: &mut BTreeSet<Warning>,
-) -> (Arc<ServiceTable>, Services) {
-    let mut slices: BTreeMap<ObjectName, Vec<&EndpointSlice>> = BTreeMap::new();
-    for slice in state.endpoint_slices.values() {
-        let Some(service) = &slice.service else { continue };
-        let name = ObjectName::new(slice.name.namespace.clone(), service.clone());
-        slices.entry(name).or_default().push(slice);
+/// A service as compiled.
+#[derive(Debug, Clone, Default)]
+struct Entries {
+    entries: Vec<Entry>,
+    listening: BTreeSet<(Frontend, Listener)>,
+}
+
+/// The services in force, and which number each has.
+#[derive(Debug, Clone)]
+pub(super) struct Services {
+    pub(super) table: Arc<ServiceTable>,
+    ids: Interner<Key>,
+    compiled: HashMap<ObjectName, Entries>,
+    slices: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    /// Services with endpoints that do not say on which node they are.
+    without_node: BTreeSet<ObjectName>,
+    sets: BackendSets,
+    listeners: Listeners,
+    host_backends: HashMap<(Protocol, u16), usize>,
+    changing_family: usize,
+}
+
+impl Default for Services {
+    fn default() -> Self {
+        Self {
+            table: Arc::default(),
+            ids: Interner::starting_at(0),
+            compiled: HashMap::new(),
+            slices: HashMap::new(),
+            without_node: BTreeSet::new(),
+            sets: BackendSets::default(),
+            listeners: Listeners::default(),
+            host_backends: HashMap::new(),
+            changing_family: 0,
+        }
     }
-    let mut sets = Sets::of(old);
-    let mut drafts = BTreeMap::new();
-    let mut listeners = Listeners::default();
-    for service in state.services.values().filter(|service| !service.headless) {
-        warn(service, node, slices.contains_key(&service.name), warnings);
-        let slices = slices.get(&service.name).map_or(&[][..], Vec::as_slice);
-        for port in &service.ports {
+}
+
+impl Services {
+    /// Notes which service a slice is of, and was; gives these.
+    pub(super) fn note_slice(
+        &mut self,
+        slice: &ObjectName,
+        before: Option<&EndpointSlice>,
+        after: Option<&EndpointSlice>,
+    ) -> [Option<ObjectName>; 2] {
+        let (before, after) = (before.and_then(service_of), after.and_then(service_of));
+        if let Some(service) = &before
+            && let Some(slices) = self.slices.get_mut(service)
+        {
+            slices.remove(slice);
+            if slices.is_empty() {
+                self.slices.remove(service);
+            }
+        }
+        if let Some(service) = &after {
+            self.slices.entry(service.clone()).or_default().insert(slice.clone());
+        }
+        [before, after]
+    }
+
+    /// Services whose backends depend on which endpoints the node has.
+    pub(super) fn without_node(&self) -> &BTreeSet<ObjectName> {
+        &self.without_node
+    }
+
+    /// Compiles the services of these names, as they are now.
+    pub(super) fn follow(
+        &mut self,
+        changed: &BTreeSet<ObjectName>,
+        state: &ClusterState,
+        node: &NodeView,
+        warnings: &mut Warnings,
+    ) {
+        let mut touched = BTreeSet::new();
+        for name in changed {
+            let mut told = BTreeSet::new();
+            let entries = self.compile(name, state, node, &mut told);
+            warnings.set(Source::Service(name.clone()), told);
+            self.replace(name, entries, &mut touched);
+        }
+        for frontend in touched {
+            self.listeners.settle(&frontend, &mut self.table, warnings);
+        }
+        let change_family = self.changing_family > 0;
+        if self.table.change_family != change_family {
+            Arc::make_mut(&mut self.table).change_family = change_family;
+        }
+    }
+
+    fn compile(
+        &mut self,
+        name: &ObjectName,
+        state: &ClusterState,
+        node: &NodeView,
+        warnings: &mut BTreeSet<Warning>,
+    ) -> Entries {
+        self.without_node.remove(name);
+        let Some(service) = state.services.get(name).filter(|service| !service.headless) else {
+            return Entries::default();
+        };
+        let slices: Vec<&EndpointSlice> = self
+            .slices
+            .get(name)
+            .into_iter()
+            .flatten()
+            .filter_map(|slice| state.endpoint_slices.get(slice))
+            .collect();
+        if slices.iter().any(|slice| slice.endpoints.iter().any(|one| one.node.is_none())) {
+            self.without_node.insert(name.clone());
+        }
+        warn(service, node, !slices.is_empty(), warnings);
+        let mut drafts: BTreeMap<Key, Service> = BTreeMap::new();
+        let mut frontends_of = Vec::new();
+        for (place, port) in service.ports.iter().enumerate() {
             if !matches!(port.protocol, Protocol::TCP | Protocol::UDP) {
                 continue;
             }
@@ -64,20 +163,116 @@ pub(super) fn compile(
                     continue;
                 }
                 let key = Key {
-                    service: service.name.clone(),
+                    service: name.clone(),
                     port: port.name.clone(),
                     protocol: port.protocol,
                     ipv4,
                 };
-                listeners.add(&key, frontends, node, warnings);
-                let endpoints = Endpoints::serving(service, slices, port, ipv4, node, warnings);
-                drafts.insert(key, draft(service, port, &endpoints, &mut sets, warnings));
+                let endpoints = Endpoints::serving(service, &slices, port, ipv4, node, warnings);
+                let draft = draft(service, port, &endpoints, &mut self.sets, warnings);
+                if let Some(other) = drafts.insert(key.clone(), draft) {
+                    self.release_sets(&other);
+                }
+                frontends_of.push((place, key, frontends));
             }
         }
+        self.numbered(name, drafts, frontends_of, node)
     }
-    let memory = Services { ids: number(drafts.keys(), previous) };
-    let table = assemble(drafts, listeners, node, (old, &memory));
-    if same(&table, old) { (Arc::clone(old), memory) } else { (Arc::new(table), memory) }
+
+    fn numbered(
+        &mut self,
+        name: &ObjectName,
+        drafts: BTreeMap<Key, Service>,
+        frontends_of: Vec<(usize, Key, BTreeMap<Frontend, FrontendKind>)>,
+        node: &NodeView,
+    ) -> Entries {
+        let mut entries = Entries::default();
+        for (key, service) in drafts {
+            let protocol = key.protocol;
+            // Local ones that are ending serve on while no other local one is left.
+            let backends = service.cluster.backends.iter().chain(&service.local.backends);
+            let on_host = backends.filter(|backend| node.addresses.contains(&backend.address));
+            let host_backends = on_host.map(|backend| (protocol, backend.l4_port)).collect();
+            let (id, _) = self.ids.acquire(key);
+            let id = ServiceId(id);
+            let known = self.table.services.get(&id).filter(|known| same_service(known, &service));
+            let service = known.cloned().unwrap_or_else(|| Arc::new(service));
+            entries.entries.push(Entry { id, service, host_backends });
+        }
+        for (place, key, frontends) in frontends_of {
+            let Some(id) = self.ids.get(&key) else { continue };
+            for (frontend, kind) in frontends {
+                // A node's address that a service uses as an external one is still the node's.
+                let is_services =
+                    kind != FrontendKind::NodePort && !node.addresses.contains(&frontend.address);
+                let listener =
+                    Listener { service: name.clone(), place, id: ServiceId(id), kind, is_services };
+                entries.listening.insert((frontend, listener));
+            }
+        }
+        entries
+    }
+
+    /// Puts the service's new entries in the place of the old ones.
+    fn replace(&mut self, name: &ObjectName, new: Entries, touched: &mut BTreeSet<Frontend>) {
+        let old = self.compiled.remove(name).unwrap_or_default();
+        for (frontend, listener) in new.listening.difference(&old.listening) {
+            self.listeners.add(*frontend, listener.clone());
+            touched.insert(*frontend);
+        }
+        for (frontend, listener) in old.listening.difference(&new.listening) {
+            self.listeners.remove(frontend, listener);
+            touched.insert(*frontend);
+        }
+        for entry in &new.entries {
+            self.changing_family += usize::from(entry.service.changes_family);
+            for at in &entry.host_backends {
+                let users = self.host_backends.entry(*at).or_default();
+                *users += 1;
+                if *users == 1 {
+                    Arc::make_mut(&mut self.table).host_backends.insert(*at);
+                }
+            }
+            let known = self.table.services.get(&entry.id);
+            if known.is_none_or(|known| !Arc::ptr_eq(known, &entry.service)) {
+                let table = Arc::make_mut(&mut self.table);
+                table.services.insert(entry.id, Arc::clone(&entry.service));
+            }
+        }
+        for entry in &old.entries {
+            self.let_go(entry);
+        }
+        if !new.entries.is_empty() {
+            self.compiled.insert(name.clone(), new);
+        }
+    }
+
+    fn let_go(&mut self, entry: &Entry) {
+        self.changing_family -= usize::from(entry.service.changes_family);
+        for at in &entry.host_backends {
+            if let Some(users) = self.host_backends.get_mut(at) {
+                *users -= 1;
+                if *users == 0 {
+                    self.host_backends.remove(at);
+                    Arc::make_mut(&mut self.table).host_backends.remove(at);
+                }
+            }
+        }
+        self.release_sets(&entry.service);
+        if self.ids.release(entry.id.0).is_some() {
+            Arc::make_mut(&mut self.table).services.remove(&entry.id);
+        }
+    }
+
+    fn release_sets(&mut self, service: &Service) {
+        self.sets.release(&service.cluster);
+        self.sets.release(&service.local);
+    }
+}
+
+fn service_of(slice: &EndpointSlice) -> Option<ObjectName> {
+    let service = slice.service.as_deref()?;
+    Some(ObjectName::new(Arc::clone(&slice.name.namespace), service))
 }
 
 fn warn(
@@ -87,7 +282,7 @@ fn warn(
     warnings: &mut BTreeSet<Warning>,
 ) {
     let mut warn = |message: String| {
-        warnings.insert(Warning { object: format!("Service {}", service.name), message });
+        warnings.insert(Warning::new(format!("Service {}", service.name), message));
     };
     if service.cluster_ips.is_empty() {
         warn("has no cluster address yet; without an API server, set spec.clusterIP".into());
@@ -140,140 +335,11 @@ fn frontends(
     frontends
 }
 
-/// Who listens where.
-#[derive(Default)]
-struct Listeners {
-    frontends: BTreeMap<Frontend, (Key, FrontendKind)>,
-    node_ports: BTreeMap<(Protocol, u16), Key>,
-    addresses: BTreeSet<IpAddr>,
-}
-
-impl Listeners {
-    fn add(
-        &mut self,
-        key: &Key,
-        frontends: BTreeMap<Frontend, FrontendKind>,
-        node: &NodeView,
-        warnings: &mut BTreeSet<Warning>,
-    ) {
-        for (frontend, kind) in frontends {
-            let Frontend { address, protocol, l4_port } = frontend;
-            // A node's address that a service uses as an external one is still the node's.
-            if kind != FrontendKind::NodePort && !node.addresses.contains(&address) {
-                self.addresses.insert(address);
-            }
-            if kind == FrontendKind::NodePort {
-                self.node_ports.entry((protocol, l4_port)).or_insert_with(|| key.clone());
-            }
-            let holder = self.frontends.entry(frontend).or_insert_with(|| (key.clone(), kind));
-            if holder.0 != *key {
-                let message = format!(
-                    "listens on {address} port {l4_port}/{protocol}, where {} listens already; \
-                     {} keeps it",
-                    holder.0.service, holder.0.service,
-                );
-                warnings.insert(Warning { object: format!("Service {}", key.service), message });
-            }
-        }
-    }
-}
-
-/// The endpoints of one service port in one family, by what they are.
-struct Endpoints {
-    all: BTreeMap<(IpAddr, u16), (Endpoint, bool)>,
-    /// Whether they are of another family than the frontends.
-    changes_family: bool,
-}
-
-impl Endpoints {
-    /// Those of the family, ready or not, or else those of the other one. The node itself cannot be
-    /// among these: what is sent to it would come from its own address.
-    fn serving(
-        service: &model::Service,
-        slices: &[&EndpointSlice],
-        port: &ServicePort,
-        ipv4: bool,
-        node: &NodeView,
-        warnings: &mut BTreeSet<Warning>,
-    ) -> Self {
-        let own = Self::gather(slices, port, ipv4, node);
-        if !own.all.is_empty() {
-            return own;
-        }
-        let mut other = Self::gather(slices, port, !ipv4, node);
-        let found = other.all.len();
-        other.all.retain(|(address, _), _| !node.addresses.contains(address));
-        if other.all.len() < found {
-            let (family, of) = if ipv4 { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
-            let message = format!(
-                "has {of} endpoints alone, and one is this node itself, which {family} clients \
-                 cannot be translated to; give it an {family} endpoint"
-            );
-            warnings.insert(Warning { object: format!("Service {}", service.name), message });
-        }
-        other.changes_family = !other.all.is_empty();
-        other
-    }
-
-    fn gather(slices: &[&EndpointSlice], port: &ServicePort, ipv4: bool, node: &NodeView) -> Self {
-        let mut all: BTreeMap<(IpAddr, u16), (Endpoint, bool)> = BTreeMap::new();
-        for slice in slices {
-            let target = slice
-                .ports
-                .iter()
-                .find(|target| target.name == port.name && target.protocol == port.protocol)
-                .and_then(|target| target.l4_port);
-            let Some(l4_port) = target else { continue };
-            for endpoint in slice.endpoints.iter().filter(|e| e.address.is_ipv4() == ipv4) {
-                let local = is_local(endpoint, node);
-                let known = all.entry((endpoint.address, l4_port));
-                let known = known.or_insert_with(|| (endpoint.clone(), local));
-                // While an endpoint moves from one slice to another it may be in both.
-                if endpoint.ready && !known.0.ready {
-                    *known = (endpoint.clone(), local);
-                }
-            }
-        }
-        Self { all, changes_family: false }
-    }
-
-    /// The usable ones, ordered by address and L4 port: the ready, or else those that still serve.
-    fn usable(&self, local_only: bool) -> Vec<Backend> {
-        let pick = |wanted: fn(&Endpoint) -> bool| -> Vec<Backend> {
-            self.all
-                .iter()
-                .filter(|(_, (endpoint, local))| (*local || !local_only) && wanted(endpoint))
-                .map(|(&(address, l4_port), (_, local))| Backend {
-                    address,
-                    l4_port,
-                    local: *local,
-                })
-                .collect()
-        };
-        let ready = pick(|endpoint| endpoint.ready);
-        if ready.is_empty() {
-            pick(|endpoint| endpoint.serving && endpoint.terminating)
-        } else {
-            ready
-        }
-    }
-}
-
-fn is_local(endpoint: &Endpoint, node: &NodeView) -> bool {
-    match &endpoint.node {
-        Some(name) => *name == node.name,
-        None => {
-            node.addresses.contains(&endpoint.address)
-                || node.endpoints.values().any(|own| own.contains(&endpoint.address))
-        }
-    }
-}
-
 fn draft(
     service: &model::Service,
     port: &ServicePort,
     endpoints: &Endpoints,
-    sets: &mut Sets,
+    sets: &mut BackendSets,
     warnings: &mut BTreeSet<Warning>,
 ) -> Service {
     let mut cluster = endpoints.usable(false);
@@ -284,118 +350,19 @@ fn draft(
         local.truncate(maglev::BACKENDS_MAX);
         let max = maglev::BACKENDS_MAX;
         let message = format!("has {count} endpoints; only the first {max} are used");
-        warnings.insert(Warning { object: format!("Service {}", service.name), message });
+        warnings.insert(Warning::new(format!("Service {}", service.name), message));
     }
     let label = if port.name.is_empty() { port.l4_port.to_string() } else { port.name.clone() };
     Service {
         name: format!("{}:{label}", service.name).into(),
-        cluster: sets.share(cluster),
-        local: sets.share(local),
+        cluster: sets.acquire(cluster),
+        local: sets.acquire(local),
         internal_policy: service.internal_policy,
         external_policy: service.external_policy,
         // All of them in both families: ranges of one family alone keep the other out.
         source_ranges: service.source_ranges.clone().into(),
         changes_family: endpoints.changes_family,
     }
-}
-
-/// Backend sets by their backends, so that a Maglev table is built once for those that are equal,
-/// in this compilation and the one before.
-struct Sets {
-    known: HashMap<Box<[Backend]>, Arc<BackendSet>>,
-}
-
-impl Sets {
-    fn of(table: &ServiceTable) -> Self {
-        let sets = table.services.iter().flat_map(|service| [&service.cluster, &service.local]);
-        Self { known: sets.map(|set| (set.backends.clone(), Arc::clone(set))).collect() }
-    }
-
-    fn share(&mut self, backends: Vec<Backend>) -> Arc<BackendSet> {
-        let backends = backends.into_boxed_slice();
-        let set = self.known.entry(backends).or_insert_with_key(|backends| {
-            Arc::new(BackendSet { backends: backends.clone(), maglev: maglev::build(backends) })
-        });
-        Arc::clone(set)
-    }
-}
-
-/// Keeps the numbers of those that stay, and gives new ones the lowest that nobody had.
-fn number<'a>(
-    keys: impl Iterator<Item = &'a Key> + Clone,
-    previous: &Services,
-) -> BTreeMap<Key, ServiceId> {
-    let taken: BTreeSet<u32> = previous.ids.values().map(|id| id.0).collect();
-    let mut free = (0u32..).filter(|id| !taken.contains(id));
-    keys.filter_map(|key| {
-        let id = match previous.ids.get(key) {
-            Some(id) => *id,
-            None => ServiceId(free.next()?),
-        };
-        Some((key.clone(), id))
-    })
-    .collect()
-}
-
-fn assemble(
-    drafts: BTreeMap<Key, Service>,
-    listeners: Listeners,
-    node: &NodeView,
-    (old, memory): (&ServiceTable, &Services),
-) -> ServiceTable {
-    let mut by_id: BTreeMap<u32, Arc<Service>> = BTreeMap::new();
-    let mut host_backends = hashbrown::HashSet::new();
-    for (key, service) in drafts {
-        // Local ones that are ending serve on while no other local one is left.
-        let backends = service.cluster.backends.iter().chain(&service.local.backends);
-        let on_host = backends.filter(|backend| node.addresses.contains(&backend.address));
-        host_backends.extend(on_host.map(|backend| (key.protocol, backend.l4_port)));
-        let Some(id) = memory.ids.get(&key) else { continue };
-        let kept = old.get(*id).filter(|before| same_service(before, &service)).cloned();
-        by_id.insert(id.0, kept.unwrap_or_else(|| Arc::new(service)));
-    }
-    let vacant = Arc::new(Service {
-        name: "(removed)".into(),
-        cluster: Arc::default(),
-        local: Arc::default(),
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        source_ranges: Box::default(),
-        changes_family: false,
-    });
-    let end = by_id.last_key_value().map_or(0, |(id, _)| id + 1);
-    let id_of = |key: &Key| memory.ids.get(key).copied();
-    ServiceTable {
-        frontends: listeners
-            .frontends
-            .iter()
-            .filter_map(|(frontend, (key, kind))| Some((*frontend, (id_of(key)?, *kind))))
-            .collect(),
-        node_ports: listeners
-            .node_ports
-            .iter()
-            .filter_map(|(port, key)| Some((*port, id_of(key)?)))
-            .collect(),
-        addresses: listeners.addresses.into_iter().collect(),
-        host_backends,
-        change_family: by_id.values().any(|service| service.changes_family),
-        services: (0..end)
-            .map(|id| by_id.get(&id).cloned().unwrap_or_else(|| Arc::clone(&vacant)))
-            .collect(),
-    }
-}
-
-fn same(one: &ServiceTable, other: &ServiceTable) -> bool {
-    one.frontends == other.frontends
-        && one.node_ports == other.node_ports
-        && one.addresses == other.addresses
-        && one.host_backends == other.host_backends
-        && one.services.len() == other.services.len()
-        && one
-            .services
-            .iter()
-            .zip(&other.services)
-            .all(|(one, other)| Arc::ptr_eq(one, other) || same_service(one, other))
 }
 
 fn same_service(one: &Service, other: &Service) -> bool {

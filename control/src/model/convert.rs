@@ -134,9 +134,9 @@ fn read_pod(object: core::Pod) -> Result<Pod, Problem> {
         name,
         uid: object.metadata.uid.unwrap_or_default(),
         labels: labels("metadata.labels", object.metadata.labels)?,
-        addresses,
-        node: spec.node_name.filter(|node| !node.is_empty()),
-        named_ports: named_ports(&spec.containers, spec.init_containers.as_deref())?,
+        addresses: addresses.into(),
+        node: spec.node_name.filter(|node| !node.is_empty()).map(Into::into),
+        named_ports: named_ports(&spec.containers, spec.init_containers.as_deref())?.into(),
         host_network: spec.host_network.unwrap_or(false),
         phase,
         terminating: object.metadata.deletion_timestamp.is_some(),
@@ -183,7 +183,7 @@ pub(super) fn namespaced_name(metadata: &ObjectMeta) -> Result<ObjectName, Probl
     let name = plain_name(metadata)?;
     let namespace = metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
     check_name("metadata.namespace", &namespace)?;
-    Ok(ObjectName { namespace, name })
+    Ok(ObjectName::new(namespace, name))
 }
 
 fn check_name(field: &str, name: &str) -> Result<(), Problem> {

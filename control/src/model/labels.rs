@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Labels;
 use super::convert::{Problem, problem};
 use crate::shown::shortened;
 
@@ -15,13 +16,13 @@ const PREFIX_BYTES_MAX: usize = 253;
 pub(super) fn labels(
     field: &str,
     labels: Option<BTreeMap<String, String>>,
-) -> Result<BTreeMap<String, String>, Problem> {
+) -> Result<Labels, Problem> {
     let labels = labels.unwrap_or_default();
     for (key, value) in &labels {
         check_key(field, key)?;
         check_value(&format!("{field}.{}", shortened(key)), value)?;
     }
-    Ok(labels)
+    Ok(labels.into())
 }
 
 pub(super) fn check_key(field: &str, key: &str) -> Result<(), Problem> {

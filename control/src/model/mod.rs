@@ -5,10 +5,10 @@
 //! text, by way of [`convert`], which takes the API's types and refuses what cannot be meant;
 //! [`selector`] says how labels are matched.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use dataplane::address::Protocol;
 use dataplane::lb::TrafficPolicy;
@@ -17,30 +17,29 @@ use dataplane::lpm::Prefix;
 pub mod convert;
 mod convert_policy;
 mod convert_service;
+mod label_set;
 mod labels;
 pub mod mode;
 pub mod read;
 pub mod selector;
 
+pub use label_set::Labels;
 pub use mode::PolicyMode;
 pub use selector::{LabelSelector, Operator, Requirement};
-
-/// Labels of an object, ordered by key.
-pub type Labels = BTreeMap<String, String>;
 
 /// What names an object of a kind within the cluster.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// `metadata.namespace`.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// `metadata.name`.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ObjectName {
     /// The name `namespace/name`.
     #[must_use]
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 }
@@ -137,11 +136,11 @@ pub struct Pod {
     /// `metadata.labels`.
     pub labels: Labels,
     /// `status.podIPs`.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Box<[IpAddr]>,
     /// `spec.nodeName`; `None` while unscheduled.
-    pub node: Option<String>,
+    pub node: Option<Arc<str>>,
     /// Named container ports in the order of the containers; the first of a name counts.
-    pub named_ports: Vec<NamedPort>,
+    pub named_ports: Box<[NamedPort]>,
     /// `spec.hostNetwork`: its addresses are its node's, and policy does not apply to it.
     pub host_network: bool,
     /// `status.phase`.
@@ -409,7 +408,7 @@ impl fmt::Display for ObjectKey {
     /// `Kind namespace/name`, as errors name it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, ObjectName { namespace, name }) = (self.kind.name(), &self.name);
-        match namespace.as_str() {
+        match &**namespace {
             "" => write!(f, "{kind} {name}"),
             _ => write!(f, "{kind} {namespace}/{name}"),
         }
@@ -420,7 +419,7 @@ impl Object {
     /// What names it.
     #[must_use]
     pub fn key(&self) -> ObjectKey {
-        let of_cluster = |name: &String| ObjectName::new("", name);
+        let of_cluster = |name: &String| ObjectName::new("", name.as_str());
         match self {
             Self::Namespace(object) => ObjectKey::new(Kind::Namespace, of_cluster(&object.name)),
             Self::Node(object) => ObjectKey::new(Kind::Node, of_cluster(&object.name)),

@@ -17,17 +17,17 @@ use proptest::prelude::*;
 
 use crate::common::{Cluster, Packet};
 
-const NAMESPACES: [&str; 3] = ["a", "b", "c"];
+pub const NAMESPACES: [&str; 3] = ["a", "b", "c"];
 const KEYS: [&str; 2] = ["k", "l"];
 const VALUES: [&str; 2] = ["x", "y"];
 const PORT_NAMES: [&str; 2] = ["http", "dns"];
 
-fn one_of(list: &'static [&'static str]) -> impl Strategy<Value = String> {
+pub fn one_of(list: &'static [&'static str]) -> impl Strategy<Value = String> {
     prop::sample::select(list).prop_map(str::to_owned)
 }
 
-fn labels() -> impl Strategy<Value = Labels> {
-    prop::collection::btree_map(one_of(&KEYS), one_of(&VALUES), 0..3)
+pub fn labels() -> impl Strategy<Value = Labels> {
+    prop::collection::btree_map(one_of(&KEYS), one_of(&VALUES), 0..3).prop_map(Labels::from)
 }
 
 fn selector() -> impl Strategy<Value = LabelSelector> {
@@ -43,16 +43,16 @@ fn selector() -> impl Strategy<Value = LabelSelector> {
     vec(requirement, 0..3).prop_map(|requirements| requirements.into_iter().collect())
 }
 
-fn protocol() -> impl Strategy<Value = Protocol> {
+pub fn protocol() -> impl Strategy<Value = Protocol> {
     prop::sample::select(&[Protocol::TCP, Protocol::UDP][..])
 }
 
 /// Few addresses, so that blocks, pods and exceptions meet.
-fn address() -> impl Strategy<Value = IpAddr> {
+pub fn address() -> impl Strategy<Value = IpAddr> {
     (any::<bool>(), 0u16..64).prop_map(|(ipv4, host)| at(ipv4, host))
 }
 
-fn at(ipv4: bool, host: u16) -> IpAddr {
+pub fn at(ipv4: bool, host: u16) -> IpAddr {
     if ipv4 {
         Ipv4Addr::from(0x0a00_0000 + u32::from(host)).into()
     } else {
@@ -101,54 +101,67 @@ fn rules() -> impl Strategy<Value = Option<Vec<PolicyRule>>> {
     option::of(vec(rule, 0..3))
 }
 
+fn policies() -> impl Strategy<Value = Vec<NetworkPolicy>> {
+    vec(policy(), 0..6).prop_map(|policies| {
+        let numbered = policies.into_iter().enumerate();
+        let named = numbered.map(|(index, policy)| {
+            let name = ObjectName::new(policy.name.namespace, format!("p{index}"));
+            NetworkPolicy { name, ..policy }
+        });
+        named.collect()
+    })
+}
+
 /// One in `of` is under audit.
-fn mode(of: u8) -> impl Strategy<Value = PolicyMode> {
+pub fn mode(of: u8) -> impl Strategy<Value = PolicyMode> {
     (0..of).prop_map(|at| if at == 0 { PolicyMode::Audit } else { PolicyMode::Enforce })
 }
 
-fn policies() -> impl Strategy<Value = Vec<NetworkPolicy>> {
-    let policy = (one_of(&NAMESPACES), selector(), rules(), rules(), mode(6));
-    vec(policy, 0..6).prop_map(|policies| {
-        let numbered = policies.into_iter().enumerate();
-        numbered
-            .map(|(index, (namespace, subject, ingress, egress, mode))| NetworkPolicy {
-                name: ObjectName::new(namespace, format!("p{index}")),
-                subject,
-                ingress,
-                egress,
-                mode,
-            })
-            .collect()
-    })
+/// One of few names.
+pub fn policy() -> impl Strategy<Value = NetworkPolicy> {
+    (one_of(&NAMESPACES), 0u8..4, selector(), rules(), rules(), mode(6)).prop_map(
+        |(namespace, number, subject, ingress, egress, mode)| NetworkPolicy {
+            name: ObjectName::new(namespace, format!("p{number}")),
+            subject,
+            ingress,
+            egress,
+            mode,
+        },
+    )
 }
 
 fn pods() -> impl Strategy<Value = Vec<Pod>> {
-    let ports = vec((one_of(&PORT_NAMES), protocol(), 1u16..8), 0..3);
-    let pod = (one_of(&NAMESPACES), labels(), ports, 0u8..8, 0u16..40);
-    vec(pod, 1..8).prop_map(|pods| {
+    vec((pod(), 0u16..40), 1..8).prop_map(|pods| {
         let mut taken = BTreeSet::new();
-        let mut built = Vec::new();
-        for (index, (namespace, labels, ports, fate, host)) in pods.into_iter().enumerate() {
-            if !taken.insert(host) {
-                continue;
-            }
-            built.push(Pod {
-                name: ObjectName::new(namespace, format!("pod{index}")),
-                uid: String::new(),
-                labels,
-                addresses: vec![at(true, host), at(false, host)],
-                node: Some(if fate == 0 { "two" } else { "one" }.to_owned()),
-                named_ports: ports
-                    .into_iter()
-                    .map(|(name, protocol, l4_port)| NamedPort { name, protocol, l4_port })
-                    .collect(),
-                host_network: false,
-                phase: if fate == 1 { PodPhase::Succeeded } else { PodPhase::Running },
-                terminating: fate == 2,
-            });
-        }
-        built
+        let free = pods.into_iter().enumerate().filter(|(_, (_, host))| taken.insert(*host));
+        let placed = free.map(|(index, (pod, host))| Pod {
+            name: ObjectName::new(pod.name.namespace, format!("pod{index}")),
+            addresses: [at(true, host), at(false, host)].into(),
+            ..pod
+        });
+        placed.collect()
     })
+}
+
+/// One of few names, on one of two nodes, without address.
+pub fn pod() -> impl Strategy<Value = Pod> {
+    let ports = vec((one_of(&PORT_NAMES), protocol(), 1u16..8), 0..3);
+    (one_of(&NAMESPACES), 0u8..6, labels(), ports, 0u8..8).prop_map(
+        |(namespace, number, labels, ports, fate)| Pod {
+            name: ObjectName::new(namespace, format!("pod{number}")),
+            uid: String::new(),
+            labels,
+            addresses: Box::default(),
+            node: Some(if fate == 0 { "two" } else { "one" }.into()),
+            named_ports: ports
+                .into_iter()
+                .map(|(name, protocol, l4_port)| NamedPort { name, protocol, l4_port })
+                .collect(),
+            host_network: false,
+            phase: if fate == 1 { PodPhase::Succeeded } else { PodPhase::Running },
+            terminating: fate == 2,
+        },
+    )
 }
 
 pub fn cluster() -> impl Strategy<Value = Cluster> {

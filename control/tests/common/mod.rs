@@ -49,7 +49,7 @@ impl Cluster {
     }
 
     pub fn is_local(&self, pod: &Pod) -> bool {
-        pod.node.as_ref().is_none_or(|node| *node == self.node.name)
+        pod.node.as_ref().is_none_or(|node| **node == *self.node.name)
     }
 
     /// Whether the rules that are listed for people are those that isolate and allow by a naive
@@ -108,7 +108,7 @@ impl Cluster {
 
     /// Whether what a policy refuses passes here.
     fn is_audited(&self, policy: &NetworkPolicy) -> bool {
-        let namespace = self.state.namespaces.get(&policy.name.namespace);
+        let namespace = self.state.namespaces.get(&*policy.name.namespace);
         let node = self.state.nodes.get(&self.node.name);
         let modes = [Some(&policy.mode), namespace.map(|one| &one.mode), node.map(|one| &one.mode)];
         modes.contains(&Some(&PolicyMode::Audit))
@@ -173,7 +173,7 @@ impl Cluster {
                 let in_scope = match namespaces {
                     None => pod.name.namespace == policy.name.namespace,
                     Some(selector) => {
-                        let namespace = self.state.namespaces.get(&pod.name.namespace);
+                        let namespace = self.state.namespaces.get(&*pod.name.namespace);
                         namespace.is_some_and(|namespace| selector.matches(&namespace.labels))
                     }
                 };

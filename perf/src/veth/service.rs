@@ -139,7 +139,7 @@ fn services() -> ServiceTable {
     ServiceTable {
         frontends: [(at, (ServiceId(0), FrontendKind::LoadBalancer))].into_iter().collect(),
         addresses: [at.address].into_iter().collect(),
-        services: vec![service],
+        services: [(ServiceId(0), service)].into_iter().collect(),
         ..ServiceTable::default()
     }
 }
@@ -151,7 +151,7 @@ fn policy(pods: Identity, clients: Identity) -> Policy {
         l4_ports: POD_PORT..=POD_PORT,
         rule: RuleId(RuleId::FIRST_COMPILED),
     };
-    let by_peer = [(clients, Box::from([rule]))].into_iter().collect();
+    let by_peer = [(clients, Arc::from([rule]))].into_iter().collect();
     let table = Arc::new(VerdictTable { by_peer, any_peer: Box::default() });
     let subject = SubjectPolicy { ingress: Some(table), ..SubjectPolicy::default() };
     Policy { subjects: [(pods, subject)].into_iter().collect() }

@@ -39,6 +39,10 @@ enum Bounds {
 use Bounds::{Input, Part, Setting, Table, Work};
 
 const BOUNDS: &[(&str, Bounds)] = &[
+    ("control/cluster/src/relay/access.rs TOKENS_BYTES_MAX", Input),
+    ("control/cluster/src/relay/standing.rs ERROR_BYTES_MAX", Input),
+    ("control/cluster/src/relay/upstream.rs EVENT_BYTES_MAX", Input),
+    ("control/cluster/src/relay/upstream.rs PAGE_BYTES_MAX", Input),
     ("control/cluster/src/client/servers.rs REFUSAL_BYTES_MAX", Input),
     ("control/cluster/src/decode.rs LABELS_MAX", Input),
     ("control/cluster/src/decode.rs OBJECT_BYTES_MAX", Input),

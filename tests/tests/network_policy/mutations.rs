@@ -60,7 +60,8 @@ fn each_rule(policy: &mut Policy, change: fn(&mut PortRule)) {
     for subject in policy.subjects.values_mut() {
         for table in subject.ingress.iter_mut().chain(&mut subject.egress) {
             let table = Arc::make_mut(table);
-            table.by_peer.values_mut().flatten().for_each(change);
+            let rows = table.by_peer.values_mut();
+            rows.flat_map(Arc::make_mut).for_each(change);
             table.any_peer.iter_mut().for_each(change);
         }
     }

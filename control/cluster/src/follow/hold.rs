@@ -108,7 +108,7 @@ impl Held {
 
 fn addresses_of(object: &Object) -> Vec<IpAddr> {
     match object {
-        Object::Pod(pod) if !pod.host_network => pod.addresses.clone(),
+        Object::Pod(pod) if !pod.host_network => pod.addresses.to_vec(),
         Object::EndpointSlice(slice) => slice.endpoints.iter().map(|own| own.address).collect(),
         _ => Vec::new(),
     }

@@ -12,8 +12,8 @@ pub(crate) type Key = Box<str>;
 
 /// The key of a name.
 pub(crate) fn key(name: &ObjectName) -> Key {
-    match name.namespace.as_str() {
-        "" => name.name.as_str().into(),
+    match &*name.namespace {
+        "" => (*name.name).into(),
         _ => name.to_string().into(),
     }
 }

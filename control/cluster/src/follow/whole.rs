@@ -213,7 +213,7 @@ impl Whole {
     /// What a pod's new address was before is not held any more.
     fn pod_came(&mut self, pod: &Pod, before: Option<&Object>) {
         let had = match before {
-            Some(Object::Pod(before)) if is_live(before) => before.addresses.as_slice(),
+            Some(Object::Pod(before)) if is_live(before) => &*before.addresses,
             _ => &[],
         };
         if !is_live(pod) {

@@ -82,7 +82,7 @@ fn what_is_followed_says_how_it_fares() {
         "xskiff_kubernetes_held_losses{kind=\"Pod\"} 6\n",
         "xskiff_kubernetes_last_sign_of_life_age_seconds{kind=\"Pod\"} 2\n",
         "xskiff_kubernetes_server_received_bytes_total{server=\"https://10.0.0.1:6443\"} 9\n",
-        "xskiff_snapshot_failures_total 0\n",
+        "xskiff_snapshot_failures_total{} 0\n",
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }

@@ -110,13 +110,15 @@ impl Node {
             // A client that hung up meanwhile is no matter.
             let _ = client.try_send(Reply::Audit(report.clone()));
         }
-        let is_clean = round.found == 0;
         let audit = &mut self.audit;
+        // What making everything anew has not mended it will not mend: every flow would be judged
+        // again in each round, for nothing.
+        let is_to_be_mended = round.found > 0 && round.differences != audit.last.differences;
         audit.rounds += 1;
         audit.last_took = audit.begun.take().map_or(Duration::ZERO, |begun| begun.elapsed());
         audit.ended = Some(Instant::now());
         audit.last = round;
-        if !is_clean {
+        if is_to_be_mended {
             audit.repairs += 1;
             self.repair().await;
         }

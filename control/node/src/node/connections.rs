@@ -137,9 +137,8 @@ impl Node {
         let is_meant = |name: &str| {
             name == wanted || name.split_once(':').is_some_and(|(name, _)| name == wanted)
         };
-        let numbered = (0u32..).zip(services);
-        let meant = numbered.filter(|(_, service)| is_meant(&service.name));
-        meant.map(|(number, _)| ServiceId(number)).collect()
+        let meant = services.filter(|(_, service)| is_meant(&service.name));
+        meant.map(|(id, _)| *id).collect()
     }
 
     /// Shows flows to a client as they begin, change and end.

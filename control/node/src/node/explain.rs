@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use control::admin::{
     AdminError, ExaminedRule, ExplainedStep, PolicyExplanation, PolicyQuestion, parse_protocol,
 };
-use control::compile::policies::direction_name;
-use control::compile::{Compiled, Examined, RuleName};
+use control::compile::{Compiled, Examined, RuleName, direction_name};
 use dataplane::identity::Identity;
 use dataplane::policy::{Direction, Query, RuleId};
 
@@ -105,8 +104,8 @@ impl Node {
                 format!("{text:?}: write namespace/pod, an address, host or world"),
             )
         })?;
-        let endpoint = self.endpoints.get(&name).map(|endpoint| &endpoint.spec.addresses);
-        let pod = self.publisher.cluster().pods.get(&name).map(|pod| &pod.addresses);
+        let endpoint = self.endpoints.get(&name).map(|endpoint| &*endpoint.spec.addresses);
+        let pod = self.publisher.cluster().pods.get(&name).map(|pod| &*pod.addresses);
         let addresses = endpoint.or(pod).filter(|addresses| !addresses.is_empty());
         let addresses = addresses.ok_or_else(|| AdminError::NotFound {
             what: "pod with an address".into(),
@@ -115,7 +114,7 @@ impl Node {
         })?;
         let identity = compiled.endpoint_identity(addresses);
         let is_here = endpoint.is_some();
-        Ok(Side { shown: text.into(), identity, is_here, addresses: addresses.clone() })
+        Ok(Side { shown: text.into(), identity, is_here, addresses: addresses.to_vec() })
     }
 }
 

@@ -90,7 +90,7 @@ use flow_watch::FlowWatch;
 use network_claim::NetworkClaim;
 use publisher::Publisher;
 use socket_audit::SocketAudit;
-use source_nat::RuleAddresses;
+use source_nat::{Inside, RuleAddresses};
 
 /// How often reports of workers are read: the longest a packet waits for its neighbour to be
 /// asked for.
@@ -162,6 +162,7 @@ pub struct Node {
     /// What [`Self::ours`] was made of; `None` until the XDP program has taken it.
     told: Option<(Arc<Tables>, OnStall)>,
     host_routes: crate::host_port::HostRoutes,
+    host_routes_of: Option<reconcile::MadeOf>,
     cluster: feed::Receiver,
     config: watch::Receiver<ConfigUpdate>,
     in_force: Option<InForce>,
@@ -169,6 +170,7 @@ pub struct Node {
     audit: Audit,
     socket_audit: SocketAudit,
     rule_addresses: RuleAddresses,
+    inside: Inside,
     /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
     stall_after_ns: Arc<AtomicU64>,
     asked: BTreeMap<(PortId, IpAddr), Instant>,
@@ -304,6 +306,7 @@ impl Node {
             ours: RulesInForce::default(),
             told: None,
             host_routes: crate::host_port::HostRoutes::default(),
+            host_routes_of: None,
             cluster: told.cluster,
             config: told.config,
             in_force: told.in_force,
@@ -311,6 +314,7 @@ impl Node {
             audit: Audit::default(),
             socket_audit: SocketAudit::default(),
             rule_addresses: RuleAddresses::default(),
+            inside: Inside::default(),
             stall_after_ns,
             asked: BTreeMap::new(),
             seen: BTreeSet::new(),

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use control::compile::{Affected, Compiled, NodeView, compile};
+use control::compile::{Affected, Compiled, NodeView};
 use control::store::{Change, ClusterState};
 use dataplane::epochs::Epochs;
 use dataplane::nat::SourceNat;
@@ -23,9 +23,6 @@ use crate::netlink::neighbours::NeighbourKey;
 /// The compiled state and the tables made of it.
 #[derive(Debug, Default)]
 pub struct Publisher {
-    cluster: ClusterState,
-    /// Something of the cluster changed since it was compiled.
-    is_outdated: bool,
     compiled: Compiled,
     /// Whose flows what was compiled and not yet published decides otherwise.
     affected: Affected,
@@ -69,26 +66,26 @@ impl Publisher {
     /// Takes over what changed in the cluster. It is in force once it was compiled and published.
     pub fn take(&mut self, changes: impl IntoIterator<Item = Change>) {
         for change in changes {
-            self.cluster.apply(change);
-            self.is_outdated = true;
+            self.compiled.take(change);
         }
     }
 
-    /// Compiles the cluster as `node` sees it. Cheap when neither changed.
+    /// Compiles what changed of the cluster, as `node` sees it.
     pub fn compile(&mut self, node: &NodeView) {
-        if self.is_outdated || self.compiled_for.as_ref() != Some(node) {
-            self.compiled = compile(&self.cluster, node, &self.compiled);
-            self.affected.merge(self.compiled.affected.clone());
+        self.compiled.compile(node);
+        self.affected.merge(self.compiled.affected.clone());
+        if self.compiled_for.as_ref() != Some(node) {
             self.compiled_for = Some(node.clone());
-            self.is_outdated = false;
         }
     }
 
-    /// Compiles from nothing when next asked to: what was remembered is not to be trusted.
+    /// Compiles from nothing: what was remembered is not to be trusted.
     pub fn begin_anew(&mut self) {
+        let nothing = ClusterState::default();
+        let changes = nothing.changes_to(self.compiled.state());
         self.compiled = Compiled::default();
+        self.take(changes);
         self.affected = Affected::Everything;
-        self.is_outdated = true;
     }
 
     /// What was compiled for whom, and the tables made of it; `None` before the first.
@@ -100,7 +97,7 @@ impl Publisher {
     /// The cluster as last taken over.
     #[must_use]
     pub fn cluster(&self) -> &ClusterState {
-        &self.cluster
+        self.compiled.state()
     }
 
     /// The compiled state: names of rules, services and identities.

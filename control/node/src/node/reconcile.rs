@@ -3,12 +3,15 @@
 //! noted with its object, leaves the last good state in force, and is tried again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control::compile::NodeView;
+use dataplane::address::Protocol;
+use dataplane::address_map::AddressSet;
 use dataplane::event::NeighbourRequest;
+use dataplane::forwarding::Forwarding;
 use dataplane::lpm::Prefix;
 use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::time::Nanos;
@@ -125,15 +128,17 @@ impl Node {
     /// that no table holds has changed, too.
     pub(super) fn tell_program(&mut self) {
         let (tables, on_stall) = (self.publisher.tables(), self.settings.on_stall);
-        let is_told = self
-            .told
-            .as_ref()
-            .is_some_and(|(told, then)| Arc::ptr_eq(told, tables) && *then == on_stall);
+        let pass = on_stall == OnStall::Pass;
+        let is_told = self.told.as_ref().is_some_and(|(told, then)| {
+            let is_same = || Ours::is_surely_same(told, tables, pass);
+            *then == on_stall && (Arc::ptr_eq(told, tables) || is_same())
+        });
+        let tables = Arc::clone(tables);
         if is_told {
+            self.told = Some((tables, on_stall));
             return;
         }
-        let tables = Arc::clone(tables);
-        let ours = Ours::of(&tables, on_stall == OnStall::Pass);
+        let ours = Ours::of(&tables, pass);
         match self.ours.update(ours, self.ports.redirect()) {
             Ok(()) => {
                 self.told = Some((tables, on_stall));
@@ -244,7 +249,7 @@ impl Node {
     pub(super) fn uplink_addresses(
         &self,
         view: &KernelView,
-    ) -> (Option<std::net::Ipv4Addr>, Option<std::net::Ipv6Addr>) {
+    ) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
         let (mut v4, mut v6) = (None, None);
         for uplink in &self.settings.uplinks {
             let Some((index, _)) = view.link_by_name(&uplink.interface) else { continue };
@@ -331,6 +336,15 @@ impl Node {
         }
         let tables = self.publisher.tables();
         let (source_v4, source_v6) = self.uplink_addresses(view);
+        let made_of = MadeOf {
+            forwarding: Arc::clone(&tables.forwarding),
+            sources: (source_v4, source_v6),
+            addresses: tables.services.addresses.clone(),
+            host_backends: tables.services.host_backends.clone(),
+        };
+        if self.host_routes_of.as_ref() == Some(&made_of) {
+            return;
+        }
         let nodes = &tables.forwarding.node_addresses;
         let services = tables.services.addresses.keys().filter(|address| !nodes.contains(address));
         let destinations = tables.forwarding.endpoints.keys().chain(services);
@@ -340,6 +354,7 @@ impl Node {
             source_v6,
             backend_l4_ports: tables.services.host_backends.iter().copied().collect(),
         };
+        self.host_routes_of = Some(made_of);
         if routes != self.host_routes {
             self.host_routes = routes;
             self.mend_host_routes().await;
@@ -375,6 +390,24 @@ impl Node {
     pub(super) fn forget_silent_neighbours(&mut self) {
         let now = Instant::now();
         self.asked.retain(|_, at| now.duration_since(*at) < FORGET_FAILED);
+    }
+}
+
+/// What the host's routes were made of: most changes of a cluster leave it alone.
+#[derive(Debug)]
+pub(super) struct MadeOf {
+    forwarding: Arc<Forwarding>,
+    sources: (Option<Ipv4Addr>, Option<Ipv6Addr>),
+    addresses: AddressSet,
+    host_backends: hashbrown::HashSet<(Protocol, u16)>,
+}
+
+impl PartialEq for MadeOf {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.forwarding, &other.forwarding)
+            && self.sources == other.sources
+            && self.addresses == other.addresses
+            && self.host_backends == other.host_backends
     }
 }
 

@@ -1,5 +1,6 @@
 //! What clients are told: the node's state with names in place of numbers.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use control::admin::reply::{BackendInfo, CtListing, FrontendInfo, Peer, TraceStage};
@@ -12,7 +13,7 @@ use dataplane::address::Protocol;
 use dataplane::event::{EventKind, FlowEvent};
 use dataplane::flow_key::FlowKey;
 use dataplane::handoff::HandoffCause;
-use dataplane::lb::{FrontendKind, ServiceId};
+use dataplane::lb::{FrontendKind, Service, ServiceId};
 use dataplane::policy::{Direction, RuleId};
 use dataplane::port::{PortId, PortKind};
 use xdp_redirect::loader::RunningMode;
@@ -239,32 +240,16 @@ impl Node {
 
     pub(super) fn services(&self) -> Vec<ServiceInfo> {
         let table = &self.publisher.tables().services;
-        let mut list: Vec<ServiceInfo> = table
-            .services
-            .iter()
-            .map(|service| ServiceInfo {
-                name: service.name.to_string(),
-                frontends: Vec::new(),
-                backends: service
-                    .cluster
-                    .backends
-                    .iter()
-                    .map(|backend| BackendInfo {
-                        address: backend.address,
-                        l4_port: backend.l4_port,
-                        local: backend.local,
-                    })
-                    .collect(),
-            })
-            .collect();
-        let mut add = |id: ServiceId, frontend: FrontendInfo| {
-            if let Some(info) = usize::try_from(id.0).ok().and_then(|index| list.get_mut(index)) {
+        let mut listed: BTreeMap<ServiceId, ServiceInfo> =
+            table.services.iter().map(|(id, service)| (*id, service_info(service))).collect();
+        let mut add = |id: &ServiceId, frontend: FrontendInfo| {
+            if let Some(info) = listed.get_mut(id) {
                 info.frontends.push(frontend);
             }
         };
-        for (frontend, (id, kind)) in &table.frontends {
+        for (frontend, (id, kind)) in table.frontends.iter() {
             add(
-                *id,
+                id,
                 FrontendInfo {
                     kind: frontend_label(*kind).into(),
                     address: Some(frontend.address),
@@ -273,9 +258,9 @@ impl Node {
                 },
             );
         }
-        for ((protocol, l4_port), id) in &table.node_ports {
+        for ((protocol, l4_port), id) in table.node_ports.iter() {
             add(
-                *id,
+                id,
                 FrontendInfo {
                     kind: frontend_label(FrontendKind::NodePort).into(),
                     address: None,
@@ -284,13 +269,13 @@ impl Node {
                 },
             );
         }
+        let mut list: Vec<ServiceInfo> =
+            listed.into_values().filter(|info| !info.frontends.is_empty()).collect();
         for info in &mut list {
             info.frontends.sort_by(|a, b| {
                 (&a.kind, a.address, a.l4_port).cmp(&(&b.kind, b.address, b.l4_port))
             });
         }
-        // A service that went away leaves its number free until another takes it.
-        list.retain(|info| !info.frontends.is_empty());
         list.sort_by(|a, b| a.name.cmp(&b.name));
         list
     }
@@ -483,4 +468,18 @@ fn drop_counts(workers: &[WorkerStatus]) -> Vec<DropCount> {
         }
     };
     DropReason::ALL.iter().map(of).collect()
+}
+
+/// A service without its frontends.
+fn service_info(service: &Service) -> ServiceInfo {
+    let backends = service.cluster.backends.iter().map(|backend| BackendInfo {
+        address: backend.address,
+        l4_port: backend.l4_port,
+        local: backend.local,
+    });
+    ServiceInfo {
+        name: service.name.to_string(),
+        frontends: Vec::new(),
+        backends: backends.collect(),
+    }
 }

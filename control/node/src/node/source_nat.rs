@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use dataplane::lpm::Prefix;
+use control::compile::Compiled;
+use dataplane::address_map::AddressSet;
+use dataplane::lpm::{Prefix, PrefixTable};
 use dataplane::nat::rules::{SNAT_ADDRESSES_MAX, SnatRule};
 use dataplane::nat::{SourceNat, Translation};
 
@@ -44,6 +46,64 @@ impl RuleAddresses {
     }
 }
 
+/// Who sees pods' own addresses, kept from one look to the next: most changes of a cluster leave its
+/// nodes and the addresses of its services alone.
+#[derive(Debug, Default)]
+pub(super) struct Inside {
+    /// What the first tables were made of: configured ranges, changes of nodes, services' addresses.
+    made_of: Option<([Vec<Prefix>; 2], u64, AddressSet)>,
+    cluster: [PrefixTable<()>; 2],
+    /// The node's own addresses and its pods', which the second ones have as well.
+    here: BTreeSet<IpAddr>,
+    whole: [PrefixTable<()>; 2],
+}
+
+impl Inside {
+    /// The ranges of each of `configured`, with all of the cluster and what is `here`.
+    fn tables(
+        &mut self,
+        configured: [&[Prefix]; 2],
+        compiled: &Compiled,
+        here: BTreeSet<IpAddr>,
+    ) -> [PrefixTable<()>; 2] {
+        let services = &compiled.services.addresses;
+        let is_known = self.made_of.as_ref().is_some_and(|(ranges, nodes, addresses)| {
+            ranges.iter().zip(configured).all(|(own, configured)| own == configured)
+                && *nodes == compiled.node_changes()
+                && addresses == services
+        });
+        if is_known && self.here == here {
+            return self.whole.clone();
+        }
+        if !is_known {
+            let of_nodes = compiled.state().nodes.values().flat_map(|node| {
+                let addresses = node.addresses.iter().map(|address| Prefix::host(*address));
+                node.pod_cidrs.iter().copied().chain(addresses)
+            });
+            let ranges: PrefixTable<()> = of_nodes
+                .chain(services.keys().map(Prefix::host))
+                .map(|prefix| (prefix, ()))
+                .collect();
+            self.cluster = configured.map(|configured| with(&ranges, configured.iter().copied()));
+            let ranges = configured.map(<[Prefix]>::to_vec);
+            self.made_of = Some((ranges, compiled.node_changes(), services.clone()));
+        }
+        let hosts = || here.iter().copied().map(Prefix::host);
+        self.whole = self.cluster.each_ref().map(|table| with(table, hosts()));
+        self.here = here;
+        self.whole.clone()
+    }
+}
+
+/// `table` with more prefixes; it shares what it has in common with it.
+fn with(table: &PrefixTable<()>, more: impl Iterator<Item = Prefix>) -> PrefixTable<()> {
+    let mut table = table.clone();
+    for prefix in more {
+        table.insert(prefix, ());
+    }
+    table
+}
+
 /// `rules` without the addresses that `other_use` names a use of.
 fn usable(rules: &[SnatRule], other_use: &BTreeMap<IpAddr, String>) -> Box<[SnatRule]> {
     let is_free = |to: &IpAddr| !other_use.contains_key(to);
@@ -62,28 +122,22 @@ impl Node {
         self.note_rules(view, &configured, &other_use);
         let snat = &self.settings.snat;
         let (v4, v6) = self.uplink_addresses(view);
-        let state = self.publisher.cluster();
-        let nodes = state.nodes.values();
-        let of_nodes = nodes.flat_map(|node| {
-            let addresses = node.addresses.iter().map(|address| Prefix::host(*address));
-            node.pod_cidrs.iter().copied().chain(addresses)
-        });
-        let services = &self.publisher.compiled().services.addresses;
         let own = self.node_addresses(view);
         let pods = self.endpoints.iter().flat_map(|endpoint| &endpoint.spec.addresses).copied();
-        let inside: Vec<Prefix> =
-            of_nodes.chain(services.keys().chain(own).chain(pods).map(Prefix::host)).collect();
-        let table = |configured: &[Prefix]| {
-            configured.iter().chain(&inside).map(|prefix| (*prefix, ())).collect()
-        };
+        let here: BTreeSet<IpAddr> = own.into_iter().chain(pods).collect();
+        let [non_masquerade, cluster] = self.inside.tables(
+            [&snat.non_masquerade, &snat.cluster],
+            self.publisher.compiled(),
+            here,
+        );
         let known = self.rule_addresses.known.iter().copied();
         SourceNat {
             v4: snat.v4.or(v4),
             v6: snat.v6.or(v6),
             l4_ports: snat.l4_ports.clone(),
             mapping: snat.mapping,
-            non_masquerade: table(&snat.non_masquerade),
-            cluster: table(&snat.cluster),
+            non_masquerade,
+            cluster,
             rules: usable(&snat.rules, &other_use),
             addresses: known.filter(|address| !other_use.contains_key(address)).collect(),
         }
@@ -194,6 +248,11 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use control::model::Object;
+    use control::store::Change;
+
     use super::*;
 
     #[test]
@@ -209,6 +268,37 @@ mod tests {
             (0..7).map(|low| IpAddr::from([198, 51, 100, low])).collect();
         assert!(known.extend(&others));
         assert_eq!(*known.known(), others);
+    }
+
+    #[test]
+    fn what_is_inside_is_kept_until_a_node_a_service_or_something_here_changes() {
+        let address = |low: u8| IpAddr::from([10, 0, 0, low]);
+        let node = |low: u8| {
+            let addresses = vec![address(low)];
+            let name = format!("node-{low}");
+            Change::Set(Object::Node(control::model::Node {
+                name,
+                addresses,
+                pod_cidrs: vec![],
+                mode: control::model::PolicyMode::Enforce,
+            }))
+        };
+        let mut compiled = Compiled::default();
+        compiled.take(node(1));
+        let (mut inside, range) = (Inside::default(), [Prefix::host(address(9))]);
+        let mut seen = |compiled: &Compiled, here: &[u8]| {
+            let here = here.iter().map(|low| address(*low)).collect();
+            let [one, other] = inside.tables([&range, &[]], compiled, here);
+            assert_eq!(one.len(), other.len() + 1);
+            (0..8).filter(|low| other.lookup(address(*low)).is_some()).collect::<Vec<u8>>()
+        };
+        assert_eq!(seen(&compiled, &[2]), [1, 2]);
+        assert_eq!(seen(&compiled, &[2]), [1, 2]);
+        assert_eq!(seen(&compiled, &[3]), [1, 3], "what was here before is not");
+        compiled.take(node(4));
+        assert_eq!(seen(&compiled, &[3]), [1, 3, 4]);
+        Arc::make_mut(&mut compiled.services).addresses.insert(address(5), ());
+        assert_eq!(seen(&compiled, &[]), [1, 4, 5]);
     }
 
     #[test]

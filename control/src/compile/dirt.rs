@@ -1,0 +1,346 @@
+//! What changes concern: the addresses, policies and services that must be compiled again.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::claims::Claim;
+use super::policies::{PortName, Uses, is_audited};
+use super::selectors::{Scope, Selector, namespace_labels};
+use super::{Compiled, NodeView};
+use crate::model::{LabelSelector, Object, ObjectKey, ObjectName, Pod};
+use crate::store::Change;
+
+/// Looks at pods by one selector after the other, as many as there are pods times this, cost more
+/// than to name all of them anew.
+const LOOKS_PER_POD: usize = 4;
+
+/// What changed since the last compilation.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Dirt {
+    /// Who has them, or what of them matters to selectors.
+    pub(super) addresses: BTreeSet<IpAddr>,
+    /// Whose labels changed.
+    pub(super) namespaces: BTreeSet<Arc<str>>,
+    /// Which came or went, or whose first pod came or last pod went.
+    pub(super) counted_namespaces: BTreeSet<Arc<str>>,
+    pub(super) policies: BTreeSet<ObjectName>,
+    /// Themselves or their slices.
+    pub(super) services: BTreeSet<ObjectName>,
+    /// Local endpoints that came or went, or whose Pod object did.
+    pub(super) endpoints: BTreeSet<ObjectName>,
+    /// Whether policies are under audit here may have changed.
+    pub(super) own_mode: bool,
+}
+
+impl Dirt {
+    pub(super) fn is_empty(&self) -> bool {
+        self.addresses.is_empty()
+            && self.namespaces.is_empty()
+            && self.counted_namespaces.is_empty()
+            && self.policies.is_empty()
+            && self.services.is_empty()
+            && self.endpoints.is_empty()
+            && !self.own_mode
+    }
+}
+
+impl Compiled {
+    /// Takes over a change of the cluster. It is in force once it was compiled and published.
+    pub fn take(&mut self, change: Change) {
+        let key = change.key();
+        let change = match change {
+            Change::Set(object) => Change::Set(self.sharing_names(object)),
+            gone => gone,
+        };
+        let before = self.state.apply(change);
+        let ObjectKey { name, .. } = &key;
+        match key.kind {
+            crate::model::Kind::Namespace => self.note_namespace(&name.name, before),
+            crate::model::Kind::Node => self.note_node(&name.name, before),
+            crate::model::Kind::Pod => self.note_pod(name, before),
+            crate::model::Kind::Service => {
+                let after = self.state.services.get(name);
+                if before != after.cloned().map(Object::Service) {
+                    self.dirt.services.insert(name.clone());
+                }
+            }
+            crate::model::Kind::EndpointSlice => self.note_slice(name, before),
+            crate::model::Kind::NetworkPolicy => {
+                let after = self.state.network_policies.get(name);
+                if before != after.cloned().map(Object::NetworkPolicy) {
+                    self.dirt.policies.insert(name.clone());
+                }
+            }
+        }
+    }
+
+    /// The same object, with names of namespaces and nodes that others have too.
+    fn sharing_names(&mut self, object: Object) -> Object {
+        match object {
+            Object::Pod(mut pod) => {
+                if let Some((name, _)) = self.state.pods.get_key_value(&pod.name) {
+                    pod.name = name.clone();
+                }
+                pod.name.namespace = self.shared_name(&pod.name.namespace);
+                pod.node = pod.node.map(|node| self.shared_name(&node));
+                Object::Pod(pod)
+            }
+            other => other,
+        }
+    }
+
+    fn shared_name(&mut self, name: &Arc<str>) -> Arc<str> {
+        if self.names.len() > 2 * (self.state.namespaces.len() + self.state.nodes.len()) + 1024 {
+            self.names.retain(|name| Arc::strong_count(name) > 1);
+        }
+        Arc::clone(self.names.get_or_insert_with(&**name, |_| Arc::clone(name)))
+    }
+
+    fn note_namespace(&mut self, name: &Arc<str>, before: Option<Object>) {
+        let before = match &before {
+            Some(Object::Namespace(before)) => Some(before),
+            _ => None,
+        };
+        let after = self.state.namespaces.get(&**name);
+        if before.map(|before| &before.labels) != after.map(|after| &after.labels) {
+            self.dirt.namespaces.insert(Arc::clone(name));
+        }
+        let has_other_mode = before.map(|before| &before.mode) != after.map(|after| &after.mode);
+        if has_other_mode {
+            let first = ObjectName::new(Arc::clone(name), "");
+            let policies = self.state.network_policies.range(first..).map(|(policy, _)| policy);
+            let own = policies.take_while(|policy| policy.namespace == *name).cloned();
+            self.dirt.policies.extend(own);
+        }
+        if has_other_mode || before.is_some() != after.is_some() {
+            self.dirt.counted_namespaces.insert(Arc::clone(name));
+        }
+    }
+
+    fn note_node(&mut self, name: &str, before: Option<Object>) {
+        let after = self.state.nodes.get(name);
+        if before == after.cloned().map(Object::Node) {
+            return;
+        }
+        self.node_changes += 1;
+        if let Some(Object::Node(before)) = before {
+            for address in before.addresses {
+                self.node_addresses.remove(address, name);
+                self.dirt.addresses.insert(address);
+            }
+        }
+        if let Some(node) = after {
+            for address in &node.addresses {
+                self.node_addresses.add(*address, name);
+                self.dirt.addresses.insert(*address);
+            }
+        }
+        if *name == *self.node.name {
+            self.note_own_mode();
+        }
+    }
+
+    /// Every policy may be under audit now, or no more.
+    fn note_own_mode(&mut self) {
+        self.dirt.own_mode = true;
+        self.dirt.policies.extend(self.state.network_policies.keys().cloned());
+    }
+
+    fn note_pod(&mut self, name: &ObjectName, before: Option<Object>) {
+        let before = match before {
+            Some(Object::Pod(before)) => Some(before),
+            _ => None,
+        };
+        let after = self.state.pods.get(name);
+        if before.as_ref() == after {
+            return;
+        }
+        for (pod, is_new) in
+            before.iter().map(|pod| (pod, false)).chain(after.map(|pod| (pod, true)))
+        {
+            let Some(claim) = Claim::of(pod) else { continue };
+            for address in &pod.addresses {
+                if is_new {
+                    // The name that the map has as well.
+                    self.claims.add(*address, &pod.name, claim);
+                } else {
+                    self.claims.remove(*address, name, claim);
+                }
+                self.dirt.addresses.insert(*address);
+            }
+        }
+        if let Some(own) = self.node.endpoints.get(name) {
+            self.dirt.addresses.extend(own);
+            self.dirt.endpoints.insert(name.clone());
+        }
+        let namespace = after.map_or(&name.namespace, |pod| &pod.name.namespace);
+        match (before.is_some(), after.is_some()) {
+            (false, true) => {
+                let pods = self.pods_in.entry(Arc::clone(namespace)).or_default();
+                *pods += 1;
+                if *pods == 1 {
+                    self.dirt.counted_namespaces.insert(Arc::clone(namespace));
+                }
+            }
+            (true, false) => {
+                if let Some(pods) = self.pods_in.get_mut(namespace) {
+                    *pods -= 1;
+                    if *pods == 0 {
+                        self.pods_in.remove(namespace);
+                        self.dirt.counted_namespaces.insert(Arc::clone(namespace));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn note_slice(&mut self, name: &ObjectName, before: Option<Object>) {
+        let before = match before {
+            Some(Object::EndpointSlice(before)) => Some(before),
+            _ => None,
+        };
+        let after = self.state.endpoint_slices.get(name);
+        if before.as_ref() != after {
+            let services = self.balanced.note_slice(name, before.as_ref(), after);
+            self.dirt.services.extend(services.into_iter().flatten());
+        }
+    }
+
+    /// Takes over what the node says of itself.
+    pub(super) fn follow_node(&mut self, node: &NodeView) {
+        if self.node == *node {
+            return;
+        }
+        let before = std::mem::replace(&mut self.node, node.clone());
+        for (name, addresses) in &before.endpoints {
+            if node.endpoints.get(name) != Some(addresses) {
+                addresses.iter().for_each(|own| self.claims.remove(*own, name, Claim::Endpoint));
+                self.note_endpoint(name, addresses);
+            }
+        }
+        for (name, addresses) in &node.endpoints {
+            if before.endpoints.get(name) != Some(addresses) {
+                addresses.iter().for_each(|own| self.claims.add(*own, name, Claim::Endpoint));
+                self.note_endpoint(name, addresses);
+            }
+        }
+        self.dirt.addresses.extend(before.addresses.symmetric_difference(&node.addresses));
+        if before.name != node.name {
+            self.note_own_mode();
+            // Which pods are local, and which node's addresses are the host's.
+            self.dirt.addresses.extend(self.claims.addresses());
+            self.dirt.addresses.extend(self.node_addresses.addresses());
+        }
+        let endpoints_apart =
+            |view: &NodeView| NodeView { endpoints: Default::default(), ..view.clone() };
+        if endpoints_apart(&before) != endpoints_apart(node) {
+            self.dirt.services.extend(self.state.services.keys().cloned());
+        } else if before.endpoints != node.endpoints {
+            self.dirt.services.extend(self.balanced.without_node().iter().cloned());
+        }
+    }
+
+    fn note_endpoint(&mut self, name: &ObjectName, addresses: &BTreeSet<IpAddr>) {
+        self.dirt.addresses.extend(addresses);
+        // Whether its pod is local.
+        if let Some(pod) = self.state.pods.get(name) {
+            self.dirt.addresses.extend(&pod.addresses);
+        }
+        self.dirt.endpoints.insert(name.clone());
+    }
+
+    pub(super) fn follow_policies(&mut self, dirt: &Dirt) -> Uses {
+        let (state, node) = (&self.state, &self.node);
+        let changed = dirt.policies.iter().map(|name| {
+            let policy = state.network_policies.get(name);
+            (name, policy.map(|policy| (policy, is_audited(policy, state, node))))
+        });
+        self.policies.follow(changed, &mut self.selectors)
+    }
+
+    /// `dirty` with the addresses of pods in relabelled namespaces and of those that selectors
+    /// match that came or went, and of those that have a port whose name policies began or ceased
+    /// to use.
+    pub(super) fn addresses_to_name(
+        &self,
+        mut dirty: BTreeSet<IpAddr>,
+        namespaces: &BTreeSet<Arc<str>>,
+        uses: &Uses,
+    ) -> BTreeSet<IpAddr> {
+        for namespace in namespaces {
+            self.pods_of(namespace).for_each(|pod| dirty.extend(&pod.addresses));
+        }
+        // Those of local endpoints need not be their pods', and are few.
+        let uses_changed = [&uses.added, &uses.dropped].iter().any(|uses| !uses.is_empty());
+        if uses_changed || !namespaces.is_empty() || !uses.names.is_empty() {
+            dirty.extend(self.node.endpoints.values().flatten());
+        }
+        if !uses.names.is_empty() {
+            let concerned = self.state.pods.values().filter(|pod| has_port_of(pod, &uses.names));
+            concerned.for_each(|pod| dirty.extend(&pod.addresses));
+        }
+        for (id, _) in &uses.dropped {
+            dirty.extend(self.known.addresses_with(*id));
+        }
+        for (_, selector) in &uses.added {
+            if let Selector::Block { cidr, .. } = &**selector {
+                dirty.extend(self.claims.within(*cidr));
+                let of_nodes = self.node_addresses.addresses().chain(self.node.addresses.clone());
+                dirty.extend(of_nodes.filter(|address| cidr.contains(*address)));
+            }
+        }
+        let claimed: usize = self.pods_in.values().sum();
+        if !self.claims.are_all_in(&dirty) {
+            self.add_matching(uses, claimed, &mut dirty);
+        }
+        dirty
+    }
+
+    fn add_matching(&self, uses: &Uses, pods: usize, dirty: &mut BTreeSet<IpAddr>) {
+        let mut scopes: HashMap<&LabelSelector, Vec<&Arc<str>>> = HashMap::new();
+        let mut looks: Vec<(&Arc<str>, &LabelSelector)> = Vec::new();
+        let mut to_look_at = 0;
+        for (_, selector) in &uses.added {
+            match &**selector {
+                Selector::Pods { scope: Scope::Named(namespace), pods } => {
+                    to_look_at += self.pods_in.get(namespace).copied().unwrap_or(0);
+                    looks.push((namespace, pods));
+                }
+                Selector::Pods { scope: Scope::Labelled(namespaces), pods } => {
+                    let within = scopes.entry(namespaces).or_insert_with(|| {
+                        let labels = |name: &Arc<str>| namespace_labels(&self.state, name);
+                        let all = self.pods_in.keys();
+                        all.filter(|name| namespaces.matches(&labels(name))).collect()
+                    });
+                    let count = |name: &&Arc<str>| self.pods_in.get(*name).copied().unwrap_or(0);
+                    to_look_at += within.iter().map(count).sum::<usize>();
+                    looks.extend(within.iter().map(|name| (*name, pods)));
+                }
+                Selector::Block { .. } => {}
+            }
+        }
+        if to_look_at > LOOKS_PER_POD * pods {
+            dirty.extend(self.claims.addresses());
+            return;
+        }
+        for (namespace, selector) in looks {
+            let pods = self.pods_of(namespace).filter(|pod| selector.matches(&pod.labels));
+            pods.for_each(|pod| dirty.extend(&pod.addresses));
+        }
+    }
+
+    fn pods_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
+        let first = ObjectName::new(Arc::clone(namespace), "");
+        let pods = self.state.pods.range(first..).map(|(_, pod)| pod);
+        let namespace = Arc::clone(namespace);
+        pods.take_while(move |pod| pod.name.namespace == namespace)
+    }
+}
+
+fn has_port_of(pod: &Pod, names: &BTreeSet<PortName>) -> bool {
+    pod.named_ports.iter().any(|port| names.contains(&(port.name.clone(), port.protocol)))
+}

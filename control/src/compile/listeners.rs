@@ -1,0 +1,128 @@
+//! Who listens where: of several services on one address and port, or with one node port, the first
+//! by name has it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use dataplane::address::Protocol;
+use dataplane::lb::{Frontend, FrontendKind, ServiceId, ServiceTable};
+use hashbrown::HashMap;
+
+use super::warnings::{Source, Warning, Warnings};
+use crate::model::ObjectName;
+
+/// A service port that wants a frontend; the first in this order gets it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Listener {
+    pub(super) service: ObjectName,
+    /// Among the service's ports.
+    pub(super) place: usize,
+    pub(super) id: ServiceId,
+    pub(super) kind: FrontendKind,
+    /// Whether the address is a service's, and not the node's.
+    pub(super) is_services: bool,
+}
+
+/// Everybody who wants a frontend. Nearly always there is one for each.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Listeners {
+    frontends: HashMap<Frontend, Vec<Listener>>,
+    /// By protocol and number, on whichever address.
+    node_ports: HashMap<(Protocol, u16), BTreeSet<(Listener, IpAddr)>>,
+    /// How many listen on an address that is a service's.
+    addresses: HashMap<IpAddr, usize>,
+}
+
+impl Listeners {
+    pub(super) fn add(&mut self, frontend: Frontend, listener: Listener) {
+        let Frontend { address, protocol, l4_port } = frontend;
+        if listener.kind == FrontendKind::NodePort {
+            let wanting = self.node_ports.entry((protocol, l4_port)).or_default();
+            wanting.insert((listener.clone(), address));
+        }
+        if listener.is_services {
+            *self.addresses.entry(address).or_default() += 1;
+        }
+        let wanting = self.frontends.entry(frontend).or_default();
+        if let Err(place) = wanting.binary_search(&listener) {
+            wanting.insert(place, listener);
+        }
+    }
+
+    pub(super) fn remove(&mut self, frontend: &Frontend, listener: &Listener) {
+        let Frontend { address, protocol, l4_port } = *frontend;
+        if listener.kind == FrontendKind::NodePort
+            && let Some(wanting) = self.node_ports.get_mut(&(protocol, l4_port))
+        {
+            wanting.remove(&(listener.clone(), address));
+            if wanting.is_empty() {
+                self.node_ports.remove(&(protocol, l4_port));
+            }
+        }
+        if listener.is_services
+            && let Some(users) = self.addresses.get_mut(&address)
+        {
+            *users -= 1;
+            if *users == 0 {
+                self.addresses.remove(&address);
+            }
+        }
+        if let Some(wanting) = self.frontends.get_mut(frontend) {
+            wanting.retain(|other| other != listener);
+            if wanting.is_empty() {
+                self.frontends.remove(frontend);
+            }
+        }
+    }
+
+    /// Gives the frontend to whom it is due, and warns those who do not get it.
+    pub(super) fn settle(
+        &self,
+        frontend: &Frontend,
+        table: &mut Arc<ServiceTable>,
+        warnings: &mut Warnings,
+    ) {
+        let Frontend { address, protocol, l4_port } = *frontend;
+        let wanting = self.frontends.get(frontend).map_or(&[][..], Vec::as_slice);
+        let holder = wanting.first().map(|listener| (listener.id, listener.kind));
+        if table.frontends.get(frontend).copied() != holder {
+            let frontends = &mut Arc::make_mut(table).frontends;
+            match holder {
+                Some(holder) => frontends.insert(*frontend, holder),
+                None => frontends.remove(frontend),
+            };
+        }
+        let at = (protocol, l4_port);
+        let first = self.node_ports.get(&at).and_then(|wanting| wanting.first());
+        let holder = first.map(|(listener, _)| listener.id);
+        if table.node_ports.get(&at).copied() != holder {
+            let node_ports = &mut Arc::make_mut(table).node_ports;
+            match holder {
+                Some(holder) => node_ports.insert(at, holder),
+                None => node_ports.remove(&at),
+            };
+        }
+        let is_services = self.addresses.contains_key(&address);
+        if table.addresses.contains(&address) != is_services {
+            let addresses = &mut Arc::make_mut(table).addresses;
+            if is_services {
+                addresses.insert(address, ());
+            } else {
+                addresses.remove(&address);
+            }
+        }
+        let mut told = BTreeSet::new();
+        if let Some((holder, others)) = wanting.split_first() {
+            for other in others.iter().filter(|other| other.id != holder.id) {
+                let message = format!(
+                    "listens on {address} port {l4_port}/{protocol}, where {} listens already; \
+                     {} keeps it",
+                    holder.service, holder.service,
+                );
+                told.insert(Warning::new(format!("Service {}", other.service), message));
+            }
+        }
+        warnings.set(Source::Frontend(*frontend), told);
+    }
+}

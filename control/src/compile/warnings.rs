@@ -1,0 +1,89 @@
+//! What is in force otherwise than it was probably meant, by what it comes from, so that a change
+//! looks at its own warnings alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use hashbrown::HashMap;
+
+use crate::model::ObjectName;
+
+/// Something that is in force otherwise than it was probably meant.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Warning {
+    /// Kind, namespace and name.
+    pub object: String,
+    /// What, and what to do.
+    pub message: String,
+}
+
+impl Warning {
+    pub(super) fn new(object: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { object: object.into(), message: message.into() }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.object, self.message)
+    }
+}
+
+/// What is looked at as a whole, and warned about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    Address(IpAddr),
+    Endpoint(ObjectName),
+    Namespace(String),
+    Policy(ObjectName),
+    OwnNode,
+    Service(ObjectName),
+    Frontend(dataplane::lb::Frontend),
+}
+
+/// All warnings; sorted, each once.
+#[derive(Debug, Clone, Default)]
+pub struct Warnings {
+    by_source: HashMap<Source, BTreeSet<Warning>>,
+    /// How many sources say it.
+    all: BTreeMap<Warning, usize>,
+}
+
+impl Warnings {
+    /// Every one, sorted.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Warning> {
+        self.all.keys()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// What `source` is warned about from now on.
+    pub(super) fn set(&mut self, source: Source, warnings: BTreeSet<Warning>) {
+        for warning in self.by_source.remove(&source).into_iter().flatten() {
+            if let Some(sources) = self.all.get_mut(&warning) {
+                *sources -= 1;
+                if *sources == 0 {
+                    self.all.remove(&warning);
+                }
+            }
+        }
+        if warnings.is_empty() {
+            return;
+        }
+        for warning in &warnings {
+            *self.all.entry(warning.clone()).or_default() += 1;
+        }
+        self.by_source.insert(source, warnings);
+    }
+}

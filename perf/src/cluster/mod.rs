@@ -1,0 +1,288 @@
+//! `xskiff-perf cluster`: what it takes a node to follow a large cluster, without a server or a
+//! packet: changes go in, tables come out.
+//!
+//! | case | what a sample is |
+//! |---|---|
+//! | `from-nothing/150k-pods` | compiling all objects of a cluster at once |
+//! | `pod-event` | one pod that comes, goes, is relabelled or gets another's address |
+//! | `policy-change/10k-pods` | a policy with a new selector, that every 15th pod is in, comes or goes |
+//! | `lookup/2000-policies` | a new flow of a local pod: both identities and both verdicts' table |
+//! | `lookup/hashbrown` | two looks for addresses in one general map, for comparison |
+//! | `identities/flood-100k` | identities of pods with labels of their own under 200 policies |
+//! | `memory/flood-100k` | what the process has grown by for each of them: objects and compiler |
+//!
+//! What was published before is kept while the next is compiled, as workers keep it, so that
+//! nothing is changed in place that a node would have to copy. Cases are named by what they are
+//! without `--quick`.
+//!
+//! Reading order: [`synthetic`] (the cluster), then this file.
+
+mod synthetic;
+
+use std::fs;
+use std::hint::black_box;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use control::compile::{Compiled, NodeView};
+use control::model::{Kind, Object, ObjectKey, Pod};
+use control::store::Change;
+use dataplane::address::Protocol;
+use dataplane::identity::{Identity, IdentityTable};
+use dataplane::lb::ServiceTable;
+use dataplane::policy::{Direction, Policy, Query};
+use dataplane::table_map::TableMap;
+
+use crate::figure::Figure;
+use crate::pipeline::pin;
+use crate::report::Report;
+use crate::spread::Random;
+use synthetic::{Size, policy_of_a_wave, view};
+
+const BENCH: &str = "cluster";
+const LARGE: Size = Size { nodes: 5_000, pods: 150_000, policies: 2_000, services: 20_000 };
+const FLOOD: Size = Size { nodes: 1_000, pods: 100_000, policies: 200, services: 0 };
+/// Flows of one sample of `lookup`.
+const FLOWS: usize = 1 << 16;
+/// Part of the samples that take at most as long as the figure of the slow ones.
+const SLOW: f64 = 0.99;
+
+/// Options of `cluster`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Times every case is measured; events a hundred times as often. The median counts.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// What the cluster is made from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// CPU to run on; the last one when not given.
+    #[arg(long)]
+    core: Option<u16>,
+    /// A hundredth of the cluster: to see that it works, not to measure.
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Runs the cases and reports.
+///
+/// # Errors
+/// No such CPU, or a table that is not what the objects make it.
+pub fn run(options: &Options, report: &mut Report) -> Result<()> {
+    let core = pin(options.core)?;
+    let part = if options.quick { 100 } else { 1 };
+    let of = |size: Size| Size {
+        nodes: size.nodes / part,
+        pods: size.pods / part,
+        policies: size.policies / part,
+        services: size.services / part,
+    };
+    let (large, flood) = (of(LARGE), of(FLOOD));
+    report.header(&[format!(
+        "cluster  {} nodes, {} pods, {} policies, {} services, seed {}; one thread on CPU {core}",
+        large.nodes, large.pods, large.policies, large.services, options.seed
+    )])?;
+    // First, while nothing that others left in the heap is used again.
+    measure_flood(flood, options, report)?;
+    let mut random = Random::new(options.seed);
+    let node = view(large, &mut random);
+    let mut compiled = measure_from_nothing(large, &node, options, report)?;
+    measure_events(large, &node, &mut compiled, options, report)?;
+    measure_policy(&node, &mut compiled, options, report)?;
+    measure_lookup(&node, &compiled, options, report)?;
+    report.table(&[])?;
+    Ok(())
+}
+
+/// What workers hold while the next tables are compiled.
+struct Published(#[expect(dead_code)] (Arc<IdentityTable>, Arc<Policy>, Arc<ServiceTable>));
+
+impl Published {
+    fn of(compiled: &Compiled) -> Self {
+        Self((
+            Arc::clone(&compiled.identities),
+            Arc::clone(&compiled.policy),
+            Arc::clone(&compiled.services),
+        ))
+    }
+}
+
+/// Bytes of this process's memory that are in RAM (`/proc/self/statm`, proc_pid_statm(5)).
+fn resident_bytes() -> Result<f64> {
+    let text = fs::read_to_string("/proc/self/statm").context("/proc/self/statm")?;
+    let pages = text.split_whitespace().nth(1).context("/proc/self/statm begins otherwise")?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.context("a page size")?;
+    Ok(pages.parse::<f64>()? * page as f64)
+}
+
+fn measure_flood(size: Size, options: &Options, report: &mut Report) -> Result<()> {
+    report.progress(&format!("flood: {} pods with labels of their own", size.pods));
+    let mut random = Random::new(options.seed);
+    let node = view(size, &mut random);
+    let mut compiled = Compiled::default();
+    let without_pods = Size { pods: 0, ..size };
+    without_pods.objects(&mut random).into_iter().for_each(|change| compiled.take(change));
+    compiled.compile(&node);
+    let before = resident_bytes()?;
+    for number in 0..size.pods {
+        let pod = size.unique_pod(number, &mut random);
+        compiled.take(Change::Set(Object::Pod(pod)));
+        if number % 1024 == 0 {
+            compiled.compile(&node);
+        }
+    }
+    compiled.compile(&node);
+    let grown = resident_bytes()? - before;
+    let identities = compiled.identity_count();
+    ensure!(compiled.identities.exact.len() >= size.pods, "pods without identity");
+    let case = |name: &str| format!("{name}/flood-100k");
+    let count = [identities as f64];
+    report.add(Figure::of(BENCH, &case("identities"), "xskiff", "count", &count))?;
+    let bytes = [grown / size.pods as f64];
+    report.add(Figure::of(BENCH, &case("memory"), "xskiff", "bytes/pod", &bytes))?;
+    Ok(())
+}
+
+fn measure_from_nothing(
+    size: Size,
+    node: &NodeView,
+    options: &Options,
+    report: &mut Report,
+) -> Result<Compiled> {
+    let mut samples = Vec::new();
+    let mut last = Compiled::default();
+    for run in 0..options.runs {
+        report.progress(&format!("from nothing, {} of {}", run + 1, options.runs));
+        let objects = size.objects(&mut Random::new(options.seed));
+        let mut compiled = Compiled::default();
+        let began = Instant::now();
+        objects.into_iter().for_each(|change| compiled.take(change));
+        compiled.compile(node);
+        samples.push(began.elapsed().as_secs_f64() * 1e3);
+        ensure!(compiled.identities.exact.len() >= size.pods, "pods without identity");
+        ensure!(compiled.services.frontends.len() == size.services, "services without frontend");
+        last = compiled;
+    }
+    report.add(Figure::of(BENCH, "from-nothing/150k-pods", "xskiff", "ms", &samples))?;
+    let known = [last.identity_count() as f64];
+    report.add(Figure::of(BENCH, "from-nothing/150k-pods", "identities", "count", &known))?;
+    Ok(last)
+}
+
+fn measure_events(
+    size: Size,
+    node: &NodeView,
+    compiled: &mut Compiled,
+    options: &Options,
+    report: &mut Report,
+) -> Result<()> {
+    report.progress("one pod at a time");
+    let mut random = Random::new(options.seed.wrapping_add(1));
+    let mut samples = Vec::new();
+    for _ in 0..options.runs * 100 {
+        let pod = size.pod(random.below(size.pods), &mut random);
+        let changes = event(pod, size, &mut random);
+        let published = Published::of(compiled);
+        let began = Instant::now();
+        changes.into_iter().for_each(|change| compiled.take(change));
+        compiled.compile(node);
+        samples.push(began.elapsed().as_secs_f64() * 1e6);
+        drop(published);
+    }
+    report.add(Figure::of(BENCH, "pod-event", "xskiff", "us", &samples))?;
+    samples.sort_by(f64::total_cmp);
+    let slow = samples.get((samples.len() as f64 * SLOW) as usize).copied();
+    report.add(Figure::of(BENCH, "pod-event", "xskiff:p99", "us", slow.as_slice()))?;
+    Ok(())
+}
+
+/// Something that happens to a pod.
+fn event(mut pod: Pod, size: Size, random: &mut Random) -> Vec<Change> {
+    let gone = |pod: &Pod| Change::Gone(ObjectKey::new(Kind::Pod, pod.name.clone()));
+    match random.below(4) {
+        0 => vec![gone(&pod)],
+        1 => {
+            pod.labels.insert("tier", "web");
+            vec![Change::Set(Object::Pod(pod))]
+        }
+        2 => {
+            pod.terminating = true;
+            let mut next = size.unique_pod(random.below(size.pods), random);
+            next.addresses.clone_from(&pod.addresses);
+            [pod, next].map(|pod| Change::Set(Object::Pod(pod))).into()
+        }
+        _ => vec![Change::Set(Object::Pod(pod))],
+    }
+}
+
+fn measure_policy(
+    node: &NodeView,
+    compiled: &mut Compiled,
+    options: &Options,
+    report: &mut Report,
+) -> Result<()> {
+    report.progress("a policy that concerns many pods");
+    let policy = policy_of_a_wave();
+    let gone = Change::Gone(ObjectKey::new(Kind::NetworkPolicy, policy.name.clone()));
+    let comes = Change::Set(Object::NetworkPolicy(policy));
+    let mut samples = Vec::new();
+    for _ in 0..options.runs {
+        for change in [comes.clone(), gone.clone()] {
+            let published = Published::of(compiled);
+            let began = Instant::now();
+            compiled.take(change);
+            compiled.compile(node);
+            samples.push(began.elapsed().as_secs_f64() * 1e3);
+            drop(published);
+        }
+    }
+    report.add(Figure::of(BENCH, "policy-change/10k-pods", "xskiff", "ms", &samples))?;
+    Ok(())
+}
+
+fn measure_lookup(
+    node: &NodeView,
+    compiled: &Compiled,
+    options: &Options,
+    report: &mut Report,
+) -> Result<()> {
+    report.progress("looking up new flows");
+    let pods: Vec<IpAddr> = compiled.identities.exact.keys().collect();
+    let own: Vec<IpAddr> = node.endpoints.values().flatten().copied().collect();
+    ensure!(!own.is_empty(), "the node has no pod");
+    let general: TableMap<IpAddr, Identity> =
+        compiled.identities.exact.iter().map(|(address, own)| (address, *own)).collect();
+    let mut random = Random::new(options.seed);
+    let (mut ours, mut others) = (Vec::new(), Vec::new());
+    for _ in 0..options.runs {
+        let flows: Vec<(IpAddr, IpAddr)> = (0..FLOWS)
+            .map(|_| (own[random.below(own.len())], pods[random.below(pods.len())]))
+            .collect();
+        let began = Instant::now();
+        let mut allowed = 0;
+        for (subject, peer) in &flows {
+            let query = Query {
+                subject: compiled.identities.lookup(*subject),
+                peer: compiled.identities.lookup(*peer),
+                protocol: Protocol::TCP,
+                l4_port: 8080,
+            };
+            allowed += usize::from(compiled.policy.judge(Direction::Ingress, &query).allowed);
+        }
+        ours.push(began.elapsed().as_nanos() as f64 / FLOWS as f64);
+        ensure!(allowed < FLOWS, "policy denies nothing");
+        let began = Instant::now();
+        let found = flows.iter().filter(|(subject, peer)| {
+            let both = (general.get(subject), general.get(peer));
+            black_box(both) != (None, None)
+        });
+        black_box(found.count());
+        others.push(began.elapsed().as_nanos() as f64 / FLOWS as f64);
+    }
+    report.add(Figure::of(BENCH, "lookup/2000-policies", "xskiff", "ns/flow", &ours))?;
+    report.add(Figure::of(BENCH, "lookup/hashbrown", "addresses only", "ns/flow", &others))?;
+    Ok(())
+}
