@@ -120,6 +120,12 @@ impl Compiled {
         &self.state
     }
 
+    /// The node as of the last compilation.
+    #[must_use]
+    pub fn node(&self) -> &NodeView {
+        &self.node
+    }
+
     /// Grows with every Node that comes, changes or goes, for those who keep what they made of them.
     #[must_use]
     pub fn node_changes(&self) -> u64 {

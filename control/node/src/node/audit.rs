@@ -65,13 +65,9 @@ impl Node {
         }
         let budget = if audit.waiting.is_empty() { BUDGET } else { BUDGET_ASKED };
         let now = Instant::now();
-        let Some((node, tables)) = self.publisher.in_force() else { return };
-        let moment = Moment {
-            state: self.publisher.cluster(),
-            node,
-            compiled: self.publisher.compiled(),
-            tables,
-        };
+        let compiled = self.publisher.compiled();
+        let (state, node, tables) = (compiled.state(), compiled.node(), self.publisher.tables());
+        let moment = Moment { state, node, compiled, tables };
         let over = audit.auditor.step(&moment, || now.elapsed() >= budget);
         if let Some(round) = over {
             self.end_round(round).await;

@@ -26,7 +26,6 @@ pub struct Publisher {
     compiled: Compiled,
     /// Whose flows what was compiled and not yet published decides otherwise.
     affected: Affected,
-    compiled_for: Option<NodeView>,
     builder: ForwardingBuilder,
     tables: Arc<Tables>,
     publishes: u64,
@@ -74,9 +73,6 @@ impl Publisher {
     pub fn compile(&mut self, node: &NodeView) {
         self.compiled.compile(node);
         self.affected.merge(self.compiled.affected.clone());
-        if self.compiled_for.as_ref() != Some(node) {
-            self.compiled_for = Some(node.clone());
-        }
     }
 
     /// Compiles from nothing: what was remembered is not to be trusted.
@@ -86,12 +82,6 @@ impl Publisher {
         self.compiled = Compiled::default();
         self.take(changes);
         self.affected = Affected::Everything;
-    }
-
-    /// What was compiled for whom, and the tables made of it; `None` before the first.
-    #[must_use]
-    pub fn in_force(&self) -> Option<(&NodeView, &Tables)> {
-        Some((self.compiled_for.as_ref()?, &self.tables))
     }
 
     /// The cluster as last taken over.
