@@ -40,6 +40,18 @@ impl Auditor {
         self.met(moment, address, owner);
     }
 
+    /// An address at the edge of a range. What was not met as somebody's is mostly nobody's.
+    pub(super) fn check_edge(&mut self, moment: &Moment<'_>, address: IpAddr) {
+        let is_nobodys = !self.met.contains(&address)
+            && self.found_at(moment, address)
+                == self.selectors.name(moment.state, Owner::World, address);
+        if is_nobodys {
+            self.met(moment, address, Owner::World);
+        } else {
+            self.check_address(moment, address);
+        }
+    }
+
     /// An address that the table knows by itself: somebody must have it.
     pub(super) fn check_stray(&mut self, moment: &Moment<'_>, address: IpAddr) {
         // What was met as somebody's needs no second look at everything.

@@ -227,7 +227,7 @@ impl Auditor {
             Stage::Blocks(last) => match objects::after(&state.network_policies, last.as_ref()) {
                 Some((name, policy)) => {
                     for address in objects::at_edges_of_blocks(policy) {
-                        self.check_address(moment, address);
+                        self.check_edge(moment, address);
                     }
                     Stage::Blocks(Some(name.clone()))
                 }

@@ -4,6 +4,7 @@ use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use super::Moment;
 use crate::compile::selectors::{Scope, Selector, namespace_labels};
@@ -100,9 +101,13 @@ pub(super) fn claims(pod: &Pod) -> bool {
     !pod.host_network && !pod.is_completed()
 }
 
-/// Every selector of every policy, with its text.
+/// Every selector of every policy, with its text. Those of pods of one namespace are asked about no
+/// others: of most clusters' selectors that leaves a handful for each address.
 #[derive(Debug, Default)]
-pub(super) struct Selectors(Vec<(Selector, String)>);
+pub(super) struct Selectors {
+    of_namespace: BTreeMap<Arc<str>, Vec<(Selector, String)>>,
+    others: Vec<(Selector, String)>,
+}
 
 impl Selectors {
     pub(super) fn of(state: &ClusterState) -> Self {
@@ -116,7 +121,26 @@ impl Selectors {
                 all.entry(selector.to_string()).or_insert(selector);
             }
         }
-        Self(all.into_iter().map(|(text, selector)| (selector, text)).collect())
+        let mut selectors = Self::default();
+        for (text, selector) in all {
+            let kept = match &selector {
+                Selector::Pods { scope: Scope::Named(namespace), .. } => {
+                    selectors.of_namespace.entry(Arc::clone(namespace)).or_default()
+                }
+                Selector::Pods { .. } | Selector::Block { .. } => &mut selectors.others,
+            };
+            kept.push((selector, text));
+        }
+        selectors
+    }
+
+    /// Those that may match it.
+    fn about(&self, owner: Owner<'_>) -> impl Iterator<Item = &(Selector, String)> {
+        let own = match owner {
+            Owner::Pod(name, _) => self.of_namespace.get(&name.namespace),
+            Owner::Host | Owner::RemoteNode | Owner::World => None,
+        };
+        self.others.iter().chain(own.into_iter().flatten())
     }
 
     /// What is said of who has `address`.
@@ -149,12 +173,9 @@ impl Selectors {
             }
             (Selector::Pods { .. }, _) => false,
         };
-        let matching: Vec<&str> = self
-            .0
-            .iter()
-            .filter(|(selector, _)| matches(selector))
-            .map(|(_, text)| text.as_str())
-            .collect();
+        let matching = self.about(owner).filter(|(selector, _)| matches(selector));
+        let mut matching: Vec<&str> = matching.map(|(_, text)| text.as_str()).collect();
+        matching.sort_unstable();
         match (matching.is_empty(), owner) {
             (false, _) => format!("{kind} in {}", matching.join("; ")),
             (true, Owner::Pod(..)) => format!("{kind} that no policy selects"),

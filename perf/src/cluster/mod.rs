@@ -6,8 +6,9 @@
 //! | `from-nothing/150k-pods` | compiling all objects of a cluster at once |
 //! | `pod-event` | one pod that comes, goes, is relabelled or gets another's address |
 //! | `policy-change/10k-pods` | a policy with a new selector, that every 15th pod is in, comes or goes |
-//! | `lookup/2000-policies` | a new flow of a local pod: both identities and both verdicts' table |
-//! | `lookup/hashbrown` | two looks for addresses in one general map, for comparison |
+//! | `audit/150k-pods` | a whole round of the audit: all objects beside all tables |
+//! | `lookup/2000-policies` | a new flow of a local pod: both identities and the verdict, and each by itself |
+//! | `quiet/1M-flows` | a packet of an established flow, alone and while others come and go ([`quiet`]) |
 //! | `identities/flood-100k` | identities of pods with labels of their own under 200 policies |
 //! | `memory/flood-100k` | what the process has grown by for each of them: objects and compiler |
 //!
@@ -15,8 +16,9 @@
 //! nothing is changed in place that a node would have to copy. Cases are named by what they are
 //! without `--quick`.
 //!
-//! Reading order: [`synthetic`] (the cluster), then this file.
+//! Reading order: [`synthetic`] (the cluster), this file, [`quiet`] (flows meanwhile).
 
+mod quiet;
 mod synthetic;
 
 use std::fs;
@@ -27,6 +29,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use control::audit::{Auditor, Moment};
 use control::compile::{Compiled, NodeView};
 use control::model::{Kind, Object, ObjectKey, Pod};
 use control::store::Change;
@@ -35,6 +38,7 @@ use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lb::ServiceTable;
 use dataplane::policy::{Direction, Policy, Query};
 use dataplane::table_map::TableMap;
+use dataplane::tables::Tables;
 
 use crate::figure::Figure;
 use crate::pipeline::pin;
@@ -72,7 +76,10 @@ pub struct Options {
 /// # Errors
 /// No such CPU, or a table that is not what the objects make it.
 pub fn run(options: &Options, report: &mut Report) -> Result<()> {
+    let allowed = pinning::apply::current_affinity().context("ask for this process's CPUs")?;
     let core = pin(options.core)?;
+    // Or the same where there is no other.
+    let other = allowed.iter().find(|other| *other != core).unwrap_or(core);
     let part = if options.quick { 100 } else { 1 };
     let of = |size: Size| Size {
         nodes: size.nodes / part,
@@ -92,7 +99,22 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
     let mut compiled = measure_from_nothing(large, &node, options, report)?;
     measure_events(large, &node, &mut compiled, options, report)?;
     measure_policy(&node, &mut compiled, options, report)?;
-    measure_lookup(&node, &compiled, options, report)?;
+    measure_audit(&compiled, options, report)?;
+    measure_lookup("2000", &node, &compiled, options, report)?;
+    let load = match options.quick {
+        true => quiet::Load { flows: 4_000, packets: 16_384, runs: 1 },
+        false => quiet::Load { flows: 1_000_000, packets: 16 << 20, runs: options.runs },
+    };
+    quiet::measure(BENCH, (large, &node, &mut compiled), load, other, report)?;
+    drop(compiled);
+    for (name, policies) in [("200", large.policies / 10), ("20", large.policies / 100)] {
+        let size = Size { policies: policies.max(4), services: 0, ..large };
+        let mut compiled = Compiled::default();
+        let objects = size.objects(&mut Random::new(options.seed));
+        objects.into_iter().for_each(|change| compiled.take(change));
+        compiled.compile(&node);
+        measure_lookup(name, &node, &compiled, options, report)?;
+    }
     report.table(&[])?;
     Ok(())
 }
@@ -243,46 +265,80 @@ fn measure_policy(
     Ok(())
 }
 
+/// All at once, while a node does a hundredth of the time's worth in each turn.
+fn measure_audit(compiled: &Compiled, options: &Options, report: &mut Report) -> Result<()> {
+    report.progress("a round of the audit");
+    let tables = Tables {
+        identities: Arc::clone(&compiled.identities),
+        policy: Arc::clone(&compiled.policy),
+        services: Arc::clone(&compiled.services),
+        ..Tables::default()
+    };
+    let (state, node) = (compiled.state(), compiled.node());
+    let moment = Moment { state, node, compiled, tables: &tables };
+    let mut samples = Vec::new();
+    for _ in 0..options.runs {
+        let began = Instant::now();
+        let round = Auditor::whole(&moment);
+        samples.push(began.elapsed().as_secs_f64() * 1e3);
+        ensure!(round.found == 0, "{:?}", round.differences);
+        ensure!(round.checked >= compiled.identities.exact.len() as u64, "not all was looked at");
+    }
+    report.add(Figure::of(BENCH, "audit/150k-pods", "xskiff", "ms", &samples))?;
+    Ok(())
+}
+
 fn measure_lookup(
+    policies: &str,
     node: &NodeView,
     compiled: &Compiled,
     options: &Options,
     report: &mut Report,
 ) -> Result<()> {
-    report.progress("looking up new flows");
+    let case = format!("lookup/{policies}-policies");
+    report.progress(&format!("looking up new flows, {policies} policies"));
     let pods: Vec<IpAddr> = compiled.identities.exact.keys().collect();
     let own: Vec<IpAddr> = node.endpoints.values().flatten().copied().collect();
     ensure!(!own.is_empty(), "the node has no pod");
     let general: TableMap<IpAddr, Identity> =
         compiled.identities.exact.iter().map(|(address, own)| (address, *own)).collect();
     let mut random = Random::new(options.seed);
-    let (mut ours, mut others) = (Vec::new(), Vec::new());
+    let [mut both, mut known, mut verdicts, mut others] = [(); 4].map(|()| Vec::new());
+    let per_flow = |began: Instant| began.elapsed().as_nanos() as f64 / FLOWS as f64;
     for _ in 0..options.runs {
         let flows: Vec<(IpAddr, IpAddr)> = (0..FLOWS)
             .map(|_| (own[random.below(own.len())], pods[random.below(pods.len())]))
             .collect();
+        let who = |(subject, peer): &(IpAddr, IpAddr)| {
+            (compiled.identities.lookup(*subject), compiled.identities.lookup(*peer))
+        };
+        let may = |(subject, peer): (Identity, Identity)| {
+            let query = Query { subject, peer, protocol: Protocol::TCP, l4_port: 8080 };
+            usize::from(compiled.policy.judge(Direction::Ingress, &query).allowed)
+        };
         let began = Instant::now();
-        let mut allowed = 0;
-        for (subject, peer) in &flows {
-            let query = Query {
-                subject: compiled.identities.lookup(*subject),
-                peer: compiled.identities.lookup(*peer),
-                protocol: Protocol::TCP,
-                l4_port: 8080,
-            };
-            allowed += usize::from(compiled.policy.judge(Direction::Ingress, &query).allowed);
-        }
-        ours.push(began.elapsed().as_nanos() as f64 / FLOWS as f64);
+        let allowed: usize = flows.iter().map(|flow| may(who(flow))).sum();
+        both.push(per_flow(began));
         ensure!(allowed < FLOWS, "policy denies nothing");
+        let began = Instant::now();
+        let pairs: Vec<_> = flows.iter().map(who).collect();
+        known.push(per_flow(began));
+        let began = Instant::now();
+        black_box(pairs.into_iter().map(may).sum::<usize>());
+        verdicts.push(per_flow(began));
         let began = Instant::now();
         let found = flows.iter().filter(|(subject, peer)| {
             let both = (general.get(subject), general.get(peer));
             black_box(both) != (None, None)
         });
         black_box(found.count());
-        others.push(began.elapsed().as_nanos() as f64 / FLOWS as f64);
+        others.push(per_flow(began));
     }
-    report.add(Figure::of(BENCH, "lookup/2000-policies", "xskiff", "ns/flow", &ours))?;
-    report.add(Figure::of(BENCH, "lookup/hashbrown", "addresses only", "ns/flow", &others))?;
+    for (subject, samples) in
+        [("xskiff", both), ("xskiff:identities", known), ("xskiff:verdict", verdicts)]
+    {
+        report.add(Figure::of(BENCH, &case, subject, "ns/flow", &samples))?;
+    }
+    report.add(Figure::of(BENCH, &case, "hashbrown:identities", "ns/flow", &others))?;
     Ok(())
 }

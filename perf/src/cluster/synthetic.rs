@@ -88,7 +88,8 @@ impl Size {
         }
     }
 
-    fn service(self, number: usize, random: &mut Random) -> [Object; 2] {
+    /// Service by number and its slice, whose endpoints differ from call to call.
+    pub fn service(self, number: usize, random: &mut Random) -> [Object; 2] {
         let namespace = namespace_name(number % self.namespaces());
         let name = ObjectName::new(namespace, format!("service-{number}"));
         let per_node = (self.pods / self.nodes).max(1);

@@ -9,7 +9,7 @@
 //! Reading order: [`node`] (one worker's pipeline and its packets), [`stages`] (the stages apart),
 //! this file (cases and runs).
 
-mod node;
+pub mod node;
 mod stages;
 
 use anyhow::{Context, Result, bail};

@@ -11,6 +11,7 @@ use dataplane::event::Reports;
 use dataplane::flows::{Capacities, FlowTables, WorkerFlows};
 use dataplane::memory::HeapBuffer;
 use dataplane::pipeline::{Action, Pipeline};
+use dataplane::tables::Tables;
 use dataplane::time::Nanos;
 use dataplane::worker::{BURST, Received};
 
@@ -255,12 +256,24 @@ impl Node {
     /// Sends at least `packets` packets; answers the nanoseconds each took: the median of the
     /// batches, so that a process that takes the CPU for a moment does not count.
     pub fn run(&mut self, packets: u64) -> Result<f64> {
+        Ok(median(&self.run_each(packets, |_| {})?).unwrap_or(f64::NAN))
+    }
+
+    /// The same, batch by batch, with `before` each of them what counts as a part of it.
+    pub fn run_each(
+        &mut self,
+        packets: u64,
+        mut before: impl FnMut(&mut Self),
+    ) -> Result<Vec<f64>> {
         let batches = packets.div_ceil(BATCH as u64);
         let created = self.counters.flows_created.get();
         let mut spent = Vec::new();
         for _ in 0..batches {
             self.sequence.fill(&mut self.ring);
-            spent.push(self.batch()?.as_secs_f64());
+            let began = Instant::now();
+            before(self);
+            let between = began.elapsed();
+            spent.push((between + self.batch()?).as_secs_f64() * 1e9 / BATCH as f64);
         }
         let sent = batches * BATCH as u64;
         let created = self.counters.flows_created.get() - created;
@@ -269,7 +282,12 @@ impl Node {
         if wanted > 0 {
             self.expire(wanted)?;
         }
-        Ok(median(&spent).unwrap_or(f64::NAN) * 1e9 / BATCH as f64)
+        Ok(spent)
+    }
+
+    /// Puts other tables in force; gives back those that were.
+    pub fn adopt(&mut self, tables: Arc<Tables>) -> Arc<Tables> {
+        self.pipeline.adopt(tables)
     }
 
     /// What a tick does beside its burst.

@@ -1,61 +1,20 @@
 //! `xskiff run` that follows an API server: nothing is served before the whole cluster is known, and
 //! from then on an outage, and even a start during one, changes nothing.
 
-use std::fs::File;
-use std::sync::Arc;
-use std::sync::mpsc;
-
-use cluster::serve::{HistoryLimits, Options, Store, start};
 use control::admin::Status;
 use control::admin::status::Level;
 use control::model::Kind;
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
-use xskiff::lab::{Namespace, wait_until};
+use serde_json::json;
+use xskiff::lab::wait_until;
+use xskiff_tests::cluster_server::Setup;
 use xskiff_tests::xskiff_binary::{path, root_or_skip};
 
 use crate::bare::Bare;
+use crate::followed::ApiServer;
 use crate::world::PATIENCE;
 
-const ADDRESS: &str = "127.0.0.1:7443";
 const PROBES: &str = "http://127.0.0.1:9964";
-
-/// An API server inside a network namespace; ends when dropped.
-struct ApiServer {
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl ApiServer {
-    fn start(namespace: &Namespace, store: Arc<Store>) -> Self {
-        let network = format!("/run/netns/{}", namespace.system_name());
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let (up, is_up) = mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            setns(File::open(network).expect("the namespace"), CloneFlags::CLONE_NEWNET)
-                .expect("entered");
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime").block_on(async {
-                let options = Options::plain(ADDRESS.parse().expect("an address"));
-                let _server = start(options, store).await.expect("it listens");
-                up.send(()).expect("somebody waits");
-                let _ = stopped.await;
-            });
-        });
-        is_up.recv_timeout(PATIENCE).expect("it is up");
-        Self { stop: Some(stop), thread: Some(thread) }
-    }
-}
-
-impl Drop for ApiServer {
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
 
 fn status(bare: &Bare, socket: &str) -> Option<Status> {
     let words = ["--socket", socket, "--json", "status"];
@@ -71,14 +30,12 @@ fn probe(bare: &Bare, page: &str) -> (u16, String) {
     (code.parse().unwrap_or(0), text.to_owned())
 }
 
-fn store() -> Arc<Store> {
-    let store = Store::numbering(HistoryLimits::default());
-    let set = |kind, value: Value| store.set(kind, value).expect("an object");
-    set(Kind::Namespace, json!({"metadata": {"name": "shop"}}));
-    set(Kind::Node, json!({"metadata": {"name": "node-a"}, "spec": {"podCIDRs": ["10.1.0.0/24"]}}));
+fn fill(server: &ApiServer) {
+    server.set(Kind::Namespace, json!({"metadata": {"name": "shop"}}));
+    let range = json!({"podCIDRs": ["10.1.0.0/24"]});
+    server.set(Kind::Node, json!({"metadata": {"name": "node-a"}, "spec": range}));
     let metadata = json!({"name": "deny", "namespace": "shop"});
-    set(Kind::NetworkPolicy, json!({"metadata": metadata, "spec": {"podSelector": {}}}));
-    Arc::new(store)
+    server.set(Kind::NetworkPolicy, json!({"metadata": metadata, "spec": {"podSelector": {}}}));
 }
 
 #[test]
@@ -93,7 +50,10 @@ fn an_api_server_is_waited_for_followed_missed_and_done_without() {
         "kubernetes: {{state_directory: {state}, snapshot_seconds: 1, request_timeout_seconds: 2}}"
     );
     let file = bare.configuration("up0", &run, &kubernetes);
-    let server_words = ["--api-server", "http://127.0.0.1:7443"];
+    // Nobody is there yet.
+    let server = ApiServer::start(&bare.node, Setup::default());
+    server.kill();
+    let server_words = ["--api-server", &*server.url];
     let process = bare.spawn_with(&[], &file, &server_words);
     let waits = || {
         let (code, text) = probe(&bare, "/readyz");
@@ -103,8 +63,8 @@ fn an_api_server_is_waited_for_followed_missed_and_done_without() {
     assert_eq!(probe(&bare, "/livez").0, 200);
     assert!(status(&bare, &socket).is_none(), "nothing is served");
 
-    let store = store();
-    let server = ApiServer::start(&bare.node, Arc::clone(&store));
+    fill(&server);
+    server.come_back();
     bare.ready(&process, &socket);
     assert_eq!(probe(&bare, "/readyz").0, 200);
     let objects = |status: &Status| -> u64 {
@@ -112,11 +72,11 @@ fn an_api_server_is_waited_for_followed_missed_and_done_without() {
         kinds.iter().map(|kind| kind.objects).sum()
     };
     assert_eq!(objects(&status(&bare, &socket).expect("a status")), 3);
-    store.set(Kind::Namespace, json!({"metadata": {"name": "bank"}})).expect("an object");
+    server.set(Kind::Namespace, json!({"metadata": {"name": "bank"}}));
     let arrives = || status(&bare, &socket).is_some_and(|status| objects(&status) == 4);
     assert!(wait_until(PATIENCE, arrives).is_some(), "{}", process.log_tail());
 
-    drop(server);
+    server.kill();
     let missed = || {
         let status = status(&bare, &socket).expect("a status");
         status.verdict.level == Level::Degraded
@@ -140,7 +100,7 @@ fn an_api_server_is_waited_for_followed_missed_and_done_without() {
     assert_eq!(probe(&bare, "/readyz").0, 200);
     let told = bare.node.run(&path().to_string_lossy(), &["--socket", &socket, "status"]);
     assert!(told.expect("a status").contains("began with 4 objects"));
-    let _server = ApiServer::start(&bare.node, store);
+    server.come_back();
     let followed = || {
         let now = status(&bare, &socket).and_then(|status| status.kubernetes);
         now.is_some_and(|now| now.unlisted.is_empty() && now.kinds.iter().all(|kind| kind.in_step))

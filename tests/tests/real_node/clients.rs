@@ -164,6 +164,10 @@ fn flows(report: Report) -> Option<FlowsHeld> {
 
 /// Resets that left a stack, or ended a connection in it: the client's, the pods' and the node's.
 pub fn resets(world: &World) -> i64 {
-    let hosts = [&world.scene.client, &world.scene.node].into_iter().chain(&world.scene.pods);
+    resets_of([&world.scene.client, &world.scene.node].into_iter().chain(&world.scene.pods))
+}
+
+/// The same of these.
+pub fn resets_of<'a>(hosts: impl Iterator<Item = &'a Namespace>) -> i64 {
     hosts.map(tcp_counters).map(|tcp| tcp["OutRsts"] + tcp["EstabResets"]).sum()
 }

@@ -1,24 +1,27 @@
 //! The `xskiff` binary over veth pairs and network namespaces, as a cluster would use it: what no
 //! simulated node can show.
 //!
-//! Reading order: [`world`] (the demo's stage, in any MTU and XDP mode), [`clients`] (who holds
-//! connections in it), then what is shown.
+//! Reading order: [`world`] (the demo's stage, in any MTU and XDP mode), [`followed`] (an API server in it),
+//! [`clients`] (who holds connections in it), then what is shown.
 //! Sizes are small by default; each module names the variable that makes them large.
 #![forbid(unsafe_code)]
 
 mod api_server;
 mod audit;
 mod bare;
+mod chaos;
 mod claims;
 mod clients;
 mod configuration;
 mod egress_addresses;
 mod endurance;
 mod everything;
+mod followed;
 mod forged_resets;
 mod health;
 mod held_connections;
 mod host_backends;
+mod large_cluster;
 mod nat64;
 mod refused_starts;
 mod resizing;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use control::admin::status::{PortStatus, Status};
 use nix::sched::{CloneFlags, setns};
@@ -29,11 +29,67 @@ pub struct Shape {
     pub xdp_mode: &'static str,
 }
 
+/// Where the node hears of the cluster, and how long it may take to know it whole.
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub words: Vec<String>,
+    pub patience: Duration,
+}
+
+/// Everything but a node process.
+pub struct Stage {
+    pub scene: Scene,
+    pub files: Files,
+    pub source: Source,
+}
+
 /// A running node with its pods registered. The process goes before its namespaces.
 pub struct World {
     pub node: Node,
     pub scene: Scene,
     pub files: Files,
+    source: Source,
+}
+
+impl Stage {
+    /// Builds it with a configuration that `edit` has changed, for a node that reads the folder of
+    /// manifests.
+    pub fn build(shape: Shape, edit: impl FnOnce(String) -> String) -> Self {
+        let laboratory = Laboratory::new(shape.label, path()).expect("a laboratory");
+        let scene = Scene::build(laboratory).expect("a scene");
+        for (namespace, interface) in links(&scene) {
+            let mtu = shape.mtu;
+            namespace.ip(&format!("link set {interface} mtu {mtu}")).expect("the link's MTU");
+        }
+        let files = Files::write(scene.laboratory.directory()).expect("files");
+        let words = vec!["--manifests".to_owned(), files.manifests.display().to_string()];
+        let stage = Self { scene, files, source: Source { words, patience: PATIENCE } };
+        stage.edit_configuration(|text| edit(with_mode(&text, shape.xdp_mode)));
+        stage
+    }
+
+    pub fn edit_configuration(&self, edit: impl FnOnce(String) -> String) {
+        let file = &self.files.configuration;
+        let text = std::fs::read_to_string(file).expect("the configuration");
+        std::fs::write(file, edit(text)).expect("written");
+    }
+
+    /// Starts the node process, and waits until it says that all is well.
+    pub fn begin(self) -> World {
+        let until = Instant::now() + self.source.patience;
+        let world = self.begin_somehow(until);
+        world.node.wait_well(until).unwrap_or_else(|error| panic!("{error}"));
+        world
+    }
+
+    /// Starts the node process, and waits until it answers, however it is.
+    pub fn begin_somehow(self, until: Instant) -> World {
+        let Self { scene, files, source } = self;
+        let words: Vec<&str> = source.words.iter().map(String::as_str).collect();
+        let node = Node::start_with(&scene, &files, &words, until);
+        let node = node.unwrap_or_else(|error| panic!("{error}"));
+        World { node, scene, files, source }
+    }
 }
 
 impl World {
@@ -44,31 +100,25 @@ impl World {
 
     /// As [`World::start`], with a configuration that `edit` has changed.
     pub fn start_edited(shape: Shape, edit: impl FnOnce(String) -> String) -> Self {
-        let laboratory = Laboratory::new(shape.label, path()).expect("a laboratory");
-        let scene = Scene::build(laboratory).expect("a scene");
-        for (namespace, interface) in links(&scene) {
-            let mtu = shape.mtu;
-            namespace.ip(&format!("link set {interface} mtu {mtu}")).expect("the link's MTU");
-        }
-        let files = Files::write(scene.laboratory.directory()).expect("files");
-        let text = std::fs::read_to_string(&files.configuration).expect("the configuration");
-        let text = edit(with_mode(&text, shape.xdp_mode));
-        std::fs::write(&files.configuration, text).expect("written");
-        let node = Node::start(&scene, &files).unwrap_or_else(|error| panic!("{error}"));
-        Self { node, scene, files }
+        Stage::build(shape, edit).begin()
     }
 
-    /// Ends its node process, by SIGKILL or in order, and starts another one after `gone`.
-    pub fn again(self, kill: bool, gone: Duration) -> Self {
-        let Self { node, scene, files } = self;
+    /// Ends its node process, by SIGKILL or in order.
+    pub fn end(self, kill: bool) -> Stage {
+        let Self { node, scene, files, source } = self;
         if kill {
             node.kill();
         } else {
             assert_eq!(node.end().expect("ended"), Some(0));
         }
+        Stage { scene, files, source }
+    }
+
+    /// Ends its node process, by SIGKILL or in order, and starts another one after `gone`.
+    pub fn again(self, kill: bool, gone: Duration) -> Self {
+        let stage = self.end(kill);
         std::thread::sleep(gone);
-        let node = Node::start(&scene, &files).unwrap_or_else(|error| panic!("{error}"));
-        Self { node, scene, files }
+        stage.begin()
     }
 
     pub fn status(&self) -> Status {

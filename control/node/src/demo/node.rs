@@ -27,39 +27,62 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts it in the node's namespace, registers the pods, and waits until it says that all is
-    /// well.
+    /// Starts it in the node's namespace with the folder of manifests, registers the pods, and waits
+    /// until it says that all is well.
     ///
     /// # Errors
     /// It ends, refuses a pod, or is not ready in time; the error has its log's end.
     pub fn start(scene: &Scene, files: &Files) -> Result<Self, DemoError> {
-        let begin = Instant::now();
+        let until = Instant::now() + READY_TIMEOUT;
+        let manifests = files.manifests.to_string_lossy();
+        let node = Self::start_with(scene, files, &["--manifests", &*manifests], until)?;
+        node.wait_well(until)?;
+        Ok(node)
+    }
+
+    /// Starts it with words that name another source of the cluster's state, and registers the pods
+    /// once it answers.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn start_with(
+        scene: &Scene,
+        files: &Files,
+        source: &[&str],
+        until: Instant,
+    ) -> Result<Self, DemoError> {
         let program = program_word(scene.laboratory.program());
         let configuration = files.configuration.to_string_lossy();
-        let manifests = files.manifests.to_string_lossy();
-        let words = ["run", "--config", &*configuration, "--manifests", &*manifests];
+        let words = [&["run", "--config", &*configuration], source].concat();
         let process = scene.node.spawn("xskiff", &program, &words)?;
         let node = Self { process, socket: files.socket.clone() };
-        node.wait(begin, |node| node.status().map(|_| None))?;
+        node.wait(until, |node| node.status().map(|_| None))?;
         for plan in PODS {
             register(scene, &program, &node.socket.to_string_lossy(), &plan)?;
         }
-        node.wait(begin, |node| {
+        Ok(node)
+    }
+
+    /// Waits until it says that all is well.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn wait_well(&self, until: Instant) -> Result<(), DemoError> {
+        self.wait(until, |node| {
             let verdict = node.status()?.verdict;
             let word = format!("{:?}: {} {}", verdict.level, verdict.summary, verdict.next_step);
             Ok((verdict.level != Level::Ok).then_some(word))
-        })?;
-        Ok(node)
+        })
     }
 
     /// Asks until `unready` gives nothing any more.
     fn wait(
         &self,
-        begin: Instant,
+        until: Instant,
         unready: impl Fn(&Self) -> Result<Option<String>, ClientError>,
     ) -> Result<(), DemoError> {
-        let mut state = None;
-        wait_until(READY_TIMEOUT.saturating_sub(begin.elapsed()), || {
+        let (mut state, begin) = (None, Instant::now());
+        wait_until(until.saturating_duration_since(begin), || {
             state = match (self.process.ended(), unready(self)) {
                 (Some(status), _) => Some(format!("ended with {status}")),
                 (None, Ok(state)) => state,
@@ -109,6 +132,12 @@ impl Node {
     /// It does not answer, or refuses.
     pub fn ask(&self, request: Request) -> Result<Reply, ClientError> {
         Client::connect(&self.socket)?.ask(request)
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 
     /// Sends it a signal.

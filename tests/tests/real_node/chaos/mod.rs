@@ -1,0 +1,367 @@
+//! An API server that stalls, lies, breaks off and dies, again and again, under a node with traffic:
+//! no connection ends, no verdict is one that policy never gave, and every failure can be found.
+//!
+//! `XSKIFF_CHAOS_SECONDS` is how long it lasts (600 to be shown), `XSKIFF_CHAOS_SEED` what happens.
+
+mod changes;
+mod objects;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use control::admin::status::Level;
+use control::admin::{PolicyQuestion, Reply, Request};
+use control::model::Kind;
+use serde_json::Value;
+use xskiff::demo::scene::{BALANCER, BUYER, CLIENT, CLUSTER_IP, ECHO, HTTP, NODE, PODS, to};
+use xskiff::lab::agent::report::Report;
+use xskiff::lab::{Agent, wait_until};
+use xskiff_tests::cluster_server::{Fault, Live, On, Setup, Size, Synthetic};
+use xskiff_tests::policy_model::Transport;
+use xskiff_tests::random::Random;
+use xskiff_tests::xskiff_binary::root_or_skip;
+
+use crate::clients::{Client, Datagrams, resets_of};
+use crate::followed::{ApiServer, demo_objects, follow};
+use crate::world::{PATIENCE, Shape, World, number_from};
+
+use changes::Changes;
+use objects::Question;
+
+const SHAPE: Shape = Shape { label: "chaos", mtu: 1500, xdp_mode: "native" };
+/// How the node follows: soon impatient, so that much happens in little time; but what a list has
+/// lost is held for longer than any trouble lasts.
+const FOLLOWING: &str = "connect_timeout_seconds: 1, request_timeout_seconds: 2, \
+    silence_seconds: 3, watch_seconds_min: 5, watch_seconds_max: 8, hold_seconds: 10, \
+    snapshot_seconds: 2";
+const CLUSTER: Size = Size { nodes: 6, namespaces: 4, pods: 90, services: 24, policies: 8 };
+/// Addresses that UDP flows come from.
+const DATAGRAM_SOURCES: &str = "100.64.0.0/20";
+/// Between two changes of the cluster.
+const PACE: Duration = Duration::from_millis(150);
+/// Questions after each change.
+const QUESTIONS: usize = 6;
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Trouble {
+    /// The server dies, and comes back without its past.
+    Death,
+    /// It comes back having forgotten a third of all pods and endpoints, which it then hears of again.
+    Amnesia,
+    /// Watches stay open and say nothing.
+    Silence,
+    /// Watches end in mid-object.
+    Cuts,
+    /// Watches end with bytes that are no JSON.
+    Garbage,
+    /// The past is lost: 410.
+    Expiry,
+    /// One answer of two is refused, stalls, is slow, is cut or is garbage.
+    Everything,
+}
+
+const TROUBLES: [Trouble; 7] = [
+    Trouble::Death,
+    Trouble::Amnesia,
+    Trouble::Silence,
+    Trouble::Cuts,
+    Trouble::Garbage,
+    Trouble::Expiry,
+    Trouble::Everything,
+];
+
+const FAULTS: [Fault; 8] = [
+    Fault::Stall,
+    Fault::HalfOpen { after: 700 },
+    Fault::TOO_MANY,
+    Fault::GONE,
+    Fault::INTERNAL,
+    Fault::Garbage { after: 900 },
+    Fault::Cut { after: 1100 },
+    Fault::Slow { bytes: 400, pause: Duration::from_millis(20) },
+];
+
+/// Who goes on meanwhile.
+struct Traffic {
+    clients: Vec<Client>,
+    datagrams: Datagrams,
+    /// Opens new connections again and again.
+    newcomers: Agent,
+}
+
+impl Traffic {
+    fn begin(world: &World, seed: u64) -> Self {
+        let outside = &world.scene.client;
+        outside.ip("route add local 100.64.0.0/16 dev lo").expect("own addresses");
+        let clients = vec![
+            Client::start(outside, &to(BALANCER[0], HTTP[0]), 200, 20),
+            Client::start(outside, &to(BALANCER[1], HTTP[0]), 100, 10),
+            Client::start(world.scene.pod(BUYER), &to(CLUSTER_IP[0], HTTP[0]), 100, 10),
+        ];
+        let ends = (&*to(BALANCER[0], ECHO), DATAGRAM_SOURCES);
+        let datagrams = Datagrams::begin(outside, ends, (2000, 20), seed);
+        datagrams.wait_open(PATIENCE);
+        let target = to(BALANCER[0], HTTP[0]);
+        let words = ["probe", &target, "--interval-ms=50", "--timeout-ms=5000"];
+        let newcomers = outside.agent(&words).expect("a probe");
+        Self { clients, datagrams, newcomers }
+    }
+
+    fn goes_on(&self) {
+        self.clients.iter().for_each(Client::goes_on);
+        self.datagrams.goes_on();
+    }
+
+    /// Everything is there and answered, and always was.
+    fn end_whole(self) -> String {
+        let reports = self.newcomers.stop_within(PATIENCE).expect("its end");
+        let last = reports.into_iter().rev().find_map(|stamped| match stamped.report {
+            Report::ProbedInAll { attempts, failures, .. } => Some((attempts, failures)),
+            _ => None,
+        });
+        let (attempts, failures) = last.expect("a last report");
+        assert_eq!(failures, 0, "of {attempts} new connections");
+        let whole = self.clients.into_iter().map(|client| client.end_whole(PATIENCE));
+        let requests: u64 = whole.map(|held| held.requests).sum();
+        let echoes = self.datagrams.end_whole(PATIENCE).echoes;
+        format!("{attempts} new connections, {requests} requests of 400 held, {echoes} echoes")
+    }
+}
+
+/// All that is asked: between pods of the node, and between them and others, both ways.
+fn questions(cluster: &Synthetic) -> Vec<Question> {
+    let address = |text: &str| -> IpAddr { text.parse().expect("an address") };
+    let own: Vec<IpAddr> = PODS.iter().map(|plan| address(plan.addresses[0])).collect();
+    let others = [address(CLIENT[0]), address(NODE[0]), address("198.51.100.7")];
+    let elsewhere = (0..4).map(|pod| cluster.pod_address(pod * 7).into());
+    let others: Vec<IpAddr> = others.into_iter().chain(elsewhere).collect();
+    let mut all = Vec::new();
+    for one in &own {
+        for other in own.iter().filter(|other| *other != one).chain(&others) {
+            for transport in [Transport::Tcp(8080), Transport::Udp(5353), Transport::Tcp(9)] {
+                all.push(Question { from: *one, to: *other, transport });
+                if !own.contains(other) {
+                    all.push(Question { from: *other, to: *one, transport });
+                }
+            }
+        }
+    }
+    all
+}
+
+/// What the node says.
+fn verdict(world: &World, question: Question) -> bool {
+    let (protocol, l4_port) = match question.transport {
+        Transport::Tcp(port) => ("tcp", port),
+        Transport::Udp(port) => ("udp", port),
+        other => panic!("{other:?} is not asked"),
+    };
+    let (from, to) = (question.from.to_string(), question.to.to_string());
+    let asked = PolicyQuestion { from, to, l4_port, protocol: protocol.into() };
+    match world.node.ask(Request::PolicyExplain(asked)).expect("the node answers") {
+        Reply::Policy(explained) => explained.allowed,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The API server and what is wrong with it now.
+struct Chaos {
+    server: ApiServer,
+    /// What it has forgotten.
+    forgotten: Vec<(Kind, Value)>,
+    is_down: bool,
+}
+
+impl Chaos {
+    fn begin(&mut self, trouble: Trouble, cluster: &Synthetic) {
+        let faults = &self.server.faults;
+        match trouble {
+            Trouble::Death => {
+                self.server.kill();
+                self.is_down = true;
+            }
+            Trouble::Amnesia => {
+                self.server.kill();
+                self.forget(cluster);
+                self.server.come_back();
+            }
+            Trouble::Silence => faults.live(Live::Silent),
+            Trouble::Cuts => faults.live(Live::Cut),
+            Trouble::Garbage => faults.live(Live::Garbage),
+            Trouble::Expiry => {
+                faults.always(On::ALL, Fault::GONE);
+                self.server.store.forget_history();
+            }
+            Trouble::Everything => {
+                faults.by_chance(2, FAULTS.to_vec());
+                // Whatever is open ends, so that it is asked for.
+                faults.live(Live::Cut);
+                std::thread::sleep(Duration::from_millis(50));
+                faults.live(Live::Flowing);
+            }
+        }
+    }
+
+    /// Two of five pods and endpoints, the demo's own among them.
+    fn forget(&mut self, cluster: &Synthetic) {
+        let demo = demo_objects().into_iter();
+        let demo = demo.filter(|(kind, object)| match kind {
+            Kind::Pod => object["metadata"]["name"] != "stranger",
+            Kind::EndpointSlice => object["metadata"]["name"] != "web-ipv4",
+            _ => false,
+        });
+        let rest = cluster.objects().filter(|(kind, object)| match kind {
+            Kind::Pod => object["metadata"]["uid"].as_str().is_some_and(|uid| uid < "6"),
+            Kind::EndpointSlice => true,
+            _ => false,
+        });
+        for (kind, object) in demo.chain(rest) {
+            let metadata = &object["metadata"];
+            let [namespace, name] = ["namespace", "name"].map(|key| metadata[key].as_str());
+            let [namespace, name] = [namespace, name].map(Option::unwrap_or_default);
+            // Pods of other nodes may have gone before.
+            if self.server.store.delete(kind, namespace, name).is_some() {
+                self.forgotten.push((kind, object));
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        self.server.faults.clear();
+        if std::mem::take(&mut self.is_down) {
+            self.server.come_back();
+        }
+        for (kind, object) in self.forgotten.drain(..) {
+            self.server.set(kind, object);
+        }
+    }
+}
+
+/// Goes on changing the cluster for so long; no verdict may be one that policy never gave.
+fn change_and_ask(
+    world: &World,
+    (changes, server): (&mut Changes, Option<&ApiServer>),
+    (questions, random): (&[Question], &mut Random),
+    lasting: Duration,
+) -> u64 {
+    let (until, mut asked) = (Instant::now() + lasting, 0);
+    while Instant::now() < until {
+        if let Some(server) = server {
+            changes.step(server);
+        }
+        for _ in 0..QUESTIONS {
+            let question = *random.pick(questions);
+            let allowed = verdict(world, question);
+            assert!(changes.history.may_say(question, allowed), "{question:?}: {allowed}");
+            asked += 1;
+        }
+        std::thread::sleep(PACE);
+    }
+    asked
+}
+
+/// Waits until every verdict is what the model says of the present state.
+fn wait_in_step(world: &World, changes: &mut Changes, questions: &[Question]) {
+    let model = changes.history.now();
+    let wrong = || questions.iter().find(|own| verdict(world, **own) != model(**own));
+    let is_in_step = wait_until(PATIENCE, || wrong().is_none());
+    let status = || world.status().kubernetes;
+    assert!(is_in_step.is_some(), "{:?} in spite of {:#?}", wrong(), status());
+    changes.history.is_in_force();
+}
+
+/// Resets of the traffic's ends; the node's own stack refuses connections to a server that is down.
+fn own_resets(world: &World) -> i64 {
+    resets_of([&world.scene.client].into_iter().chain(&world.scene.pods))
+}
+
+/// Failures by reason, as the metrics have them.
+fn failures(world: &World) -> BTreeMap<String, u64> {
+    let kinds = world.status().kubernetes.expect("followed").kinds;
+    let mut all = BTreeMap::new();
+    for (reason, count) in kinds.into_iter().flat_map(|kind| kind.failures) {
+        *all.entry(reason).or_default() += count;
+    }
+    all
+}
+
+#[test]
+fn whatever_befalls_the_api_server_no_connection_ends_and_no_verdict_is_wrong() {
+    if !root_or_skip("chaos") {
+        return;
+    }
+    let lasting = Duration::from_secs(number_from("XSKIFF_CHAOS_SECONDS", 15));
+    let seed = number_from("XSKIFF_CHAOS_SEED", 20_261_129);
+    let cluster = Synthetic { size: CLUSTER, detail: Default::default(), seed };
+    let mut objects = demo_objects();
+    objects.extend(cluster.objects());
+    let setup = Setup { seed, ..Setup::default() };
+    let (world, server) = follow(SHAPE, (setup, FOLLOWING), PATIENCE, |server| {
+        cluster.objects().for_each(|(kind, object)| server.set(kind, object));
+    });
+    let mut chaos = Chaos { server, forgotten: Vec::new(), is_down: false };
+    let mut changes = Changes::new(&objects, cluster, seed);
+    let (questions, mut random) = (questions(&cluster), Random::new(seed));
+    wait_in_step(&world, &mut changes, &questions);
+    let resets_before = own_resets(&world);
+    let traffic = Traffic::begin(&world, seed);
+
+    let (began, mut asked, mut met) = (Instant::now(), 0, BTreeMap::<Trouble, u64>::new());
+    let mut order: Vec<Trouble> = Vec::new();
+    while began.elapsed() < lasting || met.len() < TROUBLES.len() {
+        // Each in turn, in an order of chance.
+        if order.is_empty() {
+            order = TROUBLES.to_vec();
+            (1..order.len()).rev().for_each(|last| order.swap(last, random.below(last + 1)));
+        }
+        let Some(trouble) = order.pop() else { break };
+        *met.entry(trouble).or_default() += 1;
+        chaos.begin(trouble, &cluster);
+        let mut for_long = Duration::from_millis(500 + random.below(4000) as u64);
+        if trouble == Trouble::Silence {
+            // Longer than the node believes in it.
+            for_long += Duration::from_secs(3);
+        }
+        // What an amnesiac forgot is not to be heard of by other ways.
+        let server = (trouble != Trouble::Amnesia).then_some(&chaos.server);
+        let about = (&*questions, &mut random);
+        asked += change_and_ask(&world, (&mut changes, server), about, for_long);
+        if trouble == Trouble::Death && for_long > Duration::from_secs(2) {
+            let status = world.status();
+            assert_eq!(status.verdict.level, Level::Degraded, "{:?}", status.verdict);
+            assert!(status.verdict.summary.contains("cannot be followed"), "{:?}", status.verdict);
+        }
+        chaos.end();
+        // Now and then trouble meets trouble.
+        if random.one_in(3) {
+            continue;
+        }
+        wait_in_step(&world, &mut changes, &questions);
+        asked += questions.len() as u64;
+    }
+    wait_in_step(&world, &mut changes, &questions);
+    traffic.goes_on();
+    let told = traffic.end_whole();
+    assert_eq!(own_resets(&world), resets_before);
+    world.assert_kernel_forwarded_nothing();
+    assert_eq!(world.ask_json(&["audit"])["found"], 0);
+
+    let failures = failures(&world);
+    let log = std::fs::read_to_string(world.node.process().log()).expect("its log");
+    for reason in ["connection", "silent", "expired", "garbage"] {
+        assert!(failures.get(reason).is_some_and(|count| *count > 0), "{reason}: {failures:?}");
+    }
+    for (reason, count) in failures.iter().filter(|(_, count)| **count > 0) {
+        let line = format!("reason=\"{reason}\"");
+        assert!(log.contains(&line), "{count} times {line} and no line of log");
+    }
+    println!(
+        "seed {seed}, {:.0} s: {met:?}, {:?}, failures {failures:?}; {told}, no reset; {asked} \
+         verdicts; {} lines of log",
+        began.elapsed().as_secs_f64(),
+        chaos.server.faults.met(),
+        log.lines().count(),
+    );
+}
