@@ -101,11 +101,12 @@ pub fn measure(
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })?;
-    let rates: Vec<f64> = alone.iter().zip(&disturbed).map(|(alone, with)| alone / with).collect();
+    let rates: Vec<f64> =
+        alone.iter().zip(&disturbed).map(|(alone, with)| 100.0 * alone / with).collect();
     for (subject, unit, samples) in [
         ("undisturbed", "ns/packet", &alone),
         ("disturbed", "ns/packet", &disturbed),
-        ("rate disturbed/undisturbed", "ratio", &rates),
+        ("rate of undisturbed", "%", &rates),
         ("events", "events/s", &events),
     ] {
         report.add(Figure::of(bench, "quiet/1M-flows", subject, unit, samples))?;
