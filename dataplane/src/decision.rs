@@ -522,15 +522,26 @@ pub struct Ways {
     pub audited: Option<Direction>,
 }
 
+/// Why a known flow goes no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Newly denied, no route, or an end point that is gone.
+    pub reason: DropReason,
+    /// Of policy: the rule that decided, and who speaks to whom.
+    pub denied: Option<(RuleId, Identity, Identity)>,
+}
+
+impl From<DropReason> for Ended {
+    fn from(reason: DropReason) -> Self {
+        Self { reason, denied: None }
+    }
+}
+
 /// Judges a known flow again: policy and routes anew, backend and translation as they are.
 ///
 /// # Errors
-/// The reason that ends the flow: newly denied, no route, or an end point that is gone.
-pub fn rejudge(
-    tables: &Tables,
-    original: &FlowKey,
-    backend: (IpAddr, u16),
-) -> Result<Ways, DropReason> {
+/// [`Ended`].
+pub fn rejudge(tables: &Tables, original: &FlowKey, backend: (IpAddr, u16)) -> Result<Ways, Ended> {
     let translated = original.with_destination(backend.0, backend.1);
     let (hop, to) = way_to(tables, backend.0)?;
     let (reverse_hop, from) = way_to(tables, original.source())?;
@@ -539,8 +550,11 @@ pub fn rejudge(
         source_identity(tables, from.1, original.source()),
         destination_identity(tables, to.1, translated.destination()),
     );
-    let Passage { rule, audited } =
-        judge_one_way(tables, from, to, identities, &translated).map_err(|(reason, _)| reason)?;
+    let Passage { rule, audited } = judge_one_way(tables, from, to, identities, &translated)
+        .map_err(|(reason, rule)| {
+            let (source, destination) = identities;
+            Ended { reason, denied: Some((rule, source, destination)) }
+        })?;
     Ok(Ways { hop, reverse_hop, rule, audited })
 }
 

@@ -47,7 +47,8 @@ pub struct FlowEvent {
     pub kind: EventKind,
     /// Where the packet came in.
     pub port: PortId,
-    /// The packet's own tuple; `None` when it did not parse that far.
+    /// The packet's own tuple; of a known flow that policy denies now, the flow's original one;
+    /// `None` when the packet did not parse that far.
     pub key: Option<FlowKey>,
     /// The backend and port a service chose.
     pub backend: Option<(IpAddr, u16)>,

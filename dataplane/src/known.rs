@@ -7,7 +7,7 @@ use crate::buffer::Buffer;
 use crate::conntrack::details::{Asked, Details, Effect};
 use crate::conntrack::{FlowDirection, Seen, is_first_syn};
 use crate::context::{Context, Stop};
-use crate::decision;
+use crate::decision::{self, Ended};
 use crate::event::{EventKind, FlowEvent, NeighbourRequest};
 use crate::flow::{FlowRoute, FlowView, Origin};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
@@ -370,16 +370,27 @@ fn rejudge<K: crate::flow::FlowFamily>(
             }
             Ok(route)
         }
-        Err(reason) => {
-            let by_policy = matches!(reason, DropReason::PolicyIngress | DropReason::PolicyEgress);
-            if by_policy && !view.life().is_denied() {
+        Err(Ended { reason, denied: None }) => Err(reason.into()),
+        Err(Ended { reason, denied: Some((rule, source, destination)) }) => {
+            let mut event = FlowEvent::new(now, EventKind::Closed, ingress);
+            event.service = view.origin().service;
+            if !view.life().is_denied() {
                 view.deny();
-                let mut event = FlowEvent::new(now, EventKind::Closed, ingress);
                 event.key = Some(original.canonical());
-                event.service = view.origin().service;
                 context.reporter.event(event, &context.counters);
             }
-            Err(reason.into())
+            // Here, since nobody further up knows who denied it.
+            let event = FlowEvent {
+                kind: EventKind::Dropped(reason),
+                key: Some(original),
+                backend: Some(backend),
+                source: Some(source),
+                destination: Some(destination),
+                rule: Some(rule),
+                ..event
+            };
+            context.reporter.event(event, &context.counters);
+            Err(Stop { reason, mtu: 0, reported: true })
         }
     }
 }
