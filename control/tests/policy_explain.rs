@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use control::compile::{Compiled, Examined, NodeView, compile};
+use control::compile::{Compiled, Examined, NodeView, Reading, RuleName, compile};
 use control::manifests;
 use dataplane::address::Protocol;
 use dataplane::policy::{Direction, Query};
@@ -55,14 +55,14 @@ fn ask(direction: Direction, from: &str, to: &str, l4_port: u16) -> Vec<Examined
     compiled.examine(&state, direction, &query)
 }
 
-/// Policy, rule, peer and port, one line each.
+/// Policy, rule, peer, protocol and port, one line each.
 fn told(examined: &[Examined]) -> Vec<String> {
     let word = |matches| if matches { "yes" } else { "no" };
     let line = |one: &Examined| {
         let index = one.index.map_or_else(|| "-".to_owned(), |index| index.to_string());
-        let (peer, port) = (&one.peer, &one.port);
-        let (at, own) = (word(peer.matches), word(port.matches));
-        format!("{} {index}: {at} {} | {own} {}", one.policy, peer.why, port.why)
+        let parts = [&one.peer, &one.protocol, &one.port];
+        let parts = parts.map(|part| format!("{} {}", word(part.matches), part.why));
+        format!("{} {index}: {}", one.policy, parts.join(" | "))
     };
     examined.iter().map(line).collect()
 }
@@ -72,10 +72,9 @@ fn every_rule_of_every_policy_that_selects_the_pod_is_told_in_order() {
     assert_eq!(
         told(&ask(Direction::Ingress, "10.0.1.1", "10.0.0.1", 8080)),
         [
-            "shop/a-deny -: no the policy has no rule: it isolates only | no the policy has no \
-             rule: it isolates only",
-            "shop/b-web 0: no pods (all) of namespace shop | yes tcp \"http\" (8080 there)",
-            "shop/b-web 1: yes pods (all) of namespaces team=b | yes tcp 8000 to 8100",
+            "shop/a-deny -: no the policy has no rule: it isolates only | no - | no -",
+            "shop/b-web 0: no pods (all) of namespace shop | yes tcp | yes tcp \"http\" (8080 there)",
+            "shop/b-web 1: yes pods (all) of namespaces team=b | yes tcp or udp | yes tcp 8000 to 8100",
         ]
     );
 }
@@ -85,9 +84,8 @@ fn a_port_or_peer_outside_is_told_with_all_that_would_have_matched() {
     assert_eq!(
         told(&ask(Direction::Ingress, "198.51.100.7", "10.0.0.1", 443))[1..],
         [
-            "shop/b-web 0: no pods (all) of namespace shop | no tcp \"http\" (8080 \
-             there)",
-            "shop/b-web 1: no pods (all) of namespaces team=b or 192.0.2.0/24 | no \
+            "shop/b-web 0: no pods (all) of namespace shop | yes tcp | no tcp \"http\" (8080 there)",
+            "shop/b-web 1: no pods (all) of namespaces team=b or 192.0.2.0/24 | yes tcp or udp | no \
              tcp 8000 to 8100 or udp 53",
         ]
     );
@@ -96,11 +94,43 @@ fn a_port_or_peer_outside_is_told_with_all_that_would_have_matched() {
 #[test]
 fn a_rule_without_peers_and_ports_matches_everybody_on_every_port() {
     let examined = ask(Direction::Egress, "10.0.1.1", "10.0.0.1", 1);
-    assert_eq!(told(&examined), ["bank/others 0: yes everybody | yes every port"]);
+    assert_eq!(
+        told(&examined),
+        ["bank/others 0: yes everybody | yes every protocol | yes every port"]
+    );
 }
 
 #[test]
 fn nothing_is_told_where_no_policy_selects_the_pod() {
     assert_eq!(ask(Direction::Egress, "10.0.0.1", "10.0.1.1", 1), []);
     assert_eq!(ask(Direction::Ingress, "10.0.0.1", "203.0.113.1", 1), []);
+}
+
+#[test]
+fn rules_are_read_without_tables_and_those_under_audit_apart() {
+    let to_web = |from, l4_port| ask(Direction::Ingress, from, "10.0.0.1", l4_port);
+    let read = |examined: &[Examined]| Reading::of(examined, Direction::Ingress);
+    let rule = RuleName::Rule {
+        policy: "shop/b-web".parse().expect("a name"),
+        direction: Direction::Ingress,
+        index: 1,
+    };
+    let allowed = read(&to_web("10.0.1.1", 8080));
+    assert_eq!(allowed, Reading { allowed: true, rule, would_allow: None });
+    let denied = read(&to_web("10.0.1.1", 443));
+    assert_eq!((denied.allowed, denied.rule), (false, RuleName::DefaultDeny));
+    assert_eq!(read(&[]).rule, RuleName::NotIsolated);
+
+    let mut examined = to_web("10.0.1.1", 443);
+    examined.iter_mut().for_each(|one| one.audited = true);
+    let watched = read(&examined);
+    assert_eq!((watched.allowed, watched.would_allow), (true, Some(false)));
+    assert_eq!(watched.rule, RuleName::NotIsolated);
+    // One under audit that allows what the enforced ones do not.
+    let mut examined = to_web("10.0.1.1", 8080);
+    examined.iter_mut().filter(|one| one.policy.to_string() == "shop/b-web").for_each(|one| {
+        one.audited = true;
+    });
+    let narrow = read(&examined);
+    assert_eq!((narrow.allowed, narrow.would_allow), (false, Some(true)));
 }

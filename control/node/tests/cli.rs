@@ -6,6 +6,10 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use control::admin::policy::{
+    Excerpt, FoundIdentity, IdentityInfo, IdentityListing, PolicyInfo, PolicyListing, PolicyStatus,
+};
+use control::admin::status::{Level, Verdict};
 use control::admin::{CaptureDirection, CaptureRecord, Reply, StreamItem};
 use serde_json::Value;
 
@@ -26,8 +30,8 @@ fn json(output: &Output) -> Value {
     serde_json::from_str(&out(output)).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// Answers one client of `socket` with `replies`.
-fn play_node(socket: &Path, replies: Vec<Reply>) -> std::thread::JoinHandle<()> {
+/// Answers one client of `socket` with `replies`; gives what it asked.
+fn play_node(socket: &Path, replies: Vec<Reply>) -> std::thread::JoinHandle<Value> {
     let listener = UnixListener::bind(socket).expect("a socket");
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a client");
@@ -38,7 +42,70 @@ fn play_node(socket: &Path, replies: Vec<Reply>) -> std::thread::JoinHandle<()> 
         for reply in replies {
             writeln!(stream, "{}", serde_json::to_string(&reply).expect("JSON")).expect("told");
         }
+        serde_json::from_str(&request).expect("a request")
     })
+}
+
+/// What a command asks of the node, and what it makes of the answer.
+fn ask(words: &[&str], reply: Reply) -> (Value, Output) {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("admin.sock");
+    let node = play_node(&socket, vec![reply]);
+    let output = xskiff(&[&["--socket", socket.to_str().unwrap()], words].concat());
+    assert_eq!(output.status.code(), Some(0), "{words:?}: {output:?}");
+    (node.join().unwrap()["request"].clone(), output)
+}
+
+#[test]
+fn identities_are_asked_for_by_page_or_by_name_and_shown_as_a_table_or_json() {
+    let info = IdentityInfo { number: 257, kind: "pod".into(), ..IdentityInfo::default() };
+    let page = IdentityListing { rows: vec![info.clone()], total: 100_006, next: Some(257) };
+    let words = ["identity", "list", "--limit", "1", "--after", "256"];
+    let (request, output) = ask(&words, Reply::Identities(page.clone()));
+    assert_eq!(request, serde_json::json!({"identity_list": {"limit": 1, "after": 256}}));
+    let text = out(&output);
+    assert!(text.starts_with("IDENTITY  KIND"), "{text}");
+    assert!(text.ends_with("1 of 100 006 are shown; go on with --after 257\n"), "{text}");
+    let (_, output) = ask(&["--json", "identity", "list"], Reply::Identities(page));
+    assert_eq!(json(&output)["next"], 257);
+
+    let of = vec!["10.1.0.5".parse().unwrap()];
+    let found = || Reply::Identity(vec![FoundIdentity { of: of.clone(), identity: info.clone() }]);
+    let (request, output) = ask(&["identity", "get", "shop/cart-0"], found());
+    assert_eq!(request["identity_get"]["what"], "shop/cart-0");
+    assert!(out(&output).starts_with("10.1.0.5 is identity 257: pod\n"), "{output:?}");
+    let (_, output) = ask(&["--json", "identity", "get", "257"], found());
+    assert_eq!(json(&output)[0]["identity"]["number"], 257);
+}
+
+#[test]
+fn policies_are_listed_by_namespace_and_a_status_opens_with_the_verdict() {
+    let row = PolicyInfo {
+        name: "shop/web".into(),
+        problems: Excerpt { first: vec!["unknown field spec.x".into()], left_out: 0 },
+        ..PolicyInfo::default()
+    };
+    let page = PolicyListing { rows: vec![row], total: 1, ..PolicyListing::default() };
+    let (request, output) = ask(&["policy", "list", "-n", "shop"], Reply::Policies(page));
+    assert_eq!(request, serde_json::json!({"policy_list": {"namespace": "shop", "limit": 100}}));
+    assert!(out(&output).contains("problem: shop/web: unknown field spec.x\n"), "{output:?}");
+
+    let verdict = Verdict {
+        level: Level::Degraded,
+        summary: "1 problem".into(),
+        next_step: "mend it".into(),
+    };
+    let status = || {
+        Reply::PolicyStatus(Box::new(PolicyStatus {
+            verdict: verdict.clone(),
+            ..PolicyStatus::default()
+        }))
+    };
+    let (request, output) = ask(&["policy", "status", "shop/web"], status());
+    assert_eq!(request["policy_status"]["name"], "shop/web");
+    assert!(out(&output).starts_with("DEGRADED: 1 problem\nnext: mend it\n"), "{output:?}");
+    let (_, output) = ask(&["--json", "policy", "status"], status());
+    assert_eq!(json(&output)["verdict"]["level"], "degraded");
 }
 
 #[test]
@@ -122,6 +189,10 @@ fn wrong_usage_is_64_and_goes_to_standard_error() {
         &["frobnicate"],
         &["status", "--no-such-option"],
         &["ct", "list", "--port", "70000"],
+        &["identity", "get"],
+        &["identity", "list", "--limit", "0"],
+        &["policy", "list", "--limit", "1001"],
+        &["policy", "status", "shop/web", "--namespace", "shop"],
         // Understood by itself, and makes no sense.
         &["ct", "flush"],
         &["ct", "flush", "--all", "--address", "10.0.0.1"],
@@ -151,9 +222,9 @@ fn what_was_asked_for_is_0_and_what_cannot_be_done_is_1_and_names_the_thing() {
 }
 
 /// Commands that a person may type, by their path.
-const COMMANDS: [&str; 11] = [
-    "run", "status", "endpoint", "service", "ct", "policy", "drops", "flows", "capture", "config",
-    "demo",
+const COMMANDS: [&str; 12] = [
+    "run", "status", "endpoint", "service", "ct", "identity", "policy", "drops", "flows",
+    "capture", "config", "demo",
 ];
 
 #[test]
@@ -186,7 +257,14 @@ fn manual_pages_are_printed_or_written_one_for_every_command() {
     let pages = directory.path().join("man1");
     assert_eq!(xskiff(&["man", "--directory", pages.to_str().unwrap()]).status.code(), Some(0));
     let commands = COMMANDS.map(|command| format!("xskiff-{command}.1"));
-    let deeper = ["xskiff.1", "xskiff-ct-list.1", "xskiff-config-diff.1", "xskiff-endpoint-add.1"];
+    let deeper = [
+        "xskiff.1",
+        "xskiff-ct-list.1",
+        "xskiff-config-diff.1",
+        "xskiff-endpoint-add.1",
+        "xskiff-identity-get.1",
+        "xskiff-policy-status.1",
+    ];
     for page in commands.iter().map(String::as_str).chain(deeper) {
         let text = std::fs::read_to_string(pages.join(page))
             .unwrap_or_else(|error| panic!("{page}: {error}"));

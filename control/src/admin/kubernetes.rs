@@ -98,6 +98,10 @@ pub struct SnapshotStatus {
     pub writes: u64,
     /// Times it could not be.
     pub failures: u64,
+    /// Time of all of those together.
+    pub write_microseconds: u64,
+    /// Time of the longest.
+    pub longest_write_microseconds: u64,
     /// Bytes of the last one.
     pub bytes: u64,
     /// Seconds since it was written, or, until then, since the one that was found was.

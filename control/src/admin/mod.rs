@@ -4,8 +4,9 @@
 //! answers with one [`Reply`], or with a stream of [`Reply::Item`]s ended by [`Reply::End`].
 //! Types only: the socket, its bounds and its permissions are the node process's matter.
 //!
-//! Reading order: this file (requests, framing), [`reply`] (answers), [`status`] (the node's state
-//! in full, from which `xskiff status` and `/metrics` are both made).
+//! Reading order: this file (requests, framing), [`reply`] (answers), [`policy`] (of identities and
+//! policies, both), [`status`] (the node's state in full, from which `xskiff status` and `/metrics`
+//! are both made).
 
 use std::net::IpAddr;
 
@@ -14,12 +15,14 @@ use serde::{Deserialize, Serialize};
 use crate::shown::cut;
 
 pub mod kubernetes;
+pub mod policy;
 pub mod reply;
 pub mod status;
 
+pub use policy::{ExaminedRule, ExplainedStep, PolicyExplanation, PolicyQuestion};
 pub use reply::{
-    CaptureRecord, ConfigDiff, CtEntry, DropCount, EndpointInfo, ExaminedRule, ExplainedStep,
-    FlowRecord, ManifestsStatus, PolicyExplanation, Reply, ServiceInfo, StreamItem, TraceReport,
+    CaptureRecord, ConfigDiff, CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus,
+    Reply, ServiceInfo, StreamItem, TraceReport,
 };
 pub use status::Status;
 
@@ -111,6 +114,14 @@ pub enum Request {
     },
     /// Compares everything in force with what objects say, and answers when it is over.
     Audit,
+    /// Identities in force, by number.
+    IdentityList(policy::IdentityPage),
+    /// An identity by its number, or those of an address or a pod.
+    IdentityGet(policy::IdentityQuestion),
+    /// NetworkPolicies, by name.
+    PolicyList(policy::PolicyPage),
+    /// How policy stands, or one policy in detail.
+    PolicyStatus(policy::PolicyStatusQuestion),
     /// Which rule decides.
     PolicyExplain(PolicyQuestion),
     /// Dropped packets by reason.
@@ -207,20 +218,6 @@ pub enum TopBy {
     Pod,
     /// The service that it was opened through.
     Service,
-}
-
-/// Who may speak to whom?
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PolicyQuestion {
-    /// `namespace/pod`, an address, `host` or `world`.
-    pub from: String,
-    /// `namespace/pod`, an address, `host` or `world`.
-    pub to: String,
-    /// Destination L4 port, after DNAT.
-    pub l4_port: u16,
-    /// `tcp`, `udp`, `sctp` or a protocol number.
-    pub protocol: String,
 }
 
 /// Which packets to capture. Every given field must match.
@@ -380,6 +377,10 @@ fn validate(request: &Request) -> Result<(), AdminError> {
             Err(AdminError::invalid("v4", "say how many flows, of one family or of both"))
         }
         Request::CtResize { .. } | Request::CtTop { .. } => Ok(()),
+        Request::IdentityList(page) => policy::validate_limit(page.limit),
+        Request::IdentityGet(question) => policy::validate_limit(question.limit),
+        Request::PolicyList(page) => policy::validate_limit(page.limit),
+        Request::PolicyStatus(question) => policy::validate_limit(question.limit),
         Request::PolicyExplain(question) => parse_protocol(&question.protocol).map(drop),
         Request::Capture(capture) => {
             capture.reason.as_deref().map_or(Ok(()), |label| parse_reason(label).map(drop))

@@ -4,6 +4,9 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::policy::{
+    DropCause, FoundIdentity, IdentityListing, PolicyExplanation, PolicyListing, PolicyStatus,
+};
 use super::status::FlowTableStatus;
 use super::status::{ObjectError, Status};
 use super::{AdminError, CaptureDirection};
@@ -34,6 +37,14 @@ pub enum Reply {
     CtTables(Vec<FlowTableStatus>),
     /// To [`super::Request::Audit`].
     Audit(AuditReport),
+    /// To [`super::Request::IdentityList`].
+    Identities(IdentityListing),
+    /// To [`super::Request::IdentityGet`]: one for each identity that the pod's addresses have.
+    Identity(Vec<FoundIdentity>),
+    /// To [`super::Request::PolicyList`].
+    Policies(PolicyListing),
+    /// To [`super::Request::PolicyStatus`].
+    PolicyStatus(Box<PolicyStatus>),
     /// To [`super::Request::PolicyExplain`].
     Policy(PolicyExplanation),
     /// To [`super::Request::Drops`].
@@ -234,57 +245,6 @@ pub struct CtEntry {
     pub rule: Option<String>,
 }
 
-/// Which rule decides, in each direction.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicyExplanation {
-    /// Both directions allow it.
-    pub allowed: bool,
-    /// One sentence.
-    pub summary: String,
-    /// The sender's egress, then the receiver's ingress; absent where the side is not a pod here.
-    pub steps: Vec<ExplainedStep>,
-    /// As what a pod of this node is seen at an address outside, and why.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source_nat: Option<String>,
-}
-
-/// The decision in one direction.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExplainedStep {
-    /// `egress` or `ingress`.
-    pub direction: String,
-    /// Whose policy is asked.
-    pub subject: String,
-    /// Whether it allows.
-    pub allowed: bool,
-    /// `namespace/policy`, the rule's place in it, or why there is none.
-    pub rule: String,
-    /// Every rule that was looked at, in order.
-    #[serde(default)]
-    pub examined: Vec<ExaminedRule>,
-}
-
-/// One rule that was looked at. It allows when peer and port both match.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExaminedRule {
-    /// `namespace/policy`.
-    pub policy: String,
-    /// Place in `spec.ingress` or `spec.egress`, from 0; absent where the policy has none that
-    /// counts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub index: Option<u32>,
-    /// Whether the other side is in the rule's `from` or `to`.
-    pub peer_matches: bool,
-    /// What matched, or what none of did.
-    pub peer: String,
-    /// Whether protocol and port are in the rule's `ports`.
-    pub port_matches: bool,
-    /// What matched, or what none of did.
-    pub port: String,
-    /// Whether this is the rule that is reported as deciding.
-    pub decides: bool,
-}
-
 /// Packets dropped for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DropCount {
@@ -294,6 +254,9 @@ pub struct DropCount {
     pub explanation: String,
     /// Packets since the node process began.
     pub packets: u64,
+    /// Of drops by policy: who caused them, as far as the decisions that are kept still tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<DropCause>,
 }
 
 /// One decision.
@@ -332,9 +295,12 @@ pub struct FlowRecord {
     /// `namespace/pod` of the receiver, when local.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination_endpoint: Option<String>,
-    /// The rule that decided.
+    /// The rule that decided; of a default deny, with the policies that isolate the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// The policies behind it, `namespace/name`; at most [`super::policy::POLICIES_NAMED_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
 }
 
 /// One captured packet.
@@ -400,6 +366,12 @@ pub struct ManifestsStatus {
     pub reads: u64,
     /// Times a reading was refused whole or in part.
     pub failures: u64,
+    /// Time of all readings together.
+    #[serde(default)]
+    pub read_microseconds: u64,
+    /// Time of the longest.
+    #[serde(default)]
+    pub longest_read_microseconds: u64,
     /// Seconds since the last reading that succeeded; absent before the first.
     pub seconds_since_success: Option<u64>,
     /// What is refused now.

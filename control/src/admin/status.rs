@@ -36,6 +36,9 @@ pub struct Status {
     pub xdp: XdpCounts,
     /// What control does.
     pub control: ControlStatus,
+    /// Everything that brings one thing in step with another.
+    #[serde(default)]
+    pub reconciles: Vec<ReconcileStatus>,
     /// The audit of what is in force.
     #[serde(default)]
     pub audit: AuditStatus,
@@ -70,6 +73,27 @@ pub struct AuditStatus {
     pub seconds_since: Option<u64>,
     /// Differences since the process began, by what differed.
     pub differences: Vec<(String, u64)>,
+}
+
+/// How something fares that brings one thing in step with another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReconcileStatus {
+    /// `compile`, `policy`, `xdp-maps`, `source-Pod` and so on.
+    pub reconcile: String,
+    /// Runs since start, failed ones among them.
+    pub runs: u64,
+    /// Failures since start. Of a table that is compiled: differences that the audit found in it.
+    pub failures: u64,
+    /// Time of all runs together; absent where it is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub microseconds: Option<u64>,
+    /// Time of the longest; absent where it is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub longest_microseconds: Option<u64>,
+    /// The last failure, also when it is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<ObjectError>,
 }
 
 /// Errors kept for `status`, at most.

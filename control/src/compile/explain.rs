@@ -1,13 +1,16 @@
 //! Why the policy in force decides as it does: every rule that was looked at, and what of it
 //! matched. The decision itself is the tables'; this tells people how they came about.
 
+use std::collections::BTreeSet;
+
 use dataplane::identity::Identity;
 use dataplane::policy::{Direction, Query};
 
-use super::Compiled;
 use super::identities::{Key, Kind, resolve};
-use super::policies::rules;
+use super::inventory::text;
+use super::policies::{RuleName, is_audited, rules};
 use super::selectors::Selector;
+use super::{Compiled, NodeView};
 use crate::model::{L4Ports, NetworkPolicy, ObjectName, PolicyRule, PortMatch};
 use crate::store::ClusterState;
 
@@ -22,7 +25,7 @@ pub struct Finding {
 
 impl Finding {
     fn of(matches: bool, why: impl Into<String>) -> Self {
-        Self { matches, why: why.into() }
+        Self { matches, why: text(&why.into()) }
     }
 }
 
@@ -34,15 +37,58 @@ pub struct Examined {
     /// Place in `spec.ingress` or `spec.egress`, from 0; `None` for a policy without any rule in
     /// the direction it isolates, or whose rules do not count.
     pub index: Option<usize>,
+    /// Whether the policy is under audit: then it neither isolates nor allows.
+    pub audited: bool,
     /// The other side, against the rule's `from` or `to`.
     pub peer: Finding,
+    /// The protocol alone, against the rule's `ports`.
+    pub protocol: Finding,
     /// Protocol and destination port, against the rule's `ports`.
     pub port: Finding,
 }
 
+impl Examined {
+    /// Whether it allows what was asked.
+    #[must_use]
+    pub fn allows(&self) -> bool {
+        self.index.is_some() && self.peer.matches && self.port.matches
+    }
+}
+
+/// What rules say together, by themselves: an answer without tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// Whether policies that are enforced allow it.
+    pub allowed: bool,
+    /// By which rule, or why by none.
+    pub rule: RuleName,
+    /// Whether all together would allow it, if those under audit were enforced as well; `None`
+    /// without any.
+    pub would_allow: Option<bool>,
+}
+
+impl Reading {
+    /// Of all the rules that were looked at.
+    #[must_use]
+    pub fn of(examined: &[Examined], direction: Direction) -> Self {
+        let enforced = || examined.iter().filter(|one| !one.audited);
+        let allowing = enforced().find(|one| one.allows());
+        let rule = match allowing {
+            Some(Examined { policy, index: Some(index), .. }) => {
+                RuleName::Rule { policy: policy.clone(), direction, index: *index }
+            }
+            _ if enforced().next().is_none() => RuleName::NotIsolated,
+            _ => RuleName::DefaultDeny,
+        };
+        let is_audited = examined.iter().any(|one| one.audited);
+        let would_allow = is_audited.then(|| examined.iter().any(Examined::allows));
+        Self { allowed: rule != RuleName::DefaultDeny, rule, would_allow }
+    }
+}
+
 impl Compiled {
-    /// Every rule that has a say about `query`, in the order in which they are compiled: policies
-    /// by name, then by the rule's place. `state` is what was compiled.
+    /// Every rule that has a say about `query` on this node, in the order in which they are
+    /// compiled: policies by name, then by the rule's place. `state` is what was compiled.
     #[must_use]
     pub fn examine(
         &self,
@@ -50,11 +96,32 @@ impl Compiled {
         direction: Direction,
         query: &Query,
     ) -> Vec<Examined> {
+        self.examine_at(&self.node.name, state, direction, query)
+    }
+
+    /// The same where the subject is a pod of the node of this name, whose annotation may put
+    /// policies under audit.
+    #[must_use]
+    pub fn examine_at(
+        &self,
+        node: &str,
+        state: &ClusterState,
+        direction: Direction,
+        query: &Query,
+    ) -> Vec<Examined> {
         let key = |identity: Identity| self.known.key(identity).map(|key| &**key);
         let Some(subject) = key(query.subject) else { return Vec::new() };
         let sides = Sides { compiled: self, direction, query, subject, peer: key(query.peer) };
+        let node = NodeView { name: node.to_owned(), ..NodeView::default() };
         let policies = state.network_policies.values();
-        policies.flat_map(|policy| sides.examine_policy(policy)).collect()
+        let examine = |policy: &NetworkPolicy| {
+            let mut examined = sides.examine_policy(policy);
+            if !examined.is_empty() && is_audited(policy, state, &node) {
+                examined.iter_mut().for_each(|one| one.audited = true);
+            }
+            examined
+        };
+        policies.flat_map(examine).collect()
     }
 }
 
@@ -73,8 +140,10 @@ impl Sides<'_> {
         let nothing = |why: &str| Examined {
             policy: policy.name.clone(),
             index: None,
+            audited: false,
             peer: Finding::of(false, why),
-            port: Finding::of(false, why),
+            protocol: Finding::of(false, "-"),
+            port: Finding::of(false, "-"),
         };
         if !self.has(self.subject, &Selector::subject(policy)) {
             return match &self.subject.kind {
@@ -90,7 +159,9 @@ impl Sides<'_> {
         let examined = rules.iter().enumerate().map(|(index, rule)| Examined {
             policy: policy.name.clone(),
             index: Some(index),
+            audited: false,
             peer: self.peer_finding(policy, rule),
+            protocol: self.protocol_finding(rule),
             port: self.port_finding(rule),
         });
         examined.collect()
@@ -117,6 +188,15 @@ impl Sides<'_> {
                 Finding::of(false, all.join(" or "))
             }
         }
+    }
+
+    fn protocol_finding(&self, rule: &PolicyRule) -> Finding {
+        if rule.ports.is_empty() {
+            return Finding::of(true, "every protocol");
+        }
+        let protocols: BTreeSet<_> = rule.ports.iter().map(|port| port.protocol).collect();
+        let shown: Vec<String> = protocols.iter().map(ToString::to_string).collect();
+        Finding::of(protocols.contains(&self.query.protocol), shown.join(" or "))
     }
 
     fn port_finding(&self, rule: &PolicyRule) -> Finding {

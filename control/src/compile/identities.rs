@@ -120,6 +120,17 @@ impl Identities {
         self.keys.len()
     }
 
+    /// Every number that was handed out and is in use, in no particular order.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = Identity> {
+        self.keys.in_use().map(Identity)
+    }
+
+    /// The ranges between boundaries that `ipBlock`s make, with whoever has no identity of its own
+    /// there.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (Prefix, Identity)> {
+        self.prefixes.iter().map(|(prefix, own)| (*prefix, *own))
+    }
+
     /// What a number stands for; `None` for reserved ones, which no selector matches.
     pub(super) fn key(&self, identity: Identity) -> Option<&Arc<Key>> {
         self.keys.key(identity.0)

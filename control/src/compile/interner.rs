@@ -73,6 +73,11 @@ impl<K: Eq + Hash> Interner<K> {
         self.used.get(&number).map(|used| &used.key)
     }
 
+    /// Every number in use, in no particular order.
+    pub(super) fn in_use(&self) -> impl Iterator<Item = u32> {
+        self.used.keys().copied()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.numbers.len()
     }

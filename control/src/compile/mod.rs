@@ -9,7 +9,8 @@
 //! Reading order: this file, [`dirt`] (what a change concerns), [`selectors`] and [`claims`] (which
 //! selectors match, and who has an address), [`identities`] (who an address is), [`policies`] and
 //! [`verdicts`] (who may speak to whom), [`affected`] (whose flows that changes), [`services`],
-//! [`listeners`], [`endpoints`] and [`maglev`] (which backend a flow goes to), [`explain`] (why).
+//! [`listeners`], [`endpoints`] and [`maglev`] (which backend a flow goes to), [`explain`] (why),
+//! [`inventory`] (what there is, for people).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -31,6 +32,7 @@ mod endpoints;
 pub mod explain;
 mod identities;
 mod interner;
+pub mod inventory;
 mod listeners;
 pub mod maglev;
 pub(crate) mod policies;
@@ -49,7 +51,7 @@ use verdicts::Verdicts;
 use warnings::Source;
 
 pub use affected::Affected;
-pub use explain::{Examined, Finding};
+pub use explain::{Examined, Finding, Reading};
 pub use policies::{RuleName, direction_name};
 pub use warnings::{Warning, Warnings};
 
@@ -79,6 +81,17 @@ impl Default for NodeView {
             endpoints: BTreeMap::new(),
         }
     }
+}
+
+/// A part of compiling, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Which selectors there are, and which match whom.
+    Identities,
+    /// Verdicts of the local pods.
+    Policy,
+    /// Frontends and backends.
+    Services,
 }
 
 /// The cluster's state and the tables that are compiled of it.
@@ -165,6 +178,26 @@ impl Compiled {
         self.verdicts.audited(subject, direction)
     }
 
+    /// Whether policy of `identity` is enforced here: some pod of this node has it.
+    #[must_use]
+    pub fn is_enforced_here(&self, identity: Identity) -> bool {
+        self.known.local.contains_key(&identity)
+    }
+
+    /// Whether `address` is a pod's of this node, and policy toward and from it enforced here.
+    #[must_use]
+    pub fn is_local_address(&self, address: IpAddr) -> bool {
+        let identity = self.identities.lookup(address);
+        self.known.local.get(&identity).is_some_and(|addresses| addresses.contains(&address))
+    }
+
+    /// Whether `identity` is in force, and is pods'.
+    #[must_use]
+    pub fn is_of_pods(&self, identity: Identity) -> bool {
+        let key = self.known.key(identity);
+        key.is_some_and(|key| matches!(key.kind, Kind::Pod | Kind::UnknownPod { .. }))
+    }
+
     /// What an identity stands for, for people: `host`, `world`, or the selectors that match.
     #[must_use]
     pub fn identity_name(&self, identity: Identity) -> String {
@@ -180,6 +213,11 @@ impl Compiled {
     /// Compiles the changes taken since the last time, as `node` sees them. Identities and policy
     /// become what they are together: one without the other would judge wrongly.
     pub fn compile(&mut self, node: &NodeView) {
+        self.compile_by_stages(node, |_| {});
+    }
+
+    /// The same; tells `ended` of each stage that is over, for those who time them.
+    pub fn compile_by_stages(&mut self, node: &NodeView, mut ended: impl FnMut(Stage)) {
         self.follow_node(node);
         self.affected = Affected::Nothing;
         if self.dirt.is_empty() {
@@ -197,8 +235,11 @@ impl Compiled {
             self.name_address(address, &mut turn);
         }
         self.known.release(&mut turn);
+        ended(Stage::Identities);
         self.verdicts.follow(&self.known, &self.policies, &uses, &mut turn);
+        ended(Stage::Policy);
         self.balanced.follow(&dirt.services, &self.state, &self.node, &mut self.warnings);
+        ended(Stage::Services);
         self.warn_of_policies(&dirt.policies, &turn);
         self.warn_of_namespaces(&dirt.counted_namespaces, !dirt.policies.is_empty());
         self.warn_of_endpoints(&dirt.endpoints);

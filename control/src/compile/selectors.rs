@@ -233,6 +233,11 @@ impl Selectors {
         self.interner.get(selector)
     }
 
+    /// How many there are, each once.
+    pub(super) fn len(&self) -> usize {
+        self.interner.len()
+    }
+
     pub(super) fn selector(&self, id: SelectorId) -> Option<&Arc<Selector>> {
         self.interner.key(id)
     }

@@ -68,6 +68,11 @@ impl Warnings {
         self.all.is_empty()
     }
 
+    /// What `source` is warned about now.
+    pub(super) fn of(&self, source: &Source) -> impl Iterator<Item = &Warning> + use<'_> {
+        self.by_source.get(source).into_iter().flatten()
+    }
+
     /// What `source` is warned about from now on.
     pub(super) fn set(&mut self, source: Source, warnings: BTreeSet<Warning>) {
         for warning in self.by_source.remove(&source).into_iter().flatten() {

@@ -23,6 +23,7 @@ mod held_connections;
 mod host_backends;
 mod large_cluster;
 mod nat64;
+mod policies;
 mod refused_starts;
 mod resizing;
 mod restarts;

@@ -402,7 +402,8 @@ impl Whole {
     }
 
     fn note_refusals(&self) {
-        let all = self.kinds.iter().flat_map(|own| own.refused.values());
+        // Policies first: what of them is not in force matters most.
+        let all = self.kinds.iter().rev().flat_map(|own| own.refused.values());
         let first: Vec<ObjectError> =
             all.take(ERRORS_MAX).map(|refusal| refusal.error.clone()).collect();
         self.reporter.with(|standing| standing.refused = first);

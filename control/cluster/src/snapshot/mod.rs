@@ -88,14 +88,16 @@ impl Keeper {
     pub(crate) async fn write(&mut self, bytes: Vec<u8>, whole: &std::cell::RefCell<Whole>) {
         let Some((directory, after)) = self.place.clone() else { return };
         let count = bytes.len() as u64;
+        let began = Instant::now();
         let written = tokio::task::spawn_blocking(move || file::write(&directory, &bytes)).await;
+        let took = began.elapsed();
         let paced = Duration::from_secs(count / BYTES_PER_SECOND);
         self.pause_until = Some(Instant::now() + after.max(paced));
         let written = written.unwrap_or_else(|error| Err(SnapshotError::Write(error.to_string())));
         if written.is_err() {
             whole.borrow_mut().set_unsaved();
         }
-        self.note(count, written);
+        self.note((count, took), written);
     }
 
     /// Writes what is not written yet, at the end of the process.
@@ -104,11 +106,19 @@ impl Keeper {
         if whole.is_unsaved() && self.reporter.is_complete() {
             let bytes = file::encode(whole.bytes(), SystemTime::now());
             let count = bytes.len() as u64;
-            self.note(count, file::write(&directory, &bytes));
+            let began = Instant::now();
+            let written = file::write(&directory, &bytes);
+            self.note((count, began.elapsed()), written);
         }
     }
 
-    fn note(&self, bytes: u64, written: Result<(), SnapshotError>) {
+    fn note(&self, (bytes, took): (u64, Duration), written: Result<(), SnapshotError>) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.reporter.with(|standing| {
+            let snapshot = &mut standing.snapshot;
+            snapshot.write_microseconds += took;
+            snapshot.longest_write_microseconds = snapshot.longest_write_microseconds.max(took);
+        });
         self.reporter.with(|standing| match written {
             Ok(()) => {
                 let snapshot = &mut standing.snapshot;

@@ -38,6 +38,7 @@ async fn control(mut calls: mpsc::Receiver<Call>) {
                         source_endpoint: None,
                         destination_endpoint: None,
                         rule: None,
+                        policies: Vec::new(),
                     };
                     let item = StreamItem::Flow(Box::new(record));
                     call.reply.send(Reply::Item(item)).await.unwrap();

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use control::admin::{
-    CaptureDirection, CaptureRequest, EndpointAdd, FlowFilter, PolicyQuestion, Reply, Request,
-    StreamItem, TopBy,
+    CaptureDirection, CaptureRequest, EndpointAdd, FlowFilter, Reply, Request, StreamItem, TopBy,
 };
 use control::config::Config;
 use control::text_file::{self, TextFileError};
@@ -21,7 +20,7 @@ use super::capture::{CaptureError, CaptureWriter};
 use super::client::{Client, ClientError};
 use super::{
     CaptureArgs, Cli, Command, ConfigCommand, CtCommand, DirectionArg, EndpointCommand, FlowsArgs,
-    PolicyCommand, RunArgs, ServiceCommand, TopByArg, VerdictArg, show,
+    RunArgs, ServiceCommand, TopByArg, VerdictArg, show,
 };
 
 /// Why a command failed.
@@ -122,9 +121,8 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
         Command::Endpoint(command) => endpoint_request(command),
         Command::Service(ServiceCommand::List) => Request::ServiceList,
         Command::Ct(command) => ct_request(command)?,
-        Command::Policy(PolicyCommand::Explain { from, to, l4_port, protocol }) => {
-            Request::PolicyExplain(PolicyQuestion { from, to, l4_port, protocol })
-        }
+        Command::Identity(command) => command.into(),
+        Command::Policy(command) => command.into(),
         Command::Audit => Request::Audit,
         Command::Drops => Request::Drops,
         Command::Trace(args) => {

@@ -1,6 +1,6 @@
 //! The command line: what there is to say, and what is done about it.
 //!
-//! Reading order: this file (commands and help), [`client`] (asks the node), [`show`] (answers for
+//! Reading order: this file and [`policy`] (commands and help), [`client`] (asks the node), [`show`] (answers for
 //! people), [`table`] (aligned columns), [`capture`] (pcapng), [`execute`] (commands to requests).
 //! Exit codes: 0 done, 1 failed (the reason is on standard error), 64 wrong usage (`EX_USAGE` of
 //! sysexits.h).
@@ -14,10 +14,12 @@ use control::admin::FlowFilter;
 pub mod capture;
 pub mod client;
 pub mod execute;
+pub mod policy;
 pub mod show;
 pub mod table;
 
 pub use execute::execute;
+pub use policy::{IdentityCommand, PolicyCommand};
 
 /// Exit code for wrong usage (`EX_USAGE`).
 pub const EXIT_USAGE: u8 = 64;
@@ -80,7 +82,16 @@ pub enum Command {
     /// Tracked connections: list, count, end, and how many there may be.
     #[command(subcommand)]
     Ct(CtCommand),
-    /// Which policy rule decides.
+    /// Identities: what policy can tell addresses apart by, and who has which.
+    #[command(
+        subcommand,
+        long_about = "Identities: what policy can tell addresses apart by, and who has which.\n\nAn \
+            identity is the set of selectors (of NetworkPolicies in force) that match an address. \
+            Pods that no policy tells apart share one, however many they are. Numbers are this \
+            node's own, but for the reserved ones: host, remote-node, world and so on."
+    )]
+    Identity(IdentityCommand),
+    /// NetworkPolicies: list them, how they stand, and which rule decides.
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Compare everything in force with what the objects say; exits with 1 on a difference.
@@ -312,29 +323,6 @@ pub enum CtCommand {
         /// IPv6 connections that there is to be room for.
         #[arg(long, value_name = "FLOWS")]
         v6: Option<u32>,
-    },
-}
-
-/// Of `policy`.
-#[derive(Debug, Subcommand)]
-pub enum PolicyCommand {
-    /// Say which rule decides for FROM, TO and port, in each direction, and list every rule that
-    /// was looked at.
-    #[command(after_help = "Example:\n  xskiff policy explain --from shop/cart-0 --to shop/db-0 \
-        --port 5432")]
-    Explain {
-        /// `namespace/pod`, an address, `host` or `world`.
-        #[arg(long)]
-        from: String,
-        /// `namespace/pod`, an address, `host` or `world`.
-        #[arg(long)]
-        to: String,
-        /// Destination port, as the backend sees it.
-        #[arg(long = "port", value_name = "PORT")]
-        l4_port: u16,
-        /// tcp, udp, sctp or a number.
-        #[arg(long = "proto", value_name = "PROTOCOL", default_value = "tcp")]
-        protocol: String,
     },
 }
 

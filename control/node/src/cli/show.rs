@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use control::admin::reply::Peer;
-use control::admin::status::{Level, TableUsage, WorkerStatus};
+use control::admin::status::{Level, TableUsage, Verdict, WorkerStatus};
 use control::admin::{
     ConfigDiff, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, Reply, ServiceInfo, Status,
     TraceReport,
@@ -15,8 +15,11 @@ use policy::policy;
 
 mod audit;
 mod connections;
+mod identities;
 mod kubernetes;
+mod policies;
 mod policy;
+mod reconciles;
 
 /// The answer as text; ends with a newline unless empty.
 #[must_use]
@@ -36,6 +39,10 @@ pub fn reply(reply: &Reply) -> String {
             tables.iter().fold(String::new(), |text, table| text + &flow_table(table) + "\n")
         }
         Reply::Audit(report) => audit::report(report),
+        Reply::Identities(listing) => identities::listing(listing),
+        Reply::Identity(found) => identities::found(found),
+        Reply::Policies(listing) => policies::listing(listing),
+        Reply::PolicyStatus(status) => policies::status(status),
         Reply::Policy(explanation) => policy(explanation),
         Reply::Drops(drops) => show_drops(drops),
         Reply::Trace(report) => trace(report),
@@ -48,15 +55,7 @@ pub fn reply(reply: &Reply) -> String {
 }
 
 fn show_status(status: &Status) -> String {
-    let level = match status.verdict.level {
-        Level::Ok => "OK",
-        Level::Degraded => "DEGRADED",
-        Level::Failing => "FAILING",
-    };
-    let mut out = format!("{level}: {}\n", status.verdict.summary);
-    if !status.verdict.next_step.is_empty() {
-        let _ = writeln!(out, "next: {}", status.verdict.next_step);
-    }
+    let mut out = verdict(&status.verdict);
     let _ = writeln!(
         out,
         "node {}, xskiff {}, pid {}, up {}, tables of generation {}\n",
@@ -95,6 +94,7 @@ fn show_status(status: &Status) -> String {
         grouped(xdp.not_ip)
     );
     out.push_str(&audit::line(&status.audit));
+    out.push_str(&reconciles::table(&status.reconciles));
     let dropped: u64 = status.drops.iter().map(|drop| drop.packets).sum();
     if dropped > 0 {
         let _ = writeln!(out, "{}", show_drops(&status.drops));
@@ -117,6 +117,20 @@ fn show_status(status: &Status) -> String {
         }
     }
     format!("{}\n", out.trim_end())
+}
+
+/// How it stands, and the next step.
+fn verdict(verdict: &Verdict) -> String {
+    let level = match verdict.level {
+        Level::Ok => "OK",
+        Level::Degraded => "DEGRADED",
+        Level::Failing => "FAILING",
+    };
+    let mut text = format!("{level}: {}\n", verdict.summary);
+    if !verdict.next_step.is_empty() {
+        let _ = writeln!(text, "next: {}", verdict.next_step);
+    }
+    text
 }
 
 fn duration(seconds: u64) -> String {
@@ -288,7 +302,16 @@ fn show_drops(drops: &[DropCount]) -> String {
     for drop in happened {
         table.row([drop.reason.clone(), grouped(drop.packets), drop.explanation.trim().to_owned()]);
     }
-    or_none(table, "nothing was dropped")
+    let mut text = or_none(table, "nothing was dropped");
+    for drop in drops.iter().filter(|drop| !drop.causes.is_empty()) {
+        let mut table = Table::new(&[">DECISIONS", "POD", "CAUSE"]);
+        for cause in &drop.causes {
+            let pod = cause.endpoint.clone().unwrap_or_else(|| "-".into());
+            table.row([grouped(cause.decisions), pod, cause.rule.clone()]);
+        }
+        let _ = write!(text, "\n{} lately, of the decisions that are kept:\n{table}", drop.reason);
+    }
+    text
 }
 
 fn trace(report: &TraceReport) -> String {
@@ -380,7 +403,7 @@ fn or_none(table: Table, none: &str) -> String {
 #[cfg(test)]
 mod tests {
     use control::admin::reply::{CtEntry, CtListing};
-    use control::admin::status::{ObjectError, Verdict};
+    use control::admin::status::ObjectError;
 
     use super::*;
 
@@ -421,6 +444,7 @@ mod tests {
                 reason: reason.into(),
                 explanation: " Why.".into(),
                 packets,
+                causes: Vec::new(),
             })
             .into();
         let text = show_drops(&drops);

@@ -82,8 +82,11 @@ fn a_policy_explanation_lists_every_rule_and_marks_the_one_that_decides() {
     let rule = |index, peer_matches, decides| ExaminedRule {
         policy: "shop/web".into(),
         index: Some(index),
+        audited: false,
         peer_matches,
         peer: "pods app=web of namespace shop".into(),
+        protocol_matches: true,
+        protocol: "tcp".into(),
         port_matches: true,
         port: "tcp 80".into(),
         decides,
@@ -91,12 +94,17 @@ fn a_policy_explanation_lists_every_rule_and_marks_the_one_that_decides() {
     let explanation = PolicyExplanation {
         allowed: true,
         summary: "a/b may speak to shop/web on tcp/80".into(),
+        from: String::new(),
+        to: String::new(),
         steps: vec![ExplainedStep {
             direction: "ingress".into(),
             subject: "shop/web".into(),
             allowed: true,
             rule: "NetworkPolicy shop/web, spec.ingress[1]".into(),
+            elsewhere: None,
+            would_allow: None,
             examined: vec![rule(0, false, false), rule(1, true, true)],
+            examined_left_out: 0,
         }],
         source_nat: Some("seen there as 192.0.2.40, by nat.snat[0]".into()),
     };
@@ -104,9 +112,9 @@ fn a_policy_explanation_lists_every_rule_and_marks_the_one_that_decides() {
         show::reply(&Reply::Policy(explanation)),
         "ALLOWED: a/b may speak to shop/web on tcp/80\n\n\
          ingress of shop/web: allowed by NetworkPolicy shop/web, spec.ingress[1]\n    \
-         POLICY    RULE             FROM                                 PORT\n    \
-         shop/web  spec.ingress[0]  no: pods app=web of namespace shop   yes: tcp 80\n\
-         =>  shop/web  spec.ingress[1]  yes: pods app=web of namespace shop  yes: tcp 80\n\n\
+         POLICY    RULE             FROM                                 PROTOCOL  PORT\n    \
+         shop/web  spec.ingress[0]  no: pods app=web of namespace shop   yes: tcp  yes: tcp 80\n\
+         =>  shop/web  spec.ingress[1]  yes: pods app=web of namespace shop  yes: tcp  yes: tcp 80\n\n\
          seen there as 192.0.2.40, by nat.snat[0]\n"
     );
 }

@@ -4,7 +4,7 @@ use control::admin::Status;
 use control::admin::status::{PortStatus, WorkerStatus};
 use dataplane::DropReason;
 
-use super::{Family, Labels, Sample, audit, flow_tables, kubernetes};
+use super::{Family, Labels, Sample, Unit, audit, flow_tables, kubernetes, reconciles};
 
 pub(super) fn families(status: &Status) -> Vec<Family> {
     let mut families = node(status);
@@ -16,6 +16,7 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
     families.extend(ports(status));
     families.push(xdp(status));
     families.extend(control(status));
+    families.extend(reconciles::families(status));
     families.extend(audit::families(status));
     families.extend(manifests(status));
     families.extend(status.kubernetes.iter().flat_map(kubernetes::families));
@@ -23,11 +24,11 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
 }
 
 pub(super) fn gauge(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Family {
-    Family { name, help, counter: false, samples }
+    Family { name, help, counter: false, unit: Unit::One, samples }
 }
 
 pub(super) fn counter(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Family {
-    Family { name, help, counter: true, samples }
+    Family { name, help, counter: true, unit: Unit::One, samples }
 }
 
 pub(super) fn one(value: u64) -> Vec<Sample> {
@@ -95,6 +96,7 @@ pub(super) fn columns<T>(
         name,
         help,
         counter: *counter,
+        unit: Unit::One,
         samples: rows.iter().map(|row| Sample { labels: labels(row), value: value(row) }).collect(),
     };
     columns.iter().map(family).collect()
@@ -350,11 +352,6 @@ fn control(status: &Status) -> Vec<Family> {
             "xskiff_admin_refusals",
             "Admin clients turned away or cut off (bound, time-out, oversize)",
             counts.admin_refusals,
-        ),
-        (
-            "xskiff_reconcile_failures",
-            "Failed reconciles; each is in the log with its object",
-            counts.reconcile_failures,
         ),
     ]
     .map(|(name, help, value)| counter(name, help, one(value)))

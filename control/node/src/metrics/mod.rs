@@ -5,6 +5,7 @@
 //! writes it.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use control::admin::Status;
 use prometheus_client::collector::Collector;
@@ -16,6 +17,7 @@ mod audit;
 mod families;
 mod flow_tables;
 mod kubernetes;
+mod reconciles;
 
 /// The content type of what [`encode`] writes.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -27,7 +29,17 @@ struct Family {
     name: &'static str,
     help: &'static str,
     counter: bool,
+    unit: Unit,
     samples: Vec<Sample>,
+}
+
+/// What a sample's value counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    /// Whole things, or seconds.
+    One,
+    /// Microseconds, written as seconds with a fraction.
+    Microseconds,
 }
 
 type Labels = Vec<(&'static str, String)>;
@@ -48,10 +60,16 @@ impl Collector for Families {
             let mut metric = encoder.encode_descriptor(family.name, family.help, None, kind)?;
             for sample in &family.samples {
                 let mut labelled = metric.encode_family(&sample.labels)?;
-                if family.counter {
-                    labelled.encode_counter::<Labels, u64, u64>(&sample.value, None)?;
-                } else {
-                    labelled.encode_gauge(&sample.value)?;
+                let seconds = Duration::from_micros(sample.value).as_secs_f64();
+                match (family.unit, family.counter) {
+                    (Unit::One, true) => {
+                        labelled.encode_counter::<Labels, u64, u64>(&sample.value, None)?;
+                    }
+                    (Unit::One, false) => labelled.encode_gauge(&sample.value)?,
+                    (Unit::Microseconds, true) => {
+                        labelled.encode_counter::<Labels, f64, u64>(&seconds, None)?;
+                    }
+                    (Unit::Microseconds, false) => labelled.encode_gauge(&seconds)?,
                 }
             }
         }

@@ -4,7 +4,8 @@ use std::process::{Command, Stdio};
 use control::admin::kubernetes::{KindStatus, KubernetesStatus, ServerStatus};
 use control::admin::reply::ManifestsStatus;
 use control::admin::status::{
-    FlowTableFill, FlowTableStatus, PortStatus, TableUsage, WorkerStatus,
+    FlowTableFill, FlowTableStatus, ObjectError, PortStatus, ReconcileStatus, TableUsage,
+    WorkerStatus,
 };
 use dataplane::DropReason;
 
@@ -50,6 +51,17 @@ fn status() -> Status {
             },
             ..FlowTableStatus::default()
         }],
+        reconciles: vec![
+            ReconcileStatus {
+                reconcile: "compile".into(),
+                runs: 7,
+                failures: 2,
+                microseconds: Some(1_500_250),
+                longest_microseconds: Some(700),
+                last_error: Some(ObjectError { time_unix_ms: 5_000, ..ObjectError::default() }),
+            },
+            ReconcileStatus { reconcile: "source-Pod".into(), ..ReconcileStatus::default() },
+        ],
         manifests: ManifestsStatus {
             objects: vec![("Pod".into(), 3)],
             seconds_since_success: Some(1),
@@ -86,6 +98,23 @@ fn what_is_followed_says_how_it_fares() {
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }
+}
+
+#[test]
+fn every_reconcile_says_how_often_it_ran_and_failed_and_how_long_it_took() {
+    let text = encode(&status()).unwrap();
+    for line in [
+        "xskiff_reconcile_runs_total{reconcile=\"compile\"} 7\n",
+        "xskiff_reconcile_runs_total{reconcile=\"source-Pod\"} 0\n",
+        "xskiff_reconcile_failures_total{reconcile=\"compile\"} 2\n",
+        "xskiff_reconcile_seconds_total{reconcile=\"compile\"} 1.50025\n",
+        "xskiff_reconcile_longest_seconds{reconcile=\"compile\"} 0.0007\n",
+        "xskiff_reconcile_last_error_timestamp_seconds{reconcile=\"compile\"} 5\n",
+    ] {
+        assert!(text.contains(line), "{line} is missing in\n{text}");
+    }
+    assert!(!text.contains("seconds_total{reconcile=\"source-Pod\"}"), "not measured");
+    assert!(!text.contains("timestamp_seconds{reconcile=\"source-Pod\"}"), "never failed");
 }
 
 #[test]

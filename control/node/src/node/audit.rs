@@ -10,6 +10,7 @@ use control::audit::{Audited, Auditor, Moment, Round, check_endpoint};
 use tokio::sync::mpsc;
 
 use super::Node;
+use super::reconciles::Reconcile;
 
 /// Spent on it in each turn of [`super::DRAIN`]: a hundredth of the control thread's core.
 const BUDGET: Duration = Duration::from_micros(100);
@@ -87,7 +88,7 @@ impl Node {
         for one in &round.differences {
             *self.audit.found.entry(one.audited).or_default() += 1;
             let detail = format!("{} ({})", one.detail, one.audited.label());
-            self.errors.note(format!("{OBJECT}{}", one.object), detail);
+            self.failed(one.audited.into(), format!("{OBJECT}{}", one.object), detail);
         }
         let report = AuditReport {
             checked: round.checked,
@@ -112,6 +113,7 @@ impl Node {
         let is_to_be_mended = round.found > 0 && round.differences != audit.last.differences;
         audit.rounds += 1;
         audit.last_took = audit.begun.take().map_or(Duration::ZERO, |begun| begun.elapsed());
+        self.reconciles.ran(Reconcile::Audit, audit.last_took);
         audit.ended = Some(Instant::now());
         audit.last = round;
         if is_to_be_mended {

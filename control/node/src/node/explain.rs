@@ -1,22 +1,40 @@
-//! Which rule decides: the tables in force, asked as a worker asks them.
+//! Which rule decides: the tables in force, asked as a worker asks them. For pods of other nodes,
+//! whose tables are there, the objects are read instead.
 
 use std::net::IpAddr;
 
+use control::admin::policy::{EXAMINED_MAX, Excerpt, POLICIES_NAMED_MAX};
 use control::admin::{
     AdminError, ExaminedRule, ExplainedStep, PolicyExplanation, PolicyQuestion, parse_protocol,
 };
-use control::compile::{Compiled, Examined, RuleName, direction_name};
+use control::compile::{Compiled, Examined, Reading, RuleName, direction_name};
+use control::model::ObjectName;
 use dataplane::identity::Identity;
 use dataplane::policy::{Direction, Query, RuleId};
 
 use super::Node;
 
+/// Before the number of an identity.
+const IDENTITY: &str = "identity:";
+/// What a node is called whose name is not known.
+const ANOTHER_NODE: &str = "another node";
+
+/// Where policy is enforced for one side of the question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Enforced {
+    /// By the tables of this node.
+    Here,
+    /// On the node of this name.
+    On(String),
+    /// Nowhere: it is no pod.
+    Nowhere,
+}
+
 /// One side of the question.
 struct Side {
     shown: String,
     identity: Identity,
-    /// Whether policy is enforced for it here: a pod of this node.
-    is_here: bool,
+    enforced: Enforced,
     /// Its addresses, as far as the question tells them.
     addresses: Vec<IpAddr>,
 }
@@ -25,7 +43,7 @@ impl Node {
     /// Answers who may speak to whom, and by which rule.
     ///
     /// # Errors
-    /// [`AdminError`] for a pod that is not known, or a word that is none.
+    /// [`AdminError`] for a pod or identity that is not known, or a word that is none.
     pub(super) fn explain(
         &self,
         question: &PolicyQuestion,
@@ -40,82 +58,226 @@ impl Node {
                 protocol,
                 l4_port: question.l4_port,
             };
-            self.step(direction, subject, &query)
-        };
-        let mut steps = Vec::new();
-        if from.is_here {
-            steps.push(ask(Direction::Egress, &from, &to));
-        }
-        if to.is_here {
-            steps.push(ask(Direction::Ingress, &to, &from));
-        }
-        let allowed = steps.iter().all(|step| step.allowed);
-        let summary = match steps.iter().find(|step| !step.allowed) {
-            _ if steps.is_empty() => {
-                "neither side is a pod of this node: nothing is enforced here".into()
+            match &subject.enforced {
+                Enforced::Here => Some(self.step(direction, subject, &query)),
+                Enforced::On(node) => {
+                    Some(self.step_elsewhere(node, direction, (subject, peer), &query))
+                }
+                Enforced::Nowhere => None,
             }
-            Some(step) => format!("{} of {} refuses: {}", step.direction, step.subject, step.rule),
-            None => format!(
-                "{} may speak to {} on {}/{}",
-                from.shown, to.shown, question.protocol, question.l4_port
-            ),
         };
-        let outside = to.addresses.first().filter(|_| from.is_here && !to.is_here);
+        let egress = ask(Direction::Egress, &from, &to);
+        let ingress = ask(Direction::Ingress, &to, &from);
+        let steps: Vec<ExplainedStep> = egress.into_iter().chain(ingress).collect();
+        let allowed = steps.iter().all(|step| step.allowed);
+        let on = format!("{}/{}", question.protocol, question.l4_port);
+        let outside = to
+            .addresses
+            .first()
+            .filter(|_| from.enforced == Enforced::Here && to.enforced == Enforced::Nowhere);
         let source_nat = outside.and_then(|to| self.seen_outside(&from.addresses, *to));
-        Ok(PolicyExplanation { allowed, summary, steps, source_nat })
+        Ok(PolicyExplanation {
+            allowed,
+            summary: summary(&from.shown, &to.shown, &on, &steps),
+            from: self.described(&from),
+            to: self.described(&to),
+            steps,
+            source_nat,
+        })
+    }
+
+    fn described(&self, side: &Side) -> String {
+        let name = self.publisher.compiled().identity_title(side.identity);
+        format!("{} is identity {}: {name}", side.shown, side.identity.0)
     }
 
     fn step(&self, direction: Direction, subject: &Side, query: &Query) -> ExplainedStep {
         let compiled = self.publisher.compiled();
         let verdict = compiled.policy.judge(direction, query);
-        let rule = rule_text(compiled, verdict.rule, Some(query.subject), direction);
         let examined = compiled.examine(self.publisher.cluster(), direction, query);
+        let reading = Reading::of(&examined, direction);
+        // Toward itself the node always may.
+        let always = verdict.rule == RuleId::OWN_NODE;
+        let would_allow = reading.would_allow.map(|all| always || !verdict.audited && all);
+        let rule = rule_text(compiled, verdict.rule, Some(query.subject), direction);
         let deciding = compiled.rule_name(verdict.rule);
-        ExplainedStep {
+        let step = ExplainedStep {
             direction: direction_name(direction).into(),
             subject: subject.shown.clone(),
             allowed: verdict.allowed,
             rule,
-            examined: examined.into_iter().map(|one| told(one, deciding.as_ref())).collect(),
+            elsewhere: None,
+            would_allow,
+            examined: Vec::new(),
+            examined_left_out: 0,
+        };
+        with_examined(step, examined, deciding.as_ref())
+    }
+
+    fn step_elsewhere(
+        &self,
+        node: &str,
+        direction: Direction,
+        (subject, peer): (&Side, &Side),
+        query: &Query,
+    ) -> ExplainedStep {
+        let compiled = self.publisher.compiled();
+        let examined = compiled.examine_at(node, self.publisher.cluster(), direction, query);
+        let mut reading = Reading::of(&examined, direction);
+        let is_own_node = direction == Direction::Ingress
+            && peer.addresses.iter().any(|address| compiled.node_of(*address) == Some(node));
+        if is_own_node {
+            let would_allow = reading.would_allow.map(|_| true);
+            reading = Reading { allowed: true, rule: RuleName::OwnNode, would_allow };
         }
+        let mut rule = reading.rule.to_string();
+        if reading.rule == RuleName::DefaultDeny {
+            let mut isolating: Vec<&ObjectName> =
+                examined.iter().filter(|one| !one.audited).map(|one| &one.policy).collect();
+            isolating.dedup();
+            rule = isolated(&rule, isolating);
+        }
+        let step = ExplainedStep {
+            direction: direction_name(direction).into(),
+            subject: subject.shown.clone(),
+            allowed: reading.allowed,
+            rule,
+            elsewhere: Some(node.to_owned()),
+            would_allow: reading.would_allow,
+            examined: Vec::new(),
+            examined_left_out: 0,
+        };
+        with_examined(step, examined, Some(&reading.rule))
     }
 
     fn side(&self, field: &str, text: &str) -> Result<Side, AdminError> {
-        let compiled = self.publisher.compiled();
         let reserved = match text {
             "host" => Some(Identity::HOST),
             "world" => Some(Identity::WORLD),
             _ => None,
         };
         if let Some(identity) = reserved {
-            let addresses = Vec::new();
-            return Ok(Side { shown: text.into(), identity, is_here: false, addresses });
+            let (enforced, addresses) = (Enforced::Nowhere, Vec::new());
+            return Ok(Side { shown: text.into(), identity, enforced, addresses });
+        }
+        if let Some(number) = text.strip_prefix(IDENTITY) {
+            return self.side_of_identity(field, text, number);
         }
         if let Ok(address) = text.parse::<IpAddr>() {
-            let here = self.endpoints.by_address(address);
-            let shown = here.map_or_else(|| text.to_owned(), |name| format!("{text} ({name})"));
-            let identity = compiled.identities.lookup(address);
-            let addresses = vec![address];
-            return Ok(Side { shown, identity, is_here: here.is_some(), addresses });
+            return Ok(self.side_of_address(text, address));
         }
-        let name = text.parse().map_err(|_| {
-            AdminError::invalid(
-                field,
-                format!("{text:?}: write namespace/pod, an address, host or world"),
-            )
+        let name: ObjectName = text.parse().map_err(|_| {
+            let words = "write namespace/pod, an address, identity:NUMBER, host or world";
+            AdminError::invalid(field, format!("{text:?}: {words}"))
         })?;
-        let endpoint = self.endpoints.get(&name).map(|endpoint| &*endpoint.spec.addresses);
-        let pod = self.publisher.cluster().pods.get(&name).map(|pod| &*pod.addresses);
-        let addresses = endpoint.or(pod).filter(|addresses| !addresses.is_empty());
-        let addresses = addresses.ok_or_else(|| AdminError::NotFound {
-            what: "pod with an address".into(),
-            name: text.into(),
-            list_command: "xskiff endpoint list".into(),
-        })?;
-        let identity = compiled.endpoint_identity(addresses);
-        let is_here = endpoint.is_some();
-        Ok(Side { shown: text.into(), identity, is_here, addresses: addresses.to_vec() })
+        let addresses = self.addresses_of_pod(&name)?;
+        let compiled = self.publisher.compiled();
+        let identity = compiled.endpoint_identity(&addresses);
+        let enforced = match addresses.first() {
+            Some(first) => self.enforced(*first),
+            None => Enforced::Nowhere,
+        };
+        Ok(Side { shown: text.into(), identity, enforced, addresses })
     }
+
+    fn side_of_identity(&self, field: &str, text: &str, number: &str) -> Result<Side, AdminError> {
+        let number = number.parse().map_err(|_| {
+            AdminError::invalid(field, format!("{text:?}: write a number after {IDENTITY}"))
+        })?;
+        let (identity, compiled) = (Identity(number), self.publisher.compiled());
+        if compiled.describe_identity(identity, 1).is_none() {
+            return Err(no_identity(number));
+        }
+        let enforced = match (compiled.is_enforced_here(identity), compiled.is_of_pods(identity)) {
+            (true, _) => Enforced::Here,
+            (false, true) => Enforced::On(ANOTHER_NODE.into()),
+            (false, false) => Enforced::Nowhere,
+        };
+        Ok(Side { shown: text.into(), identity, enforced, addresses: Vec::new() })
+    }
+
+    fn side_of_address(&self, text: &str, address: IpAddr) -> Side {
+        let compiled = self.publisher.compiled();
+        let holder = self.endpoints.by_address(address).or_else(|| compiled.holder(address));
+        let shown = match (holder, compiled.node_of(address)) {
+            (Some(pod), _) => format!("{text} ({pod})"),
+            (None, Some(node)) => format!("{text} (node {node})"),
+            (None, None) => text.to_owned(),
+        };
+        let identity = compiled.identities.lookup(address);
+        Side { shown, identity, enforced: self.enforced(address), addresses: vec![address] }
+    }
+
+    fn enforced(&self, address: IpAddr) -> Enforced {
+        let compiled = self.publisher.compiled();
+        if self.endpoints.by_address(address).is_some() || compiled.is_local_address(address) {
+            return Enforced::Here;
+        }
+        match compiled.holder(address) {
+            Some(pod) => {
+                let pod = self.publisher.cluster().pods.get(pod);
+                let node = pod.and_then(|pod| pod.node.as_deref());
+                Enforced::On(node.unwrap_or(ANOTHER_NODE).to_owned())
+            }
+            None => Enforced::Nowhere,
+        }
+    }
+
+    /// The addresses of a pod, here or elsewhere.
+    pub(super) fn addresses_of_pod(&self, name: &ObjectName) -> Result<Vec<IpAddr>, AdminError> {
+        let endpoint = self.endpoints.get(name).map(|endpoint| &*endpoint.spec.addresses);
+        let pod = self.publisher.cluster().pods.get(name).map(|pod| &*pod.addresses);
+        let addresses = endpoint.or(pod).filter(|addresses| !addresses.is_empty());
+        addresses.map(<[IpAddr]>::to_vec).ok_or_else(|| AdminError::NotFound {
+            what: "pod with an address".into(),
+            name: name.to_string(),
+            list_command: "xskiff endpoint list".into(),
+        })
+    }
+}
+
+pub(super) fn no_identity(number: u32) -> AdminError {
+    AdminError::NotFound {
+        what: "identity".into(),
+        name: number.to_string(),
+        list_command: "xskiff identity list".into(),
+    }
+}
+
+fn summary(from: &str, to: &str, on: &str, steps: &[ExplainedStep]) -> String {
+    if steps.is_empty() {
+        return "neither side is a pod: nothing is enforced".into();
+    }
+    let mut text = match steps.iter().find(|step| !step.allowed) {
+        Some(step) => format!("{} of {} refuses: {}", step.direction, step.subject, step.rule),
+        None => format!("{from} may speak to {to} on {on}"),
+    };
+    if steps.iter().all(|step| step.allowed)
+        && let Some(step) = steps.iter().find(|step| step.would_allow == Some(false))
+    {
+        text += &format!(
+            "; under audit: {} of {} would be denied if it were enforced",
+            step.direction, step.subject
+        );
+    }
+    text
+}
+
+/// The step with the rules that were looked at: of many the first, and the one that decides.
+fn with_examined(
+    mut step: ExplainedStep,
+    examined: Vec<Examined>,
+    deciding: Option<&RuleName>,
+) -> ExplainedStep {
+    for one in examined {
+        let rule = told(one, deciding);
+        if step.examined.len() < EXAMINED_MAX || rule.decides {
+            step.examined.push(rule);
+        } else {
+            step.examined_left_out += 1;
+        }
+    }
+    step
 }
 
 fn told(examined: Examined, deciding: Option<&RuleName>) -> ExaminedRule {
@@ -128,8 +290,11 @@ fn told(examined: Examined, deciding: Option<&RuleName>) -> ExaminedRule {
     ExaminedRule {
         policy: examined.policy.to_string(),
         index: examined.index.map(|index| u32::try_from(index).unwrap_or(u32::MAX)),
+        audited: examined.audited,
         peer_matches: examined.peer.matches,
         peer: examined.peer.why,
+        protocol_matches: examined.protocol.matches,
+        protocol: examined.protocol.why,
         port_matches: examined.port.matches,
         port: examined.port.why,
         decides,
@@ -143,15 +308,12 @@ pub(super) fn audit_text(
     direction: Direction,
 ) -> String {
     let audited = subject.map_or(&[][..], |subject| compiled.audited(subject, direction));
-    let names: Vec<String> = audited.iter().map(ToString::to_string).collect();
     let list = direction_name(direction);
-    match names.as_slice() {
-        [] => format!("{list} would be denied by a policy under audit"),
-        names => format!(
-            "{list} would be denied: no rule allows it; under audit: NetworkPolicy {}",
-            names.join(", ")
-        ),
+    if audited.is_empty() {
+        return format!("{list} would be denied by a policy under audit");
     }
+    let names = Excerpt::of(audited, POLICIES_NAMED_MAX).joined(", ");
+    format!("{list} would be denied: no rule allows it; under audit: NetworkPolicy {names}")
 }
 
 /// A rule for people; a default deny with the policies that isolate `subject`, since no rule of
@@ -164,10 +326,40 @@ pub(super) fn rule_text(
 ) -> String {
     let known = compiled.rule_name(rule);
     let text = known.map_or_else(|| "a rule no longer in force".into(), |name| name.to_string());
-    let isolating = subject.map_or(&[][..], |subject| compiled.isolating(subject, direction));
-    if rule != RuleId::DEFAULT_DENY || isolating.is_empty() {
-        return text;
+    match (rule, subject) {
+        (RuleId::DEFAULT_DENY, Some(subject)) => {
+            isolated(&text, compiled.isolating(subject, direction))
+        }
+        _ => text,
     }
-    let names: Vec<String> = isolating.iter().map(ToString::to_string).collect();
-    format!("{text}; isolated by NetworkPolicy {}", names.join(", "))
+}
+
+/// A default deny and who caused it. Of a thousand policies not each is named, in every decision.
+fn isolated<'a>(text: &str, by: impl IntoIterator<Item = &'a ObjectName>) -> String {
+    let names = Excerpt::of(by, POLICIES_NAMED_MAX);
+    if names.is_empty() {
+        return text.to_owned();
+    }
+    format!("{text}; isolated by NetworkPolicy {}", names.joined(", "))
+}
+
+/// The policies behind a decision: the rule's, or those that isolate `subject`.
+pub(super) fn policies_behind(
+    compiled: &Compiled,
+    rule: RuleId,
+    subject: Option<Identity>,
+    direction: Direction,
+) -> Vec<String> {
+    if let Some(RuleName::Rule { policy, .. }) = compiled.rule_name(rule) {
+        return vec![policy.to_string()];
+    }
+    match (rule, subject) {
+        (RuleId::DEFAULT_DENY, Some(subject)) => names(compiled.isolating(subject, direction)),
+        _ => Vec::new(),
+    }
+}
+
+/// As many as one decision keeps.
+pub(super) fn names(policies: &[ObjectName]) -> Vec<String> {
+    policies.iter().take(POLICIES_NAMED_MAX).map(ToString::to_string).collect()
 }

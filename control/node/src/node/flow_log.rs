@@ -3,9 +3,11 @@
 //! Bounded both ways: the log forgets its oldest, and a client that reads too slowly loses
 //! decisions and is told how many. Nothing here ever waits.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
+use control::admin::policy::DropCause;
 use control::admin::{FlowRecord, Reply, StreamItem};
+use dataplane::DropReason;
 use tokio::sync::mpsc;
 
 use super::connections::lost;
@@ -16,6 +18,9 @@ use dataplane::event::{EventKind, FlowEvent};
 pub const FLOWS_KEPT_MAX: usize = 8192;
 /// Clients that may follow at once.
 pub const FOLLOWERS_MAX: usize = 8;
+
+/// Causes of drops told for one reason.
+const CAUSES_TOLD: usize = 10;
 
 /// A decision with the names it had when it was made.
 #[derive(Debug, Clone)]
@@ -72,6 +77,46 @@ impl FlowLog {
             self.kept.iter().rev().filter(matching).take(limit).map(|l| l.record.clone()).collect();
         found.reverse();
         found
+    }
+
+    /// Who caused the drops for this reason that are kept, the most frequent first, and at most
+    /// [`CAUSES_TOLD`] of them.
+    #[must_use]
+    pub fn causes(&self, reason: &str) -> Vec<DropCause> {
+        let mut causes: BTreeMap<(&str, Option<&str>), u64> = BTreeMap::new();
+        for record in self.kept.iter().map(|logged| &logged.record) {
+            if record.reason.as_deref() != Some(reason) {
+                continue;
+            }
+            // The pod whose policy it is.
+            let endpoint = match reason == DropReason::PolicyEgress.label() {
+                true => record.source_endpoint.as_deref(),
+                false => record.destination_endpoint.as_deref(),
+            };
+            let rule = record.rule.as_deref().unwrap_or("a rule that was not reported");
+            *causes.entry((rule, endpoint)).or_default() += 1;
+        }
+        let mut causes: Vec<DropCause> = causes
+            .into_iter()
+            .map(|((rule, endpoint), decisions)| DropCause {
+                rule: rule.to_owned(),
+                endpoint: endpoint.map(str::to_owned),
+                decisions,
+            })
+            .collect();
+        causes.sort_by_key(|cause| std::cmp::Reverse(cause.decisions));
+        causes.truncate(CAUSES_TOLD);
+        causes
+    }
+
+    /// Decisions that are kept of this verdict and that `policy` is behind.
+    #[must_use]
+    pub fn decided_by(&self, policy: &str, verdict: &str) -> u64 {
+        let records = self.kept.iter().map(|logged| &logged.record);
+        let meant = records.filter(|record| {
+            record.verdict == verdict && record.policies.iter().any(|name| name == policy)
+        });
+        meant.count() as u64
     }
 
     /// Shows new decisions that match to `reply` from now on. `false` when as many as allowed
@@ -185,6 +230,7 @@ mod tests {
                 source_endpoint: None,
                 destination_endpoint: None,
                 rule: None,
+                policies: Vec::new(),
                 state: None,
             },
         }
@@ -202,6 +248,33 @@ mod tests {
         assert_eq!(
             recent.iter().map(|r| r.time_unix_ms).collect::<Vec<_>>(),
             [last - 2, last - 1, last]
+        );
+    }
+
+    #[test]
+    fn drops_are_told_by_who_caused_them_the_most_frequent_first() {
+        let mut log = FlowLog::default();
+        let drop = |rule: &str, policy: &str| {
+            let mut logged = logged(0);
+            logged.record.verdict = "dropped".into();
+            logged.record.reason = Some("policy-ingress".into());
+            logged.record.rule = Some(rule.into());
+            logged.record.policies = vec![policy.into()];
+            logged.record.destination_endpoint = Some("shop/web".into());
+            logged
+        };
+        for (rule, policy) in [("by a", "shop/a"), ("by b", "shop/b"), ("by b", "shop/b")] {
+            log.push(drop(rule, policy));
+        }
+        log.push(logged(1));
+        let causes = log.causes("policy-ingress");
+        let told: Vec<_> = causes.iter().map(|one| (one.rule.as_str(), one.decisions)).collect();
+        assert_eq!(told, [("by b", 2), ("by a", 1)]);
+        assert_eq!(causes[0].endpoint.as_deref(), Some("shop/web"));
+        assert_eq!(log.causes("policy-egress"), []);
+        assert_eq!(
+            (log.decided_by("shop/b", "dropped"), log.decided_by("shop/b", "opened")),
+            (2, 0)
         );
     }
 

@@ -1,7 +1,7 @@
 //! Pods' interfaces become ports and stop being them; those of the process before are taken over.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use control::admin::{AdminError, EndpointAdd};
 use control::model::ObjectName;
@@ -13,6 +13,7 @@ use xdp_redirect::ethtool::Offload;
 use super::endpoint_record::{Changed, Recorded};
 use super::endpoints::{Admission, Endpoint, EndpointSpec};
 use super::reconcile::add_port;
+use super::reconciles::Reconcile;
 use super::{Node, check_mtu};
 use crate::host_port::sysctl;
 use crate::pod_netns;
@@ -44,6 +45,10 @@ impl Node {
                 Ok(())
             }
             Err(error) => {
+                // Whoever asked is told; the log of errors is for what nobody asked for.
+                let (object, message) = (format!("endpoint {name}"), error.to_string());
+                tracing::warn!(object, error = message, "not added");
+                self.reconciles.refused(Reconcile::Endpoints, &object, &message);
                 give_back(&spec, &changed);
                 self.record_endpoints();
                 Err(error)
@@ -53,6 +58,17 @@ impl Node {
 
     /// Makes the port, and adds to `changed` what must be given back for it; tables come after.
     fn bring_up(
+        &mut self,
+        spec: &EndpointSpec,
+        changed: &mut Changed,
+    ) -> Result<Admission, AdminError> {
+        let began = Instant::now();
+        let brought = self.make_port(spec, changed);
+        self.reconciles.ran(Reconcile::Endpoints, began.elapsed());
+        brought
+    }
+
+    fn make_port(
         &mut self,
         spec: &EndpointSpec,
         changed: &mut Changed,
@@ -107,6 +123,7 @@ impl Node {
             self.record_endpoints();
             return true;
         }
+        let began = Instant::now();
         let Some(endpoint) = self.endpoints.remove(name) else { return false };
         self.reconcile().await;
         self.flush_addresses(&endpoint.spec.addresses);
@@ -117,6 +134,7 @@ impl Node {
         self.record_endpoints();
         // The port is out of the tables now, too.
         self.reconcile().await;
+        self.reconciles.ran(Reconcile::Endpoints, began.elapsed());
         true
     }
 
@@ -124,7 +142,7 @@ impl Node {
     pub(super) fn take_over_endpoints(&mut self) {
         match self.record.read() {
             Ok(recorded) => self.awaited = recorded,
-            Err(error) => self.errors.note(BEFORE, error),
+            Err(error) => self.failed(Reconcile::Endpoints, BEFORE, error),
         }
         self.bring_up_awaited();
     }
@@ -160,7 +178,7 @@ impl Node {
             self.awaited.retain(|waits| waits.endpoint.name != name);
             match outcome {
                 Some(Err(error)) => {
-                    self.errors.note(object, error);
+                    self.failed(Reconcile::Endpoints, object, error);
                     self.awaited.push(recorded);
                     continue;
                 }
@@ -209,7 +227,7 @@ impl Node {
         }
         match self.record.write(all) {
             Ok(()) => self.errors.clear(RECORD),
-            Err(error) => self.errors.note(RECORD, error),
+            Err(error) => self.failed(Reconcile::Endpoints, RECORD, error),
         }
     }
 
@@ -225,7 +243,7 @@ impl Node {
             let refused = self.workers.send(|| Command::Flush(filter.clone()));
             if refused > 0 {
                 let message = format!("{refused} workers could not be told to end its flows");
-                self.errors.note(format!("address {address}"), message);
+                self.failed(Reconcile::Endpoints, format!("address {address}"), message);
             }
         }
     }

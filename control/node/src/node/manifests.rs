@@ -92,8 +92,13 @@ impl Follower {
     /// next change is read again.
     async fn read(&mut self) {
         let (path, read) = (self.folder.clone(), self.read);
+        let began = Instant::now();
         let outcome = caught(move || read(&path)).await;
-        self.status.reads += 1;
+        let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let status = &mut self.status;
+        status.reads += 1;
+        status.read_microseconds += took;
+        status.longest_read_microseconds = status.longest_read_microseconds.max(took);
         match outcome {
             Ok(Ok(manifests)) => self.accept(manifests),
             Ok(Err(errors)) => {

@@ -5,7 +5,7 @@
 //! end), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
 //! what published), [`local_pods`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
 //! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
-//! [`configuration`], [`capacity`], [`manifests`], [`audit`], [`endpoints`], [`endpoint_record`],
+//! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`],
 //! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
 //! [`socket_audit`], [`source_nat`], [`filter`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts.
@@ -64,9 +64,11 @@ mod local_pods;
 pub mod manifests;
 mod nat_ports;
 mod network_claim;
+mod policies;
 mod privileges;
 pub mod publisher;
 mod reconcile;
+mod reconciles;
 mod report;
 mod requests;
 pub mod settings;
@@ -89,6 +91,7 @@ use flow_log::FlowLog;
 use flow_watch::FlowWatch;
 use network_claim::NetworkClaim;
 use publisher::Publisher;
+use reconciles::{Reconcile, Reconciles};
 use socket_audit::SocketAudit;
 use source_nat::{Inside, RuleAddresses};
 
@@ -180,6 +183,7 @@ pub struct Node {
     /// Ports' interfaces whose MTU has outgrown packet memory, and what is wrong.
     wrong_mtus: BTreeMap<String, String>,
     errors: ErrorLog,
+    reconciles: Reconciles,
     flows: FlowLog,
     watch: FlowWatch,
     capture: Option<(Capture, u64)>,
@@ -320,6 +324,7 @@ impl Node {
             seen: BTreeSet::new(),
             wrong_mtus: BTreeMap::new(),
             errors: ErrorLog::default(),
+            reconciles: Reconciles::default(),
             flows: FlowLog::default(),
             watch: FlowWatch::default(),
             capture: None,
@@ -390,9 +395,11 @@ impl Node {
 
     /// Takes over what a new configuration file changes live; a refused one changes nothing.
     async fn reconfigure(&mut self) {
+        let began = Instant::now();
         let update = self.config.borrow_and_update().clone();
         if let Some((file, why)) = update.refused {
-            return self.errors.note(file, why);
+            self.reconciles.ran(Reconcile::Configuration, began.elapsed());
+            return self.failed(Reconcile::Configuration, file, why);
         }
         let Some(config) = update.config else { return };
         let sizes = self.settings.workers.capacities;
@@ -408,9 +415,10 @@ impl Node {
         self.stall_after_ns.store(nanoseconds(self.settings.stall_after), Ordering::Relaxed);
         match self.ports.redirect().set_stall_after(self.settings.stall_after) {
             Ok(()) => self.errors.clear("stall.after_ms"),
-            Err(error) => self.errors.note("stall.after_ms", error),
+            Err(error) => self.failed(Reconcile::Configuration, "stall.after_ms", error),
         }
         self.errors.clear_prefix("configuration ");
+        self.reconciles.ran(Reconcile::Configuration, began.elapsed());
         self.reconcile().await;
     }
 
@@ -421,14 +429,14 @@ impl Node {
         let report = self.cluster.report();
         let servers = report.kubernetes.map(|_| "the API servers".to_owned());
         if let Some(source) = report.manifests.folder.or(servers) {
-            self.errors.note(source, UNFOLLOWED);
+            self.failed(Reconcile::Changes, source, UNFOLLOWED);
         }
     }
 
     fn note_unfollowed_config(&mut self) {
         self.unfollowed.config = true;
         if self.in_force.is_some() {
-            self.errors.note("the configuration file", UNFOLLOWED);
+            self.failed(Reconcile::Configuration, "the configuration file", UNFOLLOWED);
         }
     }
 

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use control::compile::{Affected, Compiled, NodeView};
+use control::compile::{Affected, Compiled, NodeView, Stage};
 use control::store::{Change, ClusterState};
 use dataplane::epochs::Epochs;
 use dataplane::nat::SourceNat;
@@ -69,9 +69,10 @@ impl Publisher {
         }
     }
 
-    /// Compiles what changed of the cluster, as `node` sees it.
-    pub fn compile(&mut self, node: &NodeView) {
-        self.compiled.compile(node);
+    /// Compiles what changed of the cluster, as `node` sees it, and tells `ended` of each stage that
+    /// is over.
+    pub fn compile(&mut self, node: &NodeView, ended: impl FnMut(Stage)) {
+        self.compiled.compile_by_stages(node, ended);
         self.affected.merge(self.compiled.affected.clone());
     }
 

@@ -19,6 +19,7 @@ use xdp_redirect::rules::OnStall;
 
 use super::endpoints::Endpoint;
 use super::publisher::FlowSettings;
+use super::reconciles::Reconcile;
 use super::settings::{Settings, Uplink};
 use super::{Node, NodeError, check_mtu};
 use crate::forwarding_view::{EndpointAddress, ForwardingPort, HostWay, Inputs};
@@ -79,12 +80,17 @@ impl Node {
     /// Brings tables, XDP rules and routes in step with everything known.
     pub(super) async fn reconcile(&mut self) {
         let view = self.follower.view();
+        let mut began = Instant::now();
         self.follow_interfaces(&view).await;
         self.check_mtus(&view);
+        self.lap(Reconcile::Interfaces, &mut began);
         let update = {
             self.publisher.take(self.cluster.take());
-            self.publisher.compile(&self.node_view(&view));
+            self.lap(Reconcile::Changes, &mut began);
+            self.compile(&view);
+            began = Instant::now();
             let source_nat = self.source_nat(&view);
+            self.lap(Reconcile::SourceNat, &mut began);
             let (forwarding, endpoints) = (self.forwarding_ports(&view), self.endpoint_addresses());
             let asked: BTreeSet<_> = self.asked.keys().copied().collect();
             let inputs = Inputs {
@@ -103,17 +109,39 @@ impl Node {
             };
             self.publisher.update(ports, &inputs, &source_nat, flows)
         };
+        self.lap(Reconcile::Forwarding, &mut began);
         self.follower.set_gateways(update.gateways).await;
+        self.lap(Reconcile::Neighbours, &mut began);
         if update.next_hops_left_out > 0 {
             let message = format!("{} next hops found no room", update.next_hops_left_out);
-            self.errors.note("table next_hops", message);
+            self.failed(Reconcile::Forwarding, "table next_hops", message);
         }
         if let Some(tables) = update.tables {
             self.workers.publish(&tables);
+            self.lap(Reconcile::Workers, &mut began);
         }
         self.tell_program();
         self.lead_host(&view).await;
         self.note_control_tables();
+    }
+
+    /// Notes the end of a run that began at `began`, where the next one begins.
+    fn lap(&mut self, what: Reconcile, began: &mut Instant) {
+        let now = Instant::now();
+        self.reconciles.ran(what, now.duration_since(*began));
+        *began = now;
+    }
+
+    fn compile(&mut self, view: &KernelView) {
+        let node = self.node_view(view);
+        let began = Instant::now();
+        let (reconciles, mut stage_began) = (&mut self.reconciles, began);
+        self.publisher.compile(&node, |stage| {
+            let now = Instant::now();
+            reconciles.ran(stage.into(), now.duration_since(stage_began));
+            stage_began = now;
+        });
+        self.reconciles.ran(Reconcile::Compile, began.elapsed());
     }
 
     /// Never, where the workers began with every flow of the process before.
@@ -138,15 +166,18 @@ impl Node {
             self.told = Some((tables, on_stall));
             return;
         }
+        let began = Instant::now();
         let ours = Ours::of(&tables, pass);
-        match self.ours.update(ours, self.ports.redirect()) {
+        let updated = self.ours.update(ours, self.ports.redirect());
+        self.reconciles.ran(Reconcile::XdpMaps, began.elapsed());
+        match updated {
             Ok(()) => {
                 self.told = Some((tables, on_stall));
                 self.errors.clear("XDP rules");
             }
             Err(error) => {
                 self.told = None;
-                self.errors.note("XDP rules", error);
+                self.failed(Reconcile::XdpMaps, "XDP rules", error);
             }
         }
     }
@@ -171,7 +202,10 @@ impl Node {
                     self.flush_addresses_of_port(port);
                     self.record_endpoints();
                 }
-                None => self.errors.note(format!("interface {interface}"), "it is gone"),
+                None => {
+                    let object = format!("interface {interface}");
+                    self.failed(Reconcile::Interfaces, object, "it is gone");
+                }
             }
             self.ports.remove(&self.workers, port);
         }
@@ -183,7 +217,7 @@ impl Node {
             }
             match add_uplink(&mut self.ports, &self.workers, &self.settings, &uplink) {
                 Ok(_) => self.errors.clear(&object),
-                Err(error) => self.errors.note(object, error),
+                Err(error) => self.failed(Reconcile::Interfaces, object, error),
             }
         }
     }
@@ -206,7 +240,7 @@ impl Node {
         }
         for (object, detail) in &wrong {
             if self.wrong_mtus.get(object) != Some(detail) {
-                self.errors.note(object.as_str(), detail);
+                self.failed(Reconcile::Interfaces, object.as_str(), detail);
             }
         }
         self.wrong_mtus = wrong;
@@ -366,9 +400,12 @@ impl Node {
     pub(super) async fn mend_host_routes(&mut self) {
         let Some(host) = &self.host else { return };
         let object = format!("routes by {HOST_INTERFACE}");
-        match host.pair.set_routes(&self.host_routes).await {
+        let began = Instant::now();
+        let set = host.pair.set_routes(&self.host_routes).await;
+        self.reconciles.ran(Reconcile::HostRoutes, began.elapsed());
+        match set {
             Ok(()) => self.errors.clear(&object),
-            Err(error) => self.errors.note(object, error),
+            Err(error) => self.failed(Reconcile::HostRoutes, object, error),
         }
     }
 

@@ -13,6 +13,7 @@ use dataplane::address::Protocol;
 use dataplane::event::{EventKind, FlowEvent};
 use dataplane::flow_key::FlowKey;
 use dataplane::handoff::HandoffCause;
+use dataplane::identity::Identity;
 use dataplane::lb::{FrontendKind, Service, ServiceId};
 use dataplane::policy::{Direction, RuleId};
 use dataplane::port::{PortId, PortKind};
@@ -58,6 +59,7 @@ impl Node {
             flow_tables: self.flow_table_statuses(),
             xdp: self.xdp_counts(),
             control: self.control_status(),
+            reconciles: self.reconcile_statuses(),
             audit: self.audit_status(),
             manifests: self.manifests_status(),
             kubernetes: self.cluster.report().kubernetes.map(|reporter| reporter.status()),
@@ -280,8 +282,19 @@ impl Node {
         list
     }
 
-    pub(super) fn drops(&self) -> Vec<DropCount> {
-        drop_counts(&self.worker_statuses())
+    /// Packets dropped by reason; those that policy dropped with who caused it.
+    pub(super) fn drops(&mut self) -> Vec<DropCount> {
+        self.log_events();
+        let mut drops = drop_counts(&self.worker_statuses());
+        for drop in &mut drops {
+            let is_by_policy = [DropReason::PolicyEgress, DropReason::PolicyIngress]
+                .iter()
+                .any(|reason| reason.label() == drop.reason);
+            if is_by_policy {
+                drop.causes = self.flows.causes(&drop.reason);
+            }
+        }
+        drops
     }
 
     pub(super) fn ct_list(&self, matcher: &Matcher, limit: u32) -> CtListing {
@@ -382,17 +395,36 @@ impl Node {
             backend,
             service: event.service.and_then(|id| self.service_name(id)),
             rule: self.deciding_rule(event),
+            policies: self.policies_of(event),
             state: None,
+        }
+    }
+
+    /// Whose policy decided, and in which direction.
+    fn subject_of(event: &FlowEvent) -> (Option<Identity>, Direction) {
+        match event.kind {
+            EventKind::Dropped(DropReason::PolicyEgress)
+            | EventKind::Audited(Direction::Egress) => (event.source, Direction::Egress),
+            _ => (event.destination, Direction::Ingress),
+        }
+    }
+
+    fn policies_of(&self, event: &FlowEvent) -> Vec<String> {
+        let (subject, direction) = Self::subject_of(event);
+        let compiled = self.publisher.compiled();
+        match (event.kind, event.rule) {
+            (EventKind::Audited(_), _) => {
+                let audited = subject.map(|subject| compiled.audited(subject, direction));
+                explain::names(audited.unwrap_or_default())
+            }
+            (_, Some(rule)) => explain::policies_behind(compiled, rule, subject, direction),
+            (_, None) => Vec::new(),
         }
     }
 
     /// The rule that decided, with the policies behind a default deny.
     fn deciding_rule(&self, event: &FlowEvent) -> Option<String> {
-        let (subject, direction) = match event.kind {
-            EventKind::Dropped(DropReason::PolicyEgress)
-            | EventKind::Audited(Direction::Egress) => (event.source, Direction::Egress),
-            _ => (event.destination, Direction::Ingress),
-        };
+        let (subject, direction) = Self::subject_of(event);
         let compiled = self.publisher.compiled();
         if let EventKind::Audited(_) = event.kind {
             return Some(explain::audit_text(compiled, subject, direction));
@@ -465,6 +497,7 @@ fn drop_counts(workers: &[WorkerStatus]) -> Vec<DropCount> {
                 .filter(|(label, _)| label == reason.label())
                 .map(|(_, packets)| packets)
                 .sum(),
+            causes: Vec::new(),
         }
     };
     DropReason::ALL.iter().map(of).collect()

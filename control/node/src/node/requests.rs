@@ -69,6 +69,12 @@ impl Node {
             }
             Request::CtCount { filter } => Reply::Count(self.ct_count(&self.matcher(&filter)?)),
             Request::CtFlush { filter } => self.ct_flush(&filter)?,
+            Request::IdentityList(page) => Reply::Identities(self.identity_list(&page)),
+            Request::IdentityGet(question) => Reply::Identity(self.identity_get(&question)?),
+            Request::PolicyList(page) => Reply::Policies(self.policy_list(&page)?),
+            Request::PolicyStatus(question) => {
+                Reply::PolicyStatus(Box::new(self.policy_status(&question)?))
+            }
             Request::PolicyExplain(question) => Reply::Policy(self.explain(&question)?),
             Request::Drops => Reply::Drops(self.drops()),
             Request::Trace { frame, port } => self.trace_frame(&frame, &port)?,

@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::Node;
 use super::caught::{Panicked, caught};
+use super::reconciles::Reconcile;
 use crate::host_sockets::{HostSocket, within};
 
 /// How often.
@@ -47,6 +48,8 @@ impl Node {
     }
 
     fn note_host_sockets(&mut self, outcome: Outcome) {
+        let took = self.socket_audit.begun.map(|begun| begun.elapsed()).unwrap_or_default();
+        self.reconciles.ran(Reconcile::HostSockets, took);
         let range = &self.settings.snat.l4_ports;
         let advice = format!(
             "is on an L4 port that is ours ({}-{}): what comes for it is taken for translated \
@@ -73,7 +76,7 @@ impl Node {
         }
         self.socket_audit.noted = objects;
         for (object, message) in found {
-            self.errors.note(object, message);
+            self.failed(Reconcile::HostSockets, object, message);
         }
     }
 }

@@ -14,6 +14,7 @@ use dataplane::nat::rules::{SNAT_ADDRESSES_MAX, SnatRule};
 use dataplane::nat::{SourceNat, Translation};
 
 use super::Node;
+use super::reconciles::Reconcile;
 use crate::netlink::KernelView;
 
 /// Begins the names of errors about rules.
@@ -204,7 +205,7 @@ impl Node {
         }
         for (object, what) in &wrong {
             if self.rule_addresses.wrong.get(object) != Some(what) {
-                self.errors.note(object.as_str(), what);
+                self.failed(Reconcile::SourceNat, object.as_str(), what);
             }
         }
         self.rule_addresses.wrong = wrong;

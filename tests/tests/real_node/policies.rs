@@ -1,0 +1,134 @@
+//! What a running node says of identities, policies and its own reconciles: the commands as a person
+//! types them, against manifests and real traffic.
+
+use serde_json::Value;
+use xskiff::demo::scene::{CLUSTER_IP, HTTP, STRANGER, WEB_1, to};
+use xskiff::demo::traffic::fetch;
+use xskiff::lab::wait_until;
+use xskiff_tests::xskiff_binary::{path, root_or_skip};
+
+use crate::world::{PATIENCE, Shape, World};
+
+/// What `xskiff COMMAND` prints for people.
+fn told(world: &World, command: &[&str]) -> String {
+    let socket = world.files.socket.to_string_lossy();
+    let words = [&["--socket", &*socket], command].concat();
+    let program = path().to_string_lossy();
+    world.scene.node.run(&program, &words).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn number_at(world: &World, what: &str) -> u64 {
+    let found = world.ask_json(&["identity", "get", what]);
+    found[0]["identity"]["number"].as_u64().expect("a number")
+}
+
+#[test]
+fn a_node_says_what_policy_is_in_force_whom_it_concerns_and_what_it_dropped() {
+    if !root_or_skip("policies as a node tells them") {
+        return;
+    }
+    let world = World::start(Shape { label: "policies", mtu: 1500, xdp_mode: "native" });
+    identities(&world);
+    policies(&world);
+    explanations(&world);
+    let refused =
+        fetch(world.scene.pod(STRANGER), &to(CLUSTER_IP[0], HTTP[0]), 1, &["--timeout-ms=1500"]);
+    assert!(refused.expect("asked").iter().all(|answer| answer.error.is_some()));
+    drops(&world);
+    reconciles(&world);
+}
+
+fn identities(world: &World) {
+    let listing = world.ask_json(&["identity", "list"]);
+    let rows = listing["rows"].as_array().expect("rows");
+    assert_eq!(rows[0]["kind"], "host");
+    assert_eq!(listing["total"].as_u64(), Some(rows.len() as u64));
+    let number = number_at(world, "shop/web-1");
+    assert_eq!(number_at(world, WEB_1.addresses[0]), number);
+    assert_eq!(number_at(world, &number.to_string()), number);
+    let text = told(world, &["identity", "get", "shop/web-1"]);
+    assert!(text.contains("used by NetworkPolicy shop/web-customers, spec.podSelector"), "{text}");
+    assert!(text.contains("isolated toward itself (ingress) by:\n  shop/web-customers"), "{text}");
+    let page = told(world, &["identity", "list", "--limit", "1"]);
+    assert!(page.contains("are shown; go on with --after 1\n"), "{page}");
+}
+
+fn policies(world: &World) {
+    let listing = world.ask_json(&["policy", "list", "--namespace", "shop"]);
+    let row = &listing["rows"][0];
+    assert_eq!(row["name"], "shop/web-customers", "{listing}");
+    assert!(row["pods_here"].as_u64() > Some(0) && row["audited"] == Value::Bool(false), "{row}");
+    assert!(told(world, &["policy", "status"]).starts_with("OK: "));
+    let text = told(world, &["policy", "status", "shop/web-customers"]);
+    assert!(text.starts_with("OK: it isolates ") && text.contains("shop/web-1"), "{text}");
+    assert!(text.contains("spec.ingress[0]"), "{text}");
+
+    // A misspelt port name: no pod has it, and the policy says so.
+    world.add_manifests(
+        "odd.yaml",
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, \
+         metadata: {name: odd, namespace: elsewhere}, \
+         spec: {podSelector: {}, ingress: [{ports: [{port: htpt}]}]}}\n",
+    );
+    let is_told = || told(world, &["policy", "status"]).starts_with("DEGRADED: 1 problem");
+    assert!(wait_until(PATIENCE, is_told).is_some(), "{}", told(world, &["policy", "status"]));
+    let text = told(world, &["policy", "list"]);
+    assert!(text.contains("problem: elsewhere/odd: spec.ingress[0]: no pod has"), "{text}");
+    std::fs::remove_file(world.files.manifests.join("odd.yaml")).expect("removed");
+    let is_gone = || told(world, &["policy", "status"]).starts_with("OK: ");
+    assert!(wait_until(PATIENCE, is_gone).is_some());
+}
+
+fn explanations(world: &World) {
+    let explain = |from: &str, to: &str| {
+        let words = ["policy", "explain", "--from", from, "--to", to, "--port", "8080"];
+        world.ask_json(&[&words[..], &["--proto", "tcp"]].concat())
+    };
+    let by_pod = explain("market/stranger", "shop/web-1");
+    assert_eq!(by_pod["allowed"], Value::Bool(false), "{by_pod}");
+    let identity = |name: &str| format!("identity:{}", number_at(world, name));
+    let by_identity = explain(&identity("market/stranger"), &identity("shop/web-1"));
+    assert_eq!(by_identity["allowed"], Value::Bool(false), "{by_identity}");
+    let by_address = explain(STRANGER.addresses[0], WEB_1.addresses[0]);
+    for told in [&by_pod, &by_identity, &by_address] {
+        let steps = told["steps"].as_array().expect("steps");
+        let [egress, ingress] = &steps[..] else { panic!("{told}") };
+        assert_eq!(
+            (&egress["direction"], &ingress["direction"]),
+            (&"egress".into(), &"ingress".into())
+        );
+        let examined = ingress["examined"].as_array().expect("rules");
+        assert!(!examined.is_empty(), "{told}");
+        for rule in examined {
+            assert_eq!(rule["policy"], "shop/web-customers");
+            assert!(rule["index"].is_u64() && rule["peer"].is_string(), "{rule}");
+            assert!(rule["protocol"].is_string() && rule["port"].is_string(), "{rule}");
+        }
+        assert!(ingress["rule"].as_str().expect("why").contains("shop/web-customers"), "{told}");
+    }
+}
+
+fn drops(world: &World) {
+    let flows = world.ask(&["flows", "--verdict", "dropped", "--endpoint", "market/stranger"]);
+    let first: Value = serde_json::from_str(flows.lines().next().expect("a line")).expect("JSON");
+    assert_eq!(first["policies"], serde_json::json!(["shop/web-customers"]), "{first}");
+    assert!(first["rule"].as_str().expect("a rule").contains("default deny"), "{first}");
+    let text = told(world, &["drops"]);
+    assert!(text.contains("policy-ingress lately"), "{text}");
+    assert!(text.contains("isolated by NetworkPolicy shop/web-customers"), "{text}");
+    let detail = world.ask_json(&["policy", "status", "shop/web-customers"]);
+    assert!(detail["policy"]["denied"].as_u64() > Some(0), "{detail}");
+}
+
+fn reconciles(world: &World) {
+    let status = world.status();
+    for name in ["compile", "identities", "policy", "services", "routes-neighbours", "xdp-maps"] {
+        let row = status.reconciles.iter().find(|row| row.reconcile == name).expect(name);
+        assert!(row.runs > 0 && row.failures == 0, "{row:?}");
+        assert!(row.microseconds.is_some(), "{row:?}");
+    }
+    let row = |name: &str| status.reconciles.iter().find(|row| row.reconcile == name);
+    assert!(row("source-manifests").is_some_and(|row| row.runs >= 2), "{:?}", status.reconciles);
+    let text = told(world, &["status"]);
+    assert!(text.contains("RECONCILE") && text.contains("xdp-maps"), "{text}");
+}
