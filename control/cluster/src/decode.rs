@@ -6,10 +6,10 @@
 
 use control::model::read::{UnknownFields, network_policy_closed, object};
 use control::model::{Kind, Object, ObjectName};
-use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::list_watch::wire::{Metadata, metadata};
 use crate::resource::Resource;
 
 /// Largest object, in bytes of JSON. An API server takes requests of at most 3 MiB, and etcd 1.5 MiB
@@ -47,31 +47,6 @@ pub enum Decoded {
         /// What is wrong.
         why: String,
     },
-}
-
-/// As much of any object as is needed to name it, and to follow a list.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Metadata {
-    /// `metadata.name`.
-    pub name: Option<String>,
-    /// `metadata.namespace`.
-    pub namespace: Option<String>,
-    /// `metadata.resourceVersion`.
-    pub resource_version: Option<String>,
-    /// `metadata.annotations`.
-    pub annotations: Option<std::collections::BTreeMap<String, String>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct OnlyMetadata {
-    metadata: Option<Metadata>,
-}
-
-/// The object's metadata, whatever the rest of it is.
-#[must_use]
-pub fn metadata(text: &RawValue) -> Option<Metadata> {
-    serde_json::from_str::<OnlyMetadata>(text.get()).ok()?.metadata
 }
 
 /// The object's name, whatever the rest of it is.

@@ -2,7 +2,8 @@
 //! what was last sent through the [`feed`] stays in force meanwhile.
 //!
 //! Reading order: [`resource`] (what is followed), [`feed`] (what a source says, and how a node takes
-//! it), [`client`] (the servers, and how they are reached), [`decode`] (one object of theirs),
+//! it), [`client`] (the servers, and how they are reached), `list_watch` (one kind, for ever),
+//! [`decode`] (one object of theirs),
 //! [`follow`] (what they say becomes what is in force), [`compact`] (objects as few bytes),
 //! [`snapshot`] (what was last in force, on disk), [`serve`] (the list and watch protocol, served),
 //! [`relay`] (between API servers and nodes).
@@ -13,6 +14,7 @@ pub mod compact;
 pub mod decode;
 pub mod feed;
 pub mod follow;
+mod list_watch;
 pub mod relay;
 pub mod resource;
 pub mod serve;

@@ -79,17 +79,21 @@ impl Fault {
 pub struct On {
     /// Watches (true) or all others (false); both when absent.
     pub watch: Option<bool>,
+    /// Only watches that begin with a list.
+    pub streamed_lists: bool,
     /// The last word of the path, `pods`; every when absent.
     pub plural: Option<&'static str>,
 }
 
 impl On {
     /// Every request.
-    pub const ALL: Self = Self { watch: None, plural: None };
+    pub const ALL: Self = Self { watch: None, streamed_lists: false, plural: None };
     /// Every list.
-    pub const LISTS: Self = Self { watch: Some(false), plural: None };
+    pub const LISTS: Self = Self { watch: Some(false), ..Self::ALL };
     /// Every watch.
-    pub const WATCHES: Self = Self { watch: Some(true), plural: None };
+    pub const WATCHES: Self = Self { watch: Some(true), ..Self::ALL };
+    /// Every list that is asked for as a stream.
+    pub const STREAMED_LISTS: Self = Self { streamed_lists: true, ..Self::ALL };
 
     /// The same for one kind.
     #[must_use]
@@ -98,7 +102,9 @@ impl On {
     }
 
     fn holds(&self, parts: &Parts) -> bool {
+        let query = parts.uri.query().unwrap_or_default();
         self.watch.is_none_or(|watch| watch == is_watch(parts))
+            && (!self.streamed_lists || query.contains("sendInitialEvents=true"))
             && self.plural.is_none_or(|plural| parts.uri.path().ends_with(plural))
     }
 }

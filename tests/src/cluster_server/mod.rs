@@ -2,7 +2,8 @@
 //! that a seed repeats, and clusters of any size to fill it with.
 //!
 //! Reading order: this file (the server, up and down), [`faults`] (what goes wrong), [`bodies`]
-//! (how), [`synthetic`] (clusters), [`authority`] (certificates).
+//! (how), [`written`] (Leases and Events, which clients write), [`synthetic`] (clusters),
+//! [`authority`] (certificates).
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,10 +15,12 @@ pub mod authority;
 mod bodies;
 pub mod faults;
 pub mod synthetic;
+pub mod written;
 
 pub use authority::Authority;
 pub use faults::{Fault, Faults, Live, On};
 pub use synthetic::{Detail, Size, Synthetic};
+pub use written::{Write, Written};
 
 /// How often a port that is not free yet is asked for again.
 const REBINDS: u32 = 100;
@@ -42,6 +45,7 @@ pub struct ClusterServer {
     options: Options,
     store: Arc<Store>,
     faults: Arc<Faults>,
+    written: Arc<Written>,
     server: Option<Server>,
     authority: Option<Arc<Authority>>,
 }
@@ -53,16 +57,18 @@ impl ClusterServer {
     /// [`ListenError`].
     pub async fn start(setup: Setup) -> Result<Self, ListenError> {
         let faults = Arc::new(Faults::new(setup.seed));
+        let written = Arc::new(Written::default());
         let options = Options {
             tls: setup.authority.as_ref().map(|authority| authority.server()),
             access: setup.access,
+            writes: Some(written.taker()),
             layer: Some(faults.layer()),
             limits: setup.limits,
             ..Options::plain((Ipv4Addr::LOCALHOST, 0).into())
         };
         let store = Arc::new(Store::numbering(setup.history));
         let authority = setup.authority;
-        let mut this = Self { options, store, faults, server: None, authority };
+        let mut this = Self { options, store, faults, written, server: None, authority };
         this.listen().await?;
         Ok(this)
     }
@@ -109,6 +115,12 @@ impl ClusterServer {
     #[must_use]
     pub fn faults(&self) -> &Arc<Faults> {
         &self.faults
+    }
+
+    /// What was written.
+    #[must_use]
+    pub fn written(&self) -> &Arc<Written> {
+        &self.written
     }
 
     /// The running server, for its counts; absent while it is down.

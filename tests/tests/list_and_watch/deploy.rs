@@ -5,13 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::Parser as _;
+use cluster::relay::Settings;
+use cluster::relay::writes::WRITTEN;
 use cluster::resource::{VERBS, WATCHED};
+use control::config::Config;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, Namespace, PodSpec, Secret, ServiceAccount,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use xskiff::cli::{Cli, Command};
@@ -59,6 +63,8 @@ fn every_manifest_is_of_its_type() {
             "ServiceAccount" => drop(typed::<ServiceAccount>(file, document)),
             "Secret" => drop(typed::<Secret>(file, document)),
             "ConfigMap" => drop(typed::<ConfigMap>(file, document)),
+            "Role" => drop(typed::<Role>(file, document)),
+            "RoleBinding" => drop(typed::<RoleBinding>(file, document)),
             "ClusterRole" => drop(typed::<ClusterRole>(file, document)),
             "ClusterRoleBinding" => drop(typed::<ClusterRoleBinding>(file, document)),
             "DaemonSet" => drop(typed::<DaemonSet>(file, document)),
@@ -69,48 +75,103 @@ fn every_manifest_is_of_its_type() {
     }
 }
 
-#[test]
-fn roles_allow_what_is_watched_and_nothing_else() {
-    let mut wanted: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for resource in WATCHED {
-        let verbs = VERBS.map(str::to_owned);
-        wanted.insert(format!("{}/{}", resource.group, resource.plural), verbs.into());
-    }
-    let roles: Vec<ClusterRole> = of_kind("ClusterRole");
-    assert_eq!(roles.len(), 2);
-    for role in roles {
-        let mut allowed: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for rule in role.rules.unwrap_or_default() {
-            assert_eq!(rule.non_resource_urls, None);
-            for group in rule.api_groups.unwrap_or_default() {
-                for resource in rule.resources.clone().unwrap_or_default() {
-                    let verbs = allowed.entry(format!("{group}/{resource}")).or_default();
-                    verbs.extend(rule.verbs.clone());
+/// Verbs by resource (`group/plural`), each with the only object that it is for, if there is one.
+type Allowed = BTreeMap<String, BTreeSet<(String, Option<String>)>>;
+
+fn allowed(rules: Option<Vec<PolicyRule>>) -> Allowed {
+    let mut allowed = Allowed::new();
+    for rule in rules.unwrap_or_default() {
+        assert_eq!(rule.non_resource_urls, None);
+        let names = match rule.resource_names.unwrap_or_default().as_slice() {
+            [] => vec![None],
+            names => names.iter().cloned().map(Some).collect(),
+        };
+        for group in rule.api_groups.unwrap_or_default() {
+            for resource in rule.resources.clone().unwrap_or_default() {
+                let verbs = allowed.entry(format!("{group}/{resource}")).or_default();
+                for name in &names {
+                    verbs.extend(rule.verbs.iter().map(|verb| (verb.clone(), name.clone())));
                 }
             }
         }
-        assert_eq!(allowed, wanted, "{:?}", role.metadata.name);
     }
+    allowed
+}
+
+fn entry(
+    group: &str,
+    plural: &str,
+    verbs: &[&str],
+    name: impl Fn(&str) -> Option<String>,
+) -> (String, BTreeSet<(String, Option<String>)>) {
+    let verbs = verbs.iter().map(|verb| ((*verb).to_owned(), name(verb))).collect();
+    (format!("{group}/{plural}"), verbs)
+}
+
+/// What the code reads, or what it writes everywhere or in its own namespace.
+fn wanted_reads() -> Allowed {
+    WATCHED.iter().map(|own| entry(own.group, own.plural, &VERBS, |_| None)).collect()
+}
+
+fn wanted_writes(everywhere: bool) -> Allowed {
+    let lease = relay_settings().writes.unwrap().lease.name;
+    let own = WRITTEN.iter().filter(|own| own.everywhere == everywhere);
+    // Kubernetes cannot tie what does not exist yet to a name.
+    let name = |verb: &str| (!everywhere && verb != "create").then(|| lease.clone());
+    own.map(|own| entry(own.group, own.plural, own.verbs, name)).collect()
 }
 
 #[test]
-fn every_account_has_the_role_of_its_name_and_every_pod_an_account() {
+fn roles_allow_what_the_code_does_and_nothing_else() {
+    let roles: BTreeMap<String, Allowed> = of_kind::<ClusterRole>("ClusterRole")
+        .into_iter()
+        .map(|role| (role.metadata.name.unwrap(), allowed(role.rules)))
+        .collect();
+    let wanted = [
+        ("xskiff-node", wanted_reads()),
+        ("xskiff-relay", wanted_reads()),
+        ("xskiff-relay-events", wanted_writes(true)),
+    ];
+    assert_eq!(roles, wanted.map(|(name, rules)| (name.to_owned(), rules)).into());
+    let [role] = &of_kind::<Role>("Role")[..] else { panic!("one role of a namespace") };
+    let lease = relay_settings().writes.unwrap().lease;
+    assert_eq!(role.metadata.namespace.as_ref(), Some(&lease.namespace));
+    assert_eq!(allowed(role.rules.clone()), wanted_writes(false));
+}
+
+#[test]
+fn every_account_has_the_roles_of_its_name_and_every_pod_an_account() {
     let name = |name: Option<String>| name.unwrap_or_default();
     let accounts: BTreeSet<String> = of_kind::<ServiceAccount>("ServiceAccount")
         .into_iter()
         .map(|account| name(account.metadata.name))
         .collect();
     let mut bound = BTreeSet::new();
-    for binding in of_kind::<ClusterRoleBinding>("ClusterRoleBinding") {
-        let [subject] = &binding.subjects.unwrap()[..] else { panic!("one account a role") };
+    let of_cluster = of_kind::<ClusterRoleBinding>("ClusterRoleBinding").into_iter();
+    let of_cluster = of_cluster.map(|own| (own.metadata, own.role_ref, own.subjects));
+    let of_namespace = of_kind::<RoleBinding>("RoleBinding").into_iter();
+    let of_namespace = of_namespace.map(|own| (own.metadata, own.role_ref, own.subjects));
+    for (metadata, role, subjects) in of_cluster.chain(of_namespace) {
+        let [subject] = &subjects.unwrap()[..] else { panic!("one account a role") };
         assert_eq!(
             (&*subject.kind, subject.namespace.as_deref()),
             ("ServiceAccount", Some("xskiff"))
         );
-        assert_eq!(binding.role_ref.name, subject.name);
-        bound.insert(subject.name.clone());
+        assert_eq!(metadata.name.as_ref(), Some(&role.name));
+        bound.insert((role.kind, role.name, subject.name.clone()));
     }
-    assert_eq!(accounts, bound);
+    let wanted = [
+        ("ClusterRole", "xskiff-node", "xskiff-node"),
+        ("ClusterRole", "xskiff-relay", "xskiff-relay"),
+        // Nodes write nothing.
+        ("ClusterRole", "xskiff-relay-events", "xskiff-relay"),
+        ("Role", "xskiff-relay-leader", "xskiff-relay"),
+    ];
+    let own = |(kind, role, account): (&str, &str, &str)| {
+        (kind.to_owned(), role.to_owned(), account.to_owned())
+    };
+    assert_eq!(bound, wanted.map(own).into());
+    assert_eq!(accounts, ["xskiff-node", "xskiff-relay"].map(str::to_owned).into());
     for spec in pods() {
         assert!(accounts.contains(&spec.service_account_name.unwrap()));
     }
@@ -126,6 +187,70 @@ fn command(container: &Container) -> Command {
     let words = container.command.iter().flatten().chain(container.args.iter().flatten());
     let cli = Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
     cli.command
+}
+
+/// What a relay's flags say.
+fn settings_of(mut arguments: xskiff::relay::Arguments) -> Settings {
+    // The Pod's own account is not on this machine.
+    let directory = tempfile::tempdir().unwrap();
+    let kubeconfig = directory.path().join("kubeconfig");
+    let text = "{apiVersion: v1, kind: Config, current-context: a, \
+        contexts: [{name: a, context: {cluster: c, user: u}}], \
+        clusters: [{name: c, cluster: {server: \"https://192.0.2.11:6443\"}}]}";
+    std::fs::write(&kubeconfig, text).unwrap();
+    assert_eq!(arguments.kubeconfig, None);
+    arguments.kubeconfig = Some(kubeconfig);
+    xskiff::relay::settings(arguments, &|_| None).unwrap()
+}
+
+/// The relay as it is deployed.
+fn relay_settings() -> Settings {
+    let containers = pods().into_iter().flat_map(|spec| spec.containers);
+    let relay = containers.filter_map(|container| match command(&container) {
+        Command::Relay(arguments) => Some(settings_of(arguments)),
+        _ => None,
+    });
+    relay.last().unwrap()
+}
+
+#[test]
+fn the_nodes_configuration_is_one_and_its_files_are_mounted() {
+    let [map] = &of_kind::<ConfigMap>("ConfigMap")[..] else { panic!("one ConfigMap") };
+    let data = map.data.as_ref().unwrap();
+    let [(name, text)] = &data.iter().collect::<Vec<_>>()[..] else { panic!("one file") };
+    let node = of_kind::<DaemonSet>("DaemonSet").remove(0).spec.template.spec.unwrap();
+    let [container] = &node.containers[..] else { panic!("one container") };
+    let Command::Run(arguments) = command(container) else { panic!("it runs a node") };
+    assert_eq!(arguments.config.file_name().unwrap().to_str(), Some(name.as_str()));
+    let config = Config::parse(text).unwrap_or_else(|error| panic!("{error}"));
+    let kubernetes = &config.kubernetes;
+    assert!(kubernetes.enabled);
+    let mounts: Vec<&str> =
+        container.volume_mounts.iter().flatten().map(|mount| &*mount.mount_path).collect();
+    let files = [
+        Some(&config.run_directory),
+        Some(&kubernetes.service_account),
+        Some(&kubernetes.state_directory),
+        kubernetes.ca_file.as_ref(),
+    ];
+    for path in files.into_iter().flatten() {
+        assert!(mounts.iter().any(|mount| path.starts_with(mount)), "{path:?} is not mounted");
+    }
+    // Relays are asked where they listen, and both follow the same API servers.
+    let relay = relay_settings();
+    let api_servers: Vec<String> = relay.upstream.api_servers.iter().map(plain).collect();
+    assert_eq!(kubernetes.api_servers, api_servers);
+    for relay_url in &kubernetes.relays {
+        assert!(relay_url.ends_with(&format!(":{}", relay.listen.port())), "{relay_url}");
+    }
+    let probe = container.liveness_probe.as_ref().unwrap().http_get.as_ref().unwrap();
+    let http = config.http.listen.unwrap();
+    assert_eq!(probe.host, Some(http.ip().to_string()));
+    assert_eq!(probe.port, IntOrString::Int(http.port().into()));
+}
+
+fn plain(server: &http::Uri) -> String {
+    server.to_string().trim_end_matches('/').to_owned()
 }
 
 #[test]
@@ -151,7 +276,7 @@ fn flags_are_flags_and_their_files_are_mounted() {
                 commands.push("run");
             }
             Command::Relay(arguments) => {
-                let settings = xskiff::relay::settings(arguments).unwrap();
+                let settings = settings_of(arguments);
                 assert!(settings.tls.is_some() && settings.token_file.is_some());
                 let ports: Vec<u16> = container
                     .ports

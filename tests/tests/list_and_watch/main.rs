@@ -2,6 +2,7 @@
 
 mod deploy;
 mod faults;
+mod leader;
 mod process;
 mod relay;
 mod synthetic;

@@ -14,6 +14,7 @@ use xskiff_tests::cluster_server::synthetic::{Detail, Size, Synthetic};
 use xskiff_tests::cluster_server::{Authority, ClusterServer, Setup};
 use xskiff_tests::xskiff_binary;
 
+use super::relay::until;
 use super::{PATIENCE, certificate, get};
 
 const PODS: &str = "/api/v1/pods";
@@ -47,6 +48,16 @@ fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
+fn kubeconfig(server: &str, authority: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+         contexts: [{{ name: a, context: {{ cluster: a, user: a }} }}]\n\
+         clusters: [{{ name: a, cluster: {{ server: '{server}', \
+         certificate-authority: {authority} }} }}]\n\
+         users: [{{ name: a, user: {{ token: relay }} }}]\n",
+    )
+}
+
 fn client(url: String, token: Option<&str>, authority: Option<&Authority>) -> Client {
     let mut config = Config::new(url.parse().unwrap());
     config.default_retry = false;
@@ -68,14 +79,7 @@ async fn a_relay_is_a_process_that_ends_in_order() {
         path.to_str().unwrap().to_owned()
     };
     let identity = authority.sign("relay");
-    let kubeconfig = format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
-         contexts: [{{ name: a, context: {{ cluster: a, user: a }} }}]\n\
-         clusters: [{{ name: a, cluster: {{ server: '{}', certificate-authority: {} }} }}]\n\
-         users: [{{ name: a, user: {{ token: relay }} }}]\n",
-        server.url(),
-        file("ca.pem", &authority.pem())
-    );
+    let kubeconfig = kubeconfig(&server.url(), &file("ca.pem", &authority.pem()));
     let (listen, metrics) = (free(), free());
     let mut command = Command::new(xskiff_binary::path());
     command
@@ -105,6 +109,8 @@ async fn a_relay_is_a_process_that_ends_in_order() {
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains("xskiff_relay_objects{resource=\"pods\"} 60\n"), "{text}");
 
+    until("a leader", || server.written().holder("xskiff-relay").is_some()).await;
+
     let request = http::Request::get(format!("{PODS}?watch=true")).body(Body::empty()).unwrap();
     let mut watch = node.send(request).await.unwrap().into_body();
     assert!(watch.frame().await.unwrap().is_ok());
@@ -116,6 +122,7 @@ async fn a_relay_is_a_process_that_ends_in_order() {
     };
     tokio::time::timeout(PATIENCE, end).await.expect("an end of the watch");
     assert!(process.ended().await);
+    assert_eq!(server.written().holder("xskiff-relay"), None, "the lead was given up");
 }
 
 #[test]
@@ -130,6 +137,16 @@ fn wrong_flags_are_wrong_usage_or_named() {
     assert!(code == Some(64), "{text}");
     let (code, text) = run(&["--listen", "127.0.0.1:0", "--kubeconfig", "/nonexistent"]);
     assert!(code == Some(1) && text.contains("/nonexistent"), "{text}");
-    let (code, text) = run(&["--listen", "127.0.0.1:0", "--token-file", "/nonexistent"]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kubeconfig");
+    let own = ["--listen", "127.0.0.1:0", "--kubeconfig", path.to_str().unwrap()];
+    std::fs::write(&path, kubeconfig("https://127.0.0.1:1", "/none.pem")).unwrap();
+    let (code, text) = run(&[&own[..], &["--token-file", "/nonexistent"]].concat());
     assert!(code == Some(1) && text.contains("/nonexistent"), "{text}");
+    let (code, text) = run(&own);
+    assert!(code == Some(1) && text.contains("/none.pem"), "{text}");
+    let (code, text) = run(&["--listen", "127.0.0.1:0"]);
+    assert!(code == Some(1) && text.contains("--api-server"), "{text}");
+    let (code, text) = run(&[&own[..], &["--lease", "nowhere"]].concat());
+    assert!(code == Some(1) && text.contains("NAMESPACE/NAME"), "{text}");
 }

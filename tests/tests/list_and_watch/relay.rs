@@ -1,9 +1,11 @@
 //! Many nodes behind a relay cost the API server what one costs, and get less to read.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::relay::{Credentials, Relay, Settings, Times, TlsFiles, Upstream};
+use cluster::client::{Access, Credentials};
+use cluster::relay::{Relay, Settings, Times, TlsFiles};
 use cluster::serve::{Counts, HistoryLimits, Limits};
 use control::model::Kind;
 use http_body_util::BodyExt as _;
@@ -27,7 +29,7 @@ fn cluster() -> Synthetic {
     Synthetic { size: Size::SMALL, detail: Detail::Real, seed: 5 }
 }
 
-async fn until(what: &str, mut is: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut is: impl FnMut() -> bool) {
     let wait = async {
         while !is() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -36,32 +38,35 @@ async fn until(what: &str, mut is: impl FnMut() -> bool) {
     assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "{what} did not come true");
 }
 
-fn settings(server: &ClusterServer) -> Settings {
+pub(crate) fn settings(server: SocketAddr) -> Settings {
     let times = Times {
-        answer: Duration::from_secs(2),
         watch: Duration::from_secs(2),
         silence: Duration::from_secs(1),
         backoff: (Duration::from_millis(10), Duration::from_millis(100)),
         hold: Duration::from_secs(1),
-        ..Times::default()
     };
     Settings {
         listen: "127.0.0.1:0".parse().unwrap(),
         metrics: None,
         tls: None,
         token_file: None,
-        upstream: Upstream {
-            credentials: Credentials::Anonymous,
-            servers: vec![server.url().parse().unwrap()],
-            authority: None,
+        upstream: Access {
+            relays: Vec::new(),
+            api_servers: vec![format!("http://{server}").parse().unwrap()],
+            credentials: Credentials::ServiceAccount("/none".into()),
+            ca_file: None,
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(2),
+            rest: times.backoff,
         },
         times,
         limits: Limits::default(),
         history: HistoryLimits::default(),
+        writes: None,
     }
 }
 
-async fn relay(settings: Settings) -> Relay {
+pub(crate) async fn relay(settings: Settings) -> Relay {
     let relay = Relay::start(settings).await.unwrap();
     let store = Arc::clone(relay.store());
     until("the first lists", || store.is_filled()).await;
@@ -91,7 +96,7 @@ fn node(client: &Client) -> Vec<tokio::task::JoinHandle<()>> {
 async fn the_api_server_has_one_watch_for_each_kind_whatever_the_number_of_nodes() {
     let server = ClusterServer::start(Setup::default()).await.unwrap();
     cluster().fill(server.store());
-    let mut settings = settings(&server);
+    let mut settings = settings(server.address());
     settings.times.watch = Duration::from_secs(600);
     let relay = relay(settings).await;
     let upstream = Arc::clone(server.server().unwrap().counts());
@@ -138,7 +143,7 @@ async fn a_relay_comes_through_faults_with_what_the_api_server_has() {
         ClusterServer::start(Setup { seed: 20_261, ..Setup::default() }).await.unwrap();
     let small = Synthetic { detail: Detail::Lean, ..cluster() };
     small.fill(server.store());
-    let relay = relay(settings(&server)).await;
+    let relay = relay(settings(server.address())).await;
     let faults = Arc::clone(server.faults());
     let slow = Fault::Slow { bytes: 3000, pause: Duration::from_millis(2) };
     faults.by_chance(
@@ -192,7 +197,10 @@ async fn a_relay_comes_through_faults_with_what_the_api_server_has() {
 async fn a_lossy_list_is_not_believed() {
     let mut server = ClusterServer::start(Setup::default()).await.unwrap();
     cluster().fill(server.store());
-    let relay = relay(settings(&server)).await;
+    let relay = relay(settings(server.address())).await;
+    // Not as a stream, which has no part to be missed.
+    let refused = Fault::Refusal { code: 400, retry_after_seconds: None };
+    server.faults().always(On::STREAMED_LISTS.of("pods"), refused);
     server.faults().once(On::LISTS.of("pods"), Fault::Lossy);
     server.kill();
     // Something happens meanwhile, so that watches cannot go on.
@@ -218,8 +226,11 @@ async fn tls_holds_on_both_sides_and_certificates_are_asked_for() {
         path
     };
     let identity = own.sign("relay");
-    let mut settings = settings(&server);
-    settings.upstream.authority = Some(file("cluster.pem", &cluster_authority.pem()));
+    let mut settings = settings(server.address());
+    file("token", "of-the-relay");
+    settings.upstream.api_servers = vec![server.url().parse().unwrap()];
+    settings.upstream.credentials = Credentials::ServiceAccount(directory.path().into());
+    settings.upstream.ca_file = Some(file("cluster.pem", &cluster_authority.pem()));
     settings.tls = Some(TlsFiles {
         certificate: file("tls.crt", &identity.certificate),
         key: file("tls.key", &identity.key),
@@ -272,8 +283,8 @@ async fn a_large_cluster_is_relayed_whole_and_one_change_reaches_who_watches() {
     large().fill(server.store());
     let filled = began.elapsed();
     let began = Instant::now();
-    let mut settings = settings(&server);
-    settings.times.answer = Duration::from_secs(60);
+    let mut settings = settings(server.address());
+    settings.upstream.request_timeout = Duration::from_secs(60);
     settings.times.watch = Duration::from_secs(600);
     let relay = Relay::start(settings).await.unwrap();
     let store = Arc::clone(relay.store());

@@ -20,4 +20,5 @@ pub mod timed;
 
 pub use access::{Access, AccessError, Credentials};
 pub use error::ClientError;
+pub use server::Ask;
 pub use servers::{Frontends, Servers};

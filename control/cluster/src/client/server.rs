@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::{Request, Response, Uri};
+use bytes::Bytes;
+use http::{Method, Request, Response, Uri, header};
 use kube::Client;
 use kube::client::Body;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::access::Access;
@@ -38,6 +40,58 @@ struct Health {
     /// Failures in a row.
     in_a_row: u32,
     last_error: Option<String>,
+}
+
+/// What is asked of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask {
+    method: Method,
+    path: String,
+    /// Its type, and itself.
+    body: Option<(&'static str, Bytes)>,
+}
+
+impl Ask {
+    /// Reads what is at `path`, query included.
+    #[must_use]
+    pub fn get(path: &str) -> Self {
+        Self { method: Method::GET, path: path.to_owned(), body: None }
+    }
+
+    /// Creates `object` in the collection at `path`.
+    #[must_use]
+    pub fn create(path: &str, object: &Value) -> Self {
+        Self::with(Method::POST, path, "application/json", object)
+    }
+
+    /// Puts `object` in the place of the one at `path`, if that is still as `object` says
+    /// (`metadata.resourceVersion`).
+    #[must_use]
+    pub fn replace(path: &str, object: &Value) -> Self {
+        Self::with(Method::PUT, path, "application/json", object)
+    }
+
+    /// Changes the fields of the object at `path` that `patch` has (RFC 7396).
+    #[must_use]
+    pub fn merge(path: &str, patch: &Value) -> Self {
+        Self::with(Method::PATCH, path, "application/merge-patch+json", patch)
+    }
+
+    fn with(method: Method, path: &str, content_type: &'static str, object: &Value) -> Self {
+        let body = Some((content_type, object.to_string().into()));
+        Self { method, path: path.to_owned(), body }
+    }
+
+    fn request(&self) -> Result<Request<Body>, http::Error> {
+        let request = Request::builder().method(&self.method).uri(&self.path);
+        match &self.body {
+            None => request.body(Body::empty()),
+            Some((content_type, body)) => {
+                let request = request.header(header::CONTENT_TYPE, *content_type);
+                request.body(Body::from(body.clone()))
+            }
+        }
+    }
 }
 
 /// So long, from half of it to the whole: servers that many wait for are not asked by all at once.
@@ -106,25 +160,29 @@ impl Server {
         health.rests_until = Some(now + rest.max(asked));
     }
 
-    /// Sends a request without a body.
+    /// Reads the files that it is asked by.
+    pub(super) async fn check(&self) -> Result<(), ClientError> {
+        self.client().await.map(drop)
+    }
+
+    /// Sends a request.
     ///
     /// # Errors
     /// [`ClientError`], any answer is none.
-    pub(super) async fn send(&self, path: &str) -> Result<Response<Body>, ClientError> {
-        let answer = self.try_once(path).await?;
+    pub(super) async fn send(&self, ask: &Ask) -> Result<Response<Body>, ClientError> {
+        let answer = self.try_once(ask).await?;
         if answer.status() != http::StatusCode::UNAUTHORIZED {
             return Ok(answer);
         }
         // The token was rotated, and the one that was read is no longer good.
         self.forget_client().await;
-        self.try_once(path).await
+        self.try_once(ask).await
     }
 
-    async fn try_once(&self, path: &str) -> Result<Response<Body>, ClientError> {
-        let request = Request::get(path).body(Body::empty());
-        let request = request.map_err(|error| ClientError::Garbage {
+    async fn try_once(&self, ask: &Ask) -> Result<Response<Body>, ClientError> {
+        let request = ask.request().map_err(|error| ClientError::Garbage {
             server: self.name(),
-            message: format!("{path:?} is no path: {error}"),
+            message: format!("{:?} is no path: {error}", ask.path),
         })?;
         let client = self.client().await?;
         self.requests.fetch_add(1, Ordering::Relaxed);

@@ -8,18 +8,20 @@ use std::time::Duration;
 
 use control::model::Service;
 use http::{Response, Uri, header};
-use serde::Deserialize;
 
 use super::access::Access;
 use super::error::{ClientError, chain, cut};
-use super::server::{Server, jittered};
+use super::server::{Ask, Server, jittered};
 use super::timed::Timed;
+use crate::list_watch::wire::Status;
 
 /// Before the next server is asked in place of one that failed, so that those who lost a relay do
 /// not come to the next all at once; jittered.
 const TURN: Duration = Duration::from_millis(200);
 /// What is read of an answer that says why not.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
+/// Largest answer that is one object: those that are asked for one by one have a few hundred bytes.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// By Service, its addresses with the port that it has there; 0: all.
 type Listening = BTreeMap<Box<str>, Box<[(IpAddr, u16)]>>;
@@ -44,8 +46,19 @@ impl Frontends {
         self.lock().insert(service.name.to_string().into(), addresses);
     }
 
+    /// With the API servers' own Service, if the environment of a Pod names it.
+    #[must_use]
+    pub fn of_pod() -> Self {
+        let own = Self::default();
+        let host = std::env::var("KUBERNETES_SERVICE_HOST").ok();
+        if let Some(host) = host.and_then(|host| host.parse().ok()) {
+            own.set_service_host(host);
+        }
+        own
+    }
+
     /// The API servers' own Service, of which a Pod is told before any is known.
-    pub fn set_service_host(&self, host: IpAddr) {
+    fn set_service_host(&self, host: IpAddr) {
         self.lock().insert("".into(), [(host, 0)].into());
     }
 
@@ -70,12 +83,6 @@ pub struct Servers {
     list: Vec<Arc<Server>>,
     frontends: Frontends,
     in_use: AtomicUsize,
-}
-
-/// What servers say on refusal.
-#[derive(Deserialize)]
-struct Status {
-    message: Option<String>,
 }
 
 impl Servers {
@@ -122,13 +129,38 @@ impl Servers {
     /// # Errors
     /// What the last one that was asked said. Answers with another status than 200 are errors.
     pub async fn get(&self, path: &str, silence: Duration) -> Result<Timed, ClientError> {
+        self.answer(&Ask::get(path), silence).await
+    }
+
+    /// Asks for one object, or writes one, and gives the answer's body. A write may have been done
+    /// though it is an error here, since the answer may be lost on its way: it must bear repeating.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; any status of success is one. [`ClientError::Garbage`] for an answer of more
+    /// than an object may have.
+    pub async fn call(&self, ask: &Ask) -> Result<Vec<u8>, ClientError> {
+        self.answer(ask, self.access.request_timeout).await?.whole(ANSWER_BYTES_MAX).await
+    }
+
+    /// Reads the files that every server is asked by, so that a start fails where it can be mended.
+    ///
+    /// # Errors
+    /// [`ClientError::Credentials`].
+    pub async fn check(&self) -> Result<(), ClientError> {
+        for server in &self.list {
+            server.check().await?;
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, ask: &Ask, silence: Duration) -> Result<Timed, ClientError> {
         let mut failure = None;
         for index in self.candidates() {
             let Some(server) = self.list.get(index) else { continue };
             if failure.is_some() {
                 tokio::time::sleep(jittered(TURN)).await;
             }
-            match self.ask(server, path, silence).await {
+            match self.ask(server, ask, silence).await {
                 Ok(answer) => {
                     server.answered();
                     self.in_use.store(index, Ordering::Relaxed);
@@ -170,19 +202,19 @@ impl Servers {
     async fn ask(
         &self,
         server: &Arc<Server>,
-        path: &str,
+        ask: &Ask,
         silence: Duration,
     ) -> Result<Timed, (ClientError, Option<Duration>)> {
         self.check_way(server).await.map_err(|error| (error, None))?;
-        let answer = server.send(path).await.map_err(|error| (error, None))?;
+        let answer = server.send(ask).await.map_err(|error| (error, None))?;
         let (status, retry_after) = (answer.status(), retry_after(&answer));
-        if status == http::StatusCode::OK {
+        if status.is_success() {
             return Ok(Timed::new(answer.into_body(), Arc::clone(server), silence));
         }
         let body = Timed::new(answer.into_body(), Arc::clone(server), self.access.request_timeout);
         let said = body.whole(REFUSAL_BYTES_MAX).await.unwrap_or_default();
         let message = match serde_json::from_slice::<Status>(&said) {
-            Ok(Status { message: Some(message) }) => message,
+            Ok(Status { message: Some(message), .. }) => message,
             _ => String::from_utf8_lossy(&said).trim().to_owned(),
         };
         let (server, status, message) = (server.name(), status.as_u16(), cut(message));

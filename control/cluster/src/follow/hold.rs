@@ -115,7 +115,7 @@ fn addresses_of(object: &Object) -> Vec<IpAddr> {
 }
 
 /// Whether a pod's addresses are its own, and nobody else's.
-pub(super) fn is_live(pod: &Pod) -> bool {
+pub(crate) fn is_live(pod: &Pod) -> bool {
     !pod.host_network && !pod.is_completed() && !pod.terminating
 }
 

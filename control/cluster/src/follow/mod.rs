@@ -1,9 +1,9 @@
 //! The follower: what API servers say, on its way to the node.
 //!
-//! Reading order: this file (a thread of its own, and what runs on it), [`kind`] (one kind: list,
-//! watch, failures), [`lines`] (a watch's answer in events), [`whole`] (what is in force, and what
-//! changes it), [`known`] (the objects of a kind), [`hold`] (losses that are not believed at once),
-//! [`standing`] (how it stands, for people).
+//! Reading order: this file (a thread of its own, and what runs on it), [`kind`] (what
+//! [`crate::list_watch`] says of one kind), [`whole`] (what is in force, and what changes it),
+//! [`known`] (the objects of a kind), [`hold`] (losses that are not believed at once), [`standing`]
+//! (how it stands, for people).
 //!
 //! Everything runs on one thread with a runtime of its own: reading 150,000 pods takes seconds,
 //! which the node's control thread does not have.
@@ -20,16 +20,16 @@ use tokio::task::LocalSet;
 
 use crate::client::server::{backoff, jittered};
 use crate::client::{Access, Frontends, Servers};
+use crate::list_watch::{Follower, Times};
 use crate::{feed, snapshot};
 
-mod hold;
+pub(crate) mod hold;
 mod kind;
 pub(crate) mod known;
-pub mod lines;
 pub mod standing;
 pub mod whole;
 
-use kind::Follower;
+use kind::OfKind;
 use standing::Reporter;
 use whole::Whole;
 
@@ -81,6 +81,19 @@ impl Settings {
             snapshot: Some((settings.state_directory.clone(), seconds(settings.snapshot_seconds))),
         }
     }
+
+    fn times(&self) -> Times {
+        Times {
+            answer: self.access.request_timeout,
+            silence: self.silence,
+            watch: self.watch,
+            list: self.list_timeout,
+            stream_retry: self.stream_retry,
+            absent_retry: self.absent_retry,
+            backoff: self.backoff,
+            hold: self.hold_after,
+        }
+    }
 }
 
 /// What all kinds share.
@@ -123,11 +136,7 @@ impl Drop for Handle {
 /// No thread or runtime.
 pub fn start(settings: Settings, node: feed::Sender) -> std::io::Result<Handle> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let frontends = Frontends::default();
-    let host = std::env::var("KUBERNETES_SERVICE_HOST").ok().and_then(|host| host.parse().ok());
-    if let Some(host) = host {
-        frontends.set_service_host(host);
-    }
+    let frontends = Frontends::of_pod();
     let servers = Arc::new(Servers::new(settings.access.clone(), frontends.clone()));
     let reporter = Reporter::new(Arc::clone(&servers));
     node.send([], |report| report.kubernetes = Some(reporter.clone()));
@@ -175,7 +184,9 @@ async fn keep(shared: &Shared, keeper: &mut snapshot::Keeper, mut stopped: onesh
 /// A kind whose follower panics is followed by another one: what is in force stays.
 async fn supervise(shared: Rc<Shared>, kind: Kind) {
     for panics in 1.. {
-        let follower = Follower::new(Rc::clone(&shared), kind);
+        let sink = OfKind::new(Rc::clone(&shared), kind);
+        let servers = Arc::clone(&shared.servers);
+        let follower = Follower::new(servers, kind, shared.settings.times(), sink);
         match tokio::task::spawn_local(follower.follow()).await {
             Ok(()) => return,
             Err(error) => {

@@ -6,8 +6,10 @@
 //! the first complete lists nothing is. A list that misses much of what there was is believed only
 //! when a second one agrees.
 //!
-//! Reading order: [`strip`] (what nodes need), [`upstream`] (lists and watches), [`hold`] (losses
-//! that are not believed at once), [`standing`] (how it stands), [`access`] (certificates and tokens).
+//! Reading order: [`strip`] (what nodes need), [`upstream`] (what becomes of one kind, as
+//! [`crate::list_watch`] hands it over), [`hold`] (losses
+//! that are not believed at once), [`judge`] (what nodes cannot use), [`writes`] (the leader and its
+//! Events), [`standing`] (how it stands), [`access`] (certificates and tokens).
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -16,24 +18,36 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::model::Kind;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::client::server::{backoff, jittered};
+use crate::client::{self, ClientError, Frontends, Servers};
+use crate::list_watch::Follower;
 use crate::serve::{self, HistoryLimits, Limits, ListenError, Options, Server, Store};
 
 pub mod access;
 mod hold;
+mod judge;
 pub mod standing;
 pub mod strip;
 mod upstream;
+pub mod writes;
 
 use access::{Access, AccessError};
+use judge::Judge;
 use standing::Standing;
-pub use upstream::{Credentials, Times, Upstream, UpstreamError};
+use upstream::OfKind;
+pub use upstream::Times;
+use writes::{Candidate, Findings, WriteSettings, Writer, Writes};
 
 /// How long lists under way are waited for at the end.
 const GRACE: Duration = Duration::from_secs(5);
 /// How often files of certificates and tokens are looked at.
 const RELOAD: Duration = Duration::from_secs(30);
+
+/// Before a follower that panicked is begun again: at first, and at most.
+const PANIC_REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// How to relay.
 #[derive(Debug, Clone)]
@@ -46,14 +60,16 @@ pub struct Settings {
     pub tls: Option<TlsFiles>,
     /// Bearer tokens that may ask, one a line; everybody who may connect when absent.
     pub token_file: Option<PathBuf>,
-    /// Whom to ask.
-    pub upstream: Upstream,
+    /// Whom to ask, and as whom.
+    pub upstream: client::Access,
     /// When to lose patience with it.
     pub times: Times,
     /// Bounds of what is served.
     pub limits: Limits,
     /// How much of the past is kept.
     pub history: HistoryLimits,
+    /// Who leads, and what it writes; nothing is written when absent.
+    pub writes: Option<WriteSettings>,
 }
 
 /// Files of TLS, in PEM; read again when they change.
@@ -76,9 +92,9 @@ pub enum RelayError {
     /// A certificate, key or token cannot be read.
     #[error(transparent)]
     Access(#[from] AccessError),
-    /// Nobody to ask.
+    /// An API server's credentials cannot be used.
     #[error(transparent)]
-    Upstream(#[from] UpstreamError),
+    Upstream(#[from] ClientError),
 }
 
 /// A running relay; dropping it ends it at once.
@@ -89,6 +105,17 @@ pub struct Relay {
     store: Arc<Store>,
     standing: Arc<Standing>,
     tasks: JoinSet<()>,
+    lead: Option<Lead>,
+}
+
+/// This relay's part in who leads.
+#[derive(Debug)]
+struct Lead {
+    writes: Arc<Writes>,
+    findings: Findings,
+    stop: watch::Sender<bool>,
+    /// Of one; ends when dropped.
+    candidate: JoinSet<()>,
 }
 
 impl Relay {
@@ -98,7 +125,8 @@ impl Relay {
     /// [`RelayError`], before anything is served.
     pub async fn start(settings: Settings) -> Result<Self, RelayError> {
         let access = Access::load(settings.tls.clone(), settings.token_file.clone())?;
-        let clients = settings.upstream.clients(settings.times).await?;
+        let servers = Arc::new(Servers::new(settings.upstream.clone(), Frontends::of_pod()));
+        servers.check().await?;
         let store = Arc::new(Store::following(settings.history));
         let standing = Arc::new(Standing::default());
         let options = Options {
@@ -109,10 +137,13 @@ impl Relay {
         };
         let server = serve::start(options, Arc::clone(&store)).await?;
         let mut tasks = JoinSet::new();
+        let lead =
+            settings.writes.as_ref().map(|own| Lead::start(own, &settings.upstream, &mut tasks));
         let metrics = match settings.metrics {
             None => None,
             Some(address) => {
-                let pages = standing::pages(&standing, &store, server.counts());
+                let writes = lead.as_ref().map(|lead| &lead.writes);
+                let pages = standing::pages(&standing, &store, server.counts(), writes);
                 let options = Options {
                     pages: Some(pages),
                     // Nothing but pages: objects are asked for where clients are known.
@@ -123,14 +154,22 @@ impl Relay {
             }
         };
         for kind in Kind::ALL {
-            let follower = upstream::Follower {
-                kind,
-                clients: clients.clone(),
-                store: Arc::clone(&store),
-                standing: Arc::clone(&standing),
-                times: settings.times,
+            let (servers, store) = (Arc::clone(&servers), Arc::clone(&store));
+            let times = settings.times.of_loop(settings.upstream.request_timeout);
+            let judged = lead.as_ref().map(|lead| lead.findings.clone());
+            let judged = judged.zip(settings.writes.as_ref().map(|own| own.lease.clone()));
+            let sink = {
+                let standing = Arc::clone(&standing);
+                move || {
+                    let judge = judged.clone().map(|(findings, lease)| {
+                        Judge::new(kind, Arc::clone(&store), findings, lease)
+                    });
+                    OfKind::new(kind, Arc::clone(&store), Arc::clone(&standing), judge)
+                }
             };
-            tasks.spawn(follower.run());
+            tasks.spawn(supervise(kind, Arc::clone(&standing), move || {
+                Follower::new(Arc::clone(&servers), kind, times, sink()).follow()
+            }));
         }
         tasks.spawn(async move {
             loop {
@@ -138,7 +177,7 @@ impl Relay {
                 access.reload();
             }
         });
-        Ok(Self { server, metrics, store, standing, tasks })
+        Ok(Self { server, metrics, store, standing, tasks, lead })
     }
 
     /// Where nodes ask.
@@ -171,13 +210,76 @@ impl Relay {
         &self.standing
     }
 
+    /// Who leads, and what was written; absent when nothing is.
+    #[must_use]
+    pub fn writes(&self) -> Option<&Arc<Writes>> {
+        self.lead.as_ref().map(|lead| &lead.writes)
+    }
+
     /// Serves until `stop` comes, then ends watches between two events.
     pub async fn until(mut self, stop: impl Future<Output = ()>) {
         stop.await;
-        self.tasks.abort_all();
+        // What writes Events ends before the lead does.
+        self.tasks.shutdown().await;
         // Watches end first and probes last: what ends is not ready, and says so.
         self.standing.end();
-        self.server.shut_down(GRACE).await;
+        let lead = self.lead.take();
+        tokio::join!(self.server.shut_down(GRACE), async {
+            if let Some(lead) = lead {
+                lead.end().await;
+            }
+        });
+    }
+}
+
+impl Lead {
+    fn start(settings: &WriteSettings, access: &client::Access, tasks: &mut JoinSet<()>) -> Self {
+        // Servers of its own: half of the time in which a leader must renew is for one of them,
+        // so that another can be asked in time.
+        let access = client::Access { request_timeout: settings.times.renew / 2, ..access.clone() };
+        let servers = Arc::new(Servers::new(access, Frontends::of_pod()));
+        let findings = Findings::new(settings.rates);
+        let writes = Arc::new(Writes::new(settings.identity.clone(), findings.clone()));
+        let (leads, follows) = watch::channel(None);
+        let (stop, stopped) = watch::channel(false);
+        let candidate = Candidate::new(Arc::clone(&servers), settings, leads, Arc::clone(&writes));
+        let mut of_candidate = JoinSet::new();
+        of_candidate.spawn(candidate.run(stopped));
+        let writer = Writer {
+            servers,
+            findings: findings.clone(),
+            identity: settings.identity.clone(),
+            leads: follows,
+            writes: Arc::clone(&writes),
+        };
+        tasks.spawn(writer.run());
+        Self { writes, findings, stop, candidate: of_candidate }
+    }
+
+    /// Gives up the lead, if it is held.
+    async fn end(mut self) {
+        self.stop.send_replace(true);
+        let _ = tokio::time::timeout(GRACE, self.candidate.join_next()).await;
+    }
+}
+
+/// A kind whose follower panics is followed by another one: what is known is served meanwhile.
+async fn supervise<F>(kind: Kind, standing: Arc<Standing>, follow: impl Fn() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    for panics in 1.. {
+        // A set of one, which ends with this task.
+        let mut task = JoinSet::new();
+        task.spawn(follow());
+        match task.join_next().await {
+            Some(Err(error)) if error.is_panic() => {
+                tracing::error!(kind = kind.name(), %error, "following panicked (a defect: please report it); it is begun again");
+                standing.failed(kind, "following panicked");
+            }
+            _ => return,
+        }
+        tokio::time::sleep(jittered(backoff(PANIC_REST, panics))).await;
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 use control::model::Kind;
 use http::StatusCode;
 
+use super::writes::Writes;
 use crate::resource::{WATCHED, index};
 use crate::serve::{Counts, Page, Pages, Replaced, Store};
 
@@ -41,7 +42,7 @@ pub struct KindStanding {
     pub watches: u64,
     /// Events, bookmarks left out.
     pub events: u64,
-    /// Their bytes.
+    /// Bytes of their objects, as the API server sends them.
     pub event_bytes: u64,
     /// Bookmarks.
     pub bookmarks: u64,
@@ -86,12 +87,15 @@ impl Standing {
     /// A watch was granted: the API server is there, though an empty kind may hear nothing of it.
     pub(super) fn watching(&self, kind: Kind) {
         let own = &mut self.lock()[index(kind)];
-        Self::answered(own, kind);
         own.watches += 1;
         own.doing = Doing::Watching;
     }
 
-    /// The API server has said something that could be used.
+    /// The API server has said something of the kind.
+    pub(super) fn alive(&self, kind: Kind) {
+        Self::answered(&mut self.lock()[index(kind)], kind);
+    }
+
     fn answered(own: &mut KindStanding, kind: Kind) {
         if let Some(since) = own.away_since.take() {
             let seconds = since.elapsed().as_secs();
@@ -101,7 +105,6 @@ impl Standing {
 
     pub(super) fn listed(&self, kind: Kind, replaced: Replaced, held: usize) {
         let own = &mut self.lock()[index(kind)];
-        Self::answered(own, kind);
         own.lists += 1;
         own.resets += u64::from(replaced.reset);
         own.held = held;
@@ -109,15 +112,12 @@ impl Standing {
 
     pub(super) fn event(&self, kind: Kind, bytes: usize) {
         let own = &mut self.lock()[index(kind)];
-        Self::answered(own, kind);
         own.events += 1;
         own.event_bytes += bytes as u64;
     }
 
     pub(super) fn bookmark(&self, kind: Kind) {
-        let own = &mut self.lock()[index(kind)];
-        Self::answered(own, kind);
-        own.bookmarks += 1;
+        self.lock()[index(kind)].bookmarks += 1;
     }
 
     pub(super) fn refused(&self, kind: Kind, error: &str) {
@@ -137,22 +137,37 @@ impl Standing {
     }
 }
 
-fn shortened(error: &str) -> String {
+pub(super) fn shortened(error: &str) -> String {
     error.chars().take(ERROR_BYTES_MAX).map(|own| if own == '\n' { ' ' } else { own }).collect()
 }
 
 /// `/metrics`, `/livez` and `/readyz`.
-pub(super) fn pages(standing: &Arc<Standing>, store: &Arc<Store>, counts: &Arc<Counts>) -> Pages {
+pub(super) fn pages(
+    standing: &Arc<Standing>,
+    store: &Arc<Store>,
+    counts: &Arc<Counts>,
+    writes: Option<&Arc<Writes>>,
+) -> Pages {
     let (standing, store, counts) = (Arc::clone(standing), Arc::clone(store), Arc::clone(counts));
+    let writes = writes.map(Arc::clone);
     Arc::new(move |path| {
         let page = |code, content_type, text| Some(Page { code, content_type, text });
         match path {
             "/livez" => page(StatusCode::OK, PLAIN, "ok\n".to_owned()),
             "/readyz" => {
-                let (code, text) = readiness(&standing, &store);
+                let (code, mut text) = readiness(&standing, &store);
+                if let Some(writes) = &writes {
+                    writes.lines(&mut text);
+                }
                 page(code, PLAIN, text)
             }
-            "/metrics" => page(StatusCode::OK, METRICS, metrics(&standing, &store, &counts)),
+            "/metrics" => {
+                let mut text = metrics(&standing, &store, &counts);
+                if let Some(writes) = &writes {
+                    writes.metrics(&mut text);
+                }
+                page(StatusCode::OK, METRICS, text)
+            }
             _ => None,
         }
     })
@@ -182,7 +197,7 @@ fn readiness(standing: &Standing, store: &Store) -> (StatusCode, String) {
     }
 }
 
-fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+pub(super) fn head(text: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(text, "# HELP xskiff_relay_{name} {help}");
     let _ = writeln!(text, "# TYPE xskiff_relay_{name} {kind}");
 }

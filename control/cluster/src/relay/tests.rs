@@ -12,8 +12,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 fn quick() -> Times {
     Times {
-        connect: Duration::from_secs(2),
-        answer: Duration::from_secs(2),
         watch: Duration::from_secs(60),
         silence: Duration::from_secs(2),
         backoff: (Duration::from_millis(10), Duration::from_millis(100)),
@@ -28,14 +26,19 @@ fn settings(upstream: SocketAddr) -> Settings {
         metrics: Some(any),
         tls: None,
         token_file: None,
-        upstream: Upstream {
-            credentials: Credentials::Anonymous,
-            servers: vec![format!("http://{upstream}").parse().unwrap()],
-            authority: None,
+        upstream: client::Access {
+            relays: Vec::new(),
+            api_servers: vec![format!("http://{upstream}").parse().unwrap()],
+            credentials: client::Credentials::ServiceAccount("/none".into()),
+            ca_file: None,
+            connect_timeout: Duration::from_secs(2),
+            request_timeout: Duration::from_secs(2),
+            rest: quick().backoff,
         },
         times: quick(),
         limits: Limits::default(),
         history: HistoryLimits::default(),
+        writes: None,
     }
 }
 

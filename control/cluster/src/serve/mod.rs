@@ -14,7 +14,7 @@
 mod counts;
 mod guard;
 mod list;
-mod object;
+pub(crate) mod object;
 mod request;
 mod selector;
 mod server;
@@ -29,7 +29,7 @@ pub use counts::Counts;
 pub use object::{Encoded, InvalidValue, mark};
 pub use server::{
     Access, Answer, AnswerBody, Denied, Layer, Limits, ListenError, Options, Page, Pages, Server,
-    start,
+    Writes, start,
 };
 pub use status::Failure;
 pub use store::{HistoryLimits, Replaced, Store, StoreCounts};

@@ -126,11 +126,11 @@ pub(super) fn key(namespace: &str, name: &str) -> String {
 
 /// An object as it is kept.
 #[derive(Debug)]
-pub(super) struct Stored {
+pub(crate) struct Stored {
     /// Its [`key`].
     pub(super) key: Arc<str>,
     /// Its resourceVersion.
-    pub(super) version: u64,
+    pub(crate) version: u64,
     /// A Pod's node.
     pub(super) node: Option<Box<str>>,
     /// [`Encoded::mark`].
@@ -196,7 +196,7 @@ impl Stored {
     }
 
     /// With kind and apiVersion.
-    pub(super) fn object(&self) -> Bytes {
+    pub(crate) fn object(&self) -> Bytes {
         self.line.slice(self.object_at.into()..self.line.len() - EVENT_END.len())
     }
 

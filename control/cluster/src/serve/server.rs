@@ -12,7 +12,7 @@ use control::model::Kind;
 use futures_util::stream;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -38,6 +38,8 @@ pub type Answer = Response<AnswerBody>;
 
 /// Largest head of a request.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Largest body of a request, where bodies are read at all.
+const BODY_BYTES_MAX: usize = 1 << 20;
 /// Most header lines of a request.
 const HEADERS_MAX: usize = 64;
 /// What failed is asked again after so many seconds.
@@ -72,6 +74,10 @@ pub type Pages = Arc<dyn Fn(&str) -> Option<Page> + Send + Sync>;
 /// Sees every answer before it is sent, and may change it: faults, for tests.
 pub type Layer =
     Arc<dyn Fn(Parts, Answer) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
+
+/// Answers a request, with its body, in place of the API, where it gives anything: writes, for
+/// tests. This crate serves none itself.
+pub type Writes = Arc<dyn Fn(&Parts, &[u8]) -> Option<Answer> + Send + Sync>;
 
 /// Bounds of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +127,8 @@ pub struct Options {
     pub access: Option<Access>,
     /// Pages beside the API, asked first.
     pub pages: Option<Pages>,
+    /// Takes what is written; absent but in tests.
+    pub writes: Option<Writes>,
     /// Sees every answer; absent but in tests.
     pub layer: Option<Layer>,
     /// Bounds.
@@ -132,7 +140,7 @@ impl Options {
     #[must_use]
     pub fn plain(address: SocketAddr) -> Self {
         let limits = Limits::default();
-        Self { address, tls: None, access: None, pages: None, layer: None, limits }
+        Self { address, tls: None, access: None, pages: None, writes: None, layer: None, limits }
     }
 }
 
@@ -316,14 +324,21 @@ where
 }
 
 async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Answer, Infallible> {
-    let (parts, _) = request.into_parts();
+    let (parts, body) = request.into_parts();
     add(&shared.counts.requests, 1);
-    let answer = match respond(&parts, &shared).await {
-        Ok(answer) => answer,
-        Err(failure) => {
+    let written = match &shared.options.writes {
+        None => None,
+        Some(writes) => {
+            let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
+            body.ok().and_then(|body| writes(&parts, &body.to_bytes()))
+        }
+    };
+    let answer = match written {
+        Some(answer) => answer,
+        None => respond(&parts, &shared).await.unwrap_or_else(|failure| {
             add(&shared.counts.refusals, 1);
             failure.answer()
-        }
+        }),
     };
     Ok(match &shared.options.layer {
         None => answer,

@@ -326,7 +326,7 @@ impl Store {
     }
 
     /// One object as it is now.
-    pub(super) fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<Stored>> {
+    pub(crate) fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<Stored>> {
         self.read(kind).objects.get(key(namespace, name).as_str()).cloned()
     }
 

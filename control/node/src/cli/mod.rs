@@ -68,7 +68,9 @@ pub enum Command {
         long_about = "Watch the API server for many nodes, and serve them what they need of it.\n\nEvery kind is \
         watched once, whatever the number of nodes. They ask by the Kubernetes list and watch \
         protocol and with the API server's resourceVersions, so that they may change between it and \
-        relays; while it is away, what is known is served. Runs until SIGTERM or SIGINT."
+        relays; while it is away, what is known is served. Of several relays one leads, by a Lease, \
+        and writes Events about objects that nodes cannot use as they are. Runs until SIGTERM or \
+        SIGINT."
     )]
     Relay(crate::relay::Arguments),
     /// How the node stands: a verdict, the next step, then ports, workers and tables.

@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use cluster::relay::{Credentials, Relay, RelayError, Settings, Times, TlsFiles, Upstream};
+use cluster::client::{Access, AccessError};
+use cluster::relay::writes::{ElectionTimes, LeaseName, Rates, WriteSettings};
+use cluster::relay::{Relay, RelayError, Settings, Times, TlsFiles};
 use cluster::serve::{HistoryLimits, Limits};
-use hyper::Uri;
+use control::config::{Kubernetes, check_server};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -42,16 +44,23 @@ pub struct Arguments {
     /// Serve whoever connects, on an address that others reach.
     #[arg(long, conflicts_with_all = ["token_file", "client_authority"])]
     pub anyone: bool,
-    /// Follow the API server at this address; repeat for more, the preferred one first. Default:
-    /// as the credentials say.
+    /// Follow the API server at this address, never its Service's; repeat for more, the preferred
+    /// one first. Default: as the kubeconfig file says.
     #[arg(long = "api-server", value_name = "URL")]
-    pub api_servers: Vec<Uri>,
+    pub api_servers: Vec<String>,
     /// Follow API servers as this kubeconfig file says. Default: the Pod's ServiceAccount.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Whom the API servers' certificates must come from, PEM. Default: as the credentials say.
     #[arg(long, value_name = "FILE")]
     pub authority: Option<PathBuf>,
+    /// The Lease by which relays agree on a leader, which alone writes Events about objects that
+    /// nodes cannot use as they are.
+    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "xskiff/xskiff-relay")]
+    pub lease: String,
+    /// Write nothing to the API server: no Lease, no Events.
+    #[arg(long)]
+    pub read_only: bool,
     /// Watches at most; a node has one for each of six kinds.
     #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().watches)]
     pub watches: usize,
@@ -66,6 +75,23 @@ pub enum RelayProcessError {
     /// Flags that are not safe together.
     #[error("{0}")]
     Unsafe(&'static str),
+    /// An API server that is none.
+    #[error("--api-server {server}: wanted {wanted}")]
+    ApiServer {
+        /// As it was given.
+        server: String,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// A Lease that is none.
+    #[error("--lease {lease}: wanted NAMESPACE/NAME, such as xskiff/xskiff-relay")]
+    Lease {
+        /// As it was given.
+        lease: String,
+    },
+    /// No API server can be followed.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// It cannot start.
     #[error(transparent)]
     Relay(#[from] RelayError),
@@ -83,11 +109,81 @@ fn system(action: &'static str) -> impl FnOnce(io::Error) -> RelayProcessError {
     move |source| RelayProcessError::System { action, source }
 }
 
-/// What the flags say.
+/// What the flags say, in a process with this environment.
 ///
 /// # Errors
-/// [`RelayProcessError::Unsafe`]: objects of the cluster would be open to others.
-pub fn settings(arguments: Arguments) -> Result<Settings, RelayProcessError> {
+/// [`RelayProcessError::Unsafe`]: objects of the cluster would be open to others;
+/// [`RelayProcessError::Access`], [`RelayProcessError::ApiServer`]: nobody can be followed.
+pub fn settings(
+    arguments: Arguments,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Settings, RelayProcessError> {
+    check_openness(&arguments)?;
+    let upstream = access(&arguments, environment)?;
+    let writes = match arguments.read_only {
+        true => None,
+        false => Some(write_settings(&arguments.lease)?),
+    };
+    let client_authority = arguments.client_authority;
+    let tls = arguments.tls_certificate.zip(arguments.tls_key);
+    Ok(Settings {
+        listen: arguments.listen,
+        metrics: arguments.metrics_listen,
+        tls: tls.map(|(certificate, key)| TlsFiles { certificate, key, client_authority }),
+        token_file: arguments.token_file,
+        upstream,
+        times: Times::default(),
+        limits: Limits {
+            connections: arguments.watches + Limits::default().lists,
+            watches: arguments.watches,
+            ..Limits::default()
+        },
+        history: HistoryLimits { events: arguments.history, ..HistoryLimits::default() },
+        writes,
+    })
+}
+
+/// How it takes part in who leads.
+fn write_settings(lease: &str) -> Result<WriteSettings, RelayProcessError> {
+    let is_word = |text: &str| {
+        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        (1..=63).contains(&text.len()) && text.bytes().all(legal)
+    };
+    let (namespace, name) = lease
+        .split_once('/')
+        .filter(|(namespace, name)| is_word(namespace) && name.split('.').all(is_word))
+        .ok_or_else(|| RelayProcessError::Lease { lease: lease.to_owned() })?;
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_err(system("read the host's name"))?;
+    // The same host's next process is another: what the one before holds is not its own.
+    let identity = format!("{}_{:016x}", host.trim(), fastrand::u64(..));
+    Ok(WriteSettings {
+        identity,
+        lease: LeaseName { namespace: namespace.to_owned(), name: name.to_owned() },
+        times: ElectionTimes::default(),
+        rates: Rates::default(),
+    })
+}
+
+/// A relay is told of servers as a node is, and reaches them in the same way.
+fn access(
+    arguments: &Arguments,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Access, RelayProcessError> {
+    for server in &arguments.api_servers {
+        check_server(server)
+            .map_err(|wanted| RelayProcessError::ApiServer { server: server.clone(), wanted })?;
+    }
+    let of_node = Kubernetes {
+        api_servers: arguments.api_servers.clone(),
+        kubeconfig: arguments.kubeconfig.clone(),
+        ca_file: arguments.authority.clone(),
+        ..Kubernetes::default()
+    };
+    Ok(Access::settle(&of_node, environment)?)
+}
+
+fn check_openness(arguments: &Arguments) -> Result<(), RelayProcessError> {
     let known = arguments.token_file.is_some() || arguments.client_authority.is_some();
     if !arguments.listen.ip().is_loopback() {
         if arguments.tls_certificate.is_none() && !arguments.plain {
@@ -101,29 +197,7 @@ pub fn settings(arguments: Arguments) -> Result<Settings, RelayProcessError> {
             return Err(RelayProcessError::Unsafe(text));
         }
     }
-    let client_authority = arguments.client_authority;
-    let tls = arguments.tls_certificate.zip(arguments.tls_key);
-    Ok(Settings {
-        listen: arguments.listen,
-        metrics: arguments.metrics_listen,
-        tls: tls.map(|(certificate, key)| TlsFiles { certificate, key, client_authority }),
-        token_file: arguments.token_file,
-        upstream: Upstream {
-            credentials: match arguments.kubeconfig {
-                Some(path) => Credentials::Kubeconfig(path),
-                None => Credentials::ServiceAccount,
-            },
-            servers: arguments.api_servers,
-            authority: arguments.authority,
-        },
-        times: Times::default(),
-        limits: Limits {
-            connections: arguments.watches + Limits::default().lists,
-            watches: arguments.watches,
-            ..Limits::default()
-        },
-        history: HistoryLimits { events: arguments.history, ..HistoryLimits::default() },
-    })
+    Ok(())
 }
 
 /// Relays until SIGTERM or SIGINT.
@@ -132,7 +206,7 @@ pub fn settings(arguments: Arguments) -> Result<Settings, RelayProcessError> {
 /// [`RelayProcessError`], before anything is served.
 pub fn run(arguments: Arguments) -> Result<(), RelayProcessError> {
     crate::node::launch::start_log();
-    let settings = settings(arguments)?;
+    let settings = settings(arguments, &|name| std::env::var(name).ok())?;
     allow_files(settings.limits.connections as u64 + OTHER_FILES);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -178,6 +252,7 @@ fn allow_files(wanted: u64) {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use cluster::client::Credentials;
 
     use super::*;
 
@@ -190,7 +265,18 @@ mod tests {
     fn parse(words: &str) -> Result<Settings, String> {
         let words = std::iter::once("relay").chain(words.split_whitespace());
         let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
-        settings(line.arguments).map_err(|error| error.to_string())
+        settings(line.arguments, &|_| None).map_err(|error| error.to_string())
+    }
+
+    /// A kubeconfig file, which names a server.
+    fn kubeconfig(directory: &std::path::Path) -> String {
+        let path = directory.join("kubeconfig");
+        let text = "{apiVersion: v1, kind: Config, current-context: a, \
+            contexts: [{name: a, context: {cluster: c, user: u}}], \
+            clusters: [{name: c, cluster: {server: \"https://10.0.0.9:6443\"}}], \
+            users: [{name: u, user: {token: secret}}]}";
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
     }
 
     #[test]
@@ -199,24 +285,61 @@ mod tests {
         assert!(parse("--plain").unwrap_err().contains("--anyone"));
         let tls = "--tls-certificate a.pem --tls-key a.key";
         assert!(parse(tls).unwrap_err().contains("--token-file"));
-        assert!(parse("--plain --anyone").is_ok());
-        assert!(parse("--listen 127.0.0.1:0").is_ok());
-        assert!(parse(&format!("{tls} --token-file tokens")).is_ok());
+        let directory = tempfile::tempdir().unwrap();
+        let from = format!("--kubeconfig {}", kubeconfig(directory.path()));
+        assert!(parse(&format!("{from} --plain --anyone")).is_ok());
+        assert!(parse(&format!("{from} --listen 127.0.0.1:0")).is_ok());
+        assert!(parse(&format!("{from} {tls} --token-file tokens")).is_ok());
         assert!(parse("--tls-certificate a.pem").is_err(), "a certificate needs its key");
         assert!(parse(&format!("{tls} --plain")).is_err());
     }
 
     #[test]
+    fn two_processes_of_a_host_are_two_and_a_relay_may_write_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let words = format!("--listen 127.0.0.1:0 --kubeconfig {}", kubeconfig(directory.path()));
+        let own = || parse(&words).unwrap().writes.unwrap().identity;
+        assert_ne!(own(), own());
+        assert!(parse(&format!("{words} --read-only")).unwrap().writes.is_none());
+        assert_eq!(
+            parse(&format!("{words} --lease a/b.c")).unwrap().writes.unwrap().lease.name,
+            "b.c"
+        );
+        for lease in ["a", "/b", "a/", "a/b/c", "A/b"] {
+            assert!(parse(&format!("{words} --lease {lease}")).unwrap_err().contains("NAMESPACE"));
+        }
+    }
+
+    #[test]
+    fn api_servers_are_never_reached_through_their_own_service_or_in_clear() {
+        let words = "relay --listen 127.0.0.1:0";
+        let in_pod =
+            |name: &str| (name == "KUBERNETES_SERVICE_HOST").then(|| "10.96.0.1".to_owned());
+        let settle = |more: &str| {
+            let words = words.split(' ').chain(more.split_whitespace());
+            let line = Line::try_parse_from(words).unwrap();
+            settings(line.arguments, &in_pod).unwrap_err().to_string()
+        };
+        assert!(settle("").contains("--api-server https://ADDRESS:6443"));
+        assert!(settle("--api-server https://10.96.0.1").contains("own Service"));
+        assert!(settle("--api-server http://10.0.0.1:6443").contains("without TLS"));
+    }
+
+    #[test]
     fn flags_are_settings() {
-        let settings = parse(
+        let directory = tempfile::tempdir().unwrap();
+        let kubeconfig = kubeconfig(directory.path());
+        let settings = parse(&format!(
             "--listen 127.0.0.1:8443 --metrics-listen [::]:9464 --tls-certificate a.pem \
              --tls-key a.key --client-authority ca.pem --api-server https://10.0.0.1:6443 \
-             --api-server https://[fd00::1]:6443 --kubeconfig k --watches 7 --history 9",
-        )
+             --api-server https://[fd00::1]:6443 --kubeconfig {kubeconfig} --watches 7 --history 9",
+        ))
         .unwrap();
-        assert_eq!(settings.upstream.servers.len(), 2);
-        assert_eq!(settings.upstream.credentials, Credentials::Kubeconfig("k".into()));
+        assert_eq!(settings.upstream.api_servers.len(), 2);
+        assert_eq!(settings.upstream.credentials, Credentials::Kubeconfig(kubeconfig.into()));
         assert_eq!((settings.limits.watches, settings.history.events), (7, 9));
+        let lease = settings.writes.unwrap().lease;
+        assert_eq!((&*lease.namespace, &*lease.name), ("xskiff", "xskiff-relay"));
         assert_eq!(settings.tls.unwrap().client_authority, Some("ca.pem".into()));
     }
 }

@@ -10,7 +10,7 @@ use crate::client::timed::Timed;
 const LINE_BYTES_MAX: usize = 8 << 20;
 
 /// The lines of a body.
-pub struct Lines {
+pub(crate) struct Lines {
     body: Timed,
     buffer: BytesMut,
     /// Bytes of the buffer that are known to hold no line's end.
@@ -19,25 +19,22 @@ pub struct Lines {
 
 impl Lines {
     /// The lines of `body`.
-    #[must_use]
-    pub fn new(body: Timed) -> Self {
+    pub(crate) fn new(body: Timed) -> Self {
         Self { body, buffer: BytesMut::new(), searched: 0 }
     }
 
     /// The server that answers.
-    #[must_use]
-    pub fn server(&self) -> String {
+    pub(crate) fn server(&self) -> String {
         self.body.server().name()
     }
 
     /// From now on no line may come for want of events.
-    pub fn may_be_quiet(&mut self) {
+    pub(crate) fn may_be_quiet(&mut self) {
         self.body.may_be_quiet();
     }
 
     /// Whether the next line is there already.
-    #[must_use]
-    pub fn is_at_hand(&self) -> bool {
+    pub(crate) fn is_at_hand(&self) -> bool {
         memchr::memchr(b'\n', self.buffer.get(self.searched..).unwrap_or_default()).is_some()
     }
 
@@ -46,7 +43,7 @@ impl Lines {
     ///
     /// # Errors
     /// What the body says; a line that is too long, or cut off by the end.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         loop {
             let rest = self.buffer.get(self.searched..).unwrap_or_default();
             if let Some(at) = memchr::memchr(b'\n', rest) {
