@@ -206,11 +206,11 @@ fn settings_of(mut arguments: xskiff::relay::Arguments) -> Settings {
 /// The relay as it is deployed.
 fn relay_settings() -> Settings {
     let containers = pods().into_iter().flat_map(|spec| spec.containers);
-    let relay = containers.filter_map(|container| match command(&container) {
+    let mut relay = containers.filter_map(|container| match command(&container) {
         Command::Relay(arguments) => Some(settings_of(arguments)),
         _ => None,
     });
-    relay.last().unwrap()
+    relay.next_back().unwrap()
 }
 
 #[test]
