@@ -1,11 +1,13 @@
 //! New tables judge again the flows that a change concerns, and leave all others alone.
 
 use dataplane::DropReason;
+use dataplane::event::EventKind;
 use dataplane::lb::FrontendKind;
+use dataplane::policy::RuleId;
 use dataplane::port::PortId;
 use xskiff_tests::packet_builder::{read, tcp, udp};
 use xskiff_tests::simulation::Simulation;
-use xskiff_tests::world::{UPLINK, World, pod_port, pod4, pod6};
+use xskiff_tests::world::{UPLINK, World, pod_identity, pod_port, pod4, pod6};
 
 /// A flow: where its packets enter, who opens it, and to whom.
 struct Case {
@@ -115,7 +117,17 @@ fn a_flow_that_is_denied_ends_only_if_the_change_is_told_of_one_of_its_ends() {
         node.forward(pod_port(1), &udp("10.1.0.1:1000", "10.1.0.2:80").build());
         node.publish(&denying(told).tables());
         let more = udp("10.1.0.1:1000", "10.1.0.2:80").build();
+        node.watch(true);
+        node.take_events();
         node.expect_drop(pod_port(1), &more, DropReason::PolicyIngress);
+        let dropped = EventKind::Dropped(DropReason::PolicyIngress);
+        let event = node.take_events().into_iter().find(|event| event.kind == dropped);
+        let event = event.expect("whose policy it was can be asked");
+        assert_eq!(event.rule, Some(RuleId::DEFAULT_DENY));
+        assert_eq!(
+            (event.source, event.destination),
+            (Some(pod_identity(1)), Some(pod_identity(2)))
+        );
         // It stays denied under tables that concern others.
         node.publish(&denying(told).next_generation_for(&["10.1.0.3"]).tables());
         node.expect_drop(pod_port(1), &more, DropReason::PolicyIngress);

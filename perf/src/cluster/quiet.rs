@@ -1,8 +1,9 @@
 //! `quiet/1M-flows`: established flows while pods and endpoints that none of them concerns come and go.
 //!
 //! One thread forwards, as in `pipeline`; another does what a control thread does of each event:
-//! compiles it in a cluster of full size and publishes the next root, whose generation has grown, so
-//! that every flow's next packet must find that its decision still holds. Events come at
+//! compiles it in a cluster of full size and publishes the next root. A pod's event makes the
+//! generation grow, so that every flow's next packet must find that its decision still holds; a
+//! service's does not, since endpoints are chosen for new flows only. Events come at
 //! [`EVENTS_PER_SECOND`] by the wall clock, and the forwarding thread spends about half of its time
 //! on making packets, so a forwarded packet meets twice as many of them.
 
@@ -174,12 +175,12 @@ impl Control {
     /// A pod or the endpoints of a service, in turns.
     fn event(&mut self, compiled: &mut Compiled, node: &NodeView) {
         let mut tables = Tables::clone(&self.tables);
-        tables.generation = tables.generation.wrapping_add(1);
         if self.random.below(2) == 0 {
             let pod = self.size.pod(self.random.below(self.size.pods), &mut self.random);
             let address = at(ELSEWHERE + self.random.below(self.size.pods) as u32);
             compiled.take(Change::Set(Object::Pod(pod)));
             compiled.compile(node);
+            tables.generation = tables.generation.wrapping_add(1);
             let other = Identity(UNUSED + self.random.below(1 << 10) as u32);
             Arc::make_mut(&mut tables.identities).exact.insert(address, other);
             let epochs = tables.epochs.as_deref();

@@ -87,7 +87,10 @@ impl Held {
     pub(super) fn new(losses: Losses, before: impl Fn(&str) -> Option<Object>) -> Self {
         let mut addresses: HashMap<IpAddr, Vec<Key>> = HashMap::new();
         for key in losses.gone.iter().chain(losses.shrunk.keys()) {
-            for address in before(key).iter().flat_map(addresses_of) {
+            // What a slice keeps may well be a new pod's.
+            let left = losses.shrunk.get(key).map(addresses_of).unwrap_or_default();
+            let lost = |address: &IpAddr| !left.contains(address);
+            for address in before(key).iter().flat_map(addresses_of).filter(lost) {
                 addresses.entry(address).or_default().push(key.clone());
             }
         }

@@ -5,7 +5,6 @@
 //! writes it.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use control::admin::Status;
 use prometheus_client::collector::Collector;
@@ -60,7 +59,8 @@ impl Collector for Families {
             let mut metric = encoder.encode_descriptor(family.name, family.help, None, kind)?;
             for sample in &family.samples {
                 let mut labelled = metric.encode_family(&sample.labels)?;
-                let seconds = Duration::from_micros(sample.value).as_secs_f64();
+                // One division, so that it is the number that is nearest.
+                let seconds = sample.value as f64 / 1e6;
                 match (family.unit, family.counter) {
                     (Unit::One, true) => {
                         labelled.encode_counter::<Labels, u64, u64>(&sample.value, None)?;

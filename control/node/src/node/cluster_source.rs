@@ -17,6 +17,8 @@ use crate::http::{self, HttpServer, Readiness};
 
 /// How often what is waited for is said.
 const SAY: Duration = Duration::from_secs(5);
+/// How long a snapshot may take to be read before the wait is told.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// How often probes are told.
 const TELL: Duration = Duration::from_millis(200);
 
@@ -105,8 +107,7 @@ impl Followed {
     ) -> Result<bool, E> {
         let Some(follower) = &self.follower else { return Ok(true) };
         let reporter = follower.reporter();
-        // A snapshot is there at once, or not at all.
-        let at_once = tokio::time::timeout(TELL, reporter.completed()).await;
+        let at_once = tokio::time::timeout(AT_ONCE, reporter.completed()).await;
         if at_once.is_ok() {
             return Ok(true);
         }

@@ -223,6 +223,22 @@ fn endpoints_that_a_list_lost_are_held_in_slices_that_went_and_that_shrank() {
 }
 
 #[test]
+fn a_new_pod_that_a_slice_keeps_ends_no_hold_of_what_it_lost() {
+    let mut world = world();
+    world.list(Kind::EndpointSlice, &[slice("a", 0..100)]);
+    world.take(Kind::Pod, &pod(7));
+    assert!(world.list(Kind::EndpointSlice, &[slice("a", 0..50)]));
+    world.take(Kind::Pod, &pod(8));
+    world.sent();
+    let endpoints =
+        |world: &World| world.state.endpoint_slices.values().next().unwrap().endpoints.len();
+    assert_eq!(endpoints(&world), 100);
+    world.take(Kind::Pod, &pod(60));
+    world.sent();
+    assert_eq!(endpoints(&world), 50);
+}
+
+#[test]
 fn a_slice_whose_address_was_claimed_before_its_list_is_not_held() {
     let mut world = world();
     world.list(Kind::EndpointSlice, &[slice("a", 0..50), slice("b", 50..100)]);
