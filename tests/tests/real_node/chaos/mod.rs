@@ -40,6 +40,8 @@ const CLUSTER: Size = Size { nodes: 6, namespaces: 4, pods: 90, services: 24, po
 const DATAGRAM_SOURCES: &str = "100.64.0.0/20";
 /// Between two changes of the cluster.
 const PACE: Duration = Duration::from_millis(150);
+/// Longer than an event takes from the server to the tables.
+const SETTLE: Duration = Duration::from_millis(400);
 /// Questions after each change.
 const QUESTIONS: usize = 6;
 
@@ -262,12 +264,18 @@ fn change_and_ask(
     asked
 }
 
-/// Waits until every verdict is what the model says of the present state.
+/// Waits until the node follows every kind, holds no loss, and every verdict is what the model says
+/// of the present state; and still after a while in which the last events may arrive.
 fn wait_in_step(world: &World, changes: &mut Changes, questions: &[Question]) {
     let model = changes.history.now();
     let wrong = || questions.iter().find(|own| verdict(world, **own) != model(**own));
-    let is_in_step = wait_until(PATIENCE, || wrong().is_none());
-    let status = || world.status().kubernetes;
+    let status = || world.status().kubernetes.expect("followed");
+    let follows = || status().kinds.iter().all(|kind| kind.in_step && kind.held == 0);
+    let is_in_step = wait_until(PATIENCE, || {
+        let was_in_step = follows() && wrong().is_none();
+        std::thread::sleep(SETTLE);
+        was_in_step && follows() && wrong().is_none()
+    });
     assert!(is_in_step.is_some(), "{:?} in spite of {:#?}", wrong(), status());
     changes.history.is_in_force();
 }
