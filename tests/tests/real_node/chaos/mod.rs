@@ -230,12 +230,14 @@ impl Chaos {
         }
     }
 
-    fn end(&mut self) {
+    /// All is well again. What was forgotten comes back as it was in the beginning.
+    fn end(&mut self, changes: &mut Changes) {
         self.server.faults.clear();
         if std::mem::take(&mut self.is_down) {
             self.server.come_back();
         }
         for (kind, object) in self.forgotten.drain(..) {
+            changes.history.set(kind, &object);
             self.server.set(kind, object);
         }
     }
@@ -343,7 +345,7 @@ fn whatever_befalls_the_api_server_no_connection_ends_and_no_verdict_is_wrong() 
             let kinds = status.kubernetes.expect("followed").kinds;
             assert!(kinds.iter().any(|kind| kind.last_error.is_some()), "{kinds:?}");
         }
-        chaos.end();
+        chaos.end(&mut changes);
         // Now and then trouble meets trouble.
         if random.one_in(3) {
             continue;
