@@ -71,13 +71,37 @@ pub(super) enum Layer {
     Audit,
 }
 
-/// Whether what a policy refuses passes and is reported: by its own annotation, its namespace's or
-/// this node's.
+/// Whose annotation puts a policy under audit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AuditedBy {
+    /// Its own.
+    Policy,
+    /// Its namespace's.
+    Namespace,
+    /// This node's.
+    Node,
+}
+
+/// By which annotation what a policy refuses passes and is reported; of several the nearest.
+pub(crate) fn audited_by(
+    policy: &NetworkPolicy,
+    state: &ClusterState,
+    node: &NodeView,
+) -> Option<AuditedBy> {
+    let namespace = || state.namespaces.get(&*policy.name.namespace);
+    if policy.mode.is_audit() {
+        Some(AuditedBy::Policy)
+    } else if namespace().is_some_and(|namespace| namespace.mode.is_audit()) {
+        Some(AuditedBy::Namespace)
+    } else {
+        let node = state.nodes.get(&*node.name);
+        node.is_some_and(|node| node.mode.is_audit()).then_some(AuditedBy::Node)
+    }
+}
+
+/// Whether what a policy refuses passes and is reported.
 pub(crate) fn is_audited(policy: &NetworkPolicy, state: &ClusterState, node: &NodeView) -> bool {
-    let namespace = state.namespaces.get(&*policy.name.namespace);
-    policy.mode.is_audit()
-        || namespace.is_some_and(|namespace| namespace.mode.is_audit())
-        || state.nodes.get(&*node.name).is_some_and(|node| node.mode.is_audit())
+    audited_by(policy, state, node).is_some()
 }
 
 type RuleKey = (ObjectName, Direction, usize);

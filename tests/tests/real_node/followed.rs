@@ -96,10 +96,7 @@ impl Drop for ApiServer {
 /// The objects of the demo's manifests.
 pub fn demo_objects() -> Vec<(Kind, Value)> {
     let read = |(name, text): (&str, &str)| -> Vec<Value> {
-        let documents = text.split("\n---\n").map(|document| {
-            serde_saphyr::from_str(document).unwrap_or_else(|error| panic!("{name}: {error}"))
-        });
-        documents.collect()
+        serde_saphyr::from_multiple(text).unwrap_or_else(|error| panic!("{name}: {error}"))
     };
     let objects = MANIFESTS.into_iter().flat_map(read);
     let kind_of = |object: &Value| {

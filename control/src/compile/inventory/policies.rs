@@ -14,7 +14,9 @@ use crate::admin::policy::{
 };
 use crate::compile::Compiled;
 use crate::compile::identities::{Kind, resolve};
-use crate::compile::policies::{DIRECTIONS, direction_name, is_audited, rules};
+use crate::compile::policies::{
+    AuditedBy, DIRECTIONS, audited_by, direction_name, is_audited, rules,
+};
 use crate::compile::selectors::Selector;
 use crate::compile::warnings::Source;
 use crate::model::{L4Ports, NetworkPolicy, ObjectName, PolicyRule, PortMatch};
@@ -141,17 +143,11 @@ impl Compiled {
 
     /// The object whose annotation puts a policy under audit.
     fn audited_by(&self, policy: &NetworkPolicy) -> Option<String> {
-        let namespace = self.state.namespaces.get(&*policy.name.namespace);
-        let node = self.state.nodes.get(&*self.node.name);
-        if policy.mode.is_audit() {
-            Some(format!("NetworkPolicy {}", policy.name))
-        } else if namespace.is_some_and(|namespace| namespace.mode.is_audit()) {
-            Some(format!("Namespace {}", policy.name.namespace))
-        } else if node.is_some_and(|node| node.mode.is_audit()) {
-            Some(format!("Node {}", self.node.name))
-        } else {
-            None
-        }
+        Some(match audited_by(policy, &self.state, &self.node)? {
+            AuditedBy::Policy => format!("NetworkPolicy {}", policy.name),
+            AuditedBy::Namespace => format!("Namespace {}", policy.name.namespace),
+            AuditedBy::Node => format!("Node {}", self.node.name),
+        })
     }
 
     /// One policy in detail, its lists up to `limit`; `None` for one that is not in force. Flows and
