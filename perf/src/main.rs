@@ -2,9 +2,10 @@
 //!
 //! Reading order: [`workload`], [`packet`] and [`spread`] (what is sent), [`pipeline`] (in memory), [`table`]
 //! (its flow table beside others), [`cluster`] (following a large cluster), [`ports`] (hundreds of sockets), [`veth`] (beside the kernel),
-//! [`latency`] (the whole node process, beside the kernel), then [`figure`] and [`report`] (what comes out).
+//! [`latency`] (the whole node process, beside the kernel), then [`choice`] (what is run), [`figure`] and [`report`] (what comes out).
 #![forbid(unsafe_code)]
 
+mod choice;
 mod cluster;
 mod figure;
 mod flow_memory;

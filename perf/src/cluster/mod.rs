@@ -40,6 +40,7 @@ use dataplane::policy::{Direction, Policy, Query};
 use dataplane::table_map::TableMap;
 use dataplane::tables::Tables;
 
+use crate::choice::chosen;
 use crate::figure::Figure;
 use crate::pipeline::pin;
 use crate::report::Report;
@@ -47,6 +48,9 @@ use crate::spread::Random;
 use synthetic::{Size, policy_of_a_wave, view};
 
 const BENCH: &str = "cluster";
+/// Cases, as `--cases` takes them.
+const CASES: [&str; 7] =
+    ["flood", "from-nothing", "pod-event", "policy-change", "audit", "lookup", "quiet"];
 const LARGE: Size = Size { nodes: 5_000, pods: 150_000, policies: 2_000, services: 20_000 };
 const FLOOD: Size = Size { nodes: 1_000, pods: 100_000, policies: 200, services: 0 };
 /// Flows of one sample of `lookup`.
@@ -57,6 +61,9 @@ const SLOW: f64 = 0.99;
 /// Options of `cluster`.
 #[derive(Debug, Args)]
 pub struct Options {
+    /// Cases to run, such as quiet,lookup; all when not given.
+    #[arg(long, value_delimiter = ',')]
+    cases: Vec<String>,
     /// Times every case is measured; events a hundred times as often. The median counts.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
@@ -76,6 +83,8 @@ pub struct Options {
 /// # Errors
 /// No such CPU, or a table that is not what the objects make it.
 pub fn run(options: &Options, report: &mut Report) -> Result<()> {
+    let cases = chosen(&options.cases, &CASES, |name| name)?;
+    let has = |case: &str| cases.iter().any(|chosen| **chosen == case);
     let allowed = pinning::apply::current_affinity().context("ask for this process's CPUs")?;
     let core = pin(options.core)?;
     // Or the same where there is no other.
@@ -93,30 +102,50 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
         large.nodes, large.pods, large.policies, large.services, options.seed
     )])?;
     // First, while nothing that others left in the heap is used again.
-    measure_flood(flood, options, report)?;
+    if has("flood") {
+        measure_flood(flood, options, report)?;
+    }
     let mut random = Random::new(options.seed);
     let node = view(large, &mut random);
-    let mut compiled = measure_from_nothing(large, &node, options, report)?;
-    measure_events(large, &node, &mut compiled, options, report)?;
-    measure_policy(&node, &mut compiled, options, report)?;
-    measure_audit(&compiled, options, report)?;
-    measure_lookup("2000", &node, &compiled, options, report)?;
-    let load = match options.quick {
-        true => quiet::Load { flows: 4_000, packets: 16_384, runs: 1 },
-        false => quiet::Load { flows: 1_000_000, packets: 16 << 20, runs: options.runs },
+    let mut compiled = if has("from-nothing") {
+        measure_from_nothing(large, &node, options, report)?
+    } else {
+        compile(large, &node, options)
     };
-    quiet::measure(BENCH, (large, &node, &mut compiled), load, other, report)?;
-    drop(compiled);
-    for (name, policies) in [("200", large.policies / 10), ("20", large.policies / 100)] {
-        let size = Size { policies: policies.max(4), services: 0, ..large };
-        let mut compiled = Compiled::default();
-        let objects = size.objects(&mut Random::new(options.seed));
-        objects.into_iter().for_each(|change| compiled.take(change));
-        compiled.compile(&node);
-        measure_lookup(name, &node, &compiled, options, report)?;
+    if has("pod-event") {
+        measure_events(large, &node, &mut compiled, options, report)?;
+    }
+    if has("policy-change") {
+        measure_policy(&node, &mut compiled, options, report)?;
+    }
+    if has("audit") {
+        measure_audit(&compiled, options, report)?;
+    }
+    if has("lookup") {
+        measure_lookup("2000", &node, &compiled, options, report)?;
+        for (name, policies) in [("200", large.policies / 10), ("20", large.policies / 100)] {
+            let size = Size { policies: policies.max(4), services: 0, ..large };
+            measure_lookup(name, &node, &compile(size, &node, options), options, report)?;
+        }
+    }
+    if has("quiet") {
+        let load = match options.quick {
+            true => quiet::Load { flows: 4_000, packets: 16_384, runs: 1 },
+            false => quiet::Load { flows: 1_000_000, packets: 16 << 20, runs: options.runs },
+        };
+        quiet::measure(BENCH, (large, &node, &mut compiled), load, other, report)?;
     }
     report.table(&[])?;
     Ok(())
+}
+
+/// A cluster of this size, compiled from nothing.
+fn compile(size: Size, node: &NodeView, options: &Options) -> Compiled {
+    let objects = size.objects(&mut Random::new(options.seed));
+    let mut compiled = Compiled::default();
+    objects.into_iter().for_each(|change| compiled.take(change));
+    compiled.compile(node);
+    compiled
 }
 
 /// What workers hold while the next tables are compiled.

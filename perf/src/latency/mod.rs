@@ -21,11 +21,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use nix::sys::resource::{UsageWho, getrusage};
 use pinning::CpuId;
 
+use crate::choice::chosen;
 use crate::figure::{Figure, median};
 use crate::interrupt;
 use crate::machine::{TICKS, machine_seconds};
@@ -219,7 +220,7 @@ impl Subject {
 /// answers.
 pub fn run(options: &Options, report: &mut Report) -> Result<()> {
     let plan = Plan::new(options)?;
-    let names = chosen(&options.subjects)?;
+    let names = chosen(&options.subjects, &SUBJECTS, |name| name)?;
     let program = program(options.xskiff.as_deref())?;
     interrupt::watch()?;
     let mut network = Network::new()?;
@@ -265,14 +266,6 @@ fn start(
             Ok(Some(node))
         }
     }
-}
-
-fn chosen(wanted: &[String]) -> Result<Vec<&'static str>> {
-    if let Some(unknown) = wanted.iter().find(|one| !SUBJECTS.contains(&one.as_str())) {
-        bail!("there is no {unknown}: choose from {}", SUBJECTS.join(", "));
-    }
-    let is_chosen = |one: &&str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == one);
-    Ok(SUBJECTS.into_iter().filter(is_chosen).collect())
 }
 
 fn program(given: Option<&Path>) -> Result<PathBuf> {

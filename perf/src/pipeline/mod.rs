@@ -12,10 +12,11 @@
 pub mod node;
 mod stages;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use pinning::CpuId;
 
+use crate::choice::chosen;
 use crate::figure::Figure;
 use crate::report::Report;
 use crate::spread::Spread;
@@ -80,10 +81,7 @@ const QUICK_PACKETS: u64 = 8_192;
 /// # Errors
 /// No such case or CPU, too little memory, or a packet that did not become what it must.
 pub fn run(options: &Options, report: &mut Report) -> Result<()> {
-    let known: Vec<&str> = CASES.iter().map(|case| case.name).collect();
-    if let Some(unknown) = options.cases.iter().find(|name| !known.contains(&name.as_str())) {
-        bail!("there is no case {unknown}: choose from {}", known.join(", "));
-    }
+    let cases = chosen(&options.cases, &CASES, |case| case.name)?;
     let core = pin(options.core)?;
     report.header(&[
         format!("mode     in memory, one worker on CPU {core}, bursts of 32, 60-byte UDP, IPv4"),
@@ -93,11 +91,9 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
             .into(),
     ])?;
     let cluster = Cluster::default();
-    for case in &CASES {
-        let is_chosen =
-            options.cases.is_empty() || options.cases.iter().any(|name| name == case.name);
+    for case in cases {
         let is_small = case.flows <= QUICK_FLOWS_MAX || !case.traffic.is_established();
-        if is_chosen && (is_small || !options.quick) {
+        if is_small || !options.quick {
             let case = if options.quick { quick(case) } else { Case { ..*case } };
             measure(&case, options.runs, &cluster, report).context(case.name)?;
         }

@@ -52,12 +52,13 @@ use anyhow::{Context, Result};
 use clap::Args;
 use pinning::CpuId;
 
+use crate::choice::one_of;
 use crate::interrupt;
 use crate::report::Report;
 use flow::{V4, V4_ENTRY, V6, V6_ENTRY};
 use lineup::{Make, NAMES};
-use plan::{Plan, kind_of, one_of};
-use setting::Flows;
+use plan::Plan;
+use setting::{Flows, KINDS};
 use subject::WORKERS;
 use xskiff::Room;
 
@@ -139,8 +140,8 @@ fn ask_for_huge_pages() -> Result<()> {
 
 /// In a process that [`memory::measure`] has started.
 fn fill_for_memory(table: &memory::Filled) -> Result<()> {
-    let name = one_of(&table.subject, &NAMES)?;
-    let kind = kind_of(&table.kind)?;
+    let name = one_of(&table.subject, &NAMES, |name| name)?;
+    let kind = *one_of(&table.kind, &KINDS, |kind| kind.name)?;
     let make = Make {
         room: Room::fixed(table.flows),
         two_keys: kind.two_keys,

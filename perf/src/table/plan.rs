@@ -17,6 +17,7 @@ use super::syn_flood;
 use super::take_over;
 use super::xskiff::Room;
 use super::{BENCH, Options};
+use crate::choice::chosen;
 use crate::figure::Figure;
 use crate::pipeline::pin;
 use crate::report::Report;
@@ -72,10 +73,10 @@ impl Plan {
     /// # Errors
     /// There is no such case, kind, subject or CPU.
     pub fn of(options: &Options) -> Result<Self> {
-        let kinds = chosen(&options.kinds, &KINDS.map(|kind| kind.name))?;
-        let kinds = kinds.into_iter().map(kind_of).collect::<Result<Vec<_>>>()?;
-        let mut cases = chosen(&options.cases, &CASES)?;
-        let mut subjects = chosen(&options.subjects, &NAMES)?;
+        let kinds = chosen(&options.kinds, &KINDS, |kind| kind.name)?;
+        let kinds = kinds.into_iter().copied().collect();
+        let mut cases = names(&options.cases, &CASES)?;
+        let mut subjects = names(&options.subjects, &NAMES)?;
         if let Some(reason) = rte_hash::missing().filter(|_| subjects.contains(&rte_hash::NAME)) {
             eprintln!("# {} is left out: {reason}", rte_hash::NAME);
             subjects.retain(|name| *name != rte_hash::NAME);
@@ -306,27 +307,6 @@ impl Families {
     }
 }
 
-/// The one of `known` that `text` names.
-///
-/// # Errors
-/// There is none.
-pub fn one_of(text: &str, known: &[&'static str]) -> Result<&'static str> {
-    let found = known.iter().find(|name| **name == text).copied();
-    found.with_context(|| format!("there is no {text}: choose from {}", known.join(", ")))
-}
-
-/// The kind of this name.
-///
-/// # Errors
-/// There is none.
-pub fn kind_of(text: &str) -> Result<Kind> {
-    let name = one_of(text, &KINDS.map(|kind| kind.name))?;
-    KINDS.into_iter().find(|kind| kind.name == name).context("a kind's name")
-}
-
-/// The names chosen, in the order of `known`; all when none was.
-fn chosen(texts: &[String], known: &[&'static str]) -> Result<Vec<&'static str>> {
-    let named = texts.iter().map(|text| one_of(text, known)).collect::<Result<Vec<_>>>()?;
-    let is_chosen = |name: &&&'static str| named.is_empty() || named.contains(*name);
-    Ok(known.iter().filter(is_chosen).copied().collect())
+fn names(wanted: &[String], known: &'static [&'static str]) -> Result<Vec<&'static str>> {
+    Ok(chosen(wanted, known, |name| name)?.into_iter().copied().collect())
 }

@@ -25,11 +25,12 @@ mod worker;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use pinning::CpuId;
 use xdp_redirect::live_frames::Expected;
 
+use crate::choice::chosen;
 use crate::figure::{Figure, median};
 use crate::interrupt;
 use crate::packet;
@@ -164,19 +165,6 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
         remarks.extend(ratios(case, &subjects));
     }
     Ok(report.table(&remarks)?)
-}
-
-fn chosen<'a, T>(
-    wanted: &[String],
-    known: &'a [T],
-    name: impl Fn(&T) -> &str,
-) -> Result<Vec<&'a T>> {
-    let names: Vec<&str> = known.iter().map(&name).collect();
-    if let Some(unknown) = wanted.iter().find(|wanted| !names.contains(&wanted.as_str())) {
-        bail!("there is no {unknown}: choose from {}", names.join(", "));
-    }
-    let is_chosen = |one: &&T| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name(one));
-    Ok(known.iter().filter(is_chosen).collect())
 }
 
 fn cores(options: &Options) -> Result<(CpuId, CpuId)> {
