@@ -14,9 +14,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::address_hash::AddressHash;
 use crate::charge::Charge;
 use crate::conntrack::{FlowDirection, Life, Seen};
-use crate::epochs::Slot;
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6, halves, low_half, ports_word};
 use crate::forwarding::NextHopId;
 use crate::lb::ServiceId;
@@ -108,9 +108,9 @@ pub trait FlowFamily: Copy + Eq {
     fn write_addresses(original: &Self, reply: &Self, words: &mut [u64]);
     /// Reads the addresses of `direction`'s tuple as (source, destination), and makes a key of them.
     fn read_tuple(words: &[AtomicU64], direction: FlowDirection, ports: u32, life: Life) -> Self;
-    /// The slots of what was its source and of what answers it, of the flow with these words: the
+    /// The hashes of what was its source and of what answers it, of the flow with these words: the
     /// two ends that policy and routes are asked about.
-    fn ends(words: &[AtomicU64]) -> [Slot; 2];
+    fn ends(words: &[AtomicU64]) -> [AddressHash; 2];
     /// Which direction's tuple this is, of the flow with these words.
     fn direction_in(&self, words: &[AtomicU64]) -> Option<FlowDirection>;
     /// The L4 ports in one word: source in the upper half, destination in the lower.
@@ -137,9 +137,9 @@ impl FlowFamily for FlowKey4 {
     }
 
     #[inline(always)]
-    fn ends(words: &[AtomicU64]) -> [Slot; 2] {
+    fn ends(words: &[AtomicU64]) -> [AddressHash; 2] {
         let source = |word: usize| low_half(words[word].load(Ordering::Relaxed) >> 32);
-        [0, 1].map(|word| Slot::of_v4(source(word)))
+        [0, 1].map(|word| AddressHash::of_v4(source(word)))
     }
 
     /// Compares whole words as they are packed: field by field, a tuple is five branches.
@@ -203,9 +203,9 @@ impl FlowFamily for FlowKey6 {
     }
 
     #[inline(always)]
-    fn ends(words: &[AtomicU64]) -> [Slot; 2] {
+    fn ends(words: &[AtomicU64]) -> [AddressHash; 2] {
         let word = |index: usize| words[index].load(Ordering::Relaxed);
-        [0, 4].map(|source: usize| Slot::of_v6(word(source), word(source + 1)))
+        [0, 4].map(|source: usize| AddressHash::of_v6(word(source), word(source + 1)))
     }
 
     #[inline(always)]
@@ -312,6 +312,13 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
             FlowDirection::Reply => ports,
         };
         K::read_tuple(self.words, direction, low_half(ports), self.life())
+    }
+
+    /// Its two ends' hashes, each by its own family: [`FlowFamily::ends`] takes less time, and takes an
+    /// IPv4 end of a flow that changes family for an IPv6 one.
+    pub(crate) fn ends(&self) -> [AddressHash; 2] {
+        let end = |direction| self.tuple(direction).generic().source().into();
+        [end(FlowDirection::Original), end(FlowDirection::Reply)]
     }
 
     /// Whether its ends are of two families.

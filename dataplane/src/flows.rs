@@ -15,6 +15,7 @@ use crate::conntrack::{FlowDirection, Life};
 use crate::eviction::Eviction;
 use crate::expiry::Pace;
 use crate::flow::{FlowFamily, FlowRoute, FlowView, Origin, write_charge, write_flow};
+use crate::flow_ends::FlowEnds;
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::nat::endpoint;
 use crate::time::Nanos;
@@ -110,6 +111,8 @@ pub struct Flows<const W: usize> {
     pub eviction: Eviction,
     /// Whom flows are charged to, of both families and all workers.
     pub charges: Arc<Charges>,
+    /// Where the ends of new flows are noted, as shared.
+    pub ends: Arc<FlowEnds>,
     pub(crate) pace: Pace,
 }
 
@@ -159,6 +162,8 @@ impl<const W: usize> Flows<W> {
         let inserted = self.owner.insert((hashes.original, tuples), alias, &words);
         if inserted.is_ok() {
             self.charges.take(flow.charge);
+            self.ends
+                .note([flow.original, flow.reply].map(|tuple| tuple.generic().source().into()));
         }
         inserted.map_err(|error| match error {
             InsertError::Exists(other) if !self.has_tuple(other, &flow.original) => {
@@ -279,6 +284,8 @@ pub struct FlowTables {
     pub quiescence: Arc<Quiescence>,
     /// Whom flows are charged to.
     pub charges: Arc<Charges>,
+    /// Which addresses may be ends of flows.
+    pub ends: Arc<FlowEnds>,
 }
 
 /// What one worker holds of both tables.
@@ -352,7 +359,8 @@ impl FlowTables {
         quiescence: Arc<Quiescence>,
     ) -> (Self, Vec<WorkerFlows>) {
         let (hasher, charges) = (Hasher::new(hash_key), Arc::new(charges));
-        let tables = Self { v4, v6, hasher, quiescence, charges };
+        let ends = Arc::new(FlowEnds::default());
+        let tables = Self { v4, v6, hasher, quiescence, charges, ends };
         let holds = owners4
             .into_iter()
             .zip(owners6)
@@ -362,6 +370,7 @@ impl FlowTables {
                     owner: owner4,
                     eviction: Eviction::default(),
                     charges: Arc::clone(&tables.charges),
+                    ends: Arc::clone(&tables.ends),
                     pace: Pace::default(),
                 },
                 v6: Flows {
@@ -369,6 +378,7 @@ impl FlowTables {
                     owner: owner6,
                     eviction: Eviction::default(),
                     charges: Arc::clone(&tables.charges),
+                    ends: Arc::clone(&tables.ends),
                     pace: Pace::default(),
                 },
                 hasher: tables.hasher.clone(),

@@ -297,8 +297,7 @@ fn holds_between_families<K: crate::flow::FlowFamily>(
 ) -> bool {
     let Some(epochs) = &tables.epochs else { return false };
     let decided = FlowRoute::generation_between_families(view.route().generation);
-    let end = |direction| view.tuple(direction).generic().source().into();
-    epochs.hold_since(decided, [end(FlowDirection::Original), end(FlowDirection::Reply)])
+    epochs.hold_since(decided, view.ends())
 }
 
 /// What the route of a flow says that was decided under the tables in force.

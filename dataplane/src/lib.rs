@@ -10,6 +10,7 @@
 #![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 
 pub mod address;
+pub mod address_hash;
 pub mod address_map;
 mod anticipation;
 pub mod buffer;
@@ -26,6 +27,7 @@ pub mod event;
 pub mod eviction;
 pub mod expiry;
 pub mod flow;
+pub mod flow_ends;
 pub mod flow_key;
 pub mod flows;
 pub mod forwarding;

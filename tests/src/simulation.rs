@@ -9,6 +9,7 @@ use std::time::Duration;
 use dataplane::DropReason;
 use dataplane::counters::WorkerCounters;
 use dataplane::event::{FlowEvent, NeighbourRequest, Reports};
+use dataplane::flow_ends::Census;
 use dataplane::flows::{Capacities, FlowRecord, FlowTables};
 use dataplane::handoff::{Handoff, HandoffCause, Inboxes};
 use dataplane::mailbox::{Command, Mailbox};
@@ -34,6 +35,8 @@ pub struct Simulation {
     workers: Vec<SimulatedWorker>,
     inboxes: Arc<Inboxes<HeapBuffer>>,
     flows: FlowTables,
+    /// Whose ends flows have, as the control thread knows it.
+    pub census: Census,
     wire: Rc<RefCell<Wire>>,
     /// The node's time; tests move it.
     pub now: Nanos,
@@ -80,7 +83,19 @@ impl Simulation {
                 SimulatedWorker { worker, counters, mailbox, reports }
             })
             .collect();
-        Self { workers, inboxes, flows, wire, now: Nanos(1_000_000_000) }
+        let now = Nanos(1_000_000_000);
+        let census = Census::of(&flows, now);
+        Self { workers, inboxes, flows, census, wire, now }
+    }
+
+    /// The control thread's view of flows' ends, found in the flows that there are by now.
+    #[must_use]
+    pub fn census_of_present_flows(&self) -> Census {
+        let mut census = Census::of(&self.flows, self.now);
+        for _ in 0..100 {
+            census.tend(self.now, true, 1 << 16);
+        }
+        census
     }
 
     /// A node of one worker with room for plenty.

@@ -7,7 +7,7 @@ use dataplane::policy::RuleId;
 use dataplane::port::PortId;
 use xskiff_tests::packet_builder::{read, tcp, udp};
 use xskiff_tests::simulation::Simulation;
-use xskiff_tests::world::{UPLINK, World, pod_identity, pod_port, pod4, pod6};
+use xskiff_tests::world::{UPLINK, World, address, pod_identity, pod_port, pod4, pod6};
 
 /// A flow: where its packets enter, who opens it, and to whom.
 struct Case {
@@ -103,6 +103,20 @@ fn a_change_judges_again_the_flows_of_its_addresses_alone() {
             both_ways(&mut node, &world, 0);
             world = world.next_generation_for(&[end]).next_generation_for(&[case.stranger]);
             both_ways(&mut node, &world, 1);
+        }
+    }
+}
+
+#[test]
+fn the_control_thread_knows_whose_changes_concern_a_flow() {
+    for case in cases() {
+        let mut node = Simulation::single(&world().tables());
+        let ends = case.ends.map(address);
+        assert!(ends.iter().all(|end| !node.census.may_be_end(*end)), "{}", case.name);
+        node.forward(case.port, &tcp(case.client, case.frontend, "S").build());
+        for census in [&node.census, &node.census_of_present_flows()] {
+            assert!(ends.iter().all(|end| census.may_be_end(*end)), "{}", case.name);
+            assert!(!census.may_be_end(address(case.stranger)), "{}", case.name);
         }
     }
 }

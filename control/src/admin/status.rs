@@ -359,7 +359,8 @@ pub struct TableUsage {
     pub capacity: u64,
     /// Most entries since start.
     pub high_water: u64,
-    /// Whether it forgets its oldest entry for a new one by design: full is how it lives.
+    /// Whether it refuses nothing when it is full, by design: it forgets its oldest entry for a new
+    /// one, or tells less.
     #[serde(default)]
     pub overwrites: bool,
 }

@@ -90,7 +90,7 @@ pub use hasher::Hasher;
 pub use header::{Inspected, Tag};
 pub use memory::Memory;
 pub use owner::{Hashes, Owner, Sweep, Swept};
-pub use quiescence::Quiescence;
+pub use quiescence::{Grace, Quiescence};
 pub use shape::Shape;
 pub use statistics::Statistics;
 pub use table::{BURST, Hit, Table};

@@ -1,9 +1,9 @@
 //! `quiet/1M-flows`: established flows while pods and endpoints that none of them concerns come and go.
 //!
 //! One thread forwards, as in `pipeline`; another does what a control thread does of each event:
-//! compiles it in a cluster of full size and publishes the next root. A pod's event makes the
-//! generation grow, so that every flow's next packet must find that its decision still holds; a
-//! service's does not, since endpoints are chosen for new flows only. Events come at
+//! compiles it in a cluster of full size, asks which flows may be concerned, and publishes the next
+//! root. None is an end of any flow here, and a service's endpoints are chosen for new flows only, so
+//! that no flow's next packet need ask whether its decision still holds. Events come at
 //! [`EVENTS_PER_SECOND`] by the wall clock, and the forwarding thread spends about half of its time
 //! on making packets, so a forwarded packet meets twice as many of them.
 
@@ -18,19 +18,23 @@ use control::compile::{Compiled, NodeView};
 use control::model::Object;
 use control::store::Change;
 use dataplane::epochs::Epochs;
+use dataplane::flow_ends::Census;
 use dataplane::identity::Identity;
 use dataplane::lb::{Service, ServiceId, ServiceTable};
 use dataplane::tables::Tables;
+use dataplane::time::Nanos;
 use pinning::CpuId;
 
 use super::synthetic::Size;
 use crate::figure::Figure;
-use crate::pipeline::node::{Node, Traffic};
+use crate::pipeline::node::{Node, Traffic, flow_tables};
 use crate::report::Report;
 use crate::spread::{Random, Spread};
 use crate::workload::Cluster;
 
 const EVENTS_PER_SECOND: u32 = 100;
+/// Flow entries that are looked at for their ends with each event.
+const CENSUS_ENTRIES: u32 = 1 << 14;
 /// Numbers of services that the workload does not use, and where the identities begin that it does
 /// not use.
 const UNUSED: u32 = 1 << 20;
@@ -53,6 +57,7 @@ pub struct Load {
 struct Mail {
     published: Mutex<VecDeque<Arc<Tables>>>,
     retired: Mutex<Vec<Arc<Tables>>>,
+    adopted: AtomicU64,
     events: AtomicU64,
     is_quiet: AtomicBool,
     is_over: AtomicBool,
@@ -72,16 +77,19 @@ pub fn measure(
 ) -> Result<()> {
     report.progress(&format!("{} flows, and events that concern none", load.flows));
     let cluster = Cluster::default();
-    let mut worker = Node::new(&cluster, Traffic::Established(Spread::Uniform), load.flows)?;
+    let (flow_tables, hold) = flow_tables(load.flows)?;
+    let census = Census::of(&flow_tables, Nanos(1));
+    let traffic = Traffic::Established(Spread::Uniform);
+    let mut worker = Node::with_flows(&cluster, traffic, load.flows, hold);
+    worker.establish(&cluster, load.flows)?;
     let mail = Mail { is_quiet: AtomicBool::new(true), ..Mail::default() };
-    let mut control = Control::new(size, &cluster, compiled)?;
+    let mut control = Control::new(size, &cluster, compiled, census)?;
     worker.adopt(Arc::clone(&control.tables));
     let [mut alone, mut disturbed, mut events] = [(); 3].map(|()| Vec::new());
     std::thread::scope(|scope| -> Result<()> {
         let thread = scope.spawn(|| {
             pinning::apply::pin_current_thread(core)?;
-            control.go_on(&mail, compiled, node);
-            anyhow::Ok(())
+            control.go_on(&mail, compiled, node)
         });
         let mut in_turns = || -> Result<()> {
             for _ in 0..load.runs {
@@ -122,6 +130,7 @@ fn forward(worker: &mut Node, packets: u64, mail: &Mail) -> Result<f64> {
         let next = lock(&mail.published).pop_front();
         if let Some(tables) = next {
             lock(&mail.retired).push(worker.adopt(tables));
+            mail.adopted.fetch_add(1, Ordering::Release);
         }
     })?;
     let count = spent.len() as f64;
@@ -132,6 +141,7 @@ fn forward(worker: &mut Node, packets: u64, mail: &Mail) -> Result<f64> {
 struct Control {
     size: Size,
     tables: Arc<Tables>,
+    census: Census,
     random: Random,
     /// A service to be put anew, as one is whose endpoints changed.
     service: Option<Arc<Service>>,
@@ -139,7 +149,7 @@ struct Control {
 
 impl Control {
     /// The workload's tables, in a cluster of full size.
-    fn new(size: Size, cluster: &Cluster, compiled: &Compiled) -> Result<Self> {
+    fn new(size: Size, cluster: &Cluster, compiled: &Compiled, census: Census) -> Result<Self> {
         let mut tables = Tables::clone(cluster.tables());
         let mut identities = (*tables.identities).clone();
         let all = compiled.identities.exact.iter().map(|(_, own)| Identity(UNUSED + own.0));
@@ -154,10 +164,11 @@ impl Control {
             tables.identities.exact.len() >= compiled.identities.exact.len(),
             "addresses clash"
         );
-        Ok(Self { size, tables: Arc::new(tables), random: Random::new(1), service })
+        Ok(Self { size, tables: Arc::new(tables), census, random: Random::new(1), service })
     }
 
-    fn go_on(&mut self, mail: &Mail, compiled: &mut Compiled, node: &NodeView) {
+    fn go_on(&mut self, mail: &Mail, compiled: &mut Compiled, node: &NodeView) -> Result<()> {
+        let began = Instant::now();
         let pause = Duration::from_secs(1) / EVENTS_PER_SECOND;
         let mut next = Instant::now();
         while !mail.is_over.load(Ordering::Relaxed) {
@@ -166,10 +177,16 @@ impl Control {
                 self.event(compiled, node);
                 lock(&mail.published).push_back(Arc::clone(&self.tables));
                 mail.events.fetch_add(1, Ordering::Relaxed);
+                let adopted = mail.adopted.load(Ordering::Acquire);
+                let have_adopted = adopted == mail.events.load(Ordering::Relaxed);
+                let now = Nanos(1).after(began.elapsed());
+                let concerned = self.census.tend(now, have_adopted, CENSUS_ENTRIES);
+                ensure!(concerned.is_empty(), "flows have ends that none should: {concerned:?}");
             }
             lock(&mail.retired).clear();
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
         }
+        Ok(())
     }
 
     /// A pod or the endpoints of a service, in turns.
@@ -180,14 +197,10 @@ impl Control {
             let address = at(ELSEWHERE + self.random.below(self.size.pods) as u32);
             compiled.take(Change::Set(Object::Pod(pod)));
             compiled.compile(node);
-            tables.generation = tables.generation.wrapping_add(1);
             let other = Identity(UNUSED + self.random.below(1 << 10) as u32);
             Arc::make_mut(&mut tables.identities).exact.insert(address, other);
-            let epochs = tables.epochs.as_deref();
-            let mut epochs =
-                epochs.cloned().unwrap_or_else(|| Epochs::beginning_at(tables.generation));
-            epochs.concern(tables.generation, [address]);
-            tables.epochs = Some(Arc::new(epochs));
+            let (generation, epochs) = self.census.next(&self.tables, [address].into());
+            (tables.generation, tables.epochs) = (generation, Some(epochs));
         } else {
             for object in self.size.service(self.random.below(self.size.services), &mut self.random)
             {

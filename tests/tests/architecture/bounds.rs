@@ -139,6 +139,8 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("dataplane/src/expiry.rs FLUSHES_MAX", Table(&["flushes"])),
     ("dataplane/src/fragment.rs FRAGMENTED_PACKETS_MAX", Table(&["fragments"])),
     ("dataplane/src/fragment.rs GROUP_MAX", Part("fragments")),
+    ("dataplane/src/flow_ends/mod.rs FILTER_BITS_MAX", Table(&["flow_ends"])),
+    ("dataplane/src/flow_ends/census.rs WAITING_MAX", Part("flow_ends")),
     ("dataplane/src/handoff.rs VECTORS_MAX", Table(&["handoff_vectors"])),
     ("dataplane/src/handoff.rs WORKERS_MAX", Setting),
     ("dataplane/src/icmp.rs ERROR_FRAME_MAX", Input),

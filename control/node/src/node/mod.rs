@@ -450,7 +450,9 @@ impl Node {
         while let Some(request) = self.workers.next_neighbour_request() {
             asked |= self.ask_neighbour(request);
         }
-        if asked {
+        let concerned = self.workers.tend_census();
+        if asked || !concerned.is_empty() {
+            self.publisher.concern(concerned);
             self.reconcile().await;
         }
         self.audit_a_little().await;

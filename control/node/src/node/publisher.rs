@@ -2,16 +2,18 @@
 //! [`Tables`]. Pure, apart from remembering what it published.
 //!
 //! A new root shares with the old one every chunk that did not change. Its generation grows only
-//! when a decision that a flow has cached may be wrong: a link address that changes, or a backend
-//! that appears, judges no flow again. Its epochs tell which flows that may be: a pod that comes or
-//! goes elsewhere judges no other pod's flows again.
+//! when a decision that a flow has cached may be wrong: a link address that changes, a backend that
+//! appears, or a pod that no flow has for an end, judges no flow again. Its epochs tell which flows
+//! that may be: a pod that comes or goes elsewhere judges no other pod's flows again.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use control::compile::{Affected, Compiled, NodeView, Stage};
 use control::store::{Change, ClusterState};
 use dataplane::epochs::Epochs;
+use dataplane::flow_ends::Census;
 use dataplane::nat::SourceNat;
 use dataplane::port::{Port, PortKind};
 use dataplane::tables::{Tables, TcpWindows, Timeouts};
@@ -76,6 +78,11 @@ impl Publisher {
         self.affected.merge(self.compiled.affected.clone());
     }
 
+    /// Flows of these addresses are to be judged again, whether or not something changed.
+    pub fn concern(&mut self, addresses: BTreeSet<IpAddr>) {
+        addresses.into_iter().for_each(|address| self.affected.add(address));
+    }
+
     /// Compiles from nothing: what was remembered is not to be trusted.
     pub fn begin_anew(&mut self) {
         let nothing = ClusterState::default();
@@ -122,6 +129,7 @@ impl Publisher {
         inputs: &Inputs<'_>,
         source_nat: &SourceNat,
         flows: FlowSettings,
+        census: &mut Census,
     ) -> Update {
         let FlowSettings { timeouts, tcp_windows, lost_replies_until, per_endpoint_max } = flows;
         let built = self.builder.build(inputs);
@@ -148,7 +156,7 @@ impl Publisher {
             || old.lost_replies_until != lost_replies_until
             || old.flows_per_endpoint_max != per_endpoint_max;
         let tables = changed.then(|| {
-            let (generation, epochs) = next_epochs(&old, affected);
+            let (generation, epochs) = next_epochs(&old, affected, census);
             Arc::new(Tables {
                 generation,
                 epochs: Some(epochs),
@@ -181,17 +189,12 @@ impl Publisher {
 }
 
 /// The generation that follows `old`, and since when what holds.
-fn next_epochs(old: &Tables, affected: Affected) -> (u32, Arc<Epochs>) {
+fn next_epochs(old: &Tables, affected: Affected, census: &mut Census) -> (u32, Arc<Epochs>) {
     let next = old.generation.wrapping_add(1);
-    let begun = || Epochs::beginning_at(next);
     match (affected, &old.epochs) {
         (Affected::Nothing, Some(epochs)) => (old.generation, Arc::clone(epochs)),
-        (Affected::Addresses(addresses), Some(epochs)) => {
-            let mut epochs = Epochs::clone(epochs);
-            epochs.concern(next, addresses);
-            (next, Arc::new(epochs))
-        }
-        (Affected::Everything, _) | (_, None) => (next, Arc::new(begun())),
+        (Affected::Addresses(addresses), _) => census.next(old, addresses),
+        (Affected::Everything, _) | (_, None) => (next, Epochs::beginning_at(next).into()),
     }
 }
 
@@ -221,10 +224,15 @@ fn by_ports(old: &[Option<Port>], new: &[Option<Port>]) -> Affected {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
-    use dataplane::address::MacAddr;
+    use dataplane::address::{MacAddr, Protocol};
+    use dataplane::charge::Charge;
+    use dataplane::conntrack::{Life, Seen};
+    use dataplane::flow::{FlowRoute, Origin};
+    use dataplane::flow_key::FlowKey4;
+    use dataplane::flows::{Capacities, FlowTables, NewFlow, hashes_of};
+    use dataplane::policy::RuleId;
     use dataplane::port::{Checksums, PortId, PortKind};
+    use flow_table::Memory;
 
     use super::*;
     use crate::forwarding_view::{EndpointAddress, ForwardingPort};
@@ -247,6 +255,7 @@ mod tests {
         view: &KernelView,
         ports: Vec<Option<Port>>,
         tracking: (Timeouts, TcpWindows),
+        census: &mut Census,
     ) -> Update {
         let forwarding = [ForwardingPort {
             port: PortId(0),
@@ -267,11 +276,39 @@ mod tests {
             lost_replies_until: until,
             ..FlowSettings::default()
         };
-        publisher.update(ports, &inputs, &SourceNat::default(), flows)
+        publisher.update(ports, &inputs, &SourceNat::default(), flows, census)
     }
 
     fn update(publisher: &mut Publisher, view: &KernelView, ports: Vec<Option<Port>>) -> Update {
-        update_with(publisher, view, ports, Default::default())
+        update_with(publisher, view, ports, Default::default(), &mut census(&[]))
+    }
+
+    /// Of a table with flows between the two ends of each pair.
+    fn census(flows: &[[IpAddr; 2]]) -> Census {
+        let (memory, capacities) = ((Memory::Heap, Memory::Heap), Capacities::fixed(64, 64));
+        let (tables, mut holds) = FlowTables::new(capacities, memory, 1, [1, 2]).unwrap();
+        let census = Census::of(&tables, Nanos(1));
+        for ends in flows {
+            let [IpAddr::V4(source), IpAddr::V4(destination)] = *ends else { continue };
+            let original = {
+                let [source, destination] = [source, destination].map(std::net::Ipv4Addr::to_bits);
+                FlowKey4::new(Protocol::UDP, (source, 1000), (destination, 53))
+            };
+            let reply = original.reversed();
+            let life = Life::opened(Protocol::UDP, Seen::default(), Nanos(1), &Timeouts::default());
+            let none = FlowRoute::UNRESOLVED;
+            let flow = NewFlow {
+                original,
+                reply,
+                life,
+                route: FlowRoute { generation: 1, hop: none, reverse_hop: none },
+                origin: Origin { service: None, rule: RuleId(1) },
+                charge: Charge::NOBODY,
+            };
+            let hashes = hashes_of(&tables.hasher, &original, &reply);
+            holds[0].v4.insert(&flow, hashes).unwrap();
+        }
+        census
     }
 
     #[test]
@@ -279,7 +316,8 @@ mod tests {
         let mut publisher = Publisher::default();
         let view = KernelView::default();
         let mut published = |tracking| {
-            let update = update_with(&mut publisher, &view, vec![Some(port())], tracking);
+            let (ports, census) = (vec![Some(port())], &mut census(&[]));
+            let update = update_with(&mut publisher, &view, ports, tracking, census);
             update.tables.map(|tables| (tables.generation, tables.tcp_windows))
         };
         let times = Timeouts::default();
@@ -312,28 +350,56 @@ mod tests {
         let view = KernelView::default();
         let pod: IpAddr = "10.1.0.5".parse().unwrap();
         let other: IpAddr = "10.1.0.6".parse().unwrap();
-        update(&mut publisher, &view, vec![Some(port())]);
+        let mut census = census(&[[pod, other]]);
+        let mut publish = |ports: Vec<Option<Port>>| {
+            let update = update_with(&mut publisher, &view, ports, Default::default(), &mut census);
+            let tables = update.tables.unwrap();
+            (tables.generation, tables.epochs.clone().unwrap(), tables)
+        };
+        publish(vec![Some(port())]);
         let narrow = Port { mtu: 1400, ..port() };
-        let tables = update(&mut publisher, &view, vec![Some(narrow.clone())]).tables.unwrap();
-        assert_eq!((tables.generation, tables.ports[0].as_ref().unwrap().mtu), (1, 1400));
+        let (generation, _, tables) = publish(vec![Some(narrow.clone())]);
+        assert_eq!((generation, tables.ports[0].as_ref().unwrap().mtu), (1, 1400));
 
         let of_pod = Port { kind: PortKind::Pod, addresses: [pod].into(), ..port() };
-        let ports = vec![Some(narrow.clone()), Some(of_pod)];
-        let tables = update(&mut publisher, &view, ports).tables.unwrap();
-        let epochs = tables.epochs.clone().unwrap();
-        assert_eq!(tables.generation, 2);
+        let (generation, epochs, _) = publish(vec![Some(narrow.clone()), Some(of_pod)]);
+        assert_eq!(generation, 2);
         assert!(!epochs.hold_since(1, [pod.into(), other.into()]));
         assert!(epochs.hold_since(1, [other.into(), other.into()]));
 
-        let tables = update(&mut publisher, &view, vec![Some(narrow), None]).tables.unwrap();
-        let epochs = tables.epochs.clone().unwrap();
-        assert_eq!(tables.generation, 3);
+        let (generation, epochs, _) = publish(vec![Some(narrow), None]);
+        assert_eq!(generation, 3);
         assert!(!epochs.hold_since(2, [pod.into(), other.into()]));
         assert!(epochs.hold_since(1, [other.into(), other.into()]));
 
-        let tables = update(&mut publisher, &view, Vec::new()).tables.unwrap();
-        let epochs = tables.epochs.clone().unwrap();
-        assert_eq!(tables.generation, 4, "the uplink went");
+        let (generation, epochs, _) = publish(Vec::new());
+        assert_eq!(generation, 4, "the uplink went");
         assert!(!epochs.hold_since(3, [other.into(), other.into()]));
+    }
+
+    #[test]
+    fn a_pod_that_no_flow_has_for_an_end_keeps_the_generation() {
+        let mut publisher = Publisher::default();
+        let view = KernelView::default();
+        let [pod, other, third] =
+            ["10.1.0.5", "10.1.0.6", "10.1.0.7"].map(|text| text.parse::<IpAddr>().unwrap());
+        let mut census = census(&[[other, third]]);
+        let mut publish = |publisher: &mut Publisher, addresses: &[IpAddr]| {
+            let pods = addresses
+                .iter()
+                .map(|own| Some(Port { kind: PortKind::Pod, addresses: [*own].into(), ..port() }));
+            let ports = std::iter::once(Some(port())).chain(pods).collect();
+            update_with(publisher, &view, ports, Default::default(), &mut census)
+                .tables
+                .map(|tables| tables.generation)
+        };
+        assert_eq!(publish(&mut publisher, &[]), Some(1));
+        assert_eq!(publish(&mut publisher, &[pod]), Some(1));
+        assert_eq!(publish(&mut publisher, &[pod, other]), Some(2), "a flow's own");
+        assert_eq!(publish(&mut publisher, &[other]), Some(3), "its port changes its pod");
+        publisher.concern([third].into());
+        assert_eq!(publish(&mut publisher, &[other]), Some(4), "asked for, and nothing else new");
+        publisher.concern([pod].into());
+        assert_eq!(publish(&mut publisher, &[other]), Some(4), "asked for, and no flow's");
     }
 }

@@ -107,7 +107,8 @@ impl Node {
                 lost_replies_until: self.lost_replies_until(),
                 per_endpoint_max: self.settings.workers.capacities.per_endpoint,
             };
-            self.publisher.update(ports, &inputs, &source_nat, flows)
+            let census = self.workers.census_mut();
+            self.publisher.update(ports, &inputs, &source_nat, flows, census)
         };
         self.lap(Reconcile::Forwarding, &mut began);
         self.follower.set_gateways(update.gateways).await;

@@ -13,6 +13,7 @@ use control::admin::status::{ERRORS_MAX, TableUsage};
 use control::manifests::OBJECTS_MAX;
 use dataplane::capture::CAPTURE_PACKETS_MAX;
 use dataplane::counters::PORTS_MAX;
+use dataplane::flow_ends::FILTER_BITS_MAX;
 use dataplane::nat::rules::SNAT_ADDRESSES_MAX;
 use xdp_redirect::limits::{NODE_ADDRESSES_MAX, POD_ADDRESSES_MAX, PREFIXES_MAX};
 use xdp_redirect::umem::SOCKETS_MAX;
@@ -28,10 +29,11 @@ use crate::netlink::neighbours::ASKED_MAX;
 use crate::netlink::view::{LINKS_MAX, NEIGHBOURS_MAX, ROUTES_MAX};
 
 /// Every row of `tables` in a status, in order.
-pub const ROWS: [&str; 44] = [
+pub const ROWS: [&str; 45] = [
     "flows_ipv4",
     "flows_ipv6",
     "flows_per_endpoint",
+    "flow_ends",
     "held_packets",
     "waiting_fragments",
     "fragments",
@@ -77,8 +79,9 @@ pub const ROWS: [&str; 44] = [
 
 const RECENT_FLOW_EVENTS: &str = "recent_flow_events";
 const RECENT_ERRORS: &str = "recent_errors";
-/// Tables that forget their oldest entry for a new one.
-const OVERWRITING: [&str; 3] = ["fragments", RECENT_FLOW_EVENTS, RECENT_ERRORS];
+/// Tables that refuse nothing when they are full: they forget their oldest entry for a new one, or,
+/// as [`dataplane::flow_ends`], tell less.
+const OVERWRITING: [&str; 4] = ["fragments", "flow_ends", RECENT_FLOW_EVENTS, RECENT_ERRORS];
 
 /// One table: entries now, the most its owner has noted, entries at most.
 struct Row {
@@ -117,6 +120,8 @@ impl Node {
             })
             .collect();
         rows.push(self.fullest_endpoint());
+        let (ends, ends_most) = self.workers.census().usage();
+        rows.push(Row::new("flow_ends", ends, ends_most, FILTER_BITS_MAX));
         let workers = self.workers.fullest();
         rows.extend(workers.iter().map(|row| Row::new(row.name, row.used, row.most, row.capacity)));
         rows.push(self.captured_packets());

@@ -10,7 +10,9 @@ pub mod growth;
 pub mod levels;
 mod thread;
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::counters::WorkerCounters;
 use dataplane::event::{FlowEvent, NeighbourRequest, Reports};
+use dataplane::flow_ends::Census;
 use dataplane::flows::{FlowTables, WorkerFlows};
 use dataplane::handoff::{Handoff, Inboxes, WORKERS_MAX};
 use dataplane::mailbox::{Command, Mailbox};
@@ -42,6 +45,9 @@ pub use thread::monotonic_now;
 // The configuration is held to the pipeline's bounds; the XDP program must not have lower ones.
 const _: () = assert!(WORKERS_MAX <= xdp_redirect::limits::WORKERS_MAX as usize);
 const _: () = assert!(dataplane::counters::PORTS_MAX <= xdp_redirect::limits::PORTS_MAX as usize);
+
+/// Flow entries of each family that are looked at in one go for their ends: a third of a millisecond.
+const CENSUS_ENTRIES: u32 = 1 << 14;
 
 /// What a worker does when it finds no packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,6 +219,16 @@ struct Handle {
 }
 
 impl Handle {
+    /// How many of the tables published it has not adopted.
+    fn not_adopted(&self) -> u64 {
+        let left = self.given.saturating_sub(self.counters.tables_adopted.get());
+        left + u64::from(self.behind)
+    }
+
+    fn has_adopted_all(&self) -> bool {
+        self.not_adopted() == 0
+    }
+
     fn give(&mut self, tables: &Arc<Tables>) {
         self.behind = self.mailbox.send(Command::Publish(Arc::clone(tables))).is_err();
         self.given += u64::from(!self.behind);
@@ -225,6 +241,7 @@ pub struct Workers {
     ports: Vec<PortsControl>,
     flows: FlowTables,
     beginnings: Vec<Beginning>,
+    census: Census,
     growth: FlowGrowth,
     inboxes: Arc<Inboxes<Frame>>,
     latest: Arc<Tables>,
@@ -262,6 +279,7 @@ impl Workers {
                 workers: count,
                 hash_key: settings.hash_key,
             })?;
+        let census = Census::of(&flows, monotonic_now());
         let growth = FlowGrowth::new(&flows, &growing, &settings.capacities);
         let tables = &Arc::new(Tables { generation, ..Tables::default() });
         let inboxes = Inboxes::new(count);
@@ -304,8 +322,18 @@ impl Workers {
         let latest = Arc::clone(tables);
         let idle = settings.idle;
         let published = Instant::now();
-        let mut workers =
-            Self { handles, ports, flows, beginnings, growth, inboxes, latest, published, idle };
+        let mut workers = Self {
+            handles,
+            ports,
+            flows,
+            beginnings,
+            census,
+            growth,
+            inboxes,
+            latest,
+            published,
+            idle,
+        };
         workers.spawn(parts)?;
         Ok(workers)
     }
@@ -360,11 +388,28 @@ impl Workers {
     pub fn behind(&self, patience: Duration) -> Vec<Option<u64>> {
         let is_due = self.published.elapsed() > patience;
         let behind = |handle: &Handle| {
-            let left = handle.given.saturating_sub(handle.counters.tables_adopted.get());
-            let behind = left + u64::from(handle.behind);
+            let behind = handle.not_adopted();
             (is_due && behind > 0).then_some(behind)
         };
         self.handles.iter().map(behind).collect()
+    }
+
+    /// Looks after the filter of flows' ends. Answers addresses that tables before those in force
+    /// have decided about ([`Census::tend`]). To be called every few milliseconds.
+    pub fn tend_census(&mut self) -> BTreeSet<IpAddr> {
+        let have_adopted = self.handles.iter().all(Handle::has_adopted_all);
+        self.census.tend(monotonic_now(), have_adopted, CENSUS_ENTRIES)
+    }
+
+    /// Whom changes concern.
+    #[must_use]
+    pub fn census(&self) -> &Census {
+        &self.census
+    }
+
+    /// The same, for making the next tables.
+    pub fn census_mut(&mut self) -> &mut Census {
+        &mut self.census
     }
 
     /// Sends a command to every worker; says how many had no room for it.

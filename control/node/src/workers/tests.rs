@@ -11,6 +11,7 @@ fn workers(run: impl FnOnce(Arc<Shared>) + Send + 'static) -> Workers {
     let capacities = dataplane::flows::Capacities::fixed(64, 64);
     let memory = (Memory::Heap, Memory::Heap);
     let (flows, mut holds) = FlowTables::new(capacities, memory, 1, [1, 2]).unwrap();
+    let census = Census::of(&flows, monotonic_now());
     let growing = || Arc::new(pinning::growing::map_growing(4096).unwrap().1);
     let growing = [growing(), growing()];
     let growth = FlowGrowth::new(&flows, &growing, &FlowCapacities::fixed(64, 64));
@@ -34,6 +35,7 @@ fn workers(run: impl FnOnce(Arc<Shared>) + Send + 'static) -> Workers {
         ports: Vec::new(),
         flows,
         beginnings: Vec::new(),
+        census,
         growth,
         inboxes: Inboxes::new(1),
         latest: Arc::default(),
