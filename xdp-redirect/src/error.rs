@@ -33,6 +33,17 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// An attachment cannot be made to outlive the process, or what one before left cannot be used.
+    #[error(
+        "BPF filesystem, {path}: {source}; is it mounted (`mount -t bpf bpf \
+         /sys/fs/bpf`)?"
+    )]
+    Pins {
+        /// The folder or pin.
+        path: Box<str>,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A map of the XDP program could not be changed.
     #[error("cannot change map {map} of the XDP program: {source}{}", map_advice(source))]
     Map {
@@ -128,6 +139,7 @@ impl Error {
             | Self::Memory { source, .. }
             | Self::Bind { source, .. }
             | Self::SocketOption { source, .. }
+            | Self::Pins { source, .. }
             | Self::Kernel { source, .. } => source.raw_os_error(),
             Self::Load { errno, .. } => Some(*errno).filter(|errno| *errno != 0),
             _ => None,

@@ -2,7 +2,7 @@
 //! any of the three.
 //!
 //! Reading order: `redirect.bpf.c` decides per frame whether it is ours; [`loader`] puts it on
-//! interfaces, [`rules`] tells it what is ours, [`heartbeat`] which workers live, [`counters`]
+//! interfaces and [`pins`] keeps it there, [`rules`] tells it what is ours, [`heartbeat`] which workers live, [`counters`]
 //! what it did. [`umem`] is the packet memory, [`frame`] one packet in it, [`pool`] a worker's
 //! share of free memory. [`ring`] speaks to the kernel, [`socket`] is one (interface, queue), and
 //! [`ports`] is all of a worker's sockets, as the dataplane's driver wants them; [`ready`] tells it
@@ -12,7 +12,9 @@
 //!
 //! Kernels from 6.1 on work; frames above one page (jumbo) need 6.6.
 
+mod attachment;
 mod bind;
+mod bpf_link;
 mod cast;
 pub mod counters;
 pub mod error;
@@ -26,6 +28,7 @@ pub mod live_frames;
 pub mod loader;
 mod mapping;
 mod netlink;
+pub mod pins;
 pub mod pool;
 pub mod ports;
 pub mod ready;

@@ -1,8 +1,9 @@
 //! Loads the XDP program once and puts it on interfaces.
 //!
 //! One program and one set of maps serve all interfaces, so adding a port is an attach and a few
-//! map entries. Dropping [`Redirect`] detaches everything; so does the end of the process, however
-//! it comes, since the kernel ties the attachment to a file descriptor of ours.
+//! map entries. Dropping [`Redirect`] detaches everything. The end of the process, however it comes,
+//! does so too, since the kernel ties the attachment to a file descriptor of ours, unless it is
+//! pinned ([`Redirect::with_pins`]).
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -14,14 +15,14 @@ use std::time::Duration;
 
 use aya::maps::{MapData, PerCpuArray};
 use aya::programs::Xdp;
-use aya::programs::xdp::{XdpLink, XdpMode};
 use dataplane::lpm::Prefix;
 use dataplane::port::PortId;
 
+use crate::attachment::Attached;
 use crate::counters::RedirectCounters;
 use crate::error::{Error, io_error};
 use crate::heartbeat::{HeartbeatWriter, Heartbeats};
-use crate::netlink::{self, AttachedMode};
+use crate::pins::Pins;
 use crate::ready::ReadyFlags;
 use crate::rules::{HeldRules, L4Bitmap, OurPrefix, PortRule, Rules, typed};
 
@@ -62,6 +63,15 @@ pub enum RunningMode {
     Hardware,
 }
 
+impl From<RunningMode> for Mode {
+    fn from(running: RunningMode) -> Self {
+        match running {
+            RunningMode::Native | RunningMode::Hardware => Self::Native,
+            RunningMode::Generic => Self::Generic,
+        }
+    }
+}
+
 /// What an attachment really got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attachment {
@@ -75,16 +85,13 @@ pub struct Attachment {
     pub native_refused: Option<i32>,
 }
 
-struct Attached {
-    /// Dropping it detaches.
-    _link: XdpLink,
-    report: Attachment,
-}
-
 /// The loaded program, its maps and its attachments. One per process, owned by the control side.
 pub struct Redirect {
     // Fields drop in order: attachments go before the program.
     attachments: BTreeMap<u32, Attached>,
+    pins: Option<Pins>,
+    /// What a process before has left is taken over as soon as it is attached to.
+    takes_over: bool,
     rules: Rules,
     counters: PerCpuArray<MapData, u64>,
     heartbeats: Arc<Heartbeats>,
@@ -119,8 +126,24 @@ impl Redirect {
             Some(aya::maps::Map::Array(map)) => ReadyFlags::map(&map)?,
             _ => return Err(Error::Load { reason: "it has no ready flags".into(), errno: 0 }),
         };
-        let attachments = BTreeMap::new();
-        Ok(Self { attachments, rules, counters, heartbeats, ready, multi_buffer, ebpf })
+        Ok(Self {
+            attachments: BTreeMap::new(),
+            pins: None,
+            takes_over: false,
+            rules,
+            counters,
+            heartbeats,
+            ready,
+            multi_buffer,
+            ebpf,
+        })
+    }
+
+    /// The same whose attachments outlive this process unless it detaches them, and which takes over
+    /// what one before has left.
+    #[must_use]
+    pub fn with_pins(self, pins: Pins) -> Self {
+        Self { pins: Some(pins), ..self }
     }
 
     /// Whether frames of several buffers (jumbo) are taken: sockets must then be made for them.
@@ -163,39 +186,64 @@ impl Redirect {
         ifindex: u32,
         mode: Mode,
     ) -> Result<Attached, Error> {
-        let multi_buffer = self.multi_buffer;
-        let program = program(&mut self.ebpf, multi_buffer)?;
-        let mut native_refused = None;
-        let link = match mode {
-            Mode::Native => attach_in(program, interface, ifindex, XdpMode::Driver)?,
-            Mode::Generic => attach_in(program, interface, ifindex, XdpMode::Skb)?,
-            Mode::Auto => match attach_in(program, interface, ifindex, XdpMode::Driver) {
-                Ok(link) => link,
-                Err(error) if is_mode_specific(&error) => {
-                    tracing::warn!(interface, %error, "native XDP refused: generic mode instead");
-                    native_refused = error.errno();
-                    attach_in(program, interface, ifindex, XdpMode::Skb)?
-                }
-                Err(error) => return Err(error),
-            },
-        };
-        let attached = netlink::attached(ifindex).map_err(|source| Error::Kernel {
-            action: format!("ask what is attached to {interface}"),
-            source,
-        })?;
-        let mode = match attached.map(|attached| attached.mode) {
-            Some(AttachedMode::Native) => RunningMode::Native,
-            Some(AttachedMode::Hardware) => RunningMode::Hardware,
-            Some(AttachedMode::Generic) => RunningMode::Generic,
-            None => {
-                return Err(Error::Kernel {
-                    action: format!("find the program just attached to {interface}"),
-                    source: std::io::Error::from_raw_os_error(libc::ENOENT),
-                });
+        let how = (mode, self.multi_buffer);
+        let program = program(&mut self.ebpf, self.multi_buffer)?;
+        let pins = self.pins.as_ref();
+        let mut attached = Attached::attach(program, interface, ifindex, how, pins)?;
+        if self.takes_over && attached.is_from_before() {
+            attached.take_over(program)?;
+        }
+        Ok(attached)
+    }
+
+    /// Puts our program in the place of those that a process before has left, on every interface that
+    /// was [attached](Self::attach), and takes what it left on others away but for `spared`. To be
+    /// called once what is ours is known: until then the programs before go on dropping what was.
+    /// Answers on how many interfaces there was one.
+    ///
+    /// # Errors
+    /// [`Error::Attach`], [`Error::Pins`]; those taken over before stay so.
+    pub fn take_over(&mut self, spared: &[u32]) -> Result<usize, Error> {
+        self.takes_over = true;
+        let program = program(&mut self.ebpf, self.multi_buffer)?;
+        let mut taken = 0;
+        for attached in self.attachments.values_mut().filter(|one| one.is_from_before()) {
+            taken += 1;
+            let Err(error) = attached.take_over(program) else { continue };
+            tracing::warn!(%error, "not in one step: attached anew");
+            let Attachment { ifindex, mode, .. } = attached.report;
+            self.pins.as_ref().map(|pins| pins.detach(ifindex)).transpose()?;
+            let interface = attached.interface.clone();
+            let how = (mode.into(), self.multi_buffer);
+            *attached = Attached::attach(program, &interface, ifindex, how, self.pins.as_ref())?;
+        }
+        let Some(pins) = &self.pins else { return Ok(taken) };
+        for ifindex in pins.interfaces() {
+            if !self.attachments.contains_key(&ifindex) && !spared.contains(&ifindex) {
+                tracing::info!(ifindex, "no port of ours any more: its XDP program is detached");
+                pins.detach(ifindex)?;
             }
-        };
-        let report = Attachment { ifindex, mode, multi_buffer, native_refused };
-        Ok(Attached { _link: link, report })
+        }
+        Ok(taken)
+    }
+
+    /// Ends without detaching what is pinned: what is ours is dropped until the next process comes.
+    pub fn leave(mut self) {
+        for (_, attached) in std::mem::take(&mut self.attachments) {
+            attached.leave();
+        }
+    }
+
+    /// Attachments that would stay if this process were killed.
+    #[must_use]
+    pub fn pinned(&self) -> usize {
+        self.attachments.values().filter(|attached| attached.is_pinned()).count()
+    }
+
+    /// Whether a process before has left its program on an interface, to be taken over.
+    #[must_use]
+    pub fn has_left(&self, ifindex: u32) -> bool {
+        self.pins.as_ref().is_some_and(|pins| pins.has(ifindex))
     }
 
     /// Changes the rule of an interface that the program is attached to.
@@ -215,7 +263,9 @@ impl Redirect {
     /// # Errors
     /// [`Error::Map`] when its rule cannot be removed.
     pub fn detach(&mut self, ifindex: u32) -> Result<(), Error> {
-        self.attachments.remove(&ifindex);
+        if let Some(attached) = self.attachments.remove(&ifindex) {
+            attached.detach(self.pins.as_ref())?;
+        }
         self.rules.remove_port(ifindex)
     }
 
@@ -353,30 +403,6 @@ fn program(ebpf: &mut aya::Ebpf, multi_buffer: bool) -> Result<&mut Xdp, Error> 
     ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
         .ok_or_else(|| Error::Load { reason: format!("it has no program {name}"), errno: 0 })
-}
-
-fn attach_in(
-    program: &mut Xdp,
-    interface: &str,
-    ifindex: u32,
-    mode: XdpMode,
-) -> Result<XdpLink, Error> {
-    let refuse = |source| Error::Attach {
-        interface: interface.into(),
-        mode: if mode == XdpMode::Skb { "generic" } else { "native" },
-        source,
-    };
-    let id = program.attach_to_if_index(ifindex, mode).map_err(|error| refuse(io_error(&error)))?;
-    program.take_link(id).map_err(|error| refuse(io_error(&error)))
-}
-
-/// Whether generic mode may succeed where native failed with this error.
-fn is_mode_specific(error: &Error) -> bool {
-    // 524 is ENOTSUPP, which some drivers return; it has no name in user space.
-    matches!(
-        error.errno(),
-        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE | libc::ENOSPC | libc::ENOMEM | 524)
-    )
 }
 
 /// The kernel's index of an interface.

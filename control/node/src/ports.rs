@@ -136,6 +136,13 @@ impl PortTable {
         &mut self.redirect
     }
 
+    /// Ends with the program left on every interface where it is pinned; says on how many.
+    pub fn leave(self) -> usize {
+        let pinned = self.redirect.pinned();
+        self.redirect.leave();
+        pinned
+    }
+
     /// The packet memory.
     #[must_use]
     pub fn umem(&self) -> &Umem {

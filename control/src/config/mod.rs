@@ -137,6 +137,8 @@ pub struct Config {
     pub node_name: String,
     /// Root's own directory for the admin socket, the lock and the record of what to give back.
     pub run_directory: PathBuf,
+    /// Where the BPF filesystem is, or is to be mounted.
+    pub bpf_filesystem: PathBuf,
     /// Folder of Kubernetes manifests; `--manifests` overrides it.
     pub manifests: Option<PathBuf>,
     /// The API servers, in place of a folder.
@@ -179,6 +181,7 @@ impl Default for Config {
         Self {
             node_name: String::new(),
             run_directory: PathBuf::from("/run/xskiff"),
+            bpf_filesystem: PathBuf::from("/sys/fs/bpf"),
             manifests: None,
             kubernetes: Kubernetes::default(),
             uplinks: Vec::new(),
@@ -462,12 +465,25 @@ pub struct Stall {
     pub after_ms: u32,
     /// What happens to its share meanwhile.
     pub on_stall: OnStall,
+    /// What happens to everything when the process has ended by order.
+    pub on_exit: OnExit,
 }
 
 impl Default for Stall {
     fn default() -> Self {
-        Self { after_ms: 500, on_stall: OnStall::Drop }
+        Self { after_ms: 500, on_stall: OnStall::Drop, on_exit: OnExit::Detach }
     }
+}
+
+/// What the XDP program does when the process has ended by SIGTERM or SIGINT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnExit {
+    /// It is taken off every interface: the kernel's own stack gets everything.
+    #[default]
+    Detach,
+    /// It stays, as after a SIGKILL: what is ours is dropped until the next process takes over.
+    Drop,
 }
 
 /// Where metrics and probes are served, over HTTP without authentication.

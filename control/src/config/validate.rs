@@ -284,12 +284,11 @@ fn rest(config: &Config, findings: &mut Findings) {
             "an absolute path; leave the setting out for run_directory",
         );
     }
-    findings.check(
-        config.run_directory.is_absolute(),
-        "run_directory",
-        config.run_directory.display(),
-        "an absolute path",
-    );
+    for (field, path) in
+        [("run_directory", &config.run_directory), ("bpf_filesystem", &config.bpf_filesystem)]
+    {
+        findings.check(path.is_absolute(), field, path.display(), "an absolute path");
+    }
     findings.check(
         (20..=60_000).contains(&config.stall.after_ms),
         "stall.after_ms",

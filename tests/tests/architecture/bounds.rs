@@ -83,7 +83,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/node/src/node/endpoint_record.rs BYTES_MAX", Input),
     ("control/node/src/node/launch.rs CONFIG_BYTES_MAX", Input),
     ("control/node/src/node/manifests.rs ERRORS_TOLD_MAX", Input),
-    ("control/node/src/node/mod.rs HOST_MTU_MAX", Setting),
+    ("control/node/src/node/host_way.rs HOST_MTU_MAX", Setting),
     ("control/node/src/node/mod.rs STATUS_REQUESTS_MAX", Table(&["status_requests"])),
     ("control/node/src/node/report.rs WARNINGS_TOLD_MAX", Input),
     ("control/node/src/node/requests.rs RECENT_MAX", Input),

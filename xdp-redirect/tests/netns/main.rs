@@ -6,5 +6,6 @@ mod attaching;
 mod forwarding;
 mod many_ports;
 mod packets;
+mod pinning;
 mod redirecting;
 mod world;

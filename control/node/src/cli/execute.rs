@@ -88,6 +88,7 @@ pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
             Ok(())
         }
         Command::Man { directory } => man(directory.as_deref()),
+        Command::Detach(args) => detach(&args.config, cli.json),
         Command::Relay(arguments) => Ok(crate::relay::run(arguments)?),
         Command::Demo(arguments) => Ok(crate::demo::run(&arguments, cli.json)?),
         Command::LabAgent(arguments) => {
@@ -135,6 +136,7 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
             Request::ConfigDiff { candidate }
         }
         Command::Run(_)
+        | Command::Detach(_)
         | Command::Flows(_)
         | Command::Capture(_)
         | Command::Config(ConfigCommand::Check { .. })
@@ -343,6 +345,21 @@ fn check(file: &Path, json: bool) -> Result<(), ExecuteError> {
         eprintln!("caution: {caution}");
     }
     println!("{}: good", file.display());
+    Ok(())
+}
+
+fn detach(config: &Path, json: bool) -> Result<(), ExecuteError> {
+    launch::start_log();
+    let detached = launch::detach(config)?;
+    if json {
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&detached)?)?;
+    } else {
+        println!(
+            "XDP program taken off {} interfaces, settings given back to {} pods' interfaces, host \
+             port removed",
+            detached.interfaces, detached.endpoints
+        );
+    }
     Ok(())
 }
 

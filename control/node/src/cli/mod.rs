@@ -60,9 +60,19 @@ pub enum Command {
     #[command(
         long_about = "Run the node process until SIGTERM or SIGINT.\n\nThe configuration and \
         the manifests are checked whole before any interface is touched. On a clean end everything is detached \
-        and given back; after SIGKILL the next start mends what was left."
+        and given back, unless stall.on_exit says otherwise; after SIGKILL the next start takes over what \
+        was left, or `xskiff detach` takes it away."
     )]
     Run(RunArgs),
+    /// Take away what a node process has left behind, so that the kernel gets everything again.
+    #[command(
+        long_about = "Take away what a node process has left behind, so that the kernel gets everything \
+        again.\n\nThe XDP program stays on its interfaces after a SIGKILL, a crash, and with \
+        stall.on_exit: drop, and drops what is ours until the next process takes over. This takes it off \
+        instead, gives back what was changed for pods and removes the host port. Refused while a \
+        node process runs in this network namespace: end that one."
+    )]
+    Detach(DetachArgs),
     /// Watch the API server for many nodes, and serve them what they need of it.
     #[command(
         long_about = "Watch the API server for many nodes, and serve them what they need of it.\n\nEvery kind is \
@@ -125,6 +135,14 @@ pub enum Command {
     /// Traffic for the demo and the tests; runs only inside a network namespace.
     #[command(hide = true)]
     LabAgent(crate::lab::agent::Arguments),
+}
+
+/// Of `detach`.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// The configuration that the process had.
+    #[arg(long, short, value_name = "FILE")]
+    pub config: PathBuf,
 }
 
 /// Of `run`.

@@ -85,5 +85,7 @@ mod tests {
     fn the_configuration_is_valid_and_names_the_run_directory_that_is_replaced() {
         let config = Config::parse(CONFIGURATION).unwrap();
         assert_eq!(config.run_directory.to_str(), Some(RUN_DIRECTORY));
+        // Beside it, where the laboratory has mounted one.
+        assert_eq!(config.bpf_filesystem.to_str(), Some(&*format!("{RUN_DIRECTORY}-bpf")));
     }
 }

@@ -106,6 +106,17 @@ pub enum HostPortError {
     Offload(#[from] OffloadError),
 }
 
+type Connection = rtnetlink::proto::Connection<rtnetlink::packet_route::RouteNetlinkMessage>;
+
+fn connect() -> Result<(Connection, Handle), HostPortError> {
+    let opened = rtnetlink::new_connection();
+    let (connection, handle, _) = opened.map_err(|source| HostPortError::Kernel {
+        action: "open a netlink socket".into(),
+        source,
+    })?;
+    Ok((connection, handle))
+}
+
 /// What rtnetlink said, as an error of the operating system where it is one.
 fn kernel(action: impl Into<String>, error: rtnetlink::Error) -> HostPortError {
     let source = match error {
@@ -156,9 +167,7 @@ impl HostPort {
     /// # Errors
     /// [`HostPortError`], naming the object and the way out.
     pub async fn create(plan: HostPortPlan) -> Result<Self, HostPortError> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(|source| {
-            HostPortError::Kernel { action: "open a netlink socket".into(), source }
-        })?;
+        let (connection, handle) = connect()?;
         let driver = tokio::spawn(connection);
         remove_leftovers(&handle, &plan).await?;
         let reserved = ReservedPorts::reserve(&plan.state_directory, plan.snat_l4_ports.clone())?;
@@ -183,6 +192,21 @@ impl HostPort {
     /// [`HostPortError::Kernel`], naming the route or rule.
     pub async fn set_routes(&self, routes: &HostRoutes) -> Result<(), HostPortError> {
         routing::reconcile(&self.handle, &self.plan, self.host.index, routes).await
+    }
+
+    /// Takes away what a process before has left.
+    ///
+    /// # Errors
+    /// [`HostPortError`] for the first thing that could not be taken away.
+    pub async fn remove_left(plan: HostPortPlan) -> Result<(), HostPortError> {
+        let (connection, handle) = connect()?;
+        let driver = tokio::spawn(connection);
+        // What is recorded as reserved is found by reserving it.
+        let range = plan.snat_l4_ports.clone();
+        let reserved = ReservedPorts::reserve(&plan.state_directory, range);
+        let links = remove_leftovers(&handle, &plan).await;
+        driver.abort();
+        links.and(reserved?.release())
     }
 
     /// Takes everything away.

@@ -63,6 +63,7 @@ impl Laboratory {
         let prefix = format!("{}{maker}.{label}", registry::PREFIX);
         let directory = registry::base_directory().join(&prefix);
         registry::add_directory(&directory)?;
+        registry::mount_bpf_filesystem(&directory)?;
         Ok(Self { prefix, program: program.to_owned(), directory, kept: false })
     }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
@@ -100,9 +101,28 @@ pub(super) fn add_directory(path: &Path) -> Result<(), LabError> {
 
 /// Removes a directory of ours with all it holds.
 pub(super) fn remove_directory(path: &Path) {
-    // Nothing can be done about a failure while everything is being removed.
-    let _ = std::fs::remove_dir_all(path);
+    remove_tree(path);
     release_directory(path);
+}
+
+/// A directory of a laboratory, in which node processes pin: commands in a namespace have a `/sys` of
+/// their own, without the BPF filesystem.
+const BPF_FILESYSTEM: &str = "run-bpf";
+
+pub(super) fn mount_bpf_filesystem(directory: &Path) -> Result<(), LabError> {
+    let path = directory.join(BPF_FILESYSTEM);
+    std::fs::create_dir(&path).map_err(LabError::io("make", path.display().to_string()))?;
+    xdp_redirect::pins::mount(&path).map_err(|error| {
+        LabError::io("mount", path.display().to_string())(std::io::Error::other(error))
+    })?;
+    Ok(())
+}
+
+/// Nothing can be done about a failure while everything is being removed.
+fn remove_tree(directory: &Path) {
+    // What is pinned there goes with it.
+    let _ = umount2(&directory.join(BPF_FILESYSTEM), MntFlags::MNT_DETACH);
+    let _ = std::fs::remove_dir_all(directory);
 }
 
 /// Keeps a directory beyond the end of this process.
@@ -125,7 +145,7 @@ pub fn remove_everything() {
         delete_namespace(&name);
     }
     for path in std::mem::take(&mut registry.directories) {
-        let _ = std::fs::remove_dir_all(path);
+        remove_tree(&path);
     }
 }
 
@@ -175,7 +195,7 @@ pub(super) fn sweep_leftovers() {
         delete_namespace(&name);
     }
     for name in orphans_in(&directories) {
-        let _ = std::fs::remove_dir_all(directories.join(name));
+        remove_tree(&directories.join(name));
     }
 }
 
@@ -187,7 +207,7 @@ pub(super) fn remove_all_of(prefix: &str) {
         }
     }
     // It is not there when nothing was kept.
-    let _ = std::fs::remove_dir_all(base_directory().join(prefix));
+    remove_tree(&base_directory().join(prefix));
 }
 
 fn names_in(directory: &Path) -> Vec<String> {

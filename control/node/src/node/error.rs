@@ -66,6 +66,9 @@ pub enum NodeError {
     /// XDP or packet memory.
     #[error(transparent)]
     Redirect(#[from] xdp_redirect::Error),
+    /// The record of endpoints cannot be used.
+    #[error(transparent)]
+    Record(#[from] super::endpoint_record::RecordError),
     /// A port.
     #[error("port {interface}: {source}")]
     Port {

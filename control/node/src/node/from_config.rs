@@ -121,6 +121,7 @@ impl Settings {
                 config.node_name.clone()
             },
             run_directory: config.run_directory.clone(),
+            bpf_filesystem: config.bpf_filesystem.clone(),
             uplinks: config
                 .uplinks
                 .iter()
@@ -132,6 +133,7 @@ impl Settings {
                 .collect(),
             pod_mode: mode(config.pods.xdp_mode),
             on_stall: rules::OnStall::Drop,
+            on_exit: config.stall.on_exit,
             stall_after: Duration::ZERO,
             workers: workers::Settings {
                 cores: machine.cores.clone(),
@@ -216,6 +218,7 @@ impl Settings {
             OnStall::Drop => rules::OnStall::Drop,
             OnStall::Pass => rules::OnStall::Pass,
         };
+        self.on_exit = config.stall.on_exit;
     }
 }
 
@@ -261,7 +264,7 @@ mod tests {
                     node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
                     policy: {lost_replies_seconds: 7}\n\
                     conntrack: {details: true, tcp_windows: relaxed}\n\
-                    stall: {after_ms: 700, on_stall: pass}\n";
+                    stall: {after_ms: 700, on_stall: pass, on_exit: drop}\n";
         let changed = Config::parse(text).unwrap();
         let before = Config::parse("conntrack: {details: true}").unwrap();
         for change in before.diff(&changed) {
@@ -279,5 +282,6 @@ mod tests {
         assert_eq!(settings.node_port_addresses, fresh.node_port_addresses);
         assert_eq!(settings.node_port_range, fresh.node_port_range);
         assert_eq!((settings.stall_after, settings.on_stall), (fresh.stall_after, fresh.on_stall));
+        assert_eq!(settings.on_exit, control::config::OnExit::Drop);
     }
 }

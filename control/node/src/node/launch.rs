@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::caught::caught;
 use super::cluster_source::{Overrides, SourceError, follow_cluster};
 use super::configuration::InForce;
+use super::detach::Detached;
 use super::from_config::Machine;
 use super::{ConfigUpdate, Node, NodeError, Settings, Sources, termination};
 use crate::workers::capacity::FlowCapacities;
@@ -123,6 +124,19 @@ pub fn run(path: &Path, overrides: Overrides) -> Result<(), LaunchError> {
         drop(followed);
         Ok(ended?)
     })
+}
+
+/// Takes away what a node process with the configuration at `path` has left behind.
+///
+/// # Errors
+/// [`LaunchError`]; that one runs is one.
+pub fn detach(path: &Path) -> Result<Detached, LaunchError> {
+    let settings = settle(&read_config(path)?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| LaunchError::System { action: "start the control runtime", source })?;
+    Ok(runtime.block_on(super::detach::detach(&settings))?)
 }
 
 /// Where workers run, and everything else the file says.

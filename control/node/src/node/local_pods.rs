@@ -278,7 +278,7 @@ fn finish_checksums(spec: &EndpointSpec, on: Option<Vec<Offload>>) -> Checksums 
 
 /// Puts back what was changed for an endpoint. Its interface is gone in most cases, and with it
 /// what there was to give back.
-fn give_back(spec: &EndpointSpec, changed: &Changed) {
+pub(super) fn give_back(spec: &EndpointSpec, changed: &Changed) {
     if let Some(value) = &changed.source_validation {
         let name = format!("net/ipv4/conf/{}/rp_filter", spec.interface);
         if let Err(error) = sysctl::write(&name, value) {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::feed;
 use control::admin::reply::Reply;
-use control::config::Config;
+use control::config::{Config, OnExit};
 use dataplane::port::PortId;
 use dataplane::tables::Tables;
 use dataplane::time::Nanos;
@@ -29,12 +29,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use xdp_redirect::frame::HEADROOM_BYTES;
+use xdp_redirect::pins::Pins;
 use xdp_redirect::rules::OnStall;
 use xdp_redirect::socket::TRANSMIT_CHUNKS_MAX;
 use xdp_redirect::{Redirect, Umem};
 
 use crate::admin_server::{AdminServer, Call, RunDirectory};
-use crate::host_port::{HostPort, HostPortPlan};
+use crate::host_port::HostPort;
 use crate::http::{self, HttpServer, Readiness, StatusRequest};
 use crate::netlink::{Follower, KernelView};
 use crate::ours::RulesInForce;
@@ -49,6 +50,7 @@ mod caught;
 pub mod cluster_source;
 pub mod configuration;
 mod connections;
+pub mod detach;
 pub mod endpoint_record;
 pub mod endpoints;
 mod error;
@@ -59,6 +61,7 @@ pub mod flow_log;
 mod flow_tables;
 pub mod flow_watch;
 pub mod from_config;
+mod host_way;
 pub mod launch;
 mod local_pods;
 pub mod manifests;
@@ -89,6 +92,7 @@ use endpoints::Endpoints;
 use error_log::ErrorLog;
 use flow_log::FlowLog;
 use flow_watch::FlowWatch;
+use host_way::make_host_port;
 use network_claim::NetworkClaim;
 use publisher::Publisher;
 use reconciles::{Reconcile, Reconciles};
@@ -102,8 +106,6 @@ const DRAIN: Duration = Duration::from_millis(10);
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Status requests under way from the HTTP thread.
 const STATUS_REQUESTS_MAX: usize = 8;
-/// Largest MTU of the host port: a jumbo frame's IP packet.
-const HOST_MTU_MAX: u32 = 9000;
 /// Said of a source whose task is gone.
 const UNFOLLOWED: &str = "is not followed any more (a defect; the log above says more): the last \
                           good state stays in force until `xskiff run` is started again";
@@ -242,6 +244,7 @@ impl Node {
                 node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
                 node.take_over_endpoints();
                 node.reconcile().await;
+                node.take_over_programs();
                 node.readiness.send_replace(Readiness::Ready);
                 Ok(node)
             }
@@ -263,7 +266,11 @@ impl Node {
         follower: Follower,
         pair: Option<&HostPort>,
     ) -> Result<(Self, Option<PortId>), NodeError> {
-        let mut redirect = Redirect::load(settings.umem.multi_buffer)?;
+        let redirect = Redirect::load(settings.umem.multi_buffer)?;
+        let (mut redirect, unpinned) = match Pins::open(&settings.bpf_filesystem) {
+            Ok(pins) => (redirect.with_pins(pins), None),
+            Err(error) => (redirect, Some(error)),
+        };
         redirect.set_stall_after(settings.stall_after)?;
         // A kernel before 6.6 takes no frames of several buffers, whatever was asked for.
         settings.umem.multi_buffer = redirect.multi_buffer();
@@ -295,7 +302,7 @@ impl Node {
         };
         let http = settings.http.map(|address| http::start(address, sources)).transpose()?;
         let (admin, calls) = AdminServer::start(&directory)?;
-        let node = Self {
+        let mut node = Self {
             started: Instant::now(),
             flows_began,
             workers,
@@ -341,6 +348,9 @@ impl Node {
             _directory: directory,
             settings,
         };
+        if let Some(error) = unpinned {
+            node.failed(Reconcile::XdpMaps, "XDP programs", error);
+        }
         Ok((node, host))
     }
 
@@ -472,6 +482,17 @@ impl Node {
         self.note_control_tables();
     }
 
+    /// Puts our program in the place of those that a process before has left; by now it knows what is
+    /// ours. Those on interfaces of endpoints that are still awaited wait with them.
+    fn take_over_programs(&mut self) {
+        let awaited: Vec<u32> = self.awaited.iter().map(|recorded| recorded.ifindex).collect();
+        match self.ports.redirect().take_over(&awaited) {
+            Ok(0) => {}
+            Ok(taken) => tracing::info!(interfaces = taken, "XDP programs taken over"),
+            Err(error) => self.failed(Reconcile::XdpMaps, "XDP programs", error),
+        }
+    }
+
     async fn end(mut self) -> Result<(), NodeError> {
         self.readiness.send_replace(Readiness::NotReady("ending".into()));
         self.flows.end();
@@ -480,6 +501,15 @@ impl Node {
         // First, so that the flow tables are closed with all flows in them: those of pods go on
         // with the next process.
         self.workers.stop();
+        if self.settings.on_exit == OnExit::Drop {
+            self.follower.stop().await;
+            let stay = self.ports.leave();
+            tracing::info!(
+                interfaces = stay,
+                "what is ours is dropped until the next process comes"
+            );
+            return Ok(());
+        }
         let names: Vec<_> = self.endpoints.iter().map(|e| e.spec.name.clone()).collect();
         for name in names {
             self.remove_endpoint(&name).await;
@@ -545,27 +575,4 @@ fn check_mtu(settings: &Settings, mtu: u32) -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-async fn make_host_port(
-    settings: &Settings,
-    view: &KernelView,
-) -> Result<Option<HostPort>, NodeError> {
-    let Some(numbers) = settings.host_port else { return Ok(None) };
-    let largest = settings
-        .uplinks
-        .iter()
-        .filter_map(|uplink| view.link_by_name(&uplink.interface))
-        .map(|(_, link)| link.mtu)
-        .max()
-        .unwrap_or(1500);
-    let plan = HostPortPlan {
-        queues: u32::try_from(settings.workers.cores.len()).unwrap_or(1).max(1),
-        mtu: u16::try_from(largest.min(HOST_MTU_MAX)).unwrap_or(1500),
-        routing_table: numbers.routing_table,
-        rule_priority: numbers.rule_priority,
-        snat_l4_ports: settings.snat.l4_ports.clone(),
-        state_directory: settings.run_directory.clone(),
-    };
-    Ok(Some(HostPort::create(plan).await?))
 }

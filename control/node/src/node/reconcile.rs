@@ -67,8 +67,9 @@ pub(super) fn add_port(
     request: &PortRequest,
 ) -> Result<PortId, NodeError> {
     let interface = &request.interface;
-    // Left by a process whose program was pinned; one of somebody else's is refused on attach.
-    if xdp_redirect::leftover::detach(interface)? {
+    // What a process before has pinned is taken over; one of somebody else's is refused on attach.
+    let is_pinned = crate::ports::index(interface).is_some_and(|on| ports.redirect().has_left(on));
+    if !is_pinned && xdp_redirect::leftover::detach(interface)? {
         tracing::info!(interface, "detached a left-over XDP program of ours");
     }
     ports

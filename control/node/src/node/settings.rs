@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use control::config::OnExit;
 use dataplane::lpm::Prefix;
 use dataplane::nat::Mapping;
 use dataplane::nat::rules::SnatRule;
@@ -66,12 +67,16 @@ pub struct Settings {
     pub node_name: String,
     /// Root's own directory for the socket, the lock and the record of what to give back.
     pub run_directory: PathBuf,
+    /// Where the BPF filesystem is.
+    pub bpf_filesystem: PathBuf,
     /// Interfaces to the outside.
     pub uplinks: Vec<Uplink>,
     /// Where the XDP program is to run on pods' interfaces and on the host port.
     pub pod_mode: Mode,
     /// What happens to traffic of ours that nothing translates or polices while no worker lives.
     pub on_stall: OnStall,
+    /// What to leave behind at the end.
+    pub on_exit: OnExit,
     /// A worker that did not tick for this long has stalled.
     pub stall_after: Duration,
     /// Threads, cores and flow tables.

@@ -1,0 +1,52 @@
+//! Taking away what a process has left behind: `xskiff detach`.
+
+use xdp_redirect::pins::Pins;
+
+use super::endpoint_record::EndpointRecord;
+use super::endpoints::EndpointSpec;
+use super::host_way::host_port_plan;
+use super::local_pods::give_back;
+use super::network_claim::NetworkClaim;
+use super::{NodeError, Settings, privileges};
+use crate::admin_server::RunDirectory;
+use crate::host_port::HostPort;
+use crate::ports;
+
+/// What there was to take away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Detached {
+    /// Interfaces that had the XDP program.
+    pub interfaces: usize,
+    /// Pods' interfaces that got back what was changed on them.
+    pub endpoints: usize,
+}
+
+/// Takes the XDP program off every interface of this network namespace where a process has left it,
+/// gives back what it changed for pods, and removes the host port. What it knew (endpoints, flows)
+/// stays for the next one.
+///
+/// # Errors
+/// [`NodeError`], the first of all: that a node process runs.
+pub async fn detach(settings: &Settings) -> Result<Detached, NodeError> {
+    privileges::check()?;
+    let directory = RunDirectory::claim(&settings.run_directory)?;
+    let _network = NetworkClaim::claim()?;
+    let mut detached = Detached::default();
+    let pins = Pins::open(&settings.bpf_filesystem)?;
+    for ifindex in pins.interfaces() {
+        detached.interfaces += usize::from(pins.detach(ifindex)?);
+    }
+    let mut record = EndpointRecord::new(directory.path());
+    for recorded in record.read()? {
+        let is_there = ports::index(&recorded.endpoint.interface) == Some(recorded.ifindex);
+        if let Some(spec) = EndpointSpec::try_from(recorded.endpoint).ok().filter(|_| is_there) {
+            give_back(&spec, &recorded.changed);
+            detached.endpoints += usize::from(!recorded.changed.is_empty());
+        }
+    }
+    record.forget_changes(|_| false)?;
+    if let Some(plan) = host_port_plan(settings, None) {
+        HostPort::remove_left(plan).await?;
+    }
+    Ok(detached)
+}
