@@ -64,7 +64,7 @@ impl Attached {
             interface: interface.into(),
             report,
         };
-        attached.pin(pins);
+        attached.pin(program, pins)?;
         Ok(attached)
     }
 
@@ -101,15 +101,24 @@ impl Attached {
         }))
     }
 
-    /// A program that is not pinned works as well, but ends with this process.
-    fn pin(&mut self, pins: Option<&Pins>) {
-        match pins.map(|pins| pins.pin(self.report.ifindex)).transpose() {
-            Ok(pin) => self.pin = pin,
+    /// Pins the link. A program that is not pinned works as well, but ends with this process.
+    fn pin(&mut self, program: &mut Xdp, pins: Option<&Pins>) -> Result<(), Error> {
+        let Some(pins) = pins else { return Ok(()) };
+        let Some(link) = self.link.take() else { return Ok(()) };
+        match pins.pin(self.report.ifindex, link) {
+            Ok((link, pin)) => (self.link, self.pin) = (Some(link), Some(pin)),
             Err(error) => {
                 let interface = &*self.interface;
                 tracing::warn!(interface, %error, "the XDP program would go with this process");
+                let mode = match self.report.mode {
+                    RunningMode::Generic => XdpMode::Skb,
+                    RunningMode::Native | RunningMode::Hardware => XdpMode::Driver,
+                };
+                // The link went with the attempt.
+                self.link = Some(attach_in(program, interface, self.report.ifindex, mode)?);
             }
         }
+        Ok(())
     }
 
     /// Whether the program of a process before runs there.

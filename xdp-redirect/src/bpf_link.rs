@@ -9,7 +9,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// `bpf(2)` commands and the one link type used.
-const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const LINK_GET_FD_BY_ID: libc::c_long = 30;
@@ -92,14 +91,6 @@ pub(crate) fn info(link: BorrowedFd<'_>) -> io::Result<Option<XdpLinkInfo>> {
 pub(crate) fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = terminated(path)?;
     descriptor(OBJ_GET, &mut Attributes([path.as_ptr().expose_provenance() as u64, 0]))
-}
-
-/// Pins an object at `path`, where nothing may be: it outlives every process from here on.
-pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    let path = terminated(path)?;
-    let address = path.as_ptr().expose_provenance() as u64;
-    bpf(OBJ_PIN, &mut Attributes([address, joined(number(object), 0)]))?;
-    Ok(())
 }
 
 /// The XDP link that has put this program on this interface. (Interfaces of two network namespaces

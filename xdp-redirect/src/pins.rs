@@ -2,7 +2,7 @@
 //! between one process and the next.
 //!
 //! Each interface's link is pinned in the BPF filesystem (usually `/sys/fs/bpf`; mounted if nobody
-//! has), in a folder of its network namespace, under the interface's index. The program behind a link keeps its
+//! has) as `xskiff-NAMESPACE-INTERFACE`, by the numbers of the network namespace and the interface. The program behind a link keeps its
 //! maps, and so what is ours; its sockets have closed with their process, so it drops that. The next
 //! process puts its own program in the link's place in one step, which no packet sees
 //! ([`crate::Redirect::take_over`]); whatever layout its maps have, it never reads the old ones.
@@ -12,19 +12,22 @@
 //! that starts ([`sweep`]).
 
 use std::ffi::{CStr, CString};
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use aya::programs::links::FdLink;
+use aya::programs::xdp::XdpLink;
+
 use crate::bpf_link::{self, XdpLinkInfo};
-use crate::error::Error;
+use crate::error::{Error, io_error};
 use crate::netlink;
 
-/// Our part of the filesystem.
-const FOLDER: &str = "xskiff";
+/// What the names of our pins begin with.
+const PREFIX: &str = "xskiff-";
 /// `f_type` of the BPF filesystem (`linux/magic.h`).
 const BPF_FS_MAGIC: libc::c_long = 0xcafe_4a11;
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
@@ -32,7 +35,9 @@ const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 /// The pins of one network namespace.
 #[derive(Debug)]
 pub struct Pins {
-    folder: PathBuf,
+    root: PathBuf,
+    /// What their names begin with.
+    prefix: String,
 }
 
 impl Pins {
@@ -52,14 +57,11 @@ impl Pins {
         let refuse = |source| Error::Pins { path: root.display().to_string().into(), source };
         let namespace = fs::metadata(OWN_NAMESPACE).map_err(refuse)?.ino();
         sweep(root);
-        let folder = root.join(FOLDER).join(namespace.to_string());
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        made.map_err(refuse)?;
-        Ok(Self { folder })
+        Ok(Self { root: root.to_owned(), prefix: format!("{PREFIX}{namespace}-") })
     }
 
     pub(crate) fn path(&self, ifindex: u32) -> PathBuf {
-        self.folder.join(ifindex.to_string())
+        self.root.join(format!("{}{ifindex}", self.prefix))
     }
 
     /// Whether the link that is on this interface is pinned.
@@ -69,27 +71,26 @@ impl Pins {
         info(&self.path(ifindex)) == Some(XdpLinkInfo { ifindex, program_id: attached.program_id })
     }
 
-    /// Pins the link that is on this interface, in place of what was pinned for it.
-    pub(crate) fn pin(&self, ifindex: u32) -> Result<PathBuf, Error> {
+    /// Pins the link to this interface, in place of what was pinned for it. A link that cannot be
+    /// pinned is gone.
+    pub(crate) fn pin(&self, ifindex: u32, link: XdpLink) -> Result<(XdpLink, PathBuf), Error> {
         let path = self.path(ifindex);
-        let pin = || {
-            let attached = netlink::attached(ifindex)?.ok_or(io::ErrorKind::NotFound)?;
-            let wanted = XdpLinkInfo { ifindex, program_id: attached.program_id };
-            let link = bpf_link::find(wanted)?;
-            remove(&path)?;
-            bpf_link::pin(link.as_fd(), &path)
-        };
-        match pin() {
-            Ok(()) => Ok(path),
-            Err(source) => Err(Error::Pins { path: path.display().to_string().into(), source }),
-        }
+        let refuse = |source| Error::Pins { path: path.display().to_string().into(), source };
+        let failed = |error: &(dyn std::error::Error + 'static)| refuse(io_error(error));
+        remove(&path).map_err(refuse)?;
+        let link = FdLink::try_from(link).map_err(|error| failed(&error))?;
+        let pinned = link.pin(&path).map_err(|error| failed(&error))?;
+        let link = XdpLink::try_from(FdLink::from(pinned)).map_err(|error| failed(&error))?;
+        Ok((link, path))
     }
 
     /// Interfaces that a link is pinned for.
     #[must_use]
     pub fn interfaces(&self) -> Vec<u32> {
-        let names = entries(&self.folder).into_iter().filter_map(|path| number_of(&path));
-        names.filter(|ifindex| self.has(*ifindex)).collect()
+        let pins = pins(&self.root);
+        let names = pins.iter().filter_map(|path| path.file_name()?.to_str());
+        let numbers = names.filter_map(|name| name.strip_prefix(&self.prefix)?.parse().ok());
+        numbers.filter(|ifindex| self.has(*ifindex)).collect()
     }
 
     /// Takes the program off an interface that a process before has left it on; says whether it had.
@@ -109,13 +110,6 @@ impl Pins {
     }
 }
 
-impl Drop for Pins {
-    fn drop(&mut self) {
-        // Goes if it is empty.
-        let _ = fs::remove_dir(&self.folder);
-    }
-}
-
 /// Removes a pin; one that is not there is no error.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
@@ -127,14 +121,12 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
 /// Removes the pins of interfaces that are gone, of every network namespace, from the BPF filesystem
 /// at `root`.
 pub fn sweep(root: &Path) {
-    for folder in entries(&root.join(FOLDER)) {
-        for pin in entries(&folder) {
-            if info(&pin).is_some_and(|info| info.ifindex == 0) {
-                tracing::info!(pin = %pin.display(), "its interface is gone: removed");
-                let _ = remove(&pin);
-            }
+    for pin in pins(root) {
+        if info(&pin).is_some_and(|info| info.ifindex == 0) {
+            tracing::info!(pin = %pin.display(), "its interface is gone: removed");
+            // One that stays is seen again.
+            let _ = remove(&pin);
         }
-        let _ = fs::remove_dir(&folder);
     }
 }
 
@@ -143,14 +135,11 @@ fn info(path: &Path) -> Option<XdpLinkInfo> {
     bpf_link::info(bpf_link::open(path).ok()?.as_fd()).ok()?
 }
 
-/// Paths in a folder; none when it cannot be read.
-fn entries(folder: &Path) -> Vec<PathBuf> {
-    let read = fs::read_dir(folder).into_iter().flatten();
-    read.filter_map(Result::ok).map(|entry| entry.path()).collect()
-}
-
-fn number_of(path: &Path) -> Option<u32> {
-    path.file_name()?.to_str()?.parse().ok()
+/// Our pins in the BPF filesystem at `root`; none when it cannot be read.
+fn pins(root: &Path) -> Vec<PathBuf> {
+    let read = fs::read_dir(root).into_iter().flatten().filter_map(Result::ok);
+    let ours = read.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    ours.map(|entry| entry.path()).collect()
 }
 
 /// Mounts the BPF filesystem at `root`, where it must be mounted nowhere yet; says whether it was not.
