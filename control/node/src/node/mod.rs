@@ -28,11 +28,10 @@ use dataplane::time::Nanos;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
+use xdp_redirect::Umem;
 use xdp_redirect::frame::HEADROOM_BYTES;
-use xdp_redirect::pins::Pins;
 use xdp_redirect::rules::OnStall;
 use xdp_redirect::socket::TRANSMIT_CHUNKS_MAX;
-use xdp_redirect::{Redirect, Umem};
 
 use crate::admin_server::{AdminServer, Call, RunDirectory};
 use crate::host_port::HostPort;
@@ -69,6 +68,7 @@ mod nat_ports;
 mod network_claim;
 mod policies;
 mod privileges;
+mod programs;
 pub mod publisher;
 mod reconcile;
 mod reconciles;
@@ -266,12 +266,7 @@ impl Node {
         follower: Follower,
         pair: Option<&HostPort>,
     ) -> Result<(Self, Option<PortId>), NodeError> {
-        let redirect = Redirect::load(settings.umem.multi_buffer)?;
-        let (mut redirect, unpinned) = match Pins::open(&settings.bpf_filesystem) {
-            Ok(pins) => (redirect.with_pins(pins), None),
-            Err(error) => (redirect, Some(error)),
-        };
-        redirect.set_stall_after(settings.stall_after)?;
+        let (redirect, unpinned) = programs::load(&settings)?;
         // A kernel before 6.6 takes no frames of several buffers, whatever was asked for.
         settings.umem.multi_buffer = redirect.multi_buffer();
         check_uplinks(&settings, &follower.view())?;
@@ -348,9 +343,7 @@ impl Node {
             _directory: directory,
             settings,
         };
-        if let Some(error) = unpinned {
-            node.failed(Reconcile::XdpMaps, "XDP programs", error);
-        }
+        node.note_unpinned(unpinned);
         Ok((node, host))
     }
 
@@ -480,17 +473,6 @@ impl Node {
         self.mend_host_routes().await;
         self.audit_host_sockets().await;
         self.note_control_tables();
-    }
-
-    /// Puts our program in the place of those that a process before has left; by now it knows what is
-    /// ours. Those on interfaces of endpoints that are still awaited wait with them.
-    fn take_over_programs(&mut self) {
-        let awaited: Vec<u32> = self.awaited.iter().map(|recorded| recorded.ifindex).collect();
-        match self.ports.redirect().take_over(&awaited) {
-            Ok(0) => {}
-            Ok(taken) => tracing::info!(interfaces = taken, "XDP programs taken over"),
-            Err(error) => self.failed(Reconcile::XdpMaps, "XDP programs", error),
-        }
     }
 
     async fn end(mut self) -> Result<(), NodeError> {

@@ -1,0 +1,38 @@
+//! The XDP program: loaded, kept attached beyond this process, and taken over from the one before.
+
+use xdp_redirect::pins::Pins;
+use xdp_redirect::{Error, Redirect};
+
+use super::{Node, NodeError, Reconcile, Settings};
+
+/// What failures are told of.
+const OBJECT: &str = "XDP programs";
+
+/// Loads the program, and says why it would end with this process, if it would.
+pub(super) fn load(settings: &Settings) -> Result<(Redirect, Option<Error>), NodeError> {
+    let mut redirect = Redirect::load(settings.umem.multi_buffer)?;
+    redirect.set_stall_after(settings.stall_after)?;
+    Ok(match Pins::open(&settings.bpf_filesystem) {
+        Ok(pins) => (redirect.with_pins(pins), None),
+        Err(error) => (redirect, Some(error)),
+    })
+}
+
+impl Node {
+    pub(super) fn note_unpinned(&mut self, why: Option<Error>) {
+        if let Some(error) = why {
+            self.failed(Reconcile::XdpMaps, OBJECT, error);
+        }
+    }
+
+    /// Puts our program in the place of those that a process before has left; by now it knows what is
+    /// ours. Those on interfaces of endpoints that are still awaited wait with them.
+    pub(super) fn take_over_programs(&mut self) {
+        let awaited: Vec<u32> = self.awaited.iter().map(|recorded| recorded.ifindex).collect();
+        match self.ports.redirect().take_over(&awaited) {
+            Ok(0) => {}
+            Ok(taken) => tracing::info!(interfaces = taken, "XDP programs taken over"),
+            Err(error) => self.failed(Reconcile::XdpMaps, OBJECT, error),
+        }
+    }
+}
