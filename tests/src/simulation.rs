@@ -93,7 +93,7 @@ impl Simulation {
     pub fn census_of_present_flows(&self) -> Census {
         let mut census = Census::of(&self.flows, self.now);
         for _ in 0..100 {
-            census.tend(self.now, true, 1 << 16);
+            census.tend(self.now, 1 << 16, &[]);
         }
         census
     }

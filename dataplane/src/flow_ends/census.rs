@@ -45,11 +45,22 @@ pub struct Census {
     /// The filter that is asked; `None` while none knows every flow.
     current: Option<usize>,
     stage: Stage,
-    /// Changed without a new generation, and not yet adopted by every worker.
+    /// Changed without a new generation, by tables of which some may not have been given yet.
     waiting: BTreeSet<IpAddr>,
+    /// The same; to be asked for when each worker has adopted so many tables.
+    adopting: Option<(BTreeSet<IpAddr>, Vec<u64>)>,
     /// Adopted by every worker; to be asked for when the wait is over.
     asked: Option<(BTreeSet<IpAddr>, Grace)>,
     level: Level,
+}
+
+/// How many tables one worker was given, and has adopted of them, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adoption {
+    /// With those that are still to be given.
+    pub given: u64,
+    /// Of these.
+    pub adopted: u64,
 }
 
 /// Where the making of the other filter stands.
@@ -77,6 +88,7 @@ impl Census {
                 false => Stage::Walking(0),
             },
             waiting: BTreeSet::new(),
+            adopting: None,
             asked: None,
             level: Level::default(),
         }
@@ -104,22 +116,29 @@ impl Census {
     }
 
     /// Goes on with what waits, and with at most so many entries. To be called every few
-    /// milliseconds, with whether every worker has adopted what was published. Answers addresses
-    /// that flows have for ends by now which tables before the last change have decided about.
-    pub fn tend(&mut self, now: Nanos, have_adopted: bool, entries: u32) -> BTreeSet<IpAddr> {
+    /// milliseconds, once the tables that were made are published, with what each worker has adopted.
+    /// Answers addresses that flows have for ends by now which tables before the last change have
+    /// decided about.
+    pub fn tend(&mut self, now: Nanos, entries: u32, workers: &[Adoption]) -> BTreeSet<IpAddr> {
         self.make_anew(now, entries);
         let quiescence = Arc::clone(&self.flows.quiescence);
-        let mut concerned = BTreeSet::new();
-        if let Some((addresses, grace)) = self.asked.take() {
-            match quiescence.is_over(&grace) {
-                true => concerned = addresses,
-                false => self.asked = Some((addresses, grace)),
-            }
-        }
-        if self.asked.is_none() && have_adopted && !self.waiting.is_empty() {
-            let addresses = std::mem::take(&mut self.waiting);
+        let is_asked = self.asked.as_ref().is_some_and(|(_, grace)| quiescence.is_over(grace));
+        let asked = self.asked.take_if(|_| is_asked);
+        let has_adopted = |(worker, mark): (&Adoption, &u64)| worker.adopted >= *mark;
+        let have_adopted = self
+            .adopting
+            .as_ref()
+            .is_some_and(|(_, marks)| workers.iter().zip(marks).all(has_adopted));
+        if self.asked.is_none()
+            && let Some((addresses, _)) = self.adopting.take_if(|_| have_adopted)
+        {
             self.asked = Some((addresses, quiescence.begin_grace()));
         }
+        if self.adopting.is_none() && !self.waiting.is_empty() {
+            let marks = workers.iter().map(|worker| worker.given).collect();
+            self.adopting = Some((std::mem::take(&mut self.waiting), marks));
+        }
+        let mut concerned = asked.map(|(addresses, _)| addresses).unwrap_or_default();
         concerned.retain(|address| self.may_be_end(*address));
         concerned
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::address_hash::AddressHash;
 
-pub use census::Census;
+pub use census::{Adoption, Census};
 
 /// Bits of a filter, half a MiB: with a hundred thousand addresses it errs once in a thousand times,
 /// with a million once in six.

@@ -28,6 +28,8 @@ struct World {
     holds: Vec<WorkerFlows>,
     census: Census,
     now: Nanos,
+    given: u64,
+    adopted: u64,
 }
 
 impl World {
@@ -37,7 +39,7 @@ impl World {
         let (tables, holds) = made.expect("tables");
         (0..WORKERS).for_each(|worker| tables.quiescence.go_online(worker));
         let census = Census::of(&tables, START);
-        Self { tables, holds, census, now: START }
+        Self { tables, holds, census, now: START, given: 0, adopted: 0 }
     }
 
     /// A worker opens a flow between two addresses.
@@ -70,9 +72,14 @@ impl World {
         (0..WORKERS).for_each(|worker| self.tables.quiescence.announce(worker));
     }
 
-    /// The control thread's turn.
+    /// The control thread's turn; it has published once more before it.
     fn tend(&mut self, have_adopted: bool) -> BTreeSet<IpAddr> {
-        self.census.tend(self.now, have_adopted, ENTRIES)
+        if have_adopted {
+            self.adopted = self.given;
+        }
+        self.given += 1;
+        let worker = Adoption { given: self.given, adopted: self.adopted };
+        self.census.tend(self.now, ENTRIES, &[worker; WORKERS])
     }
 
     /// Turns enough to make a filter anew.
@@ -130,15 +137,32 @@ fn a_flow_that_begins_while_a_change_is_on_its_way_is_told_when_all_have_adopted
 #[test]
 fn changes_that_come_while_others_are_asked_for_are_asked_for_after_them() {
     let mut world = World::new();
+    let mut told = Vec::new();
     world.census.next(&in_force(), [at(1)].into());
     assert!(world.tend(true).is_empty());
     world.census.next(&in_force(), [at(2)].into());
     world.open(0, [at(1), at(9)]);
     world.open(0, [at(2), at(9)]);
-    world.announce();
-    assert_eq!(world.tend(true), [at(1)].into());
-    world.announce();
-    assert_eq!(world.tend(true), [at(2)].into());
+    for _ in 0..8 {
+        world.announce();
+        told.extend(world.tend(true));
+    }
+    assert_eq!(told, [at(1), at(2)]);
+}
+
+/// Something is always on its way to some worker.
+#[test]
+fn changes_without_end_are_asked_for_all_the_same() {
+    let mut world = World::new();
+    for number in 0..10_000 {
+        let (generation, _) = world.census.next(&in_force(), [at(number)].into());
+        assert_eq!(generation, 1, "after {number} changes there was no room");
+        // What was published last has never been adopted yet.
+        world.given += 1;
+        let worker = Adoption { given: world.given, adopted: world.given - 1 };
+        world.announce();
+        assert!(world.census.tend(world.now, ENTRIES, &[worker; WORKERS]).is_empty());
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::counters::WorkerCounters;
 use dataplane::event::{FlowEvent, NeighbourRequest, Reports};
-use dataplane::flow_ends::Census;
+use dataplane::flow_ends::{Adoption, Census};
 use dataplane::flows::{FlowTables, WorkerFlows};
 use dataplane::handoff::{Handoff, Inboxes, WORKERS_MAX};
 use dataplane::mailbox::{Command, Mailbox};
@@ -221,12 +221,14 @@ struct Handle {
 impl Handle {
     /// How many of the tables published it has not adopted.
     fn not_adopted(&self) -> u64 {
-        let left = self.given.saturating_sub(self.counters.tables_adopted.get());
-        left + u64::from(self.behind)
+        let Adoption { given, adopted } = self.adoption();
+        given.saturating_sub(adopted)
     }
 
-    fn has_adopted_all(&self) -> bool {
-        self.not_adopted() == 0
+    /// What was published while its mailbox was full is given later, the last of it alone.
+    fn adoption(&self) -> Adoption {
+        let given = self.given + u64::from(self.behind);
+        Adoption { given, adopted: self.counters.tables_adopted.get() }
     }
 
     fn give(&mut self, tables: &Arc<Tables>) {
@@ -397,8 +399,8 @@ impl Workers {
     /// Looks after the filter of flows' ends. Answers addresses that tables before those in force
     /// have decided about ([`Census::tend`]). To be called every few milliseconds.
     pub fn tend_census(&mut self) -> BTreeSet<IpAddr> {
-        let have_adopted = self.handles.iter().all(Handle::has_adopted_all);
-        self.census.tend(monotonic_now(), have_adopted, CENSUS_ENTRIES)
+        let workers: Vec<Adoption> = self.handles.iter().map(Handle::adoption).collect();
+        self.census.tend(monotonic_now(), CENSUS_ENTRIES, &workers)
     }
 
     /// Whom changes concern.
