@@ -8,6 +8,7 @@ pub mod memory_ports;
 pub mod packet_builder;
 pub mod policy_model;
 pub mod random;
+pub mod seccomp_profile;
 pub mod simulation;
 pub mod world;
 pub mod xskiff_binary;

@@ -161,7 +161,8 @@ pub(crate) fn io_error(error: &(dyn std::error::Error + 'static)) -> io::Error {
     io::Error::other(error.to_string())
 }
 
-const PRIVILEGE: &str = "; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW";
+const PRIVILEGE: &str =
+    "; run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_NET_RAW";
 
 fn load_advice(errno: i32) -> &'static str {
     match errno {

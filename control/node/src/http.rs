@@ -127,6 +127,7 @@ pub fn start(address: SocketAddr, sources: Sources) -> Result<HttpServer, HttpEr
     let levels = Arc::new(HttpLevels::default());
     let noted = Arc::clone(&levels);
     let thread = std::thread::Builder::new().name("xskiff-http".into()).spawn(move || {
+        crate::privileges::drop_all();
         runtime.block_on(async move {
             match TcpListener::from_std(listener) {
                 Ok(listener) => tokio::select! {

@@ -1,10 +1,11 @@
 //! The node process: everything with a side effect, composed around the pure crates.
 //!
 //! Reading order: [`netlink`] (the kernel's view) and [`forwarding_view`] (what the pipeline is
-//! told of it), [`host_port`] (the way to the node's own stack), [`host_sockets`] (who is in
-//! the way there), [`workers`] (threads and their flow tables, whose [`rate`] of filling is told),
-//! [`admin_server`] and [`http`] (the ways to ask), [`metrics`] (what is told), [`cli`] (how people ask);
-//! and beside all that [`relay`] (for many nodes), [`lab`] (network namespaces to try it in) and [`demo`] (the trial itself).
+//! told of it), [`host_port`] (the way to the node's own stack), [`host_sockets`] and [`kube_proxy`] (who is
+//! in the way there), [`workers`] (threads and their flow tables, whose [`rate`] of filling is told),
+//! [`admin_server`] and [`http`] (the ways to ask), [`privileges`] and [`supervisor`] (what the process
+//! may do, and who ends it), [`metrics`] (what is told), [`cli`] (how people ask);
+//! and beside all that [`relay`] (for many nodes), [`preflight`] (will this machine do), [`lab`] (network namespaces to try it in) and [`demo`] (the trial itself).
 #![forbid(unsafe_code)]
 
 pub mod admin_server;
@@ -21,6 +22,8 @@ pub mod node;
 pub mod ours;
 pub mod pod_netns;
 pub mod ports;
+pub mod privileges;
 pub mod rate;
 pub mod relay;
+pub mod supervisor;
 pub mod workers;

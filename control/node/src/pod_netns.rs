@@ -9,6 +9,7 @@ use nix::sched::{CloneFlags, setns};
 use xdp_redirect::ethtool::{Offload, OffloadError, offload, set_offload};
 
 use crate::netlink::decode;
+use crate::privileges;
 
 /// Something inside the namespace failed.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +100,8 @@ fn inside<T: Send + 'static>(
 fn enter(netns: &str) -> Result<(), PodNetnsError> {
     let refuse = |source| PodNetnsError::Enter { netns: netns.to_owned(), source };
     let file = File::open(netns).map_err(refuse)?;
+    // This thread ends soon, and with it what it may do.
+    privileges::raise(caps::Capability::CAP_SYS_ADMIN);
     setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| refuse(errno.into()))
 }
 

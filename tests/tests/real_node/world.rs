@@ -82,11 +82,23 @@ impl Stage {
         world
     }
 
+    /// As [`Stage::begin`], behind words of another command line.
+    pub fn begin_behind(self, before: &[&str]) -> World {
+        let until = Instant::now() + self.source.patience;
+        let world = self.start_behind(before, until);
+        world.node.wait_well(until).unwrap_or_else(|error| panic!("{error}"));
+        world
+    }
+
     /// Starts the node process, and waits until it answers, however it is.
     pub fn begin_somehow(self, until: Instant) -> World {
+        self.start_behind(&[], until)
+    }
+
+    fn start_behind(self, before: &[&str], until: Instant) -> World {
         let Self { scene, files, source } = self;
         let words: Vec<&str> = source.words.iter().map(String::as_str).collect();
-        let node = Node::start_with(&scene, &files, &words, until);
+        let node = Node::start_behind(&scene, &files, before, &words, until);
         let node = node.unwrap_or_else(|error| panic!("{error}"));
         World { node, scene, files, source }
     }

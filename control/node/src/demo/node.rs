@@ -51,10 +51,26 @@ impl Node {
         source: &[&str],
         until: Instant,
     ) -> Result<Self, DemoError> {
+        Self::start_behind(scene, files, &[], source, until)
+    }
+
+    /// As [`Node::start_with`], behind `before`, words of another command line that ends by executing
+    /// what follows it.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn start_behind(
+        scene: &Scene,
+        files: &Files,
+        before: &[&str],
+        source: &[&str],
+        until: Instant,
+    ) -> Result<Self, DemoError> {
         let program = program_word(scene.laboratory.program());
         let configuration = files.configuration.to_string_lossy();
-        let words = [&["run", "--config", &*configuration], source].concat();
-        let process = scene.node.spawn("xskiff", &program, &words)?;
+        let run = [&*program, "run", "--config", &*configuration];
+        let words = [before, &run, source].concat();
+        let process = scene.node.spawn("xskiff", words[0], &words[1..])?;
         let node = Self { process, socket: files.socket.clone() };
         node.wait(until, |node| node.status().map(|_| None))?;
         for plan in PODS {

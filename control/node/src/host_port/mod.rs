@@ -86,7 +86,10 @@ pub enum HostPortError {
         source: std::io::Error,
     },
     /// A kernel setting cannot be read or written.
-    #[error("sysctl {name}: {source}; the node process needs a writable /proc/sys")]
+    #[error(
+        "sysctl {name}: {source}; the node process needs a writable /proc/sys/net, or, in a container, the node's mounted at \
+             /host/proc/sys/net"
+    )]
     Sysctl {
         /// The setting.
         name: String,

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use super::STATUS_REQUESTS_MAX;
 use super::manifests::{RefusedAtStart, watch_folder};
 use crate::http::{self, HttpServer, Readiness};
+use crate::privileges;
 
 /// How often what is waited for is said.
 const SAY: Duration = Duration::from_secs(5);
@@ -85,7 +86,15 @@ pub async fn follow_cluster(config: &Config, node: feed::Sender) -> Result<Follo
             access.relays.iter().chain(&access.api_servers).map(ToString::to_string).collect();
         tracing::info!(?servers, "API servers are followed");
         let settings = follow::Settings::new(&config.kubernetes, access);
-        let follower = follow::start(settings, node).map_err(SourceError::Thread)?;
+        // Its thread begins with what the thread has that starts it.
+        let start = move || {
+            privileges::drop_all();
+            follow::start(settings, node)
+        };
+        let started = std::thread::Builder::new().spawn(start).map_err(SourceError::Thread)?.join();
+        let follower = started
+            .unwrap_or_else(|_| Err(std::io::Error::other("it panicked")))
+            .map_err(SourceError::Thread)?;
         return Ok(Followed { follower: Some(follower) });
     }
     if let Some(folder) = &config.manifests {

@@ -15,12 +15,14 @@ pub enum NodeError {
     NotRoot,
     /// Root without a capability.
     #[error(
-        "the node process lacks {capability}: run it as root with CAP_NET_ADMIN, CAP_NET_RAW and \
-         CAP_BPF (a container needs them listed)"
+        "the node process lacks {name}, for {why}: run it as root with CAP_NET_ADMIN, CAP_NET_RAW, \
+         CAP_BPF and CAP_PERFMON (a container needs them listed)"
     )]
     Capability {
         /// The missing one.
-        capability: &'static str,
+        name: String,
+        /// What it is for.
+        why: &'static str,
     },
     /// Another node process serves this network namespace.
     #[error(

@@ -16,6 +16,8 @@ use super::configuration::InForce;
 use super::detach::Detached;
 use super::from_config::Machine;
 use super::{ConfigUpdate, Node, NodeError, Settings, Sources, termination};
+use crate::privileges;
+use crate::supervisor::Supervisor;
 use crate::workers::capacity::FlowCapacities;
 
 /// What is logged unless `RUST_LOG` says otherwise. Requests that fail are told with their kind and
@@ -90,6 +92,9 @@ pub fn read_config(path: &Path) -> Result<Config, LaunchError> {
 /// [`LaunchError`], before anything is touched when the configuration is at fault.
 pub fn run(path: &Path, overrides: Overrides) -> Result<(), LaunchError> {
     start_log();
+    // Before there is a second thread.
+    privileges::reduce();
+    let supervisor = Supervisor::from_environment();
     // Looked at first: a change while it is read is seen by the watch.
     let stamp = Stamp::of(path);
     let mut config = read_config(path)?;
@@ -103,14 +108,20 @@ pub fn run(path: &Path, overrides: Overrides) -> Result<(), LaunchError> {
     let settings = settle(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // Threads for what would hold up this one: none of them starts a node.
+        .on_thread_start(privileges::settle)
         .build()
         .map_err(|source| LaunchError::System { action: "start the control runtime", source })?;
     runtime.block_on(async move {
         let (cluster, cluster_updates) = cluster::feed::feed();
         // Followed until the node has ended.
         let followed = follow_cluster(&config, cluster).await?;
+        if config.kubernetes.enabled {
+            supervisor.status("waiting for the whole cluster to be known");
+        }
         let stop = async { termination().await.map_err(LaunchError::from) };
         if !followed.complete(config.http.listen, stop).await? {
+            supervisor.stopping();
             return Ok(());
         }
         let update = ConfigUpdate { config: Some(Arc::new(config)), refused: None };
@@ -118,7 +129,12 @@ pub fn run(path: &Path, overrides: Overrides) -> Result<(), LaunchError> {
         tokio::spawn(watch_file(path.to_owned(), stamp, config));
         let sources =
             Sources { cluster: cluster_updates, config: config_updates, in_force: Some(in_force) };
-        let node = Node::start(settings, sources).await?;
+        let mut node = Node::start(settings, sources).await?;
+        privileges::settle();
+        node.supervise(supervisor).map_err(|source| LaunchError::System {
+            action: "start the thread that feeds the service manager's watchdog",
+            source,
+        })?;
         tracing::info!("ready");
         let ended = node.run(termination()).await;
         drop(followed);

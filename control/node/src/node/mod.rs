@@ -78,6 +78,7 @@ pub mod settings;
 mod socket_audit;
 mod source_nat;
 pub mod trace;
+mod supervised;
 pub mod usage;
 pub mod verdict;
 
@@ -100,6 +101,7 @@ use socket_audit::SocketAudit;
 use source_nat::{Inside, RuleAddresses};
 
 /// How often reports of workers are read: the longest a packet waits for its neighbour to be
+use supervised::{Supervised, stalled_workers};
 /// asked for.
 const DRAIN: Duration = Duration::from_millis(10);
 /// How often what needs no haste is looked after.
@@ -200,6 +202,7 @@ pub struct Node {
     admin: AdminServer,
     calls: mpsc::Receiver<Call>,
     http: Option<HttpServer>,
+    supervised: Supervised,
     status_requests: mpsc::Receiver<StatusRequest>,
     // Given up when everything else is.
     _network: NetworkClaim,
@@ -287,11 +290,8 @@ impl Node {
         let (readiness, ready) = watch::channel(Readiness::NotReady("starting".into()));
         let (status, status_requests) = mpsc::channel(STATUS_REQUESTS_MAX);
         let stall_after_ns = Arc::new(AtomicU64::new(nanoseconds(settings.stall_after)));
-        let (stalled, limit) = (workers.stalled(), Arc::clone(&stall_after_ns));
         let sources = http::Sources {
-            stalled_workers: Arc::new(move || {
-                stalled(Duration::from_nanos(limit.load(Ordering::Relaxed)))
-            }),
+            stalled_workers: stalled_workers(&workers, &stall_after_ns),
             readiness: ready,
             status,
         };
@@ -339,6 +339,7 @@ impl Node {
             calls,
             http,
             status_requests,
+            supervised: Supervised::default(),
             _network: network,
             _directory: directory,
             settings,
@@ -409,6 +410,7 @@ impl Node {
         self.settings.apply_live(&config);
         let is_resized = self.resize_by_file(sizes);
         if let Some(in_force) = &mut self.in_force {
+        self.tell_supervisor_reloading();
             in_force.take_live(&config, is_resized);
             if !in_force.waiting().is_empty() {
                 let fields = in_force.waiting().join(", ");
@@ -427,6 +429,7 @@ impl Node {
 
     /// A folder that is not followed any more must not look as if nothing had changed in it. A node
     /// without one never had a source.
+        self.tell_supervisor_ready();
     fn note_unfollowed_cluster(&mut self) {
         self.unfollowed.cluster = true;
         let report = self.cluster.report();
@@ -478,9 +481,11 @@ impl Node {
     async fn end(mut self) -> Result<(), NodeError> {
         self.readiness.send_replace(Readiness::NotReady("ending".into()));
         self.flows.end();
+        self.tell_supervisor();
         self.stop_capture();
         self.is_ending = true;
         // First, so that the flow tables are closed with all flows in them: those of pods go on
+        self.tell_supervisor_stopping();
         // with the next process.
         self.workers.stop();
         if self.settings.on_exit == OnExit::Drop {

@@ -1,9 +1,11 @@
 //! The XDP program: loaded, kept attached beyond this process, and taken over from the one before.
 
+use caps::Capability;
 use xdp_redirect::pins::Pins;
 use xdp_redirect::{Error, Redirect};
 
 use super::{Node, NodeError, Reconcile, Settings};
+use crate::privileges;
 
 /// What failures are told of.
 const OBJECT: &str = "XDP programs";
@@ -12,7 +14,9 @@ const OBJECT: &str = "XDP programs";
 pub(super) fn load(settings: &Settings) -> Result<(Redirect, Option<Error>), NodeError> {
     let mut redirect = Redirect::load(settings.umem.multi_buffer)?;
     redirect.set_stall_after(settings.stall_after)?;
-    Ok(match Pins::open(&settings.bpf_filesystem) {
+    // For mounting it, where nobody has.
+    let open = || Pins::open(&settings.bpf_filesystem);
+    Ok(match privileges::with(Capability::CAP_SYS_ADMIN, open) {
         Ok(pins) => (redirect.with_pins(pins), None),
         Err(error) => (redirect, Some(error)),
     })

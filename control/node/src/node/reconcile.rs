@@ -28,6 +28,7 @@ use crate::netlink::KernelView;
 use crate::netlink::neighbours::{ASKED_MAX, FORGET_FAILED};
 use crate::ours::Ours;
 use crate::ports::{PortRequest, PortTable};
+use crate::privileges;
 use crate::workers::Workers;
 
 pub(super) fn add_uplink(
@@ -69,7 +70,8 @@ pub(super) fn add_port(
     let interface = &request.interface;
     // What a process before has pinned is taken over; one of somebody else's is refused on attach.
     let is_pinned = crate::ports::index(interface).is_some_and(|on| ports.redirect().has_left(on));
-    if !is_pinned && xdp_redirect::leftover::detach(interface)? {
+    let detach = || xdp_redirect::leftover::detach(interface);
+    if !is_pinned && privileges::with(caps::Capability::CAP_SYS_ADMIN, detach)? {
         tracing::info!(interface, "detached a left-over XDP program of ours");
     }
     ports

@@ -208,9 +208,10 @@ impl<const W: usize> TableGrowth<W> {
 
     fn begin_taking(&mut self, flows: usize) {
         let (growing, regions) = (Arc::clone(&self.growing), self.table.regions_of(flows));
-        let thread = std::thread::Builder::new()
-            .name("flow-memory".into())
-            .spawn(move || growing.take(&regions));
+        let thread = std::thread::Builder::new().name("flow-memory".into()).spawn(move || {
+            crate::privileges::drop_all();
+            growing.take(&regions)
+        });
         match thread {
             Ok(thread) => self.taking = Some(Taking { flows, thread }),
             Err(error) => self.refuse(format!("no thread to take memory: {error}")),
@@ -401,6 +402,7 @@ impl FlowGrowth {
             return Ok(true);
         }
         let spawned = std::thread::Builder::new().name("flow-memory".into()).spawn(move || {
+            crate::privileges::drop_all();
             for missing in [v4, v6].into_iter().flatten() {
                 let table = missing.name;
                 let taken = missing.growing.take(&missing.regions);

@@ -53,6 +53,7 @@ impl Run {
     }
 
     fn run(mut self) -> WorkerFlows {
+        crate::privileges::drop_all();
         if let Err(error) = pinning::apply::pin_current_thread(self.core) {
             tracing::warn!(worker = self.index, %error, "worker runs unpinned");
         }

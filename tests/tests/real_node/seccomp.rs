@@ -1,0 +1,119 @@
+//! A node's life under deploy/seccomp/xskiff.json: a system call that the profile does not name ends
+//! the process here, so that it is found before a cluster's runtime refuses it.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
+
+use nix::sys::signal::Signal;
+use xskiff::demo::expectation::Outcome;
+use xskiff::demo::scene::{BUYER, CLIENT, CLUSTER_IP, HTTP, WEB_1};
+use xskiff::demo::traffic::http;
+use xskiff::lab::wait_until;
+use xskiff_tests::seccomp_profile::Profile;
+use xskiff_tests::xskiff_binary::root_or_skip;
+
+use crate::world::{PATIENCE, Shape, Stage, World};
+
+const PROFILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/seccomp/xskiff.json");
+
+fn under(profile: &str) -> [&str; 2] {
+    [env!("CARGO_BIN_EXE_under_seccomp"), profile]
+}
+
+fn profile() -> Profile {
+    let text = std::fs::read_to_string(PROFILE).expect("the profile");
+    Profile::parse(&text).unwrap_or_else(|error| panic!("{PROFILE}: {error:#}"))
+}
+
+/// What takes over a machine, or leaves what confines the process.
+const NEVER: [&str; 22] = [
+    "add_key",
+    "chroot",
+    "delete_module",
+    "finit_module",
+    "init_module",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "mknod",
+    "mount",
+    "move_mount",
+    "open_by_handle_at",
+    "pivot_root",
+    "process_vm_writev",
+    "ptrace",
+    "reboot",
+    "setgid",
+    "setuid",
+    "swapon",
+    "umount2",
+    "unshare",
+    "userfaultfd",
+];
+
+#[test]
+fn the_profile_is_of_the_runtimes_format_and_allows_nothing_that_takes_over_a_machine() {
+    let profile = profile();
+    let names: Vec<&str> = profile.names().collect();
+    let each: BTreeSet<&str> = names.iter().copied().collect();
+    assert_eq!(each.len(), names.len(), "a call is named twice");
+    for never in NEVER {
+        assert!(!each.contains(never), "{never}");
+    }
+    profile.deadly_filter().unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+fn serves(world: &World) {
+    let client = &world.scene.client;
+    let seen = http(client, WEB_1.addresses, HTTP[2], &[WEB_1.name], Some(CLIENT)).expect("asked");
+    assert_eq!(seen.outcome, Outcome::Ok, "{seen:?}, {:#?}", world.status());
+    let buyer = world.scene.pod(BUYER);
+    let seen = http(buyer, CLUSTER_IP, HTTP[0], &["web-1", "web-2"], None).expect("asked");
+    assert_eq!(seen.outcome, Outcome::Ok, "{seen:?}, {:#?}", world.status());
+}
+
+#[test]
+fn a_node_lives_and_ends_under_the_profile() {
+    if !root_or_skip("a seccomp profile") {
+        return;
+    }
+    let shape = Shape { label: "seccomp", mtu: 1500, xdp_mode: "native" };
+    let world = Stage::build(shape, |text| text + "timeouts: {udp_seconds: 31}\n")
+        .begin_behind(&under(PROFILE));
+    let status = format!("/proc/{}/status", world.node.process().id());
+    let status = std::fs::read_to_string(status).expect("it runs");
+    assert!(status.contains("Seccomp:\t2"), "no filter is in force: {status}");
+    serves(&world);
+    // What clients ask of a node, and what it does by itself.
+    world.change_configuration("udp_seconds: 31", "udp_seconds: 32");
+    world.add_manifests("late.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: late}}");
+    world.ask(&["ct", "resize", "--v4", "200000"]);
+    world.ask(&["ct", "flush", "--all"]);
+    world.ask(&["flows"]);
+    assert_eq!(world.ask_json(&["audit"])["found"], 0);
+    let metrics = world.scene.node.run("curl", &["-sS", "http://127.0.0.1:9964/metrics"]);
+    assert!(metrics.is_ok_and(|text| text.contains("xskiff_")));
+    let name = format!("{}/{}", BUYER.kubernetes_namespace, BUYER.name);
+    world.ask(&["endpoint", "remove", &name]);
+    // Long enough for everything that comes round by itself.
+    let later = world.status().uptime_seconds + 12;
+    assert!(wait_until(PATIENCE, || world.status().uptime_seconds >= later).is_some());
+    assert_eq!(world.node.end().expect("ended"), Some(0));
+}
+
+/// The test above would see it: with a profile that lacks one call the node does not live.
+#[test]
+fn a_call_that_the_profile_lacks_ends_the_node() {
+    if !root_or_skip("a seccomp profile with a gap") {
+        return;
+    }
+    let bare = crate::bare::Bare::new("gap");
+    let text = std::fs::read_to_string(PROFILE).expect("the profile");
+    assert!(text.contains("\"fallocate\","), "{text}");
+    let gap = bare.directory("gap.json");
+    std::fs::write(&gap, text.replace("\"fallocate\",", "")).expect("written");
+    let configuration = bare.configuration("up0", &bare.directory("run"), "");
+    let process = bare.spawn(&under(&gap), &configuration);
+    let ended = process.wait(PATIENCE).expect("it ends");
+    assert_eq!(ended.signal(), Some(Signal::SIGSYS as i32), "{}", process.log_tail());
+}
