@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 
 use crate::bpf_link;
 use crate::error::Error;
-use crate::loader::{PROGRAM_PREFIX, interface_index};
-use crate::netlink;
+use crate::loader::{PROGRAM_PREFIX, RunningMode, interface_index};
+use crate::netlink::{self, AttachedMode};
 
 /// A program of ours on an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,47 @@ pub struct LeftOver {
     pub program_id: u32,
     /// Its name.
     pub program: Box<str>,
+}
+
+/// A program on an interface, whosever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnInterface {
+    /// Where it runs.
+    pub mode: RunningMode,
+    /// The kernel's number of it; 0 when several are attached at once.
+    pub program_id: u32,
+    /// Its name, for whoever may ask (`CAP_SYS_ADMIN`).
+    pub name: Option<Box<str>>,
+}
+
+impl OnInterface {
+    /// Whether it is ours, by its name.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.name.as_ref().is_some_and(|name| name.starts_with(PROGRAM_PREFIX))
+    }
+}
+
+/// What is attached to `interface`.
+///
+/// # Errors
+/// [`Error::NoInterface`], [`Error::Kernel`].
+pub fn attached(interface: &str) -> Result<Option<OnInterface>, Error> {
+    let ifindex = interface_index(interface)?;
+    let refuse =
+        |source| Error::Kernel { action: format!("ask what is attached to {interface}"), source };
+    let Some(found) = netlink::attached(ifindex).map_err(refuse)? else { return Ok(None) };
+    let mode = match found.mode {
+        AttachedMode::Native => RunningMode::Native,
+        AttachedMode::Generic => RunningMode::Generic,
+        AttachedMode::Hardware => RunningMode::Hardware,
+    };
+    let program_id = found.program_id;
+    let program = aya::programs::loaded_programs()
+        .filter_map(Result::ok)
+        .find(|program| program.id() == program_id);
+    let name = program.and_then(|program| program.name_as_str().map(Into::into));
+    Ok(Some(OnInterface { mode, program_id, name }))
 }
 
 /// Finds a program of ours on `interface`, whoever attached it.

@@ -38,7 +38,7 @@ pub(crate) const PROGRAM_PREFIX: &str = "xskiff";
 /// A worker is stalled when it has not ticked for this long, unless told otherwise.
 pub const STALL_AFTER: Duration = Duration::from_millis(500);
 /// First kernel whose AF_XDP sockets take frames of several buffers.
-const FRAGS_SINCE: (u32, u32) = (6, 6);
+pub const FRAGS_SINCE: (u32, u32) = (6, 6);
 
 /// Where the program is to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -420,7 +420,8 @@ pub fn interface_index(interface: &str) -> Result<u32, Error> {
 }
 
 /// Major and minor version of the running kernel; zeros when it does not say.
-fn kernel_release() -> (u32, u32) {
+#[must_use]
+pub fn kernel_release() -> (u32, u32) {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
     let mut next = || numbers.next().flatten().unwrap_or(0);

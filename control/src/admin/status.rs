@@ -47,12 +47,24 @@ pub struct Status {
     /// The API servers, where they are followed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<KubernetesStatus>,
+    /// What shows of kube-proxy on this node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kube_proxy: Vec<TraceStatus>,
     /// Fields of the configuration file that differ from what is in force, and will until the
     /// process is started again.
     #[serde(default)]
     pub waiting_for_restart: Vec<String>,
     /// Last errors, newest first, at most [`ERRORS_MAX`].
     pub errors: Vec<ObjectError>,
+}
+
+/// Something of kube-proxy's on this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceStatus {
+    /// `process`, `nftables`, `iptables` or `ipvs`.
+    pub kind: String,
+    /// What it is.
+    pub what: String,
 }
 
 /// How the audit stands.

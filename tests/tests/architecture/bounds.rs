@@ -71,6 +71,8 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/node/src/cli/client.rs REPLY_BYTES_MAX", Input),
     ("control/node/src/forwarding_view.rs NEXT_HOPS_MAX", Table(&["next_hops"])),
     ("control/node/src/http.rs CONNECTIONS_MAX", Table(&["http_connections"])),
+    ("control/node/src/kube_proxy/process.rs ANSWER_BYTES_MAX", Input),
+    ("control/node/src/preflight/trial.rs QUEUES_TRIED_MAX", Work),
     ("control/node/src/netlink/follow.rs COMMANDS_MAX", Table(&["kernel_requests"])),
     ("control/node/src/netlink/neighbours.rs ASKED_MAX", Table(&["asked_neighbours"])),
     ("control/node/src/netlink/view.rs LINKS_MAX", Table(&["links"])),

@@ -61,6 +61,12 @@ pub enum ExecuteError {
     /// There is no demo, or something in it came out otherwise than expected.
     #[error(transparent)]
     Demo(#[from] crate::demo::DemoError),
+    /// A check before the start failed.
+    #[error(transparent)]
+    Preflight(#[from] crate::preflight::PreflightError),
+    /// kube-proxy was found, or cannot be cleaned up after.
+    #[error(transparent)]
+    KubeProxy(#[from] crate::kube_proxy::command::KubeProxyError),
     /// The audit found something.
     #[error("{0} differences; the node has made its tables anew: ask again, and report what stays")]
     Differences(u64),
@@ -94,6 +100,8 @@ pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
         Command::LabAgent(arguments) => {
             crate::lab::agent::run(arguments).map_err(ExecuteError::Agent)
         }
+        Command::Preflight(arguments) => Ok(crate::preflight::run(&arguments, cli.json)?),
+        Command::KubeProxy(command) => Ok(crate::kube_proxy::command::run(command, cli.json)?),
         Command::Config(ConfigCommand::Check { file }) => check(&file, cli.json),
         Command::Flows(args) => flows(&cli.socket, cli.json, args),
         Command::Ct(CtCommand::Watch { filter }) => {
@@ -141,6 +149,8 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
         | Command::Capture(_)
         | Command::Config(ConfigCommand::Check { .. })
         | Command::Completions { .. }
+        | Command::KubeProxy(_)
+        | Command::Preflight(_)
         | Command::Relay(_)
         | Command::Demo(_)
         | Command::LabAgent(_)

@@ -18,6 +18,7 @@ pub mod policy;
 pub mod show;
 pub mod table;
 
+pub use crate::kube_proxy::command::KubeProxyCommand;
 pub use execute::execute;
 pub use policy::{IdentityCommand, PolicyCommand};
 
@@ -119,6 +120,17 @@ pub enum Command {
     /// Check a configuration file, print the one in force, or predict what a new one changes.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Try whether this machine and these interfaces will do, and say why not.
+    #[command(
+        long_about = "Try whether this machine and these interfaces will do, and say why not.\n\n\
+        What can be tried without touching the interfaces is tried for real, in network namespaces \
+        made for it; interfaces themselves are only looked at unless --attach is given. Nothing is \
+        left behind. Exits with 1 when a check fails; remarks (WARN) say what costs or is lost."
+    )]
+    Preflight(crate::preflight::Arguments),
+    /// A running or left-over kube-proxy: say what there is, and clean up after it.
+    #[command(subcommand)]
+    KubeProxy(KubeProxyCommand),
     /// Print a shell's completions, to be sourced.
     Completions {
         /// The shell.

@@ -4,6 +4,8 @@ use control::admin::Status;
 use control::admin::status::{PortStatus, WorkerStatus};
 use dataplane::DropReason;
 
+use crate::kube_proxy::Kind;
+
 use super::{Family, Labels, Sample, Unit, audit, flow_tables, kubernetes, reconciles};
 
 pub(super) fn families(status: &Status) -> Vec<Family> {
@@ -59,7 +61,18 @@ fn node(status: &Status) -> Vec<Family> {
             "Fields of the configuration file that differ from what is in force until a restart",
             one(status.waiting_for_restart.len() as u64),
         ),
+        gauge(
+            "xskiff_kube_proxy_traces",
+            "Things of a running or left-over kube-proxy on this node, by kind",
+            Kind::ALL.map(|kind| kube_proxy(status, kind)).to_vec(),
+        ),
     ]
+}
+
+fn kube_proxy(status: &Status, kind: Kind) -> Sample {
+    let label = kind.label();
+    let found = status.kube_proxy.iter().filter(|trace| trace.kind == label).count();
+    Sample { labels: vec![("kind", label.into())], value: found as u64 }
 }
 
 fn tables(status: &Status) -> Vec<Family> {

@@ -7,8 +7,8 @@
 //! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
 //! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`],
 //! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
-//! [`socket_audit`], [`source_nat`], [`filter`], [`trace`], [`caught`] and
-//! [`error_log`] are its parts.
+//! [`socket_audit`], [`kube_proxy_audit`], [`source_nat`], [`filter`], [`trace`], [`caught`] and
+//! [`error_log`] are its parts, and [`supervised`] tells the service manager.
 //!
 //! One thread runs all of this. Workers never wait for it: while it hangs, packets go on by the
 //! tables in force. Its panic ends the process, detached, for a supervisor to start it again.
@@ -61,6 +61,7 @@ mod flow_tables;
 pub mod flow_watch;
 pub mod from_config;
 mod host_way;
+mod kube_proxy_audit;
 pub mod launch;
 mod local_pods;
 pub mod manifests;
@@ -77,8 +78,8 @@ mod requests;
 pub mod settings;
 mod socket_audit;
 mod source_nat;
-pub mod trace;
 mod supervised;
+pub mod trace;
 pub mod usage;
 pub mod verdict;
 
@@ -94,14 +95,15 @@ use error_log::ErrorLog;
 use flow_log::FlowLog;
 use flow_watch::FlowWatch;
 use host_way::make_host_port;
+use kube_proxy_audit::KubeProxyAudit;
 use network_claim::NetworkClaim;
 use publisher::Publisher;
 use reconciles::{Reconcile, Reconciles};
 use socket_audit::SocketAudit;
 use source_nat::{Inside, RuleAddresses};
+use supervised::{Supervised, stalled_workers};
 
 /// How often reports of workers are read: the longest a packet waits for its neighbour to be
-use supervised::{Supervised, stalled_workers};
 /// asked for.
 const DRAIN: Duration = Duration::from_millis(10);
 /// How often what needs no haste is looked after.
@@ -176,6 +178,7 @@ pub struct Node {
     unfollowed: Unfollowed,
     audit: Audit,
     socket_audit: SocketAudit,
+    kube_proxy_audit: KubeProxyAudit,
     rule_addresses: RuleAddresses,
     inside: Inside,
     /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
@@ -199,10 +202,10 @@ pub struct Node {
     full_endpoints: BTreeSet<String>,
     high_water: BTreeMap<&'static str, u64>,
     readiness: watch::Sender<Readiness>,
+    supervised: Supervised,
     admin: AdminServer,
     calls: mpsc::Receiver<Call>,
     http: Option<HttpServer>,
-    supervised: Supervised,
     status_requests: mpsc::Receiver<StatusRequest>,
     // Given up when everything else is.
     _network: NetworkClaim,
@@ -319,6 +322,7 @@ impl Node {
             unfollowed: Unfollowed::default(),
             audit: Audit::default(),
             socket_audit: SocketAudit::default(),
+            kube_proxy_audit: KubeProxyAudit::default(),
             rule_addresses: RuleAddresses::default(),
             inside: Inside::default(),
             stall_after_ns,
@@ -335,11 +339,11 @@ impl Node {
             full_endpoints: BTreeSet::new(),
             high_water: BTreeMap::new(),
             readiness,
+            supervised: Supervised::default(),
             admin,
             calls,
             http,
             status_requests,
-            supervised: Supervised::default(),
             _network: network,
             _directory: directory,
             settings,
@@ -406,11 +410,11 @@ impl Node {
             return self.failed(Reconcile::Configuration, file, why);
         }
         let Some(config) = update.config else { return };
+        self.tell_supervisor_reloading();
         let sizes = self.settings.workers.capacities;
         self.settings.apply_live(&config);
         let is_resized = self.resize_by_file(sizes);
         if let Some(in_force) = &mut self.in_force {
-        self.tell_supervisor_reloading();
             in_force.take_live(&config, is_resized);
             if !in_force.waiting().is_empty() {
                 let fields = in_force.waiting().join(", ");
@@ -425,11 +429,11 @@ impl Node {
         self.errors.clear_prefix("configuration ");
         self.reconciles.ran(Reconcile::Configuration, began.elapsed());
         self.reconcile().await;
+        self.tell_supervisor_ready();
     }
 
     /// A folder that is not followed any more must not look as if nothing had changed in it. A node
     /// without one never had a source.
-        self.tell_supervisor_ready();
     fn note_unfollowed_cluster(&mut self) {
         self.unfollowed.cluster = true;
         let report = self.cluster.report();
@@ -475,17 +479,18 @@ impl Node {
         self.retry_awaited().await;
         self.mend_host_routes().await;
         self.audit_host_sockets().await;
+        self.audit_kube_proxy().await;
         self.note_control_tables();
+        self.tell_supervisor();
     }
 
     async fn end(mut self) -> Result<(), NodeError> {
+        self.tell_supervisor_stopping();
         self.readiness.send_replace(Readiness::NotReady("ending".into()));
         self.flows.end();
-        self.tell_supervisor();
         self.stop_capture();
         self.is_ending = true;
         // First, so that the flow tables are closed with all flows in them: those of pods go on
-        self.tell_supervisor_stopping();
         // with the next process.
         self.workers.stop();
         if self.settings.on_exit == OnExit::Drop {
@@ -542,10 +547,16 @@ fn check_uplinks(settings: &Settings, view: &KernelView) -> Result<(), NodeError
     Ok(())
 }
 
+/// The largest IP packet that a buffer of `chunk_bytes` holds.
+#[must_use]
+pub fn packet_bytes_max(chunk_bytes: u32) -> u32 {
+    chunk_bytes.saturating_sub(HEADROOM_BYTES + ETHERNET_BYTES)
+}
+
 /// Whether a packet of the link fits packet memory; else what is wrong and the way out.
 fn check_mtu(settings: &Settings, mtu: u32) -> Result<(), String> {
     let bytes = settings.umem.chunk_bytes;
-    let single = bytes.saturating_sub(HEADROOM_BYTES + ETHERNET_BYTES);
+    let single = packet_bytes_max(bytes);
     if settings.umem.multi_buffer {
         let most = single * u32::from(TRANSMIT_CHUNKS_MAX);
         if mtu > most {

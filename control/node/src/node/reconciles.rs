@@ -46,10 +46,12 @@ pub(super) enum Reconcile {
     Audit,
     /// Host processes on L4 ports of ours.
     HostSockets,
+    /// A kube-proxy beside us, or what is left of one.
+    KubeProxy,
 }
 
 impl Reconcile {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Configuration,
         Self::Changes,
         Self::Compile,
@@ -66,6 +68,7 @@ impl Reconcile {
         Self::HostRoutes,
         Self::Audit,
         Self::HostSockets,
+        Self::KubeProxy,
     ];
 
     fn label(self) -> &'static str {
@@ -86,6 +89,7 @@ impl Reconcile {
             Self::HostRoutes => "host-routes",
             Self::Audit => "audit",
             Self::HostSockets => "host-sockets",
+            Self::KubeProxy => "kube-proxy",
         }
     }
 }

@@ -63,6 +63,7 @@ impl Node {
             audit: self.audit_status(),
             manifests: self.manifests_status(),
             kubernetes: self.cluster.report().kubernetes.map(|reporter| reporter.status()),
+            kube_proxy: self.kube_proxy_traces(),
             waiting_for_restart: self
                 .in_force
                 .as_ref()

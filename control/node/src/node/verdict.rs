@@ -18,6 +18,7 @@ pub fn verdict(status: &Status) -> Verdict {
         held_losses(status),
         unfollowed(status),
         unwritten(status),
+        kube_proxy(status),
         full_table(status),
         last_error(status),
     ];
@@ -73,6 +74,16 @@ fn no_tables(status: &Status) -> Option<Verdict> {
         return None;
     }
     finding(Level::Failing, "no tables are in force yet".into(), "wait, or read the errors below")
+}
+
+fn kube_proxy(status: &Status) -> Option<Verdict> {
+    let found: Vec<&str> = status.kube_proxy.iter().map(|trace| trace.what.as_str()).collect();
+    if found.is_empty() {
+        return None;
+    }
+    let summary = format!("kube-proxy is in the way of services: {}", found.join(", "));
+    let next_step = "end kube-proxy, then see `xskiff kube-proxy clean`";
+    finding(Level::Degraded, summary, next_step)
 }
 
 fn port_down(status: &Status) -> Option<Verdict> {

@@ -1,0 +1,85 @@
+//! Looks, now and then, for a kube-proxy beside this node, or for what one has left, and names it.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use control::admin::status::TraceStatus;
+use tokio::task::JoinHandle;
+
+use super::Node;
+use super::caught::{Panicked, caught};
+use super::reconciles::Reconcile;
+use crate::kube_proxy::{Trace, look};
+
+/// How often.
+const AUDIT: Duration = Duration::from_secs(30);
+/// What the operator is told to do about it.
+const ADVICE: &str = "is in the way of services: what the node's own processes send to them is \
+                      translated before it comes here; end kube-proxy, then `xskiff kube-proxy \
+                      clean` tells what it would remove";
+
+type Outcome = Result<std::io::Result<Vec<Trace>>, Panicked>;
+
+/// The look that goes on, and what the last one found.
+#[derive(Debug, Default)]
+pub(super) struct KubeProxyAudit {
+    begun: Option<Instant>,
+    running: Option<JoinHandle<Outcome>>,
+    found: Vec<Trace>,
+    /// Objects of its errors.
+    noted: BTreeSet<String>,
+}
+
+impl Node {
+    /// Takes in what was found, and looks again when it is time; on another thread, since a port that
+    /// does not answer is waited for.
+    pub(super) async fn audit_kube_proxy(&mut self) {
+        match self.kube_proxy_audit.running.take() {
+            Some(audit) if audit.is_finished() => {
+                // The task only waits for what `caught` gives.
+                if let Ok(outcome) = audit.await {
+                    self.note_kube_proxy(outcome);
+                }
+            }
+            unfinished => self.kube_proxy_audit.running = unfinished,
+        }
+        let is_due = self.kube_proxy_audit.begun.is_none_or(|begun| begun.elapsed() >= AUDIT);
+        if is_due && self.kube_proxy_audit.running.is_none() {
+            self.kube_proxy_audit.begun = Some(Instant::now());
+            self.kube_proxy_audit.running = Some(tokio::spawn(caught(look)));
+        }
+    }
+
+    fn note_kube_proxy(&mut self, outcome: Outcome) {
+        let took = self.kube_proxy_audit.begun.map(|begun| begun.elapsed()).unwrap_or_default();
+        self.reconciles.ran(Reconcile::KubeProxy, took);
+        let mut failures: Vec<(String, String)> = Vec::new();
+        match outcome {
+            Ok(Ok(found)) => {
+                let told = found.iter().map(|trace| (trace.to_string(), ADVICE.to_owned()));
+                failures.extend(told);
+                self.kube_proxy_audit.found = found;
+            }
+            Ok(Err(error)) => failures.push(("nftables".into(), error.to_string())),
+            Err(panicked) => {
+                failures.push(("the look for kube-proxy".into(), panicked.to_string()))
+            }
+        }
+        let objects: BTreeSet<String> = failures.iter().map(|(object, _)| object.clone()).collect();
+        for gone in self.kube_proxy_audit.noted.difference(&objects) {
+            self.errors.clear(gone);
+        }
+        self.kube_proxy_audit.noted = objects;
+        for (object, message) in failures {
+            self.failed(Reconcile::KubeProxy, object, message);
+        }
+    }
+
+    /// What was found last.
+    pub(super) fn kube_proxy_traces(&self) -> Vec<TraceStatus> {
+        let found = self.kube_proxy_audit.found.iter();
+        found
+            .map(|trace| TraceStatus { kind: trace.kind.label().into(), what: trace.what.clone() })
+            .collect()
+    }
+}
