@@ -215,7 +215,9 @@ fn relay_settings() -> Settings {
 
 #[test]
 fn the_nodes_configuration_is_one_and_its_files_are_mounted() {
-    let [map] = &of_kind::<ConfigMap>("ConfigMap")[..] else { panic!("one ConfigMap") };
+    let maps = of_kind::<ConfigMap>("ConfigMap");
+    let map = maps.iter().find(|map| map.metadata.name.as_deref() == Some("xskiff-node"));
+    let map = map.expect("the nodes' configuration");
     let data = map.data.as_ref().unwrap();
     let [(name, text)] = &data.iter().collect::<Vec<_>>()[..] else { panic!("one file") };
     let node = of_kind::<DaemonSet>("DaemonSet").remove(0).spec.template.spec.unwrap();
@@ -249,6 +251,46 @@ fn the_nodes_configuration_is_one_and_its_files_are_mounted() {
     assert_eq!(probe.port, IntOrString::Int(http.port().into()));
 }
 
+/// The kubelet reads the profile from its own folder, where an init container puts it.
+#[test]
+fn the_node_has_the_privileges_that_are_used_and_the_profile_that_is_tested() {
+    let node = of_kind::<DaemonSet>("DaemonSet").remove(0).spec.template.spec.unwrap();
+    let context = node.containers[0].security_context.as_ref().unwrap();
+    assert_eq!(
+        (context.privileged, context.allow_privilege_escalation),
+        (Some(false), Some(false))
+    );
+    let capabilities = context.capabilities.as_ref().unwrap();
+    assert_eq!(capabilities.drop.as_deref(), Some(&["ALL".to_owned()][..]));
+    let added = capabilities.add.iter().flatten().map(|name| format!("CAP_{name}"));
+    let needed = xskiff::privileges::NEEDED.iter().map(|needed| needed.capability.to_string());
+    assert_eq!(added.collect::<BTreeSet<_>>(), needed.collect());
+
+    let profile = context.seccomp_profile.as_ref().unwrap();
+    let file = profile.localhost_profile.as_ref().unwrap();
+    assert_eq!(profile.type_, "Localhost");
+    let maps = of_kind::<ConfigMap>("ConfigMap");
+    let held = maps.iter().find_map(|map| map.data.as_ref()?.get(file)).expect("the profile");
+    for path in ["../seccomp/xskiff.json", "../chart/files/xskiff.json"] {
+        let text = std::fs::read_to_string(folder().join(path)).unwrap();
+        assert_eq!(*held, text, "{path}");
+    }
+    let [init] = &node.init_containers.unwrap()[..] else { panic!("one init container") };
+    let [program, from, to] = &init.command.as_ref().unwrap()[..] else { panic!("{init:?}") };
+    assert_eq!(program, "cp");
+    let volume_of = |path: &str| {
+        let mounts = init.volume_mounts.iter().flatten();
+        let mount = mounts.filter(|mount| path.starts_with(&mount.mount_path)).next_back().unwrap();
+        let volume = node.volumes.iter().flatten().find(|volume| volume.name == mount.name);
+        (volume.unwrap().clone(), path.strip_prefix(&*mount.mount_path).unwrap().to_owned())
+    };
+    let (source, name) = volume_of(from);
+    assert_eq!(source.config_map.unwrap().name, "xskiff-seccomp");
+    let (target, copied) = volume_of(to);
+    assert_eq!(target.host_path.unwrap().path, "/var/lib/kubelet/seccomp");
+    assert_eq!((&*name, &*copied), (&*format!("/{file}"), &*format!("/{file}")));
+}
+
 fn plain(server: &http::Uri) -> String {
     server.to_string().trim_end_matches('/').to_owned()
 }
@@ -267,8 +309,14 @@ fn flags_are_flags_and_their_files_are_mounted() {
         }
         let volumes: BTreeSet<_> =
             spec.volumes.iter().flatten().map(|volume| volume.name.clone()).collect();
-        let mounted: BTreeSet<_> =
-            container.volume_mounts.iter().flatten().map(|mount| mount.name.clone()).collect();
+        let mounted: BTreeSet<_> = spec
+            .init_containers
+            .iter()
+            .flatten()
+            .chain([container])
+            .flat_map(|container| container.volume_mounts.iter().flatten())
+            .map(|mount| mount.name.clone())
+            .collect();
         assert_eq!(volumes, mounted);
         match command(container) {
             Command::Run(arguments) => {

@@ -3,8 +3,10 @@
 //! network namespaces of their own.
 #![forbid(unsafe_code)]
 
+mod chart;
 mod kube_proxy;
 mod preflight;
+mod systemd;
 
 use std::process::Output;
 
