@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod chart;
+mod documents;
 mod kube_proxy;
 mod preflight;
 mod systemd;
