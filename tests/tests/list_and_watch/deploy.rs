@@ -279,8 +279,8 @@ fn the_node_has_the_privileges_that_are_used_and_the_profile_that_is_tested() {
     let [program, from, to] = &init.command.as_ref().unwrap()[..] else { panic!("{init:?}") };
     assert_eq!(program, "cp");
     let volume_of = |path: &str| {
-        let mounts = init.volume_mounts.iter().flatten();
-        let mount = mounts.filter(|mount| path.starts_with(&mount.mount_path)).next_back().unwrap();
+        let mut mounts = init.volume_mounts.iter().flatten();
+        let mount = mounts.rfind(|mount| path.starts_with(&mount.mount_path)).unwrap();
         let volume = node.volumes.iter().flatten().find(|volume| volume.name == mount.name);
         (volume.unwrap().clone(), path.strip_prefix(&*mount.mount_path).unwrap().to_owned())
     };
