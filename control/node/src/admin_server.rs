@@ -265,6 +265,8 @@ fn changes_state(request: &Request) -> bool {
         request,
         Request::EndpointAdd(_)
             | Request::EndpointRemove { .. }
+            | Request::EndpointDetach(_)
+            | Request::EndpointRetain(_)
             | Request::CtFlush { .. }
             | Request::CtResize { .. }
     )

@@ -4,12 +4,15 @@
 //! told of it), [`host_port`] (the way to the node's own stack), [`host_sockets`] and [`kube_proxy`] (who is
 //! in the way there), [`workers`] (threads and their flow tables, whose [`rate`] of filling is told),
 //! [`admin_server`] and [`http`] (the ways to ask), [`privileges`] and [`supervisor`] (what the process
-//! may do, and who ends it), [`metrics`] (what is told), [`cli`] (how people ask);
-//! and beside all that [`relay`] (for many nodes), [`preflight`] (will this machine do), [`lab`] (network namespaces to try it in) and [`demo`] (the trial itself).
+//! may do, and who ends it), [`metrics`] (what is told), [`cli`] (how people ask), [`cni`] (the plugin's
+//! place in the container runtime's configuration); and beside all that [`relay`] (for many nodes),
+//! [`preflight`] (will this machine do), [`lab`] (network namespaces to try it in) and [`demo`] (the
+//! trial itself).
 #![forbid(unsafe_code)]
 
 pub mod admin_server;
 pub mod cli;
+pub mod cni;
 pub mod demo;
 pub mod forwarding_view;
 pub mod host_port;

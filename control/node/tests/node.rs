@@ -70,6 +70,7 @@ fn settings(run_directory: &Path) -> Settings {
 /// A cluster that says nothing, and no configuration file.
 fn sources() -> Sources {
     Sources {
+        chain: None,
         cluster: cluster::feed::feed().1,
         config: watch::channel(ConfigUpdate::default()).1,
         in_force: None,
@@ -162,6 +163,8 @@ impl World {
             netns: Some(format!("/proc/{0}/task/{1}/ns/net", std::process::id(), self.pod.id())),
             addresses: vec!["10.1.0.5".parse().unwrap(), "fd00:1::5".parse().unwrap()],
             mac: None,
+            attachment: None,
+            pod_uid: None,
         }
     }
 

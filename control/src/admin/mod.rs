@@ -4,7 +4,9 @@
 //! answers with one [`Reply`], or with a stream of [`Reply::Item`]s ended by [`Reply::End`].
 //! Types only: the socket, its bounds and its permissions are the node process's matter.
 //!
-//! Reading order: this file (requests, framing), [`reply`] (answers), [`policy`] (of identities and
+//! Reading order: this file (requests, framing), [`endpoint`] (pods' interfaces), [`cni`]
+//! (how those of a runtime fare), [`reply`] (answers),
+//! [`policy`] (of identities and
 //! policies, both), [`status`] (the node's state in full, from which `xskiff status` and `/metrics`
 //! are both made).
 
@@ -14,11 +16,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::shown::cut;
 
+pub mod cni;
+pub mod endpoint;
 pub mod kubernetes;
 pub mod policy;
 pub mod reply;
 pub mod status;
 
+pub use endpoint::{Admitted, Attachment, EndpointAdd, Retained};
 pub use policy::{ExaminedRule, ExplainedStep, PolicyExplanation, PolicyQuestion};
 pub use reply::{
     CaptureRecord, ConfigDiff, CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus,
@@ -35,8 +40,6 @@ pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 pub const TRACE_BYTES_MAX: usize = 9216;
 /// Flow entries in one answer, at most.
 pub const CT_LIST_MAX: u32 = 65_536;
-/// Addresses of one endpoint, at most: several of each family.
-pub const ENDPOINT_ADDRESSES_MAX: usize = 16;
 /// Longest interface name the kernel takes (IFNAMSIZ without the terminator).
 pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
 
@@ -68,6 +71,13 @@ pub enum Request {
         /// `namespace/pod`.
         name: String,
     },
+    /// Removes the pod port of that attachment, and no newer one of the same pod. Removing one that
+    /// is not there succeeds.
+    EndpointDetach(Attachment),
+    /// Whether the pod port is there as it was added.
+    EndpointCheck(EndpointAdd),
+    /// Removes the pod ports whose attachment to the network is not among those that are to stay.
+    EndpointRetain(Retained),
     /// Local endpoints.
     EndpointList,
     /// Services in force.
@@ -153,34 +163,6 @@ pub enum Request {
     },
     /// What was read from the manifests folder, and what was refused.
     ManifestsStatus,
-}
-
-/// A pod port to be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EndpointAdd {
-    /// `namespace/pod`, which ties it to the Pod object.
-    pub name: String,
-    /// The node's end of the pod's veth pair.
-    pub interface: String,
-    /// Path of the pod's network namespace; needed only to turn offloads off at the pod's end.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub netns: Option<String>,
-    /// Addresses the pod may speak from.
-    pub addresses: Vec<IpAddr>,
-    /// The pod's link address; asked of the pod by ARP and ND when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<String>,
-}
-
-impl EndpointAdd {
-    /// What is wrong with it by itself, before anything else is asked.
-    ///
-    /// # Errors
-    /// [`AdminError::Invalid`], naming the field.
-    pub fn validate(&self) -> Result<(), AdminError> {
-        validate_endpoint(self)
-    }
 }
 
 /// Which flows, decisions or drops are meant. Every given field must match.
@@ -361,8 +343,10 @@ pub fn encode_request(request: Request) -> Result<Vec<u8>, AdminError> {
 
 fn validate(request: &Request) -> Result<(), AdminError> {
     match request {
-        Request::EndpointAdd(endpoint) => validate_endpoint(endpoint),
-        Request::EndpointRemove { name } => validate_pod_name(name),
+        Request::EndpointAdd(endpoint) | Request::EndpointCheck(endpoint) => endpoint.validate(),
+        Request::EndpointRemove { name } => endpoint::validate_pod_name(name),
+        Request::EndpointDetach(attachment) => attachment.validate(),
+        Request::EndpointRetain(retained) => retained.validate(),
         Request::CtList { filter, limit } => {
             if *limit == 0 || *limit > CT_LIST_MAX {
                 return Err(AdminError::invalid("limit", format!("choose 1 to {CT_LIST_MAX}")));
@@ -397,47 +381,6 @@ fn validate(request: &Request) -> Result<(), AdminError> {
         | Request::ConfigShow
         | Request::ConfigDiff { .. }
         | Request::ManifestsStatus => Ok(()),
-    }
-}
-
-fn validate_endpoint(endpoint: &EndpointAdd) -> Result<(), AdminError> {
-    validate_pod_name(&endpoint.name)?;
-    validate_interface("interface", &endpoint.interface)?;
-    if endpoint.addresses.is_empty() || endpoint.addresses.len() > ENDPOINT_ADDRESSES_MAX {
-        let detail = format!("give 1 to {ENDPOINT_ADDRESSES_MAX} addresses");
-        return Err(AdminError::invalid("addresses", detail));
-    }
-    for (index, address) in endpoint.addresses.iter().enumerate() {
-        if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-            let detail = format!("{address} cannot be a pod's address");
-            return Err(AdminError::invalid("addresses", detail));
-        }
-        if endpoint.addresses[..index].contains(address) {
-            return Err(AdminError::invalid("addresses", format!("{address} is given twice")));
-        }
-    }
-    if let Some(netns) = &endpoint.netns
-        && (!netns.starts_with('/') || netns.len() > PATH_BYTES_MAX || netns.contains('\0'))
-    {
-        return Err(AdminError::invalid("netns", "give the absolute path, as in /run/netns/pod-a"));
-    }
-    match &endpoint.mac {
-        Some(mac) => parse_mac(mac).map(drop),
-        None => Ok(()),
-    }
-}
-
-fn validate_pod_name(name: &str) -> Result<(), AdminError> {
-    let valid_part = |part: &str| {
-        // RFC 1123 subdomain, the bound of Kubernetes object names.
-        (1..=253).contains(&part.len())
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
-    };
-    match name.split_once('/') {
-        Some((namespace, pod)) if valid_part(namespace) && valid_part(pod) => Ok(()),
-        _ => Err(AdminError::invalid("name", format!("{name:?}: write namespace/pod"))),
     }
 }
 

@@ -9,7 +9,7 @@ use super::policy::{
 };
 use super::status::FlowTableStatus;
 use super::status::{ObjectError, Status};
-use super::{AdminError, CaptureDirection};
+use super::{AdminError, Attachment, CaptureDirection};
 
 /// One line from the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,10 +17,14 @@ use super::{AdminError, CaptureDirection};
 pub enum Reply {
     /// To [`super::Request::Status`].
     Status(Box<Status>),
-    /// To [`super::Request::EndpointAdd`]: the port as it is now.
+    /// To [`super::Request::EndpointAdd`] and [`super::Request::EndpointCheck`]: the port as it is
+    /// now.
     Endpoint(EndpointInfo),
-    /// To [`super::Request::EndpointRemove`]: whether there was one.
+    /// To [`super::Request::EndpointRemove`] and [`super::Request::EndpointDetach`]: whether there
+    /// was one.
     Removed(bool),
+    /// To [`super::Request::EndpointRetain`]: those that were removed, `namespace/pod`.
+    RemovedEndpoints(Vec<String>),
     /// To [`super::Request::EndpointList`].
     Endpoints(Vec<EndpointInfo>),
     /// To [`super::Request::ServiceList`].
@@ -154,6 +158,12 @@ pub struct EndpointInfo {
     pub isolated_ingress: bool,
     /// See `isolated_ingress`.
     pub isolated_egress: bool,
+    /// The container runtime's name for it; absent when a person added it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<Attachment>,
+    /// The Pod's `metadata.uid`, when the runtime told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
 }
 
 /// One service port and its backends.

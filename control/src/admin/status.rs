@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::cni::CniStatus;
 use super::kubernetes::KubernetesStatus;
 use super::reply::{DropCount, ManifestsStatus};
 
@@ -42,6 +43,9 @@ pub struct Status {
     /// The audit of what is in force.
     #[serde(default)]
     pub audit: AuditStatus,
+    /// Pods of the CNI plugin, and its place in the runtime's configuration.
+    #[serde(default)]
+    pub cni: CniStatus,
     /// The manifests folder.
     pub manifests: ManifestsStatus,
     /// The API servers, where they are followed.

@@ -13,7 +13,14 @@ fn endpoint() -> EndpointAdd {
         netns: None,
         addresses: vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
         mac: Some("02:00:00:00:00:0a".into()),
+        attachment: None,
+        pod_uid: None,
     }
+}
+
+fn attachment() -> Attachment {
+    let (network, interface) = ("pods".into(), "eth0".into());
+    Attachment { network, container_id: "0123abc".into(), interface }
 }
 
 fn refusal(change: impl FnOnce(&mut EndpointAdd)) -> String {
@@ -28,6 +35,12 @@ fn every_request_survives_the_wire() {
     let requests = [
         Request::Status,
         Request::EndpointAdd(endpoint()),
+        Request::EndpointCheck(endpoint()),
+        Request::EndpointDetach(attachment()),
+        Request::EndpointRetain(Retained {
+            network: "pods".into(),
+            attachments: vec![("0123abc".into(), "eth0".into())],
+        }),
         Request::EndpointRemove { name: "shop/cart-0".into() },
         Request::EndpointList,
         Request::ServiceList,

@@ -18,6 +18,7 @@ use crate::shown::shortened;
 use crate::yaml;
 
 mod cautions;
+mod cni;
 mod conntrack;
 pub mod effects;
 mod kubernetes;
@@ -27,6 +28,7 @@ mod timeouts;
 mod validate;
 
 pub use cautions::Caution;
+pub use cni::{Cni, NodeAbsent};
 pub use conntrack::{Conntrack, TcpWindows};
 pub use effects::{Change, Effect};
 pub use kubernetes::{Kubernetes, check_server};
@@ -172,6 +174,8 @@ pub struct Config {
     pub stall: Stall,
     /// Idle time-outs of flows, in seconds.
     pub timeouts: Timeouts,
+    /// The plugin's place in the container runtime's configuration.
+    pub cni: Cni,
     /// Where metrics and probes are served.
     pub http: Http,
 }
@@ -198,6 +202,7 @@ impl Default for Config {
             host_port: HostPort::default(),
             stall: Stall::default(),
             timeouts: Timeouts::default(),
+            cni: Cni::default(),
             http: Http::default(),
         }
     }

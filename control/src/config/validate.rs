@@ -4,7 +4,7 @@ use std::fmt;
 
 use dataplane::handoff::WORKERS_MAX;
 
-use super::{Config, OnStall, Sockets, TcpWindows, Uplink, kubernetes, ranges, snat};
+use super::{Config, OnStall, Sockets, TcpWindows, Uplink, cni, kubernetes, ranges, snat};
 use crate::admin::is_interface_name;
 use crate::shown::shortened;
 
@@ -68,6 +68,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     ports(config, &mut findings);
     ranges::check(config, &mut findings);
     snat::check(config, &mut findings);
+    cni::check(config, &mut findings);
     kubernetes::check(config, &mut findings);
     names(config, &mut findings);
     rest(config, &mut findings);

@@ -58,6 +58,9 @@ pub enum ExecuteError {
     /// The relay does not run.
     #[error(transparent)]
     Relay(#[from] crate::relay::RelayProcessError),
+    /// The CNI plugin's place cannot be changed.
+    #[error(transparent)]
+    Cni(#[from] super::cni::CniCommandError),
     /// There is no demo, or something in it came out otherwise than expected.
     #[error(transparent)]
     Demo(#[from] crate::demo::DemoError),
@@ -95,6 +98,7 @@ pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
         }
         Command::Man { directory } => man(directory.as_deref()),
         Command::Detach(args) => detach(&args.config, cli.json),
+        Command::Cni(command) => Ok(super::cni::execute(&command, &cli.socket, cli.json)?),
         Command::Relay(arguments) => Ok(crate::relay::run(arguments)?),
         Command::Demo(arguments) => Ok(crate::demo::run(&arguments, cli.json)?),
         Command::LabAgent(arguments) => {
@@ -151,6 +155,7 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
         | Command::Completions { .. }
         | Command::KubeProxy(_)
         | Command::Preflight(_)
+        | Command::Cni(_)
         | Command::Relay(_)
         | Command::Demo(_)
         | Command::LabAgent(_)
@@ -163,7 +168,9 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
 fn endpoint_request(command: EndpointCommand) -> Request {
     match command {
         EndpointCommand::Add { name, interface, addresses, mac, netns } => {
-            Request::EndpointAdd(EndpointAdd { name, interface, netns, addresses, mac })
+            let (attachment, pod_uid) = (None, None);
+            let add = EndpointAdd { name, interface, netns, addresses, mac, attachment, pod_uid };
+            Request::EndpointAdd(add)
         }
         EndpointCommand::Remove { name } => Request::EndpointRemove { name },
         EndpointCommand::List => Request::EndpointList,

@@ -1,7 +1,7 @@
 //! The command line: what there is to say, and what is done about it.
 //!
 //! Reading order: this file and [`policy`] (commands and help), [`client`] (asks the node), [`show`] (answers for
-//! people), [`table`] (aligned columns), [`capture`] (pcapng), [`execute`] (commands to requests).
+//! people), [`table`] (aligned columns), [`capture`] (pcapng), [`cni`] (files of a container runtime), [`execute`] (commands to requests).
 //! Exit codes: 0 done, 1 failed (the reason is on standard error), 64 wrong usage (`EX_USAGE` of
 //! sysexits.h).
 
@@ -13,6 +13,7 @@ use control::admin::FlowFilter;
 
 pub mod capture;
 pub mod client;
+pub mod cni;
 pub mod execute;
 pub mod policy;
 pub mod show;
@@ -89,6 +90,9 @@ pub enum Command {
     /// Pods on this node: add, remove, list.
     #[command(subcommand)]
     Endpoint(EndpointCommand),
+    /// The CNI plugin's place in the container runtime's configuration: put it there, take it out.
+    #[command(subcommand)]
+    Cni(cni::CniCommand),
     /// Services in force.
     #[command(subcommand)]
     Service(ServiceCommand),

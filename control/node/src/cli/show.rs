@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use control::admin::cni::CniStatus;
 use control::admin::reply::Peer;
 use control::admin::status::{Level, TableUsage, Verdict, WorkerStatus};
 use control::admin::{
@@ -29,6 +30,7 @@ pub fn reply(reply: &Reply) -> String {
         Reply::Endpoint(endpoint) => endpoints(std::slice::from_ref(endpoint)),
         Reply::Removed(true) => "removed\n".into(),
         Reply::Removed(false) => "there was none\n".into(),
+        Reply::RemovedEndpoints(names) => format!("{} removed\n", names.len()),
         Reply::Endpoints(list) => endpoints(list),
         Reply::Services(list) => services(list),
         Reply::Ct(listing) => ct(listing),
@@ -99,6 +101,7 @@ fn show_status(status: &Status) -> String {
     if dropped > 0 {
         let _ = writeln!(out, "{}", show_drops(&status.drops));
     }
+    out += &show_cni(&status.cni);
     if status.manifests.folder.is_some() {
         let _ = writeln!(out, "{}", show_manifests(&status.manifests));
     }
@@ -332,6 +335,33 @@ fn config_diff(changes: &[ConfigDiff]) -> String {
         table.row([&change.setting, &change.from, &change.to, &change.effect].map(String::clone));
     }
     or_none(table, "no difference")
+}
+
+/// Nothing where no plugin is used.
+fn show_cni(cni: &CniStatus) -> String {
+    let mut out = String::new();
+    if let Some(chain) = &cni.chain {
+        let file = chain.file.as_deref().unwrap_or(&chain.directory);
+        let stands = match (&chain.error, chain.chained) {
+            (Some(error), _) => error.clone(),
+            (None, true) => "xskiff-cni is in the chain".to_owned(),
+            (None, false) => "not looked at yet".to_owned(),
+        };
+        let again = chain.rechains;
+        let _ = writeln!(out, "CNI configuration {file}: {stands}; put back {again} times");
+        for caution in &chain.cautions {
+            let _ = writeln!(out, "  caution: {caution}");
+        }
+        out.push('\n');
+    }
+    if *cni != (CniStatus { chain: cni.chain.clone(), ..CniStatus::default() }) {
+        let CniStatus { adopted, outlived, collected, .. } = cni;
+        let _ = writeln!(
+            out,
+            "CNI endpoints: {adopted} adopted, {outlived} outlived, {collected} collected\n"
+        );
+    }
+    out
 }
 
 fn show_manifests(manifests: &ManifestsStatus) -> String {

@@ -13,6 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 mod audit;
+mod cni;
 mod families;
 mod flow_tables;
 mod kubernetes;

@@ -1,6 +1,7 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use control::admin::cni::{ChainStatus, CniStatus};
 use control::admin::kubernetes::{KindStatus, KubernetesStatus, ServerStatus};
 use control::admin::reply::ManifestsStatus;
 use control::admin::status::{
@@ -62,6 +63,7 @@ fn status() -> Status {
             },
             ReconcileStatus { reconcile: "source-Pod".into(), ..ReconcileStatus::default() },
         ],
+        cni: CniStatus { adopted: 1, chain: Some(ChainStatus::default()), ..CniStatus::default() },
         manifests: ManifestsStatus {
             objects: vec![("Pod".into(), 3)],
             seconds_since_success: Some(1),

@@ -3,14 +3,14 @@
 /// What panicked said.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0} (a defect: please report it; its place is in the log above)")]
-pub(super) struct Panicked(String);
+pub(crate) struct Panicked(String);
 
 /// Runs `work` on a thread of its own, since the control thread has packets' neighbours to ask
 /// for, and catches its panic: whoever follows something must not end because of it.
 ///
 /// # Errors
 /// [`Panicked`].
-pub(super) async fn caught<T: Send + 'static>(
+pub(crate) async fn caught<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Panicked> {
     let panic = match tokio::task::spawn_blocking(work).await {

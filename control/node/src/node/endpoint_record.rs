@@ -123,6 +123,12 @@ pub struct EndpointRecord {
 }
 
 impl EndpointRecord {
+    /// The boot that this is.
+    #[must_use]
+    pub fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
     /// In `directory`, which is root's alone.
     #[must_use]
     pub fn new(directory: &Path) -> Self {
@@ -233,6 +239,8 @@ mod tests {
             netns: Some("/run/netns/pod".into()),
             addresses: vec!["10.1.0.5".parse().unwrap()],
             mac: Some("02:00:00:00:00:05".into()),
+            attachment: None,
+            pod_uid: None,
         };
         let offloads = ["tx".to_owned(), "tso".to_owned()].into();
         let changed = Changed { source_validation: Some("1".into()), offloads };

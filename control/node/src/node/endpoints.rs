@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use control::admin::{AdminError, EndpointAdd, parse_mac};
+use control::admin::{AdminError, Attachment, EndpointAdd, parse_mac};
 use control::model::ObjectName;
 use dataplane::address::MacAddr;
 use dataplane::port::{Checksums, PortId};
@@ -23,6 +23,28 @@ pub struct EndpointSpec {
     pub addresses: Vec<IpAddr>,
     /// Its link address, when given.
     pub mac: Option<MacAddr>,
+    /// The container runtime's name for it; absent when a person added it.
+    pub attachment: Option<Attachment>,
+    /// The Pod's uid, when the runtime told it.
+    pub pod_uid: Option<String>,
+}
+
+impl EndpointSpec {
+    /// Whether `other` asks for the same port, whoever asks.
+    #[must_use]
+    pub fn is_same_port(&self, other: &Self) -> bool {
+        let (attachment, pod_uid) = (other.attachment.clone(), other.pod_uid.clone());
+        Self { attachment, pod_uid, ..self.clone() } == *other
+    }
+
+    /// Whether this is a port of another container than `other`'s, both known.
+    fn is_of_another_container(&self, other: &Self) -> bool {
+        let container = |spec: &Self| spec.attachment.as_ref().map(|a| a.container_id.clone());
+        match (container(self), container(other)) {
+            (Some(own), Some(others)) => own != others,
+            _ => false,
+        }
+    }
 }
 
 impl TryFrom<EndpointAdd> for EndpointSpec {
@@ -38,6 +60,8 @@ impl TryFrom<EndpointAdd> for EndpointSpec {
             netns: request.netns,
             addresses: request.addresses,
             mac: request.mac.as_deref().map(parse_mac).transpose()?,
+            attachment: request.attachment,
+            pod_uid: request.pod_uid,
         })
     }
 }
@@ -50,6 +74,8 @@ impl From<&EndpointSpec> for EndpointAdd {
             netns: spec.netns.clone(),
             addresses: spec.addresses.clone(),
             mac: spec.mac.map(|mac| mac.to_string()),
+            attachment: spec.attachment.clone(),
+            pod_uid: spec.pod_uid.clone(),
         }
     }
 }
@@ -95,7 +121,8 @@ impl Endpoints {
     ) -> Result<Admission, AdminError> {
         let conflict = |detail: String| Err(AdminError::Conflict { detail });
         if let Some(present) = self.by_name.get(&spec.name) {
-            return if present.spec == *spec {
+            let same = present.spec.is_same_port(spec);
+            return if same && [&None, &present.spec.attachment].contains(&&spec.attachment) {
                 Ok(Admission::Present)
             } else {
                 conflict(format!(
@@ -120,6 +147,43 @@ impl Endpoints {
             }
             None => Ok(Admission::New),
         }
+    }
+
+    /// Endpoints that are over, as a request to add `spec` shows: an older container's of the same
+    /// pod, and whatever is in its way while its interface `is_gone`.
+    pub fn outlived_by(
+        &self,
+        spec: &EndpointSpec,
+        is_gone: impl Fn(&Endpoint) -> bool,
+    ) -> Vec<ObjectName> {
+        let is_over = |present: &&Endpoint| {
+            let has_its_name = present.spec.name == spec.name;
+            let is_in_the_way = has_its_name
+                || present.spec.interface == spec.interface
+                || present.spec.addresses.iter().any(|own| spec.addresses.contains(own));
+            (has_its_name && present.spec.is_of_another_container(spec))
+                || (is_in_the_way && is_gone(present))
+        };
+        let over = self.by_name.values().filter(is_over);
+        over.map(|endpoint| endpoint.spec.name.clone()).collect()
+    }
+
+    /// Notes that the endpoint of the same port, which a person added, is that attachment's. Answers
+    /// whether there was one.
+    pub fn name_attachment(&mut self, spec: &EndpointSpec) -> bool {
+        let Some(present) = self.by_name.get_mut(&spec.name) else { return false };
+        let is_nameless = present.spec.attachment.is_none() && spec.attachment.is_some();
+        if !is_nameless || !present.spec.is_same_port(spec) {
+            return false;
+        }
+        present.spec = spec.clone();
+        true
+    }
+
+    /// The endpoint of an attachment.
+    #[must_use]
+    pub fn by_attachment(&self, attachment: &Attachment) -> Option<&Endpoint> {
+        self.by_name.values().find(|endpoint| endpoint.spec.attachment.as_ref() == Some(attachment))
     }
 
     /// Adds an endpoint that was admitted.
@@ -186,7 +250,15 @@ mod tests {
             netns: None,
             addresses: vec![address.parse().unwrap()],
             mac: None,
+            attachment: None,
+            pod_uid: None,
         }
+    }
+
+    fn attached(container_id: &str, spec: EndpointSpec) -> EndpointSpec {
+        let (network, interface) = ("pods".into(), "eth0".into());
+        let attachment = Attachment { network, container_id: container_id.into(), interface };
+        EndpointSpec { attachment: Some(attachment), ..spec }
     }
 
     fn with(spec: EndpointSpec) -> Endpoints {
@@ -231,5 +303,44 @@ mod tests {
         let admitted = endpoints.admit(&spec("a/c", "v0", "10.0.0.5"), &BTreeSet::new());
         assert_eq!(admitted, Ok(Admission::New));
         assert!(endpoints.is_empty());
+    }
+
+    #[test]
+    fn a_newer_container_outlives_the_older_one_of_its_pod_and_no_other_pods() {
+        let endpoints = with(attached("one", spec("a/b", "v0", "10.0.0.5")));
+        let outlived = |spec: &EndpointSpec| endpoints.outlived_by(spec, |_| false);
+        let newer = attached("two", spec("a/b", "v1", "10.0.0.6"));
+        assert_eq!(outlived(&newer), ["a/b".parse().unwrap()]);
+        assert!(outlived(&attached("one", spec("a/b", "v1", "10.0.0.6"))).is_empty());
+        assert!(outlived(&attached("two", spec("a/c", "v1", "10.0.0.5"))).is_empty());
+        assert!(outlived(&spec("a/b", "v1", "10.0.0.6")).is_empty(), "a person is told instead");
+    }
+
+    #[test]
+    fn what_has_lost_its_interface_is_in_nobodys_way() {
+        let endpoints = with(attached("one", spec("a/b", "v0", "10.0.0.5")));
+        let outlived = |spec: &EndpointSpec| endpoints.outlived_by(spec, |_| true).len();
+        assert_eq!(outlived(&spec("a/b", "v1", "10.0.0.6")), 1);
+        assert_eq!(outlived(&spec("a/c", "v0", "10.0.0.6")), 1);
+        assert_eq!(outlived(&spec("a/c", "v1", "10.0.0.5")), 1);
+        assert_eq!(outlived(&spec("a/c", "v1", "10.0.0.6")), 0);
+    }
+
+    #[test]
+    fn a_port_that_a_person_added_becomes_the_runtimes_when_that_adds_the_same() {
+        let mut endpoints = with(spec("a/b", "v0", "10.0.0.5"));
+        let runtimes = attached("one", spec("a/b", "v0", "10.0.0.5"));
+        assert!(endpoints.admit(&runtimes, &BTreeSet::new()).is_err());
+        assert!(!endpoints.name_attachment(&attached("one", spec("a/b", "v1", "10.0.0.5"))));
+        assert!(endpoints.name_attachment(&runtimes));
+        assert_eq!(endpoints.admit(&runtimes, &BTreeSet::new()), Ok(Admission::Present));
+        assert!(!endpoints.name_attachment(&attached("two", spec("a/b", "v0", "10.0.0.5"))));
+        let attachment = runtimes.attachment.clone().unwrap();
+        assert!(endpoints.by_attachment(&attachment).is_some());
+        let other = Attachment { network: "storage".into(), ..attachment };
+        assert!(endpoints.by_attachment(&other).is_none());
+        // And a person who adds it once more finds it there.
+        let again = endpoints.admit(&spec("a/b", "v0", "10.0.0.5"), &BTreeSet::new());
+        assert_eq!(again, Ok(Admission::Present));
     }
 }

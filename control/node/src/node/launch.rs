@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use control::admin::cni::ChainStatus;
 use control::config::{Config, ConfigError};
 use control::text_file::{self, Stamp, TextFileError};
 use pinning::plan::{PlanError, Request, Workers, plan};
@@ -16,6 +17,8 @@ use super::configuration::InForce;
 use super::detach::Detached;
 use super::from_config::Machine;
 use super::{ConfigUpdate, Node, NodeError, Settings, Sources, termination};
+use crate::cni::conflist::Entry;
+use crate::cni::keeper::{Plan, keep};
 use crate::privileges;
 use crate::supervisor::Supervisor;
 use crate::workers::capacity::FlowCapacities;
@@ -124,11 +127,16 @@ pub fn run(path: &Path, overrides: Overrides) -> Result<(), LaunchError> {
             supervisor.stopping();
             return Ok(());
         }
+        let chain = keep_chained(&config);
         let update = ConfigUpdate { config: Some(Arc::new(config)), refused: None };
         let (config, config_updates) = watch::channel(update);
         tokio::spawn(watch_file(path.to_owned(), stamp, config));
-        let sources =
-            Sources { cluster: cluster_updates, config: config_updates, in_force: Some(in_force) };
+        let sources = Sources {
+            cluster: cluster_updates,
+            config: config_updates,
+            in_force: Some(in_force),
+            chain,
+        };
         let mut node = Node::start(settings, sources).await?;
         privileges::settle();
         node.supervise(supervisor).map_err(|source| LaunchError::System {
@@ -240,6 +248,23 @@ async fn watch_file(
             Err(error) => config.send_modify(|update| update.refused = Some((object, error))),
         }
     }
+}
+
+/// Looks after the CNI plugin's place in the runtime's configuration, if the configuration says so.
+fn keep_chained(config: &Config) -> Option<watch::Receiver<ChainStatus>> {
+    let cni = &config.cni;
+    if !cni.keep_chained {
+        return None;
+    }
+    let socket = config.run_directory.join("admin.sock").display().to_string();
+    let plan = Plan {
+        configurations: cni.conf_dir.clone(),
+        plugins: cni.bin_dir.clone(),
+        entry: Entry::new(&socket, cni.node_absent.label(), cni.wait_seconds),
+    };
+    let (sender, told) = watch::channel(ChainStatus::default());
+    tokio::spawn(keep(plan, sender));
+    Some(told)
 }
 
 /// Logs what is taken and should be thought over.

@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start, loop,
 //! end), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
-//! what published), [`local_pods`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
+//! what published), [`local_pods`] and [`attachments`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
 //! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
 //! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`],
 //! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::feed;
+use control::admin::cni::{ChainStatus, CniStatus};
 use control::admin::reply::Reply;
 use control::config::{Config, OnExit};
 use dataplane::port::PortId;
@@ -42,10 +43,11 @@ use crate::ports::PortTable;
 use crate::workers::flow_memory::Beginning;
 use crate::workers::{Workers, monotonic_now};
 
+mod attachments;
 mod audit;
 mod capacity;
 pub mod captures;
-mod caught;
+pub(crate) mod caught;
 pub mod cluster_source;
 pub mod configuration;
 mod connections;
@@ -134,6 +136,8 @@ pub struct Sources {
     pub config: watch::Receiver<ConfigUpdate>,
     /// The configuration that the settings were made from; `None` without a file.
     pub in_force: Option<InForce>,
+    /// The CNI plugin's place in the runtime's configuration; `None` when nobody looks after it.
+    pub chain: Option<watch::Receiver<ChainStatus>>,
 }
 
 /// The host port with its number.
@@ -164,6 +168,9 @@ pub struct Node {
     record: EndpointRecord,
     /// Endpoints of the process before that could not be taken over yet.
     awaited: Vec<Recorded>,
+    /// How the CNI plugin's endpoints fared.
+    attached: CniStatus,
+    chain: Option<watch::Receiver<ChainStatus>>,
     /// Endpoints go only because the process does.
     is_ending: bool,
     publisher: Publisher,
@@ -250,6 +257,7 @@ impl Node {
                 node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
                 node.take_over_endpoints();
                 node.reconcile().await;
+                node.adopt_admitted().await;
                 node.take_over_programs();
                 node.readiness.send_replace(Readiness::Ready);
                 Ok(node)
@@ -310,6 +318,8 @@ impl Node {
             endpoints: Endpoints::default(),
             record: EndpointRecord::new(directory.path()),
             awaited: Vec::new(),
+            attached: CniStatus::default(),
+            chain: told.chain,
             is_ending: false,
             publisher,
             ours: RulesInForce::default(),
@@ -477,6 +487,8 @@ impl Node {
         self.forget_silent_neighbours();
         self.tell_program();
         self.retry_awaited().await;
+        self.adopt_admitted().await;
+        self.note_chain();
         self.mend_host_routes().await;
         self.audit_host_sockets().await;
         self.audit_kube_proxy().await;

@@ -48,6 +48,8 @@ pub(super) enum Reconcile {
     HostSockets,
     /// A kube-proxy beside us, or what is left of one.
     KubeProxy,
+    /// The CNI plugin is in the container runtime's chain.
+    CniChain,
 }
 
 impl Reconcile {
@@ -69,6 +71,7 @@ impl Reconcile {
         Self::Audit,
         Self::HostSockets,
         Self::KubeProxy,
+        Self::CniChain,
     ];
 
     fn label(self) -> &'static str {
@@ -90,6 +93,7 @@ impl Reconcile {
             Self::Audit => "audit",
             Self::HostSockets => "host-sockets",
             Self::KubeProxy => "kube-proxy",
+            Self::CniChain => "cni-chain",
         }
     }
 }

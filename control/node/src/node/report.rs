@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use control::admin::cni::CniStatus;
 use control::admin::reply::{BackendInfo, CtListing, FrontendInfo, Peer, TraceStage};
 use control::admin::status::{ControlStatus, PortStatus, SocketCounts, WorkerStatus, XdpCounts};
 use control::admin::{
@@ -61,6 +62,7 @@ impl Node {
             control: self.control_status(),
             reconciles: self.reconcile_statuses(),
             audit: self.audit_status(),
+            cni: self.cni_status(),
             manifests: self.manifests_status(),
             kubernetes: self.cluster.report().kubernetes.map(|reporter| reporter.status()),
             kube_proxy: self.kube_proxy_traces(),
@@ -219,6 +221,11 @@ impl Node {
         }
     }
 
+    fn cni_status(&self) -> CniStatus {
+        let chain = self.chain.as_ref().map(|chain| chain.borrow().clone());
+        CniStatus { chain, ..self.attached.clone() }
+    }
+
     pub(super) fn endpoint_info(&self, endpoint: &Endpoint) -> EndpointInfo {
         let tables = self.publisher.tables();
         let port = tables.port(endpoint.port);
@@ -238,6 +245,8 @@ impl Node {
             identity: known.then_some(identity.0),
             isolated_ingress: policy.is_some_and(|policy| policy.ingress.is_some()),
             isolated_egress: policy.is_some_and(|policy| policy.egress.is_some()),
+            attachment: endpoint.spec.attachment.clone(),
+            pod_uid: endpoint.spec.pod_uid.clone(),
         }
     }
 

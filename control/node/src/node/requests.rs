@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use control::admin::{
-    AdminError, CaptureDirection, CaptureRequest, ConfigDiff, EndpointAdd, FlowFilter, Reply,
-    Request, StreamItem, decode_frame, parse_reason,
+    AdminError, CaptureDirection, CaptureRequest, ConfigDiff, FlowFilter, Reply, Request,
+    StreamItem, decode_frame, parse_reason,
 };
 use control::config::Config;
 use control::model::ObjectName;
@@ -18,7 +18,6 @@ use tokio::sync::mpsc;
 use super::Node;
 use super::captures::{Capture, Progress};
 use super::configuration::InForce;
-use super::endpoints::EndpointSpec;
 use super::filter::Matcher;
 use super::flow_log::FOLLOWERS_MAX;
 use super::trace::{Names, trace};
@@ -55,6 +54,11 @@ impl Node {
             Request::EndpointRemove { name } => {
                 Reply::Removed(self.remove_endpoint(&parse_name(&name)?).await)
             }
+            Request::EndpointDetach(attachment) => {
+                Reply::Removed(self.detach_endpoint(&attachment).await)
+            }
+            Request::EndpointCheck(endpoint) => self.check_endpoint(endpoint)?,
+            Request::EndpointRetain(retained) => self.retain_endpoints(&retained).await,
             Request::EndpointList => {
                 let list = self.endpoints.iter().map(|endpoint| self.endpoint_info(endpoint));
                 Reply::Endpoints(list.collect())
@@ -95,16 +99,6 @@ impl Node {
                 return Err(AdminError::Failed { detail });
             }
         })
-    }
-
-    async fn answer_endpoint_add(&mut self, request: EndpointAdd) -> Result<Reply, AdminError> {
-        let spec = EndpointSpec::try_from(request)?;
-        let name = spec.name.clone();
-        self.add_endpoint(spec).await?;
-        let endpoint = self.endpoints.get(&name).ok_or_else(|| AdminError::Failed {
-            detail: format!("endpoint {name}: its interface went away while it was added"),
-        })?;
-        Ok(Reply::Endpoint(self.endpoint_info(endpoint)))
     }
 
     fn in_force(&self) -> Result<&InForce, AdminError> {

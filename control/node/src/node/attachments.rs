@@ -1,0 +1,206 @@
+//! Endpoints as a container runtime's CNI plugin names them: added, checked, taken away, and adopted
+//! when they were admitted while no node process was there.
+//!
+//! Two containers of one pod may overlap: a pod's sandbox is made anew under the same name, perhaps
+//! before the older one is removed. The newer one is served, and the older one's removal finds
+//! nothing.
+
+use std::path::Path;
+use std::time::Duration;
+
+use control::admin::endpoint::{ADMITTED_BYTES_MAX, ADMITTED_DIRECTORY};
+use control::admin::{AdminError, Admitted, Attachment, EndpointAdd, Reply, Retained};
+use control::model::ObjectName;
+use control::text_file;
+
+use super::Node;
+use super::endpoints::{Endpoint, EndpointSpec};
+use super::reconciles::Reconcile;
+use crate::ports;
+
+/// Files of admitted endpoints that are looked at in one go; the rest come a second later.
+const ADMITTED_MAX: usize = 256;
+/// How long adopting them may take in one go before clients are answered again.
+const ADOPTING: Duration = Duration::from_secs(1);
+
+impl Node {
+    pub(super) async fn answer_endpoint_add(
+        &mut self,
+        request: EndpointAdd,
+    ) -> Result<Reply, AdminError> {
+        let spec = EndpointSpec::try_from(request)?;
+        let name = spec.name.clone();
+        self.attach_endpoint(spec).await?;
+        let endpoint = self.endpoints.get(&name).ok_or_else(|| AdminError::Failed {
+            detail: format!("endpoint {name}: its interface went away while it was added"),
+        })?;
+        Ok(Reply::Endpoint(self.endpoint_info(endpoint)))
+    }
+
+    /// Adds an endpoint after taking away what is over.
+    async fn attach_endpoint(&mut self, spec: EndpointSpec) -> Result<(), AdminError> {
+        for name in self.endpoints.outlived_by(&spec, |endpoint| self.has_lost_interface(endpoint))
+        {
+            tracing::info!(endpoint = %name, by = ?spec.attachment, "outlived");
+            self.attached.outlived += 1;
+            self.remove_endpoint(&name).await;
+        }
+        if self.endpoints.name_attachment(&spec) {
+            self.record_endpoints();
+        }
+        self.add_endpoint(spec).await
+    }
+
+    /// Whether its interface is not there any more, or another one has its name.
+    fn has_lost_interface(&self, endpoint: &Endpoint) -> bool {
+        let ifindex = self.ports.get(endpoint.port).map(|port| port.attachment.ifindex);
+        ifindex.is_none() || ports::index(&endpoint.spec.interface) != ifindex
+    }
+
+    /// Takes the port of an attachment away; answers whether there was one.
+    pub(super) async fn detach_endpoint(&mut self, attachment: &Attachment) -> bool {
+        let there = self.endpoints.by_attachment(attachment).map(|there| there.spec.name.clone());
+        let is_its = |endpoint: &EndpointAdd| endpoint.attachment.as_ref() == Some(attachment);
+        let waits = || {
+            let waits = self.awaited.iter().find(|waits| is_its(&waits.endpoint))?;
+            waits.endpoint.name.parse::<ObjectName>().ok()
+        };
+        match there.or_else(waits) {
+            Some(name) => self.remove_endpoint(&name).await,
+            None => false,
+        }
+    }
+
+    /// Whether an endpoint is there as it was added.
+    pub(super) fn check_endpoint(&self, request: EndpointAdd) -> Result<Reply, AdminError> {
+        let spec = EndpointSpec::try_from(request)?;
+        let Some(present) = self.endpoints.get(&spec.name) else {
+            return Err(AdminError::NotFound {
+                what: "endpoint".into(),
+                name: spec.name.to_string(),
+                list_command: "xskiff endpoint list".into(),
+            });
+        };
+        let mut differences = Vec::new();
+        let mut compare = |what: &str, is: String, wanted: String| {
+            if is != wanted {
+                differences.push(format!("its {what} is {is} and not {wanted}"));
+            }
+        };
+        let own = &present.spec;
+        compare("interface", own.interface.clone(), spec.interface.clone());
+        compare("addresses", format!("{:?}", own.addresses), format!("{:?}", spec.addresses));
+        compare("link address", shown(own.mac), shown(spec.mac));
+        let id = |spec: &EndpointSpec| {
+            spec.attachment.as_ref().map_or("none".to_owned(), Attachment::file_name)
+        };
+        compare("attachment", id(own), id(&spec));
+        if self.has_lost_interface(present) {
+            differences.push(format!("interface {} is gone", own.interface));
+        }
+        if differences.is_empty() {
+            return Ok(Reply::Endpoint(self.endpoint_info(present)));
+        }
+        let detail = format!("endpoint {}: {}", spec.name, differences.join("; "));
+        Err(AdminError::Conflict { detail })
+    }
+
+    /// Takes the ports of attachments away that the runtime does not know any more.
+    pub(super) async fn retain_endpoints(&mut self, retained: &Retained) -> Reply {
+        let is_over = |attachment: &Option<Attachment>| {
+            attachment.as_ref().is_some_and(|attachment| !retained.keeps(attachment))
+        };
+        let there = self.endpoints.iter().filter(|there| is_over(&there.spec.attachment));
+        let mut over: Vec<ObjectName> = there.map(|there| there.spec.name.clone()).collect();
+        let waiting = self.awaited.iter().filter(|waits| is_over(&waits.endpoint.attachment));
+        over.extend(waiting.filter_map(|waits| waits.endpoint.name.parse().ok()));
+        for name in &over {
+            tracing::info!(endpoint = %name, network = retained.network, "collected");
+            self.remove_endpoint(name).await;
+        }
+        self.attached.collected += over.len() as u64;
+        Reply::RemovedEndpoints(over.iter().map(ToString::to_string).collect())
+    }
+
+    /// Serves the pods that were admitted while no node process was there.
+    pub(super) async fn adopt_admitted(&mut self) {
+        let directory = self.settings.run_directory.join(ADMITTED_DIRECTORY);
+        // In most cases there is none.
+        let Ok(files) = std::fs::read_dir(&directory) else { return };
+        let began = std::time::Instant::now();
+        for file in files.flatten().take(ADMITTED_MAX) {
+            let path = file.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                self.adopt(&path).await;
+            }
+            if began.elapsed() > ADOPTING {
+                break;
+            }
+        }
+    }
+
+    /// Takes over how the plugin's place in the runtime's configuration fares.
+    pub(super) fn note_chain(&mut self) {
+        let Some(chain) = &mut self.chain else { return };
+        // Whoever looks after it ends with the process.
+        if !chain.has_changed().unwrap_or(false) {
+            return;
+        }
+        let status = chain.borrow_and_update().clone();
+        let object = format!("CNI configuration in {}", status.directory);
+        self.reconciles.ran(Reconcile::CniChain, Duration::ZERO);
+        match status.error {
+            Some(error) => self.failed(Reconcile::CniChain, object, error),
+            None => self.errors.clear(&object),
+        }
+    }
+
+    async fn adopt(&mut self, path: &Path) {
+        let object = format!("admitted endpoint {}", path.display());
+        let read = text_file::read(path, ADMITTED_BYTES_MAX).map_err(|error| error.to_string());
+        let decoded = read
+            .and_then(|text| Admitted::decode(text.as_bytes()).map_err(|error| error.to_string()));
+        let admitted = match decoded {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                self.failed(Reconcile::Endpoints, object, format!("{error}; it was removed"));
+                return forget(path);
+            }
+        };
+        let (name, interface) = (admitted.endpoint.name.clone(), &admitted.endpoint.interface);
+        let is_there = admitted.boot_id == self.record.boot_id()
+            && ports::index(interface) == Some(admitted.ifindex);
+        if !is_there {
+            tracing::info!(endpoint = name, interface, "admitted, and its interface is gone");
+            self.errors.clear(&object);
+            return forget(path);
+        }
+        let outcome = match EndpointSpec::try_from(admitted.endpoint) {
+            Ok(spec) => self.attach_endpoint(spec).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(()) => {
+                tracing::info!(endpoint = name, "adopted");
+                self.attached.adopted += 1;
+                self.errors.clear(&object);
+                forget(path);
+            }
+            // It is tried again.
+            Err(error) => self.failed(Reconcile::Endpoints, object, error),
+        }
+    }
+}
+
+/// Removes what was read; whoever admitted it may have done so first.
+fn forget(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot be removed");
+    }
+}
+
+fn shown(mac: Option<dataplane::address::MacAddr>) -> String {
+    mac.map_or("unknown".to_owned(), |mac| mac.to_string())
+}
