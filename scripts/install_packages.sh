@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 BUILD=(ca-certificates clang gcc libc6-dev libelf-dev linux-libc-dev llvm m4 make pkg-config
     zlib1g-dev)
 DEMO=("${BUILD[@]}" curl ethtool iproute2 iputils-ping)
-TEST=("${DEMO[@]}" git iperf3 iptables nftables shellcheck tcpdump)
+TEST=("${DEMO[@]}" containernetworking-plugins git iperf3 iptables nftables shellcheck tcpdump)
 # A peer that only benchmarks are compared with.
 BENCH=("${TEST[@]}" libdpdk-dev)
 

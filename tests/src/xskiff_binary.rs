@@ -7,20 +7,32 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 static BINARY: OnceLock<PathBuf> = OnceLock::new();
+static PLUGIN: OnceLock<PathBuf> = OnceLock::new();
 
 /// Path of the binary; `XSKIFF_BINARY` names another one.
 ///
 /// # Panics
 /// It does not build: nothing of a test that needs it could be trusted.
 pub fn path() -> &'static Path {
-    BINARY.get_or_init(|| std::env::var_os("XSKIFF_BINARY").map_or_else(build, PathBuf::from))
+    let given = || std::env::var_os("XSKIFF_BINARY");
+    BINARY.get_or_init(|| given().map_or_else(|| build("xskiff"), PathBuf::from))
 }
 
-fn build() -> PathBuf {
+/// Path of the CNI plugin; `XSKIFF_CNI_BINARY` names another one.
+///
+/// # Panics
+/// As [`path`].
+pub fn plugin() -> &'static Path {
+    let given = || std::env::var_os("XSKIFF_CNI_BINARY");
+    PLUGIN.get_or_init(|| given().map_or_else(|| build("xskiff-cni"), PathBuf::from))
+}
+
+/// Builds the binary of the package of that name.
+fn build(name: &str) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
-        .args(["build", "--quiet", "--locked", "--package", "xskiff", "--bin", "xskiff"])
+        .args(["build", "--quiet", "--locked", "--package", name, "--bin", name])
         .args(["--message-format", "json"])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
         .stderr(Stdio::inherit());
@@ -28,12 +40,12 @@ fn build() -> PathBuf {
         command.arg("--release");
     }
     let output = command.output().expect("cargo can be run");
-    assert!(output.status.success(), "the xskiff binary does not build");
+    assert!(output.status.success(), "the {name} binary does not build");
     let messages = String::from_utf8_lossy(&output.stdout);
     let executable = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "xskiff")
+        .filter(|message| message["target"]["name"] == name)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from));
     executable.expect("cargo names the binary it built")
 }

@@ -10,8 +10,9 @@ use crate::rust_source::{code_only, without_tests};
 use crate::workspace::{assert_none, files, root, shown};
 
 /// Where products keep their sources.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     "control/cluster/src",
+    "control/cni/src",
     "control/node/src",
     "control/src",
     "dataplane/flow-table/src",
@@ -65,6 +66,14 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/cluster/src/serve/watch.rs LOOKED_AT_MAX", Work),
     ("control/cluster/src/snapshot/file.rs FILE_BYTES_MAX", Input),
     ("control/src/config/kubernetes.rs SERVERS_MAX", Input),
+    ("control/cni/src/configuration.rs CONFIGURATION_BYTES_MAX", Input),
+    ("control/cni/src/configuration.rs SECONDS_MAX", Setting),
+    ("control/cni/src/configuration.rs SHOWN_BYTES_MAX", Input),
+    ("control/cni/src/environment.rs ARGUMENTS_MAX", Input),
+    ("control/cni/src/environment.rs VALUE_BYTES_MAX", Input),
+    ("control/cni/src/error.rs TEXT_BYTES_MAX", Input),
+    ("control/cni/src/log.rs FILE_BYTES_MAX", Setting),
+    ("control/cni/src/node.rs REPLY_BYTES_MAX", Input),
     ("control/node/src/cni/files.rs CONFLIST_BYTES_MAX", Input),
     ("control/node/src/node/attachments.rs ADMITTED_MAX", Work),
     ("control/node/src/admin_server.rs CALLS_MAX", Table(&["admin_calls"])),

@@ -5,10 +5,21 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::workspace::{assert_none, list, metadata, text};
+use crate::workspace::{assert_none, files, list, metadata, root, shown, text};
 
 const EVERYTHING_BELOW: &[&str] =
     &["flow-table", "dataplane", "xdp-redirect", "pinning", "control", "cluster", "xskiff"];
+/// Beside everything the node is made of, tests see the plugin.
+const OF_TESTS: &[&str] = &[
+    "flow-table",
+    "dataplane",
+    "xdp-redirect",
+    "pinning",
+    "control",
+    "cluster",
+    "xskiff",
+    "xskiff-cni",
+];
 
 /// Package, and the packages of ours that it may import, for whatever purpose.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
@@ -17,10 +28,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("xdp-redirect", &["dataplane"]),
     ("control", &["dataplane"]),
     ("cluster", &["dataplane", "control"]),
+    // The admin protocol alone, which the next test sees to.
+    ("xskiff-cni", &["control"]),
     ("pinning", &[]),
     ("xskiff", &["flow-table", "dataplane", "xdp-redirect", "pinning", "control", "cluster"]),
     ("xskiff-perf", EVERYTHING_BELOW),
-    ("xskiff-tests", EVERYTHING_BELOW),
+    ("xskiff-tests", OF_TESTS),
 ];
 
 /// Crates that only some packages may import into what they ship, and why.
@@ -84,6 +97,34 @@ fn packages_import_only_what_the_design_allows() {
     assert_none(&offenders, "imports against the rule of the workspace");
 }
 
+/// Paths into `control` that are no part of the admin protocol.
+fn beyond_the_admin_protocol(source: &str) -> Vec<String> {
+    let paths = source.match_indices("control::").filter_map(|(at, path)| {
+        let is_word = source[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let rest = &source[at + path.len()..];
+        let named = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or(rest);
+        (!is_word && named != "admin").then(|| format!("control::{named}"))
+    });
+    paths.collect()
+}
+
+#[test]
+fn the_plugin_knows_the_admin_protocol_and_nothing_else_of_the_node() {
+    let mut offenders = Vec::new();
+    let sources = files(&root().join("control/cni"), &[".rs"]);
+    assert!(sources.len() > 5, "the sources were not found: {sources:?}");
+    for path in sources {
+        let source = fs::read_to_string(&path).expect("a source");
+        for named in beyond_the_admin_protocol(&source) {
+            offenders.push(format!("{}: {named}", shown(&path)));
+        }
+    }
+    assert_none(&offenders, "of `control` the plugin may use `control::admin` alone");
+    let seen = beyond_the_admin_protocol("use control::config::Config; my_control::x");
+    assert_eq!(seen, ["control::config"]);
+    assert_eq!(beyond_the_admin_protocol("use control::{admin, store};"), ["control::"]);
+}
+
 #[test]
 fn every_package_keeps_the_workspace_lints() {
     let metadata = metadata(&["--no-deps"]);
@@ -106,6 +147,9 @@ fn forbidden_edges_are_seen_as_forbidden() {
         ("xdp-redirect", "flow-table"),
         ("pinning", "dataplane"),
         ("xskiff", "xskiff-perf"),
+        ("xskiff", "xskiff-cni"),
+        ("xskiff-cni", "dataplane"),
+        ("xskiff-cni", "tokio"),
         ("control", "aya"),
         ("dataplane", "libc"),
     ] {

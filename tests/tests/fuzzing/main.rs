@@ -3,6 +3,7 @@
 //! `cargo test` runs a short, bounded round of each; `make fuzz` runs each for longer.
 #![forbid(unsafe_code)]
 
+mod fuzz_cni;
 mod fuzz_control;
 mod fuzz_packets;
 

@@ -1,0 +1,203 @@
+//! Containers come twice, overlap, are killed in the middle, come all at once, and are forgotten.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use xskiff::demo::scene::{PODS, WEB_1};
+use xskiff::lab::wait_until;
+use xskiff_tests::xskiff_binary::{plugin, root_or_skip};
+
+use crate::cluster::{Cluster, PATIENCE, Primary};
+use crate::driver::{Call, Container, Network, PLUGINS, variables};
+
+const WEB: &str = "shop/web-1";
+
+fn attached(label: &str) -> (Cluster, Network, Container, Value) {
+    let cluster = Cluster::start(label);
+    let network = cluster.network(Primary::Ptp, "1.1.0", json!({}));
+    // Debian's plugins speak no 1.1.0: the first ones are called in 1.0.0, ours in either.
+    let network = Network { version: "1.0.0", ..network };
+    let container = cluster.container(WEB_1, "one");
+    let result =
+        network.add(&cluster.node, &container).unwrap_or_else(|refusal| panic!("{refusal:?}"));
+    (cluster, network, container, result)
+}
+
+#[test]
+fn every_verb_may_be_repeated() {
+    if !root_or_skip("repeated verbs") {
+        return;
+    }
+    let (cluster, network, container, result) = attached("repeated");
+    let previous = json!({ "prevResult": result });
+    for _ in 0..3 {
+        let said = network.ours(&cluster.node, "ADD", Some(&container), previous.clone());
+        let said: Value = serde_json::from_str(&said.expect("the same again")).expect("JSON");
+        assert_eq!(said, result);
+        let checked = network.ours(&cluster.node, "CHECK", Some(&container), previous.clone());
+        assert_eq!(checked.expect("it is there"), "");
+    }
+    assert_eq!(cluster.endpoints().len(), 1);
+    // The whole chain once more: the first plugin refuses a container that has an interface.
+    let refusal = network.add(&cluster.node, &container).unwrap_err();
+    assert!(refusal.plugin.ends_with("ptp"), "{refusal:?}");
+    assert_eq!(cluster.container_of(WEB).as_deref(), Some("one"));
+    // Ours alone, while the link still stands.
+    network.ours(&cluster.node, "DEL", Some(&container), json!({})).expect("gone");
+    assert!(cluster.endpoints().is_empty() && cluster.state().contains("veth"));
+    for _ in 0..3 {
+        network.delete(&cluster.node, &container, Some(&result)).expect("gone");
+        assert!(cluster.endpoints().is_empty());
+    }
+    let refusal = network.ours(&cluster.node, "CHECK", Some(&container), previous).unwrap_err();
+    assert_eq!(refusal.code, 4, "its interface is gone: {refusal:?}");
+}
+
+/// A pod's sandbox was made anew; the removal of the older one must not cut the newer one off.
+#[test]
+fn an_older_sandbox_of_the_same_pod_leaves_the_newer_one_alone() {
+    if !root_or_skip("two sandboxes") {
+        return;
+    }
+    let (cluster, network, older, result) = attached("sandboxes");
+    let namespace = cluster.laboratory.namespace("newer").expect("a namespace");
+    let newer = Container::of_pod("two", &namespace, WEB);
+    let added = network.add(&cluster.node, &newer);
+    let newer_result = added.unwrap_or_else(|refusal| panic!("{refusal:?}"));
+    assert_eq!(cluster.container_of(WEB).as_deref(), Some("two"));
+    assert_eq!(cluster.status().cni.outlived, 1);
+    let refusal = network.check(&cluster.node, &older, &result).unwrap_err();
+    assert_eq!(refusal.code, 100, "{refusal:?}");
+    network.delete(&cluster.node, &older, Some(&result)).expect("gone");
+    assert_eq!(cluster.container_of(WEB).as_deref(), Some("two"), "the newer one stays");
+    network.check(&cluster.node, &newer, &newer_result).expect("as it was added");
+    network.delete(&cluster.node, &newer, Some(&newer_result)).expect("gone");
+    assert!(cluster.endpoints().is_empty());
+    assert_eq!(cluster.leased(), 0);
+}
+
+/// Another interface of the same container is no second pod.
+#[test]
+fn a_second_interface_of_a_pod_is_refused_by_name() {
+    if !root_or_skip("a second interface") {
+        return;
+    }
+    let (cluster, network, mut container, _) = attached("second");
+    let pod = cluster.pod(WEB_1);
+    let pair = format!("link add second0 type veth peer name net1 netns {}", pod.system_name());
+    cluster.node.ip(&pair).expect("a pair");
+    cluster.node.ip("link set second0 up").expect("up");
+    pod.ip("link set net1 up").expect("up");
+    container.interface = "net1";
+    let previous = json!({ "prevResult": { "ips": [{ "address": "10.244.0.99/24" }] } });
+    let refused = network.ours(&cluster.node, "ADD", Some(&container), previous);
+    let refusal = refused.expect_err("one interface of a pod is served");
+    assert_eq!(refusal.code, 100, "{refusal:?}");
+    assert!(refusal.text.contains(WEB), "{refusal:?}");
+    network.ours(&cluster.node, "DEL", Some(&container), json!({})).expect("gone");
+    assert_eq!(cluster.container_of(WEB).as_deref(), Some("one"));
+}
+
+#[test]
+fn what_is_killed_in_the_middle_leaves_nothing_once_its_container_goes() {
+    if !root_or_skip("killed plugins") {
+        return;
+    }
+    let (cluster, network, first, result) = attached("killed");
+    network.delete(&cluster.node, &first, Some(&result)).expect("gone");
+    assert!(wait_until(PATIENCE, || !cluster.state().contains("veth")).is_some());
+    let before = cluster.state();
+    for (round, after_ms) in [0, 1, 2, 4, 8, 16, 32, 64].into_iter().enumerate() {
+        let container = cluster.container(WEB_1, &format!("killed-{round}"));
+        // What stands before ours works; ours dies.
+        let others = network.plugins[..network.plugins.len() - 1].to_vec();
+        let others = Network { plugins: others, ..network.clone() };
+        let result = others.add(&cluster.node, &container).unwrap_or_else(|r| panic!("{r:?}"));
+        let ours = network.plugins.last().expect("ours");
+        let call = Call {
+            host: &cluster.node,
+            verb: "ADD",
+            program: plugin(),
+            variables: variables(&container),
+            input: network.input(ours, &container, Some(&result)).to_string(),
+        };
+        let mut child = call.start();
+        std::thread::sleep(Duration::from_millis(after_ms));
+        let _ = child.kill();
+        child.wait().expect("it ends");
+        network.delete(&cluster.node, &container, None).expect("gone");
+        assert!(wait_until(PATIENCE, || cluster.endpoints().is_empty()).is_some(), "{round}");
+        assert!(wait_until(PATIENCE, || cluster.state() == before).is_some(), "{round}");
+    }
+    assert_eq!((cluster.leased(), cluster.words_left()), (0, 0));
+    cluster.wait_well();
+}
+
+/// More at once than the node serves clients: they queue, and none is refused.
+#[test]
+fn pods_that_come_all_at_once_are_all_served_and_all_go() {
+    const PODS_AT_ONCE: usize = 48;
+    if !root_or_skip("many pods at once") {
+        return;
+    }
+    let cluster = Cluster::start("many");
+    let network = Network { version: "1.0.0", ..cluster.network(Primary::Ptp, "1.0.0", json!({})) };
+    let namespaces: Vec<_> = (0..PODS_AT_ONCE)
+        .map(|number| cluster.laboratory.namespace(&format!("m{number}")).expect("a namespace"))
+        .collect();
+    let at_once = |work: &(dyn Fn(usize) + Sync)| {
+        std::thread::scope(|scope| {
+            for number in 0..PODS_AT_ONCE {
+                scope.spawn(move || work(number));
+            }
+        });
+    };
+    let container = |number: usize| {
+        Container::of_pod(&format!("c{number}"), &namespaces[number], &format!("many/pod-{number}"))
+    };
+    at_once(&|number| {
+        let added = network.add(&cluster.node, &container(number));
+        added.unwrap_or_else(|refusal| panic!("{number}: {refusal:?}"));
+    });
+    assert_eq!(cluster.endpoints().len(), PODS_AT_ONCE);
+    assert_eq!(cluster.leased(), 2 * PODS_AT_ONCE);
+    at_once(&|number| {
+        network.delete(&cluster.node, &container(number), None).expect("gone");
+    });
+    assert!(cluster.endpoints().is_empty());
+    assert_eq!(cluster.leased(), 0);
+    assert!(wait_until(PATIENCE, || !cluster.state().contains("veth")).is_some());
+}
+
+/// DEL never came: the runtime says which containers there are, and the rest goes.
+#[test]
+fn what_the_runtime_does_not_know_any_more_is_collected_in_its_own_network_alone() {
+    if !root_or_skip("garbage") {
+        return;
+    }
+    let mut cluster = Cluster::start("garbage");
+    let network = cluster.network(Primary::Ptp, "1.0.0", json!({}));
+    cluster.add_pods(&network);
+    let newest = Network { version: "1.1.0", ..network.clone() };
+    let kept = |ids: &[&str]| {
+        let list: Vec<Value> =
+            ids.iter().map(|id| json!({ "containerID": id, "ifname": "eth0" })).collect();
+        json!({ "cni.dev/valid-attachments": list })
+    };
+    let collect = |network: &Network, ids: &[&str]| {
+        let said = network.ours(&cluster.node, "GC", None, kept(ids));
+        assert_eq!(said.expect("collected"), "");
+        cluster.endpoints().len()
+    };
+    let all = PODS.map(|plan| format!("sandbox-of-{}", plan.name));
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    assert_eq!(collect(&newest, &all), 4);
+    let elsewhere = Network { name: "storage", ..newest.clone() };
+    assert_eq!(collect(&elsewhere, &[]), 4, "another network's are not its matter");
+    assert_eq!(collect(&newest, &all[1..]), 3);
+    assert_eq!(cluster.container_of(WEB), None);
+    assert_eq!(collect(&newest, &[]), 0);
+    assert_eq!(cluster.status().cni.collected, 4);
+    assert!(Path::new(PLUGINS).exists());
+}
