@@ -2,13 +2,14 @@
 # asks for sudo where interfaces are made.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fuzz clean
+.PHONY: help demo test bench chart fuzz clean
 
 help:
 	@echo "make demo   a node does its whole job on real traffic, in network namespaces; 2 minutes"
 	@echo "            DEMO_ARGS=--keep leaves it up to play with"
 	@echo "make test   everything that must hold: lints, all tests, models, benchmarks kept alive"
 	@echo "make bench  measures; BENCH_ARGS='SUBCOMMAND OPTION...' runs one benchmark"
+	@echo "make chart  holds deploy/chart to deploy/kubernetes; needs helm"
 	@echo "make fuzz   fuzzes every parser, FUZZ_SECONDS=60 for each"
 	@echo "make clean  removes what was built"
 
@@ -20,6 +21,9 @@ test:
 
 bench:
 	@scripts/bench.sh $(BENCH_ARGS)
+
+chart:
+	@cargo test --locked -p xskiff-tests --test chart
 
 fuzz:
 	@scripts/fuzz.sh $(FUZZ_SECONDS)

@@ -10,11 +10,6 @@ use control::admin::Status;
 use control::admin::kubernetes::{KindStatus, KubernetesStatus, ServerStatus, SnapshotStatus};
 use xskiff::cli::Cli;
 
-/// What stands between these is of a plugin that comes with another change; it is checked as soon as
-/// the command is there.
-const BEGIN: &str = "<!-- cni: begin -->";
-const END: &str = "<!-- cni: end -->";
-
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -25,27 +20,15 @@ fn documents() -> Vec<(String, String)> {
     let docs = std::fs::read_dir(root().join("docs")).expect("docs");
     files.extend(docs.map(|entry| entry.expect("an entry").path()));
     files.push(root().join("deploy/prometheus/alerts.yaml"));
-    let cli = Cli::command();
-    let is_known = cli.get_subcommands().any(|own| own.get_name() == "cni");
     files
         .into_iter()
         .map(|file| {
             let text =
                 std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file:?}: {error}"));
             let name = file.file_name().expect("a file").to_string_lossy().into_owned();
-            (name, if is_known { text } else { without_marked(&text) })
+            (name, text)
         })
         .collect()
-}
-
-fn without_marked(text: &str) -> String {
-    let mut rest = text;
-    let mut kept = String::new();
-    while let Some((before, after)) = rest.split_once(BEGIN) {
-        kept.push_str(before);
-        rest = after.split_once(END).expect("what begins ends").1;
-    }
-    kept + rest
 }
 
 /// What stands in `...`, and lines of code blocks.
@@ -145,7 +128,6 @@ fn a_wrong_command_would_be_seen() {
         assert_eq!(wrong(&words, &cli).is_none(), is_right, "{line}");
     }
     assert_eq!(words_of("apt install xskiff"), None);
-    assert_eq!(without_marked(&format!("a{BEGIN}`xskiff cni`{END}b")), "ab");
 }
 
 /// Names in `/metrics` of a node that has everything.

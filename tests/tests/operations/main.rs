@@ -1,9 +1,8 @@
 //! What an operator does around a node: checks a machine before, cleans up after others, deploys by
-//! manifests and by a chart, and reads the documents. Commands run as an operator runs them, over
+//! manifests, and reads the documents. Commands run as an operator runs them, over
 //! network namespaces of their own.
 #![forbid(unsafe_code)]
 
-mod chart;
 mod documents;
 mod kube_proxy;
 mod preflight;

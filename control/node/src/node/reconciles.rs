@@ -53,7 +53,7 @@ pub(super) enum Reconcile {
 }
 
 impl Reconcile {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::Configuration,
         Self::Changes,
         Self::Compile,

@@ -1,4 +1,8 @@
 //! deploy/chart: rendered with its own values it is what deploy/kubernetes says, and what it refuses.
+//!
+//! `make chart` runs this. It needs helm, which neither Debian nor cargo has, so that it is no part of
+//! `make test`.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +19,7 @@ fn helm(more: &[&str]) -> Output {
     let chart = deploy().join("chart");
     let mut command = Command::new("helm");
     command.args(["template", "xskiff"]).arg(chart).args(["--namespace", "xskiff"]).args(more);
-    command.output().expect("helm, which `scripts/install_packages.sh test` unpacks, is needed")
+    command.output().expect("install helm (https://helm.sh/docs/intro/install)")
 }
 
 /// Documents by kind and name. Text that is YAML itself is compared by what it says.
