@@ -7,6 +7,7 @@ use std::process::Command as Process;
 
 use clap::{Command, CommandFactory};
 use control::admin::Status;
+use control::admin::cni::{ChainStatus, CniStatus};
 use control::admin::kubernetes::{KindStatus, KubernetesStatus, ServerStatus, SnapshotStatus};
 use xskiff::cli::Cli;
 
@@ -138,7 +139,8 @@ fn metrics() -> BTreeSet<String> {
         snapshot: SnapshotStatus { age_seconds: Some(1), ..SnapshotStatus::default() },
         ..KubernetesStatus::default()
     };
-    let status = Status { kubernetes: Some(kubernetes), ..Status::default() };
+    let cni = CniStatus { chain: Some(ChainStatus::default()), ..CniStatus::default() };
+    let status = Status { kubernetes: Some(kubernetes), cni, ..Status::default() };
     let page = xskiff::metrics::encode(&status).expect("metrics");
     let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     types.map(str::to_owned).collect()
