@@ -32,7 +32,8 @@ fn build(name: &str) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
-        .args(["build", "--quiet", "--locked", "--package", name, "--bin", name])
+        // With the whole workspace's features: its crates are there already, and built with them.
+        .args(["build", "--quiet", "--locked", "--workspace", "--bin", name])
         .args(["--message-format", "json"])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
         .stderr(Stdio::inherit());

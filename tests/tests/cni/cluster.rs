@@ -12,7 +12,7 @@ use xskiff::demo::files::Files;
 use xskiff::demo::scene::{CLIENT, NODE, PODS, PodPlan};
 use xskiff::lab::link::{self, End};
 use xskiff::lab::{Agent, Laboratory, Namespace, Process, wait_until};
-use xskiff_tests::xskiff_binary::path;
+use xskiff_tests::xskiff_binary::{path, plugin};
 
 use crate::driver::{Container, Network};
 
@@ -39,6 +39,8 @@ pub struct Cluster {
 impl Cluster {
     /// Builds it with a node that does not run yet.
     pub fn build(label: &str) -> Self {
+        // Built before anything is timed.
+        plugin();
         let laboratory = Laboratory::new(label, path()).expect("a laboratory");
         let node = laboratory.namespace("node").expect("a namespace");
         let client = laboratory.namespace("client").expect("a namespace");
