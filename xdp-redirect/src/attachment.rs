@@ -8,7 +8,7 @@ use aya::programs::xdp::{XdpLink, XdpMode};
 
 use crate::error::{Error, io_error};
 use crate::loader::{Attachment, Mode, RunningMode};
-use crate::netlink::{self, AttachedMode};
+use crate::netlink;
 use crate::pins::{self, Pins};
 
 /// Dropping it detaches, whatever is pinned; [`Self::leave`] does not. What a process before has left
@@ -182,15 +182,10 @@ fn running_mode(interface: &str, ifindex: u32) -> Result<RunningMode, Error> {
         action: format!("ask what is attached to {interface}"),
         source,
     })?;
-    match attached.map(|attached| attached.mode) {
-        Some(AttachedMode::Native) => Ok(RunningMode::Native),
-        Some(AttachedMode::Hardware) => Ok(RunningMode::Hardware),
-        Some(AttachedMode::Generic) => Ok(RunningMode::Generic),
-        None => Err(Error::Kernel {
-            action: format!("find the program just attached to {interface}"),
-            source: std::io::Error::from_raw_os_error(libc::ENOENT),
-        }),
-    }
+    attached.map(|attached| attached.mode).ok_or_else(|| Error::Kernel {
+        action: format!("find the program just attached to {interface}"),
+        source: std::io::Error::from_raw_os_error(libc::ENOENT),
+    })
 }
 
 fn attach_in(

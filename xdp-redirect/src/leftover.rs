@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use crate::bpf_link;
 use crate::error::Error;
 use crate::loader::{PROGRAM_PREFIX, RunningMode, interface_index};
-use crate::netlink::{self, AttachedMode};
+use crate::netlink;
 
 /// A program of ours on an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,17 +50,12 @@ pub fn attached(interface: &str) -> Result<Option<OnInterface>, Error> {
     let refuse =
         |source| Error::Kernel { action: format!("ask what is attached to {interface}"), source };
     let Some(found) = netlink::attached(ifindex).map_err(refuse)? else { return Ok(None) };
-    let mode = match found.mode {
-        AttachedMode::Native => RunningMode::Native,
-        AttachedMode::Generic => RunningMode::Generic,
-        AttachedMode::Hardware => RunningMode::Hardware,
-    };
     let program_id = found.program_id;
     let program = aya::programs::loaded_programs()
         .filter_map(Result::ok)
         .find(|program| program.id() == program_id);
     let name = program.and_then(|program| program.name_as_str().map(Into::into));
-    Ok(Some(OnInterface { mode, program_id, name }))
+    Ok(Some(OnInterface { mode: found.mode, program_id, name }))
 }
 
 /// Finds a program of ours on `interface`, whoever attached it.
@@ -68,22 +63,11 @@ pub fn attached(interface: &str) -> Result<Option<OnInterface>, Error> {
 /// # Errors
 /// [`Error::NoInterface`], [`Error::Kernel`].
 pub fn find(interface: &str) -> Result<Option<LeftOver>, Error> {
-    let ifindex = interface_index(interface)?;
-    let refuse =
-        |source| Error::Kernel { action: format!("ask what is attached to {interface}"), source };
-    let Some(attached) = netlink::attached(ifindex).map_err(refuse)? else { return Ok(None) };
-    let program = aya::programs::loaded_programs()
-        .filter_map(Result::ok)
-        .find(|program| program.id() == attached.program_id);
-    Ok(program
-        .as_ref()
-        .and_then(|program| program.name_as_str())
-        .filter(|name| name.starts_with(PROGRAM_PREFIX))
-        .map(|name| LeftOver {
-            interface: interface.into(),
-            program_id: attached.program_id,
-            program: name.into(),
-        }))
+    let ours = attached(interface)?.filter(OnInterface::is_ours);
+    Ok(ours.and_then(|found| {
+        let (interface, program_id) = (interface.into(), found.program_id);
+        found.name.map(|program| LeftOver { interface, program_id, program })
+    }))
 }
 
 /// Detaches a program of ours from `interface`; says whether there was one. The caller makes sure

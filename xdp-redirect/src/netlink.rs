@@ -4,6 +4,8 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use crate::loader::RunningMode;
+
 /// `IFLA_XDP` and the attributes nested in it (`linux/if_link.h`).
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_FD: u16 = 1;
@@ -24,18 +26,10 @@ const LINK_MESSAGE: usize = 16;
 /// A link's description is a few kilobytes; with many virtual functions some dozen.
 const ANSWER_MAX: usize = 256 * 1024;
 
-/// How a program is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AttachedMode {
-    Native,
-    Generic,
-    Hardware,
-}
-
 /// What the kernel says about XDP on an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AttachedProgram {
-    pub mode: AttachedMode,
+    pub mode: RunningMode,
     /// 0 when several programs are attached at once.
     pub program_id: u32,
 }
@@ -48,9 +42,9 @@ pub(crate) fn attached(ifindex: u32) -> io::Result<Option<AttachedProgram>> {
     };
     let Some(xdp) = attribute(attributes, IFLA_XDP) else { return Ok(None) };
     let mode = match attribute(xdp, IFLA_XDP_ATTACHED).and_then(|value| value.first().copied()) {
-        Some(XDP_ATTACHED_DRV) => AttachedMode::Native,
-        Some(XDP_ATTACHED_SKB) => AttachedMode::Generic,
-        Some(XDP_ATTACHED_HW) => AttachedMode::Hardware,
+        Some(XDP_ATTACHED_DRV) => RunningMode::Native,
+        Some(XDP_ATTACHED_SKB) => RunningMode::Generic,
+        Some(XDP_ATTACHED_HW) => RunningMode::Hardware,
         _ => return Ok(None),
     };
     let program_id = attribute(xdp, IFLA_XDP_PROG_ID)
@@ -61,11 +55,11 @@ pub(crate) fn attached(ifindex: u32) -> io::Result<Option<AttachedProgram>> {
 
 /// Detaches a program that netlink attached. One that a BPF link holds is refused with `EBUSY`
 /// (kernel: "Can't replace active BPF XDP link").
-pub(crate) fn detach(ifindex: u32, mode: AttachedMode) -> io::Result<()> {
+pub(crate) fn detach(ifindex: u32, mode: RunningMode) -> io::Result<()> {
     let flags = match mode {
-        AttachedMode::Native => XDP_FLAGS_DRV_MODE,
-        AttachedMode::Generic => XDP_FLAGS_SKB_MODE,
-        AttachedMode::Hardware => 1 << 3,
+        RunningMode::Native => XDP_FLAGS_DRV_MODE,
+        RunningMode::Generic => XDP_FLAGS_SKB_MODE,
+        RunningMode::Hardware => 1 << 3,
     };
     let mut nested = Vec::new();
     push_attribute(&mut nested, IFLA_XDP_FD, &(-1i32).to_ne_bytes());
