@@ -24,12 +24,20 @@ pub(super) struct Listener {
     pub(super) is_services: bool,
 }
 
+/// A service port that wants a node port, on one of the node's addresses.
+type NodePort = (ObjectName, usize, IpAddr, ServiceId);
+
+fn node_port(listener: &Listener, address: IpAddr) -> NodePort {
+    (listener.service.clone(), listener.place, address, listener.id)
+}
+
 /// Everybody who wants a frontend. Nearly always there is one for each.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Listeners {
     frontends: HashMap<Frontend, Vec<Listener>>,
-    /// By protocol and number, on whichever address.
-    node_ports: HashMap<(Protocol, u16), BTreeSet<(Listener, IpAddr)>>,
+    /// By protocol and number, on whichever address; in an order that no number given to a service
+    /// decides, as those depend on what was there before.
+    node_ports: HashMap<(Protocol, u16), BTreeSet<NodePort>>,
     /// How many listen on an address that is a service's.
     addresses: HashMap<IpAddr, usize>,
 }
@@ -39,7 +47,7 @@ impl Listeners {
         let Frontend { address, protocol, l4_port } = frontend;
         if listener.kind == FrontendKind::NodePort {
             let wanting = self.node_ports.entry((protocol, l4_port)).or_default();
-            wanting.insert((listener.clone(), address));
+            wanting.insert(node_port(&listener, address));
         }
         if listener.is_services {
             *self.addresses.entry(address).or_default() += 1;
@@ -55,7 +63,7 @@ impl Listeners {
         if listener.kind == FrontendKind::NodePort
             && let Some(wanting) = self.node_ports.get_mut(&(protocol, l4_port))
         {
-            wanting.remove(&(listener.clone(), address));
+            wanting.remove(&node_port(listener, address));
             if wanting.is_empty() {
                 self.node_ports.remove(&(protocol, l4_port));
             }
@@ -95,7 +103,7 @@ impl Listeners {
         }
         let at = (protocol, l4_port);
         let first = self.node_ports.get(&at).and_then(|wanting| wanting.first());
-        let holder = first.map(|(listener, _)| listener.id);
+        let holder = first.map(|(.., id)| *id);
         if table.node_ports.get(&at).copied() != holder {
             let node_ports = &mut Arc::make_mut(table).node_ports;
             match holder {

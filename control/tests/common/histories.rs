@@ -64,7 +64,13 @@ fn service() -> impl Strategy<Value = Change> {
     });
     let kind = (0u8..5, any::<bool>());
     (service_name(), addresses(), addresses(), vec(port, 1..3), kind).prop_map(
-        |(name, cluster_ips, external_ips, ports, (headless, local))| {
+        |(name, cluster_ips, external_ips, mut ports, (headless, local))| {
+            // The reader lets each name stand for one port only.
+            if let [first, second] = &mut ports[..]
+                && first.name == second.name
+            {
+                second.name = "other".into();
+            }
             Change::Set(Object::Service(Service {
                 name,
                 cluster_ips,
