@@ -102,6 +102,15 @@ impl Context {
         }
     }
 
+    /// Begins anew with what is in force: of what a panic has cut short nothing is to be trusted.
+    pub(crate) fn begin_anew(&mut self, flows: &WorkerFlows) {
+        let tables = Arc::clone(&self.tables);
+        let (counters, reports) = (Arc::clone(&self.counters), self.reporter.reports());
+        let new = Self::new(self.worker, self.workers, tables, flows, counters, reports);
+        // What this process has noted of flows stands.
+        *self = Self { run: self.run, ..new };
+    }
+
     pub(crate) fn adopt(&mut self, tables: Arc<Tables>) -> Arc<Tables> {
         let share = nat::share(&tables.source_nat.l4_ports, self.worker, self.workers);
         self.nat.has_mappings |= tables.source_nat.mapping == Mapping::EndpointIndependent;

@@ -171,6 +171,8 @@ pub struct WorkerCounters {
     pub tables_adopted: Counter,
     /// Ticks (bursts, also empty ones).
     pub ticks: Counter,
+    /// How often the worker went on after a panic ([`crate::worker::Worker::recover`]).
+    pub restarts: Counter,
     handed: [Counter; HandoffCause::ALL.len()],
     dropped: [Counter; DropReason::COUNT],
     ports: Box<[PortCounters]>,
@@ -213,6 +215,7 @@ impl Default for WorkerCounters {
             replies_suppressed: Counter::default(),
             tables_adopted: Counter::default(),
             ticks: Counter::default(),
+            restarts: Counter::default(),
             handed: std::array::from_fn(|_| Counter::default()),
             dropped: std::array::from_fn(|_| Counter::default()),
             ports: (0..PORTS_MAX).map(|_| PortCounters::default()).collect(),
@@ -225,6 +228,11 @@ impl WorkerCounters {
     #[inline]
     pub fn drop_for(&self, reason: DropReason) {
         self.dropped[reason as usize].add(1);
+    }
+
+    /// Counts packets dropped for `reason` that nothing is known of but their number.
+    pub(crate) fn drop_many(&self, reason: DropReason, packets: u64) {
+        self.dropped[reason as usize].add(packets);
     }
 
     /// Packets dropped for `reason`.

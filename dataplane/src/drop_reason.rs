@@ -115,6 +115,8 @@ drop_reasons! {
     /// The UDP datagram is to change family and has no checksum: as a fragment, where it cannot be
     /// computed, or in IPv6, which forbids it.
     UdpNoChecksum = "udp-no-checksum",
+    /// Under way in a worker that panicked, which goes on without it.
+    WorkerRestarted = "worker-restarted",
 }
 
 #[cfg(test)]

@@ -161,6 +161,11 @@ impl Reporter {
         Self { reports, budget: Budget::new(EVENTS_PER_SECOND) }
     }
 
+    /// Where it reports.
+    pub(crate) fn reports(&self) -> Arc<Reports> {
+        Arc::clone(&self.reports)
+    }
+
     /// Whether somebody watches flows end.
     pub(crate) fn is_watched(&self) -> bool {
         self.reports.watched.load(Ordering::Relaxed)

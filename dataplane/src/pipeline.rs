@@ -446,6 +446,12 @@ impl Pipeline {
         self.flows.quiescence.announce(self.context.worker);
     }
 
+    /// Goes on after a panic: with its flows, the tables in force and the flushes under way, and with
+    /// nothing else of what it remembered.
+    pub(crate) fn begin_anew(&mut self) {
+        self.context.begin_anew(&self.flows);
+    }
+
     /// Its flows, when the worker ends.
     #[must_use]
     pub fn into_flows(self) -> WorkerFlows {

@@ -22,6 +22,8 @@ use crate::pipeline::{Action, Pipeline};
 use crate::port::{PortId, Ports};
 use crate::time::Nanos;
 
+mod recover;
+
 /// Packets a worker handles at once.
 pub const BURST: usize = 32;
 /// Packets that may wait for a neighbour, per worker.
@@ -389,9 +391,10 @@ impl<P: Ports> Worker<P> {
             let Some(command) = self.mailbox.commands.pop() else { break };
             match command {
                 Command::Publish(tables) => {
+                    // First: whatever comes of it, nobody waits for these tables any more.
+                    self.counters.tables_adopted.add(1);
                     let old = self.pipeline.adopt(tables);
                     self.retire(Retired::Tables(old));
-                    self.counters.tables_adopted.add(1);
                     adopted = true;
                 }
                 Command::Flush(filter) => {

@@ -19,6 +19,8 @@ pub struct Wire {
     outgoing: Vec<(PortId, Vec<u8>)>,
     /// Ports whose transmit path is full.
     full: Vec<PortId>,
+    /// Frames to be transmitted by this port before the path panics, once.
+    pub panics_after: Option<(PortId, usize)>,
     /// Buffers given back.
     pub released: usize,
 }
@@ -84,6 +86,13 @@ impl Ports for MemoryPorts {
         let mut wire = self.wire.borrow_mut();
         if wire.full.contains(&port) {
             return Err((DropReason::TxRingFull, buffer));
+        }
+        if let Some((_, left)) = wire.panics_after.as_mut().filter(|(of, _)| *of == port) {
+            let Some(fewer) = left.checked_sub(1) else {
+                wire.panics_after = None;
+                panic!("of this test");
+            };
+            *left = fewer;
         }
         wire.outgoing.push((port, buffer.bytes().to_vec()));
         Ok(())

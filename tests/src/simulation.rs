@@ -120,6 +120,14 @@ impl Simulation {
         self.check_conservation();
     }
 
+    /// Lets a worker go on after a tick that ended by a panic; checks the law. Answers how many packets
+    /// it had lost.
+    pub fn recover(&mut self, index: usize) -> u64 {
+        let lost = self.workers[index].worker.recover();
+        self.check_conservation();
+        lost
+    }
+
     /// Ticks until nothing is under way, at most a thousand times.
     pub fn settle(&mut self) {
         for _ in 0..1000 {

@@ -164,12 +164,18 @@ pub fn raise(capability: Capability) {
 /// Runs `act` with `capability` in effect.
 pub fn with<T>(capability: Capability, act: impl FnOnce() -> T) -> T {
     let had = caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);
+    let _lowered = (!had).then(|| Lowered(capability));
     raise(capability);
-    let result = act();
-    if !had {
-        let _ = caps::drop(None, CapSet::Effective, capability);
+    act()
+}
+
+/// Takes a capability out of effect, also when a panic ends what it was for.
+struct Lowered(Capability);
+
+impl Drop for Lowered {
+    fn drop(&mut self) {
+        let _ = caps::drop(None, CapSet::Effective, self.0);
     }
-    result
 }
 
 #[cfg(test)]

@@ -38,6 +38,8 @@ fn settings(run_directory: &Path) -> Settings {
         on_exit: control::config::OnExit::Detach,
         on_stall: OnStall::Drop,
         stall_after: Duration::from_millis(500),
+        restart_after: None,
+        faults: false,
         workers: workers::Settings {
             cores: vec![CpuId(0)],
             idle: Idle::Adaptive(Duration::from_micros(50)),

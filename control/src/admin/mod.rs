@@ -5,7 +5,7 @@
 //! Types only: the socket, its bounds and its permissions are the node process's matter.
 //!
 //! Reading order: this file (requests, framing), [`endpoint`] (pods' interfaces), [`cni`]
-//! (how those of a runtime fare), [`reply`] (answers),
+//! (how those of a runtime fare), [`fault`] (failures by order), [`reply`] (answers),
 //! [`policy`] (of identities and
 //! policies, both), [`status`] (the node's state in full, from which `xskiff status` and `/metrics`
 //! are both made).
@@ -18,12 +18,14 @@ use crate::shown::cut;
 
 pub mod cni;
 pub mod endpoint;
+pub mod fault;
 pub mod kubernetes;
 pub mod policy;
 pub mod reply;
 pub mod status;
 
 pub use endpoint::{Admitted, Attachment, EndpointAdd, Retained};
+pub use fault::Fault;
 pub use policy::{ExaminedRule, ExplainedStep, PolicyExplanation, PolicyQuestion};
 pub use reply::{
     CaptureRecord, ConfigDiff, CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus,
@@ -163,6 +165,8 @@ pub enum Request {
     },
     /// What was read from the manifests folder, and what was refused.
     ManifestsStatus,
+    /// Makes a part of the node fail. Refused unless its configuration allows it (`debug.faults`).
+    Inject(Fault),
 }
 
 /// Which flows, decisions or drops are meant. Every given field must match.
@@ -366,6 +370,7 @@ fn validate(request: &Request) -> Result<(), AdminError> {
         Request::PolicyList(page) => policy::validate_limit(page.limit),
         Request::PolicyStatus(question) => policy::validate_limit(question.limit),
         Request::PolicyExplain(question) => parse_protocol(&question.protocol).map(drop),
+        Request::Inject(fault) => fault.validate(),
         Request::Capture(capture) => {
             capture.reason.as_deref().map_or(Ok(()), |label| parse_reason(label).map(drop))
         }

@@ -61,6 +61,8 @@ pub enum Reply {
     ConfigDiff(Vec<ConfigDiff>),
     /// To [`super::Request::ManifestsStatus`].
     Manifests(ManifestsStatus),
+    /// To [`super::Request::Inject`]: it fails now.
+    Injected,
     /// One of a stream.
     Item(StreamItem),
     /// The stream's end.

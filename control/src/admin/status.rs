@@ -290,6 +290,9 @@ pub struct WorkerStatus {
     pub mode: String,
     /// Whether it has ticked, or announced its sleep, within the stall limit.
     pub alive: bool,
+    /// How often it has gone on after a panic.
+    #[serde(default)]
+    pub restarts: u64,
     /// Published tables it has adopted since start.
     pub tables_adopted: u64,
     /// Packets taken from receive rings.
@@ -400,6 +403,9 @@ pub struct ControlStatus {
     pub admin_refusals: u64,
     /// Failed reconciles of any kind.
     pub reconcile_failures: u64,
+    /// How often the control thread has begun anew after a panic.
+    #[serde(default)]
+    pub restarts: u64,
 }
 
 /// A failure, with the object it concerns.

@@ -49,6 +49,7 @@ const LIVE: &[&str] = &[
     "node_ports",
     "policy",
     "stall",
+    "debug",
 ];
 
 /// What changing `field` does.
@@ -104,6 +105,7 @@ impl Config {
         self.cluster.clone_from(&candidate.cluster);
         self.node_ports.clone_from(&candidate.node_ports);
         self.stall.clone_from(&candidate.stall);
+        self.debug.clone_from(&candidate.debug);
         self.policy.clone_from(&candidate.policy);
     }
 

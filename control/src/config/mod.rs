@@ -178,6 +178,8 @@ pub struct Config {
     pub cni: Cni,
     /// Where metrics and probes are served.
     pub http: Http,
+    /// What is allowed for trying a node out.
+    pub debug: Debug,
 }
 
 impl Default for Config {
@@ -204,6 +206,7 @@ impl Default for Config {
             timeouts: Timeouts::default(),
             cni: Cni::default(),
             http: Http::default(),
+            debug: Debug::default(),
         }
     }
 }
@@ -468,6 +471,8 @@ impl Default for Policy {
 pub struct Stall {
     /// Milliseconds without a tick after which a worker has stalled.
     pub after_ms: u32,
+    /// Milliseconds after which the process ends, to be started again by its supervisor; 0: never.
+    pub restart_after_ms: u32,
     /// What happens to its share meanwhile.
     pub on_stall: OnStall,
     /// What happens to everything when the process has ended by order.
@@ -476,7 +481,12 @@ pub struct Stall {
 
 impl Default for Stall {
     fn default() -> Self {
-        Self { after_ms: 500, on_stall: OnStall::Drop, on_exit: OnExit::Detach }
+        Self {
+            after_ms: 500,
+            restart_after_ms: 10_000,
+            on_stall: OnStall::Drop,
+            on_exit: OnExit::Detach,
+        }
     }
 }
 
@@ -489,6 +499,14 @@ pub enum OnExit {
     Detach,
     /// It stays, as after a SIGKILL: what is ours is dropped until the next process takes over.
     Drop,
+}
+
+/// For trying out how a node takes failures.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Debug {
+    /// Whether `xskiff debug` may make workers and the control thread fail.
+    pub faults: bool,
 }
 
 /// Where metrics and probes are served, over HTTP without authentication.

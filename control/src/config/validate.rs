@@ -296,6 +296,14 @@ fn rest(config: &Config, findings: &mut Findings) {
         config.stall.after_ms,
         "20 to 60000 milliseconds: the kernel's clock ticks every 4",
     );
+    let stall = &config.stall;
+    let least = stall.after_ms.saturating_mul(2).max(2_000);
+    findings.check(
+        stall.restart_after_ms == 0 || (least..=3_600_000).contains(&stall.restart_after_ms),
+        "stall.restart_after_ms",
+        stall.restart_after_ms,
+        "2000 to 3600000 milliseconds, at least twice stall.after_ms, or 0 for never",
+    );
     findings.check(
         config.policy.lost_replies_seconds <= 86_400,
         "policy.lost_replies_seconds",

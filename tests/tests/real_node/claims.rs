@@ -1,10 +1,8 @@
 //! A pod that speaks from another's address, answers for it, or plays the router: dropped, counted
 //! and named, and believed by nobody.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket};
@@ -86,15 +84,7 @@ fn named(world: &World, reason: &str) -> Vec<Value> {
 
 /// The counter of `reason` in `/metrics`, all workers together.
 fn metric(world: &World, reason: &str) -> u64 {
-    let text = within(&world.scene.node, || {
-        let mut stream = TcpStream::connect("127.0.0.1:9964").expect("the metrics' address");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time limit");
-        let request = "GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).expect("asked");
-        let mut text = String::new();
-        stream.read_to_string(&mut text).expect("answered");
-        text
-    });
+    let text = world.metrics();
     let label = format!("reason=\"{reason}\"");
     let lines = text.lines().filter(|line| line.starts_with("xskiff_dropped_packets_total{"));
     let lines = lines.filter(|line| line.contains(&label));

@@ -16,6 +16,7 @@ mod configuration;
 mod egress_addresses;
 mod endurance;
 mod everything;
+mod failing_threads;
 mod followed;
 mod forged_resets;
 mod health;

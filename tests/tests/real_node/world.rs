@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use control::admin::status::{PortStatus, Status};
@@ -143,6 +145,36 @@ impl World {
         let words = [&["--socket", &*socket, "--json"], command].concat();
         let program = path().to_string_lossy();
         self.scene.node.run(&program, &words).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// What is said of a command that is refused.
+    pub fn refusal(&self, command: &[&str]) -> String {
+        let socket = self.files.socket.to_string_lossy();
+        let words = [&["--socket", &*socket], command].concat();
+        let program = path().to_string_lossy();
+        let refused = self.scene.node.run(&program, &words);
+        refused.expect_err("it is refused").to_string()
+    }
+
+    /// `/metrics`.
+    pub fn metrics(&self) -> String {
+        within(&self.scene.node, || {
+            let mut stream = TcpStream::connect("127.0.0.1:9964").expect("the metrics' address");
+            stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time limit");
+            let request = "GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n";
+            stream.write_all(request.as_bytes()).expect("asked");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).expect("answered");
+            text
+        })
+    }
+
+    /// Waits until the node process has ended by itself, not well; the end of its log.
+    pub fn wait_for_failure(&self) -> String {
+        let process = self.node.process();
+        let status = process.wait(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(status.code(), Some(1), "{}", process.log_tail());
+        process.log_tail()
     }
 
     /// As [`World::ask`], read.

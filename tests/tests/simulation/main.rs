@@ -6,6 +6,7 @@
 
 mod across_workers;
 mod conversation;
+mod panics;
 mod pieces;
 mod run;
 

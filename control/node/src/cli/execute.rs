@@ -137,6 +137,7 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
         Command::Identity(command) => command.into(),
         Command::Policy(command) => command.into(),
         Command::Audit => Request::Audit,
+        Command::Debug(command) => command.into(),
         Command::Drops => Request::Drops,
         Command::Trace(args) => {
             let frame = if args.frame == "-" { standard_input()? } else { args.frame };

@@ -1,7 +1,8 @@
 //! The command line: what there is to say, and what is done about it.
 //!
 //! Reading order: this file and [`policy`] (commands and help), [`client`] (asks the node), [`show`] (answers for
-//! people), [`table`] (aligned columns), [`capture`] (pcapng), [`cni`] (files of a container runtime), [`execute`] (commands to requests).
+//! people), [`table`] (aligned columns), [`capture`] (pcapng), [`cni`] (files of a container runtime),
+//! [`debug`] (failures by order), [`execute`] (commands to requests).
 //! Exit codes: 0 done, 1 failed (the reason is on standard error), 64 wrong usage (`EX_USAGE` of
 //! sysexits.h).
 
@@ -14,6 +15,7 @@ use control::admin::FlowFilter;
 pub mod capture;
 pub mod client;
 pub mod cni;
+pub mod debug;
 pub mod execute;
 pub mod policy;
 pub mod show;
@@ -135,6 +137,13 @@ pub enum Command {
     /// A running or left-over kube-proxy: say what there is, and clean up after it.
     #[command(subcommand)]
     KubeProxy(KubeProxyCommand),
+    /// Let something fail, to see how the node takes it.
+    #[command(
+        subcommand,
+        long_about = "Let something fail, to see how the node takes it, and whether whoever watches it \
+        is told.\n\nRefused unless the node's configuration says debug.faults: true."
+    )]
+    Debug(debug::DebugCommand),
     /// Print a shell's completions, to be sourced.
     Completions {
         /// The shell.

@@ -124,6 +124,7 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     ("xskiff_worker_alive", "1 while the worker ticks or announced its sleep", false, |w| {
         u64::from(w.alive)
     }),
+    ("xskiff_worker_restarts", "Times the worker went on after a panic", true, |w| w.restarts),
     ("xskiff_worker_tables_adopted", "Published tables the worker has adopted", true, |w| {
         w.tables_adopted
     }),
@@ -366,6 +367,11 @@ fn control(status: &Status) -> Vec<Family> {
             "xskiff_admin_refusals",
             "Admin clients turned away or cut off (bound, time-out, oversize)",
             counts.admin_refusals,
+        ),
+        (
+            "xskiff_control_restarts",
+            "Times the control thread began anew after a panic",
+            counts.restarts,
         ),
     ]
     .map(|(name, help, value)| counter(name, help, one(value)))

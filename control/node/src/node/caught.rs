@@ -1,9 +1,18 @@
 //! Work that may take long or fail badly, beside the control thread.
 
+use std::any::Any;
+
 /// What panicked said.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0} (a defect: please report it; its place is in the log above)")]
-pub(crate) struct Panicked(String);
+pub struct Panicked(String);
+
+impl Panicked {
+    /// By a panic that was caught.
+    pub(crate) fn of(panic: &(dyn Any + Send)) -> Self {
+        Self(words(panic).to_owned())
+    }
+}
 
 /// Runs `work` on a thread of its own, since the control thread has packets' neighbours to ask
 /// for, and catches its panic: whoever follows something must not end because of it.
@@ -18,11 +27,14 @@ pub(crate) async fn caught<T: Send + 'static>(
         Err(error) if error.is_panic() => error.into_panic(),
         Err(error) => return Err(Panicked(error.to_string())),
     };
-    let said = panic
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| panic.downcast_ref::<String>().cloned());
-    Err(Panicked(said.unwrap_or_else(|| "a panic without words".into())))
+    Err(Panicked::of(&*panic))
+}
+
+/// What a panic said.
+pub(crate) fn words(panic: &(dyn Any + Send)) -> &str {
+    let said = panic.downcast_ref::<&str>().copied();
+    let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    said.unwrap_or("a panic without words")
 }
 
 #[cfg(test)]

@@ -85,6 +85,24 @@ pub enum NodeError {
     /// A worker is no more.
     #[error(transparent)]
     WorkerGone(#[from] WorkerGone),
+    /// A worker stands still, and nobody else can do its work.
+    #[error(
+        "worker {worker} on CPU {} has not ticked for {seconds} seconds: the node ends, so that its \
+         supervisor starts it again and what is ours goes on; if its core is starved (`top -H`), give \
+         it one of its own (workers.cores), or raise stall.restart_after_ms",
+        core.map_or_else(|| "?".into(), |core| core.to_string())
+    )]
+    WorkerStalled {
+        /// The worker.
+        worker: usize,
+        /// Its core.
+        core: Option<pinning::CpuId>,
+        /// For how long.
+        seconds: u64,
+    },
+    /// The control thread does not come to rest.
+    #[error("the control thread panicked too often: {0}")]
+    ControlPanicked(super::caught::Panicked),
     /// Metrics and probes.
     #[error(transparent)]
     Http(#[from] HttpError),

@@ -135,6 +135,8 @@ impl Settings {
             on_stall: rules::OnStall::Drop,
             on_exit: config.stall.on_exit,
             stall_after: Duration::ZERO,
+            restart_after: None,
+            faults: false,
             workers: workers::Settings {
                 cores: machine.cores.clone(),
                 idle: match config.workers.idle {
@@ -219,6 +221,9 @@ impl Settings {
             OnStall::Pass => rules::OnStall::Pass,
         };
         self.on_exit = config.stall.on_exit;
+        let restart_after = Duration::from_millis(config.stall.restart_after_ms.into());
+        self.restart_after = (!restart_after.is_zero()).then_some(restart_after);
+        self.faults = config.debug.faults;
     }
 }
 

@@ -1,22 +1,23 @@
 //! The node process: starts everything in order, keeps tables in step with the cluster and the
 //! kernel, answers clients, and takes everything away again.
 //!
-//! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start, loop,
-//! end), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
+//! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start and end),
+//! [`control_loop`] (what happens in between), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
 //! what published), [`local_pods`] and [`attachments`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
 //! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
 //! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`],
 //! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
 //! [`socket_audit`], [`kube_proxy_audit`], [`source_nat`], [`filter`], [`trace`], [`caught`] and
-//! [`error_log`] are its parts, and [`supervised`] tells the service manager.
+//! [`error_log`] are its parts, [`worker_health`] sees to workers that fail, [`faults`] makes things fail
+//! by order, and [`supervised`] tells the service manager.
 //!
-//! One thread runs all of this. Workers never wait for it: while it hangs, packets go on by the
-//! tables in force. Its panic ends the process, detached, for a supervisor to start it again.
+//! One thread runs all of this. Workers never wait for it: while it hangs or panics, packets go on by
+//! the tables in force.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::feed;
@@ -28,7 +29,6 @@ use dataplane::tables::Tables;
 use dataplane::time::Nanos;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval};
 use xdp_redirect::Umem;
 use xdp_redirect::frame::HEADROOM_BYTES;
 use xdp_redirect::rules::OnStall;
@@ -51,12 +51,14 @@ pub(crate) mod caught;
 pub mod cluster_source;
 pub mod configuration;
 mod connections;
+mod control_loop;
 pub mod detach;
 pub mod endpoint_record;
 pub mod endpoints;
 mod error;
 pub mod error_log;
 mod explain;
+mod faults;
 pub mod filter;
 pub mod flow_log;
 mod flow_tables;
@@ -84,6 +86,7 @@ mod supervised;
 pub mod trace;
 pub mod usage;
 pub mod verdict;
+mod worker_health;
 
 pub use error::NodeError;
 pub use settings::Settings;
@@ -91,6 +94,7 @@ pub use settings::Settings;
 use audit::Audit;
 use captures::Capture;
 use configuration::InForce;
+use control_loop::ControlRestarts;
 use endpoint_record::{EndpointRecord, Recorded};
 use endpoints::Endpoints;
 use error_log::ErrorLog;
@@ -104,17 +108,10 @@ use reconciles::{Reconcile, Reconciles};
 use socket_audit::SocketAudit;
 use source_nat::{Inside, RuleAddresses};
 use supervised::{Supervised, stalled_workers};
+use worker_health::WorkerHealth;
 
-/// How often reports of workers are read: the longest a packet waits for its neighbour to be
-/// asked for.
-const DRAIN: Duration = Duration::from_millis(10);
-/// How often what needs no haste is looked after.
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Status requests under way from the HTTP thread.
 const STATUS_REQUESTS_MAX: usize = 8;
-/// Said of a source whose task is gone.
-const UNFOLLOWED: &str = "is not followed any more (a defect; the log above says more): the last \
-                          good state stays in force until `xskiff run` is started again";
 /// An Ethernet header, which the MTU does not count.
 const ETHERNET_BYTES: u32 = 14;
 
@@ -198,6 +195,8 @@ pub struct Node {
     wrong_mtus: BTreeMap<String, String>,
     errors: ErrorLog,
     reconciles: Reconciles,
+    worker_health: WorkerHealth,
+    control_restarts: ControlRestarts,
     flows: FlowLog,
     watch: FlowWatch,
     capture: Option<(Capture, u64)>,
@@ -341,6 +340,8 @@ impl Node {
             wrong_mtus: BTreeMap::new(),
             errors: ErrorLog::default(),
             reconciles: Reconciles::default(),
+            worker_health: WorkerHealth::default(),
+            control_restarts: ControlRestarts::default(),
             flows: FlowLog::default(),
             watch: FlowWatch::default(),
             capture: None,
@@ -362,141 +363,10 @@ impl Node {
         Ok((node, host))
     }
 
-    /// Runs until `stop` is ready (in a process, [`termination`]), then takes everything away.
-    ///
-    /// # Errors
-    /// What `stop` gave, or [`NodeError`] when a worker or the follower ended or something could not
-    /// be taken away.
-    pub async fn run(
-        mut self,
-        stop: impl Future<Output = Result<(), NodeError>>,
-    ) -> Result<(), NodeError> {
-        let mut stop = std::pin::pin!(stop);
-        let mut drain = interval(DRAIN);
-        let mut housekeeping = interval(HOUSEKEEPING);
-        drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let ended = loop {
-            tokio::select! {
-                stopped = &mut stop => break stopped,
-                changed = self.follower.changed() => match changed {
-                    Ok(_) => self.reconcile().await,
-                    Err(error) => break Err(error.into()),
-                },
-                // A source that ended leaves the last good state in force.
-                changed = self.cluster.changed(), if !self.unfollowed.cluster => match changed {
-                    Ok(()) => self.reconcile().await,
-                    Err(_) => self.note_unfollowed_cluster(),
-                },
-                changed = self.config.changed(), if !self.unfollowed.config => match changed {
-                    Ok(()) => self.reconfigure().await,
-                    Err(_) => self.note_unfollowed_config(),
-                },
-                Some(call) = self.calls.recv() => self.answer(call).await,
-                Some(request) = self.status_requests.recv() => {
-                    // A client that gave up waiting is no matter.
-                    let _ = request.send(Box::new(self.status()));
-                }
-                _ = drain.tick() => match self.workers.gone() {
-                    // Half a node would drop half the connections for good, and look alive.
-                    Some(gone) => break Err(gone.into()),
-                    None => self.drain().await,
-                },
-                _ = housekeeping.tick() => self.housekeep().await,
-            }
-        };
-        if let Err(error) = &ended {
-            tracing::error!(%error, "ending");
-        }
-        self.end().await.and(ended)
-    }
-
-    /// Takes over what a new configuration file changes live; a refused one changes nothing.
-    async fn reconfigure(&mut self) {
-        let began = Instant::now();
-        let update = self.config.borrow_and_update().clone();
-        if let Some((file, why)) = update.refused {
-            self.reconciles.ran(Reconcile::Configuration, began.elapsed());
-            return self.failed(Reconcile::Configuration, file, why);
-        }
-        let Some(config) = update.config else { return };
-        self.tell_supervisor_reloading();
-        let sizes = self.settings.workers.capacities;
-        self.settings.apply_live(&config);
-        let is_resized = self.resize_by_file(sizes);
-        if let Some(in_force) = &mut self.in_force {
-            in_force.take_live(&config, is_resized);
-            if !in_force.waiting().is_empty() {
-                let fields = in_force.waiting().join(", ");
-                tracing::warn!(fields, "the configuration file differs until a restart");
-            }
-        }
-        self.stall_after_ns.store(nanoseconds(self.settings.stall_after), Ordering::Relaxed);
-        match self.ports.redirect().set_stall_after(self.settings.stall_after) {
-            Ok(()) => self.errors.clear("stall.after_ms"),
-            Err(error) => self.failed(Reconcile::Configuration, "stall.after_ms", error),
-        }
-        self.errors.clear_prefix("configuration ");
-        self.reconciles.ran(Reconcile::Configuration, began.elapsed());
-        self.reconcile().await;
-        self.tell_supervisor_ready();
-    }
-
-    /// A folder that is not followed any more must not look as if nothing had changed in it. A node
-    /// without one never had a source.
-    fn note_unfollowed_cluster(&mut self) {
-        self.unfollowed.cluster = true;
-        let report = self.cluster.report();
-        let servers = report.kubernetes.map(|_| "the API servers".to_owned());
-        if let Some(source) = report.manifests.folder.or(servers) {
-            self.failed(Reconcile::Changes, source, UNFOLLOWED);
-        }
-    }
-
-    fn note_unfollowed_config(&mut self) {
-        self.unfollowed.config = true;
-        if self.in_force.is_some() {
-            self.failed(Reconcile::Configuration, "the configuration file", UNFOLLOWED);
-        }
-    }
-
-    /// Reads what workers report.
-    async fn drain(&mut self) {
-        self.tend_flow_tables();
-        self.log_events();
-        self.look_at_watched();
-        self.drain_capture();
-        let mut asked = false;
-        while let Some(request) = self.workers.next_neighbour_request() {
-            asked |= self.ask_neighbour(request);
-        }
-        let concerned = self.workers.tend_census();
-        if asked || !concerned.is_empty() {
-            self.publisher.concern(concerned);
-            self.reconcile().await;
-        }
-        self.audit_a_little().await;
-    }
-
-    async fn housekeep(&mut self) {
-        self.workers.maintain();
-        self.workers.growth_mut().note_rates();
-        self.note_full_endpoints();
-        self.ports.collect(&self.workers);
-        self.tend_followers();
-        self.forget_silent_neighbours();
-        self.tell_program();
-        self.retry_awaited().await;
-        self.adopt_admitted().await;
-        self.note_chain();
-        self.mend_host_routes().await;
-        self.audit_host_sockets().await;
-        self.audit_kube_proxy().await;
-        self.note_control_tables();
-        self.tell_supervisor();
-    }
-
-    async fn end(mut self) -> Result<(), NodeError> {
+    /// Ends, `by_order` or because something failed: then what is attached stays where it can, as after
+    /// a kill. The kernel's own stack would reset connections and pass policy by; the next start takes
+    /// over.
+    async fn end(mut self, by_order: bool) -> Result<(), NodeError> {
         self.tell_supervisor_stopping();
         self.readiness.send_replace(Readiness::NotReady("ending".into()));
         self.flows.end();
@@ -505,7 +375,8 @@ impl Node {
         // First, so that the flow tables are closed with all flows in them: those of pods go on
         // with the next process.
         self.workers.stop();
-        if self.settings.on_exit == OnExit::Drop {
+        let may_stay = self.ports.redirect().pinned() > 0;
+        if self.settings.on_exit == OnExit::Drop || !by_order && may_stay {
             self.follower.stop().await;
             let stay = self.ports.leave();
             tracing::info!(

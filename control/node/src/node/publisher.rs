@@ -6,7 +6,7 @@
 //! appears, or a pod that no flow has for an end, judges no flow again. Its epochs tell which flows
 //! that may be: a pod that comes or goes elsewhere judges no other pod's flows again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ use crate::netlink::neighbours::NeighbourKey;
 #[derive(Debug, Default)]
 pub struct Publisher {
     compiled: Compiled,
+    /// Changes of the cluster that are to be taken over, so that a panic loses only the one it is about.
+    waiting: VecDeque<Change>,
     /// Whose flows what was compiled and not yet published decides otherwise.
     affected: Affected,
     builder: ForwardingBuilder,
@@ -66,7 +68,8 @@ impl Publisher {
 
     /// Takes over what changed in the cluster. It is in force once it was compiled and published.
     pub fn take(&mut self, changes: impl IntoIterator<Item = Change>) {
-        for change in changes {
+        self.waiting.extend(changes);
+        while let Some(change) = self.waiting.pop_front() {
             self.compiled.take(change);
         }
     }
@@ -88,7 +91,9 @@ impl Publisher {
         let nothing = ClusterState::default();
         let changes = nothing.changes_to(self.compiled.state());
         self.compiled = Compiled::default();
-        self.take(changes);
+        // Before those that wait, which are newer.
+        changes.into_iter().for_each(|change| self.compiled.take(change));
+        self.take([]);
         self.affected = Affected::Everything;
     }
 

@@ -101,6 +101,7 @@ impl Node {
                 core: self.workers.core(number).map(|core| u32::from(core.0)),
                 mode: self.workers.idle().label().into(),
                 alive: self.workers.is_alive(number, limit),
+                restarts: counters.restarts.get(),
                 tables_adopted: counters.tables_adopted.get(),
                 received: counters.received.get(),
                 handed_in: counters.handed_in.get(),
@@ -218,6 +219,7 @@ impl Node {
             admin_clients: load(&admin.clients),
             admin_refusals: load(&admin.refusals),
             reconcile_failures: self.errors.failures() + load(&follow.failures),
+            restarts: self.control_restarts.count,
         }
     }
 

@@ -37,6 +37,7 @@ impl Node {
             Request::CtWatch { filter } => self.watch_flows(&filter, &reply),
             Request::Audit => Ok(self.begin_audit(&reply)),
             Request::CtResize { v4, v6 } => self.resize_flow_tables((v4, v6), &reply),
+            Request::Inject(fault) => self.inject(fault, &reply),
             request => self.answer_once(request).await.map(Some),
         };
         let answer = answer.unwrap_or_else(|error| Some(Reply::Error(error)));
@@ -94,6 +95,7 @@ impl Node {
             | Request::CtWatch { .. }
             | Request::Audit
             | Request::Capture(_)
+            | Request::Inject(_)
             | Request::CtResize { .. } => {
                 let detail = "it has no answer at once".into();
                 return Err(AdminError::Failed { detail });

@@ -79,6 +79,10 @@ pub struct Settings {
     pub on_exit: OnExit,
     /// A worker that did not tick for this long has stalled.
     pub stall_after: Duration,
+    /// Whose worker did not for this long ends, to be started again; `None`: never.
+    pub restart_after: Option<Duration>,
+    /// Whether `xskiff debug` may make things fail.
+    pub faults: bool,
     /// Threads, cores and flow tables.
     pub workers: workers::Settings,
     /// Packet memory.

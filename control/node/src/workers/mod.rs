@@ -1,13 +1,18 @@
 //! Worker threads: one per core of the plan, each driving the pipeline over its own sockets.
 //!
-//! [`thread`] is what a thread does, [`flow_memory`] where its flows live, [`capacity`] how many, and
-//! [`growth`] how they come to be more; [`levels`] how full its queues are; here is the control side's end: start, publish, ask, stop. Nothing here waits for a
-//! worker, except [`Workers::stop`], and a worker waits for nothing here.
+//! [`thread`] is what a thread does, [`handle`] what both sides have of it, [`restarts`] how often it
+//! goes on after a panic, [`fault`] what it is made to suffer for a showing; [`flow_memory`] where its
+//! flows live, [`capacity`] how many, and [`growth`] how they come to be more; [`levels`] how full its
+//! queues are. Here is the control side's end: start, publish, ask, stop. Nothing here waits for a
+//! worker, except [`Workers::stop`], for a bounded time, and a worker waits for nothing here.
 
 pub mod capacity;
+mod fault;
 pub mod flow_memory;
 pub mod growth;
+mod handle;
 pub mod levels;
+pub mod restarts;
 mod thread;
 
 use std::collections::BTreeSet;
@@ -15,19 +20,18 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dataplane::counters::WorkerCounters;
 use dataplane::event::{FlowEvent, NeighbourRequest, Reports};
 use dataplane::flow_ends::{Adoption, Census};
-use dataplane::flows::{FlowTables, WorkerFlows};
+use dataplane::flows::FlowTables;
 use dataplane::handoff::{Handoff, Inboxes, WORKERS_MAX};
 use dataplane::mailbox::{Command, Mailbox};
 use dataplane::pipeline::Pipeline;
 use dataplane::tables::Tables;
-use dataplane::time::Nanos;
 use dataplane::worker::Worker;
 use pinning::CpuId;
 use pinning::memory::MemoryError;
@@ -38,8 +42,11 @@ use xdp_redirect::{Frame, Redirect, Umem, WorkerPorts};
 
 use capacity::FlowCapacities;
 use flow_memory::{Beginning, FlowMemory};
-use flow_table::Quiescence;
 use growth::FlowGrowth;
+use handle::{Ending, Handle, Shared};
+
+pub use fault::Fault;
+pub use handle::WorkerGone;
 pub use thread::monotonic_now;
 
 // The configuration is held to the pipeline's bounds; the XDP program must not have lower ones.
@@ -48,6 +55,10 @@ const _: () = assert!(dataplane::counters::PORTS_MAX <= xdp_redirect::limits::PO
 
 /// Flow entries of each family that are looked at in one go for their ends: a third of a millisecond.
 const CENSUS_ENTRIES: u32 = 1 << 14;
+
+/// How long a worker may take to stop. What it is at takes microseconds, so one that takes longer never
+/// will; its flows are found again by the next process, which makes the index anew.
+const STOPS_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a worker does when it finds no packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,111 +143,6 @@ pub enum WorkersError {
     },
 }
 
-/// A worker's thread is gone, though nobody stopped it: it panicked. Its flows and queues have no
-/// owner any more, so the process must end and be started again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "worker {worker} on CPU {core} panicked (its message is in the log above): the node ends, so \
-     that its supervisor starts it again; please report the message"
-)]
-pub struct WorkerGone {
-    /// The worker.
-    pub worker: usize,
-    /// Its core.
-    pub core: CpuId,
-}
-
-/// What a thread and the control side share.
-#[derive(Debug)]
-struct Shared {
-    asleep: AtomicBool,
-    stop: AtomicBool,
-    /// The thread is over.
-    ended: AtomicBool,
-    /// Time of the last tick, in nanoseconds of `CLOCK_MONOTONIC`.
-    last_tick: AtomicU64,
-    waker: mio::Waker,
-}
-
-impl Shared {
-    fn new(waker: mio::Waker) -> Self {
-        Self {
-            asleep: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            last_tick: AtomicU64::new(monotonic_now().0),
-            waker,
-        }
-    }
-
-    /// Whether the thread runs, and has ticked within `limit` or announced that it sleeps.
-    fn is_alive(&self, limit: Duration) -> bool {
-        let last = Nanos(self.last_tick.load(Ordering::Relaxed));
-        let on_time = self.asleep.load(Ordering::Relaxed) || monotonic_now().since(last) <= limit;
-        on_time && !self.ended.load(Ordering::Relaxed)
-    }
-
-    /// Wakes the worker if it sleeps.
-    fn wake(&self) {
-        // Sequentially consistent with the worker's own store and check before it sleeps: one of
-        // the two sees the other.
-        if self.asleep.load(Ordering::SeqCst) {
-            // A failed wake is made good by the sleep's time limit.
-            let _ = self.waker.wake();
-        }
-    }
-}
-
-/// Marks the end of the thread that owns it, by order or by a panic: nobody waits for it to let go
-/// of flow entries any more.
-struct Ending {
-    shared: Arc<Shared>,
-    quiescence: Arc<Quiescence>,
-    worker: usize,
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.quiescence.go_offline(self.worker);
-        self.shared.ended.store(true, Ordering::SeqCst);
-    }
-}
-
-/// One worker, from outside.
-#[derive(Debug)]
-struct Handle {
-    core: CpuId,
-    shared: Arc<Shared>,
-    counters: Arc<WorkerCounters>,
-    mailbox: Arc<Mailbox>,
-    reports: Arc<Reports>,
-    /// Gives the worker's flows back when it ends.
-    thread: Option<JoinHandle<WorkerFlows>>,
-    /// Had no room for the tables published last.
-    behind: bool,
-    /// Tables that were put into its mailbox.
-    given: u64,
-}
-
-impl Handle {
-    /// How many of the tables published it has not adopted.
-    fn not_adopted(&self) -> u64 {
-        let Adoption { given, adopted } = self.adoption();
-        given.saturating_sub(adopted)
-    }
-
-    /// What was published while its mailbox was full is given later, the last of it alone.
-    fn adoption(&self) -> Adoption {
-        let given = self.given + u64::from(self.behind);
-        Adoption { given, adopted: self.counters.tables_adopted.get() }
-    }
-
-    fn give(&mut self, tables: &Arc<Tables>) {
-        self.behind = self.mailbox.send(Command::Publish(Arc::clone(tables))).is_err();
-        self.given += u64::from(!self.behind);
-    }
-}
-
 /// All workers of the node.
 pub struct Workers {
     handles: Vec<Handle>,
@@ -319,6 +225,7 @@ impl Workers {
                 thread,
                 behind: false,
                 given: 0,
+                restarts: 0,
             });
         }
         let latest = Arc::clone(tables);
@@ -429,7 +336,10 @@ impl Workers {
     pub fn maintain(&mut self) {
         for handle in &mut self.handles {
             handle.mailbox.free_retired();
-            if handle.behind {
+            // What a panic cut short may have been their adoption.
+            let restarts = handle.counters.restarts.get();
+            if handle.behind || handle.restarts != restarts {
+                handle.restarts = restarts;
                 handle.give(&self.latest);
             }
         }
@@ -547,6 +457,14 @@ impl Workers {
         self.handles.iter().find_map(|handle| handle.reports.neighbours.pop())
     }
 
+    /// Makes a worker suffer `fault`; false when there is no such worker.
+    pub fn inject(&self, worker: usize, fault: Fault) -> bool {
+        let Some(handle) = self.handles.get(worker) else { return false };
+        handle.shared.fault.set(fault);
+        handle.shared.wake();
+        true
+    }
+
     /// Stops all threads and waits for them, and closes the flow tables for the next process;
     /// sockets come back through [`PortsControl::collect`].
     pub fn stop(&mut self) {
@@ -555,16 +473,25 @@ impl Workers {
             handle.shared.stop.store(true, Ordering::SeqCst);
             let _ = handle.shared.waker.wake();
         }
-        for (index, handle) in self.handles.iter_mut().enumerate() {
-            match handle.thread.take().map(JoinHandle::join) {
-                Some(Ok(hold)) => holds.push(hold),
-                Some(Err(_)) => {
-                    tracing::error!(worker = index, "the worker panicked; its message is above");
-                }
-                None => {}
+        let until = Instant::now() + STOPS_WITHIN;
+        for (worker, handle) in self.handles.iter_mut().enumerate() {
+            let Some(thread) = handle.thread.take() else { continue };
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if !thread.is_finished() {
+                tracing::error!(worker, "the worker does not stop, and ends with the process");
+                continue;
+            }
+            match thread.join() {
+                Ok(hold) => holds.push(hold),
+                Err(_) => tracing::error!(worker, "the worker panicked; its message is above"),
             }
         }
-        if !holds.is_empty() {
+        // A panic may have left a part of an index without what it was about to hold: then the next
+        // process makes it anew, from the entries themselves.
+        let went_on = self.handles.iter().any(|handle| handle.counters.restarts.get() > 0);
+        if !holds.is_empty() && !went_on {
             let closed = self.flows.close(holds);
             if closed != [true, true] {
                 tracing::warn!(?closed, "flow tables that the next start will have to rebuild");

@@ -1,4 +1,4 @@
-use flow_table::Memory;
+use flow_table::{Memory, Quiescence};
 
 use super::*;
 
@@ -29,6 +29,7 @@ fn workers(run: impl FnOnce(Arc<Shared>) + Send + 'static) -> Workers {
         })),
         behind: false,
         given: 0,
+        restarts: 0,
     };
     Workers {
         handles: vec![handle],

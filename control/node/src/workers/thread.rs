@@ -1,7 +1,9 @@
 //! What a worker's thread does: tick, tell that it lives, and rest when there is nothing to do.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -17,7 +19,9 @@ use pinning::CpuId;
 use xdp_redirect::WorkerPorts;
 use xdp_redirect::heartbeat::HeartbeatWriter;
 
-use super::{Ending, Idle, Shared};
+use super::Idle;
+use super::handle::{Ending, Shared};
+use super::restarts::Restarts;
 
 /// The waker's token; sockets have theirs below.
 pub(super) const WAKE: Token = Token(usize::MAX);
@@ -25,6 +29,7 @@ pub(super) const WAKE: Token = Token(usize::MAX);
 const SLEEP_MAX: Duration = Duration::from_millis(200);
 /// Events taken from one wait.
 const EVENTS: usize = 64;
+
 /// The time of `CLOCK_MONOTONIC`, which the XDP program compares heartbeats with.
 #[must_use]
 pub fn monotonic_now() -> Nanos {
@@ -58,8 +63,35 @@ impl Run {
             tracing::warn!(worker = self.index, %error, "worker runs unpinned");
         }
         let mut rest = Rest::new();
+        let mut restarts = Restarts::default();
+        // A panic loses what was on its way. Whoever else reads the flow tables finds them whole, since
+        // every step of a change leaves them so.
+        while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve(&mut rest))) {
+            if !restarts.allow(monotonic_now()) {
+                resume_unwind(panic);
+            }
+            self.go_on_after(&*panic);
+        }
+        // Its sockets close here.
+        self.worker.into_flows()
+    }
+
+    /// Makes the worker whole again, wherever its turn was cut short.
+    fn go_on_after(&mut self, panic: &(dyn Any + Send)) {
+        self.shared().asleep.store(false, Ordering::SeqCst);
+        self.worker.pipeline_mut().set_online(true);
+        let (worker, lost) = (self.index, self.worker.recover());
+        let said = crate::node::caught::words(panic);
+        tracing::error!(worker, said, lost, "the worker panicked and goes on; please report it");
+    }
+
+    /// Serves until it is told to stop.
+    fn serve(&mut self, rest: &mut Rest) {
         let mut idle_since: Option<Nanos> = None;
         while !self.shared().stop.load(Ordering::Relaxed) {
+            if self.shared().fault.is_there() {
+                self.shared().fault.suffer();
+            }
             let now = monotonic_now();
             self.heartbeat.0.beat(now);
             self.shared().last_tick.store(now.0, Ordering::Relaxed);
@@ -74,7 +106,7 @@ impl Run {
                 Idle::Spin | Idle::BusyPoll => std::hint::spin_loop(),
                 Idle::Adaptive(limit) if now.since(since) < limit => std::hint::spin_loop(),
                 Idle::Adaptive(_) => {
-                    if let Err(error) = self.sleep(&mut rest) {
+                    if let Err(error) = self.sleep(rest) {
                         tracing::error!(worker = self.index, %error, "cannot sleep: spinning");
                         self.idle = Idle::Spin;
                     }
@@ -82,8 +114,6 @@ impl Run {
                 }
             }
         }
-        // Its sockets close here.
-        self.worker.into_flows()
     }
 
     fn shared(&self) -> &Shared {

@@ -1,0 +1,47 @@
+//! Failures that a node is asked to suffer, so that its operators see how it takes them.
+
+use serde::{Deserialize, Serialize};
+
+use super::AdminError;
+
+/// Longest stall that may be asked for, in milliseconds: an hour.
+const STALL_LONGEST_MS: u32 = 3_600_000;
+
+/// What is to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// A worker panics.
+    WorkerPanic {
+        /// Its number.
+        worker: u16,
+    },
+    /// A worker stands still, whatever it is told.
+    WorkerStall {
+        /// Its number.
+        worker: u16,
+        /// For how long, in milliseconds.
+        ms: u32,
+    },
+    /// The control thread panics.
+    ControlPanic,
+    /// The control thread stands still.
+    ControlStall {
+        /// For how long, in milliseconds.
+        ms: u32,
+    },
+}
+
+impl Fault {
+    pub(super) fn validate(&self) -> Result<(), AdminError> {
+        match self {
+            Self::WorkerStall { ms, .. } | Self::ControlStall { ms }
+                if !(1..=STALL_LONGEST_MS).contains(ms) =>
+            {
+                let detail = format!("choose 1 to {STALL_LONGEST_MS} milliseconds");
+                Err(AdminError::invalid("ms", detail))
+            }
+            _ => Ok(()),
+        }
+    }
+}
