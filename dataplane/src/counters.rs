@@ -171,6 +171,8 @@ pub struct WorkerCounters {
     pub tables_adopted: Counter,
     /// Ticks (bursts, also empty ones).
     pub ticks: Counter,
+    /// Bursts taken in under pressure ([`crate::worker::pressure`]): new flows were shed.
+    pub pressed_bursts: Counter,
     /// How often the worker went on after a panic ([`crate::worker::Worker::recover`]).
     pub restarts: Counter,
     handed: [Counter; HandoffCause::ALL.len()],
@@ -215,6 +217,7 @@ impl Default for WorkerCounters {
             replies_suppressed: Counter::default(),
             tables_adopted: Counter::default(),
             ticks: Counter::default(),
+            pressed_bursts: Counter::default(),
             restarts: Counter::default(),
             handed: std::array::from_fn(|_| Counter::default()),
             dropped: std::array::from_fn(|_| Counter::default()),

@@ -115,6 +115,9 @@ drop_reasons! {
     /// The UDP datagram is to change family and has no checksum: as a fragment, where it cannot be
     /// computed, or in IPv6, which forbids it.
     UdpNoChecksum = "udp-no-checksum",
+    /// The worker has more packets than it can handle or keep, and this one would begin a flow: those of
+    /// established ones come first.
+    Overload = "overload",
     /// Under way in a worker that panicked, which goes on without it.
     WorkerRestarted = "worker-restarted",
 }

@@ -66,6 +66,7 @@ pub struct Pipeline {
     flows: WorkerFlows,
     flushes: Flushes,
     full_bursts: u64,
+    is_pressed: bool,
 }
 
 /// A packet that does not go straight.
@@ -80,6 +81,10 @@ struct Other {
 
 /// Stands where an action is yet to be decided.
 const UNDECIDED: Action = Action::Drop(DropReason::Malformed);
+
+/// Packets of a burst that may begin flows under pressure: so many new connections are made even then,
+/// at a twelfth of what the burst costs.
+const ADMITTED_UNDER_PRESSURE: usize = 1;
 
 /// A parsed packet, or why it ends at once.
 type Parsed = Result<Packet, DropReason>;
@@ -97,7 +102,7 @@ impl Pipeline {
     ) -> Self {
         let context = Context::new(worker, workers, tables, &flows, counters, reports);
         flows.quiescence.go_online(worker);
-        Self { context, flows, flushes: Flushes::new(), full_bursts: 0 }
+        Self { context, flows, flushes: Flushes::new(), full_bursts: 0, is_pressed: false }
     }
 
     /// Decides about every packet of `burst`, rewriting in place; `actions` runs parallel to it.
@@ -114,6 +119,9 @@ impl Pipeline {
         let located = self.parse_and_locate(burst, &mut parsed);
         let weight = self.weight(burst.len());
         let mut others = self.forward_straight(now, burst, (&parsed, &located), actions, weight);
+        if self.is_pressed {
+            self.shed(now, burst, (&parsed, &located), &mut others, actions);
+        }
         if !others.is_empty() {
             self.decide_others(now, burst, (&parsed, &located), &mut others, actions);
         }
@@ -268,6 +276,40 @@ impl Pipeline {
         }
     }
 
+    /// Takes packets that would begin flows out of `others`, all but a few: opening one costs as much as
+    /// several packets of flows that are known.
+    #[cold]
+    fn shed<B: Buffer>(
+        &mut self,
+        now: Nanos,
+        burst: &mut [Received<B>],
+        (parsed, located): (&[Parsed], &[Located; BURST]),
+        others: &mut ArrayVec<Other, BURST>,
+        actions: &mut ArrayVec<Action, BURST>,
+    ) {
+        // Those of flows that change family lie in the other table.
+        if self.context.may_change_family {
+            self.find_between_families(now, parsed, others);
+        }
+        let mut admitted = 0;
+        others.retain(|other| {
+            let Ok(packet) = &parsed[other.place] else { return true };
+            let begins = packet.kind.has_tuple()
+                && !other.changes_family
+                && located[other.place].missed().is_some();
+            if begins {
+                admitted += 1;
+            }
+            if !begins || admitted <= ADMITTED_UNDER_PRESSURE {
+                return true;
+            }
+            let stop = Stop::from(DropReason::Overload);
+            let received = &mut burst[other.place];
+            actions[other.place] = self.context.stop(now, received, Some(packet), stop);
+            false
+        });
+    }
+
     /// Everything that did not go straight: early about what begins a flow (see
     /// [`crate::anticipation`]), then packet by packet.
     #[inline(never)]
@@ -365,6 +407,11 @@ impl Pipeline {
                 Ok(action)
             }
         }
+    }
+
+    /// Whether new flows are to be shed from now on, for the sake of those there are.
+    pub fn set_pressed(&mut self, is_pressed: bool) {
+        self.is_pressed = is_pressed;
     }
 
     /// What is in force.

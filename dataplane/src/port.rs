@@ -69,6 +69,12 @@ pub trait Ports {
     /// Starts transmission of everything queued.
     fn flush(&mut self);
 
+    /// Whether packets are about to be lost since they pile up where they come in, or packet memory
+    /// runs short.
+    fn is_pressed(&self) -> bool {
+        false
+    }
+
     /// Gives memory back.
     fn release(&mut self, buffer: Self::Buffer);
 }

@@ -22,7 +22,10 @@ use crate::pipeline::{Action, Pipeline};
 use crate::port::{PortId, Ports};
 use crate::time::Nanos;
 
+pub mod pressure;
 mod recover;
+
+use pressure::Pressure;
 
 /// Packets a worker handles at once.
 pub const BURST: usize = 32;
@@ -102,6 +105,7 @@ pub struct Worker<P: Ports> {
     held: Vec<Held<P::Buffer>>,
     fragments: Waiting<P::Buffer>,
     capture: Option<Capture>,
+    pressure: Pressure,
     /// What was sent in this burst and is not counted yet.
     sent: Run,
 }
@@ -125,6 +129,7 @@ impl<P: Ports> Worker<P> {
             held: Vec::with_capacity(HELD_MAX),
             fragments: Waiting::default(),
             capture: None,
+            pressure: Pressure::default(),
             sent: Run::default(),
         }
     }
@@ -179,6 +184,7 @@ impl<P: Ports> Worker<P> {
             }
             packets += received;
             self.count_received(now, &burst);
+            self.note_pressure(now);
             self.run_burst(now, &mut burst);
             if received < BURST {
                 break;
@@ -189,6 +195,16 @@ impl<P: Ports> Worker<P> {
         self.ports.flush();
         self.pipeline.sweep(now);
         Tick { packets, woken: self.handoff.take_woken() }
+    }
+
+    /// Under pressure, what would begin flows is shed.
+    #[inline]
+    fn note_pressure(&mut self, now: Nanos) {
+        let is_pressed = self.pressure.note(now, self.ports.is_pressed());
+        self.pipeline.set_pressed(is_pressed);
+        if is_pressed {
+            self.counters.pressed_bursts.add(1);
+        }
     }
 
     /// Handles what others handed on, small vectors joined to bursts.

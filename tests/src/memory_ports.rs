@@ -21,6 +21,8 @@ pub struct Wire {
     full: Vec<PortId>,
     /// Frames to be transmitted by this port before the path panics, once.
     pub panics_after: Option<(PortId, usize)>,
+    /// Whether packets pile up.
+    pub is_pressed: bool,
     /// Buffers given back.
     pub released: usize,
 }
@@ -99,6 +101,10 @@ impl Ports for MemoryPorts {
     }
 
     fn flush(&mut self) {}
+
+    fn is_pressed(&self) -> bool {
+        self.wire.borrow().is_pressed
+    }
 
     fn release(&mut self, _buffer: HeapBuffer) {
         self.wire.borrow_mut().released += 1;

@@ -89,6 +89,8 @@ pub struct WorkerPorts {
     pool: FramePool,
     queues: Arc<Queues>,
     generation: u64,
+    /// The socket that was received from last had most of what it can have waiting.
+    is_crowded: bool,
 }
 
 const _: () = {
@@ -170,6 +172,7 @@ impl WorkerPorts {
                 sockets: Level::default(),
             }),
             generation: 0,
+            is_crowded: false,
         }
     }
 
@@ -320,6 +323,7 @@ impl Ports for WorkerPorts {
                 burst.push(Received { port, buffer });
             });
             if received > 0 {
+                self.is_crowded = entry.socket.is_crowded();
                 return self.turns.found(&turn);
             }
             if let Some(flag) = self.turns.in_vain(&turn)
@@ -365,6 +369,11 @@ impl Ports for WorkerPorts {
             }
             _ => false,
         });
+    }
+
+    #[inline]
+    fn is_pressed(&self) -> bool {
+        self.is_crowded || self.pool.umem().is_short()
     }
 
     #[inline]

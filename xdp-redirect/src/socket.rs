@@ -214,6 +214,14 @@ impl Socket {
         self.receiving.as_ref().is_some_and(|receiving| receiving.rx.waiting() > 0)
     }
 
+    /// Whether three quarters of the packets that can wait do.
+    #[inline]
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.receiving.as_ref().is_some_and(|receiving| {
+            4 * u64::from(receiving.rx.waiting()) >= 3 * u64::from(receiving.fill_frames)
+        })
+    }
+
     /// Whether packets come only when they are asked for: by busy polling, or by a driver that
     /// waits to be woken (zero-copy).
     pub(crate) fn is_polled(&self) -> bool {

@@ -293,6 +293,9 @@ pub struct WorkerStatus {
     /// How often it has gone on after a panic.
     #[serde(default)]
     pub restarts: u64,
+    /// Bursts taken in while it had more to do than it can: new flows were shed.
+    #[serde(default)]
+    pub pressed_bursts: u64,
     /// Published tables it has adopted since start.
     pub tables_adopted: u64,
     /// Packets taken from receive rings.

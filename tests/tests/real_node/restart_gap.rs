@@ -1,5 +1,7 @@
-//! How long nothing is answered while one node process follows another, seen by a client that asks
-//! a thousand times a second through a service.
+//! One node process after another, under connections that are held: none breaks, and how long nothing
+//! is answered meanwhile, seen by a client that asks a thousand times a second through a service.
+//! `XSKIFF_RESTART_CONNECTIONS` TCP connections and `XSKIFF_RESTART_DATAGRAMS` UDP flows, of which
+//! `XSKIFF_RESTART_SEED` chooses the busy ones; the others are idle.
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
@@ -7,11 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use xskiff::demo::scene::{BALANCER, ECHO};
-use xskiff::lab::wait_until;
+use xskiff::demo::scene::{BALANCER, ECHO, HTTP, to};
+use xskiff::lab::{Process, wait_until};
 use xskiff_tests::xskiff_binary::root_or_skip;
 
-use crate::world::{PATIENCE, Shape, World, within};
+use crate::clients::{Client, Datagrams, resets};
+use crate::world::{PATIENCE, Shape, World, number_from, within};
 
 const EVERY: Duration = Duration::from_millis(1);
 /// What a restart may take on a machine that does much else.
@@ -58,36 +61,113 @@ fn longest_gap(answers: &[Instant]) -> Duration {
     gaps.max().expect("answers")
 }
 
+/// How a process ends, and what the next one has otherwise.
+struct Restart {
+    how: &'static str,
+    signal: Signal,
+    /// Words of the configuration, and what they become.
+    changed: Option<[&'static str; 2]>,
+    /// What the next process finds of the flow table.
+    outcome: &'static str,
+}
+
+const RESTARTS: [Restart; 4] = [
+    Restart { how: "SIGTERM", signal: Signal::SIGTERM, changed: None, outcome: "taken-over" },
+    Restart { how: "SIGKILL", signal: Signal::SIGKILL, changed: None, outcome: "rebuilt" },
+    Restart {
+        how: "SIGTERM, entries of two lines instead of one",
+        signal: Signal::SIGTERM,
+        changed: Some(["details: false", "details: true"]),
+        outcome: "moved",
+    },
+    Restart {
+        how: "SIGKILL, entries of one line instead of two",
+        signal: Signal::SIGKILL,
+        changed: Some(["details: true", "details: false"]),
+        outcome: "moved",
+    },
+];
+
+/// One TCP connection in so many asks all the time.
+const ACTIVE_SHARE: u64 = 10;
+/// One UDP flow in so many is busy all the time.
+const BUSY_SHARE: u64 = 200;
+/// TCP connections of one client process.
+const CONNECTIONS_EACH: u64 = 2500;
+/// Addresses that the client takes for its own, and those that UDP flows come from.
+const OWN: [&str; 2] = ["100.64.0.0/16", "100.64.0.0/18"];
+
 #[test]
-fn the_gap_between_two_processes_is_told_and_ends() {
-    if !root_or_skip("restart gap") {
+fn no_connection_breaks_from_one_process_to_the_next_and_the_gap_is_told() {
+    if !root_or_skip("restarts under load") {
         return;
     }
+    let connections = number_from("XSKIFF_RESTART_CONNECTIONS", 300);
+    let datagrams = number_from("XSKIFF_RESTART_DATAGRAMS", 2000);
+    let seed = number_from("XSKIFF_RESTART_SEED", 20_261);
+    let patience = PATIENCE + Duration::from_millis(connections + datagrams);
     let shape = Shape { label: "gap", mtu: 1500, xdp_mode: "native" };
-    let world = World::start_edited(shape, |text| text + "\nstall: {on_exit: drop}\n");
-    let target = format!("{}:{ECHO}", BALANCER[0]);
-    let pause = || std::thread::sleep(Duration::from_millis(500));
-    let mut running = None;
-    for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
+    let world = World::start_edited(shape, |text| {
+        let flows = (2 * (connections + datagrams)).max(65_536);
+        let text = text.replace("ipv4_flows_max: 65536", &format!("ipv4_flows_max: {flows}"));
+        text + "\nstall: {on_exit: drop}\nconntrack: {details: false}\n"
+            + "timeouts: {udp_seconds: 7200, udp_stream_seconds: 7200}\n"
+    });
+    let client = &world.scene.client;
+    client.ip(&format!("route add local {} dev lo", OWN[0])).expect("own addresses");
+    let resets_before = resets(&world);
+    let clients: Vec<Client> = (0..connections)
+        .step_by(usize::try_from(CONNECTIONS_EACH).expect("small"))
+        .map(|first| {
+            let held = CONNECTIONS_EACH.min(connections - first);
+            let of = (held, held.div_ceil(ACTIVE_SHARE));
+            let started = Client::begin(client, &to(BALANCER[0], HTTP[0]), of, &[]);
+            started.wait_open(patience);
+            started
+        })
+        .collect();
+    let busy = datagrams.div_ceil(BUSY_SHARE);
+    let target = &*to(BALANCER[0], ECHO);
+    let flows = Datagrams::begin(client, (target, OWN[1]), (datagrams, busy), seed);
+    flows.wait_open(patience);
+
+    let mut running: Option<Process> = None;
+    for Restart { how, signal, changed, outcome } in RESTARTS {
         let mut next = None;
-        let answers = answers_during(&world, &target, |count| {
-            pause();
-            match running.take() {
-                None => world.kill(),
-                Some(process) => {
-                    let process: xskiff::lab::Process = process;
-                    process.signal(signal).expect("told");
-                    process.wait(PATIENCE).expect("ended");
-                }
+        let answers = answers_during(&world, target, |count| {
+            std::thread::sleep(Duration::from_millis(500));
+            if let Some([old, new]) = changed {
+                world.rewrite_configuration(old, new);
             }
+            world.end_process(running.take(), signal);
             let before = count.load(Ordering::Relaxed);
             next = Some(world.start_again());
             let goes_on = || count.load(Ordering::Relaxed) > before + 100;
             assert!(wait_until(PATIENCE, goes_on).is_some(), "{:#?}", world.status());
         });
         running = next;
+        clients.iter().for_each(Client::goes_on);
+        flows.goes_on();
+        let table = world.status().flow_tables.swap_remove(0);
+        assert_eq!((&*table.outcome, table.lost, table.reason), (outcome, 0, None), "{how}");
+        assert!(table.flows >= connections + datagrams, "{how}: {}", table.flows);
         let gap = longest_gap(&answers);
-        println!("after {signal}: {} ms without an answer", gap.as_millis());
-        assert!(gap < GAP_MAX, "after {signal}: {gap:?}");
+        println!(
+            "{how}: {} flows {outcome}, {} ms without an answer",
+            table.flows,
+            gap.as_millis()
+        );
+        assert!(gap < GAP_MAX, "{how}: {gap:?}");
+        assert_eq!(resets(&world), resets_before, "{how}");
     }
+    let echoes = flows.end_whole(patience).echoes;
+    let ends = clients.into_iter().map(|client| client.end_whole(patience).requests);
+    let requests: u64 = ends.sum();
+    assert_eq!(resets(&world), resets_before);
+    world.assert_kernel_forwarded_nothing();
+    println!(
+        "all {connections} TCP connections and {datagrams} UDP flows, seed {seed}, answer after {} \
+         restarts: {requests} requests, {echoes} echoes, no reset",
+        RESTARTS.len()
+    );
 }

@@ -203,6 +203,21 @@ impl World {
         assert!(wait_until(PATIENCE, is_gone).is_some());
     }
 
+    /// Ends the node process, or `another` that followed it, and waits until it is gone.
+    pub fn end_process(&self, another: Option<Process>, signal: Signal) {
+        match another {
+            None if signal == Signal::SIGKILL => self.kill(),
+            None => {
+                self.node.signal(signal).expect("told");
+                self.node.process().wait(PATIENCE).expect("ended");
+            }
+            Some(process) => {
+                process.signal(signal).expect("told");
+                process.wait(PATIENCE).expect("ended");
+            }
+        }
+    }
+
     /// Starts the node again after it ended, without telling it of any pod.
     pub fn start_again(&self) -> Process {
         let program = path().to_string_lossy();
@@ -215,12 +230,17 @@ impl World {
         process
     }
 
-    /// Replaces `old` in the node's configuration and waits until the node has read it.
-    pub fn change_configuration(&self, old: &str, new: &str) {
+    /// Replaces `old` in the node's configuration.
+    pub fn rewrite_configuration(&self, old: &str, new: &str) {
         let file = &self.files.configuration;
         let text = std::fs::read_to_string(file).expect("the configuration");
         assert!(text.contains(old), "{text}");
         std::fs::write(file, text.replace(old, new)).expect("written");
+    }
+
+    /// The same, and waits until the node has read it.
+    pub fn change_configuration(&self, old: &str, new: &str) {
+        self.rewrite_configuration(old, new);
         let is_read = || self.ask(&["config", "print"]).contains(new);
         assert!(wait_until(PATIENCE, is_read).is_some(), "{}", self.ask(&["config", "print"]));
         // What was read comes before the next question.

@@ -6,6 +6,7 @@
 
 mod across_workers;
 mod conversation;
+mod overload;
 mod panics;
 mod pieces;
 mod run;

@@ -125,6 +125,12 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
         u64::from(w.alive)
     }),
     ("xskiff_worker_restarts", "Times the worker went on after a panic", true, |w| w.restarts),
+    (
+        "xskiff_worker_pressed_bursts",
+        "Bursts taken in while the worker had more to do than it can: new flows were shed",
+        true,
+        |w| w.pressed_bursts,
+    ),
     ("xskiff_worker_tables_adopted", "Published tables the worker has adopted", true, |w| {
         w.tables_adopted
     }),

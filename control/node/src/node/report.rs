@@ -102,6 +102,7 @@ impl Node {
                 mode: self.workers.idle().label().into(),
                 alive: self.workers.is_alive(number, limit),
                 restarts: counters.restarts.get(),
+                pressed_bursts: counters.pressed_bursts.get(),
                 tables_adopted: counters.tables_adopted.get(),
                 received: counters.received.get(),
                 handed_in: counters.handed_in.get(),
