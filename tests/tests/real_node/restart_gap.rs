@@ -134,7 +134,8 @@ fn no_connection_breaks_from_one_process_to_the_next_and_the_gap_is_told() {
     let mut running: Option<Process> = None;
     for Restart { how, signal, changed, outcome } in RESTARTS {
         let mut next = None;
-        let answers = answers_during(&world, target, |count| {
+        let probed = format!("{}:{ECHO}", BALANCER[0]);
+        let answers = answers_during(&world, &probed, |count| {
             std::thread::sleep(Duration::from_millis(500));
             if let Some([old, new]) = changed {
                 world.rewrite_configuration(old, new);
