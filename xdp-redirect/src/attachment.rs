@@ -136,14 +136,28 @@ impl Attached {
         if !self.is_from_before {
             return Ok(());
         }
-        let Some(before) = self.link.take() else { return Ok(()) };
+        let refuse =
+            |source| Error::Attach { interface: self.interface.clone(), mode: "present", source };
+        // It was lost with a vain attempt.
+        let gone = || refuse(std::io::Error::from_raw_os_error(libc::ENOENT));
+        let before = self.link.take().ok_or_else(gone)?;
         let taken = program.attach_to_link(before).and_then(|id| program.take_link(id));
-        self.link = Some(taken.map_err(|error| Error::Attach {
-            interface: self.interface.clone(),
-            mode: "present",
-            source: io_error(&error),
-        })?);
+        self.link = Some(taken.map_err(|error| refuse(io_error(&error)))?);
         self.is_from_before = false;
+        Ok(())
+    }
+
+    /// Takes the program before off, and attaches `program`.
+    pub fn attach_anew(
+        &mut self,
+        program: &mut Xdp,
+        multi_buffer: bool,
+        pins: Option<&Pins>,
+    ) -> Result<(), Error> {
+        let Attachment { ifindex, mode, .. } = self.report;
+        pins.map(|pins| pins.detach(ifindex)).transpose()?;
+        let interface = self.interface.clone();
+        *self = Self::attach(program, &interface, ifindex, (mode.into(), multi_buffer), pins)?;
         Ok(())
     }
 

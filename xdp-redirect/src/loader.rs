@@ -85,6 +85,16 @@ pub struct Attachment {
     pub native_refused: Option<i32>,
 }
 
+/// What became of the programs of a process before ([`Redirect::take_over`]).
+#[derive(Debug, Default)]
+pub struct TakeOver {
+    /// On how many interfaces ours is in its place now.
+    pub interfaces: usize,
+    /// Why not on others ([`Error::Attach`]), or why one that is no port any more keeps it
+    /// ([`Error::Pins`]).
+    pub failures: Vec<Error>,
+}
+
 /// The loaded program, its maps and its attachments. One per process, owned by the control side.
 pub struct Redirect {
     // Fields drop in order: attachments go before the program.
@@ -199,32 +209,32 @@ impl Redirect {
     /// Puts our program in the place of those that a process before has left, on every interface that
     /// was [attached](Self::attach), and takes what it left on others away but for `spared`. To be
     /// called once what is ours is known: until then the programs before go on dropping what was.
-    /// Answers on how many interfaces there was one.
-    ///
-    /// # Errors
-    /// [`Error::Attach`], [`Error::Pins`]; those taken over before stay so.
-    pub fn take_over(&mut self, spared: &[u32]) -> Result<usize, Error> {
+    /// One that can neither be taken over nor attached anew keeps no other from it: call again.
+    pub fn take_over(&mut self, spared: &[u32]) -> TakeOver {
         self.takes_over = true;
-        let program = program(&mut self.ebpf, self.multi_buffer)?;
-        let mut taken = 0;
+        let mut done = TakeOver::default();
+        let program = match program(&mut self.ebpf, self.multi_buffer) {
+            Ok(program) => program,
+            Err(error) => return TakeOver { failures: vec![error], ..done },
+        };
         for attached in self.attachments.values_mut().filter(|one| one.is_from_before()) {
-            taken += 1;
-            let Err(error) = attached.take_over(program) else { continue };
-            tracing::warn!(%error, "not in one step: attached anew");
-            let Attachment { ifindex, mode, .. } = attached.report;
-            self.pins.as_ref().map(|pins| pins.detach(ifindex)).transpose()?;
-            let interface = attached.interface.clone();
-            let how = (mode.into(), self.multi_buffer);
-            *attached = Attached::attach(program, &interface, ifindex, how, self.pins.as_ref())?;
+            let taken = attached.take_over(program).or_else(|error| {
+                tracing::warn!(%error, "not in one step: attached anew");
+                attached.attach_anew(program, self.multi_buffer, self.pins.as_ref())
+            });
+            match taken {
+                Ok(()) => done.interfaces += 1,
+                Err(error) => done.failures.push(error),
+            }
         }
-        let Some(pins) = &self.pins else { return Ok(taken) };
+        let Some(pins) = &self.pins else { return done };
         for ifindex in pins.interfaces() {
             if !self.attachments.contains_key(&ifindex) && !spared.contains(&ifindex) {
                 tracing::info!(ifindex, "no port of ours any more: its XDP program is detached");
-                pins.detach(ifindex)?;
+                done.failures.extend(pins.detach(ifindex).err());
             }
         }
-        Ok(taken)
+        done
     }
 
     /// Ends without detaching what is pinned: what is ours is dropped until the next process comes.

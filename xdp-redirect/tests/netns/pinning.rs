@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use dataplane::port::PortKind;
-use xdp_redirect::loader::{Mode, RunningMode};
+use xdp_redirect::loader::{Mode, RunningMode, TakeOver};
 use xdp_redirect::pins::{self, Pins};
 use xdp_redirect::{Redirect, leftover};
 
@@ -29,6 +29,12 @@ fn is_pinned(interface: &str) -> bool {
     Pins::open(Path::new(ROOT)).expect("the BPF filesystem").has(index(interface))
 }
 
+/// On how many interfaces, and nowhere in vain.
+fn taken(done: TakeOver) -> usize {
+    assert!(done.failures.is_empty(), "{:?}", done.failures);
+    done.interfaces
+}
+
 #[test]
 fn what_is_left_stays_attached_and_is_taken_over_in_place() {
     let Some(_world) = world(Plan::default()) else { return };
@@ -44,10 +50,10 @@ fn what_is_left_stays_attached_and_is_taken_over_in_place() {
         let attached = second.attach("left", &rule(0, PortKind::Pod), mode).expect("attach");
         assert_eq!(attached.mode == RunningMode::Generic, mode == Mode::Generic);
         assert_eq!(program_on("left"), Some(before), "taken over before it was asked for");
-        assert_eq!(second.take_over(&[]).expect("take over"), 1);
+        assert_eq!(taken(second.take_over(&[])), 1);
         let now = program_on("left").expect("ours");
         assert_ne!(now, before);
-        assert_eq!(second.take_over(&[]).expect("once more"), 0);
+        assert_eq!(taken(second.take_over(&[])), 0);
         drop(second);
         assert!(eventually(|| program_on("left").is_none()), "{mode:?} left a program");
         assert!(!is_pinned("left"));
@@ -80,7 +86,7 @@ fn another_mode_is_attached_anew() {
     let mut second = load();
     let attached = second.attach("left", &rule(0, PortKind::Pod), Mode::Generic).expect("attach");
     assert_eq!(attached.mode, RunningMode::Generic);
-    assert_eq!(second.take_over(&[]).expect("take over"), 0);
+    assert_eq!(taken(second.take_over(&[])), 0);
     assert_eq!(second.pinned(), 1);
 }
 
@@ -93,12 +99,35 @@ fn what_is_no_port_any_more_is_detached_unless_it_is_spared() {
     }
     first.leave();
     let mut second = load();
-    second.take_over(&[index("right")]).expect("take over");
+    taken(second.take_over(&[index("right")]));
     assert!(eventually(|| program_on("left").is_none()));
     assert!(program_on("right").is_some());
     // What comes after is taken over at once.
     let before = program_on("right");
     second.attach("right", &rule(1, PortKind::Pod), Mode::Native).expect("attach");
+    assert_ne!(program_on("right"), before);
+}
+
+/// The first one's failure left all others to the program before, for good.
+#[test]
+fn one_that_cannot_be_taken_over_keeps_no_other_from_it() {
+    let Some(_world) = world(Plan::default()) else { return };
+    let mut first = load();
+    for (number, interface) in [(0, "left"), (1, "right")] {
+        first.attach(interface, &rule(number, PortKind::Pod), Mode::Native).expect("attach");
+    }
+    first.leave();
+    let mut second = load();
+    for (number, interface) in [(0, "left"), (1, "right")] {
+        second.attach(interface, &rule(number, PortKind::Pod), Mode::Native).expect("attach");
+    }
+    let before = program_on("right");
+    ip(&["link", "del", "left"]);
+    for interfaces in [1, 0] {
+        let done = second.take_over(&[]);
+        assert_eq!((done.interfaces, done.failures.len()), (interfaces, 1), "{done:?}");
+        assert!(done.failures[0].to_string().contains("left"), "{done:?}");
+    }
     assert_ne!(program_on("right"), before);
 }
 

@@ -236,6 +236,7 @@ impl Node {
         self.tend_followers();
         self.forget_silent_neighbours();
         self.tell_program();
+        self.retry_programs();
         self.retry_awaited().await;
         self.adopt_admitted().await;
         self.note_chain();

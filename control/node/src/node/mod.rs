@@ -168,6 +168,8 @@ pub struct Node {
     /// How the CNI plugin's endpoints fared.
     attached: CniStatus,
     chain: Option<watch::Receiver<ChainStatus>>,
+    /// XDP programs of the process before that could not be taken over yet.
+    programs_left: usize,
     /// Endpoints go only because the process does.
     is_ending: bool,
     publisher: Publisher,
@@ -319,6 +321,7 @@ impl Node {
             awaited: Vec::new(),
             attached: CniStatus::default(),
             chain: told.chain,
+            programs_left: 0,
             is_ending: false,
             publisher,
             ours: RulesInForce::default(),

@@ -1,6 +1,7 @@
 //! The XDP program: loaded, kept attached beyond this process, and taken over from the one before.
 
 use caps::Capability;
+use xdp_redirect::loader::TakeOver;
 use xdp_redirect::pins::Pins;
 use xdp_redirect::{Error, Redirect};
 
@@ -33,10 +34,22 @@ impl Node {
     /// ours. Those on interfaces of endpoints that are still awaited wait with them.
     pub(super) fn take_over_programs(&mut self) {
         let awaited: Vec<u32> = self.awaited.iter().map(|recorded| recorded.ifindex).collect();
-        match self.ports.redirect().take_over(&awaited) {
-            Ok(0) => {}
-            Ok(taken) => tracing::info!(interfaces = taken, "XDP programs taken over"),
-            Err(error) => self.failed(Reconcile::XdpMaps, OBJECT, error),
+        let TakeOver { interfaces, failures } = self.ports.redirect().take_over(&awaited);
+        if interfaces > 0 {
+            tracing::info!(interfaces, "XDP programs taken over");
+        }
+        if std::mem::replace(&mut self.programs_left, failures.len()) > 0 && failures.is_empty() {
+            self.errors.clear(OBJECT);
+        }
+        for error in failures {
+            self.failed(Reconcile::XdpMaps, OBJECT, error);
+        }
+    }
+
+    /// Tries again where that failed: meanwhile the old program drops, or none runs.
+    pub(super) fn retry_programs(&mut self) {
+        if self.programs_left > 0 {
+            self.take_over_programs();
         }
     }
 }
