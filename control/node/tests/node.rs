@@ -127,7 +127,7 @@ impl World {
             std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let result = runtime.expect("a runtime").block_on(async {
-                    let node = Node::start(settings, sources()).await?;
+                    let node = Node::start(settings, sources(), None).await?;
                     let _ = begun.send(());
                     node.run(async {
                         let _ = stopped.await;
@@ -533,7 +533,10 @@ fn a_second_node_on_the_same_directory_is_refused_and_the_first_goes_on() {
     world.add_endpoint();
     let directory = world.directory.path().join("run");
     let second = world.node.block_on(move || async move {
-        Node::start(settings(&directory), sources()).await.err().map(|error| error.to_string())
+        Node::start(settings(&directory), sources(), None)
+            .await
+            .err()
+            .map(|error| error.to_string())
     });
     assert!(second.unwrap().contains("another node process"));
     assert!(pings(&world.pod, "192.0.2.1"));

@@ -165,6 +165,8 @@ pub enum Request {
     },
     /// What was read from the manifests folder, and what was refused.
     ManifestsStatus,
+    /// Ends the process for the one that asks, which takes over everything: what is attached stays.
+    HandOver,
     /// Makes a part of the node fail. Refused unless its configuration allows it (`debug.faults`).
     Inject(Fault),
 }
@@ -379,6 +381,7 @@ fn validate(request: &Request) -> Result<(), AdminError> {
             decode_frame(frame).map(drop)
         }
         Request::Status
+        | Request::HandOver
         | Request::Audit
         | Request::EndpointList
         | Request::ServiceList

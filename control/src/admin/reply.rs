@@ -61,6 +61,11 @@ pub enum Reply {
     ConfigDiff(Vec<ConfigDiff>),
     /// To [`super::Request::ManifestsStatus`].
     Manifests(ManifestsStatus),
+    /// To [`super::Request::HandOver`]: the process ends now.
+    HandingOver {
+        /// Its process id.
+        pid: u32,
+    },
     /// To [`super::Request::Inject`]: it fails now.
     Injected,
     /// One of a stream.

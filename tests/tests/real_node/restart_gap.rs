@@ -64,27 +64,35 @@ fn longest_gap(answers: &[Instant]) -> Duration {
 /// How a process ends, and what the next one has otherwise.
 struct Restart {
     how: &'static str,
-    signal: Signal,
+    /// `None`: the next one takes over from it.
+    signal: Option<Signal>,
     /// Words of the configuration, and what they become.
     changed: Option<[&'static str; 2]>,
     /// What the next process finds of the flow table.
     outcome: &'static str,
 }
 
-const RESTARTS: [Restart; 4] = [
-    Restart { how: "SIGTERM", signal: Signal::SIGTERM, changed: None, outcome: "taken-over" },
-    Restart { how: "SIGKILL", signal: Signal::SIGKILL, changed: None, outcome: "rebuilt" },
+impl Restart {
+    const fn new(how: &'static str, signal: Option<Signal>, outcome: &'static str) -> Self {
+        Self { how, signal, changed: None, outcome }
+    }
+}
+
+const RESTARTS: [Restart; 6] = [
+    Restart::new("SIGTERM", Some(Signal::SIGTERM), "taken-over"),
+    Restart::new("SIGKILL", Some(Signal::SIGKILL), "rebuilt"),
+    Restart::new("take-over", None, "taken-over"),
     Restart {
-        how: "SIGTERM, entries of two lines instead of one",
-        signal: Signal::SIGTERM,
         changed: Some(["details: false", "details: true"]),
-        outcome: "moved",
+        ..Restart::new("SIGTERM, entries of two lines for one", Some(Signal::SIGTERM), "moved")
     },
     Restart {
-        how: "SIGKILL, entries of one line instead of two",
-        signal: Signal::SIGKILL,
         changed: Some(["details: true", "details: false"]),
-        outcome: "moved",
+        ..Restart::new("SIGKILL, entries of one line for two", Some(Signal::SIGKILL), "moved")
+    },
+    Restart {
+        changed: Some(["details: false", "details: true"]),
+        ..Restart::new("take-over, entries of two lines for one", None, "moved")
     },
 ];
 
@@ -140,12 +148,22 @@ fn no_connection_breaks_from_one_process_to_the_next_and_the_gap_is_told() {
             if let Some([old, new]) = changed {
                 world.rewrite_configuration(old, new);
             }
-            world.end_process(running.take(), signal);
             let before = count.load(Ordering::Relaxed);
-            next = Some(world.start_again());
+            next = Some(match signal {
+                Some(signal) => {
+                    world.end_process(running.take(), signal);
+                    world.start_again()
+                }
+                None => world.take_over(),
+            });
             let goes_on = || count.load(Ordering::Relaxed) > before + 100;
             assert!(wait_until(PATIENCE, goes_on).is_some(), "{:#?}", world.status());
         });
+        if signal.is_none() {
+            let before = running.as_ref().unwrap_or(world.node.process());
+            let ended = before.wait(PATIENCE).expect("it ended");
+            assert_eq!(ended.code(), Some(0), "{}", before.log_tail());
+        }
         running = next;
         clients.iter().for_each(Client::goes_on);
         flows.goes_on();
@@ -171,4 +189,48 @@ fn no_connection_breaks_from_one_process_to_the_next_and_the_gap_is_told() {
          restarts: {requests} requests, {echoes} echoes, no reset",
         RESTARTS.len()
     );
+}
+
+/// What becomes of connections and of the node when the next process cannot start.
+#[test]
+fn a_successor_that_fails_leaves_its_predecessor_serving_and_no_packet_is_lost() {
+    if !root_or_skip("a failing successor") {
+        return;
+    }
+    let world = World::start(Shape { label: "succeed", mtu: 1500, xdp_mode: "native" });
+    let (before, held) = (world.status(), 100);
+    let client = Client::start(&world.scene.client, &to(BALANCER[0], HTTP[0]), held, held);
+    let target = format!("{}:{ECHO}", BALANCER[0]);
+    let wrong = [
+        ("interface: uplink", "interface: uplink9", "uplink9"),
+        ("ipv4_flows_max: 65536", "ipv4_flows_max: none", "ipv4_flows_max"),
+    ];
+    let answers = answers_during(&world, &target, |_| {
+        for (old, new, told) in wrong {
+            world.rewrite_configuration(old, new);
+            let successor = world.spawn_node(&["--take-over"]);
+            let ended = successor.wait(PATIENCE).expect("it ends");
+            assert_eq!(ended.code(), Some(1), "{}", successor.log_tail());
+            assert!(successor.log_tail().contains(told), "{}", successor.log_tail());
+            world.rewrite_configuration(new, old);
+        }
+        client.goes_on();
+    });
+    let gap = longest_gap(&answers);
+    assert!(gap < Duration::from_secs(1), "{gap:?}");
+    assert_eq!(world.status().pid, before.pid);
+    client.end_whole(PATIENCE);
+}
+
+#[test]
+fn where_nobody_serves_taking_over_is_a_start() {
+    if !root_or_skip("taking over from nobody") {
+        return;
+    }
+    let world = World::start(Shape { label: "nobody", mtu: 1500, xdp_mode: "native" });
+    world.kill();
+    let process = world.take_over();
+    let held = Client::start(&world.scene.client, &to(BALANCER[1], HTTP[0]), 5, 5);
+    held.end_whole(PATIENCE);
+    drop(process);
 }

@@ -220,14 +220,28 @@ impl World {
 
     /// Starts the node again after it ended, without telling it of any pod.
     pub fn start_again(&self) -> Process {
+        let process = self.spawn_node(&[]);
+        let answers = || Client::connect(&self.files.socket).is_ok();
+        assert!(wait_until(PATIENCE, answers).is_some(), "{}", process.log_tail());
+        process
+    }
+
+    /// Starts another node process that takes over from the one that runs, and waits until it serves.
+    pub fn take_over(&self) -> Process {
+        let process = self.spawn_node(&["--take-over"]);
+        let serves = || self.node.status().is_ok_and(|status| status.pid == process.id());
+        assert!(wait_until(PATIENCE, serves).is_some(), "{}", process.log_tail());
+        process
+    }
+
+    /// Starts another node process, whatever becomes of it.
+    pub fn spawn_node(&self, more: &[&str]) -> Process {
         let program = path().to_string_lossy();
         let [configuration, manifests] =
             [&self.files.configuration, &self.files.manifests].map(|file| file.to_string_lossy());
         let words = ["run", "--config", &*configuration, "--manifests", &*manifests];
-        let process = self.scene.node.spawn("again", &program, &words).expect("started");
-        let answers = || Client::connect(&self.files.socket).is_ok();
-        assert!(wait_until(PATIENCE, answers).is_some(), "{}", process.log_tail());
-        process
+        let words = [&words, more].concat();
+        self.scene.node.spawn("again", &program, &words).expect("started")
     }
 
     /// Replaces `old` in the node's configuration.

@@ -88,9 +88,9 @@ fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ExecuteError + '_ {
 /// [`ExecuteError`], whose text is for people.
 pub fn execute(cli: Cli) -> Result<(), ExecuteError> {
     match cli.command {
-        Command::Run(RunArgs { config, manifests, api_servers, kubeconfig }) => {
+        Command::Run(RunArgs { config, take_over, manifests, api_servers, kubeconfig }) => {
             let overrides = Overrides { manifests, api_servers, kubeconfig };
-            Ok(launch::run(&config, overrides)?)
+            Ok(launch::run(&config, overrides, take_over)?)
         }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "xskiff", &mut io::stdout());

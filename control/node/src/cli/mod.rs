@@ -176,6 +176,10 @@ pub struct RunArgs {
     /// The configuration, YAML; `deploy/xskiff.example.yaml` explains every field.
     #[arg(long, short, value_name = "FILE")]
     pub config: PathBuf,
+    /// Take over from the node process that runs: everything is made ready beside it, then it ends, and
+    /// connections go on. What goes wrong before leaves it serving; where none runs, this is a start.
+    #[arg(long)]
+    pub take_over: bool,
     /// A folder of ordinary Kubernetes manifests, watched; overrules the configuration's.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["api_servers", "kubeconfig"])]
     pub manifests: Option<PathBuf>,

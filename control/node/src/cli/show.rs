@@ -30,6 +30,7 @@ pub fn reply(reply: &Reply) -> String {
         Reply::Endpoint(endpoint) => endpoints(std::slice::from_ref(endpoint)),
         Reply::Removed(true) => "removed\n".into(),
         Reply::Removed(false) => "there was none\n".into(),
+        Reply::HandingOver { pid } => format!("process {pid} ends\n"),
         Reply::Injected => "done; `xskiff status` tells how the node takes it\n".into(),
         Reply::RemovedEndpoints(names) => format!("{} removed\n", names.len()),
         Reply::Endpoints(list) => endpoints(list),

@@ -96,6 +96,7 @@ impl Node {
                 },
             };
             match AssertUnwindSafe(self.see_to(event)).catch_unwind().await {
+                Ok(Ok(())) if self.is_handing_over => break Ok(()),
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => break Err(error),
                 Err(panic) => match self.go_on_after(&*panic) {

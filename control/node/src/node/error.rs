@@ -62,6 +62,9 @@ pub enum NodeError {
         /// The kernel's range.
         range: String,
     },
+    /// The process before does not hand over.
+    #[error("taking over: {0}")]
+    HandOver(crate::cli::client::ClientError),
     /// The host port.
     #[error("host port: {0}")]
     HostPort(#[from] HostPortError),

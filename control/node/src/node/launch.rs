@@ -16,7 +16,7 @@ use super::cluster_source::{Overrides, SourceError, follow_cluster};
 use super::configuration::InForce;
 use super::detach::Detached;
 use super::from_config::Machine;
-use super::{ConfigUpdate, Node, NodeError, Settings, Sources, termination};
+use super::{ConfigUpdate, Node, NodeError, Predecessor, Settings, Sources, termination};
 use crate::cni::conflist::Entry;
 use crate::cni::keeper::{Plan, keep};
 use crate::privileges;
@@ -89,11 +89,11 @@ pub fn read_config(path: &Path) -> Result<Config, LaunchError> {
 }
 
 /// Runs the node that the file at `path` describes until SIGTERM or SIGINT; `overrides` outrank the
-/// file.
+/// file. With `take_over` it takes the place of the process that runs, if one does.
 ///
 /// # Errors
 /// [`LaunchError`], before anything is touched when the configuration is at fault.
-pub fn run(path: &Path, overrides: Overrides) -> Result<(), LaunchError> {
+pub fn run(path: &Path, overrides: Overrides, take_over: bool) -> Result<(), LaunchError> {
     start_log();
     // Before there is a second thread.
     privileges::reduce();
@@ -137,7 +137,9 @@ pub fn run(path: &Path, overrides: Overrides) -> Result<(), LaunchError> {
             in_force: Some(in_force),
             chain,
         };
-        let mut node = Node::start(settings, sources).await?;
+        let predecessor = take_over.then(|| Predecessor::find(&settings.run_directory));
+        let predecessor = predecessor.transpose()?.flatten();
+        let mut node = Node::start(settings, sources, predecessor).await?;
         privileges::settle();
         node.supervise(supervisor).map_err(|source| LaunchError::System {
             action: "start the thread that feeds the service manager's watchdog",

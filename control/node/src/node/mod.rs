@@ -29,7 +29,6 @@ use dataplane::tables::Tables;
 use dataplane::time::Nanos;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use xdp_redirect::Umem;
 use xdp_redirect::frame::HEADROOM_BYTES;
 use xdp_redirect::rules::OnStall;
 use xdp_redirect::socket::TRANSMIT_CHUNKS_MAX;
@@ -64,6 +63,7 @@ pub mod flow_log;
 mod flow_tables;
 pub mod flow_watch;
 pub mod from_config;
+mod hand_over;
 mod host_way;
 mod kube_proxy_audit;
 pub mod launch;
@@ -72,6 +72,7 @@ pub mod manifests;
 mod nat_ports;
 mod network_claim;
 mod policies;
+mod prepared;
 mod privileges;
 mod programs;
 pub mod publisher;
@@ -89,6 +90,7 @@ pub mod verdict;
 mod worker_health;
 
 pub use error::NodeError;
+pub use hand_over::Predecessor;
 pub use settings::Settings;
 
 use audit::Audit;
@@ -100,9 +102,11 @@ use endpoints::Endpoints;
 use error_log::ErrorLog;
 use flow_log::FlowLog;
 use flow_watch::FlowWatch;
+use hand_over::Claims;
 use host_way::make_host_port;
 use kube_proxy_audit::KubeProxyAudit;
 use network_claim::NetworkClaim;
+use prepared::Prepared;
 use publisher::Publisher;
 use reconciles::{Reconcile, Reconciles};
 use socket_audit::SocketAudit;
@@ -172,6 +176,8 @@ pub struct Node {
     programs_left: usize,
     /// Endpoints go only because the process does.
     is_ending: bool,
+    /// The next process has asked for everything.
+    is_handing_over: bool,
     publisher: Publisher,
     ours: RulesInForce,
     /// What [`Self::ours`] was made of; `None` until the XDP program has taken it.
@@ -240,20 +246,29 @@ pub async fn termination() -> Result<(), NodeError> {
 
 impl Node {
     /// Starts everything, the least intrusive first: nothing is touched before all that can be
-    /// checked is. When it fails it leaves nothing attached and nothing behind.
+    /// checked is, and nothing is taken from a `predecessor` before all is ready that can be. When it
+    /// fails it leaves nothing attached and nothing behind.
     ///
     /// # Errors
     /// [`NodeError`], naming the thing and the way out.
-    pub async fn start(settings: Settings, sources: Sources) -> Result<Self, NodeError> {
+    pub async fn start(
+        mut settings: Settings,
+        mut sources: Sources,
+        predecessor: Option<Predecessor>,
+    ) -> Result<Self, NodeError> {
         privileges::check()?;
         nat_ports::check(&settings.snat.l4_ports)?;
-        let directory = RunDirectory::claim(&settings.run_directory)?;
-        let network = NetworkClaim::claim()?;
+        let nobody = predecessor.is_none();
+        let claims = nobody.then(|| Claims::take(&settings)).transpose()?;
         capacity::raise_open_files(settings.workers.cores.len());
-        let follower = Follower::start().await?;
-        check_uplinks(&settings, &follower.view())?;
-        let pair = make_host_port(&settings, &follower.view()).await?;
-        match Self::assemble(settings, sources, (directory, network), follower, pair.as_ref()) {
+        let prepared = Prepared::new(&mut settings, &mut sources).await?;
+        let claims = match (claims, predecessor) {
+            (Some(claims), _) => claims,
+            (None, Some(predecessor)) => predecessor.hand_over(&settings).await?,
+            (None, None) => Claims::take(&settings)?,
+        };
+        let pair = make_host_port(&settings, &prepared.follower.view()).await?;
+        match Self::assemble(settings, sources, claims, prepared, pair.as_ref()) {
             Ok((mut node, port)) => {
                 node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
                 node.take_over_endpoints();
@@ -275,20 +290,15 @@ impl Node {
     }
 
     fn assemble(
-        mut settings: Settings,
+        settings: Settings,
         told: Sources,
-        (directory, network): (RunDirectory, NetworkClaim),
-        follower: Follower,
+        Claims { directory, network }: Claims,
+        prepared: Prepared,
         pair: Option<&HostPort>,
     ) -> Result<(Self, Option<PortId>), NodeError> {
-        let (redirect, unpinned) = programs::load(&settings)?;
-        // A kernel before 6.6 takes no frames of several buffers, whatever was asked for.
-        settings.umem.multi_buffer = redirect.multi_buffer();
-        check_uplinks(&settings, &follower.view())?;
-        capacity::plan_packet_memory(&mut settings)?;
-        let umem = Umem::new(settings.umem)?;
+        let Prepared { follower, redirect, unpinned, umem, publisher } = prepared;
         let workers = Workers::start(&settings.workers, &umem, &redirect)?;
-        let publisher = Publisher::after(workers.tables());
+        let publisher = publisher.after(workers.tables());
         let is_whole = workers.beginnings().iter().all(Beginning::is_whole);
         let flows_began = (!is_whole).then(monotonic_now);
         let mut ports = PortTable::new(redirect, umem);
@@ -323,6 +333,7 @@ impl Node {
             chain: told.chain,
             programs_left: 0,
             is_ending: false,
+            is_handing_over: false,
             publisher,
             ours: RulesInForce::default(),
             told: None,
@@ -379,7 +390,8 @@ impl Node {
         // with the next process.
         self.workers.stop();
         let may_stay = self.ports.redirect().pinned() > 0;
-        if self.settings.on_exit == OnExit::Drop || !by_order && may_stay {
+        let is_left = self.settings.on_exit == OnExit::Drop || self.is_handing_over;
+        if is_left || !by_order && may_stay {
             self.follower.stop().await;
             let stay = self.ports.leave();
             tracing::info!(

@@ -60,10 +60,10 @@ pub struct Update {
 }
 
 impl Publisher {
-    /// One that goes on where empty `tables` are in force.
+    /// Goes on where empty `tables` are in force, with what it has compiled.
     #[must_use]
-    pub fn after(tables: &Arc<Tables>) -> Self {
-        Self { tables: Arc::clone(tables), ..Self::default() }
+    pub fn after(self, tables: &Arc<Tables>) -> Self {
+        Self { tables: Arc::clone(tables), ..self }
     }
 
     /// Takes over what changed in the cluster. It is in force once it was compiled and published.

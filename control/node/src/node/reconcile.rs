@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control::compile::NodeView;
+use control::model::ObjectName;
 use dataplane::address::Protocol;
 use dataplane::address_map::AddressSet;
 use dataplane::event::NeighbourRequest;
@@ -77,6 +78,36 @@ pub(super) fn add_port(
     ports
         .add(workers, request)
         .map_err(|source| NodeError::Port { interface: interface.clone(), source })
+}
+
+/// The node as the compiler wants it; `stack` is the host port's end in the host's stack.
+pub(super) fn view_of_node(
+    settings: &Settings,
+    view: &KernelView,
+    stack: Option<u32>,
+    endpoints: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
+) -> NodeView {
+    let addresses = node_addresses(view, stack);
+    let within = |address: &IpAddr| {
+        let prefixes = &settings.node_port_addresses;
+        prefixes.is_empty() || prefixes.iter().any(|prefix| prefix.contains(*address))
+    };
+    NodeView {
+        name: settings.node_name.clone(),
+        node_port_addresses: addresses.iter().copied().filter(within).collect(),
+        addresses,
+        node_port_range: settings.node_port_range.clone(),
+        endpoints,
+    }
+}
+
+fn node_addresses(view: &KernelView, stack: Option<u32>) -> BTreeSet<IpAddr> {
+    view.addresses
+        .iter()
+        .filter(|(interface, own)| Some(*interface) != stack && own.usable)
+        .map(|(_, own)| own.address)
+        .filter(|address| !address.is_loopback() && !is_link_local(*address))
+        .collect()
 }
 
 impl Node {
@@ -251,36 +282,17 @@ impl Node {
     }
 
     fn node_view(&self, view: &KernelView) -> NodeView {
-        let addresses: BTreeSet<IpAddr> = self.node_addresses(view);
-        let within = |address: &IpAddr| {
-            let prefixes = &self.settings.node_port_addresses;
-            prefixes.is_empty() || prefixes.iter().any(|prefix| prefix.contains(*address))
-        };
-        NodeView {
-            name: self.settings.node_name.clone(),
-            node_port_addresses: addresses.iter().copied().filter(within).collect(),
-            addresses,
-            node_port_range: self.settings.node_port_range.clone(),
-            endpoints: self
-                .endpoints
-                .iter()
-                .map(|endpoint| {
-                    let addresses = endpoint.spec.addresses.iter().copied().collect();
-                    (endpoint.spec.name.clone(), addresses)
-                })
-                .collect(),
-        }
+        let stack = self.host.as_ref().map(|host| host.pair.host.index);
+        let named = self.endpoints.iter().map(|endpoint| {
+            let addresses = endpoint.spec.addresses.iter().copied().collect();
+            (endpoint.spec.name.clone(), addresses)
+        });
+        view_of_node(&self.settings, view, stack, named.collect())
     }
 
     /// The node's own addresses, those that mean something beyond their link.
     pub(super) fn node_addresses(&self, view: &KernelView) -> BTreeSet<IpAddr> {
-        let stack = self.host.as_ref().map(|host| host.pair.host.index);
-        view.addresses
-            .iter()
-            .filter(|(interface, own)| Some(*interface) != stack && own.usable)
-            .map(|(_, own)| own.address)
-            .filter(|address| !address.is_loopback() && !is_link_local(*address))
-            .collect()
+        node_addresses(view, self.host.as_ref().map(|host| host.pair.host.index))
     }
 
     /// The first address of each family on the first uplink that has one.

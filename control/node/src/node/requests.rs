@@ -50,6 +50,7 @@ impl Node {
 
     async fn answer_once(&mut self, request: Request) -> Result<Reply, AdminError> {
         Ok(match request {
+            Request::HandOver => self.begin_hand_over(),
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::EndpointAdd(endpoint) => self.answer_endpoint_add(endpoint).await?,
             Request::EndpointRemove { name } => {
