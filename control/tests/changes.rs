@@ -30,6 +30,7 @@ fn pod(name: &str, label: &str, address: u32) -> Pod {
         host_network: false,
         phase: PodPhase::Running,
         terminating: false,
+        bandwidth: None,
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::DropReason;
 use crate::handoff::HandoffCause;
+use crate::policy::Direction;
 use crate::port::PortId;
 
 /// Ports a node may have at once, host port and uplinks included.
@@ -75,6 +76,15 @@ impl Level {
     }
 }
 
+/// What one direction's bandwidth limit of a port did, as one worker saw it.
+#[derive(Debug, Default)]
+pub struct LimitCounters {
+    /// Packets that waited for their time.
+    pub delayed_packets: Counter,
+    /// Packets dropped, because they would have waited too long or found no room.
+    pub dropped_packets: Counter,
+}
+
 /// Packets and bytes of one port, as one worker saw them.
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -87,6 +97,21 @@ pub struct PortCounters {
     pub transmitted_packets: Counter,
     /// Bytes queued for transmission, Ethernet header included.
     pub transmitted_bytes: Counter,
+    /// Of what goes to the pod.
+    pub ingress_limit: LimitCounters,
+    /// Of what the pod sends.
+    pub egress_limit: LimitCounters,
+}
+
+impl PortCounters {
+    /// Those of one direction's limit.
+    #[must_use]
+    pub fn limit(&self, direction: Direction) -> &LimitCounters {
+        match direction {
+            Direction::Ingress => &self.ingress_limit,
+            Direction::Egress => &self.egress_limit,
+        }
+    }
 }
 
 /// Everything one worker counts.
@@ -115,12 +140,19 @@ pub struct WorkerCounters {
     /// Flows opened here of whose replies another worker is the hash's owner: translated ones. Replies
     /// find them on any worker; what comes when they are over is handed there.
     pub flows_with_alias_elsewhere: Counter,
-    /// Packets that wait for a neighbour or for their first fragment now (gauge).
+    /// Packets that wait for a neighbour, for their first fragment or for their time now (gauge).
     pub held: Counter,
     /// Those that wait for a neighbour, of [`crate::worker::HELD_MAX`].
     pub waiting_neighbours: Level,
     /// Those that wait for their first fragment, of [`crate::fragment::waiting::WAITING_MAX`].
     pub waiting_fragments: Level,
+    /// Frames of packet memory whose packets wait for their time ([`crate::pacing`]), of what the
+    /// worker was given for that ([`crate::pacing::queue::PACED_MAX`] at most).
+    pub paced_frames: Level,
+    /// Packets whose time had not come when they were to leave, for either direction's limit.
+    pub paced_packets: Counter,
+    /// Their bytes, Ethernet header included.
+    pub paced_bytes: Counter,
     /// Fragmented packets followed, of [`crate::fragment::FRAGMENTED_PACKETS_MAX`].
     pub fragments: Level,
     /// L4 ports known to be taken toward the most crowded destination, of the worker's share
@@ -194,6 +226,9 @@ impl Default for WorkerCounters {
             held: Counter::default(),
             waiting_neighbours: Level::default(),
             waiting_fragments: Level::default(),
+            paced_frames: Level::default(),
+            paced_packets: Counter::default(),
+            paced_bytes: Counter::default(),
             fragments: Level::default(),
             snat_l4_ports: Level::default(),
             flushes: Level::default(),

@@ -120,6 +120,12 @@ drop_reasons! {
     Overload = "overload",
     /// Under way in a worker that panicked, which goes on without it.
     WorkerRestarted = "worker-restarted",
+    /// The sending pod's egress bandwidth is used up for longer than a packet may wait.
+    BandwidthEgress = "bandwidth-egress",
+    /// The receiving pod's ingress bandwidth is used up for longer than a packet may wait.
+    BandwidthIngress = "bandwidth-ingress",
+    /// Packets of limited pods that wait for their time take all the memory they may.
+    PacingFull = "pacing-full",
 }
 
 #[cfg(test)]

@@ -43,6 +43,7 @@ pub mod memory;
 pub mod nat;
 pub mod nat64;
 mod opening;
+pub mod pacing;
 pub mod packet;
 pub mod pipeline;
 pub mod policy;

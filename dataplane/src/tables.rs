@@ -11,6 +11,7 @@ use crate::forwarding::Forwarding;
 use crate::identity::IdentityTable;
 use crate::lb::ServiceTable;
 use crate::nat::SourceNat;
+use crate::pacing::Limits;
 use crate::policy::Policy;
 use crate::port::{Port, PortId};
 use crate::time::{Nanos, Seconds};
@@ -26,6 +27,8 @@ pub struct Tables {
     pub epochs: Option<Arc<Epochs>>,
     /// By [`PortId`]; `None` where a port was removed.
     pub ports: Arc<[Option<Port>]>,
+    /// Bandwidth limits of pods' ports; `None` where no pod has any.
+    pub limits: Option<Arc<Limits>>,
     /// Next hops, endpoints, routes.
     pub forwarding: Arc<Forwarding>,
     /// Services and their backends.

@@ -18,10 +18,12 @@ use crate::flows::WorkerFlows;
 use crate::fragment::waiting::{WAITING_MAX, Waiting};
 use crate::handoff::Handoff;
 use crate::mailbox::{COMMANDS_MAX, Command, Mailbox, Retired};
+use crate::pacing::queue::{PACED_MAX, Paced};
 use crate::pipeline::{Action, Pipeline};
 use crate::port::{PortId, Ports};
 use crate::time::Nanos;
 
+mod pacing;
 pub mod pressure;
 mod recover;
 
@@ -104,6 +106,8 @@ pub struct Worker<P: Ports> {
     counters: Arc<WorkerCounters>,
     held: Vec<Held<P::Buffer>>,
     fragments: Waiting<P::Buffer>,
+    /// Packets of limited pods whose time has not come.
+    paced: Paced<P::Buffer>,
     capture: Option<Capture>,
     pressure: Pressure,
     /// What was sent in this burst and is not counted yet.
@@ -128,10 +132,18 @@ impl<P: Ports> Worker<P> {
             counters,
             held: Vec::with_capacity(HELD_MAX),
             fragments: Waiting::default(),
+            paced: Paced::new(PACED_MAX),
             capture: None,
             pressure: Pressure::default(),
             sent: Run::default(),
         }
+    }
+
+    /// The same, with so many frames of packet memory for packets of limited pods that wait for
+    /// their time, at most [`PACED_MAX`].
+    #[must_use]
+    pub fn with_paced_frames(self, frames: usize) -> Self {
+        Self { paced: Paced::new(frames), ..self }
     }
 
     /// The ports.
@@ -168,6 +180,11 @@ impl<P: Ports> Worker<P> {
     pub fn tick(&mut self, now: Nanos) -> Tick {
         self.counters.ticks.add(1);
         let adopted = self.read_mail();
+        let mut packets = 0;
+        // First: nothing overtakes what waits for a limit that is gone now.
+        if !self.paced.is_empty() {
+            packets += self.release_paced(now, adopted);
+        }
         if adopted || !self.held.is_empty() {
             self.retry_held(now, adopted);
         }
@@ -175,7 +192,7 @@ impl<P: Ports> Worker<P> {
             self.drop_late_fragments(now);
         }
         let mut burst = RxBurst::new();
-        let mut packets = self.run_inbox(now, &mut burst);
+        packets += self.run_inbox(now, &mut burst);
         for _ in 0..RECEIVE_BURSTS {
             self.ports.receive(&mut burst);
             let received = burst.len();
@@ -268,7 +285,7 @@ impl<P: Ports> Worker<P> {
 
     fn carry_out(&mut self, now: Nanos, packet: Received<P::Buffer>, action: Action) {
         match action {
-            Action::Transmit(port) => self.transmit(now, port, packet.buffer),
+            Action::Transmit(port) => self.forward(now, packet, port),
             Action::Handoff(worker) => {
                 let ports = &mut self.ports;
                 self.handoff.give(worker, packet, &self.counters, &mut |buffer| {
@@ -282,7 +299,7 @@ impl<P: Ports> Worker<P> {
                 // The offender ends here; its memory now holds the answer to its sender.
                 self.counters.drop_for(reason);
                 self.counters.originated.add(1);
-                self.transmit(now, packet.port, packet.buffer);
+                self.answer(now, packet);
             }
         }
     }
@@ -338,9 +355,10 @@ impl<P: Ports> Worker<P> {
 
     fn count_held(&self) {
         let (neighbours, fragments) = (self.held.len() as u64, self.fragments.len() as u64);
-        self.counters.held.set(neighbours + fragments);
+        self.counters.held.set(neighbours + fragments + self.paced.packets() as u64);
         self.counters.waiting_neighbours.set(neighbours);
         self.counters.waiting_fragments.set(fragments);
+        self.counters.paced_frames.set(self.paced.frames() as u64);
     }
 
     /// Lets fragments follow their first, in order of arrival.

@@ -240,6 +240,12 @@ impl Simulation {
         &self.flows
     }
 
+    /// When the next packet leaves that waits for its time at a worker.
+    #[must_use]
+    pub fn next_departure(&self, worker: usize) -> Option<Nanos> {
+        self.workers[worker].worker.next_departure()
+    }
+
     /// Live flows.
     #[must_use]
     pub fn flows(&self) -> Vec<FlowRecord> {
@@ -309,6 +315,7 @@ impl Simulation {
                 ("flows-opened-for-others", counters.flows_opened_for_others.get()),
                 ("flows-with-alias-elsewhere", counters.flows_with_alias_elsewhere.get()),
                 ("held", counters.held.get()),
+                ("paced-packets", counters.paced_packets.get()),
                 ("flows-created", counters.flows_created.get()),
                 ("flows-masqueraded", counters.flows_masqueraded.get()),
                 ("flows-translated-by-rule", counters.flows_translated_by_rule.get()),

@@ -19,6 +19,7 @@ use dataplane::lb::{
 use dataplane::lpm::{Prefix, PrefixTable};
 use dataplane::nat::rules::SnatRule;
 use dataplane::nat::{Mapping, SourceNat};
+use dataplane::pacing::{Limits, PortLimits};
 use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
 use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::tables::{Tables, TcpWindows};
@@ -91,6 +92,7 @@ pub struct World {
     epochs: Option<Epochs>,
     lost_replies_until: Nanos,
     tcp_windows: TcpWindows,
+    limits: Option<Arc<Limits>>,
 }
 
 impl World {
@@ -119,6 +121,7 @@ impl World {
             epochs: None,
             lost_replies_until: Nanos::default(),
             tcp_windows: TcpWindows::Off,
+            limits: None,
         };
         world.add_node();
         (1..=pods).for_each(|n| world.add_pod(n));
@@ -298,6 +301,20 @@ impl World {
         self
     }
 
+    /// Bandwidth limits of pods, instead of those before.
+    #[must_use]
+    pub fn with_limits(mut self, limits: impl IntoIterator<Item = (PortId, PortLimits)>) -> Self {
+        self.limits = Limits::of(limits).map(Arc::new);
+        self
+    }
+
+    /// A port that is gone, with nothing else changed.
+    #[must_use]
+    pub fn without_port(mut self, port: PortId) -> Self {
+        self.ports[usize::from(port.0)] = None;
+        self
+    }
+
     /// Until `until` a denied segment in mid-stream may be a lost flow's reply.
     #[must_use]
     pub fn with_lost_replies_until(mut self, until: Nanos) -> Self {
@@ -380,6 +397,7 @@ impl World {
             generation: self.generation,
             epochs: self.epochs.clone().map(Arc::new),
             ports: self.ports.clone().into(),
+            limits: self.limits.clone(),
             forwarding: Arc::new(self.forwarding.clone()),
             services: Arc::new(self.services.clone()),
             identities: Arc::new(self.identities.clone()),

@@ -16,6 +16,7 @@ use dataplane::handoff::{Handoff, Inboxes};
 use dataplane::lb::FrontendKind;
 use dataplane::mailbox::{Command, FlushFilter, Mailbox};
 use dataplane::memory::HeapBuffer;
+use dataplane::pacing::{Limit, PortLimits, Rate};
 use dataplane::pipeline::Pipeline;
 use dataplane::port::{PortId, Ports};
 use dataplane::time::Nanos;
@@ -120,7 +121,13 @@ impl Running {
 
 fn world() -> World {
     let backends = [(pod4(2), 8080), (pod4(3), 8080)];
-    World::with_pods(3).with_service(FrontendKind::ClusterIp, "10.2.0.1", 80, &backends)
+    let limit = |bits| Some(Arc::new(Limit::new(Rate::of(bits))));
+    World::with_pods(3)
+        .with_service(FrontendKind::ClusterIp, "10.2.0.1", 80, &backends)
+        .with_limits([
+            (pod_port(1), PortLimits { ingress: limit(2_000_000), egress: limit(100_000_000) }),
+            (pod_port(2), PortLimits { ingress: limit(5_000_000), egress: None }),
+        ])
 }
 
 /// `count` workers that share flow tables, inboxes and `buffers` buffers.
@@ -192,7 +199,7 @@ fn allocated_by(workers: &mut [Running], rounds: usize) -> u64 {
 type Happening = (&'static str, fn(&WorkerCounters) -> u64);
 
 /// What must have happened, or its absence would prove nothing.
-const HAPPENINGS: [Happening; 10] = [
+const HAPPENINGS: [Happening; 12] = [
     ("flows created", |counters| counters.flows_created.get()),
     ("flows expired", |counters| counters.flows_expired.get()),
     ("flows judged again", |counters| counters.flows_rejudged.get()),
@@ -202,6 +209,8 @@ const HAPPENINGS: [Happening; 10] = [
     ("captures lost", |counters| counters.captures_lost.get()),
     ("fragments refused", |counters| counters.dropped(DropReason::FragmentsFull)),
     ("fragments unknown", |counters| counters.dropped(DropReason::FragmentUnknown)),
+    ("packets paced", |counters| counters.paced_packets.get()),
+    ("packets over their limit", |counters| counters.dropped(DropReason::BandwidthIngress)),
     ("neighbours unresolved", |counters| counters.dropped(DropReason::Unresolved)),
 ];
 

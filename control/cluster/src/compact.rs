@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use control::model::convert::NOT_OBEYED;
 use control::model::{
-    Endpoint, EndpointSlice, Kind, L4Ports, LabelSelector, Labels, NamedPort, Namespace,
-    NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod, PodPhase, PolicyMode, PolicyRule,
-    PortMatch, Requirement, Service, ServicePort, SlicePort,
+    AnnotatedRate, Endpoint, EndpointSlice, Kind, L4Ports, LabelSelector, Labels, NamedPort,
+    Namespace, NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod, PodBandwidth,
+    PodPhase, PolicyMode, PolicyRule, PortMatch, Requirement, Service, ServicePort, SlicePort,
 };
 use dataplane::address::Protocol;
 use dataplane::lb::TrafficPolicy;
@@ -113,7 +113,9 @@ fields!(ObjectName: namespace, name);
 fields!(Namespace: name, labels, mode);
 fields!(Node: name, addresses, pod_cidrs, mode);
 fields!(NamedPort: name, protocol, l4_port);
-fields!(Pod: name, uid, labels, addresses, node, named_ports, host_network, phase, terminating);
+fields!(Pod: name, uid, labels, addresses, node, named_ports, host_network, phase, terminating,
+    bandwidth);
+fields!(PodBandwidth: ingress, egress);
 fields!(ServicePort: name, protocol, l4_port, node_port);
 fields!(SlicePort: name, protocol, l4_port);
 fields!(Endpoint: address, ready, serving, terminating, node);
@@ -140,6 +142,15 @@ impl Compact for u16 {
     }
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
         from.bytes(2)?.try_into().map(Self::from_le_bytes).map_err(|_| Damaged)
+    }
+}
+
+impl Compact for u64 {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend(self.to_le_bytes());
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        from.bytes(8)?.try_into().map(Self::from_le_bytes).map_err(|_| Damaged)
     }
 }
 
@@ -219,6 +230,37 @@ impl<T: Compact> Compact for Box<[T]> {
     }
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
         Vec::take(from).map(Vec::into_boxed_slice)
+    }
+}
+
+impl Compact for Box<PodBandwidth> {
+    fn put(&self, out: &mut Vec<u8>) {
+        (**self).put(out);
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        PodBandwidth::take(from).map(Self::new)
+    }
+}
+
+impl Compact for AnnotatedRate {
+    fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Bits(bits) => {
+                out.push(0);
+                bits.put(out);
+            }
+            Self::Unreadable(text) => {
+                out.push(1);
+                put_text(text, out);
+            }
+        }
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        Ok(match u8::take(from)? {
+            0 => Self::Bits(u64::take(from)?),
+            1 => Self::Unreadable(take_text(from)?.into()),
+            _ => return Err(Damaged),
+        })
     }
 }
 

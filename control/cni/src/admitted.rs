@@ -84,6 +84,7 @@ mod tests {
             mac: None,
             attachment: Some(attachment.clone()),
             pod_uid: None,
+            bandwidth: None,
         };
         assert!(!take_back(&socket, &attachment).unwrap());
         leave(&socket, endpoint.clone(), 7).unwrap();

@@ -165,30 +165,35 @@ impl Call<'_> {
             mac: Some(link.mac.clone()),
             attachment: Some(self.attachment()),
             pod_uid: pod.uid.clone(),
+            bandwidth: self.configuration.bandwidth,
         };
         endpoint.validate().map_err(invalid_endpoint)?;
         Ok((endpoint, link))
     }
 
+    /// A bandwidth plugin before us whose rates are in its own configuration: what it made limits
+    /// nothing any more.
     fn mind_bandwidth(&self, previous: &Previous) -> Result<(), CniError> {
-        let device = previous.bandwidth_device();
-        let asked = match (&self.configuration.bandwidth, device) {
-            (Some(limits), _) => format!("runtimeConfig.bandwidth is {limits}"),
-            (None, Some(device)) => format!("a bandwidth plugin before made {device}"),
-            (None, None) => return Ok(()),
-        };
-        let why = "packets of pods go past every queueing discipline, so that no limit would hold";
+        let Some(device) = previous.bandwidth_device() else { return Ok(()) };
+        if self.configuration.bandwidth.is_some() {
+            self.log.note(&format!("{device} limits nothing: the node keeps the limits itself"));
+            return Ok(());
+        }
+        let why = "packets of pods go past every queueing discipline, and no runtimeConfig.bandwidth \
+                   tells its rates";
         match self.configuration.bandwidth_limits {
             BandwidthLimits::Warn => {
-                self.log.warn(&format!("NOT LIMITED: {asked}, and {why}"));
+                self.log.warn(&format!("NOT LIMITED: a bandwidth plugin made {device}, but {why}"));
                 Ok(())
             }
             BandwidthLimits::Refuse => Err(CniError::new(
                 Code::UnsupportedField,
-                format!("bandwidth is not supported: {asked}"),
+                format!("the limits of {device} cannot be kept"),
                 format!(
-                    "{why}: take the pod's kubernetes.io/ingress-bandwidth and egress-bandwidth \
-                     annotations away, or set bandwidthLimits to warn"
+                    "{why}: limit the pod by its kubernetes.io/ingress-bandwidth and \
+                     egress-bandwidth annotations instead of the bandwidth plugin's configuration, \
+                     with \"capabilities\": {{\"bandwidth\": true}} for xskiff-cni, or set \
+                     bandwidthLimits to warn"
                 ),
             )),
         }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use control::admin::Bandwidth;
 use control::admin::endpoint::validate_network;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -41,7 +42,8 @@ pub enum NodeAbsent {
     Admit,
 }
 
-/// What to do about limits on a pod's bandwidth, which nothing behind AF_XDP keeps.
+/// What to do about limits on a pod's bandwidth that a bandwidth plugin before keeps by itself, and
+/// would not behind AF_XDP: nobody told us their rates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BandwidthLimits {
@@ -79,10 +81,10 @@ pub struct Configuration<'a> {
     pub answer: Duration,
     /// Where every call is noted, if anywhere.
     pub log_file: Option<PathBuf>,
-    /// What to do about limits.
+    /// What to do about limits whose rates are not told.
     pub bandwidth_limits: BandwidthLimits,
-    /// Limits that the runtime asks for, as it wrote them.
-    pub bandwidth: Option<String>,
+    /// Limits that the runtime asks for.
+    pub bandwidth: Option<Bandwidth>,
     /// What the plugins before have done, as it was written.
     pub previous: Option<&'a RawValue>,
     /// Of GC.
@@ -96,12 +98,15 @@ struct RuntimeConfig<'a> {
     bandwidth: Option<&'a RawValue>,
 }
 
-/// `runtimeConfig.bandwidth`: rates in bits a second; 0 or nothing is no limit.
+/// `runtimeConfig.bandwidth`, as the conventions of CNI write it: rates in bits a second, bursts in
+/// bits; 0 or nothing is no limit.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Bandwidth {
+struct Limits {
     ingress_rate: u64,
+    ingress_burst: u64,
     egress_rate: u64,
+    egress_burst: u64,
 }
 
 /// Keys that the specification and runtimes set beside ours.
@@ -142,7 +147,7 @@ impl<'a> Configuration<'a> {
             answer: take.seconds("answerSeconds", 15)?,
             log_file: take.path("logFile")?,
             bandwidth_limits: take.value("bandwidthLimits", "refuse or warn")?.unwrap_or_default(),
-            bandwidth: limits(runtime.bandwidth),
+            bandwidth: limits(runtime.bandwidth, is_lenient)?,
             previous: take.keys.remove("prevResult").filter(|raw| raw.get() != "null"),
             valid_attachments: take.valid_attachments(verb)?,
         };
@@ -151,14 +156,22 @@ impl<'a> Configuration<'a> {
     }
 }
 
-/// Limits as they were written; `None` where there is no limit.
-fn limits(raw: Option<&RawValue>) -> Option<String> {
-    let raw = raw.filter(|raw| raw.get() != "null")?;
-    match serde_json::from_str::<Bandwidth>(raw.get()) {
-        Ok(Bandwidth { ingress_rate: 0, egress_rate: 0 }) if is_object(raw) => None,
-        // What cannot be read may be a limit.
-        _ => Some(shown(raw.get())),
-    }
+/// Limits that hold; `None` where there is no limit.
+fn limits(raw: Option<&RawValue>, is_lenient: bool) -> Result<Option<Bandwidth>, CniError> {
+    const KEY: &str = "runtimeConfig.bandwidth";
+    let Some(raw) = raw.filter(|raw| raw.get() != "null" && !is_lenient) else { return Ok(None) };
+    let wanted =
+        "an object of ingressRate, ingressBurst, egressRate and egressBurst, whole numbers";
+    let read = serde_json::from_str::<Limits>(raw.get()).ok().filter(|_| is_object(raw));
+    let read = read.ok_or_else(|| invalid(KEY, raw.get(), wanted))?;
+    let limits = Bandwidth {
+        ingress_rate: read.ingress_rate,
+        ingress_burst: read.ingress_burst,
+        egress_rate: read.egress_rate,
+        egress_burst: read.egress_burst,
+    };
+    limits.validate().map_err(|error| invalid(KEY, raw.get(), &error.to_string()))?;
+    Ok(Some(limits).filter(Bandwidth::is_limit))
 }
 
 /// A list would be read as an object's values in order.
@@ -372,19 +385,28 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_seen_whatever_they_look_like() {
-        for (limits, is_limit) in [
-            ("null", false),
-            ("{}", false),
-            (r#"{"ingressRate":0,"egressBurst":5}"#, false),
-            (r#"{"ingressRate":1000000}"#, true),
-            (r#"{"egressRate":1}"#, true),
-            (r#"{"egressRate":"10M"}"#, true),
-            ("[]", true),
-        ] {
+    fn limits_are_read_and_what_cannot_be_one_is_refused() {
+        let read = |limits: &str, verb| {
             let text = with(&format!(r#","runtimeConfig":{{"bandwidth":{limits},"ips":[]}}"#));
-            let configuration = Configuration::parse(&text, Verb::Add).unwrap();
-            assert_eq!(configuration.bandwidth.is_some(), is_limit, "{limits}");
+            Configuration::parse(&text, verb).map(|configuration| configuration.bandwidth)
+        };
+        for none in ["null", "{}", r#"{"ingressRate":0,"egressBurst":5}"#] {
+            assert_eq!(read(none, Verb::Add).unwrap(), None, "{none}");
+        }
+        let limits = r#"{"ingressRate":1000000,"ingressBurst":2147483647,
+            "egressRate":1000,"egressBurst":4294967295}"#;
+        let wanted = Bandwidth {
+            ingress_rate: 1_000_000,
+            ingress_burst: 2_147_483_647,
+            egress_rate: 1_000,
+            egress_burst: 4_294_967_295,
+        };
+        assert_eq!(read(limits, Verb::Check).unwrap(), Some(wanted));
+        for wrong in ["[]", "[1,2,3,4]", "7", r#"{"egressRate":"10M"}"#, r#"{"egressRate":1}"#] {
+            let error = read(wrong, Verb::Add).unwrap_err();
+            assert_eq!(error.code(), 7, "{wrong}");
+            assert!(error.to_string().contains("runtimeConfig.bandwidth"), "{error}");
+            assert_eq!(read(wrong, Verb::Delete).unwrap(), None);
         }
     }
 

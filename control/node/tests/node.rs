@@ -167,6 +167,7 @@ impl World {
             mac: None,
             attachment: None,
             pod_uid: None,
+            bandwidth: None,
         }
     }
 

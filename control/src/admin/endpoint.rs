@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use dataplane::pacing::{RATE_BITS_MAX, RATE_BITS_MIN};
 use serde::{Deserialize, Serialize};
 
 use super::{AdminError, DETAIL_BYTES_MAX, PATH_BYTES_MAX, parse_mac, validate_interface};
@@ -52,6 +53,9 @@ pub struct EndpointAdd {
     /// The Pod's `metadata.uid`, when the runtime told it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,
+    /// Limits of its bandwidth; the Pod's annotations outrank the rates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
 }
 
 impl EndpointAdd {
@@ -71,7 +75,51 @@ impl EndpointAdd {
         }
         self.mac.as_deref().map_or(Ok(()), |mac| parse_mac(mac).map(drop))?;
         self.attachment.as_ref().map_or(Ok(()), Attachment::validate)?;
+        self.bandwidth.as_ref().map_or(Ok(()), Bandwidth::validate)?;
         self.pod_uid.as_deref().map_or(Ok(()), validate_pod_uid)
+    }
+}
+
+/// Limits of a pod's bandwidth as a container runtime tells them: in bits and bits a second; 0 is
+/// none. Directions are the pod's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Bandwidth {
+    /// Of what goes to the pod.
+    pub ingress_rate: u64,
+    /// What may go to it at once after a pause.
+    pub ingress_burst: u64,
+    /// Of what the pod sends.
+    pub egress_rate: u64,
+    /// What it may send at once after a pause.
+    pub egress_burst: u64,
+}
+
+impl Bandwidth {
+    /// Whether it limits anything.
+    #[must_use]
+    pub fn is_limit(&self) -> bool {
+        self.ingress_rate > 0 || self.egress_rate > 0
+    }
+
+    /// What is wrong with it.
+    ///
+    /// # Errors
+    /// [`AdminError::Invalid`], naming the field.
+    pub fn validate(&self) -> Result<(), AdminError> {
+        let rates = [
+            ("bandwidth.ingress_rate", self.ingress_rate),
+            ("bandwidth.egress_rate", self.egress_rate),
+        ];
+        for (field, rate) in rates {
+            if rate != 0 && !(RATE_BITS_MIN..=RATE_BITS_MAX).contains(&rate) {
+                let detail = format!(
+                    "{rate}: write 0 for no limit, or {RATE_BITS_MIN} to {RATE_BITS_MAX} bits a second"
+                );
+                return Err(AdminError::invalid(field, detail));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -274,6 +322,7 @@ mod tests {
             mac: None,
             attachment: Some(attachment()),
             pod_uid: Some("7b1e4f7e-1d9c-4f0b-8f59-6b1c7d2a9e11".into()),
+            bandwidth: None,
         }
     }
 
@@ -294,6 +343,9 @@ mod tests {
         assert!(with(&|_, a| a.interface = "a/b".into()).unwrap_err().contains("interface"));
         assert!(with(&|e, _| e.pod_uid = Some("x;y".into())).unwrap_err().contains("pod_uid"));
         with(&|_, attachment| attachment.container_id = "a".repeat(128)).unwrap();
+        let limited = |rate| Some(Bandwidth { egress_rate: rate, ..Bandwidth::default() });
+        assert!(with(&|e, _| e.bandwidth = limited(999)).unwrap_err().contains("egress_rate"));
+        with(&|e, _| e.bandwidth = limited(1000)).unwrap();
     }
 
     #[test]

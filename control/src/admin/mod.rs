@@ -24,7 +24,7 @@ pub mod policy;
 pub mod reply;
 pub mod status;
 
-pub use endpoint::{Admitted, Attachment, EndpointAdd, Retained};
+pub use endpoint::{Admitted, Attachment, Bandwidth, EndpointAdd, Retained};
 pub use fault::Fault;
 pub use policy::{ExaminedRule, ExplainedStep, PolicyExplanation, PolicyQuestion};
 pub use reply::{

@@ -8,7 +8,7 @@ use super::policy::{
     DropCause, FoundIdentity, IdentityListing, PolicyExplanation, PolicyListing, PolicyStatus,
 };
 use super::status::FlowTableStatus;
-use super::status::{ObjectError, Status};
+use super::status::{LimitInfo, ObjectError, Status};
 use super::{AdminError, Attachment, CaptureDirection};
 
 /// One line from the node.
@@ -171,6 +171,9 @@ pub struct EndpointInfo {
     /// The Pod's `metadata.uid`, when the runtime told it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,
+    /// Its bandwidth limits in force, ingress first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<LimitInfo>,
 }
 
 /// One service port and its backends.

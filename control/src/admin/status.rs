@@ -139,6 +139,22 @@ pub enum Level {
     Failing,
 }
 
+/// A bandwidth limit in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitInfo {
+    /// `ingress` (to the pod) or `egress` (from it).
+    pub direction: String,
+    /// Bits a second.
+    pub bits_per_second: u64,
+    /// Bits that may go at once after a pause, where the runtime told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_bits: Option<u64>,
+    /// Packets that waited for their time.
+    pub delayed_packets: u64,
+    /// Packets that were dropped, because they would have waited too long or found no room.
+    pub dropped_packets: u64,
+}
+
 /// One interface of ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortStatus {
@@ -172,6 +188,9 @@ pub struct PortStatus {
     /// Flows charged to its pod.
     #[serde(default)]
     pub flows: u64,
+    /// Bandwidth limits of its pod in force, ingress first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<LimitInfo>,
     /// Counters of its sockets, all queues.
     pub sockets: SocketCounts,
 }
@@ -321,8 +340,14 @@ pub struct WorkerStatus {
     /// Flows opened of whose replies another worker is the hash's owner.
     #[serde(default)]
     pub flows_with_alias_elsewhere: u64,
-    /// Packets that wait for a neighbour or for their first fragment now.
+    /// Packets that wait for a neighbour, for their first fragment or for their time now.
     pub held: u64,
+    /// Packets that waited for their time at a bandwidth limit.
+    #[serde(default)]
+    pub paced_packets: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub paced_bytes: u64,
     /// Packets dropped, by reason's label; reasons with 0 are left out.
     pub dropped: Vec<(String, u64)>,
     /// Flows inserted.

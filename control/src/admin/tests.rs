@@ -15,6 +15,7 @@ fn endpoint() -> EndpointAdd {
         mac: Some("02:00:00:00:00:0a".into()),
         attachment: None,
         pod_uid: None,
+        bandwidth: None,
     }
 }
 

@@ -22,7 +22,7 @@ use dataplane::lb::ServiceTable;
 use dataplane::policy::{Direction, Policy, RuleId};
 use hashbrown::HashSet;
 
-use crate::model::{NamedPort, ObjectName, PolicyMode};
+use crate::model::{NamedPort, ObjectName, PodBandwidth, PolicyMode};
 use crate::store::ClusterState;
 
 pub mod affected;
@@ -362,6 +362,10 @@ impl Compiled {
                     "has no Pod object; until it has, policies that may select it deny it";
                 told.insert(Warning::new(format!("Endpoint {name}"), message));
             }
+            let pod = self.state.pods.get(name).filter(|_| self.node.endpoints.contains_key(name));
+            let bandwidth = pod.and_then(|pod| pod.bandwidth.as_deref());
+            let complaints = bandwidth.into_iter().flat_map(PodBandwidth::complaints);
+            told.extend(complaints.map(|why| Warning::new(format!("Pod {name}"), why)));
             self.warnings.set(Source::Endpoint(name.clone()), told);
         }
     }

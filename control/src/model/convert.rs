@@ -17,8 +17,8 @@ use crate::shown::shortened;
 pub use super::convert_policy::network_policy;
 pub use super::convert_service::{NOT_OBEYED, endpoint_slice, service};
 use super::{
-    InvalidObject, LabelSelector, NamedPort, Namespace, Node, ObjectName, Operator, Pod, PodPhase,
-    PolicyMode, Requirement,
+    InvalidObject, LabelSelector, NamedPort, Namespace, Node, ObjectName, Operator, Pod,
+    PodBandwidth, PodPhase, PolicyMode, Requirement,
 };
 
 /// Longest object name: a DNS subdomain (RFC 1123).
@@ -130,6 +130,7 @@ fn read_pod(object: core::Pod) -> Result<Pod, Problem> {
             }
         }
     }
+    let bandwidth = PodBandwidth::of(object.metadata.annotations.as_ref());
     Ok(Pod {
         name,
         uid: object.metadata.uid.unwrap_or_default(),
@@ -140,6 +141,7 @@ fn read_pod(object: core::Pod) -> Result<Pod, Problem> {
         host_network: spec.host_network.unwrap_or(false),
         phase,
         terminating: object.metadata.deletion_timestamp.is_some(),
+        bandwidth,
     })
 }
 

@@ -14,6 +14,7 @@ use dataplane::address::Protocol;
 use dataplane::lb::TrafficPolicy;
 use dataplane::lpm::Prefix;
 
+mod bandwidth;
 pub mod convert;
 mod convert_policy;
 mod convert_service;
@@ -23,6 +24,10 @@ pub mod mode;
 pub mod read;
 pub mod selector;
 
+pub use bandwidth::{
+    AnnotatedRate, EGRESS_BANDWIDTH, INGRESS_BANDWIDTH, PodBandwidth, RateError, bits_per_second,
+    rate_text,
+};
 pub use label_set::Labels;
 pub use mode::PolicyMode;
 pub use selector::{LabelSelector, Operator, Requirement};
@@ -147,6 +152,8 @@ pub struct Pod {
     pub phase: PodPhase,
     /// Whether `metadata.deletionTimestamp` is set.
     pub terminating: bool,
+    /// What its annotations say of its bandwidth.
+    pub bandwidth: Option<Box<PodBandwidth>>,
 }
 
 impl Pod {

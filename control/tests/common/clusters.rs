@@ -160,6 +160,7 @@ pub fn pod() -> impl Strategy<Value = Pod> {
             host_network: false,
             phase: if fate == 1 { PodPhase::Succeeded } else { PodPhase::Running },
             terminating: fate == 2,
+            bandwidth: None,
         },
     )
 }

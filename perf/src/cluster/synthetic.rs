@@ -85,6 +85,7 @@ impl Size {
             host_network: false,
             phase: PodPhase::Running,
             terminating: false,
+            bandwidth: None,
         }
     }
 

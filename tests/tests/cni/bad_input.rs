@@ -85,20 +85,24 @@ fn each_bad_input_has_its_code_and_leaves_nothing() {
         ),
         ("no pod", variable("CNI_ARGS", ""), 4, "K8S_POD_NAMESPACE"),
         (
-            "limits",
-            with_key("runtimeConfig", json!({ "bandwidth": { "ingressRate": 1_000_000 } })),
-            2,
-            "ingressRate",
+            "limits that cannot be",
+            with_key("runtimeConfig", json!({ "bandwidth": { "ingressRate": 999 } })),
+            7,
+            "ingress_rate",
         ),
     ];
     for (what, (code, text), wanted, word) in cases {
         assert_eq!(code, wanted, "{what}: {text}");
         assert!(text.contains(word), "{what}: {text}");
     }
-    // Where the plugin is told to, it lets a pod with limits run, and says so.
+    // Where the plugin is told to, it lets a pod run whose limits nobody tells, and says so.
+    let mut limited = result.clone();
+    let devices = limited["interfaces"].as_array_mut().expect("a list");
+    devices.push(json!({ "name": "bwp0a1b2c3d4e5f", "mac": "02:00:00:00:00:09" }));
+    let (code, text) = with_key("prevResult", limited.clone());
+    assert!(code == 2 && text.contains("bwp0a1b2c3d4e5f"), "{code}: {text}");
     let more = json!({
-        "prevResult": result, "bandwidthLimits": "warn",
-        "runtimeConfig": { "bandwidth": { "egressRate": 1_000_000 } },
+        "prevResult": limited, "bandwidthLimits": "warn",
         "logFile": cluster.laboratory.directory().join("cni.log"),
     });
     network.ours(&cluster.node, "ADD", Some(&container), more).expect("it runs");

@@ -8,6 +8,7 @@
 
 mod api_server;
 mod audit;
+mod bandwidth;
 mod bare;
 mod chaos;
 mod claims;

@@ -6,14 +6,16 @@
 
 use std::collections::BTreeMap;
 
-use control::model::Kind;
+use control::model::{EGRESS_BANDWIDTH, INGRESS_BANDWIDTH, Kind};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::serve::{Encoded, mark};
 
-/// Annotations of ours begin so; no others are read.
+/// Annotations of ours begin so.
 pub const ANNOTATIONS: &str = "xskiff.io/";
+/// And those of Kubernetes that are read.
+const OF_KUBERNETES: [&str; 2] = [INGRESS_BANDWIDTH, EGRESS_BANDWIDTH];
 /// The label that ties an EndpointSlice to its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// What every stripped object begins with; its resourceVersion is put in behind it.
@@ -53,22 +55,24 @@ struct Metadata<'a> {
     #[serde(
         borrow,
         default,
-        deserialize_with = "annotations_of_ours",
+        deserialize_with = "annotations_read",
         skip_serializing_if = "Option::is_none"
     )]
     annotations: Option<BTreeMap<String, &'a RawValue>>,
 }
 
-fn annotations_of_ours<'de: 'a, 'a, D: Deserializer<'de>>(
+fn annotations_read<'de: 'a, 'a, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<BTreeMap<String, &'a RawValue>>, D::Error> {
     let all = Option::<BTreeMap<String, &'a RawValue>>::deserialize(from)?;
     Ok(all
         .map(|mut all| {
-            all.retain(|key, _| key.starts_with(ANNOTATIONS));
+            all.retain(|key, _| {
+                key.starts_with(ANNOTATIONS) || OF_KUBERNETES.contains(&key.as_str())
+            });
             all
         })
-        .filter(|ours| !ours.is_empty()))
+        .filter(|left| !left.is_empty()))
 }
 
 #[derive(Deserialize, Serialize)]

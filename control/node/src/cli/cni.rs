@@ -62,7 +62,8 @@ pub struct InstallArgs {
     /// A file in which every call of the plugin is noted.
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
-    /// What is done about a pod with a limit on its bandwidth, which does not hold behind AF_XDP.
+    /// What is done about a pod whose limits stand in a bandwidth plugin's own configuration, where
+    /// nobody tells the node of them.
     #[arg(long, value_enum, default_value_t = BandwidthLimitsArg::Refuse)]
     bandwidth_limits: BandwidthLimitsArg,
 }
@@ -88,7 +89,7 @@ pub enum NodeAbsentArg {
     Admit,
 }
 
-/// What is done about a pod with a limit on its bandwidth.
+/// What is done about a pod whose limits nobody tells the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BandwidthLimitsArg {
     /// It is refused.

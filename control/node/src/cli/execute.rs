@@ -6,7 +6,8 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use control::admin::{
-    CaptureDirection, CaptureRequest, EndpointAdd, FlowFilter, Reply, Request, StreamItem, TopBy,
+    Bandwidth, CaptureDirection, CaptureRequest, EndpointAdd, FlowFilter, Reply, Request,
+    StreamItem, TopBy,
 };
 use control::config::Config;
 use control::text_file::{self, TextFileError};
@@ -168,10 +169,30 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
 
 fn endpoint_request(command: EndpointCommand) -> Request {
     match command {
-        EndpointCommand::Add { name, interface, addresses, mac, netns } => {
-            let (attachment, pod_uid) = (None, None);
-            let add = EndpointAdd { name, interface, netns, addresses, mac, attachment, pod_uid };
-            Request::EndpointAdd(add)
+        EndpointCommand::Add {
+            name,
+            interface,
+            addresses,
+            mac,
+            netns,
+            ingress_bandwidth,
+            egress_bandwidth,
+        } => {
+            let limits = Bandwidth {
+                ingress_rate: ingress_bandwidth.unwrap_or(0),
+                egress_rate: egress_bandwidth.unwrap_or(0),
+                ..Bandwidth::default()
+            };
+            Request::EndpointAdd(EndpointAdd {
+                name,
+                interface,
+                netns,
+                addresses,
+                mac,
+                attachment: None,
+                pod_uid: None,
+                bandwidth: Some(limits).filter(Bandwidth::is_limit),
+            })
         }
         EndpointCommand::Remove { name } => Request::EndpointRemove { name },
         EndpointCommand::List => Request::EndpointList,

@@ -214,6 +214,12 @@ pub enum EndpointCommand {
         /// The pod's network namespace, to turn offloads off in it.
         #[arg(long, value_name = "PATH")]
         netns: Option<String>,
+        /// What may go to the pod, in bits a second, such as 10M.
+        #[arg(long, value_name = "RATE", value_parser = control::model::bits_per_second)]
+        ingress_bandwidth: Option<u64>,
+        /// What the pod may send, in bits a second.
+        #[arg(long, value_name = "RATE", value_parser = control::model::bits_per_second)]
+        egress_bandwidth: Option<u64>,
     },
     /// Remove a pod's port. Removing one that is not there is harmless.
     Remove {

@@ -4,11 +4,12 @@ use std::fmt::Write;
 
 use control::admin::cni::CniStatus;
 use control::admin::reply::Peer;
-use control::admin::status::{Level, TableUsage, Verdict, WorkerStatus};
+use control::admin::status::{Level, LimitInfo, TableUsage, Verdict, WorkerStatus};
 use control::admin::{
     ConfigDiff, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, Reply, ServiceInfo, Status,
     TraceReport,
 };
+use control::model::rate_text;
 
 use super::table::{Table, grouped};
 use connections::{ct, ct_counts, ct_top, flow_table};
@@ -250,8 +251,16 @@ fn tables(tables: &[TableUsage]) -> String {
 }
 
 fn endpoints(list: &[EndpointInfo]) -> String {
-    let mut table =
-        Table::new(&["ENDPOINT", "INTERFACE", "ADDRESSES", "MAC", ">MTU", ">IDENTITY", "ISOLATED"]);
+    let mut table = Table::new(&[
+        "ENDPOINT",
+        "INTERFACE",
+        "ADDRESSES",
+        "MAC",
+        ">MTU",
+        ">IDENTITY",
+        "ISOLATED",
+        "BANDWIDTH",
+    ]);
     for endpoint in list {
         let isolated = match (endpoint.isolated_ingress, endpoint.isolated_egress) {
             (true, true) => "both ways",
@@ -268,9 +277,18 @@ fn endpoints(list: &[EndpointInfo]) -> String {
             endpoint.mtu.to_string(),
             endpoint.identity.map_or_else(|| "no Pod yet".into(), |number| number.to_string()),
             isolated.into(),
+            limits(&endpoint.limits),
         ]);
     }
     or_none(table, "no endpoints: `xskiff endpoint add` adds one")
+}
+
+/// `ingress 10M, egress 100M`.
+fn limits(limits: &[LimitInfo]) -> String {
+    let of =
+        |limit: &LimitInfo| format!("{} {}", limit.direction, rate_text(limit.bits_per_second));
+    let all: Vec<String> = limits.iter().map(of).collect();
+    if all.is_empty() { "no limit".into() } else { all.join(", ") }
 }
 
 fn services(list: &[ServiceInfo]) -> String {

@@ -17,7 +17,7 @@ const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 const BYPASSED: [(&str, &str); 4] = [
     (
         "bandwidth",
-        "its limits do not hold: pods that have one are refused, unless bandwidthLimits is warn",
+        "the node keeps a pod's limits itself; those of the plugin's own configuration do not hold",
     ),
     (
         "portmap",

@@ -1,7 +1,7 @@
 //! Every metric: its name, what it says, and where its value is.
 
 use control::admin::Status;
-use control::admin::status::{PortStatus, WorkerStatus};
+use control::admin::status::{LimitInfo, PortStatus, WorkerStatus};
 use dataplane::DropReason;
 
 use crate::kube_proxy::Kind;
@@ -16,6 +16,7 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
     families.push(handoffs(status));
     families.push(drops(status));
     families.extend(ports(status));
+    families.extend(limits(status));
     families.push(xdp(status));
     families.extend(control(status));
     families.extend(reconciles::families(status));
@@ -168,9 +169,21 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     }),
     (
         "xskiff_worker_held_packets",
-        "Packets that wait for a neighbour or for their first fragment now",
+        "Packets that wait for a neighbour, for their first fragment or for their time now",
         false,
         |w| w.held,
+    ),
+    (
+        "xskiff_worker_paced_packets",
+        "Packets that waited for their time at a bandwidth limit",
+        true,
+        |w| w.paced_packets,
+    ),
+    (
+        "xskiff_worker_paced_bytes",
+        "Bytes of packets that waited for their time at a bandwidth limit",
+        true,
+        |w| w.paced_bytes,
     ),
     ("xskiff_flows_created", "Flows inserted", true, |w| w.flows_created),
     ("xskiff_flows_masqueraded", "Flows inserted whose source is masqueraded", true, |w| {
@@ -327,6 +340,38 @@ const PORT_COLUMNS: &[Column<PortStatus>] = &[
 
 fn ports(status: &Status) -> Vec<Family> {
     columns(&status.ports, port_labels, PORT_COLUMNS)
+}
+
+/// Of ports that have a bandwidth limit.
+fn limits(status: &Status) -> Vec<Family> {
+    let of = |value: fn(&LimitInfo) -> u64| {
+        let of_port = |port: &PortStatus| {
+            let labels = port_labels(port);
+            let sample = move |limit: &LimitInfo| {
+                let direction = ("direction", limit.direction.clone());
+                Sample { labels: [labels.clone(), vec![direction]].concat(), value: value(limit) }
+            };
+            port.limits.iter().map(sample).collect::<Vec<_>>()
+        };
+        status.ports.iter().flat_map(of_port).collect::<Vec<_>>()
+    };
+    vec![
+        gauge(
+            "xskiff_bandwidth_limit_bytes_per_second",
+            "A pod's bandwidth limit in force",
+            of(|limit| limit.bits_per_second / 8),
+        ),
+        counter(
+            "xskiff_bandwidth_delayed_packets",
+            "Packets that waited for their time at a pod's bandwidth limit",
+            of(|limit| limit.delayed_packets),
+        ),
+        counter(
+            "xskiff_bandwidth_dropped_packets",
+            "Packets that a pod's bandwidth limit dropped, since they would have waited too long",
+            of(|limit| limit.dropped_packets),
+        ),
+    ]
 }
 
 /// What became of a frame at the XDP program; the first two are its work, the rest are losses but

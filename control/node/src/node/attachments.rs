@@ -47,6 +47,8 @@ impl Node {
         }
         if self.endpoints.name_attachment(&spec) {
             self.record_endpoints();
+            // Its limits may be others.
+            self.reconcile().await;
         }
         self.add_endpoint(spec).await
     }
@@ -95,6 +97,10 @@ impl Node {
             spec.attachment.as_ref().map_or("none".to_owned(), Attachment::file_name)
         };
         compare("attachment", id(own), id(&spec));
+        if let Some(wanted) = spec.bandwidth.filter(|wanted| own.bandwidth != Some(*wanted)) {
+            let is = own.bandwidth.unwrap_or_default();
+            compare("bandwidth", format!("{is:?}"), format!("{wanted:?}"));
+        }
         if self.has_lost_interface(present) {
             differences.push(format!("interface {} is gone", own.interface));
         }

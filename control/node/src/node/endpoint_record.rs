@@ -241,6 +241,7 @@ mod tests {
             mac: Some("02:00:00:00:00:05".into()),
             attachment: None,
             pod_uid: None,
+            bandwidth: None,
         };
         let offloads = ["tx".to_owned(), "tso".to_owned()].into();
         let changed = Changed { source_validation: Some("1".into()), offloads };

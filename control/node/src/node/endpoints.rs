@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use control::admin::{AdminError, Attachment, EndpointAdd, parse_mac};
+use control::admin::{AdminError, Attachment, Bandwidth, EndpointAdd, parse_mac};
 use control::model::ObjectName;
 use dataplane::address::MacAddr;
 use dataplane::port::{Checksums, PortId};
@@ -27,6 +27,8 @@ pub struct EndpointSpec {
     pub attachment: Option<Attachment>,
     /// The Pod's uid, when the runtime told it.
     pub pod_uid: Option<String>,
+    /// Limits of its bandwidth, when whoever added it told any.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 impl EndpointSpec {
@@ -34,7 +36,7 @@ impl EndpointSpec {
     #[must_use]
     pub fn is_same_port(&self, other: &Self) -> bool {
         let (attachment, pod_uid) = (other.attachment.clone(), other.pod_uid.clone());
-        Self { attachment, pod_uid, ..self.clone() } == *other
+        Self { attachment, pod_uid, bandwidth: other.bandwidth, ..self.clone() } == *other
     }
 
     /// Whether this is a port of another container than `other`'s, both known.
@@ -62,6 +64,7 @@ impl TryFrom<EndpointAdd> for EndpointSpec {
             mac: request.mac.as_deref().map(parse_mac).transpose()?,
             attachment: request.attachment,
             pod_uid: request.pod_uid,
+            bandwidth: request.bandwidth,
         })
     }
 }
@@ -76,6 +79,7 @@ impl From<&EndpointSpec> for EndpointAdd {
             mac: spec.mac.map(|mac| mac.to_string()),
             attachment: spec.attachment.clone(),
             pod_uid: spec.pod_uid.clone(),
+            bandwidth: spec.bandwidth,
         }
     }
 }
@@ -168,12 +172,15 @@ impl Endpoints {
         over.map(|endpoint| endpoint.spec.name.clone()).collect()
     }
 
-    /// Notes that the endpoint of the same port, which a person added, is that attachment's. Answers
-    /// whether there was one.
+    /// Notes that the endpoint of the same port, which a person added, is that attachment's, or that
+    /// whoever added it tells other limits now. Answers whether anything changed.
     pub fn name_attachment(&mut self, spec: &EndpointSpec) -> bool {
         let Some(present) = self.by_name.get_mut(&spec.name) else { return false };
         let is_nameless = present.spec.attachment.is_none() && spec.attachment.is_some();
-        if !is_nameless || !present.spec.is_same_port(spec) {
+        let has_new_limits = present.spec.attachment == spec.attachment
+            && spec.bandwidth.is_some()
+            && present.spec.bandwidth != spec.bandwidth;
+        if !(is_nameless || has_new_limits) || !present.spec.is_same_port(spec) {
             return false;
         }
         present.spec = spec.clone();
@@ -252,6 +259,7 @@ mod tests {
             mac: None,
             attachment: None,
             pod_uid: None,
+            bandwidth: None,
         }
     }
 
@@ -337,8 +345,14 @@ mod tests {
         assert!(!endpoints.name_attachment(&attached("two", spec("a/b", "v0", "10.0.0.5"))));
         let attachment = runtimes.attachment.clone().unwrap();
         assert!(endpoints.by_attachment(&attachment).is_some());
-        let other = Attachment { network: "storage".into(), ..attachment };
+        let other = Attachment { network: "storage".into(), ..attachment.clone() };
         assert!(endpoints.by_attachment(&other).is_none());
+        // The same with other limits.
+        let limits = Bandwidth { egress_rate: 5_000, ..Bandwidth::default() };
+        let limited = EndpointSpec { bandwidth: Some(limits), ..runtimes.clone() };
+        assert!(endpoints.name_attachment(&limited) && !endpoints.name_attachment(&limited));
+        assert!(!endpoints.name_attachment(&runtimes), "whoever tells nothing changes nothing");
+        assert_eq!(endpoints.by_attachment(&attachment).unwrap().spec.bandwidth, Some(limits));
         // And a person who adds it once more finds it there.
         let again = endpoints.admit(&spec("a/b", "v0", "10.0.0.5"), &BTreeSet::new());
         assert_eq!(again, Ok(Admission::Present));

@@ -44,6 +44,7 @@ use crate::workers::{Workers, monotonic_now};
 
 mod attachments;
 mod audit;
+mod bandwidth;
 mod capacity;
 pub mod captures;
 pub(crate) mod caught;
@@ -199,6 +200,7 @@ pub struct Node {
     /// Ports whose interface the kernel's view has shown: one that is missing from it and was
     /// never there is only newer than the view.
     seen: BTreeSet<PortId>,
+    limits_in_force: bandwidth::LimitsInForce,
     /// Ports' interfaces whose MTU has outgrown packet memory, and what is wrong.
     wrong_mtus: BTreeMap<String, String>,
     errors: ErrorLog,
@@ -351,6 +353,7 @@ impl Node {
             stall_after_ns,
             asked: BTreeMap::new(),
             seen: BTreeSet::new(),
+            limits_in_force: bandwidth::LimitsInForce::default(),
             wrong_mtus: BTreeMap::new(),
             errors: ErrorLog::default(),
             reconciles: Reconciles::default(),

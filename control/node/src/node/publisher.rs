@@ -15,6 +15,7 @@ use control::store::{Change, ClusterState};
 use dataplane::epochs::Epochs;
 use dataplane::flow_ends::Census;
 use dataplane::nat::SourceNat;
+use dataplane::pacing::Limits;
 use dataplane::port::{Port, PortKind};
 use dataplane::tables::{Tables, TcpWindows, Timeouts};
 use dataplane::time::Nanos;
@@ -35,8 +36,8 @@ pub struct Publisher {
     publishes: u64,
 }
 
-/// What is set of flows and decides nothing that one has cached.
-#[derive(Debug, Clone, Copy, Default)]
+/// What is set of flows, and of packets that leave, and decides nothing that a flow has cached.
+#[derive(Debug, Clone, Default)]
 pub struct FlowSettings {
     /// When they end.
     pub timeouts: Timeouts,
@@ -46,6 +47,8 @@ pub struct FlowSettings {
     pub lost_replies_until: Nanos,
     /// See [`Tables::flows_per_endpoint_max`].
     pub per_endpoint_max: u32,
+    /// See [`Tables::limits`]. Another one only where a limit is another.
+    pub limits: Option<Arc<Limits>>,
 }
 
 /// What the kernel's view gave beside tables.
@@ -136,7 +139,8 @@ impl Publisher {
         flows: FlowSettings,
         census: &mut Census,
     ) -> Update {
-        let FlowSettings { timeouts, tcp_windows, lost_replies_until, per_endpoint_max } = flows;
+        let FlowSettings { timeouts, tcp_windows, lost_replies_until, per_endpoint_max, limits } =
+            flows;
         let built = self.builder.build(inputs);
         let old = Arc::clone(&self.tables);
         let first = self.publishes == 0;
@@ -159,13 +163,15 @@ impl Publisher {
             || !Arc::ptr_eq(&old.policy, &self.compiled.policy)
             || (old.timeouts, old.tcp_windows) != (timeouts, tcp_windows)
             || old.lost_replies_until != lost_replies_until
-            || old.flows_per_endpoint_max != per_endpoint_max;
+            || old.flows_per_endpoint_max != per_endpoint_max
+            || old.limits.as_ref().map(Arc::as_ptr) != limits.as_ref().map(Arc::as_ptr);
         let tables = changed.then(|| {
             let (generation, epochs) = next_epochs(&old, affected, census);
             Arc::new(Tables {
                 generation,
                 epochs: Some(epochs),
                 ports: if ports_changed { ports.into() } else { Arc::clone(&old.ports) },
+                limits,
                 forwarding: if built.changed || first {
                     Arc::new(built.forwarding)
                 } else {
@@ -331,6 +337,26 @@ mod tests {
         let longer = Timeouts { udp: dataplane::time::Seconds(77), ..times };
         assert_eq!(published((longer, TcpWindows::Strict)), Some((1, TcpWindows::Strict)));
         assert_eq!(published((longer, TcpWindows::Strict)), None);
+    }
+
+    #[test]
+    fn limits_that_change_are_published_and_judge_no_flow_again() {
+        let mut publisher = Publisher::default();
+        let mut published = |limits: &Option<Arc<Limits>>| {
+            let asked = BTreeSet::new();
+            let view = &KernelView::default();
+            let inputs = Inputs { view, ports: &[], endpoints: &[], host: None, asked: &asked };
+            let flows = FlowSettings { limits: limits.clone(), ..FlowSettings::default() };
+            let ports = vec![Some(port())];
+            let nat = SourceNat::default();
+            let update = publisher.update(ports, &inputs, &nat, flows, &mut census(&[]));
+            update.tables.map(|tables| (tables.generation, tables.limits.is_some()))
+        };
+        let limits = Some(Arc::new(Limits::default()));
+        assert_eq!(published(&None), Some((1, false)));
+        assert_eq!(published(&limits), Some((1, true)));
+        assert_eq!(published(&limits), None);
+        assert_eq!(published(&None), Some((1, false)));
     }
 
     #[test]

@@ -124,6 +124,7 @@ impl Node {
             self.compile(&view);
             began = Instant::now();
             let source_nat = self.source_nat(&view);
+            let limits = self.limits();
             self.lap(Reconcile::SourceNat, &mut began);
             let (forwarding, endpoints) = (self.forwarding_ports(&view), self.endpoint_addresses());
             let asked: BTreeSet<_> = self.asked.keys().copied().collect();
@@ -140,6 +141,7 @@ impl Node {
                 tcp_windows: self.settings.tcp_windows,
                 lost_replies_until: self.lost_replies_until(),
                 per_endpoint_max: self.settings.workers.capacities.per_endpoint,
+                limits,
             };
             let census = self.workers.census_mut();
             self.publisher.update(ports, &inputs, &source_nat, flows, census)

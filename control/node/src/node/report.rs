@@ -116,6 +116,8 @@ impl Node {
                 flows_opened_for_others: counters.flows_opened_for_others.get(),
                 flows_with_alias_elsewhere: counters.flows_with_alias_elsewhere.get(),
                 held: counters.held.get(),
+                paced_packets: counters.paced_packets.get(),
+                paced_bytes: counters.paced_bytes.get(),
                 dropped,
                 flows_created: counters.flows_created.get(),
                 flows_masqueraded: counters.flows_masqueraded.get(),
@@ -164,6 +166,7 @@ impl Node {
                     socket_mode: if port.zero_copy { "zero-copy" } else { "copy" }.into(),
                     queues: port.queues,
                     flows: self.workers.flows().charges.flows(port.port).into(),
+                    limits: self.limit_infos(port.port),
                     sockets: SocketCounts {
                         rx_dropped: kernel.rx_dropped,
                         rx_invalid_descriptors: kernel.rx_invalid_descs,
@@ -250,6 +253,7 @@ impl Node {
             isolated_egress: policy.is_some_and(|policy| policy.egress.is_some()),
             attachment: endpoint.spec.attachment.clone(),
             pod_uid: endpoint.spec.pod_uid.clone(),
+            limits: self.limit_infos(endpoint.port),
         }
     }
 

@@ -29,13 +29,14 @@ use crate::netlink::neighbours::ASKED_MAX;
 use crate::netlink::view::{LINKS_MAX, NEIGHBOURS_MAX, ROUTES_MAX};
 
 /// Every row of `tables` in a status, in order.
-pub const ROWS: [&str; 45] = [
+pub const ROWS: [&str; 46] = [
     "flows_ipv4",
     "flows_ipv6",
     "flows_per_endpoint",
     "flow_ends",
     "held_packets",
     "waiting_fragments",
+    "paced_frames",
     "fragments",
     "snat_l4_ports",
     "flushes",

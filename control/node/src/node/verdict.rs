@@ -157,6 +157,10 @@ fn full_table(status: &Status) -> Option<Verdict> {
         name if name.starts_with("flows_") => {
             "see what fills it (`xskiff ct list`), or let it be larger (`xskiff ct resize`, flow_table)"
         }
+        "paced_frames" => {
+            "see whose (`xskiff endpoint list`, xskiff_bandwidth_delayed_packets_total), or give \
+             packet memory more frames (packet_memory.frames)"
+        }
         "packet_frames" => "give packet memory more frames (packet_memory.frames)",
         _ => "see what fills it; its bound is fixed, what finds no room is refused and counted",
     };

@@ -100,6 +100,8 @@ pub(super) struct Handle {
     pub(super) counters: Arc<WorkerCounters>,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) reports: Arc<Reports>,
+    /// Frames that may wait in it for their time.
+    pub(super) paced_frames: usize,
     /// Gives the worker's flows back when it ends.
     pub(super) thread: Option<JoinHandle<WorkerFlows>>,
     /// Had no room for the tables published last.

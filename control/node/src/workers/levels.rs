@@ -8,6 +8,7 @@ use dataplane::fragment::waiting::WAITING_MAX;
 use dataplane::handoff::VECTORS_MAX;
 use dataplane::mailbox::{COMMANDS_MAX, RETIRED_MAX};
 use dataplane::nat;
+use dataplane::pacing::queue::PACED_MAX;
 use dataplane::worker::HELD_MAX;
 use xdp_redirect::ports::{COMMANDS_MAX as SOCKET_COMMANDS_MAX, WORKER_SOCKETS_MAX};
 
@@ -25,6 +26,13 @@ pub struct Fullest {
     pub most: u64,
     /// Entries of one worker at most.
     pub capacity: usize,
+}
+
+/// Frames of packet memory that may wait at one worker for their time: all workers' together are a
+/// quarter of it, since the rest is needed to receive.
+pub(super) fn paced_frames(frames: u32, workers: usize) -> usize {
+    let all = usize::try_from(frames / 4).unwrap_or(usize::MAX);
+    (all / workers).min(PACED_MAX)
 }
 
 impl Workers {
@@ -60,6 +68,7 @@ impl Workers {
         vec![
             table("held_packets", &counters.waiting_neighbours, HELD_MAX),
             table("waiting_fragments", &counters.waiting_fragments, WAITING_MAX),
+            table("paced_frames", &counters.paced_frames, handle.paced_frames),
             table("fragments", &counters.fragments, FRAGMENTED_PACKETS_MAX),
             table("snat_l4_ports", &counters.snat_l4_ports, share),
             table("flushes", &counters.flushes, FLUSHES_MAX),

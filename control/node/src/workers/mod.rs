@@ -191,6 +191,7 @@ impl Workers {
         let growth = FlowGrowth::new(&flows, &growing, &settings.capacities);
         let tables = &Arc::new(Tables { generation, ..Tables::default() });
         let inboxes = Inboxes::new(count);
+        let paced_frames = levels::paced_frames(umem.config().frames, count);
         let mut handles = Vec::with_capacity(count);
         let mut ports = Vec::with_capacity(count);
         let mut parts = Vec::with_capacity(count);
@@ -211,7 +212,8 @@ impl Workers {
             let worker_ports = WorkerPorts::new(umem).with_ready_flags(redirect.ready_flags());
             ports.push(worker_ports.control());
             let handoff = Handoff::new(Arc::clone(&inboxes), index);
-            let worker = Worker::new(worker_ports, pipeline, Arc::clone(&mailbox), handoff);
+            let worker = Worker::new(worker_ports, pipeline, Arc::clone(&mailbox), handoff)
+                .with_paced_frames(paced_frames);
             let heartbeat = redirect.heartbeat(u32::try_from(index).unwrap_or(u32::MAX))?;
             parts.push(Parts { worker, poll, heartbeat });
             let shared = Arc::new(Shared::new(waker));
@@ -222,6 +224,7 @@ impl Workers {
                 counters,
                 mailbox,
                 reports,
+                paced_frames,
                 thread,
                 behind: false,
                 given: 0,

@@ -23,6 +23,7 @@ fn workers(run: impl FnOnce(Arc<Shared>) + Send + 'static) -> Workers {
         counters: Arc::default(),
         mailbox: Arc::default(),
         reports: Arc::default(),
+        paced_frames: 0,
         thread: Some(std::thread::spawn(move || {
             run(own);
             hold

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,6 +14,8 @@ use dataplane::time::Nanos;
 use dataplane::worker::Worker;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{self, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::time::{ClockId, clock_gettime};
 use pinning::CpuId;
 use xdp_redirect::WorkerPorts;
@@ -27,6 +29,11 @@ use super::restarts::Restarts;
 pub(super) const WAKE: Token = Token(usize::MAX);
 /// The longest sleep: expiry goes on, and a wake that failed is made good.
 const SLEEP_MAX: Duration = Duration::from_millis(200);
+/// The timer's token.
+const DEPARTURE: Token = Token(usize::MAX - 1);
+/// Before a packet's time that is nearer than this nobody sleeps: to sleep and to be woken takes as
+/// long.
+const NEAR: Duration = Duration::from_micros(50);
 /// Events taken from one wait.
 const EVENTS: usize = 64;
 
@@ -62,7 +69,7 @@ impl Run {
         if let Err(error) = pinning::apply::pin_current_thread(self.core) {
             tracing::warn!(worker = self.index, %error, "worker runs unpinned");
         }
-        let mut rest = Rest::new();
+        let mut rest = Rest::new(&self.poll);
         let mut restarts = Restarts::default();
         // A panic loses what was on its way. Whoever else reads the flow tables finds them whole, since
         // every step of a change leaves them so.
@@ -130,23 +137,28 @@ impl Run {
         }
     }
 
-    /// Sleeps until a socket has packets, somebody wakes the worker, or [`SLEEP_MAX`] is over.
+    /// Sleeps until a socket has packets, somebody wakes the worker, the time of a packet that waits
+    /// for it has come, or [`SLEEP_MAX`] is over.
     fn sleep(&mut self, rest: &mut Rest) -> io::Result<()> {
         rest.follow(&self.poll, &self.worker)?;
         self.shared().asleep.store(true, Ordering::SeqCst);
         // Whoever sent something before it could see that we sleep has not woken us.
+        let departure = self.worker.next_departure();
+        let is_near = |at: Nanos| at <= monotonic_now().after(NEAR);
         let must_stay = self.worker.has_work()
+            || departure.is_some_and(is_near)
             || !self.worker.ports().is_settled()
             || self.shared().stop.load(Ordering::SeqCst);
-        let result = if must_stay { Ok(()) } else { self.wait(rest) };
+        let result = if must_stay { Ok(()) } else { self.wait(rest, departure) };
         self.shared().asleep.store(false, Ordering::SeqCst);
         result
     }
 
-    fn wait(&mut self, rest: &mut Rest) -> io::Result<()> {
+    fn wait(&mut self, rest: &mut Rest, departure: Option<Nanos>) -> io::Result<()> {
+        let limit = departure.map_or(SLEEP_MAX, |at| rest.limit(at));
         self.worker.pipeline_mut().set_online(false);
         self.heartbeat.0.sleep();
-        let waited = self.poll.poll(&mut rest.events, Some(SLEEP_MAX));
+        let waited = self.poll.poll(&mut rest.events, Some(limit));
         self.heartbeat.0.beat(monotonic_now());
         self.worker.pipeline_mut().set_online(true);
         match waited {
@@ -169,14 +181,38 @@ impl Drop for Heart {
 /// What a sleeping worker watches.
 struct Rest {
     events: Events,
+    /// Wakes for a packet's time: a wait itself ends at whole milliseconds only. `None` where the
+    /// kernel gives none.
+    timer: Option<TimerFd>,
     /// Generation of the ports that are registered, and their descriptors.
     generation: Option<u64>,
     registered: Vec<i32>,
 }
 
 impl Rest {
-    fn new() -> Self {
-        Self { events: Events::with_capacity(EVENTS), generation: None, registered: Vec::new() }
+    fn new(poll: &Poll) -> Self {
+        let timer = timer(poll).inspect_err(|error| {
+            tracing::warn!(%error, "no timer: limited pods' packets leave up to a millisecond late");
+        });
+        Self {
+            events: Events::with_capacity(EVENTS),
+            timer: timer.ok(),
+            generation: None,
+            registered: Vec::new(),
+        }
+    }
+
+    /// How long a wait may last that must be over at `departure`: the timer ends it on time.
+    fn limit(&self, departure: Nanos) -> Duration {
+        let at = TimeSpec::from_duration(Duration::from_nanos(departure.0));
+        let absolute = TimerSetTimeFlags::TFD_TIMER_ABSTIME;
+        // Never read: each time it is set it begins anew, and tells of its end once.
+        let set = |timer: &TimerFd| timer.set(Expiration::OneShot(at), absolute).is_ok();
+        if self.timer.as_ref().is_some_and(set) {
+            SLEEP_MAX
+        } else {
+            departure.since(monotonic_now()).min(SLEEP_MAX)
+        }
     }
 
     /// Registers the sockets there are now. A closed socket has left the kernel's set by itself.
@@ -197,4 +233,12 @@ impl Rest {
         self.generation = Some(ports.generation());
         Ok(())
     }
+}
+
+fn timer(poll: &Poll) -> io::Result<TimerFd> {
+    let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+    let timer = TimerFd::new(timerfd::ClockId::CLOCK_MONOTONIC, flags)?;
+    let fd = timer.as_fd().as_raw_fd();
+    poll.registry().register(&mut SourceFd(&fd), DEPARTURE, Interest::READABLE)?;
+    Ok(timer)
 }

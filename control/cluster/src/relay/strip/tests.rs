@@ -35,7 +35,8 @@ fn pod() -> Value {
         "metadata": {
             "name": "cart-0", "namespace": "shop", "uid": "u-1", "resourceVersion": "77",
             "labels": { "app": "cart", "tier": "back" },
-            "annotations": { "note": "x", "xskiff.io/policy-mode": "audit" },
+            "annotations": { "note": "x", "xskiff.io/policy-mode": "audit",
+                "kubernetes.io/egress-bandwidth": "10M" },
             "managedFields": [{ "manager": "kubelet", "fieldsV1": { "f:status": {} } }],
             "deletionTimestamp": "2026-01-01T00:00:00Z", "generateName": "cart-",
             "ownerReferences": [{ "kind": "StatefulSet", "name": "cart", "uid": "u", "apiVersion": "apps/v1" }],
@@ -74,7 +75,7 @@ fn a_pod_is_read_alike_and_keeps_nothing_else() {
         "metadata": {
             "name": "cart-0", "namespace": "shop", "uid": "u-1", "resourceVersion": "77",
             "labels": { "app": "cart", "tier": "back" },
-            "annotations": { "xskiff.io/policy-mode": "audit" },
+            "annotations": { "kubernetes.io/egress-bandwidth": "10M", "xskiff.io/policy-mode": "audit" },
             "deletionTimestamp": "2026-01-01T00:00:00Z",
         },
         "spec": {

@@ -42,6 +42,11 @@ pub(in crate::relay) fn of(decoded: &Decoded) -> Option<(Reason, String)> {
     use control::model::Object;
     match decoded {
         Decoded::Good(object) => {
+            if let Object::Pod(pod) = object {
+                let why = pod.bandwidth.iter().flat_map(|bandwidth| bandwidth.complaints());
+                let why: Vec<String> = why.collect();
+                return (!why.is_empty()).then(|| (UNREADABLE_ANNOTATION, why.join("; ")));
+            }
             let mode = match object {
                 Object::NetworkPolicy(policy) => &policy.mode,
                 Object::Namespace(namespace) => &namespace.mode,
