@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use control::admin::status::LimitInfo;
 use serde_json::{Value, json};
 use xskiff::demo::scene::{PODS, WEB_1};
 use xskiff::lab::wait_until;
@@ -52,6 +53,40 @@ fn every_verb_may_be_repeated() {
     }
     let refusal = network.ours(&cluster.node, "CHECK", Some(&container), previous).unwrap_err();
     assert_eq!(refusal.code, 4, "its interface is gone: {refusal:?}");
+}
+
+/// What the kubelet has read of the annotations, as a runtime without bursts hands it on.
+#[test]
+fn limits_that_the_runtime_tells_are_in_force_and_outlive_the_node() {
+    if !root_or_skip("limits") {
+        return;
+    }
+    let (mut cluster, network, container, result) = attached("limits");
+    assert!(cluster.endpoints()[0].limits.is_empty());
+    let told = json!({ "bandwidth": {
+        "ingressRate": 10_000_000, "ingressBurst": u32::MAX,
+        "egressRate": 20_000_000, "egressBurst": 80_000,
+    } });
+    let more = json!({ "prevResult": result, "runtimeConfig": told });
+    network.ours(&cluster.node, "ADD", Some(&container), more.clone()).expect("limited");
+    let in_force = |cluster: &Cluster| {
+        let of =
+            |limit: &LimitInfo| (limit.direction.clone(), limit.bits_per_second, limit.burst_bits);
+        cluster.endpoints()[0].limits.iter().map(of).collect::<Vec<_>>()
+    };
+    let wanted =
+        [("ingress".to_owned(), 10_000_000, None), ("egress".to_owned(), 20_000_000, Some(80_000))];
+    assert_eq!(in_force(&cluster), wanted);
+    network.ours(&cluster.node, "CHECK", Some(&container), more).expect("as it was added");
+    cluster.end(true);
+    cluster.begin();
+    assert_eq!(in_force(&cluster), wanted, "the next process has them, too");
+    let more =
+        json!({ "prevResult": result, "runtimeConfig": { "bandwidth": { "egressRate": 5_000 } } });
+    let refusal = network.ours(&cluster.node, "CHECK", Some(&container), more.clone()).unwrap_err();
+    assert!(refusal.text.contains("bandwidth"), "{refusal:?}");
+    network.ours(&cluster.node, "ADD", Some(&container), more).expect("others");
+    assert_eq!(in_force(&cluster), [("egress".to_owned(), 5_000, None)]);
 }
 
 /// A pod's sandbox was made anew; the removal of the older one must not cut the newer one off.

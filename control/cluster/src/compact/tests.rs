@@ -37,7 +37,11 @@ fn objects() -> Vec<Object> {
         .zip([false, true].into_iter().cycle())
         .map(|(phase, extra)| read(Kind::Pod, pod(phase, extra)))
         .collect();
+    let limited = json!({"metadata": {"name": "p", "annotations": {
+        "kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "ten"}},
+        "spec": {"containers": []}});
     objects.extend([
+        read(Kind::Pod, limited),
         read(Kind::Namespace, json!({"metadata": {"name": "shop", "labels": {"tier": "one"}}})),
         read(Kind::Namespace, moded("audit")),
         read(Kind::Namespace, moded("perhaps")),
