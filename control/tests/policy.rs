@@ -9,7 +9,7 @@ use std::path::Path;
 use common::{Cluster, Packet};
 use control::compile::{Compiled, NodeView, compile};
 use control::manifests;
-use control::model::ObjectName;
+use control::model::{EGRESS_BANDWIDTH, ObjectName, PodBandwidth};
 use dataplane::address::Protocol;
 use dataplane::identity::Identity;
 use dataplane::policy::{Direction, Query};
@@ -468,6 +468,28 @@ fn endpoint_without_a_pod_object_is_denied_by_policies_that_may_select_it() {
     assert!(judge(&known, new));
     let db = known.identities.lookup("10.0.0.2".parse().unwrap());
     assert_eq!(known.identities.lookup(new), db, "labels alike, identity alike");
+}
+
+#[test]
+fn an_unreadable_bandwidth_of_a_pod_here_is_told_until_it_is_mended_and_elsewhere_by_nobody() {
+    let mut cluster = cluster(&[]);
+    let [here, elsewhere] = ["web", "db"].map(|name| ObjectName::new("shop", name));
+    let own = ["10.0.0.1".parse::<IpAddr>().unwrap()].into();
+    cluster.node.endpoints = [(here.clone(), own)].into();
+    let mut compiled = Compiled::default();
+    for (written, told) in [("10Mbit", 1), ("1Pi", 1), ("10M", 0)] {
+        let annotations = [(EGRESS_BANDWIDTH.to_owned(), written.to_owned())].into();
+        for name in [&here, &elsewhere] {
+            let pod = cluster.state.pods.get_mut(name).unwrap();
+            pod.bandwidth = PodBandwidth::of(Some(&annotations));
+        }
+        compiled = compile(&cluster.state, &cluster.node, &compiled);
+        let warnings: Vec<_> = compiled.warnings.iter().map(ToString::to_string).collect();
+        let about = warnings.iter().filter(|warning| warning.contains(EGRESS_BANDWIDTH));
+        let about: Vec<_> = about.collect();
+        assert_eq!(about.len(), told, "{warnings:?}");
+        assert!(about.iter().all(|one| one.contains("Pod shop/web") && one.contains(written)));
+    }
 }
 
 #[test]

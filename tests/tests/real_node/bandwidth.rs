@@ -114,7 +114,9 @@ impl Load {
         let receiver = to.spawn("iperf3-server", "iperf3", &["-s", "-1"]).expect("iperf3");
         let listens = || {
             let text = within(to, || fs::read_to_string("/proc/thread-self/net/tcp6"));
-            text.expect("sockets").contains(":1451 ")
+            // Port 5201 in state LISTEN, not what is left of the connection before.
+            let mut lines = text.as_ref().expect("sockets").lines();
+            lines.any(|line| line.contains(":1451 ") && line.contains(":0000 0A "))
         };
         assert!(wait_until(PATIENCE, listens).is_some(), "{}", receiver.log_tail());
         // Round trips are measured after the rate.
