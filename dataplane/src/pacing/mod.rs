@@ -189,6 +189,15 @@ impl Limits {
         (!ports.is_empty()).then(|| Self { ports: ports.into() })
     }
 
+    /// Whether any limit is in the way of packets from one port to another.
+    #[inline]
+    #[must_use]
+    pub fn concern(&self, from: PortId, to: PortId) -> bool {
+        let of = |port: PortId| self.ports.get(usize::from(port.0));
+        of(from).is_some_and(|limits| limits.egress.is_some())
+            || of(to).is_some_and(|limits| limits.ingress.is_some())
+    }
+
     /// A port's limit in one direction.
     #[inline]
     #[must_use]

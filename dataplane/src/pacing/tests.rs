@@ -125,6 +125,8 @@ fn limits_are_found_by_port_and_direction_and_none_at_all_is_told() {
     assert_eq!(bits(7, Direction::Ingress), Some(2000));
     assert_eq!(bits(7, Direction::Egress), None);
     assert_eq!(bits(2, Direction::Egress), Some(4000));
+    let concern = |from, to| limits.concern(PortId(from), PortId(to));
+    assert!(concern(1, 7) && concern(2, 1) && !concern(7, 1) && !concern(900, 3));
     assert_eq!((bits(3, Direction::Egress), bits(900, Direction::Ingress)), (None, None));
 }
 

@@ -29,10 +29,11 @@ impl<P: Ports> Worker<P> {
     /// Sends a packet from one port to another, as their limits let it.
     #[inline]
     pub(super) fn forward(&mut self, now: Nanos, packet: Received<P::Buffer>, out: PortId) {
-        if self.pipeline.tables().limits.is_none() {
-            return self.transmit(now, out, packet.buffer);
+        let limits = self.pipeline.tables().limits.as_deref();
+        if limits.is_some_and(|limits| limits.concern(packet.port, out)) {
+            return self.forward_limited(now, packet, out);
         }
-        self.forward_limited(now, packet, out);
+        self.transmit(now, out, packet.buffer);
     }
 
     /// Sends the worker's own answer back to where its offender came from, as that port's limit
@@ -42,6 +43,7 @@ impl<P: Ports> Worker<P> {
         self.enter(now, packet, out);
     }
 
+    #[inline(never)]
     fn forward_limited(&mut self, now: Nanos, packet: Received<P::Buffer>, out: PortId) {
         if let Some(packet) = self.admit(now, packet, out, Direction::Egress) {
             self.enter(now, packet, out);
