@@ -170,6 +170,19 @@ fn a_slow_sender_takes_of_its_receivers_rate_no_more_than_it_sends() {
 }
 
 #[test]
+fn what_the_senders_limit_lets_go_passes_the_receivers_as_well() {
+    let world =
+        World::with_pods(2).with_limits([(pod_port(1), egress(50)), (pod_port(2), ingress(10))]);
+    let mut node = Simulation::single(&world.tables());
+    let arrived = run(&mut node, 1, &mut [Sender::new(1, 2, 200)], SECOND);
+    assert_near("both", arrived.mbit(1, SECOND), 10.0);
+    assert!(arrived.of(1).is_sorted(), "packets overtook each other");
+    for reason in [DropReason::BandwidthEgress, DropReason::BandwidthIngress] {
+        assert!(node.dropped(reason) > 1000, "{}", node.moved_counters());
+    }
+}
+
+#[test]
 fn an_answer_goes_by_the_limit_of_the_pod_it_goes_to() {
     let world = World::with_pods(2).with_limits([(pod_port(1), ingress(1))]);
     let mut node = Simulation::single(&world.tables());

@@ -239,6 +239,7 @@ proptest! {
                         None => prop_assert!(first.is_none_or(|first| first > now)),
                         Some((_, taken)) => {
                             prop_assert_eq!(Some(taken.departure.0), first);
+                            prop_assert!(taken.departure.0 <= now, "before its time");
                             let of = |plain: &&mut VecDeque<(u16, u64, usize)>| {
                                 plain.front().is_some_and(|head| head.0 == number(&taken))
                             };
