@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use dataplane::address::MacAddr;
 use dataplane::counters::PORTS_MAX;
@@ -18,6 +19,7 @@ use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::statistics::{KernelStatistics, SocketMonitor};
 use xdp_redirect::{Error, Redirect, Socket, Umem};
 
+use crate::leaving::{Held, Leaving};
 use crate::workers::Workers;
 
 /// What is to become a port.
@@ -49,6 +51,20 @@ pub enum PortError {
     /// There are as many ports as there can be.
     #[error("{PORTS_MAX} ports exist already: remove an endpoint first")]
     Full,
+    /// Something of a port that it was before is not closed yet.
+    #[error(
+        "interface {interface} still has {sockets} sockets of a port that it was {} ms ago: a worker \
+         does not let go of them (`xskiff status` says which stalls); try again",
+        .since.elapsed().as_millis()
+    )]
+    Held {
+        /// The interface.
+        interface: String,
+        /// How many.
+        sockets: usize,
+        /// When the port ended.
+        since: Instant,
+    },
     /// More queues than the program's tables have places for.
     #[error(
         "it has {queues} receive queues, and {QUEUES_MAX} are served at most: give it fewer by \
@@ -102,6 +118,8 @@ pub struct ActivePort {
     pub queues: u32,
     /// Whether its sockets are zero-copy, as the kernel says.
     pub zero_copy: bool,
+    /// Sockets that workers have of it.
+    sockets: usize,
     monitors: Vec<SocketMonitor>,
 }
 
@@ -119,6 +137,7 @@ pub struct PortTable {
     redirect: Redirect,
     umem: Umem,
     active: Vec<Option<ActivePort>>,
+    leaving: Leaving,
     /// Where the search for a free number goes on, so that one is used again as late as possible:
     /// workers may still hold packets of its last port.
     next: usize,
@@ -128,7 +147,8 @@ impl PortTable {
     /// No ports yet.
     #[must_use]
     pub fn new(redirect: Redirect, umem: Umem) -> Self {
-        Self { redirect, umem, active: (0..PORTS_MAX).map(|_| None).collect(), next: 0 }
+        let active = (0..PORTS_MAX).map(|_| None).collect();
+        Self { redirect, umem, active, leaving: Leaving::new(), next: 0 }
     }
 
     /// The XDP program, to say what is ours.
@@ -177,19 +197,23 @@ impl PortTable {
         }
         let port = self.free_number()?;
         let link = Link::read(interface)?;
+        if let Some(held) = self.leaving.on(link.ifindex) {
+            let Held { sockets, since } = held;
+            return Err(PortError::Held { interface: interface.clone(), sockets, since });
+        }
         if link.queues > QUEUES_MAX {
             let (interface, queues) = (interface.clone(), link.queues);
             return Err(PortError::Queues { interface, queues });
         }
-        let outcome = self.bring_up(workers, request, port, &link);
-        match outcome {
+        let mut given = 0;
+        match self.bring_up(workers, request, (port, &link), &mut given) {
             Ok(active) => {
                 self.active[usize::from(port.0)] = Some(active);
                 workers.wake();
                 Ok(port)
             }
             Err(error) => {
-                self.take_down(workers, port, link.queues);
+                self.take_down(workers, port, (link.ifindex, link.queues), given);
                 Err(error)
             }
         }
@@ -199,8 +223,8 @@ impl PortTable {
         &mut self,
         workers: &Workers,
         request: &PortRequest,
-        port: PortId,
-        link: &Link,
+        (port, link): (PortId, &Link),
+        given: &mut usize,
     ) -> Result<ActivePort, PortError> {
         let mut monitors = Vec::new();
         let mut zero_copy = true;
@@ -216,9 +240,11 @@ impl PortTable {
             let number = u32::try_from(worker).unwrap_or(u32::MAX);
             self.redirect.set_socket(port, queue, number, socket.fd())?;
             give(workers, worker, port, socket)?;
+            *given += 1;
         }
         for (worker, socket) in transmit_only {
             give(workers, worker, port, socket)?;
+            *given += 1;
         }
         let rule = PortRule {
             port,
@@ -236,6 +262,7 @@ impl PortTable {
             attachment,
             queues: link.queues,
             zero_copy,
+            sockets: *given,
             monitors,
         })
     }
@@ -246,38 +273,50 @@ impl PortTable {
         if let Err(error) = self.redirect.detach(active.attachment.ifindex) {
             tracing::warn!(interface = active.interface, %error, "detach");
         }
-        self.take_down(workers, port, active.queues);
+        let place = (active.attachment.ifindex, active.queues);
+        self.take_down(workers, port, place, active.sockets);
         Some(active)
     }
 
     /// Takes the sockets of `port` from everybody. They are closed by [`Self::collect`].
-    fn take_down(&mut self, workers: &Workers, port: PortId, queues: u32) {
+    fn take_down(
+        &mut self,
+        workers: &Workers,
+        port: PortId,
+        (ifindex, queues): (u32, u32),
+        given: usize,
+    ) {
         for queue in 0..queues {
             // Closing the socket removes it, too; an entry that is not there is no matter.
             let _ = self.redirect.remove_socket(port, queue);
         }
-        for worker in 0..workers.count() {
-            if let Some(Err(error)) = workers.ports(worker).map(|ports| ports.remove(port)) {
-                tracing::warn!(worker, port = port.0, %error, "the worker keeps the port's socket");
-            }
-        }
-        workers.wake();
+        self.leaving.add(workers, port, ifindex, given);
     }
 
-    /// Closes the sockets that workers gave up. To be called now and then.
-    pub fn collect(&self, workers: &Workers) {
-        for ports in (0..workers.count()).filter_map(|worker| workers.ports(worker)) {
-            while ports.collect().is_some() {}
+    /// Has the sockets closed that workers gave up. To be called every few milliseconds.
+    pub fn collect(&mut self, workers: &Workers) {
+        if !self.leaving.is_empty() {
+            self.leaving.collect(workers);
         }
+    }
+
+    /// What is left of ports that are none any more.
+    #[must_use]
+    pub fn leaving(&self) -> &Leaving {
+        &self.leaving
     }
 
     fn free_number(&mut self) -> Result<PortId, PortError> {
         let found = (0..PORTS_MAX)
             .map(|step| (self.next + step) % PORTS_MAX)
-            .find(|number| self.active[*number].is_none())
+            .find(|number| self.active[*number].is_none() && !self.is_leaving(*number))
             .ok_or(PortError::Full)?;
         self.next = found + 1;
         Ok(PortId(u16::try_from(found).map_err(|_| PortError::Full)?))
+    }
+
+    fn is_leaving(&self, number: usize) -> bool {
+        u16::try_from(number).is_ok_and(|number| self.leaving.has(PortId(number)))
     }
 }
 
@@ -296,6 +335,7 @@ fn give(workers: &Workers, worker: usize, port: PortId, socket: Socket) -> Resul
 
 /// What sysfs says about an interface (Documentation/ABI/testing/sysfs-class-net).
 struct Link {
+    ifindex: u32,
     mac: MacAddr,
     mtu: u16,
     queues: u32,
@@ -303,12 +343,12 @@ struct Link {
 
 impl Link {
     fn read(interface: &str) -> Result<Self, PortError> {
-        xdp_redirect::loader::interface_index(interface)?;
+        let ifindex = xdp_redirect::loader::interface_index(interface)?;
         let root = Path::new("/sys/class/net").join(interface);
         let mac = read_as(&root.join("address"), "Ethernet address")?;
         let mtu = mtu(interface)?;
         let queues = receive_queues(interface)?;
-        Ok(Self { mac, mtu: u16::try_from(mtu).unwrap_or(u16::MAX), queues })
+        Ok(Self { ifindex, mac, mtu: u16::try_from(mtu).unwrap_or(u16::MAX), queues })
     }
 }
 

@@ -95,7 +95,7 @@ fn gateways_are_resolved_and_kept_fresh_and_forgotten_at_the_end() {
         let uplink = index(&follower.view(), "up0");
         let gateways: BTreeSet<(u32, IpAddr)> =
             ["192.0.2.1", "2001:db8::1"].map(|address| (uplink, address.parse().unwrap())).into();
-        follower.set_gateways(gateways.clone()).await;
+        follower.set_gateways(gateways.clone());
         until(&mut follower, "both gateways' link addresses, kept fresh by the kernel", |view| {
             gateways.iter().all(|key| {
                 view.neighbours
@@ -148,7 +148,7 @@ fn a_neighbour_that_changes_its_link_address_is_noticed() {
         let mut follower = Follower::start().await.unwrap();
         let uplink = index(&follower.view(), "up0");
         let key = (uplink, "192.0.2.1".parse().unwrap());
-        follower.set_gateways([key].into()).await;
+        follower.set_gateways([key].into());
         let mac = |view: &KernelView| view.neighbours.get(&key).and_then(|known| known.mac);
         let view = until(&mut follower, "the gateway", |view| mac(view).is_some()).await;
         let before = mac(&view);

@@ -89,6 +89,27 @@ fn limits_that_the_runtime_tells_are_in_force_and_outlive_the_node() {
     assert_eq!(in_force(&cluster), [("egress".to_owned(), 5_000, None)]);
 }
 
+/// Its sockets were closed up to two seconds later, and until then nothing could be bound to the
+/// interface: the kernel said EINVAL.
+#[test]
+fn a_pod_that_comes_back_on_the_same_interface_is_served_at_once() {
+    if !root_or_skip("the same interface again") {
+        return;
+    }
+    let (cluster, network, container, result) = attached("again");
+    let previous = json!({ "prevResult": result });
+    let pod = result["ips"][0]["address"].as_str().expect("an address");
+    let pod = pod.split('/').next().expect("an address").parse().expect("an address");
+    for round in 0..20 {
+        network.ours(&cluster.node, "DEL", Some(&container), json!({})).expect("gone");
+        let added = network.ours(&cluster.node, "ADD", Some(&container), previous.clone());
+        added.unwrap_or_else(|refusal| panic!("round {round}: {refusal:?}"));
+    }
+    let ping = cluster.node.ping(pod, 3).expect("ping");
+    assert_eq!(ping.received, 3, "the pod answers its node");
+    network.delete(&cluster.node, &container, Some(&result)).expect("gone");
+}
+
 /// A pod's sandbox was made anew; the removal of the older one must not cut the newer one off.
 #[test]
 fn an_older_sandbox_of_the_same_pod_leaves_the_newer_one_alone() {

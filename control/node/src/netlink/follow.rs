@@ -1,4 +1,8 @@
 //! The task that keeps a [`KernelView`] true.
+//!
+//! Notifications and answers come by sockets of their own. A socket that is not read in time loses
+//! what comes next, and were that the answer to a request, the request would never end. Whatever
+//! does not answer all the same is given up after [`ANSWER`], and the node never waits for the task.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,11 +20,11 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::decode;
 use super::neighbours::{NeighbourKey, Tracker};
-use super::view::{Applied, KernelView};
+use super::view::{Applied, KernelView, RouteEntry};
 
 /// A burst of notifications is shown once, this long after its first.
 const SETTLE: Duration = Duration::from_millis(2);
@@ -32,6 +36,8 @@ const RESYNC: Duration = Duration::from_secs(60);
 const LOOK_OVER: Duration = Duration::from_millis(500);
 /// Pause before a broken socket is opened anew.
 const REOPEN: Duration = Duration::from_millis(500);
+/// How long the kernel may take to answer a request, where it takes milliseconds.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Requests under way from the node to the task.
 pub const COMMANDS_MAX: usize = 1024;
 
@@ -48,6 +54,12 @@ pub enum NetlinkError {
         what: &'static str,
         /// What the kernel said.
         source: rtnetlink::Error,
+    },
+    /// No answer came.
+    #[error("reading {what} by netlink: no answer for {} s", ANSWER.as_secs())]
+    Silent {
+        /// What was being read.
+        what: &'static str,
     },
     /// The task is gone.
     #[error("the netlink task has ended")]
@@ -79,7 +91,6 @@ fn count(counter: &AtomicU64) {
 
 enum Command {
     Ask(NeighbourKey),
-    Gateways(BTreeSet<NeighbourKey>),
     Stop,
 }
 
@@ -88,6 +99,7 @@ enum Command {
 pub struct Follower {
     view: watch::Receiver<Arc<KernelView>>,
     commands: mpsc::Sender<Command>,
+    gateways: watch::Sender<BTreeSet<NeighbourKey>>,
     counts: Arc<FollowCounts>,
     task: JoinHandle<()>,
 }
@@ -99,10 +111,11 @@ impl Follower {
     /// [`NetlinkError`] when the first reading fails; later failures are retried for ever, counted
     /// and logged.
     pub async fn start() -> Result<Self, NetlinkError> {
-        let mut session = Session::open()?;
+        let session = Session::open()?;
         let first = Arc::new(session.read_all().await?);
         let (publish, view) = watch::channel(first.clone());
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let (gateways, kept) = watch::channel(BTreeSet::new());
         let counts = Arc::new(FollowCounts::default());
         count(&counts.resyncs);
         let state = State {
@@ -110,10 +123,11 @@ impl Follower {
             tracker: Tracker::default(),
             publish,
             commands: receiver,
+            gateways: kept,
             counts: counts.clone(),
         };
         let task = tokio::spawn(state.run(session));
-        Ok(Self { view, commands, counts, task })
+        Ok(Self { view, commands, gateways, counts, task })
     }
 
     /// The view as it is now.
@@ -146,11 +160,13 @@ impl Follower {
         COMMANDS_MAX - self.commands.capacity()
     }
 
-    /// Sets the neighbours to be kept resolved at all times.
-    pub async fn set_gateways(&self, gateways: BTreeSet<NeighbourKey>) {
-        // A closed channel shows as [`NetlinkError::Ended`] in `changed`.
-        let _ = self.commands.send(Command::Gateways(gateways)).await;
-        self.counts.requests.note(self.requests_waiting() as u64);
+    /// Sets the neighbours to be kept resolved at all times. Never waits: the last set counts.
+    pub fn set_gateways(&self, gateways: BTreeSet<NeighbourKey>) {
+        self.gateways.send_if_modified(|kept| {
+            let differs = *kept != gateways;
+            *kept = gateways;
+            differs
+        });
     }
 
     /// The task's counters.
@@ -173,22 +189,22 @@ type Messages = Box<
         + Unpin,
 >;
 
-/// One netlink socket with its driver.
+/// The netlink sockets with their drivers: one for notifications, one for requests.
 struct Session {
     handle: Handle,
     messages: Messages,
-    driver: JoinHandle<()>,
+    drivers: [JoinHandle<()>; 2],
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.driver.abort();
+        self.drivers.iter().for_each(JoinHandle::abort);
     }
 }
 
 impl Session {
     fn open() -> Result<Self, NetlinkError> {
-        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
+        let (notified, _, messages) = rtnetlink::new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
@@ -196,11 +212,16 @@ impl Session {
             MulticastGroup::Ipv6Route,
             MulticastGroup::Neigh,
         ])?;
-        let driver = tokio::spawn(connection);
-        Ok(Self { handle, messages: Box::new(messages), driver })
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let drivers = [tokio::spawn(notified), tokio::spawn(connection)];
+        Ok(Self { handle, messages: Box::new(messages), drivers })
     }
 
-    async fn read_all(&mut self) -> Result<KernelView, NetlinkError> {
+    async fn read_all(&self) -> Result<KernelView, NetlinkError> {
+        answered("everything", self.read_each()).await
+    }
+
+    async fn read_each(&self) -> Result<KernelView, NetlinkError> {
         let mut view = KernelView::default();
         let links = self.handle.link().get().execute();
         apply_all(&mut view, "links", links.map_ok(RouteNetlinkMessage::NewLink)).await?;
@@ -212,11 +233,15 @@ impl Session {
             let neighbours = neighbours.map_ok(RouteNetlinkMessage::NewNeighbour);
             apply_all(&mut view, "neighbours", neighbours).await?;
         }
-        self.read_routes(&mut view).await?;
+        view.set_routes(self.routes().await?);
         Ok(view)
     }
 
-    async fn read_routes(&mut self, view: &mut KernelView) -> Result<bool, NetlinkError> {
+    async fn read_routes(&self, view: &mut KernelView) -> Result<bool, NetlinkError> {
+        Ok(view.set_routes(answered("routes", self.routes()).await?))
+    }
+
+    async fn routes(&self) -> Result<Vec<RouteEntry>, NetlinkError> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RouteMessage::default();
@@ -228,7 +253,7 @@ impl Session {
                 routes.extend(decode::decode_route(&message));
             }
         }
-        Ok(view.set_routes(routes))
+        Ok(routes)
     }
 
     async fn request_neighbour(&self, key: NeighbourKey) -> Result<(), rtnetlink::Error> {
@@ -249,8 +274,16 @@ impl Session {
         let mut request = self.handle.neighbours().add(key.0, key.1);
         let message = std::mem::take(request.message_mut());
         // It may be gone already, with its interface or by the kernel's own collection.
-        let _ = self.handle.neighbours().del(message).execute().await;
+        let _ = timeout(ANSWER, self.handle.neighbours().del(message).execute()).await;
     }
+}
+
+/// What comes within [`ANSWER`].
+async fn answered<T>(
+    what: &'static str,
+    reading: impl Future<Output = Result<T, NetlinkError>>,
+) -> Result<T, NetlinkError> {
+    timeout(ANSWER, reading).await.unwrap_or(Err(NetlinkError::Silent { what }))
 }
 
 async fn apply_all(
@@ -271,6 +304,7 @@ struct State {
     tracker: Tracker,
     publish: watch::Sender<Arc<KernelView>>,
     commands: mpsc::Receiver<Command>,
+    gateways: watch::Receiver<BTreeSet<NeighbourKey>>,
     counts: Arc<FollowCounts>,
 }
 
@@ -300,7 +334,7 @@ impl State {
         loop {
             sleep(REOPEN).await;
             match Session::open() {
-                Ok(mut session) => match self.resync(&mut session).await {
+                Ok(session) => match self.resync(&session).await {
                     Ok(()) => return session,
                     Err(error) => tracing::warn!(%error, "the kernel's state cannot be read"),
                 },
@@ -337,19 +371,21 @@ impl State {
                         if !self.tracker.ask(key, std::time::Instant::now()) {
                             count(&self.counts.neighbour_requests_refused);
                         }
-                        self.ask_due(session).await;
-                    }
-                    Some(Command::Gateways(gateways)) => {
-                        self.tracker.set_gateways(gateways);
-                        self.ask_due(session).await;
+                        self.ask_due(session).await?;
                     }
                     Some(Command::Stop) | None => return Ok(Ended::Stop),
                 },
+                // The node's end goes with the other one of `commands`, which says so.
+                Ok(()) = self.gateways.changed() => {
+                    let gateways = self.gateways.borrow_and_update().clone();
+                    self.tracker.set_gateways(gateways);
+                    self.ask_due(session).await?;
+                }
                 _ = look_over.tick() => {
                     for key in self.tracker.forget(&self.view, std::time::Instant::now()) {
                         session.forget_neighbour(key).await;
                     }
-                    self.ask_due(session).await;
+                    self.ask_due(session).await?;
                 }
                 () = sleep_until(deadline) => {
                     if Instant::now() >= resync_at {
@@ -369,7 +405,7 @@ impl State {
         }
     }
 
-    async fn resync(&mut self, session: &mut Session) -> Result<(), NetlinkError> {
+    async fn resync(&mut self, session: &Session) -> Result<(), NetlinkError> {
         let fresh = session.read_all().await?;
         count(&self.counts.resyncs);
         if self.view != fresh {
@@ -390,15 +426,17 @@ impl State {
         });
     }
 
-    async fn ask_due(&mut self, session: &Session) {
+    async fn ask_due(&mut self, session: &Session) -> Result<(), NetlinkError> {
         for key in self.tracker.due(&self.view, std::time::Instant::now()) {
             count(&self.counts.neighbour_requests);
-            if let Err(error) = session.request_neighbour(key).await {
+            let asked = timeout(ANSWER, session.request_neighbour(key)).await;
+            if let Err(error) = asked.map_err(|_| NetlinkError::Silent { what: "a neighbour" })? {
                 let (interface, address) = key;
                 count(&self.counts.failures);
                 tracing::debug!(interface, %address, %error, "neighbour request failed");
             }
         }
+        Ok(())
     }
 }
 

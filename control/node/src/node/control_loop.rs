@@ -212,6 +212,7 @@ impl Node {
 
     /// Reads what workers report.
     async fn drain(&mut self) {
+        self.ports.collect(&self.workers);
         self.tend_flow_tables();
         self.log_events();
         self.look_at_watched();
@@ -233,7 +234,6 @@ impl Node {
         self.look_after_workers()?;
         self.workers.growth_mut().note_rates();
         self.note_full_endpoints();
-        self.ports.collect(&self.workers);
         self.tend_followers();
         self.forget_silent_neighbours();
         self.tell_program();

@@ -25,6 +25,10 @@ const RECORD: &str = "record of endpoints";
 const BEFORE: &str = "endpoints of the process before";
 /// How long the kernel may take to answer inside a pod's namespace, where it takes a millisecond.
 const INSIDE: Duration = Duration::from_secs(5);
+/// How long workers and the kernel may take to let go of a port's sockets, where it takes some
+/// hundredths of a second.
+const LETTING_GO: Duration = Duration::from_secs(4);
+const LETTING_GO_PAUSE: Duration = Duration::from_millis(1);
 
 impl Node {
     /// Makes an interface a pod's port, and remembers it.
@@ -35,6 +39,7 @@ impl Node {
         let waits = waits.map(|place| self.awaited.remove(place));
         let same = |waits: &Recorded| ports::index(&spec.interface) == Some(waits.ifindex);
         let mut changed = waits.filter(same).map(|waits| waits.changed).unwrap_or_default();
+        self.wait_until_left(&spec.interface).await;
         match self.bring_up(&spec, &mut changed) {
             Ok(Admission::Present) => Ok(()),
             Ok(Admission::New) => {
@@ -53,6 +58,19 @@ impl Node {
                 self.record_endpoints();
                 Err(error)
             }
+        }
+    }
+
+    /// Waits until nothing is left of a port that the interface was, as long as workers take at most
+    /// to let go of it. What is left then is told by whoever makes the port.
+    async fn wait_until_left(&mut self, interface: &str) {
+        let until = Instant::now() + LETTING_GO;
+        while let Some(ifindex) = ports::index(interface)
+            && self.ports.leaving().on(ifindex).is_some()
+            && Instant::now() < until
+        {
+            tokio::time::sleep(LETTING_GO_PAUSE).await;
+            self.ports.collect(&self.workers);
         }
     }
 
@@ -126,7 +144,9 @@ impl Node {
         let began = Instant::now();
         let Some(endpoint) = self.endpoints.remove(name) else { return false };
         self.reconcile().await;
-        self.flush_addresses(&endpoint.spec.addresses);
+        if !self.is_ending {
+            self.flush_addresses(&endpoint.spec.addresses);
+        }
         self.ports.remove(&self.workers, endpoint.port);
         self.seen.remove(&endpoint.port);
         give_back(&endpoint.spec, &endpoint.changed);

@@ -147,7 +147,7 @@ impl Node {
             self.publisher.update(ports, &inputs, &source_nat, flows, census)
         };
         self.lap(Reconcile::Forwarding, &mut began);
-        self.follower.set_gateways(update.gateways).await;
+        self.follower.set_gateways(update.gateways);
         self.lap(Reconcile::Neighbours, &mut began);
         if update.next_hops_left_out > 0 {
             let message = format!("{} next hops found no room", update.next_hops_left_out);

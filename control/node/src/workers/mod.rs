@@ -40,6 +40,8 @@ use xdp_redirect::heartbeat::HeartbeatWriter;
 use xdp_redirect::ports::PortsControl;
 use xdp_redirect::{Frame, Redirect, Umem, WorkerPorts};
 
+use crate::leaving::close_all;
+
 use capacity::FlowCapacities;
 use flow_memory::{Beginning, FlowMemory};
 use growth::FlowGrowth;
@@ -500,10 +502,8 @@ impl Workers {
                 tracing::warn!(?closed, "flow tables that the next start will have to rebuild");
             }
         }
-        // Dropping the sockets closes them.
-        for ports in self.ports.drain(..) {
-            while ports.collect().is_some() {}
-        }
+        let given_up = |ports: PortsControl| std::iter::from_fn(move || ports.collect());
+        close_all(self.ports.drain(..).flat_map(given_up).map(|(_, socket)| socket).collect());
     }
 }
 
