@@ -10,7 +10,7 @@ use std::ffi::CString;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aya::maps::{MapData, PerCpuArray};
@@ -99,15 +99,56 @@ pub struct TakeOver {
 pub struct Redirect {
     // Fields drop in order: attachments go before the program.
     attachments: BTreeMap<u32, Attached>,
-    pins: Option<Pins>,
-    /// What a process before has left is taken over as soon as it is attached to.
-    takes_over: bool,
     rules: Rules,
     counters: PerCpuArray<MapData, u64>,
     heartbeats: Arc<Heartbeats>,
     ready: ReadyFlags,
+    attacher: Attacher,
+}
+
+/// Attaches the program, from any thread: the kernel makes whoever attaches wait for everybody who
+/// changes an interface, and the control thread must not. One at a time, since they wait for the same.
+#[derive(Clone)]
+pub struct Attacher {
+    ebpf: Arc<Mutex<aya::Ebpf>>,
+    pins: Option<Pins>,
+    /// What a process before has left is taken over as soon as it is attached to.
+    takes_over: bool,
     multi_buffer: bool,
-    ebpf: aya::Ebpf,
+}
+
+/// The program on an interface. Dropping it detaches, unless [`Redirect::adopt`] has it.
+pub struct Attaching(Attached);
+
+impl Attacher {
+    /// Attaches the program to an interface whose rule and sockets are there
+    /// ([`Redirect::set_rule`], [`Redirect::set_socket`]).
+    ///
+    /// # Errors
+    /// [`Error::Attach`] with the way out, [`Error::Pins`], [`Error::Kernel`].
+    pub fn attach(&self, interface: &str, ifindex: u32, mode: Mode) -> Result<Attaching, Error> {
+        let how = (mode, self.multi_buffer);
+        self.with_program(|program| {
+            let pins = self.pins.as_ref();
+            let mut attached = Attached::attach(program, interface, ifindex, how, pins)?;
+            if self.takes_over && attached.is_from_before() {
+                attached.take_over(program)?;
+            }
+            Ok(Attaching(attached))
+        })
+    }
+
+    /// Whether a process before has left its program on an interface, to be taken over.
+    #[must_use]
+    pub fn has_left(&self, ifindex: u32) -> bool {
+        self.pins.as_ref().is_some_and(|pins| pins.has(ifindex))
+    }
+
+    fn with_program<T>(&self, act: impl FnOnce(&mut Xdp) -> Result<T, Error>) -> Result<T, Error> {
+        // A panic in between leaves at worst a link that nobody holds, which the kernel then closes.
+        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        act(program(&mut ebpf, self.multi_buffer)?)
+    }
 }
 
 impl Redirect {
@@ -138,14 +179,16 @@ impl Redirect {
         };
         Ok(Self {
             attachments: BTreeMap::new(),
-            pins: None,
-            takes_over: false,
             rules,
             counters,
             heartbeats,
             ready,
-            multi_buffer,
-            ebpf,
+            attacher: Attacher {
+                ebpf: Arc::new(Mutex::new(ebpf)),
+                pins: None,
+                takes_over: false,
+                multi_buffer,
+            },
         })
     }
 
@@ -153,13 +196,34 @@ impl Redirect {
     /// what one before has left.
     #[must_use]
     pub fn with_pins(self, pins: Pins) -> Self {
-        Self { pins: Some(pins), ..self }
+        Self { attacher: Attacher { pins: Some(pins), ..self.attacher }, ..self }
     }
 
     /// Whether frames of several buffers (jumbo) are taken: sockets must then be made for them.
     #[must_use]
     pub fn multi_buffer(&self) -> bool {
-        self.multi_buffer
+        self.attacher.multi_buffer
+    }
+
+    /// What attaches the program on other threads.
+    #[must_use]
+    pub fn attacher(&self) -> Attacher {
+        self.attacher.clone()
+    }
+
+    /// Says whose an interface is, before the program is [attached](Attacher::attach) there.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Map`].
+    pub fn set_rule(&mut self, ifindex: u32, rule: &PortRule) -> Result<(), Error> {
+        self.rules.set_port(ifindex, rule)
+    }
+
+    /// Takes charge of what an [`Attacher`] attached.
+    pub fn adopt(&mut self, Attaching(attached): Attaching) -> Attachment {
+        let report = attached.report;
+        self.attachments.insert(report.ifindex, attached);
+        report
     }
 
     /// Says whose `interface` is and attaches the program. Bind and enter its sockets before
@@ -175,12 +239,8 @@ impl Redirect {
     ) -> Result<Attachment, Error> {
         let ifindex = interface_index(interface)?;
         self.rules.set_port(ifindex, rule)?;
-        match self.attach_link(interface, ifindex, mode) {
-            Ok(attached) => {
-                let report = attached.report;
-                self.attachments.insert(ifindex, attached);
-                Ok(report)
-            }
+        match self.attacher.attach(interface, ifindex, mode) {
+            Ok(attaching) => Ok(self.adopt(attaching)),
             Err(error) => {
                 if !self.attachments.contains_key(&ifindex) {
                     self.rules.remove_port(ifindex)?;
@@ -190,46 +250,33 @@ impl Redirect {
         }
     }
 
-    fn attach_link(
-        &mut self,
-        interface: &str,
-        ifindex: u32,
-        mode: Mode,
-    ) -> Result<Attached, Error> {
-        let how = (mode, self.multi_buffer);
-        let program = program(&mut self.ebpf, self.multi_buffer)?;
-        let pins = self.pins.as_ref();
-        let mut attached = Attached::attach(program, interface, ifindex, how, pins)?;
-        if self.takes_over && attached.is_from_before() {
-            attached.take_over(program)?;
-        }
-        Ok(attached)
-    }
-
     /// Puts our program in the place of those that a process before has left, on every interface that
     /// was [attached](Self::attach), and takes what it left on others away but for `spared`. To be
     /// called once what is ours is known: until then the programs before go on dropping what was.
     /// One that can neither be taken over nor attached anew keeps no other from it: call again.
     pub fn take_over(&mut self, spared: &[u32]) -> TakeOver {
-        self.takes_over = true;
-        let mut done = TakeOver::default();
-        let program = match program(&mut self.ebpf, self.multi_buffer) {
-            Ok(program) => program,
-            Err(error) => return TakeOver { failures: vec![error], ..done },
-        };
-        for attached in self.attachments.values_mut().filter(|one| one.is_from_before()) {
-            let taken = attached.take_over(program).or_else(|error| {
-                tracing::warn!(%error, "not in one step: attached anew");
-                attached.attach_anew(program, self.multi_buffer, self.pins.as_ref())
-            });
-            match taken {
-                Ok(()) => done.interfaces += 1,
-                Err(error) => done.failures.push(error),
+        self.attacher.takes_over = true;
+        let Self { attachments, attacher, .. } = self;
+        let (pins, multi_buffer) = (attacher.pins.as_ref(), attacher.multi_buffer);
+        let taken = attacher.with_program(|program| {
+            let mut done = TakeOver::default();
+            for attached in attachments.values_mut().filter(|one| one.is_from_before()) {
+                let taken = attached.take_over(program).or_else(|error| {
+                    tracing::warn!(%error, "not in one step: attached anew");
+                    attached.attach_anew(program, multi_buffer, pins)
+                });
+                match taken {
+                    Ok(()) => done.interfaces += 1,
+                    Err(error) => done.failures.push(error),
+                }
             }
-        }
-        let Some(pins) = &self.pins else { return done };
+            Ok(done)
+        });
+        let failed = |error| TakeOver { failures: vec![error], ..TakeOver::default() };
+        let mut done = taken.unwrap_or_else(failed);
+        let Some(pins) = pins else { return done };
         for ifindex in pins.interfaces() {
-            if !self.attachments.contains_key(&ifindex) && !spared.contains(&ifindex) {
+            if !attachments.contains_key(&ifindex) && !spared.contains(&ifindex) {
                 tracing::info!(ifindex, "no port of ours any more: its XDP program is detached");
                 done.failures.extend(pins.detach(ifindex).err());
             }
@@ -253,7 +300,7 @@ impl Redirect {
     /// Whether a process before has left its program on an interface, to be taken over.
     #[must_use]
     pub fn has_left(&self, ifindex: u32) -> bool {
-        self.pins.as_ref().is_some_and(|pins| pins.has(ifindex))
+        self.attacher.has_left(ifindex)
     }
 
     /// Changes the rule of an interface that the program is attached to.
@@ -274,7 +321,7 @@ impl Redirect {
     /// [`Error::Map`] when its rule cannot be removed.
     pub fn detach(&mut self, ifindex: u32) -> Result<(), Error> {
         if let Some(attached) = self.attachments.remove(&ifindex) {
-            attached.detach(self.pins.as_ref())?;
+            attached.detach(self.attacher.pins.as_ref())?;
         }
         self.rules.remove_port(ifindex)
     }

@@ -33,7 +33,7 @@ const BPF_FS_MAGIC: libc::c_long = 0xcafe_4a11;
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 
 /// The pins of one network namespace.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Pins {
     root: PathBuf,
     /// What their names begin with.

@@ -2,7 +2,9 @@
 //!
 //! Only root reaches it: the directory is root's alone (0700), the socket 0600. Who asked what is
 //! logged by the peer's credentials (SO_PEERCRED). A client that sends too much, too slowly, or
-//! reads too slowly is cut off and counted; at most [`CLIENTS_MAX`] are served at once.
+//! reads too slowly is cut off and counted; at most [`CLIENTS_MAX`] are served at once. More wait for
+//! a place. Who has asked for an endpoint to be added or removed gives its place up until that is done,
+//! so that many pods that come at once keep nobody else away.
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -11,15 +13,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use control::admin::{AdminError, REQUEST_BYTES_MAX, Reply, Request, decode_request};
-use dataplane::counters::Level;
+use dataplane::counters::{Level, PORTS_MAX};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// Clients served at once; more are told [`AdminError::Busy`].
+/// Clients connected at once: as many as endpoints may wait to be added, as many removals, and some;
+/// more are told [`AdminError::Busy`].
+pub const CONNECTIONS_MAX: usize = 2 * PORTS_MAX + CLIENTS_MAX;
+/// Clients served at once; more wait [`CLIENT_TIMEOUT`] for a place, and are told [`AdminError::Busy`]
+/// then.
 pub const CLIENTS_MAX: usize = 32;
 /// Requests under way to the control loop.
 pub const CALLS_MAX: usize = 64;
@@ -47,6 +53,8 @@ pub struct AdminCounts {
     pub clients: AtomicU64,
     /// Clients turned away or cut off.
     pub refusals: AtomicU64,
+    /// Clients connected now, of [`CONNECTIONS_MAX`].
+    pub connections: Level,
     /// Clients served now, of [`CLIENTS_MAX`].
     pub served: Level,
     /// Requests under way to the control loop, of [`CALLS_MAX`].
@@ -202,26 +210,56 @@ async fn accept(listener: UnixListener, calls: mpsc::Sender<Call>, counts: Arc<A
                 continue;
             }
         };
-        let place = places.clone().try_acquire_owned();
-        let (calls, counts) = (calls.clone(), counts.clone());
+        let (calls, counts, places) = (calls.clone(), counts.clone(), places.clone());
+        let connected = counts.connections.get();
+        counts.connections.set(connected + 1);
         tokio::spawn(async move {
-            let Ok(_place) = place else {
+            let is_full = connected >= CONNECTIONS_MAX as u64;
+            let mut place = Place { places, permit: None, counts: &counts };
+            if is_full || !place.take().await {
                 counts.refusals.fetch_add(1, Ordering::Relaxed);
                 let (_, mut writer) = stream.into_split();
-                let limit = CLIENTS_MAX as u64;
+                let limit = if is_full { CONNECTIONS_MAX } else { CLIENTS_MAX } as u64;
                 let busy = AdminError::Busy { what: "admin clients".into(), limit };
                 let _ = send(&mut writer, &Reply::Error(busy)).await;
-                return;
-            };
-            counts.clients.fetch_add(1, Ordering::Relaxed);
-            // All clients are served by the control thread.
-            counts.served.set(counts.served.get() + 1);
-            if let Err(reason) = converse(stream, &calls, &counts).await {
-                counts.refusals.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(reason, "an admin client was cut off");
+            } else {
+                counts.clients.fetch_add(1, Ordering::Relaxed);
+                if let Err(reason) = converse(stream, &calls, &counts, &mut place).await {
+                    counts.refusals.fetch_add(1, Ordering::Relaxed);
+                    tracing::info!(reason, "an admin client was cut off");
+                }
             }
-            counts.served.set(counts.served.get() - 1);
+            place.give_up();
+            counts.connections.set(counts.connections.get() - 1);
         });
+    }
+}
+
+/// A client's place among [`CLIENTS_MAX`].
+struct Place<'a> {
+    places: Arc<Semaphore>,
+    permit: Option<OwnedSemaphorePermit>,
+    counts: &'a AdminCounts,
+}
+
+impl Place<'_> {
+    /// Waits for one; answers whether it came in time.
+    async fn take(&mut self) -> bool {
+        if self.permit.is_none()
+            && let Ok(Ok(permit)) =
+                timeout(CLIENT_TIMEOUT, self.places.clone().acquire_owned()).await
+        {
+            self.permit = Some(permit);
+            // All clients are served by the control thread.
+            self.counts.served.set(self.counts.served.get() + 1);
+        }
+        self.permit.is_some()
+    }
+
+    fn give_up(&mut self) {
+        if self.permit.take().is_some() {
+            self.counts.served.set(self.counts.served.get() - 1);
+        }
     }
 }
 
@@ -230,6 +268,7 @@ async fn converse(
     stream: UnixStream,
     calls: &mpsc::Sender<Call>,
     counts: &AdminCounts,
+    place: &mut Place<'_>,
 ) -> Result<(), &'static str> {
     let peer = stream.peer_cred().map_err(|_| "its credentials cannot be read")?;
     let (reader, mut writer) = stream.into_split();
@@ -256,8 +295,22 @@ async fn converse(
         if changes_state(&request) {
             tracing::info!(pid = peer.pid(), uid = peer.uid(), ?request, "admin request");
         }
+        if takes_its_time(&request) {
+            place.give_up();
+        }
         answer(request, (calls, counts), &mut reader, &mut writer).await?;
+        if !place.take().await {
+            return Err("others had all places");
+        }
     }
+}
+
+/// Whether the answer waits for workers and the kernel.
+fn takes_its_time(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::EndpointAdd(_) | Request::EndpointRemove { .. } | Request::EndpointDetach(_)
+    )
 }
 
 fn changes_state(request: &Request) -> bool {

@@ -5,6 +5,7 @@
 //! their workers, and only then attaches the XDP program: nothing is redirected before somebody
 //! serves it. Whatever fails undoes what came before.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
@@ -13,13 +14,14 @@ use dataplane::address::MacAddr;
 use dataplane::counters::PORTS_MAX;
 use dataplane::port::{PortId, PortKind};
 use xdp_redirect::limits::QUEUES_MAX;
-use xdp_redirect::loader::{Attachment, Mode};
+use xdp_redirect::loader::{Attacher, Attaching, Attachment, Mode};
 use xdp_redirect::rules::PortRule;
 use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::statistics::{KernelStatistics, SocketMonitor};
 use xdp_redirect::{Error, Redirect, Socket, Umem};
 
 use crate::leaving::{Held, Leaving};
+use crate::privileges;
 use crate::workers::Workers;
 
 /// What is to become a port.
@@ -132,11 +134,99 @@ impl ActivePort {
     }
 }
 
+/// What binds and attaches, on any thread: the kernel takes milliseconds for either, and longer while
+/// others change interfaces.
+#[derive(Clone)]
+pub struct Tools {
+    umem: Umem,
+    attacher: Attacher,
+    workers: usize,
+}
+
+/// Bound sockets of a port to be.
+pub struct Bound {
+    link: Link,
+    /// One for each queue, in order.
+    receiving: Vec<Socket>,
+    /// For workers without a queue of their own.
+    transmitting: Vec<(usize, Socket)>,
+    zero_copy: bool,
+    monitors: Vec<SocketMonitor>,
+}
+
+/// A port whose sockets are served, and whose interface has no program yet.
+pub struct Serving {
+    port: PortId,
+    request: PortRequest,
+    link: Link,
+    zero_copy: bool,
+    monitors: Vec<SocketMonitor>,
+    given: usize,
+}
+
+impl Serving {
+    /// Kernel index of the interface.
+    #[must_use]
+    pub fn ifindex(&self) -> u32 {
+        self.link.ifindex
+    }
+}
+
+impl Tools {
+    /// Binds a socket to each of the interface's queues, after taking a left-over program of ours away.
+    ///
+    /// # Errors
+    /// Any [`PortError`]; nothing is left behind then.
+    pub fn bind(&self, request: &PortRequest) -> Result<Bound, PortError> {
+        let interface = &request.interface;
+        let link = Link::read(interface)?;
+        if link.queues > QUEUES_MAX {
+            let (interface, queues) = (interface.clone(), link.queues);
+            return Err(PortError::Queues { interface, queues });
+        }
+        // What a process before has pinned is taken over; one of somebody else's is refused on attach.
+        let detach = || xdp_redirect::leftover::detach(interface);
+        if !self.attacher.has_left(link.ifindex)
+            && privileges::with(caps::Capability::CAP_SYS_ADMIN, detach)?
+        {
+            tracing::info!(interface, "detached a left-over XDP program of ours");
+        }
+        let mut bound = Bound {
+            link,
+            receiving: Vec::new(),
+            transmitting: Vec::new(),
+            zero_copy: true,
+            monitors: Vec::new(),
+        };
+        let queues = bound.link.queues;
+        for queue in 0..queues {
+            let socket = Socket::bind(&self.umem, interface, queue, &request.sockets)?;
+            bound.zero_copy &= socket.is_zero_copy();
+            bound.monitors.push(socket.monitor());
+            for other in workers_without_queue(self.workers, queues, queue) {
+                bound.transmitting.push((other, socket.bind_transmit_only(&request.sockets)?));
+            }
+            bound.receiving.push(socket);
+        }
+        Ok(bound)
+    }
+
+    /// Attaches the program to the interface of a port that is [served](PortTable::serve).
+    ///
+    /// # Errors
+    /// [`PortError::Redirect`].
+    pub fn attach(&self, request: &PortRequest, ifindex: u32) -> Result<Attaching, PortError> {
+        Ok(self.attacher.attach(&request.interface, ifindex, request.mode)?)
+    }
+}
+
 /// All ports, with the program and the packet memory they share.
 pub struct PortTable {
     redirect: Redirect,
     umem: Umem,
     active: Vec<Option<ActivePort>>,
+    /// Numbers of ports that are being made.
+    reserved: BTreeSet<u16>,
     leaving: Leaving,
     /// Where the search for a free number goes on, so that one is used again as late as possible:
     /// workers may still hold packets of its last port.
@@ -148,7 +238,8 @@ impl PortTable {
     #[must_use]
     pub fn new(redirect: Redirect, umem: Umem) -> Self {
         let active = (0..PORTS_MAX).map(|_| None).collect();
-        Self { redirect, umem, active, leaving: Leaving::new(), next: 0 }
+        let (reserved, leaving) = (BTreeSet::new(), Leaving::new());
+        Self { redirect, umem, active, reserved, leaving, next: 0 }
     }
 
     /// The XDP program, to say what is ours.
@@ -186,85 +277,138 @@ impl PortTable {
         self.iter().find(|port| port.interface == interface)
     }
 
-    /// Makes `request`'s interface a port.
+    /// Makes `request`'s interface a port, step by step on this thread.
     ///
     /// # Errors
     /// Any [`PortError`]; nothing is left behind then.
     pub fn add(&mut self, workers: &Workers, request: &PortRequest) -> Result<PortId, PortError> {
-        let interface = &request.interface;
-        if let Some(port) = self.by_interface(interface) {
-            return Err(PortError::Exists { interface: interface.clone(), port: port.port });
-        }
-        let port = self.free_number()?;
-        let link = Link::read(interface)?;
-        if let Some(held) = self.leaving.on(link.ifindex) {
-            let Held { sockets, since } = held;
-            return Err(PortError::Held { interface: interface.clone(), sockets, since });
-        }
-        if link.queues > QUEUES_MAX {
-            let (interface, queues) = (interface.clone(), link.queues);
-            return Err(PortError::Queues { interface, queues });
-        }
-        let mut given = 0;
-        match self.bring_up(workers, request, (port, &link), &mut given) {
-            Ok(active) => {
-                self.active[usize::from(port.0)] = Some(active);
-                workers.wake();
-                Ok(port)
-            }
-            Err(error) => {
-                self.take_down(workers, port, (link.ifindex, link.queues), given);
-                Err(error)
-            }
-        }
+        let tools = self.tools(workers);
+        let port = self.reserve(&request.interface)?;
+        let bound = tools.bind(request).inspect_err(|_| self.release(port))?;
+        let serving = self.serve(workers, port, request, bound)?;
+        let attached = tools.attach(request, serving.ifindex());
+        self.finish(workers, serving, attached)
     }
 
-    fn bring_up(
+    /// What binds and attaches on other threads.
+    #[must_use]
+    pub fn tools(&self, workers: &Workers) -> Tools {
+        let (umem, attacher) = (self.umem.clone(), self.redirect.attacher());
+        Tools { umem, attacher, workers: workers.count() }
+    }
+
+    /// Takes a number for a port to be; it is given up by [`Self::release`], or [`Self::serve`] has it.
+    ///
+    /// # Errors
+    /// [`PortError::Exists`], [`PortError::Full`]; [`PortError::Held`] while sockets of a port that
+    /// the interface was are open.
+    pub fn reserve(&mut self, interface: &str) -> Result<PortId, PortError> {
+        if let Some(port) = self.by_interface(interface) {
+            return Err(PortError::Exists { interface: interface.into(), port: port.port });
+        }
+        if let Some(held) = index(interface).and_then(|ifindex| self.leaving.on(ifindex)) {
+            let Held { sockets, since } = held;
+            return Err(PortError::Held { interface: interface.into(), sockets, since });
+        }
+        let port = self.free_number()?;
+        self.reserved.insert(port.0);
+        Ok(port)
+    }
+
+    /// Gives the number of a port up that was not made.
+    pub fn release(&mut self, port: PortId) {
+        self.reserved.remove(&port.0);
+    }
+
+    /// Hands the sockets to the program and to their workers, and says whose the interface is.
+    /// Nothing comes by it before the program is attached there.
+    ///
+    /// # Errors
+    /// Any [`PortError`]; nothing is left behind then.
+    pub fn serve(
         &mut self,
         workers: &Workers,
+        port: PortId,
         request: &PortRequest,
-        (port, link): (PortId, &Link),
-        given: &mut usize,
-    ) -> Result<ActivePort, PortError> {
-        let mut monitors = Vec::new();
-        let mut zero_copy = true;
-        let mut transmit_only = Vec::new();
-        for queue in 0..link.queues {
-            let socket = Socket::bind(&self.umem, &request.interface, queue, &request.sockets)?;
-            zero_copy &= socket.is_zero_copy();
-            monitors.push(socket.monitor());
-            let worker = queue as usize % workers.count();
-            for other in workers_without_queue(workers.count(), link.queues, queue) {
-                transmit_only.push((other, socket.bind_transmit_only(&request.sockets)?));
-            }
-            let number = u32::try_from(worker).unwrap_or(u32::MAX);
-            self.redirect.set_socket(port, queue, number, socket.fd())?;
-            give(workers, worker, port, socket)?;
-            *given += 1;
-        }
-        for (worker, socket) in transmit_only {
-            give(workers, worker, port, socket)?;
-            *given += 1;
-        }
+        bound: Bound,
+    ) -> Result<Serving, PortError> {
+        let Bound { link, receiving, transmitting, zero_copy, monitors } = bound;
+        let place = (link.ifindex, link.queues);
+        let mut given = 0;
+        let outcome = self.hand_over(workers, port, (receiving, transmitting), &mut given);
         let rule = PortRule {
             port,
             kind: request.kind,
             queues: link.queues,
             everything: request.everything,
         };
-        let attachment = self.redirect.attach(&request.interface, &rule, request.mode)?;
-        Ok(ActivePort {
+        let ruled = outcome.and_then(|()| Ok(self.redirect.set_rule(link.ifindex, &rule)?));
+        if let Err(error) = ruled {
+            self.take_down(workers, port, place, given);
+            self.release(port);
+            return Err(error);
+        }
+        workers.wake();
+        let request = request.clone();
+        Ok(Serving { port, request, link, zero_copy, monitors, given })
+    }
+
+    fn hand_over(
+        &mut self,
+        workers: &Workers,
+        port: PortId,
+        (receiving, transmitting): (Vec<Socket>, Vec<(usize, Socket)>),
+        given: &mut usize,
+    ) -> Result<(), PortError> {
+        for (queue, socket) in (0u32..).zip(receiving) {
+            let worker = queue as usize % workers.count();
+            let number = u32::try_from(worker).unwrap_or(u32::MAX);
+            self.redirect.set_socket(port, queue, number, socket.fd())?;
+            give(workers, worker, port, socket)?;
+            *given += 1;
+        }
+        for (worker, socket) in transmitting {
+            give(workers, worker, port, socket)?;
+            *given += 1;
+        }
+        Ok(())
+    }
+
+    /// The port is up, once the program is attached; else it is taken away again.
+    ///
+    /// # Errors
+    /// The one of `attached`.
+    pub fn finish(
+        &mut self,
+        workers: &Workers,
+        serving: Serving,
+        attached: Result<Attaching, PortError>,
+    ) -> Result<PortId, PortError> {
+        let Serving { port, request, link, zero_copy, monitors, given } = serving;
+        self.release(port);
+        let attachment = match attached {
+            Ok(attaching) => self.redirect.adopt(attaching),
+            Err(error) => {
+                if let Err(error) = self.redirect.detach(link.ifindex) {
+                    tracing::warn!(interface = request.interface, %error, "its rule stays");
+                }
+                self.take_down(workers, port, (link.ifindex, link.queues), given);
+                return Err(error);
+            }
+        };
+        self.active[usize::from(port.0)] = Some(ActivePort {
             port,
-            interface: request.interface.clone(),
+            interface: request.interface,
             kind: request.kind,
             mac: link.mac,
             mtu: link.mtu,
             attachment,
             queues: link.queues,
             zero_copy,
-            sockets: *given,
+            sockets: given,
             monitors,
-        })
+        });
+        Ok(port)
     }
 
     /// Stops `port` being one; a port that is not there is no error. The interface may be gone.
@@ -309,14 +453,16 @@ impl PortTable {
     fn free_number(&mut self) -> Result<PortId, PortError> {
         let found = (0..PORTS_MAX)
             .map(|step| (self.next + step) % PORTS_MAX)
-            .find(|number| self.active[*number].is_none() && !self.is_leaving(*number))
+            .find(|number| self.active[*number].is_none() && !self.is_taken(*number))
             .ok_or(PortError::Full)?;
         self.next = found + 1;
         Ok(PortId(u16::try_from(found).map_err(|_| PortError::Full)?))
     }
 
-    fn is_leaving(&self, number: usize) -> bool {
-        u16::try_from(number).is_ok_and(|number| self.leaving.has(PortId(number)))
+    /// By a port that is being made, or one that is not gone yet.
+    fn is_taken(&self, number: usize) -> bool {
+        u16::try_from(number)
+            .is_ok_and(|number| self.reserved.contains(&number) || self.leaving.has(PortId(number)))
     }
 }
 

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::shown::cut;
 
+pub mod arrivals;
 pub mod cni;
 pub mod endpoint;
 pub mod fault;

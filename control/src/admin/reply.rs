@@ -149,6 +149,12 @@ pub struct CtTopRow {
 pub struct EndpointInfo {
     /// `namespace/pod`.
     pub name: String,
+    /// How it stands: one of [`ENDPOINT_STATES`](super::arrivals::ENDPOINT_STATES).
+    #[serde(default)]
+    pub state: String,
+    /// Why it is not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_reason: Option<String>,
     /// The node's end of the veth pair.
     pub interface: String,
     /// Index of the port in the tables.

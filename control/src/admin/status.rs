@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::arrivals::ArrivalsStatus;
 use super::cni::CniStatus;
 use super::kubernetes::KubernetesStatus;
 use super::reply::{DropCount, ManifestsStatus};
@@ -43,6 +44,9 @@ pub struct Status {
     /// The audit of what is in force.
     #[serde(default)]
     pub audit: AuditStatus,
+    /// How pods' ports come and go.
+    #[serde(default)]
+    pub arrivals: ArrivalsStatus,
     /// Pods of the CNI plugin, and its place in the runtime's configuration.
     #[serde(default)]
     pub cni: CniStatus,

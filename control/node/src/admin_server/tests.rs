@@ -18,8 +18,9 @@ fn world() -> (World, mpsc::Receiver<Call>) {
     (World { _directory: directory, run, server }, calls)
 }
 
-/// Answers every count with 7, and every flow stream with two items.
+/// Answers every count with 7, every flow stream with two items, and never says that an endpoint was added.
 async fn control(mut calls: mpsc::Receiver<Call>) {
+    let mut under_way = Vec::new();
     while let Some(call) = calls.recv().await {
         match call.request {
             Request::Flows { .. } => {
@@ -45,6 +46,7 @@ async fn control(mut calls: mpsc::Receiver<Call>) {
                 }
                 call.reply.send(Reply::End { lost: 3 }).await.unwrap();
             }
+            Request::EndpointAdd(_) => under_way.push(call),
             _ => call.reply.send(Reply::Count(7)).await.unwrap(),
         }
     }
@@ -163,7 +165,7 @@ async fn an_endless_request_is_cut_off_at_the_bound_and_counted() {
 }
 
 #[tokio::test]
-async fn one_client_too_many_is_told_so() {
+async fn one_client_too_many_waits_for_a_place() {
     let (world, calls) = world();
     tokio::spawn(control(calls));
     let mut clients = Vec::new();
@@ -173,7 +175,39 @@ async fn one_client_too_many_is_told_so() {
         clients.push(client);
     }
     let mut late = client(&world).await;
-    assert!(matches!(next(&mut late).await, Reply::Error(AdminError::Busy { .. })));
+    let request = count_request();
+    let early = timeout(Duration::from_millis(200), ask(&mut late, &request)).await;
+    assert!(early.is_err(), "{early:?}");
+    clients.pop();
+    assert_eq!(next(&mut late).await, Reply::Count(7));
+    assert_eq!(world.server.counts().refusals.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn many_pods_that_come_at_once_keep_nobody_else_away() {
+    let (world, calls) = world();
+    tokio::spawn(control(calls));
+    let mut pods = Vec::new();
+    for number in 0..3 * CLIENTS_MAX {
+        let request = Request::EndpointAdd(control::admin::EndpointAdd {
+            name: format!("many/pod-{number}"),
+            interface: format!("veth{number}"),
+            netns: None,
+            addresses: vec!["10.0.0.5".parse().unwrap()],
+            mac: None,
+            attachment: None,
+            pod_uid: None,
+        });
+        let mut pod = client(&world).await;
+        pod.get_mut().write_all(&encode_request(request).unwrap()).await.unwrap();
+        pods.push(pod);
+    }
+    // Nobody answers them.
+    let mut other = client(&world).await;
+    assert_eq!(ask(&mut other, &count_request()).await, Reply::Count(7));
+    let counts = world.server.counts();
+    assert_eq!(counts.connections.get(), 3 * CLIENTS_MAX as u64 + 1);
+    assert_eq!(counts.refusals.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test(start_paused = true)]

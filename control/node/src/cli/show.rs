@@ -15,6 +15,7 @@ use super::table::{Table, grouped};
 use connections::{ct, ct_counts, ct_top, flow_table};
 use policy::policy;
 
+mod arrivals;
 mod audit;
 mod connections;
 mod identities;
@@ -104,6 +105,7 @@ fn show_status(status: &Status) -> String {
     if dropped > 0 {
         let _ = writeln!(out, "{}", show_drops(&status.drops));
     }
+    out += &arrivals::arrivals(&status.arrivals);
     out += &show_cni(&status.cni);
     if status.manifests.folder.is_some() {
         let _ = writeln!(out, "{}", show_manifests(&status.manifests));
@@ -253,6 +255,7 @@ fn tables(tables: &[TableUsage]) -> String {
 fn endpoints(list: &[EndpointInfo]) -> String {
     let mut table = Table::new(&[
         "ENDPOINT",
+        "STATE",
         "INTERFACE",
         "ADDRESSES",
         "MAC",
@@ -271,6 +274,7 @@ fn endpoints(list: &[EndpointInfo]) -> String {
         let addresses: Vec<String> = endpoint.addresses.iter().map(ToString::to_string).collect();
         table.row([
             endpoint.name.clone(),
+            endpoint.state.clone(),
             endpoint.interface.clone(),
             addresses.join(" "),
             endpoint.mac.clone().unwrap_or_else(|| "not known yet".into()),
@@ -280,7 +284,13 @@ fn endpoints(list: &[EndpointInfo]) -> String {
             limits(&endpoint.limits),
         ]);
     }
-    or_none(table, "no endpoints: `xskiff endpoint add` adds one")
+    let mut out = or_none(table, "no endpoints: `xskiff endpoint add` adds one");
+    for endpoint in list {
+        if let Some(reason) = &endpoint.state_reason {
+            let _ = writeln!(out, "{}: {}: {reason}", endpoint.name, endpoint.state);
+        }
+    }
+    out
 }
 
 /// `ingress 10M, egress 100M`.

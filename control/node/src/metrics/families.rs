@@ -6,7 +6,9 @@ use dataplane::DropReason;
 
 use crate::kube_proxy::Kind;
 
-use super::{Family, Labels, Sample, Unit, audit, cni, flow_tables, kubernetes, reconciles};
+use super::{
+    Family, Labels, Sample, Unit, arrivals, audit, cni, flow_tables, kubernetes, reconciles,
+};
 
 pub(super) fn families(status: &Status) -> Vec<Family> {
     let mut families = node(status);
@@ -21,6 +23,7 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
     families.extend(control(status));
     families.extend(reconciles::families(status));
     families.extend(audit::families(status));
+    families.extend(arrivals::families(status));
     families.extend(cni::families(status));
     families.extend(manifests(status));
     families.extend(status.kubernetes.iter().flat_map(kubernetes::families));

@@ -12,6 +12,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+mod arrivals;
 mod audit;
 mod cni;
 mod families;
@@ -50,8 +51,17 @@ struct Sample {
     value: u64,
 }
 
+/// One metric of how often something took how long.
+#[derive(Debug, Clone, PartialEq)]
+struct Distribution {
+    name: &'static str,
+    help: &'static str,
+    /// Labels, all seconds together, and how many there are in each class by its upper bound.
+    samples: Vec<(Labels, f64, Vec<(f64, u64)>)>,
+}
+
 #[derive(Debug)]
-struct Families(Vec<Family>);
+struct Families(Vec<Family>, Vec<Distribution>);
 
 impl Collector for Families {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
@@ -74,6 +84,15 @@ impl Collector for Families {
                 }
             }
         }
+        for one in &self.1 {
+            let kind = MetricType::Histogram;
+            let mut metric = encoder.encode_descriptor(one.name, one.help, None, kind)?;
+            for (labels, sum, classes) in &one.samples {
+                let count = classes.iter().map(|(_, count)| count).sum();
+                let mut labelled = metric.encode_family(labels)?;
+                labelled.encode_histogram::<Labels>(*sum, count, classes, None)?;
+            }
+        }
         Ok(())
     }
 }
@@ -84,7 +103,10 @@ impl Collector for Families {
 /// Only when formatting fails, which writing to a string does not.
 pub fn encode(status: &Status) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Families(families::families(status))));
+    registry.register_collector(Box::new(Families(
+        families::families(status),
+        arrivals::distributions(status),
+    )));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
     Ok(without_open_metrics(&text))

@@ -120,6 +120,26 @@ fn every_reconcile_says_how_often_it_ran_and_failed_and_how_long_it_took() {
 }
 
 #[test]
+fn pods_that_come_say_how_long_it_took() {
+    let mut status = status();
+    status.arrivals.added = 2;
+    for ms in [3, 40] {
+        status.arrivals.made.note(std::time::Duration::from_millis(ms));
+    }
+    let text = encode(&status).unwrap();
+    for line in [
+        "xskiff_endpoint_adds_total{outcome=\"added\"} 2\n",
+        "xskiff_endpoint_add_seconds_sum{phase=\"making\"} 0.043\n",
+        "xskiff_endpoint_add_seconds_count{phase=\"making\"} 2\n",
+        "xskiff_endpoint_add_seconds_bucket{le=\"0.005\",phase=\"making\"} 1\n",
+        "xskiff_endpoint_add_seconds_bucket{le=\"+Inf\",phase=\"making\"} 2\n",
+        "xskiff_endpoint_add_seconds_bucket{le=\"+Inf\",phase=\"adopting\"} 0\n",
+    ] {
+        assert!(text.contains(line), "{line} is missing in\n{text}");
+    }
+}
+
+#[test]
 fn promtool_finds_nothing_to_say() {
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])

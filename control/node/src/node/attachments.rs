@@ -24,33 +24,19 @@ const ADMITTED_MAX: usize = 256;
 const ADOPTING: Duration = Duration::from_secs(1);
 
 impl Node {
-    pub(super) async fn answer_endpoint_add(
-        &mut self,
-        request: EndpointAdd,
-    ) -> Result<Reply, AdminError> {
-        let spec = EndpointSpec::try_from(request)?;
-        let name = spec.name.clone();
-        self.attach_endpoint(spec).await?;
-        let endpoint = self.endpoints.get(&name).ok_or_else(|| AdminError::Failed {
-            detail: format!("endpoint {name}: its interface went away while it was added"),
-        })?;
-        Ok(Reply::Endpoint(self.endpoint_info(endpoint)))
-    }
-
-    /// Adds an endpoint after taking away what is over.
-    async fn attach_endpoint(&mut self, spec: EndpointSpec) -> Result<(), AdminError> {
-        for name in self.endpoints.outlived_by(&spec, |endpoint| self.has_lost_interface(endpoint))
-        {
+    /// Takes away what a request to add `spec` shows to be over, and notes whose it is.
+    pub(super) async fn take_outlived_away(&mut self, spec: &EndpointSpec) {
+        let over = self.endpoints.outlived_by(spec, |endpoint| self.has_lost_interface(endpoint));
+        for name in &over {
             tracing::info!(endpoint = %name, by = ?spec.attachment, "outlived");
             self.attached.outlived += 1;
-            self.remove_endpoint(&name).await;
         }
-        if self.endpoints.name_attachment(&spec) {
+        self.remove_endpoints(&over).await;
+        if self.endpoints.name_attachment(spec) {
             self.record_endpoints();
             // Its limits may be others.
             self.reconcile().await;
         }
-        self.add_endpoint(spec).await
     }
 
     /// Whether its interface is not there any more, or another one has its name.
@@ -59,18 +45,14 @@ impl Node {
         ifindex.is_none() || ports::index(&endpoint.spec.interface) != ifindex
     }
 
-    /// Takes the port of an attachment away; answers whether there was one.
-    pub(super) async fn detach_endpoint(&mut self, attachment: &Attachment) -> bool {
+    /// The endpoint of an attachment, also one that is to be taken over.
+    pub(super) fn name_of_attachment(&self, attachment: &Attachment) -> Option<ObjectName> {
         let there = self.endpoints.by_attachment(attachment).map(|there| there.spec.name.clone());
         let is_its = |endpoint: &EndpointAdd| endpoint.attachment.as_ref() == Some(attachment);
-        let waits = || {
+        there.or_else(|| {
             let waits = self.awaited.iter().find(|waits| is_its(&waits.endpoint))?;
-            waits.endpoint.name.parse::<ObjectName>().ok()
-        };
-        match there.or_else(waits) {
-            Some(name) => self.remove_endpoint(&name).await,
-            None => false,
-        }
+            waits.endpoint.name.parse().ok()
+        })
     }
 
     /// Whether an endpoint is there as it was added.
@@ -122,8 +104,8 @@ impl Node {
         over.extend(waiting.filter_map(|waits| waits.endpoint.name.parse().ok()));
         for name in &over {
             tracing::info!(endpoint = %name, network = retained.network, "collected");
-            self.remove_endpoint(name).await;
         }
+        self.remove_endpoints(&over).await;
         self.attached.collected += over.len() as u64;
         Reply::RemovedEndpoints(over.iter().map(ToString::to_string).collect())
     }
@@ -182,7 +164,12 @@ impl Node {
             return forget(path);
         }
         let outcome = match EndpointSpec::try_from(admitted.endpoint) {
-            Ok(spec) => self.attach_endpoint(spec).await,
+            // Its turn comes in the next second.
+            Ok(spec) if self.arrivals.concern(&spec) => return,
+            Ok(spec) => {
+                self.take_outlived_away(&spec).await;
+                self.add_endpoint(spec).await
+            }
             Err(error) => Err(error),
         };
         match outcome {

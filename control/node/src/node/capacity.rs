@@ -5,6 +5,7 @@ use dataplane::counters::PORTS_MAX;
 use pinning::limits::{LimitError, Resource, ensure, read};
 
 use super::{NodeError, Settings};
+use crate::admin_server::CONNECTIONS_MAX;
 use crate::ports::receive_queues;
 
 /// Fewest frames that are chosen without being told: half for two queues of 1,024 frames, half for
@@ -13,8 +14,8 @@ use crate::ports::receive_queues;
 const FRAMES_CHOSEN_MIN: u32 = 4096;
 /// Most frames that are chosen without being told; 500 pods take 1.06 GB with them.
 const FRAMES_CHOSEN_MAX: u32 = 16_384;
-/// Descriptors of everything that is no port: log, maps, clients, netlink, HTTP.
-const OTHER_DESCRIPTORS: u64 = 256;
+/// Descriptors of everything that is no port: clients, and log, maps, netlink, HTTP.
+const OTHER_DESCRIPTORS: u64 = CONNECTIONS_MAX as u64 + 256;
 
 /// Frames of packet memory: as `asked`, or, for 0, twice what uplinks and the host port keep with
 /// the kernel, so that pods and packets under way have as much.

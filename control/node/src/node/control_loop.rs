@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::arrivals::Brought;
 use super::audit::Audit;
 use super::caught::Panicked;
 use super::reconciles::Reconcile;
@@ -22,6 +23,8 @@ use crate::workers::restarts::{Restarts, TOLD_FOR};
 /// How often reports of workers are read: the longest a packet waits for its neighbour to be
 /// asked for.
 const DRAIN: Duration = Duration::from_millis(10);
+/// How often it is looked whether workers have adopted a new port's tables, while one waits for it.
+const LOOK: Duration = Duration::from_millis(1);
 /// How often what needs no haste is looked after.
 pub(super) const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Said of a source whose task is gone.
@@ -48,6 +51,10 @@ enum Event {
     Config(bool),
     /// A client asks.
     Call(Box<Call>),
+    /// A thread has done its part of an endpoint's arrival.
+    Brought(Box<Brought>),
+    /// An arrival waits for what nobody tells of.
+    Look,
     /// The HTTP server asks.
     Status(StatusRequest),
     /// It is time to read what workers report.
@@ -73,6 +80,8 @@ impl Node {
         let mut housekeeping = interval(HOUSEKEEPING);
         drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut after_panic = None;
         let ended = loop {
             let event = match after_panic.take() {
@@ -90,6 +99,8 @@ impl Node {
                         Event::Config(changed.is_ok())
                     }
                     Some(call) = self.calls.recv() => Event::Call(Box::new(call)),
+                    Some(brought) = self.arrivals.outcome() => Event::Brought(Box::new(brought)),
+                    _ = look.tick(), if self.arrivals.must_look() => Event::Look,
                     Some(request) = self.status_requests.recv() => Event::Status(request),
                     _ = drain.tick() => Event::Drain,
                     _ = housekeeping.tick() => Event::Housekeeping,
@@ -118,7 +129,9 @@ impl Node {
             Event::Cluster(false) => self.note_unfollowed_cluster(),
             Event::Config(true) => self.reconfigure().await,
             Event::Config(false) => self.note_unfollowed_config(),
-            Event::Call(call) => self.answer(*call).await,
+            Event::Call(call) => self.answer_calls(*call).await,
+            Event::Brought(brought) => self.go_on(*brought).await,
+            Event::Look => self.look_after_arrivals().await,
             Event::Status(request) => {
                 // A client that gave up waiting is no matter.
                 let _ = request.send(Box::new(self.status()));

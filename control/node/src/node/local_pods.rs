@@ -12,6 +12,7 @@ use xdp_redirect::ethtool::Offload;
 
 use super::endpoint_record::{Changed, Recorded};
 use super::endpoints::{Admission, Endpoint, EndpointSpec};
+use super::fitting::check_link_layer;
 use super::reconcile::add_port;
 use super::reconciles::Reconcile;
 use super::{Node, check_mtu};
@@ -22,16 +23,16 @@ use crate::ports::{self, PortRequest};
 /// What errors about the record are called.
 const RECORD: &str = "record of endpoints";
 /// What an error about the record of the process before is called, until endpoints are added anew.
-const BEFORE: &str = "endpoints of the process before";
+pub(super) const BEFORE: &str = "endpoints of the process before";
 /// How long the kernel may take to answer inside a pod's namespace, where it takes a millisecond.
 const INSIDE: Duration = Duration::from_secs(5);
 /// How long workers and the kernel may take to let go of a port's sockets, where it takes some
 /// hundredths of a second.
-const LETTING_GO: Duration = Duration::from_secs(4);
+pub(super) const LETTING_GO: Duration = Duration::from_secs(4);
 const LETTING_GO_PAUSE: Duration = Duration::from_millis(1);
 
 impl Node {
-    /// Makes an interface a pod's port, and remembers it.
+    /// Makes an interface a pod's port on this thread, and remembers it: for what nobody waits for.
     pub(super) async fn add_endpoint(&mut self, spec: EndpointSpec) -> Result<(), AdminError> {
         // It was waited for, perhaps.
         let name = spec.name.to_string();
@@ -96,65 +97,89 @@ impl Node {
         if self.endpoints.admit(spec, &addresses)? == Admission::Present {
             return Ok(Admission::Present);
         }
-        let failed = |detail: String| AdminError::Failed { detail };
-        let interface = &spec.interface;
-        let mtu = ports::mtu(interface).map_err(|error| failed(error.to_string()))?;
-        check_mtu(&self.settings, mtu)
-            .map_err(|detail| failed(format!("interface {interface}: {detail}")))?;
-        let source_validation = sysctl::strict_source_validation(interface)
-            .map_err(|error| failed(error.to_string()))?;
-        let on = unfinishing_offloads(spec);
-        let labels = on.iter().flatten().map(|one| one.label().to_owned());
-        let found = Changed { source_validation, offloads: labels.collect() };
+        let look = Look::at(spec)?;
+        let found = self.judge(spec, &look)?;
         if !found.is_empty() {
             changed.add(&found);
             // First, so that it is known even if this process is killed before the next line.
             self.record_with(spec, changed);
         }
-        sysctl::loosen_source_validation(interface).map_err(|error| failed(error.to_string()))?;
-        let checksums = finish_checksums(spec, on);
-        let request = PortRequest {
-            interface: spec.interface.clone(),
-            kind: PortKind::Pod,
-            mode: self.settings.pod_mode,
-            sockets: self.settings.pod_sockets,
-            everything: false,
-        };
+        let checksums = prepare(spec, look.offloads)?;
+        let request = self.pod_port(spec);
         let port = add_port(&mut self.ports, &self.workers, &request)
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| AdminError::Failed { detail: error.to_string() })?;
         let (spec, changed) = (spec.clone(), changed.clone());
         self.endpoints.insert(Endpoint { spec, port, checksums, changed });
         Ok(Admission::New)
     }
 
-    /// Takes a pod's port away: tables first, so that nothing is sent to it any more, then its
-    /// flows, then the port.
-    pub(super) async fn remove_endpoint(&mut self, name: &ObjectName) -> bool {
-        let waits = self.awaited.iter().position(|waits| waits.endpoint.name == name.to_string());
-        if let Some(waits) = waits.map(|place| self.awaited.remove(place)) {
-            self.errors.clear(&format!("endpoint {name}"));
-            if ports::index(&waits.endpoint.interface) == Some(waits.ifindex)
-                && let Ok(spec) = EndpointSpec::try_from(waits.endpoint)
-            {
-                give_back(&spec, &waits.changed);
-            }
-            self.record_endpoints();
-            return true;
+    /// Whether an interface that was looked at can be a port, and what is about to be changed for it.
+    pub(super) fn judge(&self, spec: &EndpointSpec, look: &Look) -> Result<Changed, AdminError> {
+        let interface = &spec.interface;
+        check_mtu(&self.settings, look.mtu).map_err(|detail| AdminError::Failed {
+            detail: format!("interface {interface}: {detail}"),
+        })?;
+        let labels = look.offloads.iter().flatten().map(|one| one.label().to_owned());
+        let source_validation = look.source_validation.clone();
+        Ok(Changed { source_validation, offloads: labels.collect() })
+    }
+
+    /// What a pod's port is to be.
+    pub(super) fn pod_port(&self, spec: &EndpointSpec) -> PortRequest {
+        PortRequest {
+            interface: spec.interface.clone(),
+            kind: PortKind::Pod,
+            mode: self.settings.pod_mode,
+            sockets: self.settings.pod_sockets,
+            everything: false,
         }
+    }
+
+    /// Takes pods' ports away: tables first, so that nothing is sent to them any more, then their
+    /// flows, then the ports. Answers of each whether there was one.
+    pub(super) async fn remove_endpoints(&mut self, names: &[ObjectName]) -> Vec<bool> {
         let began = Instant::now();
-        let Some(endpoint) = self.endpoints.remove(name) else { return false };
-        self.reconcile().await;
-        if !self.is_ending {
-            self.flush_addresses(&endpoint.spec.addresses);
+        let mut removed = Vec::new();
+        let mut gone = Vec::new();
+        for name in names {
+            let is_waited_for = self.forget_awaited(name);
+            let endpoint = self.endpoints.remove(name);
+            removed.push(is_waited_for || endpoint.is_some());
+            gone.extend(endpoint);
         }
-        self.ports.remove(&self.workers, endpoint.port);
-        self.seen.remove(&endpoint.port);
-        give_back(&endpoint.spec, &endpoint.changed);
-        // Last, so that whoever comes after a kill gives back what was not.
-        self.record_endpoints();
-        // The port is out of the tables now, too.
-        self.reconcile().await;
-        self.reconciles.ran(Reconcile::Endpoints, began.elapsed());
+        if !gone.is_empty() {
+            self.reconcile().await;
+        }
+        for endpoint in &gone {
+            if !self.is_ending {
+                self.flush_addresses(&endpoint.spec.addresses);
+            }
+            self.ports.remove(&self.workers, endpoint.port);
+            self.seen.remove(&endpoint.port);
+            give_back(&endpoint.spec, &endpoint.changed);
+        }
+        if removed.contains(&true) {
+            // Last, so that whoever comes after a kill gives back what was not.
+            self.record_endpoints();
+        }
+        if !gone.is_empty() {
+            // The ports are out of the tables now, too.
+            self.reconcile().await;
+            self.reconciles.ran(Reconcile::Endpoints, began.elapsed());
+        }
+        removed
+    }
+
+    /// Gives back what was changed for an endpoint of the process before that could not be taken over.
+    fn forget_awaited(&mut self, name: &ObjectName) -> bool {
+        let waits = self.awaited.iter().position(|waits| waits.endpoint.name == name.to_string());
+        let Some(waits) = waits.map(|place| self.awaited.remove(place)) else { return false };
+        self.errors.clear(&format!("endpoint {name}"));
+        if ports::index(&waits.endpoint.interface) == Some(waits.ifindex)
+            && let Ok(spec) = EndpointSpec::try_from(waits.endpoint)
+        {
+            give_back(&spec, &waits.changed);
+        }
         true
     }
 
@@ -238,7 +263,8 @@ impl Node {
             Some(Recorded { endpoint: EndpointAdd::from(&endpoint.spec), ifindex, changed })
         };
         let there = self.endpoints.iter().filter_map(recorded);
-        there.chain(self.awaited.iter().cloned()).collect()
+        let under_way = self.arrivals.recorded().cloned();
+        there.chain(self.awaited.iter().cloned()).chain(under_way).collect()
     }
 
     fn write_record(&mut self, all: Vec<Recorded>) {
@@ -267,6 +293,39 @@ impl Node {
             }
         }
     }
+}
+
+/// What a pod's interface is before anything is changed.
+pub(super) struct Look {
+    mtu: u32,
+    /// Its source validation, where that is to be loosened.
+    source_validation: Option<String>,
+    /// Offloads to be turned off; `None` when that cannot be known.
+    pub offloads: Option<Vec<Offload>>,
+}
+
+impl Look {
+    /// Asks the kernel, on any thread.
+    pub fn at(spec: &EndpointSpec) -> Result<Self, AdminError> {
+        let failed = |detail: String| AdminError::Failed { detail };
+        let interface = &spec.interface;
+        check_link_layer(interface)
+            .map_err(|detail| failed(format!("interface {interface}: {detail}")))?;
+        let mtu = ports::mtu(interface).map_err(|error| failed(error.to_string()))?;
+        let source_validation = sysctl::strict_source_validation(interface)
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(Self { mtu, source_validation, offloads: unfinishing_offloads(spec) })
+    }
+}
+
+/// Changes what must be changed, on any thread; what it was is recorded by then.
+pub(super) fn prepare(
+    spec: &EndpointSpec,
+    offloads: Option<Vec<Offload>>,
+) -> Result<Checksums, AdminError> {
+    sysctl::loosen_source_validation(&spec.interface)
+        .map_err(|error| AdminError::Failed { detail: error.to_string() })?;
+    Ok(finish_checksums(spec, offloads))
 }
 
 /// Offloads that are on at the pod's end and leave checksums or segments unfinished; `None` when

@@ -2,12 +2,13 @@
 //! kernel, answers clients, and takes everything away again.
 //!
 //! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start and end),
-//! [`control_loop`] (what happens in between), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
-//! what published), [`local_pods`] and [`attachments`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
+//! [`prepared`] and [`hand_over`] (before and from the process before), [`control_loop`] (what happens in
+//! between), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
+//! what published), [`arrivals`], [`local_pods`] and [`attachments`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
 //! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
-//! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`],
+//! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`], [`endpoint_state`],
 //! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
-//! [`socket_audit`], [`kube_proxy_audit`], [`source_nat`], [`filter`], [`trace`], [`caught`] and
+//! [`socket_audit`], [`kube_proxy_audit`], [`source_nat`], [`filter`], [`fitting`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts, [`worker_health`] sees to workers that fail, [`faults`] makes things fail
 //! by order, and [`supervised`] tells the service manager.
 //!
@@ -29,19 +30,18 @@ use dataplane::tables::Tables;
 use dataplane::time::Nanos;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use xdp_redirect::frame::HEADROOM_BYTES;
 use xdp_redirect::rules::OnStall;
-use xdp_redirect::socket::TRANSMIT_CHUNKS_MAX;
 
 use crate::admin_server::{AdminServer, Call, RunDirectory};
 use crate::host_port::HostPort;
 use crate::http::{self, HttpServer, Readiness, StatusRequest};
-use crate::netlink::{Follower, KernelView};
+use crate::netlink::Follower;
 use crate::ours::RulesInForce;
 use crate::ports::PortTable;
 use crate::workers::flow_memory::Beginning;
 use crate::workers::{Workers, monotonic_now};
 
+mod arrivals;
 mod attachments;
 mod audit;
 mod bandwidth;
@@ -54,12 +54,14 @@ mod connections;
 mod control_loop;
 pub mod detach;
 pub mod endpoint_record;
+mod endpoint_state;
 pub mod endpoints;
 mod error;
 pub mod error_log;
 mod explain;
 mod faults;
 pub mod filter;
+mod fitting;
 pub mod flow_log;
 mod flow_tables;
 pub mod flow_watch;
@@ -90,10 +92,13 @@ pub mod usage;
 pub mod verdict;
 mod worker_health;
 
+pub use arrivals::{ARRIVALS_MAX, UNDER_WAY_MAX};
 pub use error::NodeError;
 pub use hand_over::Predecessor;
+pub use fitting::packet_bytes_max;
 pub use settings::Settings;
 
+use arrivals::Arrivals;
 use audit::Audit;
 use captures::Capture;
 use configuration::InForce;
@@ -101,6 +106,7 @@ use control_loop::ControlRestarts;
 use endpoint_record::{EndpointRecord, Recorded};
 use endpoints::Endpoints;
 use error_log::ErrorLog;
+use fitting::{check_mtu, check_uplinks};
 use flow_log::FlowLog;
 use flow_watch::FlowWatch;
 use hand_over::Claims;
@@ -117,8 +123,6 @@ use worker_health::WorkerHealth;
 
 /// Status requests under way from the HTTP thread.
 const STATUS_REQUESTS_MAX: usize = 8;
-/// An Ethernet header, which the MTU does not count.
-const ETHERNET_BYTES: u32 = 14;
 
 /// The configuration file as last read.
 #[derive(Debug, Clone, Default)]
@@ -166,6 +170,7 @@ pub struct Node {
     ports: PortTable,
     follower: Follower,
     host: Option<HostWay>,
+    arrivals: Arrivals,
     endpoints: Endpoints,
     record: EndpointRecord,
     /// Endpoints of the process before that could not be taken over yet.
@@ -328,6 +333,7 @@ impl Node {
             ports,
             follower,
             host: None,
+            arrivals: Arrivals::new(),
             endpoints: Endpoints::default(),
             record: EndpointRecord::new(directory.path()),
             awaited: Vec::new(),
@@ -389,6 +395,7 @@ impl Node {
         self.flows.end();
         self.stop_capture();
         self.is_ending = true;
+        self.arrivals.end();
         // First, so that the flow tables are closed with all flows in them: those of pods go on
         // with the next process.
         self.workers.stop();
@@ -404,9 +411,7 @@ impl Node {
             return Ok(());
         }
         let names: Vec<_> = self.endpoints.iter().map(|e| e.spec.name.clone()).collect();
-        for name in names {
-            self.remove_endpoint(&name).await;
-        }
+        self.remove_endpoints(&names).await;
         self.leave_endpoints();
         self.follower.stop().await;
         // Dropping the port table detaches the program and closes what is left.
@@ -427,51 +432,4 @@ impl Node {
 
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Whether every uplink is there and can be one.
-fn check_uplinks(settings: &Settings, view: &KernelView) -> Result<(), NodeError> {
-    for (index, uplink) in settings.uplinks.iter().enumerate() {
-        let refuse =
-            |detail: String| Err(NodeError::Uplink { interface: uplink.interface.clone(), detail });
-        if settings.uplinks[..index].iter().any(|other| other.interface == uplink.interface) {
-            return refuse("it is configured twice".into());
-        }
-        let Some((_, link)) = view.link_by_name(&uplink.interface) else {
-            return refuse("there is no such interface; `ip link` lists what there is".into());
-        };
-        if link.mac.is_none() {
-            return refuse("it has no Ethernet address, so it cannot carry Ethernet frames".into());
-        }
-        check_mtu(settings, link.mtu).or_else(refuse)?;
-    }
-    Ok(())
-}
-
-/// The largest IP packet that a buffer of `chunk_bytes` holds.
-#[must_use]
-pub fn packet_bytes_max(chunk_bytes: u32) -> u32 {
-    chunk_bytes.saturating_sub(HEADROOM_BYTES + ETHERNET_BYTES)
-}
-
-/// Whether a packet of the link fits packet memory; else what is wrong and the way out.
-fn check_mtu(settings: &Settings, mtu: u32) -> Result<(), String> {
-    let bytes = settings.umem.chunk_bytes;
-    let single = packet_bytes_max(bytes);
-    if settings.umem.multi_buffer {
-        let most = single * u32::from(TRANSMIT_CHUNKS_MAX);
-        if mtu > most {
-            return Err(format!(
-                "its MTU of {mtu} does not fit {TRANSMIT_CHUNKS_MAX} buffers of {bytes} bytes; \
-                 take larger buffers (packet_memory.frame_bytes), or lower the MTU to {most} or less"
-            ));
-        }
-    } else if mtu > single {
-        return Err(format!(
-            "its MTU of {mtu} does not fit one buffer of {bytes} bytes; allow packets of several \
-             (packet_memory.jumbo, kernel 6.6 or newer), take larger buffers \
-             (packet_memory.frame_bytes), or lower the MTU to {single} or less"
-        ));
-    }
-    Ok(())
 }

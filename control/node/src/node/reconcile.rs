@@ -29,7 +29,6 @@ use crate::netlink::KernelView;
 use crate::netlink::neighbours::{ASKED_MAX, FORGET_FAILED};
 use crate::ours::Ours;
 use crate::ports::{PortRequest, PortTable};
-use crate::privileges;
 use crate::workers::Workers;
 
 pub(super) fn add_uplink(
@@ -68,16 +67,8 @@ pub(super) fn add_port(
     workers: &Workers,
     request: &PortRequest,
 ) -> Result<PortId, NodeError> {
-    let interface = &request.interface;
-    // What a process before has pinned is taken over; one of somebody else's is refused on attach.
-    let is_pinned = crate::ports::index(interface).is_some_and(|on| ports.redirect().has_left(on));
-    let detach = || xdp_redirect::leftover::detach(interface);
-    if !is_pinned && privileges::with(caps::Capability::CAP_SYS_ADMIN, detach)? {
-        tracing::info!(interface, "detached a left-over XDP program of ours");
-    }
-    ports
-        .add(workers, request)
-        .map_err(|source| NodeError::Port { interface: interface.clone(), source })
+    let interface = request.interface.clone();
+    ports.add(workers, request).map_err(|source| NodeError::Port { interface, source })
 }
 
 /// The node as the compiler wants it; `stack` is the host port's end in the host's stack.

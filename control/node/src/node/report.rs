@@ -62,6 +62,7 @@ impl Node {
             control: self.control_status(),
             reconciles: self.reconcile_statuses(),
             audit: self.audit_status(),
+            arrivals: self.arrivals_status(),
             cni: self.cni_status(),
             manifests: self.manifests_status(),
             kubernetes: self.cluster.report().kubernetes.map(|reporter| reporter.status()),
@@ -241,8 +242,11 @@ impl Node {
         let first = endpoint.spec.addresses.first();
         let next_hop = first.and_then(|address| tables.forwarding.endpoints.get(address));
         let mac = next_hop.and_then(|id| tables.forwarding.next_hop(*id)?.destination);
+        let (state, state_reason) = self.endpoint_state(endpoint);
         EndpointInfo {
             name: endpoint.spec.name.to_string(),
+            state: state.into(),
+            state_reason,
             interface: endpoint.spec.interface.clone(),
             port: endpoint.port.0,
             addresses: endpoint.spec.addresses.clone(),

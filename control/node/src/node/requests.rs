@@ -16,6 +16,7 @@ use dataplane::port::PortId;
 use tokio::sync::mpsc;
 
 use super::Node;
+use super::arrivals::is_removal;
 use super::captures::{Capture, Progress};
 use super::configuration::InForce;
 use super::filter::Matcher;
@@ -28,8 +29,26 @@ use crate::workers::monotonic_now;
 const RECENT_MAX: usize = REPLIES_MAX - 1;
 
 impl Node {
+    /// Answers a call; of removals, all that have come, since tables are made once for them.
+    pub(super) async fn answer_calls(&mut self, first: Call) {
+        let (mut removals, mut next) = (Vec::new(), Some(first));
+        while let Some(call) = next.take_if(|call| is_removal(&call.request)) {
+            removals.push(call);
+            next = self.calls.try_recv().ok();
+        }
+        if !removals.is_empty() {
+            self.answer_removals(removals).await;
+        }
+        if let Some(call) = next {
+            self.answer(call).await;
+        }
+    }
+
     /// Answers one call. Never waits for the client: what does not fit its queue is lost to it.
     pub(super) async fn answer(&mut self, call: Call) {
+        if is_removal(&call.request) {
+            return self.answer_removals(vec![call]).await;
+        }
         let Call { request, reply } = call;
         let answer = match request {
             Request::Flows { filter, follow } => self.stream_flows(&filter, follow, &reply),
@@ -38,6 +57,9 @@ impl Node {
             Request::Audit => Ok(self.begin_audit(&reply)),
             Request::CtResize { v4, v6 } => self.resize_flow_tables((v4, v6), &reply),
             Request::Inject(fault) => self.inject(fault, &reply),
+            Request::EndpointAdd(endpoint) => {
+                self.begin_endpoint_add(endpoint, reply.clone()).await.map(|()| None)
+            }
             request => self.answer_once(request).await.map(Some),
         };
         let answer = answer.unwrap_or_else(|error| Some(Reply::Error(error)));
@@ -52,13 +74,6 @@ impl Node {
         Ok(match request {
             Request::HandOver => self.begin_hand_over(),
             Request::Status => Reply::Status(Box::new(self.status())),
-            Request::EndpointAdd(endpoint) => self.answer_endpoint_add(endpoint).await?,
-            Request::EndpointRemove { name } => {
-                Reply::Removed(self.remove_endpoint(&parse_name(&name)?).await)
-            }
-            Request::EndpointDetach(attachment) => {
-                Reply::Removed(self.detach_endpoint(&attachment).await)
-            }
             Request::EndpointCheck(endpoint) => self.check_endpoint(endpoint)?,
             Request::EndpointRetain(retained) => self.retain_endpoints(&retained).await,
             Request::EndpointList => {
@@ -92,7 +107,10 @@ impl Node {
                 )
             }
             Request::ConfigDiff { candidate } => self.config_diff(&candidate)?,
-            Request::Flows { .. }
+            Request::EndpointAdd(_)
+            | Request::EndpointRemove { .. }
+            | Request::EndpointDetach(_)
+            | Request::Flows { .. }
             | Request::CtWatch { .. }
             | Request::Audit
             | Request::Capture(_)
@@ -241,7 +259,7 @@ impl Node {
     }
 }
 
-fn parse_name(name: &str) -> Result<ObjectName, AdminError> {
+pub(super) fn parse_name(name: &str) -> Result<ObjectName, AdminError> {
     name.parse().map_err(|error: control::model::ObjectNameError| {
         AdminError::invalid("name", error.to_string())
     })

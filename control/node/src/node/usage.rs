@@ -20,8 +20,8 @@ use xdp_redirect::umem::SOCKETS_MAX;
 
 use super::flow_log::{FLOWS_KEPT_MAX, FOLLOWERS_MAX};
 use super::flow_watch::WATCHED_MAX;
-use super::{Node, STATUS_REQUESTS_MAX};
-use crate::admin_server::{CALLS_MAX, CLIENTS_MAX};
+use super::{ARRIVALS_MAX, Node, STATUS_REQUESTS_MAX};
+use crate::admin_server::{CALLS_MAX, CLIENTS_MAX, CONNECTIONS_MAX as ADMIN_CONNECTIONS_MAX};
 use crate::forwarding_view::NEXT_HOPS_MAX;
 use crate::http::CONNECTIONS_MAX;
 use crate::netlink::follow::COMMANDS_MAX as KERNEL_REQUESTS_MAX;
@@ -29,7 +29,7 @@ use crate::netlink::neighbours::ASKED_MAX;
 use crate::netlink::view::{LINKS_MAX, NEIGHBOURS_MAX, ROUTES_MAX};
 
 /// Every row of `tables` in a status, in order.
-pub const ROWS: [&str; 46] = [
+pub const ROWS: [&str; 48] = [
     "flows_ipv4",
     "flows_ipv6",
     "flows_per_endpoint",
@@ -50,6 +50,7 @@ pub const ROWS: [&str; 46] = [
     "captured_packets",
     "packet_frames",
     "packet_memory_sockets",
+    "admin_connections",
     "admin_clients",
     "admin_calls",
     "http_connections",
@@ -57,6 +58,7 @@ pub const ROWS: [&str; 46] = [
     "kernel_requests",
     "ports",
     "endpoints",
+    "endpoint_arrivals",
     "next_hops",
     "links",
     "routes",
@@ -183,7 +185,7 @@ impl Node {
     }
 
     /// Places and queues of those who ask.
-    fn queues(&self) -> [Row; 5] {
+    fn queues(&self) -> [Row; 6] {
         let (admin, follow) = (self.admin.counts(), self.follower.counts());
         let http = self.http.as_ref().map(|http| http.levels());
         let (connections, connections_most) =
@@ -193,6 +195,12 @@ impl Node {
         let (asked, requests) =
             (self.status_requests.len() as u64, self.follower.requests_waiting() as u64);
         [
+            Row::new(
+                "admin_connections",
+                admin.connections.get(),
+                admin.connections.most(),
+                ADMIN_CONNECTIONS_MAX,
+            ),
             Row::new("admin_clients", served.get(), served.most(), CLIENTS_MAX),
             Row::new("admin_calls", calls, admin.calls.most(), CALLS_MAX),
             Row::new("http_connections", connections, connections_most, CONNECTIONS_MAX),
@@ -219,6 +227,12 @@ impl Node {
         vec![
             of("ports", self.ports.iter().count(), PORTS_MAX),
             of("endpoints", self.endpoints.len(), PORTS_MAX),
+            Row::new(
+                "endpoint_arrivals",
+                self.arrivals.lengths().0 as u64,
+                self.arrivals.counts.waiting_most,
+                ARRIVALS_MAX,
+            ),
             of("next_hops", self.publisher.next_hops_used(), NEXT_HOPS_MAX),
             of("links", view.links.len(), LINKS_MAX),
             of("routes", view.routes.len(), ROUTES_MAX),

@@ -6,6 +6,7 @@
 //! queues are. Here is the control side's end: start, publish, ask, stop. Nothing here waits for a
 //! worker, except [`Workers::stop`], for a bounded time, and a worker waits for nothing here.
 
+mod adoption;
 pub mod capacity;
 mod fault;
 pub mod flow_memory;

@@ -1,0 +1,566 @@
+//! Requests to add an endpoint, from their arrival until the pod is reachable and policed.
+//!
+//! Each goes through steps: what waits for the kernel is done by the threads of a [`Pool`], what
+//! touches the node's own state by the control thread, which never waits in between.
+//!
+//! | step | where |
+//! |---|---|
+//! | it waits, until fewer than [`UNDER_WAY_MAX`] are under way and none of them is in its way | |
+//! | what is over is taken away, the rest may be in its way: refused; a number is taken | control |
+//! | the interface is looked at ([`Look`]) | pool |
+//! | what will be changed is recorded, for all that were looked at meanwhile by one write | control |
+//! | offloads and source validation are changed, sockets bound | pool |
+//! | workers and the program are given the sockets | control |
+//! | the program is attached | pool |
+//! | tables, XDP maps and routes are made, for all that were attached meanwhile at once | control |
+//! | every worker has adopted them: whoever asked is answered | control |
+//!
+//! So many at once cost little more than a few, and none is refused for coming at a bad time. Requests
+//! are begun in the order in which they came, but for those that must wait for another one: of the same
+//! pod, interface or address, or for sockets that are being closed.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use control::admin::arrivals::ArrivalsStatus;
+use control::admin::{AdminError, EndpointAdd, Reply, Request};
+use control::model::ObjectName;
+use dataplane::counters::PORTS_MAX;
+use dataplane::port::{Checksums, PortId};
+use tokio::sync::mpsc;
+use xdp_redirect::loader::Attaching;
+
+use super::Node;
+use super::endpoint_record::{Changed, Recorded};
+use super::endpoints::{Admission, Endpoint, EndpointSpec};
+use super::local_pods::{BEFORE, LETTING_GO, Look, give_back, prepare};
+use super::reconciles::Reconcile;
+use crate::admin_server::Call;
+use crate::pool::Pool;
+use crate::ports::{self, Bound, PortError, PortRequest, Serving, Tools};
+use crate::privileges;
+
+/// Requests that may wait: as many as there may be ports.
+pub const ARRIVALS_MAX: usize = PORTS_MAX;
+/// Requests that are carried out at once.
+pub const UNDER_WAY_MAX: usize = 16;
+/// Threads that look, bind and attach. Few of them compute at once: they wait for the kernel.
+const THREADS: usize = 4;
+/// How long workers may take to adopt a port's tables, where it takes them a tick; then whoever
+/// asked is answered all the same, since a stalled worker's share is dropped by the XDP program.
+const ADOPTING: Duration = Duration::from_secs(5);
+
+/// What a thread of the pool brought.
+enum Outcome {
+    Looked(Result<Look, AdminError>),
+    Bound(Result<(Checksums, Bound), AdminError>),
+    Attached(Box<Serving>, Result<Attaching, PortError>),
+}
+
+/// Where a request is.
+enum Step {
+    /// A thread has it, or it waits for one.
+    Away,
+    /// Tables with it are published: what each worker is to have adopted.
+    Adopting(Vec<u64>, Instant),
+}
+
+/// A request.
+struct Arrival {
+    number: u64,
+    spec: EndpointSpec,
+    asked: mpsc::Sender<Reply>,
+    came: Instant,
+    begun: Option<Instant>,
+    step: Step,
+    port: Option<PortId>,
+    changed: Changed,
+    checksums: Checksums,
+    /// What the record says of it until it is an endpoint.
+    recorded: Option<Recorded>,
+}
+
+impl Arrival {
+    /// Whether the two cannot be carried out at the same time.
+    fn is_in_the_way_of(&self, other: &EndpointSpec) -> bool {
+        self.spec.name == other.name
+            || self.spec.interface == other.interface
+            || self.spec.addresses.iter().any(|own| other.addresses.contains(own))
+    }
+}
+
+/// All requests that are not answered yet.
+pub struct Arrivals {
+    waiting: VecDeque<Arrival>,
+    under_way: Vec<Arrival>,
+    /// Requests about endpoints that are under way, until these are done.
+    parked: Vec<Call>,
+    /// `None` once the process ends.
+    pool: Option<Pool>,
+    sender: mpsc::Sender<(u64, Outcome)>,
+    outcomes: mpsc::Receiver<(u64, Outcome)>,
+    last_number: u64,
+    /// Counted as things happen.
+    pub counts: ArrivalsStatus,
+}
+
+impl Arrivals {
+    /// None yet.
+    pub fn new() -> Self {
+        // One outcome of each that is under way at most: no thread waits for room.
+        let (sender, outcomes) = mpsc::channel(UNDER_WAY_MAX);
+        Self {
+            waiting: VecDeque::new(),
+            under_way: Vec::new(),
+            parked: Vec::new(),
+            pool: Some(Pool::new("endpoints", THREADS, privileges::settle)),
+            sender,
+            outcomes,
+            last_number: 0,
+            counts: ArrivalsStatus::default(),
+        }
+    }
+
+    /// What a thread brought next.
+    pub async fn outcome(&mut self) -> Option<Brought> {
+        self.outcomes.recv().await.map(Brought)
+    }
+
+    /// Whether something is waited for that nobody tells of: adoption, or the closing of sockets.
+    pub fn must_look(&self) -> bool {
+        !self.waiting.is_empty()
+            || self.under_way.iter().any(|arrival| matches!(arrival.step, Step::Adopting(..)))
+    }
+
+    /// Requests that wait or are under way.
+    pub fn lengths(&self) -> (usize, usize) {
+        (self.waiting.len(), self.under_way.len())
+    }
+
+    /// What the record is to say of those under way.
+    pub fn recorded(&self) -> impl Iterator<Item = &Recorded> {
+        self.under_way.iter().filter_map(|arrival| arrival.recorded.as_ref())
+    }
+
+    /// Whether one is under way that `spec` would have to wait for.
+    pub fn concern(&self, spec: &EndpointSpec) -> bool {
+        self.under_way.iter().any(|arrival| arrival.is_in_the_way_of(spec))
+    }
+
+    /// Lets threads finish what they have begun, and undoes it. What was recorded stays so.
+    pub fn end(&mut self) {
+        self.waiting.clear();
+        drop(self.pool.take());
+        while self.outcomes.try_recv().is_ok() {}
+        for arrival in self.under_way.drain(..) {
+            give_back(&arrival.spec, &arrival.changed);
+        }
+    }
+
+    fn give(&self, number: u64, job: impl FnOnce() -> Outcome + Send + 'static) {
+        let sender = self.sender.clone();
+        if let Some(pool) = &self.pool {
+            pool.give(move || {
+                // The node's end of it goes with the process.
+                let _ = sender.try_send((number, job()));
+            });
+        }
+    }
+
+    fn take(&mut self, number: u64) -> Option<Arrival> {
+        let place = self.under_way.iter().position(|arrival| arrival.number == number)?;
+        Some(self.under_way.swap_remove(place))
+    }
+
+    /// The next that can be begun; those whose client has gone are given up on the way.
+    fn next(&mut self, is_held: impl Fn(&Arrival) -> bool) -> Option<Arrival> {
+        let before = self.waiting.len();
+        self.waiting.retain(|arrival| !arrival.asked.is_closed());
+        self.counts.abandoned += (before - self.waiting.len()) as u64;
+        if self.under_way.len() >= UNDER_WAY_MAX {
+            return None;
+        }
+        let place = (0..self.waiting.len()).find(|place| {
+            let arrival = &self.waiting[*place];
+            let mut earlier = self.waiting.iter().take(*place).chain(&self.under_way);
+            !earlier.any(|other| other.is_in_the_way_of(&arrival.spec)) && !is_held(arrival)
+        })?;
+        self.waiting.remove(place)
+    }
+
+    /// Answers those that wait for a port that is to be removed.
+    fn give_up_waiting(&mut self, is_meant: impl Fn(&EndpointSpec) -> bool) -> bool {
+        let mut any = false;
+        self.waiting.retain(|arrival| {
+            let is_meant = is_meant(&arrival.spec);
+            if is_meant {
+                any = true;
+                let detail = format!("endpoint {}: removed before it was added", arrival.spec.name);
+                // A client that hung up meanwhile is no matter.
+                let _ = arrival.asked.try_send(Reply::Error(AdminError::Conflict { detail }));
+                self.counts.abandoned += 1;
+            }
+            !is_meant
+        });
+        any
+    }
+}
+
+/// What a thread of the pool brought, of which request.
+pub struct Brought((u64, Outcome));
+
+impl Node {
+    /// Has an endpoint added; whoever asked is answered when its pod is reachable and policed.
+    ///
+    /// # Errors
+    /// [`AdminError::Invalid`]; [`AdminError::Busy`] when more wait than there could be ports.
+    pub(super) async fn begin_endpoint_add(
+        &mut self,
+        request: EndpointAdd,
+        asked: mpsc::Sender<Reply>,
+    ) -> Result<(), AdminError> {
+        let spec = EndpointSpec::try_from(request)?;
+        let arrivals = &mut self.arrivals;
+        if arrivals.waiting.len() >= ARRIVALS_MAX {
+            let limit = ARRIVALS_MAX as u64;
+            return Err(AdminError::Busy { what: "endpoints to be added".into(), limit });
+        }
+        arrivals.last_number += 1;
+        arrivals.waiting.push_back(Arrival {
+            number: arrivals.last_number,
+            spec,
+            asked,
+            came: Instant::now(),
+            begun: None,
+            step: Step::Away,
+            port: None,
+            changed: Changed::default(),
+            checksums: Checksums::Unknown,
+            recorded: None,
+        });
+        let waiting = arrivals.waiting.len() as u64;
+        arrivals.counts.waiting_most = arrivals.counts.waiting_most.max(waiting);
+        self.begin_arrivals().await;
+        Ok(())
+    }
+
+    /// Begins what can be.
+    pub(super) async fn begin_arrivals(&mut self) {
+        while let Some(arrival) = {
+            let leaving = self.ports.leaving();
+            self.arrivals.next(|arrival| {
+                ports::index(&arrival.spec.interface)
+                    .and_then(|ifindex| leaving.on(ifindex))
+                    .is_some_and(|held| held.since.elapsed() < LETTING_GO)
+            })
+        } {
+            self.begin_arrival(arrival).await;
+        }
+    }
+
+    async fn begin_arrival(&mut self, mut arrival: Arrival) {
+        let begun = Instant::now();
+        self.arrivals.counts.waited.note(begun - arrival.came);
+        arrival.begun = Some(begun);
+        self.take_outlived_away(&arrival.spec).await;
+        match self.admit_arrival(&mut arrival) {
+            Ok(Admission::Present) => self.answer_arrival(&arrival),
+            Ok(Admission::New) => {
+                let spec = arrival.spec.clone();
+                self.arrivals.give(arrival.number, move || Outcome::Looked(Look::at(&spec)));
+                self.arrivals.under_way.push(arrival);
+            }
+            Err(error) => self.fail_arrival(arrival, error),
+        }
+    }
+
+    fn admit_arrival(&mut self, arrival: &mut Arrival) -> Result<Admission, AdminError> {
+        // It was waited for, perhaps.
+        let name = arrival.spec.name.to_string();
+        let waits = self.awaited.iter().position(|waits| waits.endpoint.name == name);
+        if let Some(waits) = waits.map(|place| self.awaited.remove(place))
+            && ports::index(&arrival.spec.interface) == Some(waits.ifindex)
+        {
+            arrival.changed = waits.changed;
+        }
+        let addresses = self.node_addresses(&self.follower.view());
+        let admitted = self.endpoints.admit(&arrival.spec, &addresses)?;
+        if admitted == Admission::New {
+            let reserved = self.ports.reserve(&arrival.spec.interface);
+            arrival.port = Some(reserved.map_err(|error| port_failed(&arrival.spec, &error))?);
+        }
+        Ok(admitted)
+    }
+
+    /// Goes on with what threads brought: all that is there, so that what is done for one is done
+    /// for all.
+    pub(super) async fn go_on(&mut self, first: Brought) {
+        let mut brought = vec![first.0];
+        while let Ok(more) = self.arrivals.outcomes.try_recv() {
+            brought.push(more);
+        }
+        let (mut looked, mut attached) = (Vec::new(), Vec::new());
+        for (number, outcome) in brought {
+            let Some(mut arrival) = self.arrivals.take(number) else { continue };
+            let gone_on = match outcome {
+                Outcome::Looked(look) => look
+                    .and_then(|look| self.note_look(&mut arrival, look))
+                    .map(|offloads| looked.push((number, offloads))),
+                Outcome::Bound(bound) => {
+                    bound.and_then(|bound| self.serve_arrival(&mut arrival, bound))
+                }
+                Outcome::Attached(serving, outcome) => {
+                    arrival.port = None;
+                    let finished = self.ports.finish(&self.workers, *serving, outcome);
+                    finished
+                        .map_err(|error| port_failed(&arrival.spec, &error))
+                        .map(|port| attached.push((number, port)))
+                }
+            };
+            match gone_on {
+                Ok(()) => self.arrivals.under_way.push(arrival),
+                Err(error) => self.fail_arrival(arrival, error),
+            }
+        }
+        self.bind_looked(looked);
+        if !attached.is_empty() {
+            self.publish_arrivals(&attached).await;
+        }
+        self.look_after_arrivals().await;
+    }
+
+    /// Notes what will be changed; answers which offloads are to be turned off.
+    fn note_look(
+        &mut self,
+        arrival: &mut Arrival,
+        look: Look,
+    ) -> Result<Option<Vec<xdp_redirect::ethtool::Offload>>, AdminError> {
+        let found = self.judge(&arrival.spec, &look)?;
+        arrival.changed.add(&found);
+        if !arrival.changed.is_empty()
+            && let Some(ifindex) = ports::index(&arrival.spec.interface)
+        {
+            let endpoint = EndpointAdd::from(&arrival.spec);
+            arrival.recorded =
+                Some(Recorded { endpoint, ifindex, changed: arrival.changed.clone() });
+        }
+        Ok(look.offloads)
+    }
+
+    /// Records what will be changed, and has it changed and sockets bound.
+    fn bind_looked(&mut self, looked: Vec<(u64, Option<Vec<xdp_redirect::ethtool::Offload>>)>) {
+        if looked.is_empty() {
+            return;
+        }
+        // First, so that it is known even if this process is killed before the next line.
+        self.record_endpoints();
+        let tools = self.ports.tools(&self.workers);
+        for (number, offloads) in looked {
+            let Some(arrival) =
+                self.arrivals.under_way.iter().find(|arrival| arrival.number == number)
+            else {
+                continue;
+            };
+            let (spec, tools) = (arrival.spec.clone(), tools.clone());
+            let request = self.pod_port(&spec);
+            self.arrivals.give(number, move || {
+                Outcome::Bound(prepare_and_bind(&spec, offloads, &tools, &request))
+            });
+        }
+    }
+
+    /// Hands a port's sockets to workers and program, and has the program attached.
+    fn serve_arrival(
+        &mut self,
+        arrival: &mut Arrival,
+        (checksums, bound): (Checksums, Bound),
+    ) -> Result<(), AdminError> {
+        arrival.checksums = checksums;
+        let Some(port) = arrival.port.take() else {
+            return Err(AdminError::Failed { detail: "its port has no number".into() });
+        };
+        let request = self.pod_port(&arrival.spec);
+        let served = self.ports.serve(&self.workers, port, &request, bound);
+        let serving = served.map_err(|error| port_failed(&arrival.spec, &error))?;
+        let tools = self.ports.tools(&self.workers);
+        self.arrivals.give(arrival.number, move || {
+            let attached = tools.attach(&request, serving.ifindex());
+            Outcome::Attached(Box::new(serving), attached)
+        });
+        Ok(())
+    }
+
+    /// Makes tables, XDP maps and routes with the ports that came.
+    async fn publish_arrivals(&mut self, attached: &[(u64, PortId)]) {
+        let now = Instant::now();
+        for (number, port) in attached {
+            let arrivals = &mut self.arrivals;
+            let of = |arrival: &&mut Arrival| arrival.number == *number;
+            let Some(arrival) = arrivals.under_way.iter_mut().find(of) else { continue };
+            let taken = now - arrival.begun.unwrap_or(now);
+            arrivals.counts.made.note(taken);
+            self.reconciles.ran(Reconcile::Endpoints, taken);
+            arrival.recorded = None;
+            self.endpoints.insert(Endpoint {
+                spec: arrival.spec.clone(),
+                port: *port,
+                checksums: arrival.checksums,
+                changed: arrival.changed.clone(),
+            });
+            self.errors.clear(&format!("endpoint {}", arrival.spec.name));
+        }
+        self.errors.clear(BEFORE);
+        self.record_endpoints();
+        self.reconcile().await;
+        let targets = self.workers.given();
+        for arrival in &mut self.arrivals.under_way {
+            if attached.iter().any(|(number, _)| *number == arrival.number) {
+                arrival.step = Step::Adopting(targets.clone(), now);
+            }
+        }
+    }
+
+    /// Answers for those that every worker has adopted, and begins what can be now.
+    pub(super) async fn look_after_arrivals(&mut self) {
+        self.ports.collect(&self.workers);
+        let (mut adopted, mut place) = (Vec::new(), 0);
+        while let Some(arrival) = self.arrivals.under_way.get(place) {
+            match &arrival.step {
+                Step::Adopting(targets, since) if self.workers.have_adopted(targets) => {
+                    self.arrivals.counts.adopted.note(since.elapsed());
+                    adopted.push(self.arrivals.under_way.swap_remove(place));
+                }
+                Step::Adopting(_, since) if since.elapsed() > ADOPTING => {
+                    let name = arrival.spec.name.to_string();
+                    tracing::warn!(endpoint = name, "a worker has not adopted it: it has stalled");
+                    self.arrivals.counts.late += 1;
+                    adopted.push(self.arrivals.under_way.swap_remove(place));
+                }
+                _ => place += 1,
+            }
+        }
+        for arrival in &adopted {
+            self.answer_arrival(arrival);
+        }
+        // Also those whose endpoint failed to come.
+        self.answer_parked().await;
+        self.begin_arrivals().await;
+        self.note_control_tables();
+    }
+
+    fn answer_arrival(&mut self, arrival: &Arrival) {
+        let name = &arrival.spec.name;
+        let reply = match self.endpoints.get(name) {
+            Some(endpoint) => {
+                self.arrivals.counts.added += 1;
+                Reply::Endpoint(self.endpoint_info(endpoint))
+            }
+            None => {
+                self.arrivals.counts.failed += 1;
+                let detail = format!("endpoint {name}: its interface went away while it was added");
+                Reply::Error(AdminError::Failed { detail })
+            }
+        };
+        // A client that hung up meanwhile is no matter: whoever asks again finds it there.
+        let _ = arrival.asked.try_send(reply);
+    }
+
+    fn fail_arrival(&mut self, arrival: Arrival, error: AdminError) {
+        // Whoever asked is told; the log of errors is for what nobody asked for.
+        let (object, message) = (format!("endpoint {}", arrival.spec.name), error.to_string());
+        tracing::warn!(object, error = message, "not added");
+        self.arrivals.counts.failed += 1;
+        self.reconciles.refused(Reconcile::Endpoints, &object, &message);
+        if let Some(port) = arrival.port {
+            self.ports.release(port);
+        }
+        give_back(&arrival.spec, &arrival.changed);
+        self.record_endpoints();
+        let _ = arrival.asked.try_send(Reply::Error(error));
+    }
+
+    /// Answers requests that waited for an endpoint that was under way.
+    async fn answer_parked(&mut self) {
+        for call in std::mem::take(&mut self.arrivals.parked) {
+            Box::pin(self.answer(call)).await;
+        }
+    }
+
+    /// Answers a request to remove endpoints, and those that wait behind it. One about an endpoint that
+    /// is under way waits until that is done; one that has not begun is given up.
+    pub(super) async fn answer_removals(&mut self, calls: Vec<Call>) {
+        let (mut names, mut asked) = (Vec::new(), Vec::new());
+        for call in calls {
+            let is_meant = |spec: &EndpointSpec| match &call.request {
+                Request::EndpointRemove { name } => spec.name.to_string() == *name,
+                Request::EndpointDetach(attachment) => spec.attachment.as_ref() == Some(attachment),
+                _ => false,
+            };
+            if self.arrivals.under_way.iter().any(|arrival| is_meant(&arrival.spec)) {
+                self.arrivals.parked.push(call);
+                continue;
+            }
+            let was_waiting = self.arrivals.give_up_waiting(is_meant);
+            let name = match &call.request {
+                Request::EndpointRemove { name } => match super::requests::parse_name(name) {
+                    Ok(name) => Some(name),
+                    Err(error) => {
+                        let _ = call.reply.try_send(Reply::Error(error));
+                        continue;
+                    }
+                },
+                Request::EndpointDetach(attachment) => self.name_of_attachment(attachment),
+                _ => None,
+            };
+            asked.push((call.reply, name.clone(), was_waiting));
+            names.extend(name);
+        }
+        let names: Vec<ObjectName> =
+            names.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        let removed = self.remove_endpoints(&names).await;
+        self.arrivals.counts.removed += removed.iter().filter(|removed| **removed).count() as u64;
+        for (reply, name, was_waiting) in asked {
+            let place = name.and_then(|name| names.iter().position(|other| *other == name));
+            let was_there = place.is_some_and(|place| removed[place]);
+            let _ = reply.try_send(Reply::Removed(was_there || was_waiting));
+        }
+    }
+
+    /// How pods' ports come and go.
+    pub(super) fn arrivals_status(&self) -> ArrivalsStatus {
+        let (waiting, under_way) = self.arrivals.lengths();
+        let leaving = self.ports.leaving();
+        ArrivalsStatus {
+            states: self.endpoint_states(),
+            waiting: waiting as u64,
+            under_way: under_way as u64,
+            closing_sockets: leaving.sockets() as u64,
+            closing_longest_us: u64::try_from(leaving.longest().as_micros()).unwrap_or(u64::MAX),
+            ..self.arrivals.counts.clone()
+        }
+    }
+}
+
+/// Whether a request removes endpoints, by name or attachment.
+pub(super) fn is_removal(request: &Request) -> bool {
+    matches!(request, Request::EndpointRemove { .. } | Request::EndpointDetach(_))
+}
+
+fn port_failed(spec: &EndpointSpec, error: &PortError) -> AdminError {
+    AdminError::Failed { detail: format!("port {}: {error}", spec.interface) }
+}
+
+fn prepare_and_bind(
+    spec: &EndpointSpec,
+    offloads: Option<Vec<xdp_redirect::ethtool::Offload>>,
+    tools: &Tools,
+    request: &PortRequest,
+) -> Result<(Checksums, Bound), AdminError> {
+    let checksums = prepare(spec, offloads)?;
+    let bound = tools.bind(request).map_err(|error| port_failed(spec, &error))?;
+    Ok((checksums, bound))
+}
+
+#[cfg(test)]
+#[path = "arrivals_tests.rs"]
+mod tests;

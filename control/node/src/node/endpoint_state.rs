@@ -1,0 +1,53 @@
+//! How each endpoint stands.
+
+use control::admin::arrivals::ENDPOINT_STATES;
+
+use super::Node;
+use super::endpoints::Endpoint;
+
+const ARRIVING: &str = ENDPOINT_STATES[0];
+const WAITING: &str = ENDPOINT_STATES[1];
+const READY: &str = ENDPOINT_STATES[2];
+const DEGRADED: &str = ENDPOINT_STATES[3];
+const LEAVING: &str = ENDPOINT_STATES[4];
+
+impl Node {
+    /// How an endpoint that has a port stands, and why when it is not ready.
+    pub(super) fn endpoint_state(&self, endpoint: &Endpoint) -> (&'static str, Option<String>) {
+        let view = self.follower.view();
+        let degraded = |why: &str| (DEGRADED, Some(why.to_owned()));
+        let Some(port) = self.ports.get(endpoint.port) else {
+            return degraded("its interface is gone");
+        };
+        // One that is newer than the view is not missing.
+        let link = view.links.get(&port.attachment.ifindex);
+        if link.is_some_and(|link| !link.up) {
+            return degraded("its link is down at one of its ends");
+        }
+        let limit = self.settings.stall_after;
+        if let Some(worker) =
+            (0..self.workers.count()).find(|one| !self.workers.is_alive(*one, limit))
+        {
+            return degraded(&format!("worker {worker} has stalled"));
+        }
+        if !self.publisher.cluster().pods.contains_key(&endpoint.spec.name) {
+            let why = "no Pod object of its name has come: policy knows it by its addresses alone";
+            return (WAITING, Some(why.to_owned()));
+        }
+        (READY, None)
+    }
+
+    /// How many endpoints are in each state.
+    pub(super) fn endpoint_states(&self) -> Vec<(String, u64)> {
+        let (waiting, under_way) = self.arrivals.lengths();
+        let count = |state: &str| match state {
+            ARRIVING => waiting + under_way,
+            LEAVING => self.ports.leaving().len(),
+            state => {
+                let endpoints = self.endpoints.iter();
+                endpoints.filter(|endpoint| self.endpoint_state(endpoint).0 == state).count()
+            }
+        };
+        ENDPOINT_STATES.map(|state| (state.to_owned(), count(state) as u64)).to_vec()
+    }
+}
