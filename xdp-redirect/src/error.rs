@@ -179,6 +179,10 @@ fn attach_advice(source: &io::Error) -> &'static str {
             "; another XDP program holds it, perhaps of a second node process: \
              find it with `ip -details link` and `bpftool link`, and stop it first"
         }
+        Some(libc::EEXIST) => {
+            "; a device on top of it (VXLAN, VLAN) has an XDP program, or it has one in another \
+             mode: stop whoever attached that first"
+        }
         Some(libc::ERANGE) => {
             "; the MTU of the interface or of its veth peer is too large for frames of one buffer: \
              lower it to 3506 or less, or use a kernel of 6.6 or newer with multi-buffer frames"

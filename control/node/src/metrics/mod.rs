@@ -56,9 +56,11 @@ struct Sample {
 struct Distribution {
     name: &'static str,
     help: &'static str,
-    /// Labels, all seconds together, and how many there are in each class by its upper bound.
-    samples: Vec<(Labels, f64, Vec<(f64, u64)>)>,
+    samples: Vec<Distributed>,
 }
+
+/// Labels, all seconds together, and how many there are in each class by its upper bound.
+type Distributed = (Labels, f64, Vec<(f64, u64)>);
 
 #[derive(Debug)]
 struct Families(Vec<Family>, Vec<Distribution>);

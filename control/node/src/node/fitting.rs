@@ -3,6 +3,7 @@
 use xdp_redirect::frame::HEADROOM_BYTES;
 use xdp_redirect::socket::TRANSMIT_CHUNKS_MAX;
 
+use super::settings::Uplink;
 use super::{NodeError, Settings};
 use crate::netlink::KernelView;
 
@@ -55,6 +56,28 @@ pub(super) fn check_mtu(settings: &Settings, mtu: u32) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Uplinks in the order in which the program can be attached: the kernel refuses it to a device while
+/// one on top of that (a VXLAN or VLAN device) has a program.
+pub(super) fn lower_first(uplinks: &[Uplink]) -> Vec<&Uplink> {
+    let mut ordered: Vec<&Uplink> = uplinks.iter().collect();
+    ordered.sort_by_key(|uplink| height(&uplink.interface, HEIGHT_LIMIT));
+    ordered
+}
+
+/// Devices on top of each other that are followed; the kernel allows eight.
+const HEIGHT_LIMIT: u32 = 8;
+
+/// How many devices there are below an interface, on its longest way down.
+fn height(interface: &str, limit: u32) -> u32 {
+    let entries = std::fs::read_dir(format!("/sys/class/net/{interface}"));
+    let names = entries.into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let below = names.filter_map(|name| {
+        let lower = name.to_str()?.strip_prefix("lower_")?;
+        Some(1 + if limit == 0 { 0 } else { height(lower, limit - 1) })
+    });
+    below.max().unwrap_or(0)
 }
 
 /// Whether an interface's frames have an Ethernet header; else what it is and the way out.

@@ -106,7 +106,7 @@ use control_loop::ControlRestarts;
 use endpoint_record::{EndpointRecord, Recorded};
 use endpoints::Endpoints;
 use error_log::ErrorLog;
-use fitting::{check_mtu, check_uplinks};
+use fitting::{check_mtu, check_uplinks, lower_first};
 use flow_log::FlowLog;
 use flow_watch::FlowWatch;
 use hand_over::Claims;
@@ -313,7 +313,7 @@ impl Node {
             Some(_) => Some(reconcile::add_host_port(&mut ports, &workers, &settings)?),
             None => None,
         };
-        for uplink in &settings.uplinks {
+        for uplink in lower_first(&settings.uplinks) {
             reconcile::add_uplink(&mut ports, &workers, &settings, uplink)?;
         }
         let (readiness, ready) = watch::channel(Readiness::NotReady("starting".into()));

@@ -19,6 +19,7 @@ use dataplane::time::Nanos;
 use xdp_redirect::rules::OnStall;
 
 use super::endpoints::Endpoint;
+use super::fitting::lower_first;
 use super::publisher::FlowSettings;
 use super::reconciles::Reconcile;
 use super::settings::{Settings, Uplink};
@@ -237,13 +238,14 @@ impl Node {
             }
             self.ports.remove(&self.workers, port);
         }
-        for uplink in self.settings.uplinks.clone() {
+        let uplinks = self.settings.uplinks.clone();
+        for uplink in lower_first(&uplinks) {
             let object = format!("interface {}", uplink.interface);
             let there = view.link_by_name(&uplink.interface).is_some();
             if !there || self.ports.by_interface(&uplink.interface).is_some() {
                 continue;
             }
-            match add_uplink(&mut self.ports, &self.workers, &self.settings, &uplink) {
+            match add_uplink(&mut self.ports, &self.workers, &self.settings, uplink) {
                 Ok(_) => self.errors.clear(&object),
                 Err(error) => self.failed(Reconcile::Interfaces, object, error),
             }
