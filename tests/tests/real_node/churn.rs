@@ -115,6 +115,7 @@ impl Caller {
             mac: None,
             attachment: None,
             pod_uid: None,
+            bandwidth: None,
         }
     }
 

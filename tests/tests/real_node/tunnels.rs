@@ -99,6 +99,7 @@ fn devices_of_the_third_layer_are_refused_by_name() {
         mac: None,
         attachment: None,
         pod_uid: None,
+        bandwidth: None,
     };
     let asked = Client::connect(&world.files.socket)
         .and_then(|mut client| client.ask(Request::EndpointAdd(endpoint)));

@@ -197,6 +197,7 @@ async fn many_pods_that_come_at_once_keep_nobody_else_away() {
             mac: None,
             attachment: None,
             pod_uid: None,
+            bandwidth: None,
         });
         let mut pod = client(&world).await;
         pod.get_mut().write_all(&encode_request(request).unwrap()).await.unwrap();

@@ -9,6 +9,7 @@ fn spec(name: &str, interface: &str, address: &str) -> EndpointSpec {
         mac: None,
         attachment: None,
         pod_uid: None,
+        bandwidth: None,
     }
 }
 

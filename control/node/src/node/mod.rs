@@ -94,8 +94,8 @@ mod worker_health;
 
 pub use arrivals::{ARRIVALS_MAX, UNDER_WAY_MAX};
 pub use error::NodeError;
-pub use hand_over::Predecessor;
 pub use fitting::packet_bytes_max;
+pub use hand_over::Predecessor;
 pub use settings::Settings;
 
 use arrivals::Arrivals;
