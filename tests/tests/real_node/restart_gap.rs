@@ -114,7 +114,7 @@ fn no_connection_breaks_from_one_process_to_the_next_and_the_gap_is_told() {
     let datagrams = number_from("XSKIFF_RESTART_DATAGRAMS", 2000);
     let seed = number_from("XSKIFF_RESTART_SEED", 20_261);
     let patience = PATIENCE + Duration::from_millis(connections + datagrams);
-    let shape = Shape { label: "gap", mtu: 1500, xdp_mode: "native" };
+    let shape = Shape { label: "restart", mtu: 1500, xdp_mode: "native" };
     let world = World::start_edited(shape, |text| {
         let flows = (2 * (connections + datagrams)).max(65_536);
         let text = text.replace("ipv4_flows_max: 65536", &format!("ipv4_flows_max: {flows}"));

@@ -72,7 +72,11 @@ pub(super) fn distributions(status: &Status) -> Vec<Distribution> {
         (
             vec![("phase", phase.to_owned())],
             durations.sum_us as f64 / 1e6,
-            bounds.chain([f64::MAX]).enumerate().map(|(at, bound)| (bound, count(at))).collect(),
+            bounds
+                .chain([f64::INFINITY])
+                .enumerate()
+                .map(|(at, bound)| (bound, count(at)))
+                .collect(),
         )
     };
     vec![Distribution {

@@ -269,7 +269,8 @@ mod tests {
                     node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
                     policy: {lost_replies_seconds: 7}\n\
                     conntrack: {details: true, tcp_windows: relaxed}\n\
-                    stall: {after_ms: 700, on_stall: pass, on_exit: drop}\n";
+                    stall: {after_ms: 700, restart_after_ms: 0, on_stall: pass, on_exit: drop}\n\
+                    debug: {faults: true}\n";
         let changed = Config::parse(text).unwrap();
         let before = Config::parse("conntrack: {details: true}").unwrap();
         for change in before.diff(&changed) {
@@ -288,5 +289,6 @@ mod tests {
         assert_eq!(settings.node_port_range, fresh.node_port_range);
         assert_eq!((settings.stall_after, settings.on_stall), (fresh.stall_after, fresh.on_stall));
         assert_eq!(settings.on_exit, control::config::OnExit::Drop);
+        assert_eq!((settings.restart_after, settings.faults), (None, true));
     }
 }
