@@ -52,7 +52,7 @@ impl Churn {
     fn start(label: &'static str, count: usize) -> Self {
         let shape = Shape { label, mtu: 1500, xdp_mode: "native" };
         // Hundreds of pods of two queues keep more frames than are chosen by themselves.
-        let memory = if count > 100 { "packet_memory: {frames: 16384}\n" } else { "" };
+        let memory = if count > 100 { "packet_memory: {frames: 32768}\n" } else { "" };
         let world = World::start_edited(shape, |text| {
             text.replace("10.244.0.0/24", "10.244.0.0/16") + memory
         });
