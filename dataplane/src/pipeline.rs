@@ -119,9 +119,6 @@ impl Pipeline {
         let located = self.parse_and_locate(burst, &mut parsed);
         let weight = self.weight(burst.len());
         let mut others = self.forward_straight(now, burst, (&parsed, &located), actions, weight);
-        if self.is_pressed {
-            self.shed(now, burst, (&parsed, &located), &mut others, actions);
-        }
         if !others.is_empty() {
             self.decide_others(now, burst, (&parsed, &located), &mut others, actions);
         }
@@ -287,10 +284,6 @@ impl Pipeline {
         others: &mut ArrayVec<Other, BURST>,
         actions: &mut ArrayVec<Action, BURST>,
     ) {
-        // Those of flows that change family lie in the other table.
-        if self.context.may_change_family {
-            self.find_between_families(now, parsed, others);
-        }
         let mut admitted = 0;
         others.retain(|other| {
             let Ok(packet) = &parsed[other.place] else { return true };
@@ -318,11 +311,15 @@ impl Pipeline {
         now: Nanos,
         burst: &mut [Received<B>],
         (parsed, located): (&[Parsed], &[Located; BURST]),
-        others: &mut [Other],
+        others: &mut ArrayVec<Other, BURST>,
         actions: &mut ArrayVec<Action, BURST>,
     ) {
         if self.context.may_change_family {
             self.find_between_families(now, parsed, others);
+        }
+        // After that: a flow that changes family lies in the other table.
+        if self.is_pressed {
+            self.shed(now, burst, (parsed, located), others, actions);
         }
         let mut anticipated = Anticipated::default();
         for Other { place, .. } in others.iter().filter(|other| !other.changes_family) {

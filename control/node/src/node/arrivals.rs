@@ -142,6 +142,25 @@ impl Arrivals {
         self.under_way.iter().filter_map(|arrival| arrival.recorded.as_ref())
     }
 
+    /// Puts a request behind those that wait.
+    fn let_wait(&mut self, spec: EndpointSpec, asked: mpsc::Sender<Reply>) {
+        self.last_number += 1;
+        self.waiting.push_back(Arrival {
+            number: self.last_number,
+            spec,
+            asked,
+            came: Instant::now(),
+            begun: None,
+            step: Step::Away,
+            port: None,
+            changed: Changed::default(),
+            checksums: Checksums::Unknown,
+            recorded: None,
+        });
+        let waiting = self.waiting.len() as u64;
+        self.counts.waiting_most = self.counts.waiting_most.max(waiting);
+    }
+
     /// Whether one is under way that `spec` would have to wait for.
     pub fn concern(&self, spec: &EndpointSpec) -> bool {
         self.under_way.iter().any(|arrival| arrival.is_in_the_way_of(spec))
@@ -225,21 +244,7 @@ impl Node {
             let limit = ARRIVALS_MAX as u64;
             return Err(AdminError::Busy { what: "endpoints to be added".into(), limit });
         }
-        arrivals.last_number += 1;
-        arrivals.waiting.push_back(Arrival {
-            number: arrivals.last_number,
-            spec,
-            asked,
-            came: Instant::now(),
-            begun: None,
-            step: Step::Away,
-            port: None,
-            changed: Changed::default(),
-            checksums: Checksums::Unknown,
-            recorded: None,
-        });
-        let waiting = arrivals.waiting.len() as u64;
-        arrivals.counts.waiting_most = arrivals.counts.waiting_most.max(waiting);
+        arrivals.let_wait(spec, asked);
         self.begin_arrivals().await;
         Ok(())
     }

@@ -15,19 +15,7 @@ fn spec(name: &str, interface: &str, address: &str) -> EndpointSpec {
 
 fn arrive(arrivals: &mut Arrivals, spec: EndpointSpec) -> mpsc::Receiver<Reply> {
     let (asked, replies) = mpsc::channel(1);
-    arrivals.last_number += 1;
-    arrivals.waiting.push_back(Arrival {
-        number: arrivals.last_number,
-        spec,
-        asked,
-        came: Instant::now(),
-        begun: None,
-        step: Step::Away,
-        port: None,
-        changed: Changed::default(),
-        checksums: Checksums::Unknown,
-        recorded: None,
-    });
+    arrivals.let_wait(spec, asked);
     replies
 }
 
