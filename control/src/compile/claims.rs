@@ -1,11 +1,12 @@
 //! Who claims an address: pods by their status, the node's own endpoints, and nodes. The greatest
 //! claim wins, and of equal ones the first by name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::ops::Bound;
 
 use dataplane::lpm::Prefix;
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use super::warnings::Warning;
 use crate::model::{ObjectName, Pod};
@@ -63,14 +64,17 @@ impl Claimants {
 /// Every claim of pods and endpoints, by address.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Claims {
-    by_address: BTreeMap<IpAddr, Claimants>,
+    by_address: HashMap<IpAddr, Claimants>,
 }
 
 impl Claims {
     pub(super) fn add(&mut self, address: IpAddr, name: &ObjectName, claim: Claim) {
-        let Some(known) = self.by_address.get(&address) else {
-            self.by_address.insert(address, Claimants::One(name.clone(), claim));
-            return;
+        let known = match self.by_address.entry(address) {
+            Entry::Vacant(entry) => {
+                entry.insert(Claimants::One(name.clone(), claim));
+                return;
+            }
+            Entry::Occupied(known) => known.into_mut(),
         };
         let mut all: Vec<_> = known.all().map(|(name, claim)| (name.clone(), claim)).collect();
         all.push((name.clone(), claim));
@@ -84,6 +88,18 @@ impl Claims {
         let others = known.all().filter(|(own, of)| *own != name || *of != claim);
         let others = others.map(|(name, claim)| (name.clone(), claim)).collect();
         self.put(address, others);
+    }
+
+    /// Adds the claims of a pod to its addresses, if they are its own.
+    pub(super) fn add_pod(&mut self, pod: &Pod) {
+        let Some(claim) = Claim::of(pod) else { return };
+        pod.addresses.iter().for_each(|address| self.add(*address, &pod.name, claim));
+    }
+
+    /// Takes them away again.
+    pub(super) fn remove_pod(&mut self, pod: &Pod) {
+        let Some(claim) = Claim::of(pod) else { return };
+        pod.addresses.iter().for_each(|address| self.remove(*address, &pod.name, claim));
     }
 
     fn put(&mut self, address: IpAddr, all: Vec<(ObjectName, Claim)>) {
@@ -113,22 +129,20 @@ impl Claims {
         Some(holder)
     }
 
-    /// Addresses that somebody claims.
+    /// Addresses that somebody claims, in no particular order.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.by_address.keys().copied()
     }
 
-    /// Whether `addresses` has all of them.
-    pub(super) fn are_all_in(&self, addresses: &BTreeSet<IpAddr>) -> bool {
+    /// Whether `addresses`, which ascend, have all of them.
+    pub(super) fn are_all_in(&self, addresses: &[IpAddr]) -> bool {
         addresses.len() >= self.by_address.len()
-            && self.by_address.keys().all(|address| addresses.contains(address))
+            && self.by_address.keys().all(|address| addresses.binary_search(address).is_ok())
     }
 
-    /// Those within `range`.
+    /// Those within `range`, in no particular order.
     pub(super) fn within(&self, range: Prefix) -> impl Iterator<Item = IpAddr> {
-        let from = (Bound::Included(range.address()), Bound::Unbounded);
-        let addresses = self.by_address.range(from).map(|(address, _)| *address);
-        addresses.take_while(move |address| range.contains(*address))
+        self.addresses().filter(move |address| range.contains(*address))
     }
 }
 
@@ -139,7 +153,7 @@ fn order((name, claim): &(ObjectName, Claim)) -> (bool, &ObjectName, Claim) {
 /// Which nodes have an address.
 #[derive(Debug, Clone, Default)]
 pub(super) struct NodeAddresses {
-    by_address: BTreeMap<IpAddr, BTreeSet<String>>,
+    by_address: HashMap<IpAddr, BTreeSet<String>>,
 }
 
 impl NodeAddresses {

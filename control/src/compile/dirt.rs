@@ -20,8 +20,8 @@ const LOOKS_PER_POD: usize = 4;
 /// What changed since the last compilation.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Dirt {
-    /// Who has them, or what of them matters to selectors.
-    pub(super) addresses: BTreeSet<IpAddr>,
+    /// Who has them, or what of them matters to selectors; some more than once.
+    pub(super) addresses: Vec<IpAddr>,
     /// Whose labels changed.
     pub(super) namespaces: BTreeSet<Arc<str>>,
     /// Which came or went, or whose first pod came or last pod went.
@@ -45,25 +45,39 @@ impl Dirt {
             && self.endpoints.is_empty()
             && !self.own_mode
     }
+
+    /// The addresses that a pod claims, or claimed.
+    fn note_claims_of(&mut self, pod: &Pod) {
+        if Claim::of(pod).is_some() {
+            self.addresses.extend(&pod.addresses);
+        }
+    }
 }
 
 impl Compiled {
     /// Takes over a change of the cluster. It is in force once it was compiled and published.
     pub fn take(&mut self, change: Change) {
-        let key = change.key();
         let change = match change {
-            Change::Set(object) => Change::Set(self.sharing_names(object)),
-            gone => gone,
+            Change::Set(Object::Pod(pod)) => return self.take_pod(pod),
+            other => other,
         };
+        let key = change.key();
         let before = self.state.apply(change);
         let ObjectKey { name, .. } = &key;
         match key.kind {
             crate::model::Kind::Namespace => self.note_namespace(&name.name, before),
             crate::model::Kind::Node => self.note_node(&name.name, before),
-            crate::model::Kind::Pod => self.note_pod(name, before),
+            crate::model::Kind::Pod => {
+                if let Some(Object::Pod(gone)) = before {
+                    self.note_pod_gone(&gone);
+                }
+            }
             crate::model::Kind::Service => {
-                let after = self.state.services.get(name);
-                if before != after.cloned().map(Object::Service) {
+                let is_same = match (&before, self.state.services.get(name)) {
+                    (Some(Object::Service(before)), Some(after)) => before == after,
+                    (before, after) => before.is_none() && after.is_none(),
+                };
+                if !is_same {
                     self.dirt.services.insert(name.clone());
                 }
             }
@@ -77,18 +91,50 @@ impl Compiled {
         }
     }
 
-    /// The same object, with names of namespaces and nodes that others have too.
-    fn sharing_names(&mut self, object: Object) -> Object {
-        match object {
-            Object::Pod(mut pod) => {
-                if let Some((name, _)) = self.state.pods.get_key_value(&pod.name) {
-                    pod.name = name.clone();
-                }
-                pod.name.namespace = self.shared_name(&pod.name.namespace);
-                pod.node = pod.node.map(|node| self.shared_name(&node));
-                Object::Pod(pod)
+    /// Takes over a pod, with names of its namespace and node that others have too.
+    fn take_pod(&mut self, mut pod: Pod) {
+        pod.name.namespace = self.shared_name(&pod.name.namespace);
+        pod.node = pod.node.map(|node| self.shared_name(&node));
+        let (before, after) = self.state.insert_pod(pod);
+        if before.as_ref() == Some(after) {
+            return;
+        }
+        if let Some(before) = &before {
+            self.claims.remove_pod(before);
+            self.dirt.note_claims_of(before);
+        }
+        self.claims.add_pod(after);
+        self.dirt.note_claims_of(after);
+        let name = after.name.clone();
+        self.note_pod_at(&name);
+        if before.is_none() {
+            let pods = self.pods_in.entry(Arc::clone(&name.namespace)).or_default();
+            *pods += 1;
+            if *pods == 1 {
+                self.dirt.counted_namespaces.insert(name.namespace);
             }
-            other => other,
+        }
+    }
+
+    fn note_pod_gone(&mut self, pod: &Pod) {
+        self.claims.remove_pod(pod);
+        self.dirt.note_claims_of(pod);
+        self.note_pod_at(&pod.name);
+        let namespace = &pod.name.namespace;
+        if let Some(pods) = self.pods_in.get_mut(namespace) {
+            *pods -= 1;
+            if *pods == 0 {
+                self.pods_in.remove(namespace);
+                self.dirt.counted_namespaces.insert(Arc::clone(namespace));
+            }
+        }
+    }
+
+    /// A pod came, changed or went: what hangs on it if it is a local endpoint's.
+    fn note_pod_at(&mut self, name: &ObjectName) {
+        if let Some(own) = self.node.endpoints.get(name) {
+            self.dirt.addresses.extend(own);
+            self.dirt.endpoints.insert(name.clone());
         }
     }
 
@@ -121,21 +167,25 @@ impl Compiled {
     }
 
     fn note_node(&mut self, name: &str, before: Option<Object>) {
+        let before = match before {
+            Some(Object::Node(before)) => Some(before),
+            _ => None,
+        };
         let after = self.state.nodes.get(name);
-        if before == after.cloned().map(Object::Node) {
+        if before.as_ref() == after {
             return;
         }
         self.node_changes += 1;
-        if let Some(Object::Node(before)) = before {
+        if let Some(before) = before {
             for address in before.addresses {
                 self.node_addresses.remove(address, name);
-                self.dirt.addresses.insert(address);
+                self.dirt.addresses.push(address);
             }
         }
         if let Some(node) = after {
             for address in &node.addresses {
                 self.node_addresses.add(*address, name);
-                self.dirt.addresses.insert(*address);
+                self.dirt.addresses.push(*address);
             }
         }
         if *name == *self.node.name {
@@ -147,55 +197,6 @@ impl Compiled {
     fn note_own_mode(&mut self) {
         self.dirt.own_mode = true;
         self.dirt.policies.extend(self.state.network_policies.keys().cloned());
-    }
-
-    fn note_pod(&mut self, name: &ObjectName, before: Option<Object>) {
-        let before = match before {
-            Some(Object::Pod(before)) => Some(before),
-            _ => None,
-        };
-        let after = self.state.pods.get(name);
-        if before.as_ref() == after {
-            return;
-        }
-        for (pod, is_new) in
-            before.iter().map(|pod| (pod, false)).chain(after.map(|pod| (pod, true)))
-        {
-            let Some(claim) = Claim::of(pod) else { continue };
-            for address in &pod.addresses {
-                if is_new {
-                    // The name that the map has as well.
-                    self.claims.add(*address, &pod.name, claim);
-                } else {
-                    self.claims.remove(*address, name, claim);
-                }
-                self.dirt.addresses.insert(*address);
-            }
-        }
-        if let Some(own) = self.node.endpoints.get(name) {
-            self.dirt.addresses.extend(own);
-            self.dirt.endpoints.insert(name.clone());
-        }
-        let namespace = after.map_or(&name.namespace, |pod| &pod.name.namespace);
-        match (before.is_some(), after.is_some()) {
-            (false, true) => {
-                let pods = self.pods_in.entry(Arc::clone(namespace)).or_default();
-                *pods += 1;
-                if *pods == 1 {
-                    self.dirt.counted_namespaces.insert(Arc::clone(namespace));
-                }
-            }
-            (true, false) => {
-                if let Some(pods) = self.pods_in.get_mut(namespace) {
-                    *pods -= 1;
-                    if *pods == 0 {
-                        self.pods_in.remove(namespace);
-                        self.dirt.counted_namespaces.insert(Arc::clone(namespace));
-                    }
-                }
-            }
-            _ => {}
-        }
     }
 
     fn note_slice(&mut self, name: &ObjectName, before: Option<Object>) {
@@ -264,43 +265,54 @@ impl Compiled {
 
     /// `dirty` with the addresses of pods in relabelled namespaces and of those that selectors
     /// match that came or went, and of those that have a port whose name policies began or ceased
-    /// to use.
+    /// to use; ascending, each once.
     pub(super) fn addresses_to_name(
         &self,
-        mut dirty: BTreeSet<IpAddr>,
+        mut dirty: Vec<IpAddr>,
         namespaces: &BTreeSet<Arc<str>>,
         uses: &Uses,
-    ) -> BTreeSet<IpAddr> {
-        for namespace in namespaces {
-            self.pods_of(namespace).for_each(|pod| dirty.extend(&pod.addresses));
-        }
-        // Those of local endpoints need not be their pods', and are few.
+    ) -> Vec<IpAddr> {
+        put_in_order(&mut dirty);
+        // Where nobody has a name yet, all are new.
+        let are_all = self.identities.exact.is_empty() || self.claims.are_all_in(&dirty);
+        // Those of local endpoints and nodes need not be pods', and are few.
         let uses_changed = [&uses.added, &uses.dropped].iter().any(|uses| !uses.is_empty());
         if uses_changed || !namespaces.is_empty() || !uses.names.is_empty() {
             dirty.extend(self.node.endpoints.values().flatten());
+        }
+        for (_, selector) in &uses.added {
+            if let Selector::Block { cidr, .. } = &**selector {
+                let of_nodes = self.node_addresses.addresses().chain(self.node.addresses.clone());
+                dirty.extend(of_nodes.filter(|address| cidr.contains(*address)));
+            }
+        }
+        for (id, _) in &uses.dropped {
+            dirty.extend(self.known.addresses_with(*id));
+        }
+        if !are_all {
+            self.add_concerned(namespaces, uses, &mut dirty);
+        }
+        put_in_order(&mut dirty);
+        dirty
+    }
+
+    fn add_concerned(&self, namespaces: &BTreeSet<Arc<str>>, uses: &Uses, dirty: &mut Vec<IpAddr>) {
+        for namespace in namespaces {
+            self.pods_of(namespace).for_each(|pod| dirty.extend(&pod.addresses));
         }
         if !uses.names.is_empty() {
             let concerned = self.state.pods.values().filter(|pod| has_port_of(pod, &uses.names));
             concerned.for_each(|pod| dirty.extend(&pod.addresses));
         }
-        for (id, _) in &uses.dropped {
-            dirty.extend(self.known.addresses_with(*id));
-        }
         for (_, selector) in &uses.added {
             if let Selector::Block { cidr, .. } = &**selector {
                 dirty.extend(self.claims.within(*cidr));
-                let of_nodes = self.node_addresses.addresses().chain(self.node.addresses.clone());
-                dirty.extend(of_nodes.filter(|address| cidr.contains(*address)));
             }
         }
-        let claimed: usize = self.pods_in.values().sum();
-        if !self.claims.are_all_in(&dirty) {
-            self.add_matching(uses, claimed, &mut dirty);
-        }
-        dirty
+        self.add_matching(uses, self.pods_in.values().sum(), dirty);
     }
 
-    fn add_matching(&self, uses: &Uses, pods: usize, dirty: &mut BTreeSet<IpAddr>) {
+    fn add_matching(&self, uses: &Uses, pods: usize, dirty: &mut Vec<IpAddr>) {
         let mut scopes: HashMap<&LabelSelector, Vec<&Arc<str>>> = HashMap::new();
         let mut looks: Vec<(&Arc<str>, &LabelSelector)> = Vec::new();
         let mut to_look_at = 0;
@@ -339,6 +351,11 @@ impl Compiled {
         let namespace = Arc::clone(namespace);
         pods.take_while(move |pod| pod.name.namespace == namespace)
     }
+}
+
+fn put_in_order(addresses: &mut Vec<IpAddr>) {
+    addresses.sort_unstable();
+    addresses.dedup();
 }
 
 fn has_port_of(pod: &Pod, names: &BTreeSet<PortName>) -> bool {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use dataplane::lb::{Backend, BackendSet};
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use super::NodeView;
 use super::maglev;
@@ -19,18 +20,18 @@ use super::warnings::Warning;
 use crate::model::{self, Endpoint, EndpointSlice, ServicePort};
 
 /// The endpoints of one service port in one family, by what they are.
-pub(super) struct Endpoints {
-    pub(super) all: BTreeMap<(IpAddr, u16), (Endpoint, bool)>,
+pub(super) struct Endpoints<'a> {
+    pub(super) all: BTreeMap<(IpAddr, u16), (&'a Endpoint, bool)>,
     /// Whether they are of another family than the frontends.
     pub(super) changes_family: bool,
 }
 
-impl Endpoints {
+impl<'a> Endpoints<'a> {
     /// Those of the family, ready or not, or else those of the other one. The node itself cannot be
     /// among these: what is sent to it would come from its own address.
     pub(super) fn serving(
         service: &model::Service,
-        slices: &[&EndpointSlice],
+        slices: &[&'a EndpointSlice],
         port: &ServicePort,
         ipv4: bool,
         node: &NodeView,
@@ -55,8 +56,13 @@ impl Endpoints {
         other
     }
 
-    fn gather(slices: &[&EndpointSlice], port: &ServicePort, ipv4: bool, node: &NodeView) -> Self {
-        let mut all: BTreeMap<(IpAddr, u16), (Endpoint, bool)> = BTreeMap::new();
+    fn gather(
+        slices: &[&'a EndpointSlice],
+        port: &ServicePort,
+        ipv4: bool,
+        node: &NodeView,
+    ) -> Self {
+        let mut all: BTreeMap<(IpAddr, u16), (&Endpoint, bool)> = BTreeMap::new();
         for slice in slices {
             let target = slice
                 .ports
@@ -67,10 +73,10 @@ impl Endpoints {
             for endpoint in slice.endpoints.iter().filter(|e| e.address.is_ipv4() == ipv4) {
                 let local = is_local(endpoint, node);
                 let known = all.entry((endpoint.address, l4_port));
-                let known = known.or_insert_with(|| (endpoint.clone(), local));
+                let known = known.or_insert((endpoint, local));
                 // While an endpoint moves from one slice to another it may be in both.
                 if endpoint.ready && !known.0.ready {
-                    *known = (endpoint.clone(), local);
+                    *known = (endpoint, local);
                 }
             }
         }
@@ -141,18 +147,29 @@ pub(super) struct BackendSets {
 }
 
 impl BackendSets {
-    /// One more user of the set of these backends.
-    pub(super) fn acquire(&mut self, backends: Vec<Backend>) -> Arc<BackendSet> {
+    /// The set of these backends: the one in force, or a new one with its table.
+    pub(super) fn known_or_new(&self, backends: Vec<Backend>) -> Arc<BackendSet> {
         if let Some((known, _)) = self.used.get_key_value(backends.as_slice()) {
-            let set = Arc::clone(&known.0);
-            *self.used.entry(ByBackends(Arc::clone(&set))).or_default() += 1;
-            return set;
+            return Arc::clone(&known.0);
         }
         let backends = backends.into_boxed_slice();
         let maglev = maglev::build(&backends);
-        let set = Arc::new(BackendSet { backends, maglev });
-        self.used.insert(ByBackends(Arc::clone(&set)), 1);
-        set
+        Arc::new(BackendSet { backends, maglev })
+    }
+
+    /// One more user of `set`, or of the one in force that equals it.
+    pub(super) fn acquire(&mut self, set: Arc<BackendSet>) -> Arc<BackendSet> {
+        match self.used.entry(ByBackends(set)) {
+            Entry::Occupied(mut known) => {
+                *known.get_mut() += 1;
+                Arc::clone(&known.key().0)
+            }
+            Entry::Vacant(entry) => {
+                let set = Arc::clone(&entry.key().0);
+                entry.insert(1);
+                set
+            }
+        }
     }
 
     /// One user less.

@@ -173,12 +173,15 @@ impl Identities {
         }
     }
 
-    /// Says who `address` is from now on, and whether it is on this node; `None`: nobody.
-    pub(super) fn set(&mut self, address: IpAddr, who: Option<(Key, bool)>, turn: &mut Turn) {
+    /// Says who `address` is from now on, by a number acquired for it, and whether it is on this
+    /// node; `None`: nobody.
+    pub(super) fn set(&mut self, address: IpAddr, who: Option<(Identity, bool)>, turn: &mut Turn) {
         let before = self.table.exact.get(&address).copied();
-        let seen_before = self.table.lookup(address);
-        let is_local = who.as_ref().is_some_and(|(_, is_local)| *is_local);
-        let now = who.map(|(key, _)| self.acquire(key, turn));
+        // Where everything is affected already there is nothing to find out.
+        let tell = turn.affected != Affected::Everything;
+        let seen_before = tell.then(|| self.table.lookup(address));
+        let is_local = who.is_some_and(|(_, is_local)| is_local);
+        let now = who.map(|(identity, _)| identity);
         turn.released.extend(before);
         if before != now {
             let table = Arc::make_mut(&mut self.table);
@@ -187,8 +190,7 @@ impl Identities {
                 None => table.exact.remove(&address),
             };
         }
-        // Where ranges have changed as well, everything is affected.
-        if self.table.lookup(address) != seen_before {
+        if seen_before.is_some_and(|before| before != self.table.lookup(address)) {
             turn.affected.add(address);
         }
         self.set_local(address, before, now.filter(|_| is_local), turn);
@@ -231,7 +233,8 @@ impl Identities {
         }
     }
 
-    fn acquire(&mut self, key: Key, turn: &mut Turn) -> Identity {
+    /// One more user of `key`: its number.
+    pub(super) fn acquire(&mut self, key: Key, turn: &mut Turn) -> Identity {
         if let Some(reserved) = key.reserved() {
             return reserved;
         }
@@ -256,6 +259,13 @@ impl Identities {
                 }
             }
         }
+        identity
+    }
+
+    /// One more user of what has `identity`.
+    pub(super) fn acquire_again(&mut self, identity: Identity) -> Identity {
+        // Reserved ones are nobody's to count.
+        self.keys.acquire_again(identity.0);
         identity
     }
 

@@ -42,6 +42,13 @@ impl<K: Eq + Hash> Interner<K> {
         (number, true)
     }
 
+    /// One more user of the key that has `number`.
+    pub(super) fn acquire_again(&mut self, number: u32) {
+        if let Some(used) = self.used.get_mut(&number) {
+            used.users += 1;
+        }
+    }
+
     /// One user less; the key when that was the last.
     pub(super) fn release(&mut self, number: u32) -> Option<Arc<K>> {
         let used = self.used.get_mut(&number)?;

@@ -9,7 +9,7 @@ use dataplane::address::Protocol;
 use dataplane::lb::{Frontend, FrontendKind, ServiceId, ServiceTable};
 use hashbrown::HashMap;
 
-use super::warnings::{Source, Warning, Warnings};
+use super::warnings::Warning;
 use crate::model::ObjectName;
 
 /// A service port that wants a frontend; the first in this order gets it.
@@ -84,13 +84,12 @@ impl Listeners {
         }
     }
 
-    /// Gives the frontend to whom it is due, and warns those who do not get it.
+    /// Gives the frontend to whom it is due; gives what those are warned about who do not get it.
     pub(super) fn settle(
         &self,
         frontend: &Frontend,
         table: &mut Arc<ServiceTable>,
-        warnings: &mut Warnings,
-    ) {
+    ) -> BTreeSet<Warning> {
         let Frontend { address, protocol, l4_port } = *frontend;
         let wanting = self.frontends.get(frontend).map_or(&[][..], Vec::as_slice);
         let holder = wanting.first().map(|listener| (listener.id, listener.kind));
@@ -131,6 +130,6 @@ impl Listeners {
                 told.insert(Warning::new(format!("Service {}", other.service), message));
             }
         }
-        warnings.set(Source::Frontend(*frontend), told);
+        told
     }
 }

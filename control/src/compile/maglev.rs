@@ -79,7 +79,9 @@ impl Walk {
     fn next_free(&mut self, table: &[u16]) -> usize {
         loop {
             let slot = self.next;
-            self.next = (slot + self.stride) % self.slots;
+            // Both are less than `slots`: a division costs more than all the rest.
+            let next = slot + self.stride;
+            self.next = if next < self.slots { next } else { next - self.slots };
             if table[slot] == EMPTY {
                 return slot;
             }

@@ -7,14 +7,16 @@
 //! (identities, rules, services) stay with what they name for as long as it is there.
 //!
 //! Reading order: this file, [`dirt`] (what a change concerns), [`selectors`] and [`claims`] (which
-//! selectors match, and who has an address), [`identities`] (who an address is), [`policies`] and
-//! [`verdicts`] (who may speak to whom), [`affected`] (whose flows that changes), [`services`],
-//! [`listeners`], [`endpoints`] and [`maglev`] (which backend a flow goes to), [`explain`] (why),
+//! selectors match, and who has an address), [`naming`] and [`identities`] (who an address is),
+//! [`policies`] and [`verdicts`] (who may speak to whom), [`affected`] (whose flows that changes),
+//! [`drafts`], [`services`], [`listeners`], [`endpoints`] and [`maglev`] (which backend a flow goes
+//! to), [`explain`] (why),
 //! [`inventory`] (what there is, for people).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use dataplane::identity::{Identity, IdentityTable};
@@ -22,12 +24,13 @@ use dataplane::lb::ServiceTable;
 use dataplane::policy::{Direction, Policy, RuleId};
 use hashbrown::HashSet;
 
-use crate::model::{NamedPort, ObjectName, PodBandwidth, PolicyMode};
+use crate::model::{ObjectName, PodBandwidth, PolicyMode};
 use crate::store::ClusterState;
 
 pub mod affected;
 mod claims;
 mod dirt;
+mod drafts;
 mod endpoints;
 pub mod explain;
 mod identities;
@@ -35,6 +38,7 @@ mod interner;
 pub mod inventory;
 mod listeners;
 pub mod maglev;
+mod naming;
 pub(crate) mod policies;
 pub(crate) mod selectors;
 mod services;
@@ -43,9 +47,11 @@ mod warnings;
 
 use claims::{Claims, NodeAddresses};
 use dirt::Dirt;
-use identities::{Identities, Key, Kind, Turn};
+use drafts::{Draft, Drafting, in_order};
+use identities::{Identities, Kind, Turn};
+use naming::{Named, Names};
 use policies::Policies;
-use selectors::{Selectors, namespace_labels};
+use selectors::Selectors;
 use services::Services;
 use verdicts::Verdicts;
 use warnings::Source;
@@ -54,6 +60,9 @@ pub use affected::Affected;
 pub use explain::{Examined, Finding, Reading};
 pub use policies::{RuleName, direction_name};
 pub use warnings::{Warning, Warnings};
+
+/// From this many services on a second thread helps to draft them.
+const SERVICES_APART: usize = 1000;
 
 /// What the node itself contributes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,11 +95,11 @@ impl Default for NodeView {
 /// A part of compiling, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Which selectors there are, and which match whom.
+    /// Which selectors there are, and which match whom; and drafts of services, beside it.
     Identities,
     /// Verdicts of the local pods.
     Policy,
-    /// Frontends and backends.
+    /// Numbers of services, and their frontends.
     Services,
 }
 
@@ -231,14 +240,15 @@ impl Compiled {
             self.selectors.cut_address_space();
             self.known.set_prefixes(&self.selectors, &mut turn);
         }
-        for address in self.addresses_to_name(dirt.addresses, &dirt.namespaces, &uses) {
-            self.name_address(address, &mut turn);
-        }
+        let addresses = self.addresses_to_name(dirt.addresses, &dirt.namespaces, &uses);
+        let (names, drafts) = self.names_and_services(&addresses, &dirt.services);
+        self.put_names(names, &mut turn);
         self.known.release(&mut turn);
         ended(Stage::Identities);
         self.verdicts.follow(&self.known, &self.policies, &uses, &mut turn);
         ended(Stage::Policy);
-        self.balanced.follow(&dirt.services, &self.state, &self.node, &mut self.warnings);
+        let of_services = self.balanced.put(drafts, &self.node);
+        of_services.into_iter().for_each(|(source, told)| self.warnings.set(source, told));
         ended(Stage::Services);
         self.warn_of_policies(&dirt.policies, &turn);
         self.warn_of_namespaces(&dirt.counted_namespaces, !dirt.policies.is_empty());
@@ -250,68 +260,43 @@ impl Compiled {
         self.services = Arc::clone(&self.balanced.table);
     }
 
-    /// Who `address` is as things stand, and what those are warned about who claim it in vain.
-    fn name_address(&mut self, address: IpAddr, turn: &mut Turn) {
-        let mut told = BTreeSet::new();
-        let blocks = self.selectors.of_address(address);
-        let holder = self.claims.holder(address, &mut told);
-        let who = if let Some(kind) = self.node_kind(address) {
-            if let Some(name) = holder {
-                let message = format!("claims {address}, which is a node's; it stays the node's");
-                told.insert(Warning::new(format!("Pod {name}"), message));
-            }
-            Some((Key::plain(kind, blocks), false))
-        } else {
-            holder.map(|name| {
-                let mut key = self.pod_key(name);
-                key.selectors.extend_from_slice(blocks);
-                key.selectors.sort_unstable();
-                (key, self.is_local(name))
-            })
-        };
-        self.warnings.set(Source::Address(address), told);
-        self.known.set(address, who, turn);
-    }
-
-    fn node_kind(&self, address: IpAddr) -> Option<Kind> {
-        if self.node.addresses.contains(&address) {
-            return Some(Kind::Host);
+    /// Who has `addresses`, and the services of these names as they are to be. Where a whole cluster
+    /// is compiled, a second thread helps.
+    fn names_and_services(
+        &self,
+        addresses: &[IpAddr],
+        services: &BTreeSet<ObjectName>,
+    ) -> (Names, Vec<Draft>) {
+        let drafting = Drafting::new(services, &self.balanced, &self.state, &self.node);
+        if drafting.len() < SERVICES_APART {
+            return (self.names_of(addresses), in_order([drafting.work()]));
         }
-        let holder = self.node_addresses.holder(address)?;
-        Some(if *holder == self.node.name { Kind::Host } else { Kind::RemoteNode })
+        std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().name("xskiff-services".into());
+            // Without it, all of it is left for this thread.
+            let helper = builder.spawn_scoped(scope, || drafting.work()).ok();
+            let names = self.names_of(addresses);
+            let own = drafting.work();
+            let helped =
+                helper.map(|helper| helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            (names, in_order(helped.into_iter().chain([own])))
+        })
     }
 
-    fn pod_key(&self, name: &ObjectName) -> Key {
-        let labels = namespace_labels(&self.state, &name.namespace);
-        let namespace = (&*name.namespace, &*labels);
-        let Some(pod) = self.state.pods.get(name) else {
-            let namespace_name = Arc::clone(&name.namespace);
-            return Key {
-                kind: Kind::UnknownPod { namespace: namespace_name },
-                selectors: self.selectors.of_any_pod(namespace),
-                named_ports: Vec::new(),
-            };
-        };
-        // The first of a name counts.
-        let mut named_ports: Vec<NamedPort> = Vec::new();
-        for port in &pod.named_ports {
-            let name = (port.name.clone(), port.protocol);
-            let is_known = |own: &NamedPort| own.name == port.name && own.protocol == port.protocol;
-            if self.policies.uses_port_name(&name) && !named_ports.iter().any(is_known) {
-                named_ports.push(port.clone());
-            }
+    fn put_names(&mut self, names: Names, turn: &mut Turn) {
+        let mut numbers: Vec<Option<Identity>> = vec![None; names.keys.len()];
+        for Named { address, who, told } in names.addresses {
+            self.warnings.set(Source::Address(address), told);
+            let who = who.map(|(key, is_local)| {
+                let number = match numbers[key] {
+                    Some(number) => self.known.acquire_again(number),
+                    None => self.known.acquire(names.keys[key].clone(), turn),
+                };
+                numbers[key] = Some(number);
+                (number, is_local)
+            });
+            self.known.set(address, who, turn);
         }
-        named_ports.sort_unstable();
-        let selectors = self.selectors.of_pod(namespace, &pod.labels);
-        Key { kind: Kind::Pod, selectors, named_ports }
-    }
-
-    /// Whether policy for this pod is enforced here. A pod without a node counts: a folder of
-    /// manifests for a single node need not name it.
-    fn is_local(&self, name: &ObjectName) -> bool {
-        let on_this = |on: &Arc<str>| **on == *self.node.name;
-        self.node.endpoints.contains_key(name)
-            || self.state.pods.get(name).is_some_and(|pod| pod.node.as_ref().is_none_or(on_this))
     }
 
     fn warn_of_policies(&mut self, changed: &BTreeSet<ObjectName>, turn: &Turn) {

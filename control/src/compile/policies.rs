@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use dataplane::address::Protocol;
 use dataplane::policy::{Direction, RuleId};
-use hashbrown::HashMap;
+use hashbrown::{Equivalent, HashMap};
 
 use super::NodeView;
 use super::identities::{Identities, Key, Kind};
@@ -108,6 +108,16 @@ type RuleKey = (ObjectName, Direction, usize);
 /// A port as policies name it.
 pub(super) type PortName = (String, Protocol);
 
+/// A [`PortName`] to look for, whose text is another's.
+#[derive(Hash)]
+struct Asked<'a>(&'a str, Protocol);
+
+impl Equivalent<PortName> for Asked<'_> {
+    fn equivalent(&self, (name, protocol): &PortName) -> bool {
+        self.0 == name && self.1 == *protocol
+    }
+}
+
 /// A rule with its numbers.
 #[derive(Debug)]
 pub(super) struct NumberedRule {
@@ -147,7 +157,7 @@ pub(super) struct Policies {
     numbered: BTreeMap<ObjectName, Numbered>,
     by_subject: HashMap<SelectorId, BTreeSet<ObjectName>>,
     /// The policies that use a port's name.
-    port_names: BTreeMap<PortName, BTreeSet<ObjectName>>,
+    port_names: HashMap<PortName, BTreeSet<ObjectName>>,
 }
 
 impl Default for Policies {
@@ -156,7 +166,7 @@ impl Default for Policies {
             rules: Interner::starting_at(RuleId::FIRST_COMPILED),
             numbered: BTreeMap::new(),
             by_subject: HashMap::new(),
-            port_names: BTreeMap::new(),
+            port_names: HashMap::new(),
         }
     }
 }
@@ -176,8 +186,8 @@ impl Policies {
     }
 
     /// Whether some policy uses the name.
-    pub(super) fn uses_port_name(&self, name: &PortName) -> bool {
-        self.port_names.contains_key(name)
+    pub(super) fn uses_port_name(&self, name: &str, protocol: Protocol) -> bool {
+        self.port_names.contains_key(&Asked(name, protocol))
     }
 
     /// The policies that use it.

@@ -158,6 +158,8 @@ pub(super) struct Selectors {
     by_pod: LabelIndex,
     /// ... or, where none is needed, under one of namespaces.
     by_namespace: LabelIndex,
+    /// How many requirements on pods there are about each label's key.
+    asked_about: HashMap<String, usize>,
     blocks: BTreeMap<SelectorId, Arc<Selector>>,
     /// For each boundary among the blocks, which blocks contain what lies there.
     boundaries: PrefixTable<Vec<SelectorId>>,
@@ -170,6 +172,7 @@ impl Default for Selectors {
             named: HashMap::new(),
             by_pod: LabelIndex::default(),
             by_namespace: LabelIndex::default(),
+            asked_about: HashMap::new(),
             blocks: BTreeMap::new(),
             boundaries: PrefixTable::default(),
         }
@@ -188,6 +191,9 @@ impl Selectors {
                     self.blocks.insert(id, Arc::clone(selector));
                 }
                 Selector::Pods { scope, pods } => {
+                    for requirement in pods.requirements() {
+                        *self.asked_about.entry_ref(&*requirement.key).or_default() += 1;
+                    }
                     let (index, anchor) = self.index(scope, pods);
                     index.file(anchor, &filed);
                 }
@@ -204,6 +210,14 @@ impl Selectors {
                 self.blocks.remove(&id);
             }
             Selector::Pods { scope, pods } => {
+                for requirement in pods.requirements() {
+                    if let Some(requirements) = self.asked_about.get_mut(&requirement.key) {
+                        *requirements -= 1;
+                        if *requirements == 0 {
+                            self.asked_about.remove(&requirement.key);
+                        }
+                    }
+                }
                 let (index, anchor) = self.index(scope, pods);
                 index.take_out(anchor, id);
                 if let Scope::Named(namespace) = scope
@@ -227,6 +241,12 @@ impl Selectors {
             Scope::Labelled(_) if wants_a_label(pods) => (&mut self.by_pod, pods),
             Scope::Labelled(namespaces) => (&mut self.by_namespace, namespaces),
         }
+    }
+
+    /// Whether some selector asks about pods' labels of this key: pods that differ in others alone are
+    /// selected alike.
+    pub(super) fn asks_about(&self, key: &str) -> bool {
+        self.asked_about.contains_key(key)
     }
 
     pub(super) fn get(&self, selector: &Selector) -> Option<SelectorId> {

@@ -5,7 +5,6 @@
 //! A change compiles the services that it concerns, and what several claim is given to the first.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use dataplane::address::Protocol;
@@ -13,21 +12,28 @@ use dataplane::lb::{Frontend, FrontendKind, Service, ServiceId, ServiceTable};
 use hashbrown::HashMap;
 
 use super::NodeView;
-use super::endpoints::{BackendSets, Endpoints};
+use super::drafts::{Draft, PortDraft};
+use super::endpoints::BackendSets;
 use super::interner::Interner;
 use super::listeners::{Listener, Listeners};
-use super::maglev;
-use super::warnings::{Source, Warning, Warnings};
-use crate::model::{self, EndpointSlice, ObjectName, ServicePort};
+use super::warnings::{Source, Told};
+use crate::model::{EndpointSlice, ObjectName, ServicePort};
 use crate::store::ClusterState;
 
 /// What one [`ServiceId`] stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Key {
+pub(super) struct Key {
     service: ObjectName,
     port: String,
     protocol: Protocol,
     ipv4: bool,
+}
+
+impl Key {
+    pub(super) fn new(service: &ObjectName, port: &ServicePort, ipv4: bool) -> Self {
+        let (service, protocol) = (service.clone(), port.protocol);
+        Self { service, port: port.name.clone(), protocol, ipv4 }
+    }
 }
 
 /// One port of a service in one family.
@@ -105,87 +111,57 @@ impl Services {
         &self.without_node
     }
 
-    /// Compiles the services of these names, as they are now.
-    pub(super) fn follow(
-        &mut self,
-        changed: &BTreeSet<ObjectName>,
-        state: &ClusterState,
-        node: &NodeView,
-        warnings: &mut Warnings,
-    ) {
-        let mut touched = BTreeSet::new();
-        for name in changed {
-            let mut told = BTreeSet::new();
-            let entries = self.compile(name, state, node, &mut told);
-            warnings.set(Source::Service(name.clone()), told);
-            self.replace(name, entries, &mut touched);
+    /// Takes over the services as they were drafted; gives what is told of them.
+    pub(super) fn put(&mut self, drafts: Vec<Draft>, node: &NodeView) -> Told {
+        let (mut all_told, mut touched) = (Told::new(), BTreeSet::new());
+        for draft in drafts {
+            let Draft { name, ports, has_endpoint_without_node, told } = draft;
+            if has_endpoint_without_node {
+                self.without_node.insert(name.clone());
+            } else {
+                self.without_node.remove(&name);
+            }
+            let entries = self.numbered(&name, ports, node);
+            all_told.push((Source::Service(name.clone()), told));
+            self.replace(&name, entries, &mut touched);
         }
         for frontend in touched {
-            self.listeners.settle(&frontend, &mut self.table, warnings);
+            let told = self.listeners.settle(&frontend, &mut self.table);
+            all_told.push((Source::Frontend(frontend), told));
         }
         let change_family = self.changing_family > 0;
         if self.table.change_family != change_family {
             Arc::make_mut(&mut self.table).change_family = change_family;
         }
+        all_told
     }
 
-    fn compile(
-        &mut self,
-        name: &ObjectName,
-        state: &ClusterState,
-        node: &NodeView,
-        warnings: &mut BTreeSet<Warning>,
-    ) -> Entries {
-        self.without_node.remove(name);
-        let Some(service) = state.services.get(name).filter(|service| !service.headless) else {
-            return Entries::default();
-        };
-        let slices: Vec<&EndpointSlice> = self
-            .slices
-            .get(name)
-            .into_iter()
-            .flatten()
-            .filter_map(|slice| state.endpoint_slices.get(slice))
-            .collect();
-        if slices.iter().any(|slice| slice.endpoints.iter().any(|one| one.node.is_none())) {
-            self.without_node.insert(name.clone());
-        }
-        warn(service, node, !slices.is_empty(), warnings);
+    /// The slices of the service of this name.
+    pub(super) fn slices_of<'a>(
+        &'a self,
+        service: &ObjectName,
+        state: &'a ClusterState,
+    ) -> impl Iterator<Item = &'a EndpointSlice> {
+        let names = self.slices.get(service).into_iter().flatten();
+        names.filter_map(|name| state.endpoint_slices.get(name))
+    }
+
+    /// The sets of backends in force.
+    pub(super) fn sets(&self) -> &BackendSets {
+        &self.sets
+    }
+
+    fn numbered(&mut self, name: &ObjectName, ports: Vec<PortDraft>, node: &NodeView) -> Entries {
         let mut drafts: BTreeMap<Key, Service> = BTreeMap::new();
         let mut frontends_of = Vec::new();
-        for (place, port) in service.ports.iter().enumerate() {
-            if !matches!(port.protocol, Protocol::TCP | Protocol::UDP) {
-                continue;
+        for PortDraft { place, key, frontends, mut service } in ports {
+            service.cluster = self.sets.acquire(service.cluster);
+            service.local = self.sets.acquire(service.local);
+            if let Some(other) = drafts.insert(key.clone(), service) {
+                self.release_sets(&other);
             }
-            for ipv4 in [true, false] {
-                let frontends = frontends(service, port, node, ipv4);
-                if frontends.is_empty() {
-                    continue;
-                }
-                let key = Key {
-                    service: name.clone(),
-                    port: port.name.clone(),
-                    protocol: port.protocol,
-                    ipv4,
-                };
-                let endpoints = Endpoints::serving(service, &slices, port, ipv4, node, warnings);
-                let draft = draft(service, port, &endpoints, &mut self.sets, warnings);
-                if let Some(other) = drafts.insert(key.clone(), draft) {
-                    self.release_sets(&other);
-                }
-                frontends_of.push((place, key, frontends));
-            }
+            frontends_of.push((place, key, frontends));
         }
-        self.numbered(name, drafts, frontends_of, node)
-    }
-
-    fn numbered(
-        &mut self,
-        name: &ObjectName,
-        drafts: BTreeMap<Key, Service>,
-        frontends_of: Vec<(usize, Key, BTreeMap<Frontend, FrontendKind>)>,
-        node: &NodeView,
-    ) -> Entries {
         let mut entries = Entries::default();
         for (key, service) in drafts {
             let protocol = key.protocol;
@@ -273,96 +249,6 @@ impl Services {
 fn service_of(slice: &EndpointSlice) -> Option<ObjectName> {
     let service = slice.service.as_deref()?;
     Some(ObjectName::new(Arc::clone(&slice.name.namespace), service))
-}
-
-fn warn(
-    service: &model::Service,
-    node: &NodeView,
-    has_slices: bool,
-    warnings: &mut BTreeSet<Warning>,
-) {
-    let mut warn = |message: String| {
-        warnings.insert(Warning::new(format!("Service {}", service.name), message));
-    };
-    if service.cluster_ips.is_empty() {
-        warn("has no cluster address yet; without an API server, set spec.clusterIP".into());
-    }
-    if !has_slices {
-        warn("has no EndpointSlice labelled kubernetes.io/service-name with its name".into());
-    }
-    for field in &service.not_obeyed {
-        warn(format!("{field} is not obeyed"));
-    }
-    for port in &service.ports {
-        if !matches!(port.protocol, Protocol::TCP | Protocol::UDP) {
-            warn(format!("port {}/{} is left out: only TCP and UDP", port.l4_port, port.protocol));
-        }
-        if let Some(l4_port) = port.node_port.filter(|port| !node.node_port_range.contains(port)) {
-            let range = &node.node_port_range;
-            let (first, last) = (range.start(), range.end());
-            warn(format!(
-                "node port {l4_port} is outside cluster.node_port_range ({first}-{last}), so it \
-                 is not served"
-            ));
-        }
-    }
-}
-
-/// Where one port listens in one family. A frontend that is listed twice has the later kind: the
-/// more particular, which is the one with source ranges.
-fn frontends(
-    service: &model::Service,
-    port: &ServicePort,
-    node: &NodeView,
-    ipv4: bool,
-) -> BTreeMap<Frontend, FrontendKind> {
-    let mut frontends = BTreeMap::new();
-    let mut listen = |addresses: &mut dyn Iterator<Item = &IpAddr>, l4_port, kind| {
-        for address in addresses.filter(|address| address.is_ipv4() == ipv4) {
-            let frontend = Frontend { address: *address, protocol: port.protocol, l4_port };
-            frontends.insert(frontend, kind);
-        }
-    };
-    listen(&mut service.cluster_ips.iter(), port.l4_port, FrontendKind::ClusterIp);
-    listen(&mut service.external_ips.iter(), port.l4_port, FrontendKind::ExternalIp);
-    listen(&mut service.load_balancer_ips.iter(), port.l4_port, FrontendKind::LoadBalancer);
-    // Node ports belong to the families the service has addresses of.
-    let family = service.cluster_ips.iter().any(|address| address.is_ipv4() == ipv4);
-    let served = port.node_port.filter(|l4_port| node.node_port_range.contains(l4_port));
-    if let Some(l4_port) = served.filter(|_| family || service.cluster_ips.is_empty()) {
-        listen(&mut node.node_port_addresses.iter(), l4_port, FrontendKind::NodePort);
-    }
-    frontends
-}
-
-fn draft(
-    service: &model::Service,
-    port: &ServicePort,
-    endpoints: &Endpoints,
-    sets: &mut BackendSets,
-    warnings: &mut BTreeSet<Warning>,
-) -> Service {
-    let mut cluster = endpoints.usable(false);
-    let mut local = endpoints.usable(true);
-    let count = cluster.len();
-    if count > maglev::BACKENDS_MAX {
-        cluster.truncate(maglev::BACKENDS_MAX);
-        local.truncate(maglev::BACKENDS_MAX);
-        let max = maglev::BACKENDS_MAX;
-        let message = format!("has {count} endpoints; only the first {max} are used");
-        warnings.insert(Warning::new(format!("Service {}", service.name), message));
-    }
-    let label = if port.name.is_empty() { port.l4_port.to_string() } else { port.name.clone() };
-    Service {
-        name: format!("{}:{label}", service.name).into(),
-        cluster: sets.acquire(cluster),
-        local: sets.acquire(local),
-        internal_policy: service.internal_policy,
-        external_policy: service.external_policy,
-        // All of them in both families: ranges of one family alone keep the other out.
-        source_ranges: service.source_ranges.clone().into(),
-        changes_family: endpoints.changes_family,
-    }
 }
 
 fn same_service(one: &Service, other: &Service) -> bool {

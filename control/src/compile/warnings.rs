@@ -42,6 +42,9 @@ pub(super) enum Source {
     Frontend(dataplane::lb::Frontend),
 }
 
+/// What sources are warned about from now on.
+pub(super) type Told = Vec<(Source, BTreeSet<Warning>)>;
+
 /// All warnings; sorted, each once.
 #[derive(Debug, Clone, Default)]
 pub struct Warnings {

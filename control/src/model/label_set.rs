@@ -1,17 +1,54 @@
-//! An object's labels in one piece of memory: a large cluster has a million of them, and most are
-//! looked at once.
+//! An object's labels in one piece of memory: a large cluster has a million of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Ends every key and every value; no label can contain it.
-const END: char = '\0';
+/// Longest key or value that is kept, in bytes; a label's are at most 317 (Kubernetes, "Labels and
+/// Selectors").
+const LONGEST_PART: usize = 0xd7ff;
 
 /// Labels of an object, ordered by key.
-#[derive(Clone, PartialEq, Eq, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct Labels {
-    /// Key and value in turn, each with its end.
+    /// Key and value in turn, each after a character that is as many as it has bytes: whoever looks
+    /// for a label need not read the others.
     text: Box<str>,
+}
+
+/// Labels that are being put together, one after the other.
+#[derive(Debug, Default)]
+pub struct LabelsBuilder {
+    text: String,
+}
+
+impl LabelsBuilder {
+    /// Adds a label. Keys have to come in order, each once. What is too long to be a label is left
+    /// out.
+    pub fn push(&mut self, key: &str, value: &str) {
+        let length = |part: &str| {
+            let length = u32::try_from(part.len()).ok().filter(|_| part.len() <= LONGEST_PART)?;
+            char::from_u32(length)
+        };
+        let (Some(of_key), Some(of_value)) = (length(key), length(value)) else { return };
+        self.text.reserve(key.len() + value.len() + of_key.len_utf8() + of_value.len_utf8());
+        for (length, part) in [(of_key, key), (of_value, value)] {
+            self.text.push(length);
+            self.text.push_str(part);
+        }
+    }
+
+    /// All that were added.
+    #[must_use]
+    pub fn finish(self) -> Labels {
+        Labels { text: self.text.into() }
+    }
+}
+
+/// The part that `text` begins with, and what follows it.
+fn first_part(text: &str) -> Option<(&str, &str)> {
+    let mut chars = text.chars();
+    let length = usize::try_from(u32::from(chars.next()?)).ok()?;
+    chars.as_str().split_at_checked(length)
 }
 
 impl Labels {
@@ -23,8 +60,13 @@ impl Labels {
 
     /// Every key and value, by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        let mut parts = self.text.split_terminator(END);
-        std::iter::from_fn(move || Some((parts.next()?, parts.next()?)))
+        let mut rest = &*self.text;
+        std::iter::from_fn(move || {
+            let (key, after_key) = first_part(rest)?;
+            let (value, after_value) = first_part(after_key)?;
+            rest = after_value;
+            Some((key, value))
+        })
     }
 
     /// Sets the value of `key`.
@@ -49,20 +91,10 @@ impl Labels {
 }
 
 impl From<BTreeMap<String, String>> for Labels {
-    /// What has the end in it could be no label, and is left out.
     fn from(labels: BTreeMap<String, String>) -> Self {
-        let mut text = String::new();
-        for (key, value) in labels {
-            if key.contains(END) || value.contains(END) {
-                continue;
-            }
-            text.reserve_exact(key.len() + value.len() + 2);
-            for part in [key, value] {
-                text.push_str(&part);
-                text.push(END);
-            }
-        }
-        Self { text: text.into() }
+        let mut builder = LabelsBuilder::default();
+        labels.iter().for_each(|(key, value)| builder.push(key, value));
+        builder.finish()
     }
 }
 
@@ -100,6 +132,18 @@ mod tests {
         );
         assert_eq!(labels, Labels::from([("b", "3"), ("aa", "4"), ("a", "")]));
         assert!(Labels::default().is_empty() && Labels::default().iter().next().is_none());
-        assert!(Labels::from([("a\0b", "c")]).is_empty());
+    }
+
+    #[test]
+    fn a_part_of_any_length_is_found_again_or_left_out_with_its_other_half() {
+        for length in [1, 127, 128, 317, 2047, 2048, LONGEST_PART] {
+            let long = "l".repeat(length);
+            let labels = Labels::from([("a", &*long), (&*long, "b"), ("z", "last")]);
+            let found = (labels.get("a"), labels.get(&long), labels.get("z"), labels.len());
+            assert_eq!(found, (Some(&*long), Some("b"), Some("last"), 3));
+        }
+        let too_long = "l".repeat(LONGEST_PART + 1);
+        let labels = Labels::from([("a", &*too_long), (&*too_long, "b"), ("z", "last")]);
+        assert_eq!(labels, Labels::from([("z", "last")]));
     }
 }

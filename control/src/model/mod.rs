@@ -5,6 +5,7 @@
 //! text, by way of [`convert`], which takes the API's types and refuses what cannot be meant;
 //! [`selector`] says how labels are matched.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -28,12 +29,12 @@ pub use bandwidth::{
     AnnotatedRate, EGRESS_BANDWIDTH, INGRESS_BANDWIDTH, PodBandwidth, RateError, bits_per_second,
     rate_text,
 };
-pub use label_set::Labels;
+pub use label_set::{Labels, LabelsBuilder};
 pub use mode::PolicyMode;
 pub use selector::{LabelSelector, Operator, Requirement};
 
 /// What names an object of a kind within the cluster.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ObjectName {
     /// `metadata.namespace`.
     pub namespace: Arc<str>,
@@ -46,6 +47,23 @@ impl ObjectName {
     #[must_use]
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl Ord for ObjectName {
+    /// By namespace, then by name. Most that are compared share the namespace's text.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let namespaces = match Arc::ptr_eq(&self.namespace, &other.namespace) {
+            true => Ordering::Equal,
+            false => self.namespace.cmp(&other.namespace),
+        };
+        namespaces.then_with(|| self.name.cmp(&other.name))
+    }
+}
+
+impl PartialOrd for ObjectName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

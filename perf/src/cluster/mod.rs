@@ -21,6 +21,7 @@
 mod quiet;
 mod synthetic;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::hint::black_box;
 use std::net::IpAddr;
@@ -30,7 +31,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use control::audit::{Auditor, Moment};
-use control::compile::{Compiled, NodeView};
+use control::compile::{Compiled, NodeView, Stage};
 use control::model::{Kind, Object, ObjectKey, Pod};
 use control::store::Change;
 use dataplane::address::Protocol;
@@ -204,18 +205,35 @@ fn measure_from_nothing(
     report: &mut Report,
 ) -> Result<Compiled> {
     let mut samples = Vec::new();
+    let mut parts: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let mut last = Compiled::default();
     for run in 0..options.runs {
         report.progress(&format!("from nothing, {} of {}", run + 1, options.runs));
         let objects = size.objects(&mut Random::new(options.seed));
         let mut compiled = Compiled::default();
         let began = Instant::now();
+        let mut since = began;
+        let mut ended = |part| {
+            let now = Instant::now();
+            parts.entry(part).or_default().push((now - since).as_secs_f64() * 1e3);
+            since = now;
+        };
         objects.into_iter().for_each(|change| compiled.take(change));
-        compiled.compile(node);
+        ended("xskiff:take");
+        compiled.compile_by_stages(node, |stage| {
+            ended(match stage {
+                Stage::Identities => "xskiff:identities",
+                Stage::Policy => "xskiff:policy",
+                Stage::Services => "xskiff:services",
+            });
+        });
         samples.push(began.elapsed().as_secs_f64() * 1e3);
         ensure!(compiled.identities.exact.len() >= size.pods, "pods without identity");
         ensure!(compiled.services.frontends.len() == size.services, "services without frontend");
         last = compiled;
+    }
+    for (part, samples) in &parts {
+        report.add(Figure::of(BENCH, "from-nothing/150k-pods", part, "ms", samples))?;
     }
     report.add(Figure::of(BENCH, "from-nothing/150k-pods", "xskiff", "ms", &samples))?;
     let known = [last.identity_count() as f64];

@@ -1,0 +1,208 @@
+//! Who addresses are as things stand: a node, a pod with the selectors that match it, or nobody.
+//!
+//! Pods that differ in nothing that policy can see are matched once, however many they are.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::Compiled;
+use super::claims::Claim;
+use super::identities::{Key, Kind};
+use super::selectors::{SelectorId, namespace_labels};
+use super::warnings::Warning;
+use crate::model::{NamedPort, ObjectName, Pod};
+
+/// Of fewer addresses than one for this many pods, each one's pod is looked for by its name.
+const PODS_PER_ADDRESS: usize = 8;
+
+/// An address as things stand.
+pub(super) struct Named {
+    pub(super) address: IpAddr,
+    /// The place of its key, and whether it is on this node; `None`: nobody has the address.
+    pub(super) who: Option<(usize, bool)>,
+    /// What those are warned about who claim it in vain.
+    pub(super) told: BTreeSet<Warning>,
+}
+
+/// Who addresses are.
+#[derive(Default)]
+pub(super) struct Names {
+    pub(super) addresses: Vec<Named>,
+    pub(super) keys: Vec<Key>,
+}
+
+/// Everything that the key of an address which a pod has is made of.
+#[derive(PartialEq, Eq, Hash)]
+struct Likeness<'a> {
+    namespace: &'a str,
+    /// Those that selectors ask about.
+    labels: Vec<(&'a str, &'a str)>,
+    /// Those whose names policies use.
+    named_ports: Vec<&'a NamedPort>,
+    blocks: &'a [SelectorId],
+}
+
+/// A pod that claims an address, with the place of its key there.
+#[derive(Clone, Copy)]
+struct Claimant<'a> {
+    pod: &'a ObjectName,
+    key: usize,
+    is_local: bool,
+}
+
+/// The keys of pods so far, each once.
+#[derive(Default)]
+struct Keys<'a> {
+    alike: HashMap<Likeness<'a>, usize>,
+    all: Vec<Key>,
+}
+
+impl Keys<'_> {
+    fn push(&mut self, key: Key) -> usize {
+        self.all.push(key);
+        self.all.len() - 1
+    }
+}
+
+impl Compiled {
+    /// Who has `addresses`, which ascend.
+    pub(super) fn names_of(&self, addresses: &[IpAddr]) -> Names {
+        let mut keys = Keys::default();
+        let claimants = self.claimants_of(addresses, &mut keys);
+        let mut named = Vec::with_capacity(addresses.len());
+        for (place, address) in addresses.iter().copied().enumerate() {
+            let mut told = BTreeSet::new();
+            let holder = self.claims.holder(address, &mut told);
+            let who = if let Some(kind) = self.node_kind(address) {
+                if let Some(name) = holder {
+                    let message =
+                        format!("claims {address}, which is a node's; it stays the node's");
+                    told.insert(Warning::new(format!("Pod {name}"), message));
+                }
+                Some((keys.push(Key::plain(kind, self.selectors.of_address(address))), false))
+            } else {
+                let claimant = claimants.get(place).copied().flatten();
+                holder.map(|name| match claimant.filter(|claimant| claimant.pod == name) {
+                    Some(claimant) => (claimant.key, claimant.is_local),
+                    None => self.name_pod(name, address, &mut keys),
+                })
+            };
+            named.push(Named { address, who, told });
+        }
+        Names { addresses: named, keys: keys.all }
+    }
+
+    /// For each of `addresses` a pod that claims it; empty where few are asked for. In a large
+    /// cluster looking for pods by name is most of the work, and they lie in memory in their own
+    /// order, not in that of addresses.
+    fn claimants_of<'a>(
+        &'a self,
+        addresses: &[IpAddr],
+        keys: &mut Keys<'a>,
+    ) -> Vec<Option<Claimant<'a>>> {
+        if addresses.len() * PODS_PER_ADDRESS < self.state.pods.len() {
+            return Vec::new();
+        }
+        let mut claimants = vec![None; addresses.len()];
+        for (name, pod) in &self.state.pods {
+            if Claim::of(pod).is_none() {
+                continue;
+            }
+            let is_local = self.is_local(name, Some(pod));
+            for address in &pod.addresses {
+                if let Ok(place) = addresses.binary_search(address) {
+                    let key = self.key_of(pod, *address, keys);
+                    claimants[place] = Some(Claimant { pod: name, key, is_local });
+                }
+            }
+        }
+        claimants
+    }
+
+    fn name_pod<'a>(
+        &'a self,
+        name: &ObjectName,
+        address: IpAddr,
+        keys: &mut Keys<'a>,
+    ) -> (usize, bool) {
+        let pod = self.state.pods.get(name);
+        let key = match pod {
+            Some(pod) => self.key_of(pod, address, keys),
+            None => {
+                let blocks = self.selectors.of_address(address);
+                keys.push(self.unknown_pod_key(&name.namespace, blocks))
+            }
+        };
+        (key, self.is_local(name, pod))
+    }
+
+    fn key_of<'a>(&'a self, pod: &'a Pod, address: IpAddr, keys: &mut Keys<'a>) -> usize {
+        let blocks = self.selectors.of_address(address);
+        let Keys { alike, all } = keys;
+        *alike.entry(self.likeness(pod, blocks)).or_insert_with(|| {
+            all.push(self.pod_key(pod, blocks));
+            all.len() - 1
+        })
+    }
+
+    pub(super) fn node_kind(&self, address: IpAddr) -> Option<Kind> {
+        if self.node.addresses.contains(&address) {
+            return Some(Kind::Host);
+        }
+        let holder = self.node_addresses.holder(address)?;
+        Some(if *holder == self.node.name { Kind::Host } else { Kind::RemoteNode })
+    }
+
+    fn likeness<'a>(&'a self, pod: &'a Pod, blocks: &'a [SelectorId]) -> Likeness<'a> {
+        let asked_about = |(key, _): &(&str, &str)| self.selectors.asks_about(key);
+        let is_used = |port: &&NamedPort| self.policies.uses_port_name(&port.name, port.protocol);
+        Likeness {
+            namespace: &pod.name.namespace,
+            labels: pod.labels.iter().filter(asked_about).collect(),
+            named_ports: pod.named_ports.iter().filter(is_used).collect(),
+            blocks,
+        }
+    }
+
+    fn pod_key(&self, pod: &Pod, blocks: &[SelectorId]) -> Key {
+        // The first of a name counts.
+        let mut named_ports: Vec<NamedPort> = Vec::new();
+        for port in &pod.named_ports {
+            let is_known = |own: &NamedPort| own.name == port.name && own.protocol == port.protocol;
+            if self.policies.uses_port_name(&port.name, port.protocol)
+                && !named_ports.iter().any(is_known)
+            {
+                named_ports.push(port.clone());
+            }
+        }
+        named_ports.sort_unstable();
+        let namespace = &*pod.name.namespace;
+        let labels = namespace_labels(&self.state, namespace);
+        let matching = self.selectors.of_pod((namespace, &labels), &pod.labels);
+        Key { kind: Kind::Pod, selectors: with_blocks(matching, blocks), named_ports }
+    }
+
+    fn unknown_pod_key(&self, namespace: &Arc<str>, blocks: &[SelectorId]) -> Key {
+        let labels = namespace_labels(&self.state, namespace);
+        let matching = self.selectors.of_any_pod((namespace, &labels));
+        let kind = Kind::UnknownPod { namespace: Arc::clone(namespace) };
+        Key { kind, selectors: with_blocks(matching, blocks), named_ports: Vec::new() }
+    }
+
+    /// Whether policy for this pod is enforced here. A pod without a node counts: a folder of
+    /// manifests for a single node need not name it.
+    fn is_local(&self, name: &ObjectName, pod: Option<&Pod>) -> bool {
+        let on_this = |on: &Arc<str>| **on == *self.node.name;
+        self.node.endpoints.contains_key(name)
+            || pod.is_some_and(|pod| pod.node.as_ref().is_none_or(on_this))
+    }
+}
+
+fn with_blocks(mut matching: Vec<SelectorId>, blocks: &[SelectorId]) -> Vec<SelectorId> {
+    matching.extend_from_slice(blocks);
+    matching.sort_unstable();
+    matching
+}
