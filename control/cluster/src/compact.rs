@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use control::model::convert::NOT_OBEYED;
 use control::model::{
-    AnnotatedRate, Endpoint, EndpointSlice, Kind, L4Ports, LabelSelector, Labels, NamedPort,
-    Namespace, NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod, PodBandwidth,
-    PodPhase, PolicyMode, PolicyRule, PortMatch, Requirement, Service, ServicePort, SlicePort,
+    AnnotatedRate, Endpoint, EndpointSlice, Kind, L4Ports, LabelSelector, Labels, LabelsBuilder,
+    NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod,
+    PodBandwidth, PodPhase, PolicyMode, PolicyRule, PortMatch, Requirement, Service, ServicePort,
+    SlicePort,
 };
 use dataplane::address::Protocol;
 use dataplane::lb::TrafficPolicy;
@@ -274,7 +275,18 @@ impl Compact for Labels {
     }
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
         let count = from.count()?;
-        (0..count).map(|_| Ok((String::take(from)?, String::take(from)?))).collect()
+        let mut labels = LabelsBuilder::default();
+        let mut last = None;
+        for _ in 0..count {
+            let (key, value) = (take_text(from)?, take_text(from)?);
+            // Equal labels have equal bytes: their order is part of that.
+            if last.is_some_and(|last| last >= key) {
+                return Err(Damaged);
+            }
+            labels.push(key, value);
+            last = Some(key);
+        }
+        Ok(labels.finish())
     }
 }
 

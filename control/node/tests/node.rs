@@ -23,6 +23,7 @@ use xdp_redirect::rules::OnStall;
 use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::umem::UmemConfig;
 use xskiff::cli::client::{Client, ClientError};
+use xskiff::node::publisher::Publisher;
 use xskiff::node::settings::{HostPortSettings, SnatSettings, Uplink};
 use xskiff::node::{ConfigUpdate, Node, Settings, Sources};
 use xskiff::workers::capacity::FlowCapacities;
@@ -73,6 +74,7 @@ fn settings(run_directory: &Path) -> Settings {
 fn sources() -> Sources {
     Sources {
         chain: None,
+        publisher: Publisher::default(),
         cluster: cluster::feed::feed().1,
         config: watch::channel(ConfigUpdate::default()).1,
         in_force: None,

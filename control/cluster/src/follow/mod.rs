@@ -157,9 +157,7 @@ pub fn start(settings: Settings, node: feed::Sender) -> std::io::Result<Handle> 
 
 async fn run(shared: Rc<Shared>, stopped: oneshot::Receiver<()>) {
     let mut keeper = snapshot::Keeper::new(shared.settings.snapshot.clone(), &shared.reporter);
-    if let Some(objects) = keeper.restore() {
-        shared.whole.borrow_mut().restore(objects);
-    }
+    keeper.restore(&mut shared.whole.borrow_mut());
     for kind in Kind::ALL {
         tokio::task::spawn_local(supervise(Rc::clone(&shared), kind));
     }

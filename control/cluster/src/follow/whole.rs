@@ -17,16 +17,20 @@ use super::hold::{Gained, Held, Losses, is_held, is_live, lost_endpoints};
 use super::known::{Key, Known, Set, key, name};
 use super::standing::{OfKind as Standing, Reporter, unix_ms_now};
 use crate::client::Frontends;
-use crate::compact;
+use crate::compact::{self, Damaged};
 use crate::decode::Decoded;
 use crate::feed;
 use crate::resource::index;
+use crate::snapshot::file::Restored;
 
 /// Objects of all kinds, at most: four times what a cluster of 5,000 nodes has.
 pub const OBJECTS_MAX: usize = 1_000_000;
 /// Objects that are known not to be in force as they are written, at most; more are counted, and
 /// not named.
 pub const REFUSED_MAX: usize = 4096;
+
+/// Objects of a snapshot that go to the node together.
+const RESTORED_AT_ONCE: usize = 2048;
 
 struct OfKind {
     known: Known,
@@ -97,15 +101,29 @@ impl Whole {
         &mut self.kinds[index(kind)]
     }
 
-    /// Puts in force what a snapshot holds: of every kind the whole.
-    pub(super) fn restore(&mut self, objects: impl IntoIterator<Item = (Object, Box<[u8]>)>) {
-        for (object, bytes) in objects {
+    /// Puts in force what a snapshot holds: of every kind the whole. Gives how many objects that were.
+    ///
+    /// # Errors
+    /// [`Damaged`] for an object that cannot be read: then nothing is whole, and API servers' lists
+    /// are waited for, which correct what of it was taken.
+    pub(crate) fn restore(
+        &mut self,
+        objects: impl IntoIterator<Item = Result<Restored, Damaged>>,
+    ) -> Result<u64, Damaged> {
+        let mut count = 0;
+        for restored in objects {
+            let (object, bytes) = restored?;
+            count += 1;
             let ObjectKey { kind, name } = object.key();
             self.own(kind).known.set(key(&name), bytes);
             if let Object::Service(service) = &object {
                 self.frontends.set(service);
             }
             self.batch.push(Change::Set(object));
+            // The node takes them while the next are read.
+            if self.batch.len() >= RESTORED_AT_ONCE {
+                self.flush();
+            }
         }
         // Whoever waits for the whole finds it sent.
         self.flush();
@@ -113,6 +131,7 @@ impl Whole {
             self.note_counts(kind);
             self.reporter.complete(kind);
         }
+        Ok(count)
     }
 
     /// A list begins.

@@ -66,13 +66,54 @@ pub enum SnapshotError {
 /// An object, with its bytes.
 pub type Restored = (Object, Box<[u8]>);
 
-/// What a snapshot says.
+/// A snapshot whose checksum is right.
 #[derive(Debug)]
 pub struct Snapshot {
     /// When it was written.
     pub written: SystemTime,
-    /// All objects, with their bytes.
-    pub objects: Vec<Restored>,
+    file: Vec<u8>,
+}
+
+impl Snapshot {
+    /// All objects, kind by kind, read as they are asked for. Nothing comes after one that is
+    /// [`compact::Damaged`], which is a defect of whoever wrote it.
+    pub fn objects(&self) -> impl Iterator<Item = Result<Restored, compact::Damaged>> {
+        let mut from = Reader(self.file.get(HEADER + DIGEST..).unwrap_or_default());
+        let mut kinds = Kind::ALL.into_iter().enumerate();
+        let mut of_kind = None;
+        let mut next = move || {
+            loop {
+                match of_kind {
+                    Some((kind, left)) if left > 0 => {
+                        of_kind = Some((kind, left - 1));
+                        let length = from.count()?;
+                        let bytes = from.bytes(length)?;
+                        return Ok(Some((compact::decode(kind, bytes)?, bytes.into())));
+                    }
+                    _ => match kinds.next() {
+                        None if from.0.is_empty() => return Ok(None),
+                        None => return Err(compact::Damaged),
+                        Some((place, kind)) => {
+                            let own = from.bytes(1)?.first().map(|own| usize::from(*own));
+                            if own != Some(place) {
+                                return Err(compact::Damaged);
+                            }
+                            of_kind = Some((kind, from.count()?));
+                        }
+                    },
+                }
+            }
+        };
+        let mut is_over = false;
+        std::iter::from_fn(move || {
+            if is_over {
+                return None;
+            }
+            let next = next().transpose();
+            is_over = !matches!(next, Some(Ok(_)));
+            next
+        })
+    }
 }
 
 /// The file's place.
@@ -121,9 +162,9 @@ fn digest(header: &[u8], body: &[u8]) -> [u8; DIGEST] {
 }
 
 /// What a file says.
-fn decode(bytes: &[u8]) -> Result<Snapshot, String> {
+fn decode(file: Vec<u8>) -> Result<Snapshot, String> {
     let truncated = || "it ends too early".to_owned();
-    let (header, rest) = bytes.split_at_checked(HEADER).ok_or_else(truncated)?;
+    let (header, rest) = file.split_at_checked(HEADER).ok_or_else(truncated)?;
     let number = |at: std::ops::Range<usize>| {
         let mut word = [0; 8];
         let own = header.get(at).unwrap_or_default();
@@ -144,26 +185,7 @@ fn decode(bytes: &[u8]) -> Result<Snapshot, String> {
         return Err("it is damaged: its checksum is another".to_owned());
     }
     let written = UNIX_EPOCH.checked_add(Duration::from_secs(number(12..20)));
-    let objects = objects(body).map_err(|error| error.to_string())?;
-    Ok(Snapshot { written: written.unwrap_or(UNIX_EPOCH), objects })
-}
-
-fn objects(body: &[u8]) -> Result<Vec<Restored>, compact::Damaged> {
-    let mut from = Reader(body);
-    let mut objects = Vec::new();
-    for (place, kind) in Kind::ALL.into_iter().enumerate() {
-        if from.bytes(1)?.first().map(|own| usize::from(*own)) != Some(place) {
-            return Err(compact::Damaged);
-        }
-        let count = from.count()?;
-        objects.reserve(count.min(from.0.len()));
-        for _ in 0..count {
-            let length = from.count()?;
-            let bytes = from.bytes(length)?;
-            objects.push((compact::decode(kind, bytes)?, bytes.into()));
-        }
-    }
-    if from.0.is_empty() { Ok(objects) } else { Err(compact::Damaged) }
+    Ok(Snapshot { written: written.unwrap_or(UNIX_EPOCH), file })
 }
 
 /// Whether nobody but us may have written it.
@@ -197,7 +219,7 @@ pub fn read(directory: &Path) -> Result<Snapshot, SnapshotError> {
     }
     let mut bytes = Vec::with_capacity(usize::try_from(look.len()).unwrap_or(0));
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(refuse(&path))?;
-    decode(&bytes).map_err(|message| SnapshotError::Unusable { path, message })
+    decode(bytes).map_err(|message| SnapshotError::Unusable { path, message })
 }
 
 /// Puts `bytes` in the place of the snapshot in `directory`, which is made if it is not there.

@@ -14,7 +14,7 @@ use crate::follow::whole::Whole;
 
 pub mod file;
 
-use file::{Restored, SnapshotError};
+use file::SnapshotError;
 
 /// Bytes written a second, on average at most: a large cluster changes all the time.
 const BYTES_PER_SECOND: u64 = 1 << 20;
@@ -38,31 +38,34 @@ impl Keeper {
         Self { place, reporter: reporter.clone(), changed: None, pause_until: None }
     }
 
-    /// What is on disk, if it can be believed.
-    pub(crate) fn restore(&self) -> Option<Vec<Restored>> {
-        let (directory, _) = self.place.as_ref()?;
+    /// Puts in force what is on disk, if it can be believed.
+    pub(crate) fn restore(&self, whole: &mut Whole) {
+        let Some((directory, _)) = self.place.as_ref() else { return };
         let began = Instant::now();
         let path = file::path(directory);
-        match file::read(directory) {
-            Ok(snapshot) => {
-                let objects = snapshot.objects.len();
+        let restored = file::read(directory).and_then(|snapshot| {
+            let objects = whole.restore(snapshot.objects()).map_err(|damaged| {
+                SnapshotError::Unusable { path: path.clone(), message: damaged.to_string() }
+            })?;
+            Ok((objects, snapshot.written))
+        });
+        match restored {
+            Ok((objects, written)) => {
                 tracing::info!(
                     file = %path.display(), objects,
                     milliseconds = began.elapsed().as_millis(),
                     "the cluster as it was last in force is taken over from disk"
                 );
                 self.reporter.with(|standing| {
-                    standing.snapshot.restored = objects as u64;
-                    standing.snapshot_written = Some(snapshot.written);
+                    standing.snapshot.restored = objects;
+                    standing.snapshot_written = Some(written);
                 });
-                Some(snapshot.objects)
             }
-            Err(SnapshotError::Absent) => None,
+            Err(SnapshotError::Absent) => {}
             Err(error) => {
                 tracing::error!(%error, "the cluster on disk is not taken over");
                 let why = error.to_string();
                 self.reporter.with(|standing| standing.snapshot.not_restored = Some(why));
-                None
             }
         }
     }

@@ -21,7 +21,7 @@ fn namespaces(names: &[&str]) -> Vec<u8> {
 
 fn names(directory: &Path) -> Vec<String> {
     let snapshot = read(directory).unwrap();
-    snapshot.objects.iter().map(|(object, _)| object.to_string()).collect()
+    snapshot.objects().map(|restored| restored.unwrap().0.to_string()).collect()
 }
 
 fn refusal(directory: &Path, bytes: &[u8]) -> String {
@@ -73,7 +73,7 @@ fn what_is_cut_damaged_foreign_or_of_another_version_is_named() {
 fn names_of(bytes: &[u8]) -> usize {
     let state = tempfile::tempdir().unwrap();
     write(state.path(), bytes).unwrap();
-    read(state.path()).unwrap().objects.len()
+    read(state.path()).unwrap().objects().map(Result::unwrap).count()
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use cluster::client::{Access, AccessError};
 use cluster::{feed, follow};
 use control::config::Config;
+use control::store::Change;
 use tokio::sync::{mpsc, watch};
 
 use super::STATUS_REQUESTS_MAX;
@@ -104,8 +105,9 @@ pub async fn follow_cluster(config: &Config, node: feed::Sender) -> Result<Follo
 }
 
 impl Followed {
-    /// Waits until the whole cluster is known, unless `stop` is ready first; gives whether it is.
-    /// Meanwhile probes are answered at `probes`: the node lives, and is not ready.
+    /// Waits until the whole cluster is known, unless `stop` is ready first; gives whether it is. What
+    /// comes meanwhile is given to `take`, so that little is left to do in the end. Probes are
+    /// answered at `probes`: the node lives, and is not ready.
     ///
     /// # Errors
     /// What `stop` gave; [`SourceError::Http`] when probes cannot be served.
@@ -113,12 +115,19 @@ impl Followed {
         &self,
         probes: Option<SocketAddr>,
         stop: impl Future<Output = Result<(), E>>,
+        cluster: &mut feed::Receiver,
+        mut take: impl FnMut(Vec<Change>),
     ) -> Result<bool, E> {
         let Some(follower) = &self.follower else { return Ok(true) };
         let reporter = follower.reporter();
-        let at_once = tokio::time::timeout(AT_ONCE, reporter.completed()).await;
-        if at_once.is_ok() {
-            return Ok(true);
+        let mut completed = std::pin::pin!(reporter.completed());
+        let told_from = tokio::time::Instant::now() + AT_ONCE;
+        loop {
+            tokio::select! {
+                () = &mut completed => return Ok(true),
+                Ok(()) = cluster.changed() => take(cluster.take()),
+                () = tokio::time::sleep_until(told_from) => break,
+            }
         }
         let (readiness, _server) = probe_server(probes).map_err(|error| E::from(error.into()))?;
         let mut said = tokio::time::interval(SAY);
@@ -126,7 +135,8 @@ impl Followed {
         let mut stop = std::pin::pin!(stop);
         loop {
             tokio::select! {
-                () = reporter.completed() => return Ok(true),
+                () = &mut completed => return Ok(true),
+                Ok(()) = cluster.changed() => take(cluster.take()),
                 stopped = &mut stop => return stopped.map(|()| false),
                 _ = told.tick() => {
                     readiness.send_replace(Readiness::NotReady(waiting(&reporter.waits_for())));

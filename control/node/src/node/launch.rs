@@ -16,7 +16,9 @@ use super::cluster_source::{Overrides, SourceError, follow_cluster};
 use super::configuration::InForce;
 use super::detach::Detached;
 use super::from_config::Machine;
-use super::{ConfigUpdate, Node, NodeError, Predecessor, Settings, Sources, termination};
+use super::{
+    ConfigUpdate, Node, NodeError, Predecessor, Publisher, Settings, Sources, termination,
+};
 use crate::cni::conflist::Entry;
 use crate::cni::keeper::{Plan, keep};
 use crate::privileges;
@@ -116,14 +118,17 @@ pub fn run(path: &Path, overrides: Overrides, take_over: bool) -> Result<(), Lau
         .build()
         .map_err(|source| LaunchError::System { action: "start the control runtime", source })?;
     runtime.block_on(async move {
-        let (cluster, cluster_updates) = cluster::feed::feed();
+        let (cluster, mut cluster_updates) = cluster::feed::feed();
         // Followed until the node has ended.
         let followed = follow_cluster(&config, cluster).await?;
         if config.kubernetes.enabled {
             supervisor.status("waiting for the whole cluster to be known");
         }
         let stop = async { termination().await.map_err(LaunchError::from) };
-        if !followed.complete(config.http.listen, stop).await? {
+        let mut publisher = Publisher::default();
+        let take = |changes| publisher.take(changes);
+        let probes = config.http.listen;
+        if !followed.complete(probes, stop, &mut cluster_updates, take).await? {
             supervisor.stopping();
             return Ok(());
         }
@@ -132,6 +137,7 @@ pub fn run(path: &Path, overrides: Overrides, take_over: bool) -> Result<(), Lau
         let (config, config_updates) = watch::channel(update);
         tokio::spawn(watch_file(path.to_owned(), stamp, config));
         let sources = Sources {
+            publisher,
             cluster: cluster_updates,
             config: config_updates,
             in_force: Some(in_force),

@@ -134,8 +134,10 @@ pub struct ConfigUpdate {
 }
 
 /// What a node is told while it runs. A sender that is dropped leaves what was last sent in force.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Sources {
+    /// What was taken of the cluster already.
+    pub publisher: Publisher,
     /// The cluster.
     pub cluster: feed::Receiver,
     /// The configuration file.

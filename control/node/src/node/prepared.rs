@@ -32,7 +32,7 @@ impl Prepared {
         check_uplinks(settings, &follower.view())?;
         capacity::plan_packet_memory(settings)?;
         let umem = Umem::new(settings.umem)?;
-        let mut publisher = Publisher::default();
+        let mut publisher = std::mem::take(&mut sources.publisher);
         publisher.take(sources.cluster.take());
         publisher.compile(&first_view(settings, &follower), |_| {});
         Ok(Self { follower, redirect, unpinned, umem, publisher })
