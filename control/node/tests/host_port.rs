@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use common::{ip, may_run, node_and_gateway};
@@ -94,6 +95,34 @@ fn the_host_port_leads_pods_and_services_through_itself_and_leaves_nothing() {
         }
         port.remove().await.unwrap();
         assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn many_routes_are_made_at_once_and_the_one_that_is_refused_is_named() {
+    if !may_run("many_routes_are_made_at_once_and_the_one_that_is_refused_is_named") {
+        return;
+    }
+    let (node, _gateway) = node_and_gateway();
+    node.block_on(|| async {
+        let directory = tempfile::tempdir().unwrap();
+        let port = HostPort::create(plan(directory.path())).await.unwrap();
+        let host = |number: u32| Prefix::host(IpAddr::V4((0x0a02_0000 + number).into()));
+        let mut many = routes();
+        many.destinations.extend((0..1000).map(host));
+        // No address of the node: the kernel takes no route that names it as the source.
+        many.source_v6 = Some("2001:db8::99".parse().unwrap());
+        let refused = port.set_routes(&many).await.unwrap_err().to_string();
+        assert!(refused.contains("add route fd00:1::/64 of table 7411"), "{refused}");
+        assert!(refused.contains("Invalid argument"), "{refused}");
+        let count = || ip("route show table 7411").lines().count();
+        assert_eq!(count(), 1002, "the others are there");
+        many.source_v6 = routes().source_v6;
+        port.set_routes(&many).await.unwrap();
+        assert_eq!(ip("-6 route show table 7411").lines().count(), 1);
+        port.set_routes(&routes()).await.unwrap();
+        assert_eq!(count(), 2);
+        port.remove().await.unwrap();
     });
 }
 

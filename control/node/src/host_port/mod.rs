@@ -9,7 +9,8 @@
 //!
 //! It promises to find and mend what a killed process left (its own interfaces by their alias,
 //! its own rules by their protocol number), to touch nothing else, and to leave nothing behind
-//! when removed. Reading order: this file, [`routing`], [`reserved_ports`], [`sysctl`].
+//! when removed. Reading order: this file, [`routing`], [`route_batch`],
+//! [`reserved_ports`], [`sysctl`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -26,6 +27,7 @@ use xdp_redirect::ethtool::{Offload, OffloadError, set_offload};
 use crate::netlink::{Link, decode};
 
 pub mod reserved_ports;
+mod route_batch;
 pub mod routing;
 pub mod sysctl;
 

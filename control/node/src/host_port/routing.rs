@@ -13,6 +13,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
+use super::route_batch::{self, Change, Refused};
 use super::{GATEWAY_V4, GATEWAY_V6, HostPortError, HostPortPlan, kernel, sysctl};
 
 /// The protocol number of our routes and rules (`ip route show proto 120`), by which we know our
@@ -111,21 +112,18 @@ pub async fn reconcile(
 ) -> Result<(), HostPortError> {
     let wanted = wanted_routes(plan, routes);
     let present = present_routes(handle, plan).await?;
-    for route in present.difference(&wanted) {
-        let action = format!("delete route {} from table {}", route.prefix, route.table);
-        let request = handle.route().del(route_message(route, interface));
-        match request.execute().await {
-            Err(error) if !super::is_errno(&error, libc::ESRCH) => {
-                return Err(kernel(action, error));
-            }
-            _ => {}
-        }
-    }
-    for route in wanted.difference(&present) {
-        let action = format!("add route {} to table {}", route.prefix, route.table);
-        let request = handle.route().add(route_message(route, interface)).replace();
-        request.execute().await.map_err(|error| kernel(action, error))?;
-    }
+    let gone: Vec<&OwnRoute> = present.difference(&wanted).collect();
+    let new: Vec<&OwnRoute> = wanted.difference(&present).collect();
+    let message = |route: &&OwnRoute| route_message(route, interface);
+    let deletions = gone.iter().map(message).map(Change::Delete);
+    let changes: Vec<Change> = deletions.chain(new.iter().map(message).map(Change::Set)).collect();
+    route_batch::make(changes).await.map_err(|Refused { place, source }| {
+        let action = if place < gone.len() { "delete" } else { "add" };
+        let route = gone.iter().chain(&new).nth(place);
+        let of =
+            route.map_or_else(String::new, |own| format!(" {} of table {}", own.prefix, own.table));
+        HostPortError::Kernel { action: format!("{action} route{of}"), source }
+    })?;
     reconcile_rules(handle, &wanted_rules(plan, routes)).await
 }
 
