@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use control::admin::Request;
 use control::model::Kind;
 use serde_json::{Value, json};
 use xskiff::cli::client::Client;
@@ -159,15 +160,17 @@ fn objects(world: &World) -> u64 {
     followed.kinds.iter().map(|kind| kind.objects).sum()
 }
 
-/// Waits until the snapshot is younger than the last change.
-fn wait_saved(world: &World) {
+/// Makes a last change, and waits until a snapshot has it.
+fn wait_saved(world: &World, server: &ApiServer) {
     let writes = || world.status().kubernetes.map_or(0, |followed| followed.snapshot.writes);
     let before = writes();
+    server.set(Kind::Namespace, json!({ "metadata": { "name": "last" } }));
     let saved = xskiff::lab::wait_until(PATIENCE, || writes() > before);
     assert!(saved.is_some(), "{:?}", world.status().kubernetes);
 }
 
-/// Starts the node again while nobody serves; milliseconds until it answers, with all in force.
+/// Starts the node again while nobody serves; milliseconds until it answers what it is asked, which
+/// it does once all is in force.
 fn start_from_disk(world: World, server: &ApiServer) -> (World, f64) {
     server.kill();
     let stage = world.end(false);
@@ -175,7 +178,8 @@ fn start_from_disk(world: World, server: &ApiServer) -> (World, f64) {
     std::thread::scope(|scope| {
         let began = Instant::now();
         let answers = scope.spawn(move || {
-            while Client::connect(&socket).is_err() && began.elapsed() < PATIENCE {
+            let answered = || Client::connect(&socket)?.ask(Request::Status);
+            while answered().is_err() && began.elapsed() < PATIENCE {
                 std::thread::sleep(LOOK);
             }
             began.elapsed().as_secs_f64() * 1e3
@@ -215,7 +219,8 @@ fn a_large_cluster_is_in_force_soon_and_each_change_of_it_too() {
     assert_eq!(audit["found"], 0, "{audit}");
     println!("{:.0} MiB after {changes} changes", resident_mib(process));
 
-    wait_saved(&world);
+    wait_saved(&world, &server);
+    let all = all + 1;
     let (world, milliseconds) = start_from_disk(world, &server);
     let followed = world.status().kubernetes.expect("an API server is to be followed");
     assert_eq!((followed.snapshot.restored, followed.snapshot.not_restored), (all, None));
