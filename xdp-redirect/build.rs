@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     }
     println!("cargo::rerun-if-env-changed=BPF_CLANG");
     let clang = env::var("BPF_CLANG").unwrap_or_else(|_| "clang".into());
-    for name in ["redirect", "live_frames"] {
+    for name in ["redirect", "live_frames", "live_transmit"] {
         println!("cargo::rerun-if-changed=src/{name}.bpf.c");
         if let Err(reason) = compile(&clang, name) {
             println!("cargo::error=cannot compile src/{name}.bpf.c: {reason}");
@@ -38,7 +38,7 @@ fn compile(clang: &str, name: &str) -> Result<(), String> {
         .arg(format!("-ffile-prefix-map={here}=."))
         .args(defines!(
             PORTS_MAX QUEUES_MAX WORKERS_MAX PREFIXES_MAX NODE_ADDRESSES_MAX POD_ADDRESSES_MAX
-            INTERFACES_MAX HEARTBEAT_STRIDE L4_PORT_WORDS KIND_POD KIND_UPLINK KIND_HOST PORT_EVERYTHING
+            INTERFACES_MAX LIVE_BATCH LIVE_PACKET_BYTES HEARTBEAT_STRIDE L4_PORT_WORDS KIND_POD KIND_UPLINK KIND_HOST PORT_EVERYTHING
             PREFIX_TRANSLATED PREFIX_PASS_ON_STALL BITMAP_TCP BITMAP_UDP BITMAP_ICMP
             BITMAPS COUNTER_REDIRECTED COUNTER_PASSED COUNTER_NO_SOCKET
             COUNTER_STALLED COUNTER_NOT_IP COUNTER_MALFORMED

@@ -103,6 +103,19 @@ pub fn set_offload(interface: &str, offload: Offload, on: bool) -> Result<(), Of
 }
 
 fn call(interface: &str, command: u32, data: u32) -> io::Result<u32> {
+    let mut value = Value { command, data };
+    // SAFETY: a `Value` outlives the call and is as large as every command in `Offload::commands`
+    // reads and writes (`struct ethtool_value`).
+    unsafe { control(interface, (&raw mut value).cast()) }?;
+    Ok(value.data)
+}
+
+/// Makes a SIOCETHTOOL call for `interface` in this thread's network namespace.
+///
+/// # Safety
+/// `request` points at memory that outlives the call and is as large as its command, the first
+/// word, makes the kernel read and write.
+pub(crate) unsafe fn control(interface: &str, request: *mut libc::c_void) -> io::Result<()> {
     let mut name: [libc::c_char; libc::IFNAMSIZ] = [0; libc::IFNAMSIZ];
     if interface.is_empty() || interface.len() >= libc::IFNAMSIZ || interface.contains('\0') {
         return Err(io::Error::from_raw_os_error(libc::ENODEV));
@@ -111,16 +124,14 @@ fn call(interface: &str, command: u32, data: u32) -> io::Result<u32> {
         *to = libc::c_char::from_ne_bytes([from]);
     }
     let socket = control_socket()?;
-    let mut value = Value { command, data };
     // SAFETY: all-zero bytes are a valid `ifreq`: integers, and a union of integers and pointers.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name = name;
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: `request` is a whole `ifreq` whose name ends in a zero (the last byte is never
-    // written) and whose data points at a `Value` that outlives the call and is as large as every
-    // command in `Offload::commands` reads and writes (`struct ethtool_value`).
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value.data) }
+    let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
+    ifreq.ifr_name = name;
+    ifreq.ifr_ifru.ifru_data = request.cast();
+    // SAFETY: a whole `ifreq` whose name ends in a zero (the last byte is never written) and whose
+    // data is as the caller promises.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut ifreq) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn control_socket() -> io::Result<File> {

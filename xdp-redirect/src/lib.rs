@@ -6,7 +6,7 @@
 //! what it did. [`umem`] is the packet memory, [`frame`] one packet in it, [`pool`] a worker's
 //! share of free memory. [`ring`] speaks to the kernel, [`socket`] is one (interface, queue), and
 //! [`ports`] is all of a worker's sockets, as the dataplane's driver wants them; [`ready`] tells it
-//! which of hundreds to look at.
+//! which of hundreds to look at, and [`live_transmit`] is a second way out, for many packets at once.
 //! [`forward`] forwards between two ports with nothing in between: the bare speed of the rest.
 //! [`live_frames`] makes and counts packets for measurements.
 //!
@@ -25,6 +25,7 @@ pub mod heartbeat;
 pub mod leftover;
 pub mod limits;
 pub mod live_frames;
+pub mod live_transmit;
 pub mod loader;
 mod mapping;
 mod netlink;
@@ -37,11 +38,13 @@ mod ring_map;
 pub mod rules;
 pub mod socket;
 pub mod statistics;
+mod test_run;
 mod turns;
 pub mod umem;
 
 pub use error::Error;
 pub use frame::Frame;
+pub use live_transmit::LiveTransmit;
 pub use loader::Redirect;
 pub use ports::WorkerPorts;
 pub use socket::Socket;

@@ -22,6 +22,11 @@ pub const HEARTBEAT_STRIDE: u32 = 64;
 /// 64-bit words of one bitmap over all L4 ports.
 pub const L4_PORT_WORDS: u32 = 1024;
 
+/// Packets of one call of the second way out, at most.
+pub const LIVE_BATCH: u32 = 256;
+/// Bytes of one of them, at most: with its header in the batch it fills half a page.
+pub const LIVE_PACKET_BYTES: u32 = 2032;
+
 /// Port kinds, as the program sees them.
 pub const KIND_POD: u8 = 0;
 /// See [`KIND_POD`].

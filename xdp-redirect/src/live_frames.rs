@@ -17,6 +17,7 @@ use aya::{Ebpf, Pod};
 use crate::error::{Error, io_error};
 use crate::loader::interface_index;
 use crate::rules::{map_error, typed};
+use crate::test_run::TestRun;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/live_frames.bpf.o"));
 
@@ -26,10 +27,6 @@ pub const FRAME_BYTES: usize = 60;
 pub const BURST: u32 = 64;
 /// First L4 port of the sources.
 pub const FIRST_L4_PORT: u16 = 1024;
-
-/// `BPF_PROG_TEST_RUN` and `BPF_F_TEST_XDP_LIVE_FRAMES` (`linux/bpf.h`).
-const PROG_TEST_RUN: libc::c_int = 10;
-const LIVE_FRAMES: u32 = 2;
 
 /// What is sent.
 #[derive(Debug, Clone, Copy)]
@@ -201,27 +198,19 @@ impl LiveFrames {
         let fd = program(&mut self.ebpf, "generate")?.fd().map_err(|error| refused(&error))?;
         let context = [0, cast_len(FRAME_BYTES), 0, ifindex, 0, 0u32];
         let frame = [0u8; FRAME_BYTES];
-        let attributes = TestRun {
+        let run = TestRun {
             prog_fd: fd.as_fd().as_raw_fd().cast_unsigned(),
             data_size_in: cast_len(FRAME_BYTES),
             data_in: frame.as_ptr().addr() as u64,
             repeat: packets,
             ctx_size_in: cast_len(size_of_val(&context)),
             ctx_in: context.as_ptr().addr() as u64,
-            flags: LIVE_FRAMES,
             batch_size: BURST.min(packets.max(1)),
             ..TestRun::default()
         };
-        // SAFETY: the attributes are the kernel's structure for this command, of the size passed;
-        // the frame and the context they point to live through the call, which only reads them.
-        let result = unsafe {
-            libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, &raw const attributes, size_of::<TestRun>())
-        };
-        if result < 0 {
-            let source = std::io::Error::last_os_error();
-            return Err(Error::Kernel { action: "send live XDP frames".into(), source });
-        }
-        Ok(())
+        // SAFETY: the frame and the context live through the call and have the sizes that are passed.
+        let sent = unsafe { run.with_live_frames() };
+        sent.map_err(|source| Error::Kernel { action: "send live XDP frames".into(), source })
     }
 }
 
@@ -259,29 +248,6 @@ impl FrameCounter {
         }))
     }
 }
-
-/// `union bpf_attr` for `BPF_PROG_TEST_RUN` (`linux/bpf.h`).
-#[derive(Default)]
-#[repr(C)]
-struct TestRun {
-    prog_fd: u32,
-    retval: u32,
-    data_size_in: u32,
-    data_size_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration: u32,
-    ctx_size_in: u32,
-    ctx_size_out: u32,
-    ctx_in: u64,
-    ctx_out: u64,
-    flags: u32,
-    cpu: u32,
-    batch_size: u32,
-    padding: u32,
-}
-const _: () = assert!(size_of::<TestRun>() == 80);
 
 /// Sizes of structures here are below 2^32.
 fn cast_len(len: usize) -> u32 {

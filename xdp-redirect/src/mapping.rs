@@ -46,6 +46,16 @@ impl Mapping {
         (start, start + self.bytes)
     }
 
+    /// The start of `bytes` bytes at `offset_bytes`, for whoever answers for who else has them.
+    /// Panics beyond the end: offsets come from constants.
+    #[inline]
+    pub(crate) fn part(&self, offset_bytes: usize, bytes: usize) -> NonNull<u8> {
+        let is_within = offset_bytes.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        assert!(is_within, "{offset_bytes} + {bytes} of {}", self.bytes);
+        // SAFETY: within the mapping by the assert.
+        unsafe { self.start.add(offset_bytes) }
+    }
+
     /// The word at a multiple of 8 bytes. Panics beyond the end: offsets come from constants.
     #[inline]
     pub(crate) fn word(&self, offset_bytes: usize) -> &AtomicU64 {

@@ -9,7 +9,7 @@
 //! every [`SWEEP_INTERVAL`], and once more before the worker sleeps ([`WorkerPorts::is_settled`]).
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crossbeam_queue::ArrayQueue;
 use dataplane::DropReason;
@@ -21,6 +21,7 @@ use crate::cast::index;
 use crate::error::Error;
 use crate::frame::Frame;
 use crate::limits;
+use crate::live_transmit::{Gather, LiveCounters, LiveSender};
 use crate::pool::FramePool;
 use crate::ready::{FlagPlace, ReadyFlags};
 use crate::socket::{LinkState, Socket};
@@ -38,6 +39,8 @@ const _: () = assert!(WORKER_SOCKETS_MAX <= u16::MAX as usize);
 enum Command {
     Add(PortId, Box<Socket>),
     Remove(PortId),
+    /// Whether the port's peer can take live frames.
+    Live(PortId, bool),
 }
 
 struct Queues {
@@ -47,6 +50,8 @@ struct Queues {
     commands_level: Level,
     /// Sockets the worker has.
     sockets: Level,
+    /// Of packets that left as live frames, if the worker can.
+    live: OnceLock<Arc<LiveCounters>>,
 }
 
 impl Queues {
@@ -68,6 +73,21 @@ pub enum TransmitPath {
         /// The socket's place among the worker's.
         socket: u16,
     },
+    /// As live frames when they are many, by the AF_XDP transmit ring otherwise
+    /// ([`crate::live_transmit`]).
+    LiveFrames {
+        /// The socket's place among the worker's.
+        socket: u16,
+    },
+}
+
+impl TransmitPath {
+    fn socket(self) -> Option<u16> {
+        match self {
+            Self::None => None,
+            Self::AfXdp { socket } | Self::LiveFrames { socket } => Some(socket),
+        }
+    }
 }
 
 struct Entry {
@@ -79,6 +99,70 @@ struct Entry {
     is_dirty: bool,
 }
 
+/// The transmit rings of a worker's sockets, for packets that were gathered.
+pub(crate) struct Rings<'a> {
+    sockets: &'a mut Vec<Option<Entry>>,
+    paths: &'a mut [TransmitPath],
+    dirty: &'a mut Vec<u16>,
+}
+
+impl Rings<'_> {
+    fn place(&self, port: PortId) -> Option<u16> {
+        self.paths.get(usize::from(port.0))?.socket()
+    }
+
+    /// Whether all that `port` was given is under way.
+    #[inline]
+    pub(crate) fn is_empty(&self, port: PortId) -> bool {
+        let entry = self.place(port).and_then(|place| self.sockets.get(usize::from(place)));
+        entry.is_some_and(|entry| entry.as_ref().is_some_and(|entry| !entry.is_dirty))
+    }
+
+    /// Puts a packet on the ring of `port`, where there is room for what was gathered.
+    ///
+    /// # Errors
+    /// Gives the packet back when the port is gone, or its link down, meanwhile.
+    pub(crate) fn send(
+        &mut self,
+        pool: &mut FramePool,
+        port: PortId,
+        buffer: Frame,
+    ) -> Result<(), (DropReason, Frame)> {
+        let Some(place) = self.place(port) else { return Err((DropReason::PortGone, buffer)) };
+        match self.sockets.get_mut(usize::from(place)) {
+            Some(Some(entry)) => put(entry, place, self.dirty, pool, buffer),
+            _ => Err((DropReason::PortGone, buffer)),
+        }
+    }
+
+    /// From now on everything leaves by the ring of `port`.
+    pub(crate) fn leave_live(&mut self, port: PortId) {
+        if let Some(path) = self.paths.get_mut(usize::from(port.0))
+            && let Some(socket) = path.socket()
+        {
+            *path = TransmitPath::AfXdp { socket };
+        }
+    }
+}
+
+/// Puts a packet on a transmit ring, which then has to be flushed.
+#[inline]
+fn put(
+    entry: &mut Entry,
+    place: u16,
+    dirty: &mut Vec<u16>,
+    pool: &mut FramePool,
+    buffer: Frame,
+) -> Result<(), (DropReason, Frame)> {
+    let result = entry.socket.transmit(pool, buffer);
+    if !entry.is_dirty {
+        // A full ring is dirty as well: its packets have to leave before another fits.
+        entry.is_dirty = true;
+        dirty.push(place);
+    }
+    result
+}
+
 /// A worker's sockets. Allocates nothing after it is made.
 pub struct WorkerPorts {
     sockets: Vec<Option<Entry>>,
@@ -86,6 +170,7 @@ pub struct WorkerPorts {
     turns: Turns,
     paths: Box<[TransmitPath]>,
     dirty: Vec<u16>,
+    live: Option<Box<Gather>>,
     pool: FramePool,
     queues: Arc<Queues>,
     generation: u64,
@@ -135,6 +220,23 @@ impl PortsControl {
         self.queues.returned.pop()
     }
 
+    /// Says whether packets may leave by `port` as live frames from the worker's next tick on, if it
+    /// can ([`WorkerPorts::with_live_transmit`]). Order is kept: a port that no longer may first
+    /// settles, for a millisecond after the last ones. A port that is added may not.
+    ///
+    /// # Errors
+    /// [`Error::WorkerBusy`] when the worker does not take its commands.
+    pub fn set_live(&self, port: PortId, may: bool) -> Result<(), Error> {
+        let pushed = self.queues.send(Command::Live(port, may));
+        pushed.map_err(|_| Error::WorkerBusy { capacity: COMMANDS_MAX })
+    }
+
+    /// What left as live frames; `None` when the worker cannot send them.
+    #[must_use]
+    pub fn live_counters(&self) -> Option<&Arc<LiveCounters>> {
+        self.queues.live.get()
+    }
+
     /// Commands the worker has not taken yet.
     #[must_use]
     pub fn commands_waiting(&self) -> usize {
@@ -164,12 +266,14 @@ impl WorkerPorts {
             turns: Turns::new(WORKER_SOCKETS_MAX),
             paths: vec![TransmitPath::None; index(limits::PORTS_MAX)].into_boxed_slice(),
             dirty: Vec::with_capacity(WORKER_SOCKETS_MAX),
+            live: None,
             pool: FramePool::new(umem),
             queues: Arc::new(Queues {
                 commands: ArrayQueue::new(COMMANDS_MAX),
                 returned: ArrayQueue::new(2 * WORKER_SOCKETS_MAX + COMMANDS_MAX),
                 commands_level: Level::default(),
                 sockets: Level::default(),
+                live: OnceLock::new(),
             }),
             generation: 0,
             is_crowded: false,
@@ -181,6 +285,16 @@ impl WorkerPorts {
     #[must_use]
     pub fn with_ready_flags(mut self, flags: ReadyFlags) -> Self {
         self.turns.set_flags(flags);
+        self
+    }
+
+    /// Can send live frames to ports that may be sent them ([`PortsControl::set_live`]).
+    #[must_use]
+    pub fn with_live_transmit(mut self, sender: LiveSender) -> Self {
+        let gather = Gather::new(sender);
+        // Once: a second sender would count where nobody looks.
+        let _ = self.queues.live.set(Arc::clone(gather.counters()));
+        self.live = Some(Box::new(gather));
         self
     }
 
@@ -237,7 +351,7 @@ impl WorkerPorts {
     /// next: what comes after the question makes its socket readable.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        let mut is_settled = self.dirty.is_empty();
+        let mut is_settled = self.dirty.is_empty() && !self.has_gathered();
         for entry in self.receiving().filter(|entry| entry.socket.has_waiting()) {
             self.turns.raise(entry.flag);
             is_settled = false;
@@ -253,6 +367,7 @@ impl WorkerPorts {
                 None => return,
                 Some(Command::Add(port, socket)) => self.add(port, socket),
                 Some(Command::Remove(port)) => self.remove(port),
+                Some(Command::Live(port, may)) => self.set_live(port, may),
             }
         }
     }
@@ -283,7 +398,22 @@ impl WorkerPorts {
         self.generation += 1;
     }
 
+    fn set_live(&mut self, port: PortId, may: bool) {
+        let Some(live) = &mut self.live else { return };
+        let Some(path) = self.paths.get_mut(usize::from(port.0)) else { return };
+        match *path {
+            TransmitPath::AfXdp { socket } if may => *path = TransmitPath::LiveFrames { socket },
+            // It stays so until what it was sent has settled.
+            TransmitPath::LiveFrames { .. } => {}
+            _ => return,
+        }
+        live.set_leaving(port, !may);
+    }
+
     fn remove(&mut self, port: PortId) {
+        if let Some(live) = &mut self.live {
+            live.abandon(port, &mut self.pool);
+        }
         if let Some(path) = self.paths.get_mut(usize::from(port.0)) {
             *path = TransmitPath::None;
         }
@@ -297,6 +427,66 @@ impl WorkerPorts {
                 self.generation += 1;
             }
         }
+    }
+
+    fn has_gathered(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| !live.is_empty())
+    }
+
+    /// Puts a packet on a socket's transmit ring.
+    #[inline]
+    fn by_socket(&mut self, socket: u16, buffer: Frame) -> Result<(), (DropReason, Frame)> {
+        match self.sockets.get_mut(usize::from(socket)) {
+            Some(Some(entry)) => put(entry, socket, &mut self.dirty, &mut self.pool, buffer),
+            _ => Err((DropReason::PortGone, buffer)),
+        }
+    }
+
+    /// Gathers a packet that may leave as a live frame. Room in the transmit ring is kept for it, so
+    /// that it can leave there as well.
+    fn gather(
+        &mut self,
+        port: PortId,
+        socket: u16,
+        buffer: Frame,
+    ) -> Result<(), (DropReason, Frame)> {
+        let (Some(live), Some(Some(entry))) =
+            (&mut self.live, self.sockets.get_mut(usize::from(socket)))
+        else {
+            return self.by_socket(socket, buffer);
+        };
+        let needed = u32::from(live.waiting(port)) + 1;
+        let is_usual = Gather::takes(&buffer)
+            && entry.socket.link() == LinkState::Up
+            && entry.socket.transmit_room(needed) >= needed;
+        if !is_usual {
+            return self.gather_unusual(socket, buffer);
+        }
+        let Err(buffer) = live.add(port, buffer) else { return Ok(()) };
+        self.flush_gathered();
+        match (self.path(port), &mut self.live) {
+            (TransmitPath::LiveFrames { .. }, Some(live)) => {
+                live.add(port, buffer).map_err(|buffer| (DropReason::TxRingFull, buffer))
+            }
+            // The port has left this way just now, and what follows will not be gathered.
+            _ => self.by_socket(socket, buffer),
+        }
+    }
+
+    /// Sends a packet that cannot be gathered behind those that were: it fits no live frame, the
+    /// ring is full, or the link is down, which the socket says with its reason.
+    #[cold]
+    fn gather_unusual(&mut self, socket: u16, buffer: Frame) -> Result<(), (DropReason, Frame)> {
+        self.flush_gathered();
+        self.by_socket(socket, buffer)
+    }
+
+    /// Sends what was gathered, by the way that is the better one.
+    fn flush_gathered(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        let (sockets, paths) = (&mut self.sockets, &mut self.paths);
+        let mut rings = Rings { sockets, paths, dirty: &mut self.dirty };
+        live.flush(&mut self.pool, &mut rings);
     }
 
     fn give_up(&self, port: PortId, socket: Box<Socket>) {
@@ -336,24 +526,19 @@ impl Ports for WorkerPorts {
 
     #[inline]
     fn transmit(&mut self, port: PortId, buffer: Frame) -> Result<(), (DropReason, Frame)> {
-        let TransmitPath::AfXdp { socket } = self.path(port) else {
-            return Err((DropReason::PortGone, buffer));
-        };
-        let Some(Some(entry)) = self.sockets.get_mut(usize::from(socket)) else {
-            return Err((DropReason::PortGone, buffer));
-        };
-        let result = entry.socket.transmit(&mut self.pool, buffer);
-        if !entry.is_dirty {
-            // A full ring is dirty as well: its packets have to leave before another fits.
-            entry.is_dirty = true;
-            self.dirty.push(socket);
+        match self.path(port) {
+            TransmitPath::AfXdp { socket } => self.by_socket(socket, buffer),
+            TransmitPath::LiveFrames { socket } => self.gather(port, socket, buffer),
+            TransmitPath::None => Err((DropReason::PortGone, buffer)),
         }
-        result
     }
 
     fn flush(&mut self) {
         if !self.queues.commands.is_empty() {
             self.take_commands();
+        }
+        if self.has_gathered() {
+            self.flush_gathered();
         }
         let (sockets, pool, turns) = (&mut self.sockets, &mut self.pool, &self.turns);
         self.dirty.retain(|place| match sockets.get_mut(usize::from(*place)) {
@@ -384,6 +569,9 @@ impl Ports for WorkerPorts {
 
 impl Drop for WorkerPorts {
     fn drop(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.clear(&mut self.pool);
+        }
         // Closed by whoever has the control side, or with the last end of the queues.
         while let Some(command) = self.queues.commands.pop() {
             if let Command::Add(port, socket) = command {

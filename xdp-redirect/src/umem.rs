@@ -483,8 +483,14 @@ pub(crate) fn raise_memory_lock_limit() {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
 }
 
-/// Makes a tap device that lives as long as the returned descriptor; returns its name, too.
+/// Makes the tap device that anchors a region; see [`make_tap_named`].
 pub(crate) fn make_tap() -> io::Result<(OwnedFd, String)> {
+    make_tap_named(b"xskiff-umem%d")
+}
+
+/// Makes a tap device that lives as long as the returned descriptor; returns its name, too, with a
+/// number for `%d`.
+pub(crate) fn make_tap_named(template: &[u8]) -> io::Result<(OwnedFd, String)> {
     let device = OpenOptions::new()
         .read(true)
         .write(true)
@@ -492,7 +498,7 @@ pub(crate) fn make_tap() -> io::Result<(OwnedFd, String)> {
         .open("/dev/net/tun")?;
     // SAFETY: an all-zero `ifreq` is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"xskiff-umem%d") {
+    for (to, from) in request.ifr_name.iter_mut().zip(template) {
         *to = from.cast_signed();
     }
     // IFF_TAP is 2 and IFF_NO_PI 0x1000: they fit.

@@ -12,6 +12,10 @@
 //! node's core in both, which is kept awake for it. The server's counting runs where the node
 //! transmits.
 //!
+//! Bare forwarding and xskiff are measured by each way out of a port: copy-mode AF_XDP alone, and with
+//! live XDP frames for 32 packets and more (`-live`), so that a comparison is of equals. What a node
+//! chooses is `-live` where the pod's end can take them, as the server's here can.
+//!
 //! Reading order: [`service`] (the job), [`network`] (links), [`worker`] and [`kernel`] (nodes),
 //! [`source`] (how a rate is measured), this file (cases, rounds, ratios).
 
@@ -89,8 +93,10 @@ const CASES: [Case; 4] = [
     Case { name: "1M", flows: Some(1_000_000) },
     Case { name: "new", flows: None },
 ];
-const SUBJECTS: [&str; 3] = ["bare", "xskiff", "nftables"];
+const SUBJECTS: [&str; 5] = ["bare", "xskiff", "nftables", "bare-live", "xskiff-live"];
 const PLACEMENTS: [&str; 2] = ["", "-onecore"];
+/// What an AF_XDP subject is called after that has live frames as a second way out.
+const LIVE: &str = "-live";
 
 enum Node {
     Worker(WorkerNode),
@@ -192,7 +198,7 @@ fn subject(
         ttl: packet::TTL - 1,
     };
     let unchanged = Expected { destination: FRONTEND, address_bits: 32, ttl: packet::TTL };
-    let expected = if kind == "bare" { unchanged } else { translated };
+    let expected = if kind.starts_with("bare") { unchanged } else { translated };
     let mut path = Path::new(&links, &expected)?;
     let node = match kind {
         "nftables" => {
@@ -201,7 +207,11 @@ fn subject(
             Node::Kernel(node)
         }
         "bare" => Node::Worker(WorkerNode::new(links, Work::Bare, is_onecore, core)?),
-        _ => Node::Worker(WorkerNode::new(links, Work::Xskiff { flows }, is_onecore, core)?),
+        "bare-live" => Node::Worker(WorkerNode::new(links, Work::BareLive, is_onecore, core)?),
+        _ => {
+            let work = Work::Xskiff { flows, live: kind.ends_with(LIVE) };
+            Node::Worker(WorkerNode::new(links, work, is_onecore, core)?)
+        }
     };
     Ok(Subject { name: name.to_owned(), node, path, samples: Vec::new() })
 }
@@ -227,6 +237,7 @@ fn header(
         "         -onecore: all of the node's work on its core: receive in a kernel thread, to which"
             .into(),
         "         the worker yields when it has no packet (veth's NAPI cannot be busy polled)".into(),
+        "         -live: small bursts leave by AF_XDP, 32 packets and more as live XDP frames".into(),
         "         nftables: threaded NAPI on the node's core, kept awake, in both".into(),
         "work     DNAT to one of 10 pods, policy, conntrack; bare forwards unchanged; the server \
          checks all"
@@ -285,21 +296,27 @@ fn ratios(case: &Case, subjects: &[Subject]) -> Vec<String> {
         let all = samples.count();
         lines.push(format!("case {}: other processes disturbed {disturbed} of {all}", case.name));
     }
-    for placement in PLACEMENTS {
-        let Some(xskiff) = rates(format!("xskiff{placement}")) else { continue };
+    for (way, placement) in
+        ["", LIVE].into_iter().flat_map(|way| PLACEMENTS.map(|placement| (way, placement)))
+    {
+        let Some(xskiff) = rates(format!("xskiff{way}{placement}")) else { continue };
         let with = |other: &str, of: fn(f64, f64) -> f64| -> Option<f64> {
             let other = rates(format!("{other}{placement}"))?;
             let pairs: Vec<f64> =
                 xskiff.iter().zip(other).map(|(own, other)| of(*own, other)).collect();
             median(&pairs)
         };
-        let name = format!("case {}: xskiff{placement}", case.name);
-        // Thousand packets per second to nanoseconds per packet.
-        if let Some(nanos) = with("bare", |own, bare| 1e6 / own - 1e6 / bare) {
-            lines.push(format!("{name} costs {nanos:+.0} ns per packet over bare{placement}"));
+        let name = format!("case {}: xskiff{way}{placement}", case.name);
+        // Thousand packets per second to nanoseconds per packet; beside the same way out.
+        let bare = format!("bare{way}");
+        if let Some(nanos) = with(&bare, |own, bare| 1e6 / own - 1e6 / bare) {
+            lines.push(format!("{name} costs {nanos:+.0} ns per packet over {bare}{placement}"));
         }
         if let Some(ratio) = with("nftables", |own, kernel| own / kernel) {
             lines.push(format!("{name} is {ratio:.2} of nftables{placement}"));
+        }
+        if let Some(ratio) = with("xskiff", |own, other| own / other).filter(|_| way == LIVE) {
+            lines.push(format!("{name} is {ratio:.2} of xskiff{placement}"));
         }
     }
     lines

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail, ensure};
 use dataplane::counters::WorkerCounters;
 use dataplane::event::Reports;
 use dataplane::flows::{Capacities, Capacity, FlowTables};
@@ -15,18 +15,19 @@ use dataplane::handoff::{Handoff, Inboxes};
 use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter, Mailbox};
 use dataplane::pipeline::Pipeline;
-use dataplane::port::{PortId, PortKind};
+use dataplane::port::{PortId, PortKind, Ports};
 use dataplane::time::Nanos;
-use dataplane::worker::Worker;
+use dataplane::worker::{BURST, Received, RxBurst, Worker};
 use nix::time::{ClockId, clock_gettime};
 use pinning::CpuId;
 use xdp_redirect::forward::Forwarder;
 use xdp_redirect::heartbeat::HeartbeatWriter;
-use xdp_redirect::loader::{Mode, RunningMode};
+use xdp_redirect::live_transmit::Trial;
+use xdp_redirect::loader::{Mode, RunningMode, interface_index};
 use xdp_redirect::rules::{OnStall, OurPrefix, PortRule};
 use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::umem::UmemConfig;
-use xdp_redirect::{Redirect, Socket, Umem, WorkerPorts};
+use xdp_redirect::{LiveTransmit, Redirect, Socket, Umem, WorkerPorts};
 
 use super::kernel::pin_receiver;
 use super::network::Links;
@@ -39,6 +40,8 @@ const FLOWS_AT_FIRST: usize = 1 << 16;
 const FLOWS_V6: usize = 64;
 /// Turns between two looks at whether to rest.
 const TURNS: usize = 64;
+/// Bursts taken in before what they sent is announced, as a worker does.
+const RECEIVE_BURSTS: usize = 4;
 /// How long a worker may take to forget its flows.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long it is given before it is asked again.
@@ -49,11 +52,21 @@ const FLUSH: Duration = Duration::from_millis(50);
 pub enum Work {
     /// Forwards and looks at nothing.
     Bare,
+    /// The same by [`WorkerPorts`], with live frames as a second way out.
+    BareLive,
     /// The full pipeline, with room for so many flows.
     Xskiff {
         /// IPv4 flows.
         flows: usize,
+        /// Whether live frames are a second way out.
+        live: bool,
     },
+}
+
+impl Work {
+    fn is_live(self) -> bool {
+        matches!(self, Self::BareLive | Self::Xskiff { live: true, .. })
+    }
 }
 
 /// What both sides of the thread see.
@@ -153,7 +166,7 @@ fn run(
 ) {
     let prepared = links.enter().and_then(|()| {
         pinning::apply::pin_current_thread(core)?;
-        let sockets = Sockets::new(links)?;
+        let sockets = Sockets::new(links, work.is_live())?;
         if is_onecore {
             links.shell(&format!("echo 1 >/sys/class/net/{}/threaded", links.uplink))?;
             pin_receiver(&links.uplink, core)?;
@@ -165,14 +178,28 @@ fn run(
         Ok(sockets) => sockets,
         Err(error) => return drop(ready.send(Err(error))),
     };
-    let Sockets { redirect, umem, sockets, heartbeat, modes } = sockets;
+    let Sockets { redirect, umem, sockets, heartbeat, modes, live } = sockets;
+    let ports = live.as_ref().map(|live| live_ports(&umem, live));
+    let ports = match ports.transpose() {
+        Ok(ports) => ports.unwrap_or_else(|| WorkerPorts::new(&umem)),
+        Err(error) => return drop(ready.send(Err(error))),
+    };
     match work {
         Work::Bare => {
             let mut forwarder = Forwarder::new(&umem, vec![sockets]);
             drop(ready.send(Ok(modes)));
             turn_while_active(shared, &heartbeat, when_idle, |_| forwarder.turn());
         }
-        Work::Xskiff { flows } => match worker(links, &umem, sockets, flows, shared) {
+        Work::BareLive => match add_sockets(ports, sockets, true) {
+            Ok(mut ports) => {
+                drop(ready.send(Ok(modes)));
+                turn_while_active(shared, &heartbeat, when_idle, |_| forward(&mut ports));
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        },
+        Work::Xskiff { flows, live } => match add_sockets(ports, sockets, live)
+            .and_then(|ports| worker(links, ports, flows, shared))
+        {
             Ok(mut worker) => {
                 drop(ready.send(Ok(modes)));
                 turn_while_active(shared, &heartbeat, when_idle, |now| worker.tick(now).packets);
@@ -181,7 +208,45 @@ fn run(
         },
     }
     heartbeat.stop();
-    drop(redirect);
+    drop((redirect, live));
+}
+
+/// Ports with live frames as a second way out.
+fn live_ports(umem: &Umem, live: &LiveTransmit) -> Result<WorkerPorts> {
+    Ok(WorkerPorts::new(umem).with_live_transmit(live.sender(0)?))
+}
+
+fn add_sockets(mut ports: WorkerPorts, sockets: [Socket; 2], live: bool) -> Result<WorkerPorts> {
+    let control = ports.control();
+    for (port, socket) in [UPLINK, POD].into_iter().zip(sockets) {
+        control.add(port, socket).map_err(|(error, _)| error)?;
+        control.set_live(port, live)?;
+    }
+    ports.take_commands();
+    Ok(ports)
+}
+
+/// Takes in as much as a worker does in a tick, and sends it out by the other port; returns how many
+/// packets.
+fn forward(ports: &mut WorkerPorts) -> usize {
+    let mut packets = 0;
+    let mut burst = RxBurst::new();
+    for _ in 0..RECEIVE_BURSTS {
+        ports.receive(&mut burst);
+        let received = burst.len();
+        packets += received;
+        for Received { port, buffer } in burst.drain(..) {
+            let to = if port == UPLINK { POD } else { UPLINK };
+            if let Err((_, buffer)) = ports.transmit(to, buffer) {
+                ports.release(buffer);
+            }
+        }
+        if received < BURST {
+            break;
+        }
+    }
+    ports.flush();
+    packets
 }
 
 /// `turn` answers how many packets it had.
@@ -216,10 +281,11 @@ struct Sockets {
     sockets: [Socket; 2],
     heartbeat: HeartbeatWriter,
     modes: String,
+    live: Option<LiveTransmit>,
 }
 
 impl Sockets {
-    fn new(links: &Links) -> Result<Self> {
+    fn new(links: &Links, is_live: bool) -> Result<Self> {
         let mut redirect = Redirect::load(false)?;
         let heartbeat = redirect.heartbeat(0)?;
         heartbeat.sleep();
@@ -248,14 +314,26 @@ impl Sockets {
         let pod = add(POD, PortKind::Pod, &links.pod, &config)?;
         modes.dedup();
         let modes = modes.join(", ");
-        Ok(Self { redirect, umem, sockets: [uplink, pod], heartbeat, modes })
+        let live = is_live.then(|| live_transmit(links)).transpose()?;
+        Ok(Self { redirect, umem, sockets: [uplink, pod], heartbeat, modes, live })
     }
+}
+
+/// Says which interface is whose, once both peers are seen to take live frames.
+fn live_transmit(links: &Links) -> Result<LiveTransmit> {
+    let mut live = LiveTransmit::load(1)?;
+    for (port, interface) in [(UPLINK, &links.uplink), (POD, &links.pod)] {
+        live.set_port(port, interface_index(interface)?)?;
+    }
+    // The client's end, to which nothing is sent here, need not.
+    let trial = live.try_port(POD, &links.pod)?;
+    ensure!(trial == Trial::Arrives, "live frames do not arrive at the server: {trial:?}");
+    Ok(live)
 }
 
 fn worker(
     links: &Links,
-    umem: &Umem,
-    sockets: [Socket; 2],
+    ports: WorkerPorts,
     flows: usize,
     shared: &Shared,
 ) -> Result<Worker<WorkerPorts>> {
@@ -273,11 +351,6 @@ fn worker(
         Arc::clone(&shared.counters),
         Arc::new(Reports::default()),
     );
-    let mut ports = WorkerPorts::new(umem);
-    for (port, socket) in [UPLINK, POD].into_iter().zip(sockets) {
-        ports.control().add(port, socket).map_err(|(error, _)| error)?;
-    }
-    ports.take_commands();
     let handoff = Handoff::new(Inboxes::new(1), 0);
     Ok(Worker::new(ports, pipeline, Arc::clone(&shared.mailbox), handoff))
 }

@@ -19,6 +19,7 @@ use xdp_redirect::umem::UmemConfig;
 use xdp_redirect::{Redirect, Socket, Umem, WorkerPorts};
 
 use crate::packets::{OTHER4, inject, ipv4, l4};
+use crate::sockets::packet_socket;
 use crate::world::{Plan, World, eventually, ip, rule, world};
 
 const TCP_BYTES: usize = 8 << 20;
@@ -394,50 +395,4 @@ fn full_transmit_ring_gives_packets_back_and_counts() {
     worker.ports.transmit(RIGHT, frame).map_err(|(reason, _)| reason).expect("all have left");
     let census = worker.umem.census();
     assert_eq!(census.held, 0, "{census:?}");
-}
-
-/// Reads what arrives at a device, raw.
-struct PacketSocket(std::os::fd::OwnedFd);
-
-fn packet_socket(device: &str) -> PacketSocket {
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-    let all = i32::from(3u16.to_be());
-    // SAFETY: no pointers; the result is checked.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, all) };
-    assert!(fd >= 0, "AF_PACKET: {}", std::io::Error::last_os_error());
-    // SAFETY: just opened, owned by nobody else.
-    let socket = PacketSocket(unsafe { OwnedFd::from_raw_fd(fd) });
-    let ifindex = xdp_redirect::loader::interface_index(device).expect("the device exists");
-    // SAFETY: an all-zero `sockaddr_ll` is a value.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = u16::try_from(libc::AF_PACKET).expect("a small number");
-    address.sll_protocol = 3u16.to_be();
-    address.sll_ifindex = i32::try_from(ifindex).expect("a small number");
-    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).expect("small");
-    // SAFETY: the address lives through the call and has the length that is passed.
-    let bound = unsafe { libc::bind(socket.0.as_raw_fd(), (&raw const address).cast(), length) };
-    assert_eq!(bound, 0, "bind: {}", std::io::Error::last_os_error());
-    let limit = libc::timeval { tv_sec: 5, tv_usec: 0 };
-    let length = libc::socklen_t::try_from(size_of::<libc::timeval>()).expect("small");
-    // SAFETY: the limit lives through the call and has the length that is passed.
-    unsafe {
-        libc::setsockopt(
-            socket.0.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVTIMEO,
-            (&raw const limit).cast(),
-            length,
-        )
-    };
-    socket
-}
-
-impl PacketSocket {
-    fn receive(&self, into: &mut [u8]) -> usize {
-        use std::os::fd::AsRawFd;
-        // SAFETY: pointer and length are those of a live buffer.
-        let received =
-            unsafe { libc::recv(self.0.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), 0) };
-        usize::try_from(received).expect("a packet arrives within five seconds")
-    }
 }

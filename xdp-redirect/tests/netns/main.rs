@@ -4,8 +4,10 @@
 
 mod attaching;
 mod forwarding;
+mod live;
 mod many_ports;
 mod packets;
 mod pinning;
 mod redirecting;
+mod sockets;
 mod world;

@@ -1,0 +1,327 @@
+//! The second way out: live frames into a veth, with a real receiver.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use dataplane::DropReason;
+use dataplane::port::{PortId, PortKind, Ports};
+use xdp_redirect::live_transmit::delivery::delivery;
+use xdp_redirect::live_transmit::{LiveStatistics, Trial};
+use xdp_redirect::loader::{Mode, interface_index};
+use xdp_redirect::ports::TransmitPath;
+use xdp_redirect::socket::SocketConfig;
+use xdp_redirect::umem::UmemConfig;
+use xdp_redirect::{LiveTransmit, Redirect, Socket, Umem, WorkerPorts};
+
+use crate::packets::{OTHER4, POD6, ethernet, ipv4, ipv6, l4};
+use crate::sockets::packet_socket;
+use crate::world::{Plan, World, ip, rule, world};
+
+const RIGHT: PortId = PortId(5);
+/// Of a worker in the middle, so that its number matters.
+const WORKER: u32 = 3;
+
+struct Setup {
+    world: World,
+    _redirect: Redirect,
+    live: LiveTransmit,
+    umem: Umem,
+    ports: WorkerPorts,
+}
+
+/// A worker that may send live frames to `b`.
+fn setup() -> Option<Setup> {
+    let world = world(Plan::default())?;
+    ip(&["netns", "exec", &world.name("b"), "ethtool", "-K", "b0", "gro", "on"]);
+    let mut redirect = Redirect::load(false).expect("load");
+    redirect.heartbeat(0).expect("heartbeat").sleep();
+    let umem = Umem::new(UmemConfig { frames: 4096, ..UmemConfig::default() }).expect("umem");
+    let mut live = LiveTransmit::load(WORKER + 1).expect("the kernel can");
+    let mut ports =
+        WorkerPorts::new(&umem).with_live_transmit(live.sender(WORKER).expect("a worker"));
+    let socket = Socket::bind(&umem, "right", 0, &SocketConfig::default()).expect("bind");
+    redirect.set_socket(RIGHT, 0, 0, socket.fd()).expect("enter");
+    redirect.attach("right", &rule(RIGHT.0, PortKind::Pod), Mode::Native).expect("attach");
+    live.set_port(RIGHT, interface_index("right").expect("it exists")).expect("set");
+    let control = ports.control();
+    control.add(RIGHT, socket).map_err(|(error, _)| error).expect("room");
+    control.set_live(RIGHT, true).expect("room");
+    ports.flush();
+    assert!(matches!(ports.path(RIGHT), TransmitPath::LiveFrames { .. }));
+    Some(Setup { world, _redirect: redirect, live, umem, ports })
+}
+
+impl Setup {
+    fn send(&mut self, packet: &[u8]) -> Result<(), DropReason> {
+        let frame = self.ports.pool().allocate_with(packet).expect("a frame");
+        self.ports.transmit(RIGHT, frame).map_err(|(reason, frame)| {
+            self.ports.release(frame);
+            reason
+        })
+    }
+
+    fn statistics(&self) -> LiveStatistics {
+        self.ports.control().live_counters().expect("it can").read()
+    }
+
+    /// Lets everything leave, and looks whether every frame is free again.
+    fn end(mut self) {
+        while !self.ports.is_settled() {
+            self.ports.flush();
+        }
+        let Self { ports, umem, .. } = self;
+        drop(ports);
+        let census = umem.census();
+        assert_eq!(census.free, census.total, "frames were lost");
+    }
+}
+
+/// UDP of `length` bytes in all whose payload is known by `number`.
+fn packet(number: u32, length: usize) -> Vec<u8> {
+    let is_ipv6 = number % 2 == 1;
+    let mut payload = l4(9);
+    payload.extend(number.to_be_bytes());
+    let headers = if is_ipv6 { 54 } else { 34 };
+    let fill = (0..).map(|at: u32| (at ^ number).to_le_bytes()[0]);
+    payload.extend(fill.take((length - headers).saturating_sub(payload.len())));
+    if is_ipv6 { ipv6(POD6, 17, &payload) } else { ipv4(OTHER4, 17, 0, &payload) }
+}
+
+#[test]
+fn batch_arrives_whole_and_in_order_at_any_length() {
+    let Some(mut setup) = setup() else { return };
+    let tap = setup.world.within("b", || packet_socket("b0"));
+    tap.set_receive_buffer(4 << 20);
+    let lengths = [60, 61, 66, 78, 79, 127, 128, 129, 500, 1000, 1513, 1514];
+    let packets: Vec<Vec<u8>> = (0..240u32)
+        .map(|number| packet(number, lengths[number as usize / 2 % lengths.len()].max(78)))
+        .collect();
+    let short = ethernet(0x88b5, &[7; 46]);
+    for one in packets.iter().chain([&short]) {
+        setup.send(one).expect("room");
+    }
+    setup.ports.flush();
+    let mut seen = vec![0u8; 2048];
+    for one in packets.iter().chain([&short]) {
+        let length = tap.receive(&mut seen);
+        assert_eq!(seen[..length], **one);
+    }
+    let statistics = setup.statistics();
+    assert_eq!((statistics.calls, statistics.sent_packets), (1, 241), "{statistics:?}");
+    setup.end();
+}
+
+#[test]
+fn few_packets_leave_by_af_xdp() {
+    let Some(mut setup) = setup() else { return };
+    let tap = setup.world.within("b", || packet_socket("b0"));
+    for number in 0..31 {
+        setup.send(&packet(number, 100)).expect("room");
+    }
+    setup.ports.flush();
+    let mut seen = vec![0u8; 2048];
+    for number in 0..31 {
+        let length = tap.receive(&mut seen);
+        assert_eq!(seen[..length], *packet(number, 100));
+    }
+    let statistics = setup.statistics();
+    assert_eq!((statistics.calls, statistics.too_few_packets), (0, 31), "{statistics:?}");
+    setup.end();
+}
+
+/// Of each flow a packet never overtakes another, whichever way they take.
+#[test]
+fn order_is_kept_while_the_ways_are_changed_all_the_time() {
+    const PACKETS: u32 = 60_000;
+    let Some(mut setup) = setup() else { return };
+    let tap = setup.world.within("b", || packet_socket("b0"));
+    tap.set_receive_buffer(32 << 20);
+    let (seen, stop) = (AtomicU32::new(0), AtomicBool::new(false));
+    let control = setup.ports.control();
+    let numbers = std::thread::scope(|scope| {
+        let receiver = scope.spawn(|| {
+            let mut numbers = Vec::new();
+            let mut bytes = vec![0u8; 2048];
+            while numbers.last() != Some(&(2 * PACKETS - 2)) {
+                let Some(length) = tap.receive_within(&mut bytes) else { break };
+                if length == 100 && bytes[12..14] == [8, 0] {
+                    let number = bytes[54..58].try_into().expect("four bytes");
+                    numbers.push(u32::from_be_bytes(number));
+                    seen.store(numbers.len().try_into().expect("few"), Ordering::Relaxed);
+                }
+            }
+            numbers
+        });
+        scope.spawn(|| {
+            for may in [false, true].into_iter().cycle() {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                control.set_live(RIGHT, may).expect("the worker ticks");
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        });
+        // As workers are: the peer's poll is where they last were.
+        let core = core_affinity::get_core_ids().and_then(|cores| cores.last().copied());
+        assert!(core_affinity::set_for_current(core.expect("a core")), "pinned");
+        let (mut sent, mut refused, mut burst) = (0, 0, 1);
+        while sent < PACKETS {
+            // Bursts on both sides of what makes a call.
+            burst = (burst * 5 + 3) % 97;
+            for _ in 0..burst.min(PACKETS - sent) {
+                match setup.send(&packet(sent * 2, 100)) {
+                    Ok(()) => sent += 1,
+                    Err(DropReason::TxRingFull) => refused += 1,
+                    Err(reason) => panic!("{reason:?}"),
+                }
+            }
+            setup.ports.flush();
+            while sent.saturating_sub(seen.load(Ordering::Relaxed)) > 2_000
+                && !receiver.is_finished()
+            {
+                setup.ports.flush();
+                std::thread::yield_now();
+            }
+        }
+        while !setup.ports.is_settled() {
+            setup.ports.flush();
+        }
+        eprintln!("{refused} times there was no room");
+        let numbers = receiver.join().expect("the receiver does not panic");
+        stop.store(true, Ordering::Relaxed);
+        numbers
+    });
+    drop(control);
+    let statistics = setup.statistics();
+    let overtaken = numbers.windows(2).position(|pair| pair[0] >= pair[1]);
+    assert_eq!(overtaken, None, "{:?} {statistics:?}", overtaken.map(|at| &numbers[at..][..20]));
+    // On a veth whose peer polls on another core, a full ring refuses what comes; it is counted.
+    let lost = u64::from(PACKETS) - numbers.len() as u64;
+    let refused = delivery("right").expect("it tells").expect("a veth").refused;
+    assert_eq!(lost, refused, "{statistics:?}");
+    assert!(statistics.sent_packets > 1_000, "{statistics:?}");
+    assert!(statistics.too_few_packets > 1_000, "{statistics:?}");
+    setup.end();
+}
+
+#[test]
+fn peer_that_polls_nothing_is_found_by_a_trial_and_by_its_counters() {
+    let Some(mut setup) = setup() else { return };
+    assert_eq!(setup.live.try_port(RIGHT, "right").expect("tried"), Trial::Arrives);
+    ip(&["netns", "exec", &setup.world.name("b"), "ethtool", "-K", "b0", "gro", "off"]);
+    assert_eq!(setup.live.try_port(RIGHT, "right").expect("tried"), Trial::Vanishes);
+    let before = delivery("right").expect("it tells").expect("a veth");
+    for number in 0..40 {
+        setup.send(&packet(number, 100)).expect("room");
+    }
+    setup.ports.flush();
+    let after = delivery("right").expect("it tells").expect("a veth").since(&before);
+    assert_eq!(setup.statistics().sent_packets, 40);
+    assert_eq!(setup.ports.control().live_counters().expect("it can").port(RIGHT), 40);
+    assert_eq!((after.taken, after.refused), (0, 0), "without a word");
+    ip(&["netns", "exec", &setup.world.name("b"), "ethtool", "-K", "b0", "gro", "on"]);
+    assert_eq!(setup.live.try_port(RIGHT, "right").expect("tried"), Trial::Arrives);
+    setup.end();
+}
+
+#[test]
+fn interface_that_vanishes_between_batches_is_left_to_af_xdp_and_its_packets_are_counted() {
+    let Some(mut setup) = setup() else { return };
+    for number in 0..64 {
+        setup.send(&packet(number, 100)).expect("room");
+    }
+    ip(&["link", "del", "right"]);
+    while !setup.ports.is_settled() {
+        setup.ports.flush();
+    }
+    let statistics = setup.statistics();
+    assert_eq!(statistics.no_interface_packets, 64, "{statistics:?}");
+    assert_eq!(statistics.sent_packets, 0, "{statistics:?}");
+    assert_eq!(setup.send(&packet(0, 100)), Err(DropReason::PortGone));
+    setup.end();
+}
+
+#[test]
+fn port_that_is_removed_frees_what_waits_for_it() {
+    let Some(mut setup) = setup() else { return };
+    for number in 0..20 {
+        setup.send(&packet(number, 100)).expect("room");
+    }
+    setup.live.clear_port(RIGHT).expect("cleared");
+    setup.live.clear_port(RIGHT).expect("again is no error");
+    let control = setup.ports.control();
+    control.remove(RIGHT).expect("room");
+    setup.ports.flush();
+    assert!(control.collect().is_some());
+    let statistics = setup.statistics();
+    assert_eq!(statistics.abandoned_packets, 20, "{statistics:?}");
+    assert_eq!(setup.send(&packet(0, 100)), Err(DropReason::PortGone));
+    setup.end();
+}
+
+/// Its socket holds what it can, and each small call's pages with it.
+#[test]
+fn receiver_that_never_reads_holds_up_nobody() {
+    let Some(mut setup) = setup() else { return };
+    let deaf = setup.world.within("b", || packet_socket("b0"));
+    let started = Instant::now();
+    let mut number = 0;
+    while started.elapsed() < Duration::from_secs(2) {
+        for _ in 0..40 {
+            number += 2;
+            setup.send(&packet(number, 60)).expect("room");
+        }
+        setup.ports.flush();
+    }
+    let statistics = setup.statistics();
+    assert_eq!(statistics.refused_no_space, 0, "{statistics:?}");
+    assert_eq!(statistics.sent_packets, u64::from(number / 2), "{statistics:?}");
+    drop(deaf);
+    let tap = setup.world.within("b", || packet_socket("b0"));
+    setup.send(&packet(2, 100)).expect("room");
+    setup.ports.flush();
+    let mut seen = vec![0u8; 2048];
+    assert_eq!(tap.receive(&mut seen), 100);
+    setup.end();
+}
+
+/// A worker has given up every capability.
+#[test]
+fn call_needs_no_capability() {
+    let Some(mut setup) = setup() else { return };
+    let tap = setup.world.within("b", || packet_socket("b0"));
+    let mut setup = std::thread::scope(|scope| {
+        let without = scope.spawn(move || {
+            drop_capabilities();
+            for number in 0..40 {
+                setup.send(&packet(number, 100)).expect("room");
+            }
+            setup.ports.flush();
+            setup
+        });
+        without.join().expect("no panic")
+    });
+    let mut seen = vec![0u8; 2048];
+    for number in 0..40 {
+        let length = tap.receive(&mut seen);
+        assert_eq!(seen[..length], *packet(number, 100));
+    }
+    assert_eq!(setup.statistics().sent_packets, 40);
+    setup.ports.flush();
+    setup.end();
+}
+
+/// Of the calling thread.
+fn drop_capabilities() {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    // _LINUX_CAPABILITY_VERSION_3 has two of (effective, permitted, inheritable).
+    let header = Header { version: 0x2008_0522, pid: 0 };
+    let none = [0u32; 6];
+    // SAFETY: both structures are the kernel's for this version and live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
+    assert_eq!(result, 0, "capset: {}", std::io::Error::last_os_error());
+}
