@@ -12,6 +12,7 @@ RUNS=(
     "table --quick"
     "cluster --quick --runs 2"
     "ports --quick"
+    "transmit --quick"
     "veth --quick"
     "latency --quick"
 )

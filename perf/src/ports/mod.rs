@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`network`] (namespaces and links), [`node`] (the worker), this file (cases).
 
-mod network;
+pub(crate) mod network;
 mod node;
 
 use std::net::{Ipv4Addr, SocketAddrV4};

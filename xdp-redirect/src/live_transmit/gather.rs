@@ -2,7 +2,7 @@
 //!
 //! A call costs as much as some ten packets by AF_XDP, so packets of all ports that can take live
 //! frames are gathered until the worker flushes, and go in one call when they are
-//! [`PACKETS_MIN`] or more; fewer leave by AF_XDP.
+//! [`super::sender::PACKETS_MIN`] or more; fewer leave by AF_XDP.
 //!
 //! **Order.** What a port was sent by AF_XDP is in its peer's ring when `sendto` returns, so live
 //! frames may follow as soon as the transmit ring is empty. Not so the other way: the peer's poll
@@ -28,8 +28,6 @@ use crate::pool::FramePool;
 use crate::ports::Rings;
 use crate::statistics::add;
 
-/// Packets that are worth a call.
-pub(crate) const PACKETS_MIN: usize = 32;
 /// How long after live frames nothing is sent to a port by AF_XDP. A full ring of 256 packets is
 /// polled in less, at 2 us for each with all that a plain pod's stack does; a peer whose core is
 /// kept from polling for longer may see packets overtake each other.
@@ -170,11 +168,12 @@ impl Gather {
             is_suspended: now < self.suspended_until,
             small_calls: self.small_calls,
         };
-        moment.are_many = self.waiting.len() >= PACKETS_MIN && {
+        let packets_min = self.sender.packets_min();
+        moment.are_many = self.waiting.len() >= packets_min && {
             let ways = self.waiting.iter().map(|packet| {
                 moment.way(&self.ports[usize::from(packet.port.0)], rings.is_empty(packet.port))
             });
-            ways.filter(|way| *way == Way::Live).count() >= PACKETS_MIN
+            ways.filter(|way| *way == Way::Live).count() >= packets_min
         };
         self.sort(pool, moment, rings);
         if self.batch.is_empty() {

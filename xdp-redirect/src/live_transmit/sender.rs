@@ -18,6 +18,9 @@ const ROUND: u32 = 64;
 /// Packets of a batch.
 pub(crate) const BATCH: usize = index(LIVE_BATCH);
 
+/// Packets that are worth a call, which costs as much as ten by AF_XDP.
+pub(crate) const PACKETS_MIN: usize = 32;
+
 /// `struct packet` of `live_transmit.bpf.c`, without its bytes.
 #[repr(C)]
 struct Header {
@@ -46,6 +49,7 @@ pub struct LiveSender {
     packets: Arc<Mapping>,
     progress: Arc<Mapping>,
     program: Arc<OwnedFd>,
+    packets_min: usize,
     filled: u32,
     /// Of the longest packet.
     longest: u32,
@@ -58,7 +62,20 @@ impl LiveSender {
         progress: Arc<Mapping>,
         program: Arc<OwnedFd>,
     ) -> Self {
-        Self { worker, packets, progress, program, filled: 0, longest: 0 }
+        let packets_min = PACKETS_MIN;
+        Self { worker, packets, progress, program, packets_min, filled: 0, longest: 0 }
+    }
+
+    /// The same that makes a call for so many packets and more, for measurements of what is worth one.
+    #[must_use]
+    pub fn with_packets_min(self, packets_min: usize) -> Self {
+        Self { packets_min, ..self }
+    }
+
+    /// Packets that are worth a call.
+    #[inline]
+    pub(super) fn packets_min(&self) -> usize {
+        self.packets_min
     }
 
     /// Whether a packet of this length can be sent.
