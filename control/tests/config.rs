@@ -82,6 +82,7 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
                 node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
                 stall: {after_ms: 700, restart_after_ms: 7000, on_stall: pass, on_exit: drop}\n\
                 debug: {faults: true}\n\
+                transmit: live-frames\n\
                 policy: {lost_replies_seconds: 0}\n\
                 conntrack: {details: true, tcp_windows: strict}\n\
                 flow_table: {ipv4_flows: 100, ipv4_flows_max: 200, ipv6_flows: 300, \

@@ -21,6 +21,7 @@ pub mod http;
 pub mod kube_proxy;
 pub mod lab;
 pub mod leaving;
+pub mod live_ways;
 pub mod metrics;
 pub mod netlink;
 pub mod node;

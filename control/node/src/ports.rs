@@ -10,6 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
+use control::config::Transmit;
 use dataplane::address::MacAddr;
 use dataplane::counters::PORTS_MAX;
 use dataplane::port::{PortId, PortKind};
@@ -21,6 +22,7 @@ use xdp_redirect::statistics::{KernelStatistics, SocketMonitor};
 use xdp_redirect::{Error, Redirect, Socket, Umem};
 
 use crate::leaving::{Held, Leaving};
+use crate::live_ways::LiveWays;
 use crate::privileges;
 use crate::workers::Workers;
 
@@ -228,6 +230,7 @@ pub struct PortTable {
     /// Numbers of ports that are being made.
     reserved: BTreeSet<u16>,
     leaving: Leaving,
+    live: LiveWays,
     /// Where the search for a free number goes on, so that one is used again as late as possible:
     /// workers may still hold packets of its last port.
     next: usize,
@@ -236,10 +239,10 @@ pub struct PortTable {
 impl PortTable {
     /// No ports yet.
     #[must_use]
-    pub fn new(redirect: Redirect, umem: Umem) -> Self {
+    pub fn new(redirect: Redirect, umem: Umem, live: LiveWays) -> Self {
         let active = (0..PORTS_MAX).map(|_| None).collect();
         let (reserved, leaving) = (BTreeSet::new(), Leaving::new());
-        Self { redirect, umem, active, reserved, leaving, next: 0 }
+        Self { redirect, umem, active, reserved, leaving, live, next: 0 }
     }
 
     /// The XDP program, to say what is ours.
@@ -252,6 +255,25 @@ impl PortTable {
         let pinned = self.redirect.pinned();
         self.redirect.leave();
         pinned
+    }
+
+    /// Which ports are sent live frames.
+    #[must_use]
+    pub fn live(&self) -> &LiveWays {
+        &self.live
+    }
+
+    /// Looks which ports can be sent live frames, and whether those that are get them. To be called
+    /// every second.
+    pub fn tend_live(&mut self, wanted: Transmit, workers: &Workers) {
+        let frame_bytes = self.umem.config().chunk_bytes;
+        self.live.tend(wanted, frame_bytes, self.active.iter().flatten(), workers);
+    }
+
+    /// The same at once for every port: what is wanted changed.
+    pub fn reconsider_live(&mut self, wanted: Transmit, workers: &Workers) {
+        self.live.reconsider();
+        self.tend_live(wanted, workers);
     }
 
     /// The packet memory.
@@ -414,6 +436,7 @@ impl PortTable {
     /// Stops `port` being one; a port that is not there is no error. The interface may be gone.
     pub fn remove(&mut self, workers: &Workers, port: PortId) -> Option<ActivePort> {
         let active = self.active.get_mut(usize::from(port.0))?.take()?;
+        self.live.forget(port);
         if let Err(error) = self.redirect.detach(active.attachment.ifindex) {
             tracing::warn!(interface = active.interface, %error, "detach");
         }

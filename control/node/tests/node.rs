@@ -3,6 +3,7 @@
 
 mod common;
 
+use control::config::Transmit;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
@@ -51,6 +52,7 @@ fn settings(run_directory: &Path) -> Settings {
         umem: UmemConfig { frames: 8192, ..UmemConfig::default() },
         uplink_sockets: SocketConfig::small(),
         pod_sockets: SocketConfig::small(),
+        transmit: Transmit::AfXdp,
         host_port: Some(HostPortSettings { routing_table: 7411, rule_priority: 90 }),
         snat: SnatSettings {
             v4: None,

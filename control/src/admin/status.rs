@@ -27,6 +27,9 @@ pub struct Status {
     pub ports: Vec<PortStatus>,
     /// Worker threads.
     pub workers: Vec<WorkerStatus>,
+    /// What left as live XDP frames.
+    #[serde(default)]
+    pub live_frames: LiveFramesStatus,
     /// Every bounded table.
     pub tables: Vec<TableUsage>,
     /// How the flow tables began, and where they lie.
@@ -64,6 +67,27 @@ pub struct Status {
     pub waiting_for_restart: Vec<String>,
     /// Last errors, newest first, at most [`ERRORS_MAX`].
     pub errors: Vec<ObjectError>,
+}
+
+/// What all workers did with live XDP frames, the second way out of a port.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LiveFramesStatus {
+    /// Why this kernel does not send them for the node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unavailable: Option<String>,
+    /// Calls into the kernel.
+    pub calls: u64,
+    /// Calls it refused for want of a number for one more page pool.
+    pub refused_no_space: u64,
+    /// Calls it refused for want of memory.
+    pub refused_no_memory: u64,
+    /// Calls it refused otherwise.
+    pub refused_otherwise: u64,
+    /// Packets that a call did not take, or that had no interface, and which AF_XDP was given.
+    pub returned_packets: u64,
+    /// Packets lost while they waited, since their port was removed or its link went down.
+    pub abandoned_packets: u64,
 }
 
 /// Something of kube-proxy's on this node.
@@ -181,6 +205,18 @@ pub struct PortStatus {
     pub socket_mode: String,
     /// Queues with a socket.
     pub queues: u32,
+    /// How packets leave: `live-frames` (when there are many at once), or `af-xdp` and why.
+    #[serde(default)]
+    pub transmit: String,
+    /// Packets of those transmitted that left as live frames, under any port of this number.
+    #[serde(default)]
+    pub live_packets: u64,
+    /// Of those, packets that a full ring at the other end refused.
+    #[serde(default)]
+    pub live_refused_packets: u64,
+    /// Of those, packets that vanished since the other end polls nothing.
+    #[serde(default)]
+    pub live_vanished_packets: u64,
     /// Packets received from the port.
     pub received_packets: u64,
     /// Bytes received.

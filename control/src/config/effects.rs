@@ -36,6 +36,7 @@ impl Effect {
 /// else shapes memory, threads or attachments.
 const LIVE: &[&str] = &[
     "timeouts",
+    "transmit",
     "conntrack.tcp_windows",
     "flow_table.ipv4_flows",
     "flow_table.ipv4_flows_max",
@@ -96,6 +97,7 @@ impl Config {
     /// Takes over from `candidate` every field whose [`effect`] is [`Effect::Live`], and no other.
     pub fn take_live(&mut self, candidate: &Self) {
         self.timeouts.clone_from(&candidate.timeouts);
+        self.transmit = candidate.transmit;
         self.conntrack.tcp_windows = candidate.conntrack.tcp_windows;
         let directory = self.flow_table.directory.take();
         self.flow_table = FlowTable { directory, ..candidate.flow_table.clone() };

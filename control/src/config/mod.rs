@@ -25,6 +25,7 @@ mod kubernetes;
 mod ranges;
 mod snat;
 mod timeouts;
+mod transmit;
 mod validate;
 
 pub use cautions::Caution;
@@ -34,6 +35,7 @@ pub use effects::{Change, Effect};
 pub use kubernetes::{Kubernetes, check_server};
 pub use snat::Snat;
 pub use timeouts::Timeouts;
+pub use transmit::Transmit;
 pub use validate::Problem;
 
 /// `--service-node-port-range` of the API server, unless told otherwise.
@@ -154,6 +156,8 @@ pub struct Config {
     /// Sockets of uplinks and of the host port.
     #[serde(deserialize_with = "Sockets::of_uplinks")]
     pub uplink_sockets: Sockets,
+    /// How packets leave by interfaces.
+    pub transmit: Transmit,
     /// Where packets lie.
     pub packet_memory: PacketMemory,
     /// How many flows the node remembers.
@@ -194,6 +198,7 @@ impl Default for Config {
             workers: Workers::default(),
             pods: Sockets::pods(),
             uplink_sockets: Sockets::uplinks(),
+            transmit: Transmit::default(),
             packet_memory: PacketMemory::default(),
             flow_table: FlowTable::default(),
             conntrack: Conntrack::default(),

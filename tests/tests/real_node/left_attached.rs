@@ -47,11 +47,15 @@ fn assert_serves(world: &World) {
     assert_eq!(refused.outcome, Outcome::Ok, "policy holds: {refused:?}");
 }
 
-/// XDP programs of ours in the node's namespace, as `ip` shows them.
+/// XDP programs of ours in the node's namespace, as `ip` shows them, but for the one that sends live
+/// frames, whose device is the process's own.
 fn programs(world: &World) -> Vec<String> {
     let links = world.scene.node.run("ip", &["-j", "-d", "link"]).expect("links");
     let links: serde_json::Value = serde_json::from_str(&links).expect("JSON");
-    let on = |link: &serde_json::Value| Some(link["xdp"]["prog"]["id"].as_u64()?.to_string());
+    let on = |link: &serde_json::Value| {
+        let is_own = link["ifname"].as_str()?.starts_with("xskiff-live");
+        (!is_own).then_some(link["xdp"]["prog"]["id"].as_u64()?.to_string())
+    };
     links.as_array().expect("links").iter().filter_map(on).collect()
 }
 

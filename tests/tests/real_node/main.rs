@@ -39,4 +39,5 @@ mod supervised;
 mod surviving_flows;
 mod transfers;
 mod tunnels;
+mod ways_out;
 mod world;

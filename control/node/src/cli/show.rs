@@ -162,12 +162,15 @@ fn ports(status: &Status) -> String {
         ">RX PACKETS",
         ">TX PACKETS",
         ">LOST",
+        "OUT BY",
         "ENDPOINT",
     ]);
     for port in &status.ports {
         let lost = port.sockets.rx_dropped
             + port.sockets.rx_ring_full
-            + port.sockets.tx_invalid_descriptors;
+            + port.sockets.tx_invalid_descriptors
+            + port.live_refused_packets
+            + port.live_vanished_packets;
         table.row([
             port.interface.clone(),
             port.kind.clone(),
@@ -178,6 +181,7 @@ fn ports(status: &Status) -> String {
             grouped(port.received_packets),
             grouped(port.transmitted_packets),
             grouped(lost),
+            port.transmit.clone(),
             port.endpoint.clone().unwrap_or_default(),
         ]);
     }

@@ -7,7 +7,8 @@ use dataplane::DropReason;
 use crate::kube_proxy::Kind;
 
 use super::{
-    Family, Labels, Sample, Unit, arrivals, audit, cni, flow_tables, kubernetes, reconciles,
+    Family, Labels, Sample, Unit, arrivals, audit, cni, flow_tables, kubernetes, live_frames,
+    reconciles,
 };
 
 pub(super) fn families(status: &Status) -> Vec<Family> {
@@ -19,6 +20,7 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
     families.push(drops(status));
     families.extend(ports(status));
     families.extend(limits(status));
+    families.extend(live_frames::families(status));
     families.push(xdp(status));
     families.extend(control(status));
     families.extend(reconciles::families(status));

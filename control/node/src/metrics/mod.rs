@@ -18,6 +18,7 @@ mod cni;
 mod families;
 mod flow_tables;
 mod kubernetes;
+mod live_frames;
 mod reconciles;
 
 /// The content type of what [`encode`] writes.

@@ -185,7 +185,11 @@ impl Node {
         let Some(config) = update.config else { return };
         self.tell_supervisor_reloading();
         let sizes = self.settings.workers.capacities;
+        let transmit = self.settings.transmit;
         self.settings.apply_live(&config);
+        if self.settings.transmit != transmit {
+            self.ports.reconsider_live(self.settings.transmit, &self.workers);
+        }
         let is_resized = self.resize_by_file(sizes);
         if let Some(in_force) = &mut self.in_force {
             in_force.take_live(&config, is_resized);
@@ -245,6 +249,7 @@ impl Node {
     async fn housekeep(&mut self) -> Result<(), NodeError> {
         self.workers.maintain();
         self.look_after_workers()?;
+        self.ports.tend_live(self.settings.transmit, &self.workers);
         self.workers.growth_mut().note_rates();
         self.note_full_endpoints();
         self.tend_followers();

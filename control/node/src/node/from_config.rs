@@ -166,6 +166,7 @@ impl Settings {
                 config.uplink_sockets.fill_frames,
             ),
             pod_sockets: sockets(config, &config.pods, SocketConfig::small().idle_frames),
+            transmit: config.transmit,
             host_port: config.host_port.enabled.then_some(HostPortSettings {
                 routing_table: config.host_port.routing_table,
                 rule_priority: config.host_port.rule_priority,
@@ -209,6 +210,7 @@ impl Settings {
         let details = capacities.details;
         *capacities = FlowCapacities::new(&config.flow_table, details, memory_bytes, workers);
         self.timeouts = config.timeouts.for_tables();
+        self.transmit = config.transmit;
         self.tcp_windows = match config.conntrack.tcp_windows {
             TcpWindows::Off => tables::TcpWindows::Off,
             TcpWindows::Relaxed => tables::TcpWindows::Relaxed,

@@ -9,6 +9,7 @@ use super::publisher::Publisher;
 use super::reconcile::view_of_node;
 use super::{NodeError, Settings, Sources, capacity, check_uplinks, programs};
 use crate::host_port::HOST_INTERFACE;
+use crate::live_ways::LiveWays;
 use crate::netlink::Follower;
 
 /// Ready to serve.
@@ -18,6 +19,7 @@ pub(super) struct Prepared {
     /// Why the program would end with this process, if it would.
     pub unpinned: Option<Error>,
     pub umem: Umem,
+    pub live: LiveWays,
     /// The cluster, compiled with the endpoints of the process before.
     pub publisher: Publisher,
 }
@@ -32,10 +34,11 @@ impl Prepared {
         check_uplinks(settings, &follower.view())?;
         capacity::plan_packet_memory(settings)?;
         let umem = Umem::new(settings.umem)?;
+        let live = programs::load_live(settings);
         let mut publisher = std::mem::take(&mut sources.publisher);
         publisher.take(sources.cluster.take());
         publisher.compile(&first_view(settings, &follower), |_| {});
-        Ok(Self { follower, redirect, unpinned, umem, publisher })
+        Ok(Self { follower, redirect, unpinned, umem, live, publisher })
     }
 }
 

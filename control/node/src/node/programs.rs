@@ -3,9 +3,10 @@
 use caps::Capability;
 use xdp_redirect::loader::TakeOver;
 use xdp_redirect::pins::Pins;
-use xdp_redirect::{Error, Redirect};
+use xdp_redirect::{Error, LiveTransmit, Redirect};
 
 use super::{Node, NodeError, Reconcile, Settings};
+use crate::live_ways::LiveWays;
 use crate::privileges;
 
 /// What failures are told of.
@@ -21,6 +22,17 @@ pub(super) fn load(settings: &Settings) -> Result<(Redirect, Option<Error>), Nod
         Ok(pins) => (redirect.with_pins(pins), None),
         Err(error) => (redirect, Some(error)),
     })
+}
+
+/// Loads the program of the second way out, whatever is configured: that can change while capabilities
+/// are gone. A kernel that refuses leaves AF_XDP.
+pub(super) fn load_live(settings: &Settings) -> LiveWays {
+    let workers = u32::try_from(settings.workers.cores.len()).unwrap_or(u32::MAX);
+    let loaded = LiveTransmit::load(workers).map_err(|error| error.to_string());
+    if let Err(reason) = &loaded {
+        tracing::warn!(reason, "live XDP frames cannot be sent: packets leave by AF_XDP");
+    }
+    LiveWays::new(loaded)
 }
 
 impl Node {

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use control::admin::cni::CniStatus;
 use control::admin::reply::{BackendInfo, CtListing, FrontendInfo, Peer, TraceStage};
-use control::admin::status::{ControlStatus, PortStatus, SocketCounts, WorkerStatus, XdpCounts};
+use control::admin::status::{
+    ControlStatus, LiveFramesStatus, PortStatus, SocketCounts, WorkerStatus, XdpCounts,
+};
 use control::admin::{
     CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, ServiceInfo, Status,
 };
@@ -26,6 +28,7 @@ use super::flow_log::Logged;
 use super::trace::stage;
 use super::verdict::verdict;
 use super::{Node, PortTable, explain};
+use crate::live_ways;
 use crate::workers::monotonic_now;
 
 /// Remarks of the compiler in one answer.
@@ -57,6 +60,7 @@ impl Node {
             drops: drop_counts(&workers),
             workers,
             tables: self.table_usages(),
+            live_frames: self.live_frames_status(),
             flow_tables: self.flow_table_statuses(),
             xdp: self.xdp_counts(),
             control: self.control_status(),
@@ -166,6 +170,10 @@ impl Node {
                     xdp_mode: mode_label(port.attachment.mode).into(),
                     socket_mode: if port.zero_copy { "zero-copy" } else { "copy" }.into(),
                     queues: port.queues,
+                    transmit: self.ports.live().way(port.port).to_string(),
+                    live_packets: live_ways::sent(&self.workers, port.port),
+                    live_refused_packets: self.ports.live().lost(port.port).refused,
+                    live_vanished_packets: self.ports.live().lost(port.port).vanished,
                     flows: self.workers.flows().charges.flows(port.port).into(),
                     limits: self.limit_infos(port.port),
                     sockets: SocketCounts {
@@ -182,6 +190,19 @@ impl Node {
                 status
             })
             .collect()
+    }
+
+    fn live_frames_status(&self) -> LiveFramesStatus {
+        let all = live_ways::statistics(&self.workers);
+        LiveFramesStatus {
+            unavailable: self.ports.live().refusal().map(str::to_owned),
+            calls: all.calls,
+            refused_no_space: all.refused_no_space,
+            refused_no_memory: all.refused_no_memory,
+            refused_otherwise: all.refused_otherwise,
+            returned_packets: all.returned_packets + all.no_interface_packets,
+            abandoned_packets: all.abandoned_packets,
+        }
     }
 
     fn add_port_counters(&self, port: PortId, status: &mut PortStatus) {

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use control::config::OnExit;
+use control::config::{OnExit, Transmit};
 use dataplane::lpm::Prefix;
 use dataplane::nat::Mapping;
 use dataplane::nat::rules::SnatRule;
@@ -91,6 +91,8 @@ pub struct Settings {
     pub uplink_sockets: SocketConfig,
     /// Sockets of pods.
     pub pod_sockets: SocketConfig,
+    /// How packets leave by interfaces.
+    pub transmit: Transmit,
     /// The way to the node's own stack; `None`: the stack reaches pods by the kernel's routes
     /// only, past the pipeline.
     pub host_port: Option<HostPortSettings>,

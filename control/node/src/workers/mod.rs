@@ -39,7 +39,7 @@ use pinning::memory::MemoryError;
 use pinning::memory_file::FileError;
 use xdp_redirect::heartbeat::HeartbeatWriter;
 use xdp_redirect::ports::PortsControl;
-use xdp_redirect::{Frame, Redirect, Umem, WorkerPorts};
+use xdp_redirect::{Frame, LiveTransmit, Redirect, Umem, WorkerPorts};
 
 use crate::leaving::close_all;
 
@@ -178,6 +178,7 @@ impl Workers {
         settings: &Settings,
         umem: &Umem,
         redirect: &Redirect,
+        live: Option<&LiveTransmit>,
     ) -> Result<Self, WorkersError> {
         let count = settings.cores.len();
         if count == 0 || count > WORKERS_MAX {
@@ -212,12 +213,16 @@ impl Workers {
                 Arc::clone(&counters),
                 Arc::clone(&reports),
             );
-            let worker_ports = WorkerPorts::new(umem).with_ready_flags(redirect.ready_flags());
+            let number = u32::try_from(index).unwrap_or(u32::MAX);
+            let mut worker_ports = WorkerPorts::new(umem).with_ready_flags(redirect.ready_flags());
+            if let Some(live) = live {
+                worker_ports = worker_ports.with_live_transmit(live.sender(number)?);
+            }
             ports.push(worker_ports.control());
             let handoff = Handoff::new(Arc::clone(&inboxes), index);
             let worker = Worker::new(worker_ports, pipeline, Arc::clone(&mailbox), handoff)
                 .with_paced_frames(paced_frames);
-            let heartbeat = redirect.heartbeat(u32::try_from(index).unwrap_or(u32::MAX))?;
+            let heartbeat = redirect.heartbeat(number)?;
             parts.push(Parts { worker, poll, heartbeat });
             let shared = Arc::new(Shared::new(waker));
             let thread = None;
