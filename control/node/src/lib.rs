@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`netlink`] (the kernel's view) and [`forwarding_view`] (what the pipeline is
 //! told of it), [`host_port`] (the way to the node's own stack), [`host_sockets`] and [`kube_proxy`] (who is
-//! in the way there), [`ports`] ([`leaving`] once they are none any more, on threads of a [`pool`]), [`workers`] (threads and their flow tables, whose [`rate`] of filling is told),
+//! in the way there), [`ports`] ([`live_ways`]: which of them are sent live frames; [`leaving`]: once they are none any more, on threads of a [`pool`]), [`workers`] (threads and their flow tables, whose [`rate`] of filling is told),
 //! [`admin_server`] and [`http`] (the ways to ask), [`privileges`] and [`supervisor`] (what the process
 //! may do, and who ends it), [`metrics`] (what is told), [`cli`] (how people ask), [`cni`] (the plugin's
 //! place in the container runtime's configuration); and beside all that [`relay`] (for many nodes),

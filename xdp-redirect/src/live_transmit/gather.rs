@@ -98,6 +98,8 @@ pub(crate) struct Gather {
     ports: Box<[PortState]>,
     small_calls: u32,
     suspended_until: u64,
+    /// A flush was begun and is not over: after a panic.
+    is_flushing: bool,
     clock: Instant,
     counters: Arc<LiveCounters>,
 }
@@ -112,6 +114,7 @@ impl Gather {
             ports: vec![PortState::default(); index(PORTS_MAX)].into_boxed_slice(),
             small_calls: 0,
             suspended_until: 0,
+            is_flushing: false,
             clock: Instant::now(),
             counters: Arc::new(LiveCounters::default()),
         }
@@ -161,6 +164,25 @@ impl Gather {
 
     /// Sends what waits, one way or the other.
     pub(crate) fn flush(&mut self, pool: &mut FramePool, rings: &mut Rings<'_>) {
+        if std::mem::replace(&mut self.is_flushing, true) {
+            self.mend(pool);
+        }
+        self.flush_whole(pool, rings);
+        self.is_flushing = false;
+    }
+
+    /// Begins anew after a flush that a panic cut short: what of its packets is left may have been sent.
+    #[cold]
+    fn mend(&mut self, pool: &mut FramePool) {
+        for packet in self.waiting.drain(..).chain(self.batch.drain(..)).chain(self.kept.drain(..))
+        {
+            add(&self.counters.abandoned_packets, 1);
+            pool.release(packet.frame);
+        }
+        self.ports.iter_mut().for_each(|state| state.waiting = 0);
+    }
+
+    fn flush_whole(&mut self, pool: &mut FramePool, rings: &mut Rings<'_>) {
         let now = self.now();
         let mut moment = Moment {
             now,

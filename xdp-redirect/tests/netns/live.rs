@@ -18,6 +18,7 @@ use crate::sockets::packet_socket;
 use crate::world::{Plan, World, ip, rule, world};
 
 const RIGHT: PortId = PortId(5);
+const LEFT: PortId = PortId(4);
 /// Of a worker in the middle, so that its number matters.
 const WORKER: u32 = 3;
 
@@ -29,32 +30,44 @@ struct Setup {
     ports: WorkerPorts,
 }
 
-/// A worker that may send live frames to `b`.
+/// A worker that may send live frames to `a` and `b`.
 fn setup() -> Option<Setup> {
     let world = world(Plan::default())?;
-    ip(&["netns", "exec", &world.name("b"), "ethtool", "-K", "b0", "gro", "on"]);
+    for (namespace, device) in [("a", "a0"), ("b", "b0")] {
+        let name = world.name(namespace);
+        ip(&["netns", "exec", &name, "ethtool", "-K", device, "gro", "on"]);
+    }
     let mut redirect = Redirect::load(false).expect("load");
     redirect.heartbeat(0).expect("heartbeat").sleep();
-    let umem = Umem::new(UmemConfig { frames: 4096, ..UmemConfig::default() }).expect("umem");
+    let umem = Umem::new(UmemConfig { frames: 8192, ..UmemConfig::default() }).expect("umem");
     let mut live = LiveTransmit::load(WORKER + 1).expect("the kernel can");
     let mut ports =
         WorkerPorts::new(&umem).with_live_transmit(live.sender(WORKER).expect("a worker"));
-    let socket = Socket::bind(&umem, "right", 0, &SocketConfig::default()).expect("bind");
-    redirect.set_socket(RIGHT, 0, 0, socket.fd()).expect("enter");
-    redirect.attach("right", &rule(RIGHT.0, PortKind::Pod), Mode::Native).expect("attach");
-    live.set_port(RIGHT, interface_index("right").expect("it exists")).expect("set");
     let control = ports.control();
-    control.add(RIGHT, socket).map_err(|(error, _)| error).expect("room");
-    control.set_live(RIGHT, true).expect("room");
+    for (port, interface) in [(LEFT, "left"), (RIGHT, "right")] {
+        let socket = Socket::bind(&umem, interface, 0, &SocketConfig::default()).expect("bind");
+        redirect.set_socket(port, 0, 0, socket.fd()).expect("enter");
+        redirect.attach(interface, &rule(port.0, PortKind::Pod), Mode::Native).expect("attach");
+        let ifindex = interface_index(interface).expect("it exists");
+        live.set_port(port, ifindex).expect("set");
+        control.add(port, socket).map_err(|(error, _)| error).expect("room");
+        control.set_live(port, true).expect("room");
+    }
     ports.flush();
-    assert!(matches!(ports.path(RIGHT), TransmitPath::LiveFrames { .. }));
+    for port in [LEFT, RIGHT] {
+        assert!(matches!(ports.path(port), TransmitPath::LiveFrames { .. }));
+    }
     Some(Setup { world, _redirect: redirect, live, umem, ports })
 }
 
 impl Setup {
     fn send(&mut self, packet: &[u8]) -> Result<(), DropReason> {
+        self.send_by(RIGHT, packet)
+    }
+
+    fn send_by(&mut self, port: PortId, packet: &[u8]) -> Result<(), DropReason> {
         let frame = self.ports.pool().allocate_with(packet).expect("a frame");
-        self.ports.transmit(RIGHT, frame).map_err(|(reason, frame)| {
+        self.ports.transmit(port, frame).map_err(|(reason, frame)| {
             self.ports.release(frame);
             reason
         })
@@ -225,18 +238,27 @@ fn peer_that_polls_nothing_is_found_by_a_trial_and_by_its_counters() {
 }
 
 #[test]
-fn interface_that_vanishes_between_batches_is_left_to_af_xdp_and_its_packets_are_counted() {
+fn interface_that_vanishes_between_batches_is_counted_and_the_rest_is_delivered() {
     let Some(mut setup) = setup() else { return };
+    let tap = setup.world.within("a", || packet_socket("a0"));
     for number in 0..64 {
         setup.send(&packet(number, 100)).expect("room");
+        if number < 40 {
+            setup.send_by(LEFT, &packet(number, 100)).expect("room");
+        }
     }
     ip(&["link", "del", "right"]);
     while !setup.ports.is_settled() {
         setup.ports.flush();
     }
+    let mut seen = vec![0u8; 2048];
+    for number in 0..40 {
+        let length = tap.receive(&mut seen);
+        assert_eq!(seen[..length], *packet(number, 100));
+    }
     let statistics = setup.statistics();
     assert_eq!(statistics.no_interface_packets, 64, "{statistics:?}");
-    assert_eq!(statistics.sent_packets, 0, "{statistics:?}");
+    assert_eq!(statistics.sent_packets, 40, "{statistics:?}");
     assert_eq!(setup.send(&packet(0, 100)), Err(DropReason::PortGone));
     setup.end();
 }
@@ -253,35 +275,37 @@ fn port_that_is_removed_frees_what_waits_for_it() {
     control.remove(RIGHT).expect("room");
     setup.ports.flush();
     assert!(control.collect().is_some());
+    drop(control);
     let statistics = setup.statistics();
     assert_eq!(statistics.abandoned_packets, 20, "{statistics:?}");
     assert_eq!(setup.send(&packet(0, 100)), Err(DropReason::PortGone));
     setup.end();
 }
 
-/// Its socket holds what it can, and each small call's pages with it.
+/// Its socket holds what it can, and the pages of each call with it.
 #[test]
-fn receiver_that_never_reads_holds_up_nobody() {
+fn receiver_that_never_reads_disturbs_no_other() {
     let Some(mut setup) = setup() else { return };
-    let deaf = setup.world.within("b", || packet_socket("b0"));
-    let started = Instant::now();
-    let mut number = 0;
+    let _deaf = setup.world.within("b", || packet_socket("b0"));
+    let tap = setup.world.within("a", || packet_socket("a0"));
+    let (started, mut number, mut seen) = (Instant::now(), 0, vec![0u8; 2048]);
     while started.elapsed() < Duration::from_secs(2) {
-        for _ in 0..40 {
+        for count in 0..40 {
+            setup.send(&packet(2 * count, 60)).expect("room");
+        }
+        for _ in 0..8 {
             number += 2;
-            setup.send(&packet(number, 60)).expect("room");
+            setup.send_by(LEFT, &packet(number, 100)).expect("room");
         }
         setup.ports.flush();
+        for one in (0..8).rev() {
+            let length = tap.receive(&mut seen);
+            assert_eq!(seen[..length], *packet(number - 2 * one, 100));
+        }
     }
     let statistics = setup.statistics();
     assert_eq!(statistics.refused_no_space, 0, "{statistics:?}");
-    assert_eq!(statistics.sent_packets, u64::from(number / 2), "{statistics:?}");
-    drop(deaf);
-    let tap = setup.world.within("b", || packet_socket("b0"));
-    setup.send(&packet(2, 100)).expect("room");
-    setup.ports.flush();
-    let mut seen = vec![0u8; 2048];
-    assert_eq!(tap.receive(&mut seen), 100);
+    assert_eq!(statistics.sent_packets, u64::from(number / 2) * 6, "{statistics:?}");
     setup.end();
 }
 
