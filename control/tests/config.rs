@@ -83,6 +83,7 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
                 stall: {after_ms: 700, restart_after_ms: 7000, on_stall: pass, on_exit: drop}\n\
                 debug: {faults: true}\n\
                 transmit: live-frames\n\
+                packet_memory: {pod_frames: 2048}\n\
                 policy: {lost_replies_seconds: 0}\n\
                 conntrack: {details: true, tcp_windows: strict}\n\
                 flow_table: {ipv4_flows: 100, ipv4_flows_max: 200, ipv6_flows: 300, \
@@ -148,6 +149,7 @@ fn impossible_values_are_refused_with_field_value_and_way_out() {
             "100",
         ),
         ("packet_memory: {frame_bytes: 1000}", "packet_memory.frame_bytes", "1000"),
+        ("packet_memory: {pod_frames: 1023}", "packet_memory.pod_frames", "1023"),
         ("nat: {l4_port_first: 65000, l4_port_last: 61000}", "nat.l4_port_first", "65000-61000"),
         ("nat: {l4_port_first: 30000, l4_port_last: 31000}", "node_ports", "30000-31000"),
         ("uplinks: [{interface: ''}]", "uplinks[0].interface", "\"\""),

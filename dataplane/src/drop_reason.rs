@@ -126,6 +126,8 @@ drop_reasons! {
     BandwidthIngress = "bandwidth-ingress",
     /// Packets of limited pods that wait for their time take all the memory they may.
     PacingFull = "pacing-full",
+    /// The receiving pod's packet memory has no free frame to copy the packet to.
+    PacketMemory = "packet-memory",
 }
 
 #[cfg(test)]

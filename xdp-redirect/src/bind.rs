@@ -1,22 +1,26 @@
-//! Making sockets: xsk-rs binds them, in the mode of their region.
+//! Making sockets. In the large region xsk-rs binds them, in the region's mode; in a region of pods
+//! they are bound here ([`crate::open`]), in copy mode.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig as XskConfig};
 use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue};
 
+use crate::anchor::{Anchor, make_tap};
 use crate::error::Error;
 use crate::loader::interface_index;
 use crate::mapping::Mapping;
+use crate::open::{open, open_transmit_only};
 use crate::pool::FramePool;
-use crate::ring::{Consumer, Descriptor, Producer, RingMemory};
+use crate::regions::Place;
+use crate::ring::{Consumer, Producer};
 use crate::ring_map::{RingKind, SocketMaps};
 use crate::socket::{LinkState, Polling, Receiving, Socket, get_option, has_napi};
 use crate::statistics::{Monitored, SocketMonitor};
-use crate::umem::{Anchor, CopyMode, Umem, make_tap};
+use crate::umem::{CopyMode, Umem};
 
 /// How long a queue may stay busy after its last socket was closed: the kernel lets go of it in
 /// the background.
@@ -101,7 +105,20 @@ pub(crate) struct Rings {
 /// Whatever closes the socket when dropped.
 pub(crate) enum Owner {
     Bound { _rings: Rings, _mapped: Vec<Mapping> },
-    TransmitOnly { _mapped: Vec<Mapping>, _fd: OwnedFd },
+    Own { _mapped: Vec<Mapping>, _fd: OwnedFd },
+}
+
+/// A socket that is bound, as the kernel has it.
+struct Bound {
+    fd: RawFd,
+    maps: SocketMaps,
+    /// Keeps it open, beside its mappings.
+    holds: Holds,
+}
+
+enum Holds {
+    Rings(Rings),
+    Own(OwnedFd),
 }
 
 /// A number under which the region keeps the frames of one queue's sockets.
@@ -109,6 +126,8 @@ pub(crate) struct Lease {
     umem: Umem,
     pub number: u16,
     zero_copy: bool,
+    /// Of a pod's: given up when its frames are found again.
+    _place: Option<Arc<Place>>,
 }
 
 impl Drop for Lease {
@@ -135,20 +154,52 @@ impl Socket {
     ) -> Result<Self, Error> {
         interface_index(interface)?;
         check(umem, config)?;
-        let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
         let rings = bind_in_mode(umem, interface, queue, config)?;
         let fd = rings.rx.fd().as_raw_fd();
+        let maps = SocketMaps::find(fd, &all_rings(umem, config))
+            .map_err(|source| Error::Bind { interface: interface.into(), queue, source })?;
+        let bound = Bound { fd, maps, holds: Holds::Rings(rings) };
+        Self::of(umem, None, (interface, queue), config, bound)
+    }
+
+    /// The same for a pod, in the region where it was given a place. Further queues share what its
+    /// first one, `sibling`, registered.
+    ///
+    /// # Errors
+    /// As [`Self::bind`]; [`Error::PodMemory`] when others have taken its frames.
+    pub fn bind_in(
+        place: &Arc<Place>,
+        interface: &str,
+        queue: u32,
+        config: &SocketConfig,
+        sibling: Option<&Self>,
+    ) -> Result<Self, Error> {
+        let umem = place.umem();
+        let config = &SocketConfig { idle_frames: config.idle_frames.min(place.each()), ..*config };
+        let ifindex = interface_index(interface)?;
+        check(umem, config)?;
+        let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
+        let sibling = sibling.map(|socket| socket.fd);
+        let rings = all_rings(umem, config);
+        let (fd, maps) =
+            when_free(|| open(umem, (ifindex, queue), &rings, sibling)).map_err(refuse)?;
+        let bound = Bound { fd: fd.as_raw_fd(), maps, holds: Holds::Own(fd) };
+        let socket = Self::of(umem, Some(place), (interface, queue), config, bound)?;
+        match &socket.receiving {
+            Some(receiving) if receiving.posted < receiving.wanted => Err(place.refused()),
+            _ => Ok(socket),
+        }
+    }
+
+    fn of(
+        umem: &Umem,
+        place: Option<&Arc<Place>>,
+        (interface, queue): (&str, u32),
+        config: &SocketConfig,
+        Bound { fd, maps, holds }: Bound,
+    ) -> Result<Self, Error> {
         let region = umem.config();
-        let maps = SocketMaps::find(
-            fd,
-            &[
-                (RingKind::Receive, config.receive_ring),
-                (RingKind::Transmit, config.transmit_ring),
-                (RingKind::Fill, region.fill_ring),
-                (RingKind::Completion, region.completion_ring),
-            ],
-        )
-        .map_err(refuse)?;
+        let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
         let options: libc::xdp_options = get_option(fd, libc::XDP_OPTIONS).map_err(refuse)?;
         let zero_copy = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
         let number = umem.take_socket_number().ok_or(Error::OutOfRange {
@@ -156,9 +207,10 @@ impl Socket {
             value: crate::umem::SOCKETS_MAX as u64 + 1,
             max: crate::umem::SOCKETS_MAX as u64,
         })?;
-        let lease = Arc::new(Lease { umem: umem.clone(), number, zero_copy });
+        let lease = Lease { umem: umem.clone(), number, zero_copy, _place: place.cloned() };
+        let lease = Arc::new(lease);
         // SAFETY: the entry types are the kernel's for each ring; the mappings live in `owner`,
-        // which `Socket` drops last; xsk-rs's own ring ends are never used.
+        // which `Socket` drops last; xsk-rs's own ring ends, if it has some, are never used.
         let (rx, tx, fill, completion) = unsafe {
             (
                 maps.ring(RingKind::Receive, config.receive_ring).map_err(refuse)?,
@@ -179,7 +231,11 @@ impl Socket {
             discarding: false,
         };
         let monitor = monitor(fd, interface, queue, zero_copy);
-        let owner = Some(Owner::Bound { _rings: rings, _mapped: maps.into_mapped() });
+        let mapped = maps.into_mapped();
+        let owner = Some(match holds {
+            Holds::Rings(rings) => Owner::Bound { _rings: rings, _mapped: mapped },
+            Holds::Own(fd) => Owner::Own { _mapped: mapped, _fd: fd },
+        });
         let mut socket = Self {
             tx: Producer::new(tx),
             receiving: Some(receiving),
@@ -235,10 +291,20 @@ impl Socket {
             fd: raw,
             umem: self.umem.clone(),
             monitor: monitor(raw, interface, queue, self.is_zero_copy()),
-            owner: Some(Owner::TransmitOnly { _mapped: mapped, _fd: fd }),
+            owner: Some(Owner::Own { _mapped: mapped, _fd: fd }),
             lease: Arc::clone(&self.lease),
         })
     }
+}
+
+/// Every ring of a socket that receives.
+fn all_rings(umem: &Umem, config: &SocketConfig) -> [(RingKind, u32); 4] {
+    [
+        (RingKind::Receive, config.receive_ring),
+        (RingKind::Transmit, config.transmit_ring),
+        (RingKind::Fill, umem.config().fill_ring),
+        (RingKind::Completion, umem.config().completion_ring),
+    ]
 }
 
 fn monitor(fd: RawFd, interface: &str, queue: u32, zero_copy: bool) -> SocketMonitor {
@@ -286,11 +352,14 @@ fn bind_in_mode(
     if umem.config().multi_buffer {
         flags |= BindFlags::XDP_USE_SG;
     }
-    let mut anchor = umem.anchor();
+    let Some((region, mut anchor)) = umem.whole() else {
+        let reason = "a socket in a region of pods needs a place there";
+        return Err(Error::Setting { setting: "region", value: umem.region().into(), reason });
+    };
     if matches!(*anchor, Anchor::None) {
         if umem.config().copy_mode != CopyMode::Copy {
             let wanted = xsk_config(config, flags | BindFlags::XDP_ZEROCOPY)?;
-            match bind_when_free(umem, interface, queue, wanted) {
+            match bind_when_free(region, interface, queue, wanted) {
                 Ok(rings) => {
                     *anchor = Anchor::FirstSocket;
                     return Ok(rings);
@@ -303,72 +372,48 @@ fn bind_in_mode(
         let bytes = u64::from(umem.config().frames) * u64::from(umem.config().chunk_bytes);
         let (device, name) = make_tap().map_err(|source| Error::Memory { bytes, source })?;
         let wanted = xsk_config(config, flags | BindFlags::XDP_COPY)?;
-        let socket = bind_when_free(umem, &name, 0, wanted)?;
+        let socket = bind_when_free(region, &name, 0, wanted)?;
         *anchor = Anchor::Tap { _socket: socket, _device: device };
     }
     // Flags are the anchor's; the kernel refuses any with XDP_SHARED_UMEM.
-    bind_when_free(umem, interface, queue, xsk_config(config, BindFlags::empty())?)
+    bind_when_free(region, interface, queue, xsk_config(config, BindFlags::empty())?)
 }
 
 fn bind_when_free(
-    umem: &Umem,
+    region: &xsk_rs::Umem,
     interface: &str,
     queue: u32,
     config: XskConfig,
 ) -> Result<Rings, Error> {
     let name: Interface =
         interface.parse().map_err(|_| Error::NoInterface { interface: interface.into() })?;
-    let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
-    let started = Instant::now();
-    loop {
+    when_free(|| {
         // SAFETY: no program is loaded by xsk-rs (INHIBIT_PROG_LOAD), which is what it asks for.
-        let error = match unsafe { xsk_rs::Socket::new(config, umem.xsk(), &name, queue) } {
-            Ok((tx, rx, shared @ Some(_))) => {
-                return Ok(Rings { rx, _tx: tx, _shared: shared });
-            }
+        match unsafe { xsk_rs::Socket::new(config, region, &name, queue) } {
+            Ok((tx, rx, shared @ Some(_))) => Ok(Ok(Rings { rx, _tx: tx, _shared: shared })),
             // This process has the queue already, on this region.
-            Ok((_, _, None)) => return Err(refuse(io::Error::from_raw_os_error(libc::EBUSY))),
-            Err(error) => crate::error::io_error(&error),
-        };
-        if error.raw_os_error() != Some(libc::EBUSY) || started.elapsed() > BUSY_PATIENCE {
-            return Err(refuse(error));
+            Ok((_, _, None)) => Ok(Err(io::Error::from_raw_os_error(libc::EBUSY))),
+            Err(error) => Err(crate::error::io_error(&error)),
         }
-        std::thread::sleep(BUSY_PAUSE);
-    }
+    })
+    .and_then(|bound| bound)
+    .map_err(|source| Error::Bind { interface: interface.into(), queue, source })
 }
 
-fn open_transmit_only(
-    primary: RawFd,
-    ifindex: u32,
-    queue: u32,
-    entries: u32,
-) -> io::Result<(OwnedFd, Vec<Mapping>, RingMemory<Descriptor>)> {
-    // SAFETY: no pointers; the result is checked.
-    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
+/// Tries until a queue is free that its last socket is still being taken from.
+fn when_free<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let started = Instant::now();
+    loop {
+        match bind() {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY)
+                    && started.elapsed() <= BUSY_PATIENCE =>
+            {
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            bound => return bound,
+        }
     }
-    // SAFETY: just opened, owned by nobody else.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    set_option(fd.as_raw_fd(), libc::SOL_XDP, libc::XDP_TX_RING, entries)?;
-    let maps = SocketMaps::find(fd.as_raw_fd(), &[(RingKind::Transmit, entries)])?;
-    // SAFETY: a transmit ring's entries are descriptors; the mapping lives in the socket's owner,
-    // dropped last; nobody else has the ring.
-    let ring = unsafe { maps.ring(RingKind::Transmit, entries)? };
-    let family = u16::try_from(libc::AF_XDP).map_err(io::Error::other)?;
-    let address = libc::sockaddr_xdp {
-        sxdp_family: family,
-        sxdp_flags: libc::XDP_SHARED_UMEM,
-        sxdp_ifindex: ifindex,
-        sxdp_queue_id: queue,
-        sxdp_shared_umem_fd: primary.cast_unsigned(),
-    };
-    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_xdp>()).unwrap_or(0);
-    // SAFETY: the address lives through the call and has the length that is passed.
-    if unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok((fd, maps.into_mapped(), ring))
 }
 
 fn set_options(fd: RawFd, interface: &str, queue: u32, config: &SocketConfig) -> Result<(), Error> {

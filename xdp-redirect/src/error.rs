@@ -78,6 +78,19 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// No region of pods has room for another port.
+    #[error(
+        "packet memory of pods is used up: {used} of {capacity} frames are promised to pods' queues, \
+         {frames} more are needed; raise packet_memory.pod_frames, or remove a pod"
+    )]
+    PodMemory {
+        /// Frames the port needs.
+        frames: u32,
+        /// Frames promised.
+        used: u32,
+        /// Frames that can be.
+        capacity: u32,
+    },
     /// A setting cannot work.
     #[error("{setting} = {value} cannot work: {reason}")]
     Setting {

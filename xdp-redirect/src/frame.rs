@@ -41,6 +41,26 @@ pub struct Frame {
 }
 const _: () = assert!(size_of::<Option<Frame>>() == 16);
 
+/// The region that a frame is of, and how long its chunks are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Home {
+    /// A packed [`Shape`] of one chunk.
+    shape: u64,
+}
+
+impl Home {
+    /// Chunks are 2048 or 4096 bytes long.
+    pub(crate) fn new(chunk_bytes: u32, region: u8) -> Self {
+        let chunk_bits = chunk_bytes.trailing_zeros().to_le_bytes()[0];
+        let shape = Shape { offset: 0, len: 0, chunk_bits, region, chain: 1, live: 1 };
+        Self { shape: shape.pack() }
+    }
+
+    pub(crate) fn region(self) -> u8 {
+        Shape::unpack(self.shape).region
+    }
+}
+
 /// What a frame is beside its first chunk.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
@@ -48,7 +68,10 @@ struct Shape {
     offset: u16,
     /// Of the bytes in the first chunk.
     len: u16,
-    chunk_bytes: u16,
+    /// Chunks are two to the power of this long.
+    chunk_bits: u8,
+    /// The number of the region that the chunks are of.
+    region: u8,
     /// Chunks that belong to the frame.
     chain: u8,
     /// Chunks that carry the packet; the others were cut off and go when the frame does.
@@ -60,18 +83,20 @@ impl Shape {
     fn pack(self) -> u64 {
         u64::from(self.offset)
             | u64::from(self.len) << 16
-            | u64::from(self.chunk_bytes) << 32
+            | u64::from(self.chunk_bits) << 32
+            | u64::from(self.region) << 40
             | u64::from(self.chain) << 48
             | u64::from(self.live) << 56
     }
 
     #[inline(always)]
     fn unpack(word: u64) -> Self {
-        let [a, b, c, d, e, f, chain, live] = word.to_le_bytes();
+        let [a, b, c, d, chunk_bits, region, chain, live] = word.to_le_bytes();
         Self {
             offset: u16::from_le_bytes([a, b]),
             len: u16::from_le_bytes([c, d]),
-            chunk_bytes: u16::from_le_bytes([e, f]),
+            chunk_bits,
+            region,
             chain,
             live,
         }
@@ -99,14 +124,20 @@ pub(crate) struct Piece {
 
 impl Frame {
     /// # Safety
-    /// `chunk` is the start of a chunk of `chunk_bytes` (at most 4096) bytes that stays mapped
-    /// while the frame lives and that nobody else accesses; `offset + len <= chunk_bytes`, and
-    /// `offset >= HEADROOM_BYTES`.
+    /// `chunk` is the start of a chunk of `home`'s length that stays mapped while the frame lives and
+    /// that nobody else accesses; `offset + len` does not exceed its length, and `offset >=
+    /// HEADROOM_BYTES`.
     #[inline(always)]
-    pub(crate) unsafe fn new(chunk: NonNull<u8>, offset: u32, len: u32, chunk_bytes: u32) -> Self {
-        #[allow(clippy::cast_possible_truncation)] // all at most 4096, says the caller
-        let (offset, len, chunk_bytes) = (offset as u16, len as u16, chunk_bytes as u16);
-        Self { chunk, shape: Shape { offset, len, chunk_bytes, chain: 1, live: 1 }.pack() }
+    pub(crate) unsafe fn new(chunk: NonNull<u8>, offset: u32, len: u32, home: Home) -> Self {
+        #[allow(clippy::cast_possible_truncation)] // both at most 4096, says the caller
+        let (offset, len) = (offset as u16, len as u16);
+        Self { chunk, shape: home.shape | u64::from(offset) | u64::from(len) << 16 }
+    }
+
+    /// The number of the region that its memory is of.
+    #[inline(always)]
+    pub(crate) fn region(&self) -> u8 {
+        self.shape().region
     }
 
     #[inline(always)]
@@ -184,6 +215,35 @@ impl Frame {
         std::iter::once(first).chain(further)
     }
 
+    /// Where in its chunk each piece of the packet begins, and its bytes.
+    pub(crate) fn live_pieces(&self) -> impl Iterator<Item = (u16, &[u8])> {
+        self.pieces().filter(|piece| piece.is_live).map(|piece| {
+            // SAFETY: a piece of this frame lies within its chunk, which is ours alone and mapped.
+            let bytes = unsafe {
+                let start = piece.chunk.add(usize::from(piece.offset));
+                std::slice::from_raw_parts(start.as_ptr(), usize::from(piece.len))
+            };
+            (piece.offset, bytes)
+        })
+    }
+
+    /// Makes a frame of one chunk hold `bytes`, which begin at `offset` of the chunk; false when they
+    /// do not fit.
+    pub(crate) fn put(&mut self, offset: u16, bytes: &[u8]) -> bool {
+        let mut shape = self.shape();
+        let room = (1u16 << shape.chunk_bits).checked_sub(offset);
+        let Some(len) = u16::try_from(bytes.len()).ok().filter(|len| Some(*len) <= room) else {
+            return false;
+        };
+        if shape.chain > 1 {
+            return false;
+        }
+        (shape.offset, shape.len) = (offset, len);
+        self.shape = shape.pack();
+        self.bytes_mut().copy_from_slice(bytes);
+        true
+    }
+
     /// The first chunk, when it is the only one.
     #[inline(always)]
     pub(crate) fn single(&self) -> Option<Piece> {
@@ -227,14 +287,7 @@ impl Buffer for Frame {
     }
 
     fn for_each_chunk(&self, visit: &mut dyn FnMut(&[u8])) {
-        for piece in self.pieces().filter(|piece| piece.is_live) {
-            // SAFETY: a piece of this frame lies within its chunk, which is ours alone and mapped.
-            let bytes = unsafe {
-                let start = piece.chunk.add(usize::from(piece.offset));
-                std::slice::from_raw_parts(start.as_ptr(), usize::from(piece.len))
-            };
-            visit(bytes);
-        }
+        self.live_pieces().for_each(|(_, bytes)| visit(bytes));
     }
 
     fn grow_front(&mut self, bytes: usize) -> Result<(), DropReason> {
@@ -259,7 +312,7 @@ impl Buffer for Frame {
     fn set_len(&mut self, bytes: usize) -> Result<(), DropReason> {
         let mut shape = self.shape();
         let bytes = u16::try_from(bytes).map_err(|_| DropReason::NoRoom)?;
-        if bytes > shape.chunk_bytes - shape.offset {
+        if bytes > (1 << shape.chunk_bits) - shape.offset {
             return Err(DropReason::NoRoom);
         }
         (shape.len, shape.live) = (bytes, 1);
@@ -292,7 +345,8 @@ mod tests {
             assert!((chunk + 1) * 2048 <= self.layout.size());
             // SAFETY: within the memory, which outlives the frames of a test; each test makes one
             // frame per chunk.
-            let mut frame = unsafe { Frame::new(self.start.add(chunk * 2048), 256, 0, CHUNK) };
+            let mut frame =
+                unsafe { Frame::new(self.start.add(chunk * 2048), 256, 0, Home::new(CHUNK, 3)) };
             frame.set_len(bytes.len()).expect("it fits");
             frame.bytes_mut().copy_from_slice(bytes);
             frame

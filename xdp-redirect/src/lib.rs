@@ -3,8 +3,8 @@
 //!
 //! Reading order: `redirect.bpf.c` decides per frame whether it is ours; [`loader`] puts it on
 //! interfaces and [`pins`] keeps it there, [`rules`] tells it what is ours, [`heartbeat`] which workers live, [`counters`]
-//! what it did. [`umem`] is the packet memory, [`frame`] one packet in it, [`pool`] a worker's
-//! share of free memory. [`ring`] speaks to the kernel, [`socket`] is one (interface, queue), and
+//! what it did. [`umem`] is a region of packet memory, [`regions`] are all of
+//! them, [`frame`] is one packet in one, [`pool`] a worker's share of free memory. [`ring`] speaks to the kernel, [`socket`] is one (interface, queue), and
 //! [`ports`] is all of a worker's sockets, as the dataplane's driver wants them; [`ready`] tells it
 //! which of hundreds to look at, and [`live_transmit`] is a second way out, for many packets at once.
 //! [`forward`] forwards between two ports with nothing in between: the bare speed of the rest.
@@ -12,11 +12,13 @@
 //!
 //! Kernels from 6.1 on work; frames above one page (jumbo) need 6.6.
 
+mod anchor;
 mod attachment;
 mod bind;
 mod bpf_link;
 mod cast;
 pub mod counters;
+mod depot;
 pub mod error;
 pub mod ethtool;
 pub mod forward;
@@ -29,23 +31,30 @@ pub mod live_transmit;
 pub mod loader;
 mod mapping;
 mod netlink;
+mod open;
 pub mod pins;
 pub mod pool;
+mod pools;
 pub mod ports;
 pub mod ready;
+pub mod regions;
 pub mod ring;
 mod ring_map;
+mod rings;
 pub mod rules;
 pub mod socket;
 pub mod statistics;
 mod test_run;
+mod transfer;
 mod turns;
 pub mod umem;
+mod umem_config;
 
 pub use error::Error;
 pub use frame::Frame;
 pub use live_transmit::LiveTransmit;
 pub use loader::Redirect;
 pub use ports::WorkerPorts;
+pub use regions::Regions;
 pub use socket::Socket;
 pub use umem::Umem;

@@ -1,4 +1,4 @@
-//! Memory shared with the kernel: mapped files, unmapped when dropped.
+//! Memory shared with the kernel: mapped files and memory of our own, unmapped when dropped.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -31,6 +31,27 @@ impl Mapping {
                 libc::MAP_SHARED | libc::MAP_POPULATE,
                 fd,
                 offset,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, bytes })
+    }
+
+    /// Memory of our own, all of it there at once; on huge pages or not at all when `huge`.
+    pub(crate) fn anonymous(bytes: usize, huge: bool) -> io::Result<Self> {
+        let kind = if huge { libc::MAP_HUGETLB } else { 0 };
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | kind,
+                -1,
+                0,
             )
         };
         if start == libc::MAP_FAILED {

@@ -1,33 +1,35 @@
 //! A worker's share of free packet memory.
 //!
 //! Frames drift: a worker that receives what another transmits runs dry while the other fills up.
-//! So pools exchange batches through the region's depot, one queue operation per [`BATCH`] frames.
+//! So pools exchange batches through the region's depot, one queue operation per batch.
 
-use arrayvec::ArrayVec;
 use dataplane::buffer::Buffer;
 
 use crate::frame::Frame;
 use crate::umem::Umem;
 
-/// Frames that move between a pool and the depot at once.
-pub const BATCH: usize = 64;
-pub(crate) type Batch = ArrayVec<u32, BATCH>;
-
-/// Frames a pool keeps at most; with more it gives a batch to the depot.
-const KEPT_MAX: usize = 8 * BATCH;
+/// Batches a pool of the large region keeps at most; with more it gives one to the depot.
+const KEPT_BATCHES_MAX: usize = 8;
 
 /// Free frames of one worker. Allocates nothing after it is made.
 #[derive(Debug)]
 pub struct FramePool {
     umem: Umem,
     free: Vec<u32>,
+    batch: usize,
+    /// With so many frames it gives a batch to the depot.
+    full: usize,
 }
 
 impl FramePool {
     /// An empty pool: it takes from the region's depot as it needs.
     #[must_use]
     pub fn new(umem: &Umem) -> Self {
-        Self { umem: umem.clone(), free: Vec::with_capacity(KEPT_MAX + BATCH) }
+        let batch = umem.batch();
+        // A region of pods has few frames, which all workers share.
+        let kept = if umem.is_for_pods() { 1 } else { KEPT_BATCHES_MAX };
+        let full = (kept + 1) * batch;
+        Self { umem: umem.clone(), free: Vec::with_capacity(full), batch, full }
     }
 
     /// The region it takes from.
@@ -39,7 +41,11 @@ impl FramePool {
     /// An empty frame with full headroom; `None` when the region is used up.
     pub fn allocate(&mut self) -> Option<Frame> {
         let chunk = self.take()?;
-        Some(self.umem.hold(chunk))
+        let frame = self.umem.hold(chunk);
+        if frame.is_none() {
+            self.put(chunk);
+        }
+        frame
     }
 
     /// An empty frame that is given `bytes`; `None` when the region is used up or they do not fit.
@@ -80,7 +86,7 @@ impl FramePool {
     #[inline]
     pub(crate) fn take(&mut self) -> Option<u32> {
         if self.free.is_empty() {
-            self.free.extend(self.umem.take_batch()?);
+            self.umem.take_batch(&mut self.free);
         }
         self.free.pop()
     }
@@ -89,17 +95,17 @@ impl FramePool {
     #[inline]
     pub(crate) fn put(&mut self, chunk: u32) {
         self.free.push(chunk);
-        if self.free.len() >= KEPT_MAX + BATCH {
+        if self.free.len() >= self.full {
             self.spill();
         }
     }
 
     #[cold]
     fn spill(&mut self) {
-        let batch: Batch = self.free.drain(self.free.len() - BATCH..).collect();
+        let left = self.free.len() - self.batch;
         // There is a place for every full batch of the region; were there none, the pool grows.
-        if let Some(batch) = self.umem.put_batch(batch) {
-            self.free.extend(batch);
+        if self.umem.put_batch(&self.free[left..]) {
+            self.free.truncate(left);
         }
     }
 }

@@ -23,7 +23,10 @@ use crate::frame::Frame;
 use crate::limits;
 use crate::live_transmit::{Gather, LiveCounters, LiveSender};
 use crate::pool::FramePool;
+use crate::pools::{LARGE, Pools};
 use crate::ready::{FlagPlace, ReadyFlags};
+use crate::regions::Regions;
+use crate::rings::{Entry, Rings, put};
 use crate::socket::{LinkState, Socket};
 use crate::turns::Turns;
 use crate::umem::Umem;
@@ -82,85 +85,12 @@ pub enum TransmitPath {
 }
 
 impl TransmitPath {
-    fn socket(self) -> Option<u16> {
+    pub(crate) fn socket(self) -> Option<u16> {
         match self {
             Self::None => None,
             Self::AfXdp { socket } | Self::LiveFrames { socket } => Some(socket),
         }
     }
-}
-
-struct Entry {
-    port: PortId,
-    socket: Box<Socket>,
-    /// What the program raises for the queue.
-    flag: FlagPlace,
-    /// Has packets that may not be under way.
-    is_dirty: bool,
-}
-
-/// The transmit rings of a worker's sockets, for packets that were gathered.
-pub(crate) struct Rings<'a> {
-    sockets: &'a mut Vec<Option<Entry>>,
-    paths: &'a mut [TransmitPath],
-    dirty: &'a mut Vec<u16>,
-}
-
-impl Rings<'_> {
-    fn place(&self, port: PortId) -> Option<u16> {
-        self.paths.get(usize::from(port.0))?.socket()
-    }
-
-    /// Whether all that `port` was given is under way.
-    #[inline]
-    pub(crate) fn is_empty(&self, port: PortId) -> bool {
-        let entry = self.place(port).and_then(|place| self.sockets.get(usize::from(place)));
-        entry.is_some_and(|entry| entry.as_ref().is_some_and(|entry| !entry.is_dirty))
-    }
-
-    /// Puts a packet on the ring of `port`, where there is room for what was gathered.
-    ///
-    /// # Errors
-    /// Gives the packet back when the port is gone, or its link down, meanwhile.
-    pub(crate) fn send(
-        &mut self,
-        pool: &mut FramePool,
-        port: PortId,
-        buffer: Frame,
-    ) -> Result<(), (DropReason, Frame)> {
-        let Some(place) = self.place(port) else { return Err((DropReason::PortGone, buffer)) };
-        match self.sockets.get_mut(usize::from(place)) {
-            Some(Some(entry)) => put(entry, place, self.dirty, pool, buffer),
-            _ => Err((DropReason::PortGone, buffer)),
-        }
-    }
-
-    /// From now on everything leaves by the ring of `port`.
-    pub(crate) fn leave_live(&mut self, port: PortId) {
-        if let Some(path) = self.paths.get_mut(usize::from(port.0))
-            && let Some(socket) = path.socket()
-        {
-            *path = TransmitPath::AfXdp { socket };
-        }
-    }
-}
-
-/// Puts a packet on a transmit ring, which then has to be flushed.
-#[inline]
-fn put(
-    entry: &mut Entry,
-    place: u16,
-    dirty: &mut Vec<u16>,
-    pool: &mut FramePool,
-    buffer: Frame,
-) -> Result<(), (DropReason, Frame)> {
-    let result = entry.socket.transmit(pool, buffer);
-    if !entry.is_dirty {
-        // A full ring is dirty as well: its packets have to leave before another fits.
-        entry.is_dirty = true;
-        dirty.push(place);
-    }
-    result
 }
 
 /// A worker's sockets. Allocates nothing after it is made.
@@ -171,7 +101,7 @@ pub struct WorkerPorts {
     paths: Box<[TransmitPath]>,
     dirty: Vec<u16>,
     live: Option<Box<Gather>>,
-    pool: FramePool,
+    pools: Pools,
     queues: Arc<Queues>,
     generation: u64,
     /// The socket that was received from last had most of what it can have waiting.
@@ -267,7 +197,7 @@ impl WorkerPorts {
             paths: vec![TransmitPath::None; index(limits::PORTS_MAX)].into_boxed_slice(),
             dirty: Vec::with_capacity(WORKER_SOCKETS_MAX),
             live: None,
-            pool: FramePool::new(umem),
+            pools: Pools::new(umem),
             queues: Arc::new(Queues {
                 commands: ArrayQueue::new(COMMANDS_MAX),
                 returned: ArrayQueue::new(2 * WORKER_SOCKETS_MAX + COMMANDS_MAX),
@@ -285,6 +215,13 @@ impl WorkerPorts {
     #[must_use]
     pub fn with_ready_flags(mut self, flags: ReadyFlags) -> Self {
         self.turns.set_flags(flags);
+        self
+    }
+
+    /// Serves sockets of pods as well, which have regions of their own.
+    #[must_use]
+    pub fn with_regions(mut self, regions: &Regions) -> Self {
+        self.pools = Pools::of_all(regions);
         self
     }
 
@@ -311,9 +248,9 @@ impl WorkerPorts {
         PortsControl { queues: Arc::clone(&self.queues) }
     }
 
-    /// The worker's free frames, for packets it makes itself.
+    /// The worker's free frames of the large region, for packets it makes itself.
     pub fn pool(&mut self) -> &mut FramePool {
-        &mut self.pool
+        self.pools.of(LARGE)
     }
 
     /// Grows whenever a socket comes or goes: [`Self::fds`] is another set then.
@@ -383,13 +320,17 @@ impl WorkerPorts {
         else {
             return self.give_up(port, socket);
         };
+        let region = socket.umem.region();
+        if !self.pools.knows(region) {
+            return self.give_up(port, socket);
+        }
         if *path == TransmitPath::None {
             *path = TransmitPath::AfXdp { socket: number };
         }
         if socket.receiving.is_some() {
             self.turns.add(flag, number, socket.is_polled());
         }
-        let entry = Some(Entry { port, socket, flag, is_dirty: false });
+        let entry = Some(Entry { port, socket, region, flag, is_dirty: false });
         match self.sockets.get_mut(place) {
             Some(vacant) => *vacant = entry,
             None => self.sockets.push(entry),
@@ -412,7 +353,7 @@ impl WorkerPorts {
 
     fn remove(&mut self, port: PortId) {
         if let Some(live) = &mut self.live {
-            live.abandon(port, &mut self.pool);
+            live.abandon(port, &mut self.pools);
         }
         if let Some(path) = self.paths.get_mut(usize::from(port.0)) {
             *path = TransmitPath::None;
@@ -437,7 +378,7 @@ impl WorkerPorts {
     #[inline]
     fn by_socket(&mut self, socket: u16, buffer: Frame) -> Result<(), (DropReason, Frame)> {
         match self.sockets.get_mut(usize::from(socket)) {
-            Some(Some(entry)) => put(entry, socket, &mut self.dirty, &mut self.pool, buffer),
+            Some(Some(entry)) => put(entry, socket, &mut self.dirty, &mut self.pools, buffer),
             _ => Err((DropReason::PortGone, buffer)),
         }
     }
@@ -486,7 +427,7 @@ impl WorkerPorts {
         let Some(live) = &mut self.live else { return };
         let (sockets, paths) = (&mut self.sockets, &mut self.paths);
         let mut rings = Rings { sockets, paths, dirty: &mut self.dirty };
-        live.flush(&mut self.pool, &mut rings);
+        live.flush(&mut self.pools, &mut rings);
     }
 
     fn give_up(&self, port: PortId, socket: Box<Socket>) {
@@ -508,11 +449,16 @@ impl Ports for WorkerPorts {
             if turn.is_peek && !entry.socket.has_waiting() {
                 continue;
             }
-            let port = entry.port;
-            let received = entry.socket.receive(&mut self.pool, room, |buffer| {
+            let (port, region) = (entry.port, entry.region);
+            let pool = self.pools.of(region);
+            let received = entry.socket.receive(pool, room, |buffer| {
                 burst.push(Received { port, buffer });
             });
             if received > 0 {
+                if region != LARGE && pool.umem().is_short() {
+                    let before = burst.len() - received;
+                    self.pools.make_room(region, &mut burst[before..]);
+                }
                 self.is_crowded = entry.socket.is_crowded();
                 return self.turns.found(&turn);
             }
@@ -540,9 +486,10 @@ impl Ports for WorkerPorts {
         if self.has_gathered() {
             self.flush_gathered();
         }
-        let (sockets, pool, turns) = (&mut self.sockets, &mut self.pool, &self.turns);
+        let (sockets, pools, turns) = (&mut self.sockets, &mut self.pools, &self.turns);
         self.dirty.retain(|place| match sockets.get_mut(usize::from(*place)) {
             Some(Some(entry)) => {
+                let pool = pools.of(entry.region);
                 entry.is_dirty = !entry.socket.flush(pool);
                 // A port that only sends is not looked at for packets, nor for what completed.
                 if entry.socket.receiving.is_some() {
@@ -558,19 +505,19 @@ impl Ports for WorkerPorts {
 
     #[inline]
     fn is_pressed(&self) -> bool {
-        self.is_crowded || self.pool.umem().is_short()
+        self.is_crowded || self.pools.large().umem().is_short()
     }
 
     #[inline]
     fn release(&mut self, buffer: Frame) {
-        self.pool.release(buffer);
+        self.pools.release(buffer);
     }
 }
 
 impl Drop for WorkerPorts {
     fn drop(&mut self) {
         if let Some(live) = &mut self.live {
-            live.clear(&mut self.pool);
+            live.clear(&mut self.pools);
         }
         // Closed by whoever has the control side, or with the last end of the queues.
         while let Some(command) = self.queues.commands.pop() {

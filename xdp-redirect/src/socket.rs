@@ -276,6 +276,19 @@ impl Socket {
         self.tx.free(wanted)
     }
 
+    /// Whether a packet of so many chunks can be put on the transmit ring; else why not.
+    #[inline(always)]
+    pub(crate) fn has_room(&mut self, chunks: u32) -> Result<(), DropReason> {
+        if self.link != LinkState::Up {
+            return Err(DropReason::PortGone);
+        }
+        if self.tx.free(chunks) < chunks {
+            add(&self.counters().transmit_ring_full, 1);
+            return Err(DropReason::TxRingFull);
+        }
+        Ok(())
+    }
+
     /// Puts a packet on the transmit ring; it leaves with the next [`Self::flush`].
     ///
     /// # Errors
@@ -287,13 +300,8 @@ impl Socket {
         pool: &mut FramePool,
         frame: Frame,
     ) -> Result<(), (DropReason, Frame)> {
-        if self.link != LinkState::Up {
-            return Err((DropReason::PortGone, frame));
-        }
-        let chunks = u32::from(frame.chunks());
-        if self.tx.free(chunks) < chunks {
-            add(&self.counters().transmit_ring_full, 1);
-            return Err((DropReason::TxRingFull, frame));
+        if let Err(reason) = self.has_room(u32::from(frame.chunks())) {
+            return Err((reason, frame));
         }
         match frame.single() {
             Some(piece) => {

@@ -20,6 +20,19 @@ pub struct Census {
     pub in_sockets: u32,
 }
 
+impl Census {
+    /// Of both regions together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            total: self.total + other.total,
+            free: self.free + other.free,
+            held: self.held + other.held,
+            in_sockets: self.in_sockets + other.in_sockets,
+        }
+    }
+}
+
 macro_rules! socket_counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
         /// What one socket did, counted by its worker.

@@ -1,41 +1,35 @@
-//! Packet memory: one region of equal chunks, shared by every socket and worker of a mode.
+//! Packet memory: regions of equal chunks. The large one is shared by uplinks, the host port and every
+//! worker; pods have small ones ([`crate::regions`]), since the kernel keeps 128 bytes per frame for
+//! each socket.
 //!
 //! Each chunk has one holder at any time, written down in a table: free, held as (part of) a
 //! [`Frame`](crate::Frame), or with a socket's rings. So no frame can be submitted twice, the
 //! kernel cannot hand us a frame it does not have, everything a closed socket had is found again,
 //! and a leak shows as frames held while nothing is under way ([`Umem::census`]).
 //!
-//! The kernel makes every socket of a region inherit the mode of its first, and lets no more join
-//! once the first one's interface is gone. In copy mode the first is therefore bound to a tap
-//! device of our own, which lives as long as the region and vanishes with the process; in
-//! zero-copy mode it is the first NIC's.
+//! A region of pods is there from the start, and its memory only while a port of it is: workers know
+//! every region by its number, and nothing has to be told to them when one comes or goes.
 
 use std::error::Error as _;
-use std::fs::OpenOptions;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::num::NonZeroU32;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crossbeam_queue::ArrayQueue;
-use xsk_rs::config::{FrameSize, QueueSize, UmemConfig as XskUmemConfig};
-
+use crate::anchor::Anchor;
 use crate::cast::index;
+use crate::depot::Depot;
 use crate::error::Error;
-use crate::frame::{Frame, HEADROOM_BYTES};
-use crate::pool::{BATCH, Batch};
+use crate::frame::{Frame, HEADROOM_BYTES, Home};
+use crate::mapping::Mapping;
 use crate::statistics::Census;
+use crate::umem_config::{check, xsk_config};
+
+pub use crate::umem_config::{CopyMode, FRAMES_MAX, HugePages, UmemConfig};
 
 /// Memory of a huge page.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
-/// Chunk sizes that AF_XDP takes without unaligned mode: from 2048 to a page.
-const CHUNK_BYTES: [u32; 2] = [2048, 4096];
-/// Frames at most: 16 GiB of the larger chunks.
-pub const FRAMES_MAX: u32 = 1 << 22;
 /// Sockets that one region can serve.
 pub const SOCKETS_MAX: usize = 4096;
 
@@ -46,100 +40,41 @@ const HELD: u16 = 1;
 /// Holder of a chunk: the socket with this number less this base.
 const SOCKET_BASE: u16 = 2;
 
-/// How packets move between the region and the driver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CopyMode {
-    /// Zero-copy if the first interface bound can, otherwise copy.
-    #[default]
-    Auto,
-    /// The kernel copies: any interface.
-    Copy,
-    /// The device reads and writes the region: every interface must be able to.
-    ZeroCopy,
-}
-
-/// Whether to use huge pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum HugePages {
-    /// When there are enough (`vm.nr_hugepages`).
-    #[default]
-    WhenAvailable,
-    /// Never.
-    Never,
-}
-
-/// What a region is to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UmemConfig {
-    /// Number of chunks, at most [`FRAMES_MAX`]. Each socket's fill level and packets under way
-    /// take from it. The kernel keeps 128 bytes per frame and socket beside.
-    pub frames: u32,
-    /// Bytes of a chunk: 2048 or 4096. A packet's first chunk carries that less 256.
-    pub chunk_bytes: u32,
-    /// Entries of every socket's fill ring, a power of two; how many a socket keeps filled is
-    /// its own setting.
-    pub fill_ring: u32,
-    /// Entries of every socket's completion ring, a power of two, at least the transmit ring's.
-    pub completion_ring: u32,
-    /// Copy or zero-copy.
-    pub copy_mode: CopyMode,
-    /// Take frames of several chunks (jumbo); kernel 6.6.
-    pub multi_buffer: bool,
-    /// Huge pages or not.
-    pub huge_pages: HugePages,
-}
-
-impl Default for UmemConfig {
-    fn default() -> Self {
-        Self {
-            frames: 16_384,
-            chunk_bytes: 2048,
-            fill_ring: 2048,
-            completion_ring: 2048,
-            copy_mode: CopyMode::Auto,
-            multi_buffer: false,
-            huge_pages: HugePages::WhenAvailable,
-        }
-    }
-}
-
-/// What the first socket of the region was bound to, if one was.
-pub(crate) enum Anchor {
-    /// None yet.
-    None,
-    /// A tap device of our own, with the socket bound to it.
-    Tap { _socket: crate::bind::Rings, _device: OwnedFd },
-    /// The first NIC, in zero-copy mode.
-    FirstSocket,
-}
-
 /// Packet memory. Cloning shares it.
 #[derive(Clone)]
 pub struct Umem {
     shared: Arc<Shared>,
 }
 
+/// The memory itself. Unmapped only when every chunk is free: a frame may outlive the region's owner.
+enum Memory {
+    /// Of the large region: registered once, for every socket.
+    Whole(Box<(ManuallyDrop<xsk_rs::Umem>, Mutex<Anchor>)>),
+    /// Of a region of pods: there while a port is, and registered by each.
+    OfPods(Mutex<Option<Mapping>>),
+}
+
 pub(crate) struct Shared {
-    /// Unmapped on drop only when every chunk is free: a frame may outlive the region's owner.
-    xsk: ManuallyDrop<xsk_rs::Umem>,
-    base: NonNull<u8>,
+    memory: ManuallyDrop<Memory>,
+    /// Null while there is no memory, and no frame.
+    base: AtomicPtr<u8>,
+    home: Home,
     config: UmemConfig,
     huge_pages: bool,
     holders: Box<[AtomicU16]>,
-    depot: ArrayQueue<Batch>,
-    /// Chunks given back that do not fill a batch yet, fewer than [`BATCH`].
+    depot: Depot,
+    /// Chunks given back that do not fill a batch yet, fewer than one has.
     remainder: Mutex<Vec<u32>>,
     sockets: Mutex<SocketNumbers>,
     sockets_bound: AtomicU32,
     sockets_most: AtomicU32,
     /// Batches out of the depot at most.
     batches_out_most: AtomicUsize,
-    anchor: ManuallyDrop<Mutex<Anchor>>,
 }
 
-// SAFETY: `base` is the start of a mapping that lives as long as `xsk`; bytes in it are reached
-// only through a `Frame`, of which there is one per chunk at most (`holders`). Everything else is
-// `Send` and `Sync` by itself.
+// SAFETY: `base` is the start of `memory`; bytes in it are reached only through a `Frame`, of which
+// there is one per chunk at most (`holders`), and it is not unmapped while there is one. Everything
+// else is `Send` and `Sync` by itself.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
@@ -150,7 +85,7 @@ struct SocketNumbers {
     unused: Vec<u16>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -188,23 +123,101 @@ impl Umem {
         let Some(base) = NonNull::new(base) else {
             return Err(Error::Memory { bytes, source: io::Error::other("mapped at null") });
         };
+        let memory = Memory::Whole(Box::new((ManuallyDrop::new(xsk), Mutex::new(Anchor::None))));
+        let depot = Depot::large(index(config.frames));
+        let umem = Self::of(memory, depot, config, (huge_pages, 0));
+        umem.shared.base.store(base.as_ptr(), Ordering::Release);
+        Ok(umem)
+    }
+
+    /// A region of pods, by its number, without memory yet.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for sizes that cannot work.
+    pub(crate) fn for_pods(config: UmemConfig, region: u8) -> Result<Self, Error> {
+        check(&config)?;
+        let depot = Depot::small(index(config.frames));
+        Ok(Self::of(Memory::OfPods(Mutex::new(None)), depot, config, (false, region)))
+    }
+
+    fn of(
+        memory: Memory,
+        depot: Depot,
+        config: UmemConfig,
+        (huge_pages, region): (bool, u8),
+    ) -> Self {
+        let batch = depot.batch();
         let shared = Shared {
-            xsk: ManuallyDrop::new(xsk),
-            base,
+            memory: ManuallyDrop::new(memory),
+            base: AtomicPtr::default(),
+            home: Home::new(config.chunk_bytes, region),
             config,
             huge_pages,
             holders: (0..config.frames).map(|_| AtomicU16::new(FREE)).collect(),
-            depot: ArrayQueue::new(index(config.frames) / BATCH + 1),
-            remainder: Mutex::new(Vec::with_capacity(2 * BATCH)),
+            depot,
+            remainder: Mutex::new(Vec::with_capacity(2 * batch)),
             sockets: Mutex::default(),
             sockets_bound: AtomicU32::new(0),
             sockets_most: AtomicU32::new(0),
             batches_out_most: AtomicUsize::new(0),
-            anchor: ManuallyDrop::new(Mutex::new(Anchor::None)),
         };
         let umem = Self { shared: Arc::new(shared) };
         umem.give_back((0..config.frames).rev());
-        Ok(umem)
+        umem
+    }
+
+    /// Gives a region of pods its memory, if it has none.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the kernel has none.
+    pub(crate) fn map(&self) -> Result<(), Error> {
+        let Memory::OfPods(memory) = &*self.shared.memory else { return Ok(()) };
+        let mut memory = lock(memory);
+        if memory.is_some() {
+            return Ok(());
+        }
+        let bytes = u64::from(self.config().frames) * u64::from(self.config().chunk_bytes);
+        let wanted = self.config().huge_pages == HugePages::WhenAvailable;
+        let huge = wanted && bytes.is_multiple_of(HUGE_PAGE_BYTES);
+        let length = index(self.config().frames) * index(self.config().chunk_bytes);
+        let huge = huge.then(|| Mapping::anonymous(length, true).ok()).flatten();
+        let mapped = huge.map_or_else(|| Mapping::anonymous(length, false), Ok);
+        let mapped = mapped.map_err(|source| Error::Memory { bytes, source })?;
+        let start = std::ptr::with_exposed_provenance_mut(mapped.addresses().0);
+        self.shared.base.store(start, Ordering::Release);
+        *memory = Some(mapped);
+        Ok(())
+    }
+
+    /// Takes the memory of a region of pods away that has no socket, unless a frame of it is under
+    /// way still; says whether it has none now.
+    pub(crate) fn unmap(&self) -> bool {
+        let Memory::OfPods(memory) = &*self.shared.memory else { return false };
+        let mut memory = lock(memory);
+        // Whoever freed a chunk is done with its bytes: `pass_on` releases what this acquires.
+        let is_free = |holder: &AtomicU16| holder.load(Ordering::Acquire) == FREE;
+        if memory.is_some() && self.shared.holders.iter().all(is_free) {
+            self.shared.base.store(std::ptr::null_mut(), Ordering::Release);
+            *memory = None;
+        }
+        memory.is_none()
+    }
+
+    /// Where the memory begins, and its length in bytes; `None` while there is none.
+    pub(crate) fn extent(&self) -> Option<(u64, u64)> {
+        let base = self.shared.base.load(Ordering::Acquire).addr();
+        let bytes = u64::from(self.config().frames) * u64::from(self.config().chunk_bytes);
+        (base != 0).then(|| Some((u64::try_from(base).ok()?, bytes))).flatten()
+    }
+
+    /// Whether it is a region of pods.
+    pub(crate) fn is_for_pods(&self) -> bool {
+        matches!(*self.shared.memory, Memory::OfPods(_))
+    }
+
+    /// Its number: 0 for the large one.
+    pub(crate) fn region(&self) -> u8 {
+        self.shared.home.region()
     }
 
     /// What was asked for.
@@ -238,7 +251,7 @@ impl Umem {
     #[must_use]
     pub fn taken_most(&self) -> u32 {
         let batches = self.shared.batches_out_most.load(Ordering::Relaxed);
-        u32::try_from(batches * BATCH).unwrap_or(u32::MAX).min(self.shared.config.frames)
+        u32::try_from(batches * self.batch()).unwrap_or(u32::MAX).min(self.shared.config.frames)
     }
 
     /// Sockets bound to the region now and at most so far, of [`SOCKETS_MAX`].
@@ -248,12 +261,22 @@ impl Umem {
         (load(&self.shared.sockets_bound), load(&self.shared.sockets_most))
     }
 
-    pub(crate) fn xsk(&self) -> &xsk_rs::Umem {
-        &self.shared.xsk
+    /// Of the large region: what xsk-rs made, and what its first socket is bound to.
+    pub(crate) fn whole(&self) -> Option<(&xsk_rs::Umem, MutexGuard<'_, Anchor>)> {
+        match &*self.shared.memory {
+            Memory::Whole(whole) => Some((&whole.0, lock(&whole.1))),
+            Memory::OfPods(_) => None,
+        }
     }
 
-    pub(crate) fn anchor(&self) -> MutexGuard<'_, Anchor> {
-        lock(&self.shared.anchor)
+    /// Frames that move between the depot and a pool at once.
+    pub(crate) fn batch(&self) -> usize {
+        self.shared.depot.batch()
+    }
+
+    /// Frames in the depot.
+    pub(crate) fn in_depot(&self) -> u32 {
+        u32::try_from(self.shared.depot.frames()).unwrap_or(u32::MAX)
     }
 
     /// Takes a number for a socket's chunks.
@@ -290,36 +313,38 @@ impl Umem {
         let mut remainder = lock(&self.shared.remainder);
         for chunk in chunks {
             remainder.push(chunk);
-            if remainder.len() >= BATCH {
-                let batch: Batch = remainder.drain(..BATCH).collect();
-                // There is a place for every full batch of the region.
-                if let Err(batch) = self.shared.depot.push(batch) {
-                    remainder.extend(batch);
-                }
+            // There is a place for every full batch of the region.
+            if remainder.len() == self.batch() && self.shared.depot.put(&remainder) {
+                remainder.clear();
             }
         }
     }
 
-    /// A full batch for a pool to take, if there is one.
+    /// Adds a full batch to what a pool has, if there is one.
     #[inline]
-    pub(crate) fn take_batch(&self) -> Option<Batch> {
-        let batch = self.shared.depot.pop()?;
-        let out =
-            (index(self.shared.config.frames) / BATCH).saturating_sub(self.shared.depot.len());
+    pub(crate) fn take_batch(&self, free: &mut Vec<u32>) {
+        if !self.shared.depot.take(free) {
+            return;
+        }
+        let all = index(self.shared.config.frames) / self.batch();
+        let out = all.saturating_sub(self.shared.depot.len());
         if out > self.shared.batches_out_most.load(Ordering::Relaxed) {
             self.shared.batches_out_most.fetch_max(out, Ordering::Relaxed);
         }
-        Some(batch)
     }
 
-    /// A full batch that a pool has too much; given back when there is no place for it.
+    /// A full batch that a pool has too much; false when there is no place for it.
     #[inline]
-    pub(crate) fn put_batch(&self, batch: Batch) -> Option<Batch> {
-        self.shared.depot.push(batch).err()
+    pub(crate) fn put_batch(&self, batch: &[u32]) -> bool {
+        self.shared.depot.put(batch)
     }
 
-    /// Frames for each socket when all share a quarter of the region.
+    /// Frames for each socket when all share a quarter of the region; no bound where each was
+    /// admitted with what it needs.
     pub(crate) fn share(&self) -> u32 {
+        if self.is_for_pods() {
+            return u32::MAX;
+        }
         let sockets = self.shared.sockets_bound.load(Ordering::Relaxed).max(1);
         (self.shared.config.frames / 4 / sockets).max(1)
     }
@@ -327,13 +352,13 @@ impl Umem {
     /// Whether a quarter of the region lies in the depot.
     #[inline]
     pub(crate) fn has_plenty(&self) -> bool {
-        self.shared.depot.len() * BATCH >= index(self.shared.config.frames) / 4
+        self.shared.depot.frames() >= index(self.shared.config.frames) / 4
     }
 
     /// Whether less than an eighth does.
     #[inline]
     pub(crate) fn is_short(&self) -> bool {
-        self.shared.depot.len() * BATCH < index(self.shared.config.frames) / 8
+        self.shared.depot.frames() < index(self.shared.config.frames) / 8
     }
 
     /// Hands a free chunk to a socket's fill ring.
@@ -368,26 +393,27 @@ impl Umem {
         if offset < HEADROOM_BYTES || length > chunk_bytes - offset {
             return None;
         }
+        let start = self.chunk(chunk)?;
         holder.store(HELD, Ordering::Relaxed);
-        let start = self.chunk(chunk);
         prefetch_headers(start, offset);
         // SAFETY: the chunk lies within the region and was the socket's until this moment, so no
         // other frame has it and the kernel is done with it; offset and length were just checked.
-        Some(unsafe { Frame::new(start, offset, length, chunk_bytes) })
+        Some(unsafe { Frame::new(start, offset, length, self.shared.home) })
     }
 
-    /// Makes a free chunk an empty frame.
-    pub(crate) fn hold(&self, chunk: u32) -> Frame {
+    /// Makes a free chunk an empty frame; `None` while the region has no memory.
+    pub(crate) fn hold(&self, chunk: u32) -> Option<Frame> {
+        let start = self.chunk(chunk)?;
         self.shared.holders[index(chunk)].store(HELD, Ordering::Relaxed);
-        let chunk_bytes = self.shared.config.chunk_bytes;
         // SAFETY: the caller owned the free chunk, so no frame has it and the kernel does not.
-        unsafe { Frame::new(self.chunk(chunk), HEADROOM_BYTES, 0, chunk_bytes) }
+        Some(unsafe { Frame::new(start, HEADROOM_BYTES, 0, self.shared.home) })
     }
 
     /// The chunk of a frame of this region; `None` for another region's.
     #[inline]
     pub(crate) fn chunk_of(&self, start: NonNull<u8>) -> Option<u32> {
-        let distance = start.addr().get().checked_sub(self.shared.base.addr().get())?;
+        let base = self.shared.base.load(Ordering::Relaxed).addr();
+        let distance = start.addr().get().checked_sub(base)?;
         let chunk = u32::try_from(distance >> self.chunk_bits()).ok()?;
         (chunk < self.shared.config.frames).then_some(chunk)
     }
@@ -395,7 +421,8 @@ impl Umem {
     /// Writes down that a chunk of a consumed frame is free, or with a socket.
     #[inline]
     pub(crate) fn pass_on(&self, chunk: u32, number: Option<u16>) {
-        self.shared.holders[index(chunk)].store(number.unwrap_or(FREE), Ordering::Relaxed);
+        // Released, so that memory whose last frame this was can be taken away (`unmap`).
+        self.shared.holders[index(chunk)].store(number.unwrap_or(FREE), Ordering::Release);
     }
 
     #[inline]
@@ -413,10 +440,11 @@ impl Umem {
     }
 
     #[inline]
-    fn chunk(&self, chunk: u32) -> NonNull<u8> {
+    fn chunk(&self, chunk: u32) -> Option<NonNull<u8>> {
         assert!(chunk < self.shared.config.frames);
+        let base = NonNull::new(self.shared.base.load(Ordering::Relaxed))?;
         // SAFETY: within the mapping by the assert.
-        unsafe { self.shared.base.add(index(chunk) * index(self.shared.config.chunk_bytes)) }
+        Some(unsafe { base.add(index(chunk) * index(self.shared.config.chunk_bytes)) })
     }
 }
 
@@ -424,13 +452,25 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let held = self.holders.iter().filter(|holder| holder.load(Ordering::Relaxed) != FREE);
         let held = held.count();
-        // SAFETY: dropped once, here; the anchor's rings go before the region they refer to.
-        unsafe { ManuallyDrop::drop(&mut self.anchor) };
-        if held == 0 {
-            // SAFETY: dropped once, here; no frame is left that could reach the memory, and no
-            // socket, since each keeps the region alive.
-            unsafe { ManuallyDrop::drop(&mut self.xsk) };
-        } else {
+        // SAFETY: taken once, here.
+        let memory = unsafe { ManuallyDrop::take(&mut self.memory) };
+        match memory {
+            Memory::Whole(whole) => {
+                let (mut xsk, anchor) = *whole;
+                // The anchor's rings go before the region they refer to.
+                drop(anchor);
+                if held == 0 {
+                    // SAFETY: dropped once, here; no frame is left that could reach the memory, and
+                    // no socket, since each keeps the region alive.
+                    unsafe { ManuallyDrop::drop(&mut xsk) };
+                }
+            }
+            Memory::OfPods(memory) if held > 0 => {
+                let _stays = ManuallyDrop::new(memory);
+            }
+            Memory::OfPods(memory) => drop(memory),
+        }
+        if held > 0 {
             tracing::warn!(held, "packet memory stays mapped: frames of it are still held");
         }
     }
@@ -443,74 +483,12 @@ impl std::fmt::Debug for Umem {
     }
 }
 
-fn check(config: &UmemConfig) -> Result<NonZeroU32, Error> {
-    let refuse =
-        |setting, value: u32, reason| Err(Error::Setting { setting, value: value.into(), reason });
-    if !CHUNK_BYTES.contains(&config.chunk_bytes) {
-        return refuse("chunk_bytes", config.chunk_bytes, "use 2048 or 4096");
-    }
-    if config.frames > FRAMES_MAX {
-        return refuse("frames", config.frames, "at most 4194304");
-    }
-    match NonZeroU32::new(config.frames) {
-        Some(frames) if index(config.frames) >= BATCH => Ok(frames),
-        _ => refuse("frames", config.frames, "at least 64"),
-    }
-}
-
-fn xsk_config(config: &UmemConfig) -> Result<XskUmemConfig, Error> {
-    let refuse =
-        |setting, value: u32, reason| Error::Setting { setting, value: value.into(), reason };
-    let size = FrameSize::new(config.chunk_bytes)
-        .map_err(|_| refuse("chunk_bytes", config.chunk_bytes, "use 2048 or 4096"))?;
-    let fill = QueueSize::new(config.fill_ring)
-        .map_err(|_| refuse("fill_ring", config.fill_ring, "use a power of two"))?;
-    let completion = QueueSize::new(config.completion_ring)
-        .map_err(|_| refuse("completion_ring", config.completion_ring, "use a power of two"))?;
-    XskUmemConfig::builder()
-        .frame_size(size)
-        .fill_queue_size(fill)
-        .comp_queue_size(completion)
-        .build()
-        .map_err(|_| refuse("chunk_bytes", config.chunk_bytes, "use 2048 or 4096"))
-}
-
 /// Packet memory and, on old kernels, maps count against the limit on locked memory. Without the
 /// right to raise it the registration itself will say what is missing.
 pub(crate) fn raise_memory_lock_limit() {
     let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the structure lives through the call.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
-}
-
-/// Makes the tap device that anchors a region; see [`make_tap_named`].
-pub(crate) fn make_tap() -> io::Result<(OwnedFd, String)> {
-    make_tap_named(b"xskiff-umem%d")
-}
-
-/// Makes a tap device that lives as long as the returned descriptor; returns its name, too, with a
-/// number for `%d`.
-pub(crate) fn make_tap_named(template: &[u8]) -> io::Result<(OwnedFd, String)> {
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
-        .open("/dev/net/tun")?;
-    // SAFETY: an all-zero `ifreq` is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(template) {
-        *to = from.cast_signed();
-    }
-    // IFF_TAP is 2 and IFF_NO_PI 0x1000: they fit.
-    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TAP | libc::IFF_NO_PI).unwrap_or(0);
-    // SAFETY: the request lives through the call, which writes the name back.
-    if unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let name =
-        request.ifr_name.iter().take_while(|c| **c != 0).map(|c| char::from(c.cast_unsigned()));
-    let name = name.collect();
-    Ok((device.into(), name))
 }
 
 /// Asks for a packet's headers, for writing: they lie in the cache of the core that received them,

@@ -19,7 +19,7 @@ use xdp_redirect::loader::{Attacher, Attaching, Attachment, Mode};
 use xdp_redirect::rules::PortRule;
 use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::statistics::{KernelStatistics, SocketMonitor};
-use xdp_redirect::{Error, Redirect, Socket, Umem};
+use xdp_redirect::{Error, Redirect, Regions, Socket};
 
 use crate::leaving::{Held, Leaving};
 use crate::live_ways::LiveWays;
@@ -140,7 +140,7 @@ impl ActivePort {
 /// others change interfaces.
 #[derive(Clone)]
 pub struct Tools {
-    umem: Umem,
+    regions: Regions,
     attacher: Attacher,
     workers: usize,
 }
@@ -200,17 +200,37 @@ impl Tools {
             zero_copy: true,
             monitors: Vec::new(),
         };
-        let queues = bound.link.queues;
+        let bind = || self.bind_queues(request, &mut bound);
+        privileges::with(caps::Capability::CAP_IPC_LOCK, bind)?;
+        Ok(bound)
+    }
+
+    /// Pods' queues lie in a region of pods, with frames enough for each; all others in the large one.
+    fn bind_queues(&self, request: &PortRequest, bound: &mut Bound) -> Result<(), Error> {
+        let (interface, sockets, queues) =
+            (&request.interface, &request.sockets, bound.link.queues);
+        let place = match request.kind {
+            PortKind::Pod => Some(self.regions.admit(sockets, queues)?),
+            PortKind::Uplink | PortKind::Host => None,
+        };
         for queue in 0..queues {
-            let socket = Socket::bind(&self.umem, interface, queue, &request.sockets)?;
+            let socket = match &place {
+                Some(place) => {
+                    Socket::bind_in(place, interface, queue, sockets, bound.receiving.first())?
+                }
+                None => Socket::bind(self.regions.large(), interface, queue, sockets)?,
+            };
             bound.zero_copy &= socket.is_zero_copy();
             bound.monitors.push(socket.monitor());
             for other in workers_without_queue(self.workers, queues, queue) {
-                bound.transmitting.push((other, socket.bind_transmit_only(&request.sockets)?));
+                bound.transmitting.push((other, socket.bind_transmit_only(sockets)?));
             }
             bound.receiving.push(socket);
         }
-        Ok(bound)
+        if let Some(place) = place {
+            place.fill();
+        }
+        Ok(())
     }
 
     /// Attaches the program to the interface of a port that is [served](PortTable::serve).
@@ -225,7 +245,7 @@ impl Tools {
 /// All ports, with the program and the packet memory they share.
 pub struct PortTable {
     redirect: Redirect,
-    umem: Umem,
+    regions: Regions,
     active: Vec<Option<ActivePort>>,
     /// Numbers of ports that are being made.
     reserved: BTreeSet<u16>,
@@ -239,10 +259,10 @@ pub struct PortTable {
 impl PortTable {
     /// No ports yet.
     #[must_use]
-    pub fn new(redirect: Redirect, umem: Umem, live: LiveWays) -> Self {
+    pub fn new(redirect: Redirect, regions: Regions, live: LiveWays) -> Self {
         let active = (0..PORTS_MAX).map(|_| None).collect();
         let (reserved, leaving) = (BTreeSet::new(), Leaving::new());
-        Self { redirect, umem, active, reserved, leaving, live, next: 0 }
+        Self { redirect, regions, active, reserved, leaving, live, next: 0 }
     }
 
     /// The XDP program, to say what is ours.
@@ -266,7 +286,7 @@ impl PortTable {
     /// Looks which ports can be sent live frames, and whether those that are get them. To be called
     /// every second.
     pub fn tend_live(&mut self, wanted: Transmit, workers: &Workers) {
-        let frame_bytes = self.umem.config().chunk_bytes;
+        let frame_bytes = self.regions.large().config().chunk_bytes;
         self.live.tend(wanted, frame_bytes, self.active.iter().flatten(), workers);
     }
 
@@ -278,8 +298,8 @@ impl PortTable {
 
     /// The packet memory.
     #[must_use]
-    pub fn umem(&self) -> &Umem {
-        &self.umem
+    pub fn regions(&self) -> &Regions {
+        &self.regions
     }
 
     /// Every port that is up.
@@ -315,8 +335,8 @@ impl PortTable {
     /// What binds and attaches on other threads.
     #[must_use]
     pub fn tools(&self, workers: &Workers) -> Tools {
-        let (umem, attacher) = (self.umem.clone(), self.redirect.attacher());
-        Tools { umem, attacher, workers: workers.count() }
+        let (regions, attacher) = (self.regions.clone(), self.redirect.attacher());
+        Tools { regions, attacher, workers: workers.count() }
     }
 
     /// Takes a number for a port to be; it is given up by [`Self::release`], or [`Self::serve`] has it.

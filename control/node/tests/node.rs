@@ -20,6 +20,7 @@ use dataplane::tables::{TcpWindows, Timeouts};
 use pinning::CpuId;
 use tokio::sync::{oneshot, watch};
 use xdp_redirect::loader::Mode;
+use xdp_redirect::regions::PodMemory;
 use xdp_redirect::rules::OnStall;
 use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::umem::UmemConfig;
@@ -50,6 +51,7 @@ fn settings(run_directory: &Path) -> Settings {
             hash_key: [3, 4],
         },
         umem: UmemConfig { frames: 8192, ..UmemConfig::default() },
+        pod_memory: PodMemory { frames_max: 8192, fill_ring: 256, completion_ring: 512 },
         uplink_sockets: SocketConfig::small(),
         pod_sockets: SocketConfig::small(),
         transmit: Transmit::AfXdp,

@@ -30,6 +30,8 @@ pub struct ArrivalsStatus {
     pub added: u64,
     /// Requests that failed.
     pub failed: u64,
+    /// Times that no packet memory was left for an endpoint, so that it failed.
+    pub without_memory: u64,
     /// Requests that were given up while they waited: whoever asked had gone, or had it removed.
     pub abandoned: u64,
     /// Ports that were answered for before every worker had adopted their tables: one had stalled.

@@ -48,6 +48,7 @@ const LIVE: &[&str] = &[
     "nat.snat",
     "cluster",
     "node_ports",
+    "packet_memory.pod_frames",
     "policy",
     "stall",
     "debug",
@@ -101,6 +102,7 @@ impl Config {
         self.conntrack.tcp_windows = candidate.conntrack.tcp_windows;
         let directory = self.flow_table.directory.take();
         self.flow_table = FlowTable { directory, ..candidate.flow_table.clone() };
+        self.packet_memory.pod_frames = candidate.packet_memory.pod_frames;
         self.nat.mapping = candidate.nat.mapping;
         self.nat.snat.clone_from(&candidate.nat.snat);
         self.nat.non_masquerade_cidrs.clone_from(&candidate.nat.non_masquerade_cidrs);

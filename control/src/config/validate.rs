@@ -164,6 +164,12 @@ fn memory(config: &Config, findings: &mut Findings) {
         "256 to 4194304 frames, or 0 for as many as the queues need",
     );
     findings.check(
+        (1024..=FRAMES_MAX).contains(&memory.pod_frames),
+        "packet_memory.pod_frames",
+        memory.pod_frames,
+        "1024 to 4194304 frames",
+    );
+    findings.check(
         matches!(memory.frame_bytes, 2048 | 4096),
         "packet_memory.frame_bytes",
         memory.frame_bytes,

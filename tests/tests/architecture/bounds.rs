@@ -205,23 +205,30 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("xdp-redirect/src/limits.rs QUEUES_MAX", Setting),
     ("xdp-redirect/src/limits.rs WORKERS_MAX", Setting),
     ("xdp-redirect/src/netlink.rs ANSWER_MAX", Input),
-    ("xdp-redirect/src/pool.rs KEPT_MAX", Part("packet_frames")),
     ("xdp-redirect/src/live_transmit/delivery.rs STATISTICS_MAX", Input),
     ("xdp-redirect/src/live_transmit/gather.rs LEAVING_PACKETS_MAX", Work),
     ("xdp-redirect/src/live_transmit/gather.rs SMALL_CALLS_MAX", Work),
     ("xdp-redirect/src/live_transmit/mod.rs SENDERS_MAX", Setting),
+    ("xdp-redirect/src/pool.rs KEPT_BATCHES_MAX", Part("packet_frames")),
     ("xdp-redirect/src/ports.rs COMMANDS_MAX", Table(&["socket_commands"])),
     ("xdp-redirect/src/ports.rs WORKER_SOCKETS_MAX", Table(&["worker_sockets"])),
+    ("xdp-redirect/src/regions.rs REGIONS_MAX", Part("pod_packet_frames")),
     ("xdp-redirect/src/socket.rs TRANSMIT_CHUNKS_MAX", Input),
     ("xdp-redirect/src/turns.rs ALL_LOOKED_AT_MAX", Work),
     ("xdp-redirect/src/turns.rs VAIN_LOOKS_MAX", Work),
-    ("xdp-redirect/src/umem.rs FRAMES_MAX", Setting),
+    ("xdp-redirect/src/umem_config.rs FRAMES_MAX", Setting),
     ("xdp-redirect/src/umem.rs SOCKETS_MAX", Table(&["packet_memory_sockets"])),
 ];
 
 /// Rows whose capacity is a setting of the node's and no constant.
-const BY_SETTING: [&str; 5] =
-    ["flows_ipv4", "flows_ipv6", "flows_per_endpoint", "packet_frames", "snat_l4_ports"];
+const BY_SETTING: [&str; 6] = [
+    "flows_ipv4",
+    "flows_ipv6",
+    "flows_per_endpoint",
+    "packet_frames",
+    "pod_packet_frames",
+    "snat_l4_ports",
+];
 
 /// Constants that end in `_MAX`, by file and name.
 fn bounds_in_sources() -> Vec<String> {

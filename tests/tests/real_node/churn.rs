@@ -50,11 +50,14 @@ const PODS_EACH: usize = 100;
 
 impl Churn {
     fn start(label: &'static str, count: usize) -> Self {
+        Self::start_with(label, count, "")
+    }
+
+    /// With more words in the configuration.
+    fn start_with(label: &'static str, count: usize, words: &str) -> Self {
         let shape = Shape { label, mtu: 1500, xdp_mode: "native" };
-        // Hundreds of pods of two queues keep more frames than are chosen by themselves.
-        let memory = if count > 100 { "packet_memory: {frames: 32768}\n" } else { "" };
         let world = World::start_edited(shape, |text| {
-            text.replace("10.244.0.0/24", "10.244.0.0/16") + memory
+            text.replace("10.244.0.0/24", "10.244.0.0/16") + words
         });
         let laboratory = &world.scene.laboratory;
         let pods: Vec<Namespace> = (0..count.div_ceil(PODS_EACH))
@@ -123,6 +126,13 @@ impl Caller {
         let client = Client::connect(&self.socket);
         let answer = client.and_then(|mut client| client.ask(request));
         answer.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Adds one; `Some` with the reason when it is refused.
+    fn try_add(&self, number: usize) -> Option<String> {
+        let client = Client::connect(&self.socket);
+        let request = Request::EndpointAdd(self.request(number));
+        client.and_then(|mut client| client.ask(request)).err().map(|error| error.to_string())
     }
 
     /// Adds one, and tells how long that took.
@@ -295,6 +305,48 @@ fn pods_that_come_steadily_or_all_at_once_can_be_reached_when_they_are_answered_
     for number in (0..count).step_by((count / 20).max(1)) {
         assert!(caller.answers(number), "{number} cannot be reached");
     }
+}
+
+/// Pods once shared all memory, and the last of many had no frame in their rings: they were ready, and
+/// could not be reached.
+#[test]
+fn a_pod_that_finds_no_packet_memory_is_refused_and_served_when_there_is_some() {
+    const PODS: usize = 30;
+    if !root_or_skip("pods without packet memory") {
+        return;
+    }
+    let one_region = "packet_memory: {pod_frames: 1024}\n";
+    let churn = Churn::start_with("nomemory", PODS, one_region);
+    let caller = &churn.caller;
+    let table = || {
+        let tables = churn.world.status().tables;
+        tables.into_iter().find(|table| table.name == "pod_packet_frames").expect("its row")
+    };
+    let refused = (0..PODS).find_map(|number| Some((number, caller.try_add(number)?)));
+    let (refused, why) = refused.expect("a region does not serve so many");
+    for word in ["port churn", "used up", "packet_memory.pod_frames"] {
+        assert!(why.contains(word), "{why}");
+    }
+    assert!(refused > 4, "only {refused} were served");
+    let (full, arrivals) = (table(), churn.arrivals());
+    assert!(full.used <= full.capacity && full.capacity < full.used + 64, "{full:?}");
+    assert_eq!((arrivals.failed, arrivals.without_memory), (1, 1), "{arrivals:?}");
+    assert!((0..refused).all(|number| caller.answers(number)), "who was served can be reached");
+
+    // Room is made by one that goes, or by a new configuration.
+    caller.remove(0);
+    churn.wait_until_all_is_closed();
+    caller.add(refused);
+    assert!(caller.answers(refused));
+    assert!(caller.try_add(0).is_some(), "there was room for one");
+    let file = &churn.world.files.configuration;
+    let text = std::fs::read_to_string(file).expect("the configuration");
+    std::fs::write(file, text.replace("pod_frames: 1024", "pod_frames: 2048")).expect("written");
+    let is_larger = || table().capacity == 2 * full.capacity;
+    assert!(wait_until(PATIENCE, is_larger).is_some(), "{:?}", table());
+    caller.add(0);
+    assert!(caller.answers(0));
+    assert_eq!(table().high_water, table().used);
 }
 
 /// A policy about all pods of the churning namespace comes, changes and goes.

@@ -24,8 +24,8 @@ use super::sender::{BATCH, LiveSender};
 use crate::cast::index;
 use crate::frame::Frame;
 use crate::limits::PORTS_MAX;
-use crate::pool::FramePool;
-use crate::ports::Rings;
+use crate::pools::Pools;
+use crate::rings::Rings;
 use crate::statistics::add;
 
 /// How long after live frames nothing is sent to a port by AF_XDP. A full ring of 256 packets is
@@ -163,26 +163,26 @@ impl Gather {
     }
 
     /// Sends what waits, one way or the other.
-    pub(crate) fn flush(&mut self, pool: &mut FramePool, rings: &mut Rings<'_>) {
+    pub(crate) fn flush(&mut self, pools: &mut Pools, rings: &mut Rings<'_>) {
         if std::mem::replace(&mut self.is_flushing, true) {
-            self.mend(pool);
+            self.mend(pools);
         }
-        self.flush_whole(pool, rings);
+        self.flush_whole(pools, rings);
         self.is_flushing = false;
     }
 
     /// Begins anew after a flush that a panic cut short: what of its packets is left may have been sent.
     #[cold]
-    fn mend(&mut self, pool: &mut FramePool) {
+    fn mend(&mut self, pools: &mut Pools) {
         for packet in self.waiting.drain(..).chain(self.batch.drain(..)).chain(self.kept.drain(..))
         {
             add(&self.counters.abandoned_packets, 1);
-            pool.release(packet.frame);
+            pools.release(packet.frame);
         }
         self.ports.iter_mut().for_each(|state| state.waiting = 0);
     }
 
-    fn flush_whole(&mut self, pool: &mut FramePool, rings: &mut Rings<'_>) {
+    fn flush_whole(&mut self, pools: &mut Pools, rings: &mut Rings<'_>) {
         let now = self.now();
         let mut moment = Moment {
             now,
@@ -197,21 +197,21 @@ impl Gather {
             });
             ways.filter(|way| *way == Way::Live).count() >= packets_min
         };
-        self.sort(pool, moment, rings);
+        self.sort(pools, moment, rings);
         if self.batch.is_empty() {
             return;
         }
         self.small_calls = if moment.are_many { 0 } else { self.small_calls.saturating_add(1) };
-        if self.call(pool) {
+        if self.call(pools) {
             // What was refused need not wait for the next flush, where nothing is under way.
             moment.is_suspended = true;
-            self.sort(pool, moment, rings);
+            self.sort(pools, moment, rings);
         }
     }
 
     /// Puts packets into the batch of a call, gives them to AF_XDP, or keeps them. All of a port go
     /// one way: its ring, once something is put there, is not empty any more.
-    fn sort(&mut self, pool: &mut FramePool, moment: Moment, rings: &mut Rings<'_>) {
+    fn sort(&mut self, pools: &mut Pools, moment: Moment, rings: &mut Rings<'_>) {
         self.sender.begin();
         for packet in self.waiting.drain(..) {
             let Packet { port, frame } = packet;
@@ -226,11 +226,11 @@ impl Gather {
                 }
                 Way::Socket => {
                     state.waiting -= 1;
-                    match rings.send(pool, port, frame) {
+                    match rings.send(pools, port, frame) {
                         Ok(()) => add(&self.counters.too_few_packets, 1),
                         Err((_, frame)) => {
                             add(&self.counters.abandoned_packets, 1);
-                            pool.release(frame);
+                            pools.release(frame);
                         }
                     }
                     if std::mem::take(&mut state.is_leaving) {
@@ -243,7 +243,7 @@ impl Gather {
     }
 
     /// Makes the call; what it did not take waits again. Says whether the kernel refused.
-    fn call(&mut self, pool: &mut FramePool) -> bool {
+    fn call(&mut self, pools: &mut Pools) -> bool {
         let (taken, error) = self.sender.send();
         add(&self.counters.calls, 1);
         let now = self.now();
@@ -254,7 +254,7 @@ impl Gather {
                 state.settles_at = settles_at;
                 state.waiting -= 1;
                 self.counters.sent(packet.port);
-                pool.release(packet.frame);
+                pools.release(packet.frame);
                 continue;
             }
             if number < taken {
@@ -280,11 +280,11 @@ impl Gather {
     }
 
     /// Frees what waits for `port`, which is no port of the worker's any more.
-    pub(crate) fn abandon(&mut self, port: PortId, pool: &mut FramePool) {
+    pub(crate) fn abandon(&mut self, port: PortId, pools: &mut Pools) {
         for packet in self.waiting.drain(..) {
             if packet.port == port {
                 add(&self.counters.abandoned_packets, 1);
-                pool.release(packet.frame);
+                pools.release(packet.frame);
             } else {
                 self.kept.push(packet);
             }
@@ -296,9 +296,9 @@ impl Gather {
     }
 
     /// Frees all that waits.
-    pub(crate) fn clear(&mut self, pool: &mut FramePool) {
+    pub(crate) fn clear(&mut self, pools: &mut Pools) {
         for packet in self.waiting.drain(..) {
-            pool.release(packet.frame);
+            pools.release(packet.frame);
         }
     }
 

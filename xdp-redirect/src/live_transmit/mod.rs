@@ -89,7 +89,7 @@ impl LiveTransmit {
             return Err(Error::OutOfRange { what: "workers", value, max: SENDERS_MAX.into() });
         }
         crate::umem::raise_memory_lock_limit();
-        let (device, name) = crate::umem::make_tap_named(b"xskiff-live%d").map_err(|source| {
+        let (device, name) = crate::anchor::make_tap_named(b"xskiff-live%d").map_err(|source| {
             Error::Kernel { action: "make a device for live frames (/dev/net/tun)".into(), source }
         })?;
         let refuse = |error: &(dyn std::error::Error + 'static)| Error::Load {

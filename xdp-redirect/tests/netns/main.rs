@@ -9,5 +9,6 @@ mod many_ports;
 mod packets;
 mod pinning;
 mod redirecting;
+mod regions;
 mod sockets;
 mod world;

@@ -41,6 +41,11 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
             "Endpoints that were answered for before a stalled worker had adopted their tables",
             one(arrivals.late),
         ),
+        counter(
+            "xskiff_endpoint_adds_without_memory",
+            "Failed requests to add an endpoint for which no packet memory was left",
+            one(arrivals.without_memory),
+        ),
         counter("xskiff_endpoints_removed", "Endpoints removed on request", one(arrivals.removed)),
         gauge(
             "xskiff_closing_sockets",

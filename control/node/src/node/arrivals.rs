@@ -540,6 +540,7 @@ impl Node {
             waiting: waiting as u64,
             under_way: under_way as u64,
             closing_sockets: leaving.sockets() as u64,
+            without_memory: self.ports.regions().usage().refused,
             closing_longest_us: u64::try_from(leaving.longest().as_micros()).unwrap_or(u64::MAX),
             ..self.arrivals.counts.clone()
         }

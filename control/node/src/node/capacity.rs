@@ -9,16 +9,16 @@ use crate::admin_server::CONNECTIONS_MAX;
 use crate::ports::receive_queues;
 
 /// Fewest frames that are chosen without being told: half for two queues of 1,024 frames, half for
-/// idle pods and packets under way. The kernel keeps 128 bytes per frame for every port's socket
-/// beside: with 4,096, 500 pods take 285 MB of it.
+/// packets under way. Pods have their own.
 const FRAMES_CHOSEN_MIN: u32 = 4096;
-/// Most frames that are chosen without being told; 500 pods take 1.06 GB with them.
+/// Most frames that are chosen without being told: 32 MB, and 2 MB of the kernel's for each queue of an
+/// uplink.
 const FRAMES_CHOSEN_MAX: u32 = 16_384;
 /// Descriptors of everything that is no port: clients, and log, maps, netlink, HTTP.
 const OTHER_DESCRIPTORS: u64 = CONNECTIONS_MAX as u64 + 256;
 
 /// Frames of packet memory: as `asked`, or, for 0, twice what uplinks and the host port keep with
-/// the kernel, so that pods and packets under way have as much.
+/// the kernel, so that packets under way have as much.
 #[must_use]
 pub fn packet_frames(asked: u32, kept: u32) -> u32 {
     match asked {
@@ -33,7 +33,7 @@ pub fn shortage(frames: u32, kept: u32) -> Option<String> {
     (kept > frames - frames / 4).then(|| {
         format!(
             "uplinks and the host port keep {kept} of {frames} frames with the kernel, so that \
-             little is left for pods: lower uplink_sockets.fill_frames, give the uplink fewer \
+             little is left for packets under way: lower uplink_sockets.fill_frames, give the uplink fewer \
              queues (`ethtool -L`), or raise packet_memory.frames"
         )
     })

@@ -198,6 +198,7 @@ impl Node {
                 tracing::warn!(fields, "the configuration file differs until a restart");
             }
         }
+        self.ports.regions().set_frames_max(self.settings.pod_memory.frames_max);
         self.stall_after_ns.store(nanoseconds(self.settings.stall_after), Ordering::Relaxed);
         match self.ports.redirect().set_stall_after(self.settings.stall_after) {
             Ok(()) => self.errors.clear("stall.after_ms"),
@@ -248,6 +249,7 @@ impl Node {
 
     async fn housekeep(&mut self) -> Result<(), NodeError> {
         self.workers.maintain();
+        self.ports.regions().tend();
         self.look_after_workers()?;
         self.ports.tend_live(self.settings.transmit, &self.workers);
         self.workers.growth_mut().note_rates();

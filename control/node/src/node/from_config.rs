@@ -16,6 +16,7 @@ use pinning::CpuId;
 use pinning::machine_memory::MachineMemory;
 use pinning::plan::Plan;
 use xdp_redirect::loader::Mode;
+use xdp_redirect::regions::PodMemory;
 use xdp_redirect::rules;
 use xdp_redirect::socket::{BusyPoll, SocketConfig};
 use xdp_redirect::umem::{CopyMode, HugePages, UmemConfig};
@@ -23,6 +24,10 @@ use xdp_redirect::umem::{CopyMode, HugePages, UmemConfig};
 use super::settings::{HostPortSettings, Settings, SnatSettings, Uplink};
 use crate::workers;
 use crate::workers::capacity::FlowCapacities;
+
+/// Frames that each queue of a pod has with the kernel at least. A burst that comes while its worker
+/// sleeps is at most so long before something is lost; more come with the first packets.
+const POD_IDLE_FRAMES: u32 = 32;
 
 /// What the machine adds to the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,12 +99,12 @@ fn sockets(config: &Config, sockets: &Sockets, idle_frames: u32) -> SocketConfig
 
 fn packet_memory(config: &Config) -> UmemConfig {
     let memory = &config.packet_memory;
-    let most = |of: fn(&Sockets) -> u32| of(&config.pods).max(of(&config.uplink_sockets));
+    let sockets = &config.uplink_sockets;
     UmemConfig {
         frames: memory.frames,
         chunk_bytes: memory.frame_bytes,
-        fill_ring: most(|sockets| sockets.fill_frames).next_power_of_two(),
-        completion_ring: most(|sockets| sockets.transmit_ring),
+        fill_ring: sockets.fill_frames.next_power_of_two(),
+        completion_ring: sockets.transmit_ring,
         copy_mode: match memory.bind {
             Bind::Auto => CopyMode::Auto,
             Bind::Copy => CopyMode::Copy,
@@ -107,6 +112,14 @@ fn packet_memory(config: &Config) -> UmemConfig {
         },
         multi_buffer: memory.jumbo,
         huge_pages: if memory.huge_pages { HugePages::WhenAvailable } else { HugePages::Never },
+    }
+}
+
+fn pod_memory(config: &Config) -> PodMemory {
+    PodMemory {
+        frames_max: config.packet_memory.pod_frames,
+        fill_ring: config.pods.fill_frames.next_power_of_two(),
+        completion_ring: config.pods.transmit_ring,
     }
 }
 
@@ -160,12 +173,13 @@ impl Settings {
                 hash_key: machine.hash_key,
             },
             umem: packet_memory(config),
+            pod_memory: pod_memory(config),
             uplink_sockets: sockets(
                 config,
                 &config.uplink_sockets,
                 config.uplink_sockets.fill_frames,
             ),
-            pod_sockets: sockets(config, &config.pods, SocketConfig::small().idle_frames),
+            pod_sockets: sockets(config, &config.pods, POD_IDLE_FRAMES),
             transmit: config.transmit,
             host_port: config.host_port.enabled.then_some(HostPortSettings {
                 routing_table: config.host_port.routing_table,
@@ -209,6 +223,7 @@ impl Settings {
         let (memory_bytes, workers) = (capacities.memory_bytes, self.workers.cores.len());
         let details = capacities.details;
         *capacities = FlowCapacities::new(&config.flow_table, details, memory_bytes, workers);
+        self.pod_memory.frames_max = config.packet_memory.pod_frames;
         self.timeouts = config.timeouts.for_tables();
         self.transmit = config.transmit;
         self.tcp_windows = match config.conntrack.tcp_windows {
@@ -256,7 +271,9 @@ mod tests {
         let settings = Settings::from_config(&Config::default(), &machine());
         assert!(settings.umem.fill_ring >= settings.uplink_sockets.fill_frames);
         assert!(settings.umem.completion_ring >= settings.uplink_sockets.transmit_ring);
-        assert!(settings.umem.completion_ring >= settings.pod_sockets.transmit_ring);
+        let (memory, pods) = (&settings.pod_memory, &settings.pod_sockets);
+        assert!(memory.fill_ring >= pods.fill_frames && pods.fill_frames > pods.idle_frames);
+        assert!(memory.completion_ring >= pods.transmit_ring);
     }
 
     #[test]
@@ -272,6 +289,7 @@ mod tests {
                     policy: {lost_replies_seconds: 7}\n\
                     conntrack: {details: true, tcp_windows: relaxed}\n\
                     stall: {after_ms: 700, restart_after_ms: 0, on_stall: pass, on_exit: drop}\n\
+                    packet_memory: {pod_frames: 4096}\n\
                     debug: {faults: true}\n";
         let changed = Config::parse(text).unwrap();
         let before = Config::parse("conntrack: {details: true}").unwrap();
@@ -282,6 +300,7 @@ mod tests {
         settings.apply_live(&changed);
         let fresh = Settings::from_config(&changed, &machine());
         assert_eq!(settings.timeouts, fresh.timeouts);
+        assert_eq!((settings.pod_memory, settings.pod_memory.frames_max), (fresh.pod_memory, 4096));
         assert_eq!(settings.tcp_windows, tables::TcpWindows::Relaxed);
         assert!(fresh.workers.capacities.details);
         assert_eq!(settings.workers.capacities, fresh.workers.capacities);

@@ -305,12 +305,12 @@ impl Node {
         prepared: Prepared,
         pair: Option<&HostPort>,
     ) -> Result<(Self, Option<PortId>), NodeError> {
-        let Prepared { follower, redirect, unpinned, umem, live, publisher } = prepared;
-        let workers = Workers::start(&settings.workers, &umem, &redirect, live.transmit())?;
+        let Prepared { follower, redirect, unpinned, regions, live, publisher } = prepared;
+        let workers = Workers::start(&settings.workers, &regions, &redirect, live.transmit())?;
         let publisher = publisher.after(workers.tables());
         let is_whole = workers.beginnings().iter().all(Beginning::is_whole);
         let flows_began = (!is_whole).then(monotonic_now);
-        let mut ports = PortTable::new(redirect, umem, live);
+        let mut ports = PortTable::new(redirect, regions, live);
         let host = match pair {
             Some(_) => Some(reconcile::add_host_port(&mut ports, &workers, &settings)?),
             None => None,

@@ -1,8 +1,9 @@
 //! What a start makes ready before it takes anything: all of it touches nothing of the host's, and takes
 //! the most of the time.
 
+use caps::Capability;
 use control::compile::NodeView;
-use xdp_redirect::{Error, Redirect, Umem};
+use xdp_redirect::{Error, Redirect, Regions};
 
 use super::endpoint_record::EndpointRecord;
 use super::publisher::Publisher;
@@ -11,6 +12,7 @@ use super::{NodeError, Settings, Sources, capacity, check_uplinks, programs};
 use crate::host_port::HOST_INTERFACE;
 use crate::live_ways::LiveWays;
 use crate::netlink::Follower;
+use crate::privileges;
 
 /// Ready to serve.
 pub(super) struct Prepared {
@@ -18,7 +20,7 @@ pub(super) struct Prepared {
     pub redirect: Redirect,
     /// Why the program would end with this process, if it would.
     pub unpinned: Option<Error>,
-    pub umem: Umem,
+    pub regions: Regions,
     pub live: LiveWays,
     /// The cluster, compiled with the endpoints of the process before.
     pub publisher: Publisher,
@@ -33,12 +35,15 @@ impl Prepared {
         settings.umem.multi_buffer = redirect.multi_buffer();
         check_uplinks(settings, &follower.view())?;
         capacity::plan_packet_memory(settings)?;
-        let umem = Umem::new(settings.umem)?;
+        let (whole, pods, workers) =
+            (settings.umem, &settings.pod_memory, settings.workers.cores.len());
+        let regions =
+            privileges::with(Capability::CAP_IPC_LOCK, || Regions::new(whole, pods, workers))?;
         let live = programs::load_live(settings);
         let mut publisher = std::mem::take(&mut sources.publisher);
         publisher.take(sources.cluster.take());
         publisher.compile(&first_view(settings, &follower), |_| {});
-        Ok(Self { follower, redirect, unpinned, umem, live, publisher })
+        Ok(Self { follower, redirect, unpinned, regions, live, publisher })
     }
 }
 

@@ -12,6 +12,7 @@ use dataplane::nat::Mapping;
 use dataplane::nat::rules::SnatRule;
 use dataplane::tables::{TcpWindows, Timeouts};
 use xdp_redirect::loader::Mode;
+use xdp_redirect::regions::PodMemory;
 use xdp_redirect::rules::OnStall;
 use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::umem::UmemConfig;
@@ -85,8 +86,10 @@ pub struct Settings {
     pub faults: bool,
     /// Threads, cores and flow tables.
     pub workers: workers::Settings,
-    /// Packet memory.
+    /// Packet memory of uplinks and the host port.
     pub umem: UmemConfig,
+    /// Packet memory of pods.
+    pub pod_memory: PodMemory,
     /// Sockets of uplinks and of the host port.
     pub uplink_sockets: SocketConfig,
     /// Sockets of pods.

@@ -29,7 +29,7 @@ use crate::netlink::neighbours::ASKED_MAX;
 use crate::netlink::view::{LINKS_MAX, NEIGHBOURS_MAX, ROUTES_MAX};
 
 /// Every row of `tables` in a status, in order.
-pub const ROWS: [&str; 48] = [
+pub const ROWS: [&str; 49] = [
     "flows_ipv4",
     "flows_ipv6",
     "flows_per_endpoint",
@@ -50,6 +50,7 @@ pub const ROWS: [&str; 48] = [
     "captured_packets",
     "packet_frames",
     "packet_memory_sockets",
+    "pod_packet_frames",
     "admin_connections",
     "admin_clients",
     "admin_calls",
@@ -172,8 +173,9 @@ impl Node {
         Row::new("captured_packets", used, most, CAPTURE_PACKETS_MAX)
     }
 
-    fn packet_memory(&self) -> [Row; 2] {
-        let umem = self.ports.umem();
+    fn packet_memory(&self) -> [Row; 3] {
+        let umem = self.ports.regions().large();
+        let pods = self.ports.regions().usage();
         let census = umem.census();
         let used = census.total - census.free.min(census.total);
         let (sockets, sockets_most) = umem.sockets();
@@ -181,6 +183,12 @@ impl Node {
         [
             Row::new("packet_frames", used.into(), umem.taken_most().into(), frames),
             Row::new("packet_memory_sockets", sockets.into(), sockets_most.into(), SOCKETS_MAX),
+            Row::new(
+                "pod_packet_frames",
+                pods.used.into(),
+                pods.used_most.into(),
+                size(pods.capacity),
+            ),
         ]
     }
 

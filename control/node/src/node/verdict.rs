@@ -161,6 +161,9 @@ fn full_table(status: &Status) -> Option<Verdict> {
             "see whose (`xskiff endpoint list`, xskiff_bandwidth_delayed_packets_total), or give \
              packet memory more frames (packet_memory.frames)"
         }
+        "pod_packet_frames" => {
+            "further pods will be refused: raise packet_memory.pod_frames, or move pods elsewhere"
+        }
         "packet_frames" => "give packet memory more frames (packet_memory.frames)",
         _ => "see what fills it; its bound is fixed, what finds no room is refused and counted",
     };

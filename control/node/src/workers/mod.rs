@@ -39,7 +39,7 @@ use pinning::memory::MemoryError;
 use pinning::memory_file::FileError;
 use xdp_redirect::heartbeat::HeartbeatWriter;
 use xdp_redirect::ports::PortsControl;
-use xdp_redirect::{Frame, LiveTransmit, Redirect, Umem, WorkerPorts};
+use xdp_redirect::{Frame, LiveTransmit, Redirect, Regions, WorkerPorts};
 
 use crate::leaving::close_all;
 
@@ -176,7 +176,7 @@ impl Workers {
     /// Any [`WorkersError`]; no thread is left behind then.
     pub fn start(
         settings: &Settings,
-        umem: &Umem,
+        regions: &Regions,
         redirect: &Redirect,
         live: Option<&LiveTransmit>,
     ) -> Result<Self, WorkersError> {
@@ -195,7 +195,7 @@ impl Workers {
         let growth = FlowGrowth::new(&flows, &growing, &settings.capacities);
         let tables = &Arc::new(Tables { generation, ..Tables::default() });
         let inboxes = Inboxes::new(count);
-        let paced_frames = levels::paced_frames(umem.config().frames, count);
+        let paced_frames = levels::paced_frames(regions.large().config().frames, count);
         let mut handles = Vec::with_capacity(count);
         let mut ports = Vec::with_capacity(count);
         let mut parts = Vec::with_capacity(count);
@@ -214,7 +214,9 @@ impl Workers {
                 Arc::clone(&reports),
             );
             let number = u32::try_from(index).unwrap_or(u32::MAX);
-            let mut worker_ports = WorkerPorts::new(umem).with_ready_flags(redirect.ready_flags());
+            let mut worker_ports = WorkerPorts::new(regions.large())
+                .with_regions(regions)
+                .with_ready_flags(redirect.ready_flags());
             if let Some(live) = live {
                 worker_ports = worker_ports.with_live_transmit(live.sender(number)?);
             }

@@ -34,6 +34,10 @@ pub(super) fn arrivals(arrivals: &ArrivalsStatus) -> String {
         let late = arrivals.late;
         let _ = writeln!(out, "  {late} before a stalled worker had adopted their tables");
     }
+    if arrivals.without_memory > 0 {
+        let refused = arrivals.without_memory;
+        let _ = writeln!(out, "  {refused} failed for want of packet memory (pod_packet_frames)");
+    }
     if arrivals.closing_sockets > 0 {
         let _ = writeln!(out, "  {} sockets are being closed", arrivals.closing_sockets);
     }
@@ -52,9 +56,11 @@ mod tests {
     #[test]
     fn what_waits_is_told_and_nothing_is_said_of_nothing() {
         assert_eq!(arrivals(&ArrivalsStatus::default()), "");
-        let mut status = ArrivalsStatus { waiting: 7, added: 1, ..ArrivalsStatus::default() };
+        let mut status =
+            ArrivalsStatus { waiting: 7, added: 1, without_memory: 3, ..ArrivalsStatus::default() };
         status.waited.note(std::time::Duration::from_millis(4));
         let text = arrivals(&status);
         assert!(text.contains("7 waiting") && text.contains("waited at most 4.0 ms"), "{text}");
+        assert!(text.contains("3 failed for want of packet memory"), "{text}");
     }
 }
