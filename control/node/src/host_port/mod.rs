@@ -199,6 +199,20 @@ impl HostPort {
         routing::reconcile(&self.handle, &self.plan, self.host.index, routes).await
     }
 
+    /// Makes routes and rules what `routes` says where they are known to be what `before` said: the
+    /// kernel is not asked for those that there are, which takes the longer the more pods there are.
+    ///
+    /// # Errors
+    /// As [`Self::set_routes`], which is to be called then.
+    pub async fn change_routes(
+        &self,
+        before: &HostRoutes,
+        routes: &HostRoutes,
+    ) -> Result<(), HostPortError> {
+        let (plan, index) = (&self.plan, self.host.index);
+        routing::change(&self.handle, plan, index, (before, routes)).await
+    }
+
     /// Takes away what a process before has left.
     ///
     /// # Errors

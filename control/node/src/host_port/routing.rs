@@ -112,8 +112,35 @@ pub async fn reconcile(
 ) -> Result<(), HostPortError> {
     let wanted = wanted_routes(plan, routes);
     let present = present_routes(handle, plan).await?;
-    let gone: Vec<&OwnRoute> = present.difference(&wanted).collect();
-    let new: Vec<&OwnRoute> = wanted.difference(&present).collect();
+    replace_routes(interface, &present, &wanted).await?;
+    reconcile_rules(handle, &wanted_rules(plan, routes)).await
+}
+
+/// The same where they are what the first of the two said.
+///
+/// # Errors
+/// [`HostPortError::Kernel`], naming the route or rule.
+pub async fn change(
+    handle: &Handle,
+    plan: &HostPortPlan,
+    interface: u32,
+    (before, routes): (&HostRoutes, &HostRoutes),
+) -> Result<(), HostPortError> {
+    let (present, wanted) = (wanted_routes(plan, before), wanted_routes(plan, routes));
+    replace_routes(interface, &present, &wanted).await?;
+    if before.backend_l4_ports != routes.backend_l4_ports {
+        reconcile_rules(handle, &wanted_rules(plan, routes)).await?;
+    }
+    Ok(())
+}
+
+async fn replace_routes(
+    interface: u32,
+    present: &BTreeSet<OwnRoute>,
+    wanted: &BTreeSet<OwnRoute>,
+) -> Result<(), HostPortError> {
+    let gone: Vec<&OwnRoute> = present.difference(wanted).collect();
+    let new: Vec<&OwnRoute> = wanted.difference(present).collect();
     let message = |route: &&OwnRoute| route_message(route, interface);
     let deletions = gone.iter().map(message).map(Change::Delete);
     let changes: Vec<Change> = deletions.chain(new.iter().map(message).map(Change::Set)).collect();
@@ -123,8 +150,7 @@ pub async fn reconcile(
         let of =
             route.map_or_else(String::new, |own| format!(" {} of table {}", own.prefix, own.table));
         HostPortError::Kernel { action: format!("{action} route{of}"), source }
-    })?;
-    reconcile_rules(handle, &wanted_rules(plan, routes)).await
+    })
 }
 
 /// Takes all rules of ours away.

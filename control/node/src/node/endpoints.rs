@@ -102,6 +102,7 @@ pub struct Endpoint {
 pub struct Endpoints {
     by_name: BTreeMap<ObjectName, Endpoint>,
     by_address: BTreeMap<IpAddr, ObjectName>,
+    by_port: BTreeMap<PortId, ObjectName>,
 }
 
 /// What to do about a request to add.
@@ -198,6 +199,7 @@ impl Endpoints {
         for address in &endpoint.spec.addresses {
             self.by_address.insert(*address, endpoint.spec.name.clone());
         }
+        self.by_port.insert(endpoint.port, endpoint.spec.name.clone());
         self.by_name.insert(endpoint.spec.name.clone(), endpoint);
     }
 
@@ -207,6 +209,7 @@ impl Endpoints {
         for address in &endpoint.spec.addresses {
             self.by_address.remove(address);
         }
+        self.by_port.remove(&endpoint.port);
         Some(endpoint)
     }
 
@@ -225,7 +228,7 @@ impl Endpoints {
     /// The endpoint of a port.
     #[must_use]
     pub fn by_port(&self, port: PortId) -> Option<&Endpoint> {
-        self.by_name.values().find(|endpoint| endpoint.port == port)
+        self.by_name.get(self.by_port.get(&port)?)
     }
 
     /// All of them, by name.
@@ -307,7 +310,9 @@ mod tests {
     #[test]
     fn a_removed_endpoint_leaves_its_address_to_another() {
         let mut endpoints = with(spec("a/b", "v0", "10.0.0.5"));
+        assert!(endpoints.by_port(PortId(3)).is_some());
         assert!(endpoints.remove(&"a/b".parse().unwrap()).is_some());
+        assert!(endpoints.by_port(PortId(3)).is_none());
         let admitted = endpoints.admit(&spec("a/c", "v0", "10.0.0.5"), &BTreeSet::new());
         assert_eq!(admitted, Ok(Admission::New));
         assert!(endpoints.is_empty());

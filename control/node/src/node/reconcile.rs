@@ -399,10 +399,25 @@ impl Node {
             source_v6,
             backend_l4_ports: tables.services.host_backends.iter().copied().collect(),
         };
-        self.host_routes_of = Some(made_of);
+        let is_first = self.host_routes_of.replace(made_of).is_none();
         if routes != self.host_routes {
-            self.host_routes = routes;
-            self.mend_host_routes().await;
+            let before = std::mem::replace(&mut self.host_routes, routes);
+            match is_first {
+                // What a process before has left is there, too.
+                true => self.mend_host_routes().await,
+                false => self.change_host_routes(&before).await,
+            }
+        }
+    }
+
+    /// Makes the host's routes and rules what they should be, where they were what they should have
+    /// been. What else may have changed them is found a second later.
+    async fn change_host_routes(&mut self, before: &HostRoutes) {
+        let Some(host) = &self.host else { return };
+        let began = Instant::now();
+        match host.pair.change_routes(before, &self.host_routes).await {
+            Ok(()) => self.reconciles.ran(Reconcile::HostRoutes, began.elapsed()),
+            Err(_) => self.mend_host_routes().await,
         }
     }
 
