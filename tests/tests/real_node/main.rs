@@ -27,6 +27,7 @@ mod host_backends;
 mod large_cluster;
 mod left_attached;
 mod nat64;
+mod outage;
 mod policies;
 mod privileges;
 mod refused_starts;
