@@ -379,6 +379,8 @@ fn left(churn: &Churn, process: u32) -> BTreeMap<&'static str, String> {
         let mut names: Vec<_> = std::fs::read_dir(directory)
             .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect())
             .unwrap_or_default();
+        // `ip` makes these in every BPF file system that it finds.
+        names.retain(|name| !["ip", "tc", "xdp"].iter().any(|own| name == own));
         names.sort();
         format!("{names:?}")
     };
