@@ -13,7 +13,7 @@ macro_rules! defines {
 }
 
 fn main() -> ExitCode {
-    for watched in ["src/limits.rs", "build.rs"] {
+    for watched in ["src/limits.rs", "src/program.bpf.h", "build.rs"] {
         println!("cargo::rerun-if-changed={watched}");
     }
     println!("cargo::rerun-if-env-changed=BPF_CLANG");

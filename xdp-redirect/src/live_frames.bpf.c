@@ -4,21 +4,8 @@
 // counts at the far end those that arrived as they must. 60-byte UDP over IPv4, one layout, so
 // that both are a few straight lines.
 
-#define SEC(name) __attribute__((section(name), used))
-#define __uint(name, value) int(*name)[value]
-#define __type(name, value) typeof(value) *name
+#include "program.bpf.h"
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-struct xdp_md {
-	u32 data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex;
-};
-enum { XDP_ABORTED = 0, XDP_DROP = 1, XDP_PASS = 2 };
-enum { MAP_ARRAY = 2, MAP_PERCPU_ARRAY = 6 };
-static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static long (*bpf_redirect)(u32 ifindex, u64 flags) = (void *)23;
 static long (*bpf_loop)(u32 count, void *callback, void *context, u64 flags) = (void *)181;

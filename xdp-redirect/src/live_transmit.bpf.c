@@ -3,22 +3,8 @@
 // The second way out of a port: each run takes the next packet of a worker's batch, copies it into
 // the live frame (BPF_PROG_TEST_RUN) and redirects that to the port's interface.
 
-#define SEC(name) __attribute__((section(name), used))
-#define __uint(name, value) int(*name)[value]
-#define __type(name, value) typeof(value) *name
+#include "program.bpf.h"
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-struct xdp_md {
-	u32 data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex;
-};
-enum { XDP_DROP = 1, XDP_REDIRECT = 4 };
-enum { MAP_ARRAY = 2, MAP_DEVMAP = 14 };
-enum { MMAPABLE = 1 << 10 };
-static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
 static long (*bpf_xdp_adjust_tail)(struct xdp_md *ctx, int delta) = (void *)65;
 static long (*bpf_xdp_store_bytes)(struct xdp_md *ctx, u32 offset, void *bytes, u32 length) =
@@ -42,14 +28,14 @@ _Static_assert(sizeof(struct progress) == 64, "live_transmit");
 // Entries for the workers that there are: set when it is loaded.
 struct {
 	__uint(type, MAP_ARRAY);
-	__uint(map_flags, MMAPABLE);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, LIVE_BATCH);
 	__type(key, u32);
 	__type(value, struct packet);
 } packets SEC(".maps");
 struct {
 	__uint(type, MAP_ARRAY);
-	__uint(map_flags, MMAPABLE);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, WORKERS_MAX);
 	__type(key, u32);
 	__type(value, struct progress);

@@ -7,24 +7,10 @@
 // flows and let a pod's traffic escape policy. What was never ours passes, always. No state is
 // kept, and nothing is parsed beyond what the question needs; the sizes come from limits.rs.
 
-#define SEC(name) __attribute__((section(name), used))
-#define __uint(name, value) int(*name)[value]
-#define __type(name, value) typeof(value) *name
+#include "program.bpf.h"
+
 #define inline __attribute__((always_inline)) inline
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-// <linux/bpf.h>, the part used here; the numbers are the kernel's binary interface.
-struct xdp_md {
-	u32 data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex;
-};
-enum { XDP_DROP = 1, XDP_PASS = 2, XDP_REDIRECT = 4 };
-enum { MAP_HASH = 1, MAP_ARRAY = 2, MAP_PERCPU_ARRAY = 6, MAP_LPM_TRIE = 11, MAP_XSKMAP = 17 };
-enum { BPF_F_NO_PREALLOC = 1, BPF_F_MMAPABLE = 1 << 10 };
-static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
 static u64 (*bpf_ktime_get_coarse_ns)(void) = (void *)160;
 
