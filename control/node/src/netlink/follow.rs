@@ -145,6 +145,13 @@ impl Follower {
         Ok(self.view.borrow_and_update().clone())
     }
 
+    /// Waits until the view is as `wanted`, for `within` at most, and says whether it is. What is seen
+    /// meanwhile is news to [`Self::changed`] all the same.
+    pub async fn shows(&self, wanted: impl Fn(&KernelView) -> bool, within: Duration) -> bool {
+        let mut view = self.view.clone();
+        timeout(within, view.wait_for(|view| wanted(view))).await.is_ok_and(|shown| shown.is_ok())
+    }
+
     /// Asks the kernel to resolve a neighbour and keep it fresh. Never waits; a request beyond
     /// the bound is counted and lost (the packet that waits asks again).
     pub fn ask(&self, key: NeighbourKey) {

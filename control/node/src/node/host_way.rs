@@ -1,11 +1,15 @@
-//! The host port's part of a start: what it is made with.
+//! The host port's part of a start: what it is made with, and that the kernel has told us of it.
 
-use super::{NodeError, Settings};
+use std::time::Duration;
+
+use super::{Node, NodeError, Settings};
 use crate::host_port::{HostPort, HostPortPlan};
 use crate::netlink::KernelView;
 
 /// Largest MTU of the host port: a jumbo frame's IP packet.
 const HOST_MTU_MAX: u32 = 9000;
+/// How long the kernel may take to tell of a link that is up.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 /// Makes the host port, if there is to be one.
 ///
@@ -37,4 +41,18 @@ pub(super) fn host_port_plan(
         snat_l4_ports: settings.snat.l4_ports.clone(),
         state_directory: settings.run_directory.clone(),
     })
+}
+
+impl Node {
+    /// Waits until the kernel has told that our end of the pair is up: it was brought up before, and
+    /// a node that has not heard of it yet would say first of all that its own port is down.
+    pub(super) async fn hear_of_host_port(&self) {
+        let Some(host) = &self.host else { return };
+        let port = self.ports.iter().find(|port| port.port == host.port);
+        let Some(index) = port.map(|port| port.attachment.ifindex) else { return };
+        let is_up = |view: &KernelView| view.links.get(&index).is_some_and(|link| link.up);
+        if !self.follower.shows(is_up, TOLD_WITHIN).await {
+            tracing::warn!("the host port does not come up");
+        }
+    }
 }

@@ -284,6 +284,7 @@ impl Node {
                 node.reconcile().await;
                 node.adopt_admitted().await;
                 node.take_over_programs();
+                node.hear_of_host_port().await;
                 node.readiness.send_replace(Readiness::Ready);
                 Ok(node)
             }
