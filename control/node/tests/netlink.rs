@@ -31,6 +31,14 @@ async fn until(
     }
 }
 
+/// Runs commands of ip(8), a line each. A runtime of one thread reads no socket meanwhile.
+fn ip_batch(commands: &str) {
+    let mut batch = tempfile::NamedTempFile::new().unwrap();
+    batch.write_all(commands.as_bytes()).unwrap();
+    batch.flush().unwrap();
+    ip(&format!("-batch {}", batch.path().display()));
+}
+
 fn index(view: &KernelView, name: &str) -> u32 {
     view.link_by_name(name).expect(name).0
 }
@@ -80,6 +88,40 @@ fn links_addresses_routes_and_neighbours_are_there_at_once_and_followed() {
             view.link_by_name("up0").is_none() && !view.addresses.iter().any(|(i, _)| *i == uplink)
         })
         .await;
+        follower.stop().await;
+    });
+}
+
+#[test]
+fn routes_of_other_tables_are_neither_shown_nor_heard_of() {
+    if !may_run("routes_of_other_tables_are_neither_shown_nor_heard_of") {
+        return;
+    }
+    let (node, _gateway) = node_and_gateway();
+    node.block_on(|| async {
+        let mut follower = Follower::start().await.unwrap();
+        // More than a socket's buffer holds, whichever it is.
+        let many = |table: &str, first: &str| {
+            let routes = (0..20_000).map(|number| {
+                let [high, low] = [number / 256, number % 256];
+                format!("route add blackhole {first}.{high}.{low} table {table}\n")
+            });
+            ip_batch(&routes.collect::<String>());
+        };
+        many("7411", "10.7");
+        many("100", "10.8");
+        ip("route add blackhole 198.18.0.0/15");
+        let is_of_main = |view: &KernelView| {
+            let refused = view.routes.iter().filter(|route| route.kind == RouteKind::Refuse);
+            refused.map(|route| route.prefix.to_string()).eq(["198.18.0.0/15"])
+        };
+        until(&mut follower, "the route of the main table", is_of_main).await;
+        assert_eq!(follower.counts().overruns.load(Ordering::Relaxed), 0);
+        assert_eq!(follower.counts().resyncs.load(Ordering::Relaxed), 1);
+        follower.stop().await;
+        // A reading has no other, either.
+        let follower = Follower::start().await.unwrap();
+        assert!(is_of_main(&follower.view()), "{:?}", follower.view().routes);
         follower.stop().await;
     });
 }
@@ -178,15 +220,11 @@ fn an_overrun_leads_to_a_full_reading_and_nothing_is_missed() {
     let (node, _gateway) = node_and_gateway();
     node.block_on(|| async {
         let mut follower = Follower::start().await.unwrap();
-        let mut batch = tempfile::NamedTempFile::new().unwrap();
-        for number in 0..NEIGHBOURS {
+        let neighbours = (0..NEIGHBOURS).map(|number| {
             let (high, low) = (number / 250, number % 250 + 1);
-            writeln!(batch, "neighbour add 10.9.{high}.{low} lladdr 02:00:00:00:00:01 dev up0")
-                .unwrap();
-        }
-        batch.flush().unwrap();
-        // The runtime has one thread, and this blocks it: nobody reads the socket meanwhile.
-        ip(&format!("-batch {}", batch.path().display()));
+            format!("neighbour add 10.9.{high}.{low} lladdr 02:00:00:00:00:01 dev up0\n")
+        });
+        ip_batch(&neighbours.collect::<String>());
         until(&mut follower, "all of them", |view| view.neighbours.len() >= NEIGHBOURS).await;
         assert!(follower.counts().overruns.load(Ordering::Relaxed) >= 1);
         follower.stop().await;

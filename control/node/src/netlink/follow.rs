@@ -15,16 +15,17 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourState,
 };
-use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::route::{RouteHeader, RouteMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
-use super::decode;
 use super::neighbours::{NeighbourKey, Tracker};
 use super::view::{Applied, KernelView, RouteEntry};
+use super::{decode, main_table};
 
 /// A burst of notifications is shown once, this long after its first.
 const SETTLE: Duration = Duration::from_millis(2);
@@ -211,7 +212,7 @@ impl Drop for Session {
 
 impl Session {
     fn open() -> Result<Self, NetlinkError> {
-        let (notified, _, messages) = rtnetlink::new_multicast_connection(&[
+        let (mut notified, _, messages) = rtnetlink::new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
@@ -219,7 +220,10 @@ impl Session {
             MulticastGroup::Ipv6Route,
             MulticastGroup::Neigh,
         ])?;
-        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let (mut connection, handle, _) = rtnetlink::new_connection()?;
+        main_table::leave_out_others(notified.socket_mut().socket_mut())?;
+        // Lists of the routes of one table are only of one table so (netlink(7)).
+        connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true)?;
         let drivers = [tokio::spawn(notified), tokio::spawn(connection)];
         Ok(Self { handle, messages: Box::new(messages), drivers })
     }
@@ -253,6 +257,7 @@ impl Session {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RouteMessage::default();
             request.header.address_family = family;
+            request.header.table = RouteHeader::RT_TABLE_MAIN;
             let mut answers = std::pin::pin!(self.handle.route().get(request).execute());
             while let Some(answer) = answers.next().await {
                 let message =
