@@ -74,6 +74,12 @@ impl<T> AddressMap<T> {
 }
 
 impl<T: Clone> AddressMap<T> {
+    /// An empty map with room for so many addresses of each family, IPv4 first.
+    #[must_use]
+    pub fn with_capacity([v4, v6]: [usize; 2]) -> Self {
+        Self { v4: SharedMap::with_capacity(v4), v6: SharedMap::with_capacity(v6) }
+    }
+
     /// Sets what `address` maps to; returns what it was before.
     pub fn insert(&mut self, address: IpAddr, value: T) -> Option<T> {
         match address {

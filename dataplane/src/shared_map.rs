@@ -141,6 +141,18 @@ impl<K, V> SharedMap<K, V> {
 }
 
 impl<K: Eq + Hash + Clone, V: Clone> SharedMap<K, V> {
+    /// An empty map with room for `entries`, in as many shards as they would come to lie in.
+    #[must_use]
+    pub fn with_capacity(entries: usize) -> Self {
+        if entries == 0 {
+            return Self::default();
+        }
+        let count = entries.div_ceil(ENTRIES_PER_SHARD).next_power_of_two();
+        let shard = || Shard { slots: filled(std::iter::empty(), entries / count), used: 0 };
+        let shards = std::iter::repeat_with(shard).take(count).collect();
+        Self { shards, bits: count.ilog2(), len: 0 }
+    }
+
     /// Sets what `key` maps to; returns what it was before.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         if let Some(known) = self.get_mut(&key) {

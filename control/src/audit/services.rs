@@ -191,7 +191,7 @@ fn serving<'a>(
 /// The ready ones, or else those that still serve while they end.
 fn usable(moment: &Moment<'_>, all: &[Target<'_>], local_only: bool) -> Backends {
     let is_local = |endpoint: &Endpoint| match &endpoint.node {
-        Some(name) => *name == moment.node.name,
+        Some(name) => **name == *moment.node.name,
         None => {
             let mut endpoints = moment.node.endpoints.values();
             moment.node.addresses.contains(&endpoint.address)

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use dataplane::lpm::Prefix;
-use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
+use hashbrown::{HashMap, HashSet};
 
 use super::warnings::Warning;
 use crate::model::{ObjectName, Pod};
@@ -65,6 +65,8 @@ impl Claimants {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Claims {
     by_address: HashMap<IpAddr, Claimants>,
+    /// Those with more than one claim: in a large cluster few, where looking for any takes long.
+    contested: HashSet<IpAddr>,
 }
 
 impl Claims {
@@ -103,6 +105,11 @@ impl Claims {
     }
 
     fn put(&mut self, address: IpAddr, all: Vec<(ObjectName, Claim)>) {
+        if all.len() > 1 {
+            self.contested.insert(address);
+        } else {
+            self.contested.remove(&address);
+        }
         match Claimants::of(all) {
             Some(claimants) => self.by_address.insert(address, claimants),
             None => self.by_address.remove(&address),
@@ -127,6 +134,11 @@ impl Claims {
             }
         }
         Some(holder)
+    }
+
+    /// Whether `address` is claimed more than once: where it is not, whoever claims it has it.
+    pub(super) fn is_contested(&self, address: IpAddr) -> bool {
+        self.contested.contains(&address)
     }
 
     /// Addresses that somebody claims, in no particular order.

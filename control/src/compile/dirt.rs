@@ -354,7 +354,11 @@ impl Compiled {
 }
 
 fn put_in_order(addresses: &mut Vec<IpAddr>) {
-    addresses.sort_unstable();
+    // Their own order, by numbers: it compares octets one by one.
+    addresses.sort_unstable_by_key(|address| match address {
+        IpAddr::V4(v4) => (false, u128::from(v4.to_bits())),
+        IpAddr::V6(v6) => (true, v6.to_bits()),
+    });
     addresses.dedup();
 }
 

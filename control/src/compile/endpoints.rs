@@ -107,7 +107,7 @@ impl<'a> Endpoints<'a> {
 
 fn is_local(endpoint: &Endpoint, node: &NodeView) -> bool {
     match &endpoint.node {
-        Some(name) => *name == node.name,
+        Some(name) => **name == *node.name,
         None => {
             node.addresses.contains(&endpoint.address)
                 || node.endpoints.values().any(|own| own.contains(&endpoint.address))

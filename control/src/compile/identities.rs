@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use dataplane::address::Protocol;
+use dataplane::address_map::AddressMap;
 use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lpm::Prefix;
 use hashbrown::HashMap;
@@ -170,6 +171,15 @@ impl Identities {
         } else {
             matching.sort_unstable();
             format!("{kind} in {}", matching.join("; "))
+        }
+    }
+
+    /// These addresses will be told: a table that has none makes room for all of them at once.
+    pub(super) fn expect(&mut self, addresses: impl ExactSizeIterator<Item = IpAddr>) {
+        if self.table.exact.is_empty() {
+            let all = addresses.len();
+            let v4 = addresses.filter(IpAddr::is_ipv4).count();
+            Arc::make_mut(&mut self.table).exact = AddressMap::with_capacity([v4, all - v4]);
         }
     }
 

@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread::ScopedJoinHandle;
 
 use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lb::ServiceTable;
@@ -54,7 +55,7 @@ use policies::Policies;
 use selectors::Selectors;
 use services::Services;
 use verdicts::Verdicts;
-use warnings::Source;
+use warnings::{Source, Told};
 
 pub use affected::Affected;
 pub use explain::{Examined, Finding, Reading};
@@ -99,7 +100,7 @@ pub enum Stage {
     Identities,
     /// Verdicts of the local pods.
     Policy,
-    /// Numbers of services, and their frontends.
+    /// Numbers of services, and their frontends; beside the policy where there are many.
     Services,
 }
 
@@ -242,12 +243,13 @@ impl Compiled {
         }
         let addresses = self.addresses_to_name(dirt.addresses, &dirt.namespaces, &uses);
         let (names, drafts) = self.names_and_services(&addresses, &dirt.services);
-        self.put_names(names, &mut turn);
-        self.known.release(&mut turn);
-        ended(Stage::Identities);
-        self.verdicts.follow(&self.known, &self.policies, &uses, &mut turn);
-        ended(Stage::Policy);
-        let of_services = self.balanced.put(drafts, &self.node);
+        let of_services = self.beside_services(drafts, |compiled| {
+            compiled.put_names(names, &mut turn);
+            compiled.known.release(&mut turn);
+            ended(Stage::Identities);
+            compiled.verdicts.follow(&compiled.known, &compiled.policies, &uses, &mut turn);
+            ended(Stage::Policy);
+        });
         of_services.into_iter().for_each(|(source, told)| self.warnings.set(source, told));
         ended(Stage::Services);
         self.warn_of_policies(&dirt.policies, &turn);
@@ -272,19 +274,38 @@ impl Compiled {
             return (self.names_of(addresses), in_order([drafting.work()]));
         }
         std::thread::scope(|scope| {
-            let builder = std::thread::Builder::new().name("xskiff-services".into());
             // Without it, all of it is left for this thread.
-            let helper = builder.spawn_scoped(scope, || drafting.work()).ok();
+            let helper = services_thread().spawn_scoped(scope, || drafting.work()).ok();
             let names = self.names_of(addresses);
             let own = drafting.work();
-            let helped =
-                helper.map(|helper| helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
-            (names, in_order(helped.into_iter().chain([own])))
+            (names, in_order(helper.map(joined).into_iter().chain([own])))
         })
+    }
+
+    /// Takes over `drafts` of services, and does `rest` meanwhile where there are many; gives what is
+    /// told of them.
+    fn beside_services(&mut self, drafts: Vec<Draft>, rest: impl FnOnce(&mut Self)) -> Told {
+        if drafts.len() < SERVICES_APART {
+            rest(self);
+            return self.balanced.put(drafts, &self.node);
+        }
+        let (mut balanced, node) = (std::mem::take(&mut self.balanced), self.node.clone());
+        let mut drafts = drafts;
+        let mut put = || balanced.put(std::mem::take(&mut drafts), &node);
+        let told = std::thread::scope(|scope| {
+            let putting = services_thread().spawn_scoped(scope, &mut put).ok();
+            rest(self);
+            putting.map(joined)
+        });
+        // Without a thread, now.
+        let told = told.unwrap_or_else(put);
+        self.balanced = balanced;
+        told
     }
 
     fn put_names(&mut self, names: Names, turn: &mut Turn) {
         let mut numbers: Vec<Option<Identity>> = vec![None; names.keys.len()];
+        self.known.expect(names.addresses.iter().map(|named| named.address));
         for Named { address, who, told } in names.addresses {
             self.warnings.set(Source::Address(address), told);
             let who = who.map(|(key, is_local)| {
@@ -354,6 +375,15 @@ impl Compiled {
             self.warnings.set(Source::Endpoint(name.clone()), told);
         }
     }
+}
+
+fn services_thread() -> std::thread::Builder {
+    std::thread::Builder::new().name("xskiff-services".into())
+}
+
+/// What a thread gave; its panic is the caller's.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// An annotation that is no mode changes nothing, and is probably a slip.

@@ -35,7 +35,7 @@ pub(super) struct Names {
 }
 
 /// Everything that the key of an address which a pod has is made of.
-#[derive(PartialEq, Eq, Hash)]
+#[derive(Default, PartialEq, Eq, Hash)]
 struct Likeness<'a> {
     namespace: &'a str,
     /// Those that selectors ask about.
@@ -57,6 +57,8 @@ struct Claimant<'a> {
 #[derive(Default)]
 struct Keys<'a> {
     alike: HashMap<Likeness<'a>, usize>,
+    /// The one that is looked for.
+    looked_for: Likeness<'a>,
     all: Vec<Key>,
 }
 
@@ -75,7 +77,11 @@ impl Compiled {
         let mut named = Vec::with_capacity(addresses.len());
         for (place, address) in addresses.iter().copied().enumerate() {
             let mut told = BTreeSet::new();
-            let holder = self.claims.holder(address, &mut told);
+            let claimant = claimants.get(place).copied().flatten();
+            let holder = match claimant {
+                Some(only) if !self.claims.is_contested(address) => Some(only.pod),
+                _ => self.claims.holder(address, &mut told),
+            };
             let who = if let Some(kind) = self.node_kind(address) {
                 if let Some(name) = holder {
                     let message =
@@ -84,7 +90,6 @@ impl Compiled {
                 }
                 Some((keys.push(Key::plain(kind, self.selectors.of_address(address))), false))
             } else {
-                let claimant = claimants.get(place).copied().flatten();
                 holder.map(|name| match claimant.filter(|claimant| claimant.pod == name) {
                     Some(claimant) => (claimant.key, claimant.is_local),
                     None => self.name_pod(name, address, &mut keys),
@@ -141,11 +146,13 @@ impl Compiled {
 
     fn key_of<'a>(&'a self, pod: &'a Pod, address: IpAddr, keys: &mut Keys<'a>) -> usize {
         let blocks = self.selectors.of_address(address);
-        let Keys { alike, all } = keys;
-        *alike.entry(self.likeness(pod, blocks)).or_insert_with(|| {
-            all.push(self.pod_key(pod, blocks));
-            all.len() - 1
-        })
+        self.liken(&mut keys.looked_for, pod, blocks);
+        if let Some(known) = keys.alike.get(&keys.looked_for) {
+            return *known;
+        }
+        let place = keys.push(self.pod_key(pod, blocks));
+        keys.alike.insert(std::mem::take(&mut keys.looked_for), place);
+        place
     }
 
     pub(super) fn node_kind(&self, address: IpAddr) -> Option<Kind> {
@@ -156,15 +163,16 @@ impl Compiled {
         Some(if *holder == self.node.name { Kind::Host } else { Kind::RemoteNode })
     }
 
-    fn likeness<'a>(&'a self, pod: &'a Pod, blocks: &'a [SelectorId]) -> Likeness<'a> {
+    /// Makes `likeness` that of `pod`, in the memory that it has.
+    fn liken<'a>(&'a self, likeness: &mut Likeness<'a>, pod: &'a Pod, blocks: &'a [SelectorId]) {
         let asked_about = |(key, _): &(&str, &str)| self.selectors.asks_about(key);
         let is_used = |port: &&NamedPort| self.policies.uses_port_name(&port.name, port.protocol);
-        Likeness {
-            namespace: &pod.name.namespace,
-            labels: pod.labels.iter().filter(asked_about).collect(),
-            named_ports: pod.named_ports.iter().filter(is_used).collect(),
-            blocks,
-        }
+        likeness.namespace = &pod.name.namespace;
+        likeness.labels.clear();
+        likeness.labels.extend(pod.labels.iter().filter(asked_about));
+        likeness.named_ports.clear();
+        likeness.named_ports.extend(pod.named_ports.iter().filter(is_used));
+        likeness.blocks = blocks;
     }
 
     fn pod_key(&self, pod: &Pod, blocks: &[SelectorId]) -> Key {
