@@ -8,7 +8,7 @@ use std::sync::Arc;
 use control::compile::{Affected, Compiled, NodeView};
 use control::model::{
     Kind, LabelSelector, Labels, Namespace, NetworkPolicy, Object, ObjectKey, ObjectName, Operator,
-    Peer, Pod, PodPhase, PolicyMode, PolicyRule, Requirement,
+    Peer, Pod, PodPhase, PolicyMode, PolicyRule, Requirement, Uid,
 };
 use control::store::Change;
 use dataplane::address::Protocol;
@@ -22,7 +22,7 @@ fn ip(number: u32) -> IpAddr {
 fn pod(name: &str, label: &str, address: u32) -> Pod {
     Pod {
         name: ObjectName::new("shop", name),
-        uid: String::new(),
+        uid: Uid::Absent,
         labels: Labels::from([("app", label)]),
         addresses: [ip(address)].into(),
         node: Some("one".into()),

@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use control::model::convert::NOT_OBEYED;
 use control::model::{
-    AnnotatedRate, Endpoint, EndpointSlice, Kind, L4Ports, LabelSelector, Labels, LabelsBuilder,
-    NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod,
-    PodBandwidth, PodPhase, PolicyMode, PolicyRule, PortMatch, Requirement, Service, ServicePort,
-    SlicePort,
+    AnnotatedRate, Endpoint, EndpointSlice, Kind, L4Ports, LabelSelector, Labels, NamedPort,
+    Namespace, NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod, PodBandwidth,
+    PodPhase, PolicyMode, PolicyRule, PortMatch, Requirement, Service, ServicePort, SlicePort, Uid,
 };
 use dataplane::address::Protocol;
 use dataplane::lb::TrafficPolicy;
 use dataplane::lpm::Prefix;
+use hashbrown::HashSet;
 
 /// The bytes are no object of their kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,25 +44,72 @@ pub fn encode(object: &Object) -> Box<[u8]> {
 /// # Errors
 /// [`Damaged`].
 pub fn decode(kind: Kind, bytes: &[u8]) -> Result<Object, Damaged> {
-    let mut from = Reader(bytes);
+    decode_from(kind, Reader::of(bytes))
+}
+
+/// Names that many objects have, each in memory once: of namespaces and nodes.
+#[derive(Debug, Default)]
+pub struct SharedNames(HashSet<Arc<str>>);
+
+impl SharedNames {
+    /// As [`decode`], where many objects are read one after the other.
+    ///
+    /// # Errors
+    /// [`Damaged`].
+    pub fn decode(&mut self, kind: Kind, bytes: &[u8]) -> Result<Object, Damaged> {
+        decode_from(kind, Reader { rest: bytes, names: Some(self) })
+    }
+
+    fn get(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(name) {
+            return Arc::clone(known);
+        }
+        let name: Arc<str> = name.into();
+        self.0.insert(Arc::clone(&name));
+        name
+    }
+}
+
+fn decode_from(kind: Kind, mut from: Reader<'_>) -> Result<Object, Damaged> {
+    let from = &mut from;
     let object = match kind {
-        Kind::Namespace => Object::Namespace(Compact::take(&mut from)?),
-        Kind::Node => Object::Node(Compact::take(&mut from)?),
-        Kind::Pod => Object::Pod(Compact::take(&mut from)?),
-        Kind::Service => Object::Service(Compact::take(&mut from)?),
-        Kind::EndpointSlice => Object::EndpointSlice(Compact::take(&mut from)?),
-        Kind::NetworkPolicy => Object::NetworkPolicy(Compact::take(&mut from)?),
+        Kind::Namespace => Object::Namespace(Compact::take(from)?),
+        Kind::Node => Object::Node(Compact::take(from)?),
+        Kind::Pod => Object::Pod(Compact::take(from)?),
+        Kind::Service => Object::Service(Compact::take(from)?),
+        Kind::EndpointSlice => Object::EndpointSlice(Compact::take(from)?),
+        Kind::NetworkPolicy => Object::NetworkPolicy(Compact::take(from)?),
     };
-    if from.0.is_empty() { Ok(object) } else { Err(Damaged) }
+    if from.rest.is_empty() { Ok(object) } else { Err(Damaged) }
+}
+
+/// Namespace and name of the object whose bytes these are; kinds of the cluster have none of the first.
+///
+/// # Errors
+/// [`Damaged`].
+pub(crate) fn name(kind: Kind, bytes: &[u8]) -> Result<(&str, &str), Damaged> {
+    let mut from = Reader::of(bytes);
+    let first = take_text(&mut from)?;
+    match kind {
+        Kind::Namespace | Kind::Node => Ok(("", first)),
+        _ => Ok((first, take_text(&mut from)?)),
+    }
 }
 
 /// Bytes that are still to be read.
-pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
+pub(crate) struct Reader<'a> {
+    pub(crate) rest: &'a [u8],
+    names: Option<&'a mut SharedNames>,
+}
 
 impl<'a> Reader<'a> {
+    pub(crate) fn of(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes, names: None }
+    }
+
     pub(crate) fn bytes(&mut self, count: usize) -> Result<&'a [u8], Damaged> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(Damaged)?;
-        self.0 = rest;
+        let (taken, rest) = self.rest.split_at_checked(count).ok_or(Damaged)?;
+        self.rest = rest;
         Ok(taken)
     }
 
@@ -110,7 +157,6 @@ macro_rules! fields {
     };
 }
 
-fields!(ObjectName: namespace, name);
 fields!(Namespace: name, labels, mode);
 fields!(Node: name, addresses, pod_cidrs, mode);
 fields!(NamedPort: name, protocol, l4_port);
@@ -187,12 +233,50 @@ impl Compact for String {
     }
 }
 
+/// A name that others have too.
 impl Compact for Arc<str> {
     fn put(&self, out: &mut Vec<u8>) {
         put_text(self, out);
     }
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
-        take_text(from).map(Self::from)
+        let name = take_text(from)?;
+        Ok(from.names.as_deref_mut().map_or_else(|| name.into(), |names| names.get(name)))
+    }
+}
+
+impl Compact for ObjectName {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.namespace.put(out);
+        self.name.put(out);
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        let namespace = Compact::take(from)?;
+        // Nobody else has it.
+        Ok(Self { namespace, name: take_text(from)?.into() })
+    }
+}
+
+impl Compact for Uid {
+    fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Absent => out.push(0),
+            Self::Uuid(octets) => {
+                out.push(1);
+                out.extend(octets);
+            }
+            Self::Other(text) => {
+                out.push(2);
+                put_text(text, out);
+            }
+        }
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        Ok(match u8::take(from)? {
+            0 => Self::Absent,
+            1 => Self::Uuid(from.bytes(16)?.try_into().map_err(|_| Damaged)?),
+            2 => Self::Other(take_text(from)?.into()),
+            _ => return Err(Damaged),
+        })
     }
 }
 
@@ -216,7 +300,7 @@ impl<T: Compact> Compact for Vec<T> {
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
         let count = from.count()?;
         // Every element has a byte at least: damaged counts reserve no memory.
-        let mut list = Self::with_capacity(count.min(from.0.len()));
+        let mut list = Self::with_capacity(count.min(from.rest.len()));
         for _ in 0..count {
             list.push(T::take(from)?);
         }
@@ -267,26 +351,11 @@ impl Compact for AnnotatedRate {
 
 impl Compact for Labels {
     fn put(&self, out: &mut Vec<u8>) {
-        put_count(self.len(), out);
-        for (key, value) in self.iter() {
-            put_text(key, out);
-            put_text(value, out);
-        }
+        put_text(self.packed(), out);
     }
+    /// Equal labels have equal bytes: their order is part of that.
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
-        let count = from.count()?;
-        let mut labels = LabelsBuilder::default();
-        let mut last = None;
-        for _ in 0..count {
-            let (key, value) = (take_text(from)?, take_text(from)?);
-            // Equal labels have equal bytes: their order is part of that.
-            if last.is_some_and(|last| last >= key) {
-                return Err(Damaged);
-            }
-            labels.push(key, value);
-            last = Some(key);
-        }
-        Ok(labels.finish())
+        Self::from_packed(take_text(from)?).ok_or(Damaged)
     }
 }
 

@@ -5,8 +5,11 @@
 //! slow does not fall behind: what waits is bounded by the number of objects.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::IntoValues;
+use std::iter::{Chain, Flatten};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+use std::vec;
 
 use control::admin::reply::ManifestsStatus;
 use control::model::ObjectKey;
@@ -26,8 +29,13 @@ pub struct Report {
     pub last_success: Option<Instant>,
 }
 
+/// What waited, the oldest first.
+pub type Changes = Chain<Flatten<vec::IntoIter<Vec<Change>>>, IntoValues<ObjectKey, Change>>;
+
 #[derive(Debug, Default)]
 struct Waiting {
+    /// What was restored, each object once: older than all other changes.
+    restored: Vec<Vec<Change>>,
     changes: BTreeMap<ObjectKey, Change>,
     report: Report,
 }
@@ -84,6 +92,12 @@ impl Sender {
         self.turn.send_modify(|turn| *turn = turn.wrapping_add(1));
     }
 
+    /// Sends objects of a snapshot, each of which is sent once and before anything else.
+    pub fn send_restored(&self, objects: Vec<Change>) {
+        lock(&self.waiting).restored.push(objects);
+        self.turn.send_modify(|turn| *turn = turn.wrapping_add(1));
+    }
+
     /// Whether nobody takes anything any more.
     #[must_use]
     pub fn is_closed(&self) -> bool {
@@ -101,10 +115,12 @@ impl Receiver {
     }
 
     /// Everything that waits.
-    #[must_use]
-    pub fn take(&mut self) -> Vec<Change> {
+    pub fn take(&mut self) -> Changes {
         self.turn.mark_unchanged();
-        std::mem::take(&mut lock(&self.waiting).changes).into_values().collect()
+        let mut waiting = lock(&self.waiting);
+        let restored = std::mem::take(&mut waiting.restored);
+        let changes = std::mem::take(&mut waiting.changes);
+        restored.into_iter().flatten().chain(changes.into_values())
     }
 
     /// How the source stood when it last sent.
@@ -136,11 +152,22 @@ mod tests {
         let gone = Change::Gone(ObjectKey::new(Kind::Namespace, ObjectName::new("", "bank")));
         sender.send([namespace("shop", "two"), gone.clone()], |_| {});
         receiver.changed().await.unwrap();
-        assert_eq!(receiver.take(), [gone, namespace("shop", "two")]);
-        assert_eq!(receiver.take(), []);
+        assert!(receiver.take().eq([gone, namespace("shop", "two")]));
+        assert_eq!(receiver.take().count(), 0);
         sender.send([], |report| report.manifests.reads = 3);
         receiver.changed().await.unwrap();
-        assert_eq!((receiver.take(), receiver.report().manifests.reads), (vec![], 3));
+        assert_eq!((receiver.take().count(), receiver.report().manifests.reads), (0, 3));
+    }
+
+    #[tokio::test]
+    async fn what_was_restored_comes_before_what_changed_since() {
+        let (sender, mut receiver) = feed();
+        let first = [["bank", "one"], ["shop", "one"]].map(|[name, label]| namespace(name, label));
+        first.iter().for_each(|object| sender.send_restored(vec![object.clone()]));
+        sender.send([namespace("bank", "two")], |_| {});
+        receiver.changed().await.unwrap();
+        assert!(receiver.take().eq(first.into_iter().chain([namespace("bank", "two")])));
+        assert_eq!(receiver.take().count(), 0);
     }
 
     #[tokio::test]
@@ -149,7 +176,7 @@ mod tests {
         sender.send([namespace("shop", "one")], |_| {});
         drop(sender);
         receiver.changed().await.unwrap();
-        assert_eq!(receiver.take().len(), 1);
+        assert_eq!(receiver.take().count(), 1);
         assert_eq!(receiver.changed().await, Err(Ended));
     }
 }

@@ -133,7 +133,7 @@ fn read_pod(object: core::Pod) -> Result<Pod, Problem> {
     let bandwidth = PodBandwidth::of(object.metadata.annotations.as_ref());
     Ok(Pod {
         name,
-        uid: object.metadata.uid.unwrap_or_default(),
+        uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
         labels: labels("metadata.labels", object.metadata.labels)?,
         addresses: addresses.into(),
         node: spec.node_name.filter(|node| !node.is_empty()).map(Into::into),

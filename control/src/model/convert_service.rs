@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use dataplane::lb::TrafficPolicy;
 use k8s_openapi::api::core::v1 as core;
@@ -235,6 +236,6 @@ fn read_endpoint(
         ready: conditions.ready.unwrap_or(true),
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
-        node: entry.node_name,
+        node: entry.node_name.map(Arc::from),
     })
 }

@@ -58,6 +58,27 @@ impl Labels {
         self.iter().find(|(own, _)| *own == key).map(|(_, value)| value)
     }
 
+    /// All of them as they lie in memory, to be kept elsewhere and given to [`Self::from_packed`].
+    #[must_use]
+    pub fn packed(&self) -> &str {
+        &self.text
+    }
+
+    /// What [`Self::packed`] gave; `None` for a text that no labels give.
+    #[must_use]
+    pub fn from_packed(text: &str) -> Option<Self> {
+        let (mut rest, mut last) = (text, None);
+        while !rest.is_empty() {
+            let (key, after_key) = first_part(rest)?;
+            let (_, after_value) = first_part(after_key)?;
+            if last.is_some_and(|last| last >= key) {
+                return None;
+            }
+            (rest, last) = (after_value, Some(key));
+        }
+        Some(Self { text: text.into() })
+    }
+
     /// Every key and value, by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         let mut rest = &*self.text;
@@ -132,6 +153,23 @@ mod tests {
         );
         assert_eq!(labels, Labels::from([("b", "3"), ("aa", "4"), ("a", "")]));
         assert!(Labels::default().is_empty() && Labels::default().iter().next().is_none());
+    }
+
+    #[test]
+    fn labels_come_back_from_what_they_are_kept_as_and_from_nothing_else() {
+        let labels = Labels::from([("a", ""), ("b", "zwei"), ("c", "3")]);
+        let packed = labels.packed();
+        assert_eq!(Labels::from_packed(packed), Some(labels.clone()));
+        assert_eq!(Labels::from_packed(""), Some(Labels::default()));
+        let wholes = ["\u{1}a\u{0}", "\u{1}a\u{0}\u{1}b\u{4}zwei"];
+        for length in 1..packed.len() {
+            let cut = &packed[..length];
+            assert_eq!(Labels::from_packed(cut).is_some(), wholes.contains(&cut), "{cut:?}");
+        }
+        let [ordered, twice, turned] =
+            ["\u{1}a\u{0}\u{1}b\u{0}", "\u{1}a\u{0}\u{1}a\u{0}", "\u{1}b\u{0}\u{1}a\u{0}"];
+        assert!(Labels::from_packed(ordered).is_some());
+        assert_eq!((Labels::from_packed(twice), Labels::from_packed(turned)), (None, None));
     }
 
     #[test]

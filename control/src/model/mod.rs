@@ -24,6 +24,7 @@ mod labels;
 pub mod mode;
 pub mod read;
 pub mod selector;
+mod uid;
 
 pub use bandwidth::{
     AnnotatedRate, EGRESS_BANDWIDTH, INGRESS_BANDWIDTH, PodBandwidth, RateError, bits_per_second,
@@ -32,6 +33,7 @@ pub use bandwidth::{
 pub use label_set::{Labels, LabelsBuilder};
 pub use mode::PolicyMode;
 pub use selector::{LabelSelector, Operator, Requirement};
+pub use uid::Uid;
 
 /// What names an object of a kind within the cluster.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -154,8 +156,8 @@ pub struct NamedPort {
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,
-    /// `metadata.uid`; empty in manifests.
-    pub uid: String,
+    /// `metadata.uid`.
+    pub uid: Uid,
     /// `metadata.labels`.
     pub labels: Labels,
     /// `status.podIPs`.
@@ -254,7 +256,7 @@ pub struct Endpoint {
     /// `conditions.terminating`; absent means not.
     pub terminating: bool,
     /// `nodeName`.
-    pub node: Option<String>,
+    pub node: Option<Arc<str>>,
 }
 
 /// An EndpointSlice of addresses (FQDN slices hold none).

@@ -149,7 +149,7 @@ pub fn pod() -> impl Strategy<Value = Pod> {
     (one_of(&NAMESPACES), 0u8..6, labels(), ports, 0u8..8).prop_map(
         |(namespace, number, labels, ports, fate)| Pod {
             name: ObjectName::new(namespace, format!("pod{number}")),
-            uid: String::new(),
+            uid: control::model::Uid::Absent,
             labels,
             addresses: Box::default(),
             node: Some(if fate == 0 { "two" } else { "one" }.into()),

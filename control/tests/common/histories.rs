@@ -99,7 +99,7 @@ fn slice() -> impl Strategy<Value = Change> {
         ready,
         serving,
         terminating,
-        node,
+        node: node.map(Into::into),
     });
     let port = (one_of(&["", "web"]), protocol(), option::of(8080u16..8082))
         .prop_map(|(name, protocol, l4_port)| SlicePort { name, protocol, l4_port });

@@ -72,7 +72,7 @@ impl Size {
                 namespace_name(place),
                 format!("app-{:x}-{number:06}", number % 7),
             ),
-            uid: uid(random),
+            uid: uid(random).as_str().into(),
             labels: Labels::from(labels),
             addresses: [pod_address(node, number % per_node)].into(),
             node: Some(node_name(node).into()),
@@ -102,7 +102,7 @@ impl Size {
                 ready: true,
                 serving: true,
                 terminating: false,
-                node: Some(node_name(node)),
+                node: Some(node_name(node).into()),
             }
         });
         let slice = EndpointSlice {

@@ -12,9 +12,13 @@ pub(crate) type Key = Box<str>;
 
 /// The key of a name.
 pub(crate) fn key(name: &ObjectName) -> Key {
-    match &*name.namespace {
-        "" => (*name.name).into(),
-        _ => name.to_string().into(),
+    key_of(&name.namespace, &name.name)
+}
+
+fn key_of(namespace: &str, name: &str) -> Key {
+    match namespace {
+        "" => name.into(),
+        _ => [namespace, "/", name].concat().into(),
     }
 }
 
@@ -82,6 +86,19 @@ impl Known {
                 Set::New
             }
         }
+    }
+
+    /// Takes what a snapshot has instead of what there is. Those are in the order of their keys, in
+    /// which nothing has to be looked for.
+    pub(super) fn restore<'a>(
+        &mut self,
+        objects: impl Iterator<Item = (&'a str, &'a str, &'a [u8])>,
+    ) {
+        let listed = self.list;
+        let entry = |(namespace, name, bytes): (&str, &str, &[u8])| {
+            (key_of(namespace, name), Entry { bytes: bytes.into(), listed })
+        };
+        self.entries = objects.map(entry).collect();
     }
 
     pub(super) fn remove(&mut self, key: &str) -> bool {

@@ -17,11 +17,11 @@ use super::hold::{Gained, Held, Losses, is_held, is_live, lost_endpoints};
 use super::known::{Key, Known, Set, key, name};
 use super::standing::{OfKind as Standing, Reporter, unix_ms_now};
 use crate::client::Frontends;
-use crate::compact::{self, Damaged};
+use crate::compact::{self, Damaged, SharedNames};
 use crate::decode::Decoded;
 use crate::feed;
 use crate::resource::index;
-use crate::snapshot::file::Restored;
+use crate::snapshot::file::Objects;
 
 /// Objects of all kinds, at most: four times what a cluster of 5,000 nodes has.
 pub const OBJECTS_MAX: usize = 1_000_000;
@@ -29,8 +29,12 @@ pub const OBJECTS_MAX: usize = 1_000_000;
 /// not named.
 pub const REFUSED_MAX: usize = 4096;
 
-/// Objects of a snapshot that go to the node together.
-const RESTORED_AT_ONCE: usize = 2048;
+/// Objects of a snapshot that go to the node together: less than 64 KiB of them, for more of which
+/// glibc's malloc(3) puts all free memory in order each time.
+const RESTORED_AT_ONCE: usize = 256;
+
+/// Objects of each kind.
+type Counts = [usize; Kind::ALL.len()];
 
 struct OfKind {
     known: Known,
@@ -106,32 +110,49 @@ impl Whole {
     /// # Errors
     /// [`Damaged`] for an object that cannot be read: then nothing is whole, and API servers' lists
     /// are waited for, which correct what of it was taken.
-    pub(crate) fn restore(
-        &mut self,
-        objects: impl IntoIterator<Item = Result<Restored, Damaged>>,
-    ) -> Result<u64, Damaged> {
-        let mut count = 0;
+    pub(crate) fn restore(&mut self, objects: Objects<'_>) -> Result<u64, Damaged> {
+        let mut counts = [0; Kind::ALL.len()];
+        let sent = self.send_restored(objects.clone(), &mut counts);
+        if sent.is_ok() {
+            for kind in Kind::ALL {
+                let count = counts[index(kind)] as u64;
+                self.reporter.kind(kind, |standing: &mut Standing| standing.status.objects = count);
+                self.reporter.complete(kind);
+            }
+        }
+        // What lists are compared with, while the node compiles.
+        let mut objects = objects.filter_map(Result::ok).peekable();
+        for (kind, count) in Kind::ALL.into_iter().zip(counts) {
+            let own = std::iter::from_fn(|| objects.next_if(|(of, _)| *of == kind));
+            let named = own.filter_map(|(kind, bytes)| {
+                let (namespace, name) = compact::name(kind, bytes).ok()?;
+                Some((namespace, name, bytes))
+            });
+            self.kinds[index(kind)].known.restore(named.take(count));
+            self.note_counts(kind);
+        }
+        sent.map(|()| counts.iter().sum::<usize>() as u64)
+    }
+
+    /// Sends the node what a snapshot holds, so that it takes the first while the next are read.
+    fn send_restored(&mut self, objects: Objects<'_>, counts: &mut Counts) -> Result<(), Damaged> {
+        let mut names = SharedNames::default();
         for restored in objects {
-            let (object, bytes) = restored?;
-            count += 1;
-            let ObjectKey { kind, name } = object.key();
-            self.own(kind).known.set(key(&name), bytes);
+            let (kind, bytes) = restored?;
+            let object = names.decode(kind, bytes)?;
+            counts[index(kind)] += 1;
             if let Object::Service(service) = &object {
                 self.frontends.set(service);
             }
             self.batch.push(Change::Set(object));
-            // The node takes them while the next are read.
             if self.batch.len() >= RESTORED_AT_ONCE {
-                self.flush();
+                self.feed.send_restored(std::mem::take(&mut self.batch));
+                self.batch.reserve(RESTORED_AT_ONCE);
             }
         }
         // Whoever waits for the whole finds it sent.
         self.flush();
-        for kind in Kind::ALL {
-            self.note_counts(kind);
-            self.reporter.complete(kind);
-        }
-        Ok(count)
+        Ok(())
     }
 
     /// A list begins.

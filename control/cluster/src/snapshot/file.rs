@@ -6,16 +6,16 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::model::{Kind, Object};
+use control::model::Kind;
 use sha2::{Digest, Sha256};
 
-use crate::compact::{self, Reader, put_count};
+use crate::compact::{Damaged, Reader, put_count};
 use crate::follow::known::Known;
 
 /// First bytes of every snapshot.
 const MAGIC: [u8; 8] = *b"xskiffCS";
 /// Changes whenever the model's fields do, or anything else of the layout.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Magic, version, time of writing, length of what follows the header.
 const HEADER: usize = 8 + 4 + 8 + 8;
 const DIGEST: usize = 32;
@@ -63,9 +63,6 @@ pub enum SnapshotError {
     Write(String),
 }
 
-/// An object, with its bytes.
-pub type Restored = (Object, Box<[u8]>);
-
 /// A snapshot whose checksum is right.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -75,44 +72,57 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// All objects, kind by kind, read as they are asked for. Nothing comes after one that is
-    /// [`compact::Damaged`], which is a defect of whoever wrote it.
-    pub fn objects(&self) -> impl Iterator<Item = Result<Restored, compact::Damaged>> {
-        let mut from = Reader(self.file.get(HEADER + DIGEST..).unwrap_or_default());
-        let mut kinds = Kind::ALL.into_iter().enumerate();
-        let mut of_kind = None;
-        let mut next = move || {
-            loop {
-                match of_kind {
-                    Some((kind, left)) if left > 0 => {
-                        of_kind = Some((kind, left - 1));
-                        let length = from.count()?;
-                        let bytes = from.bytes(length)?;
-                        return Ok(Some((compact::decode(kind, bytes)?, bytes.into())));
-                    }
-                    _ => match kinds.next() {
-                        None if from.0.is_empty() => return Ok(None),
-                        None => return Err(compact::Damaged),
-                        Some((place, kind)) => {
-                            let own = from.bytes(1)?.first().map(|own| usize::from(*own));
-                            if own != Some(place) {
-                                return Err(compact::Damaged);
-                            }
-                            of_kind = Some((kind, from.count()?));
-                        }
-                    },
-                }
+    /// All objects as [`crate::compact`] has them, kind by kind, and within a kind in the order of
+    /// [`Known`]'s keys. Nothing comes after one that is [`Damaged`], which is a defect of whoever
+    /// wrote it.
+    #[must_use]
+    pub fn objects(&self) -> Objects<'_> {
+        let rest = self.file.get(HEADER + DIGEST..).unwrap_or_default();
+        Objects { rest, kinds: 0, left: 0 }
+    }
+}
+
+/// The objects of a snapshot that are still to come.
+#[derive(Debug, Clone)]
+pub struct Objects<'a> {
+    rest: &'a [u8],
+    /// Kinds that were begun, of [`Kind::ALL`].
+    kinds: usize,
+    /// Objects of the last of them.
+    left: usize,
+}
+
+impl<'a> Objects<'a> {
+    fn take(&mut self) -> Result<Option<(Kind, &'a [u8])>, Damaged> {
+        let mut from = Reader::of(self.rest);
+        while self.left == 0 {
+            if self.kinds == Kind::ALL.len() {
+                return if from.rest.is_empty() { Ok(None) } else { Err(Damaged) };
             }
-        };
-        let mut is_over = false;
-        std::iter::from_fn(move || {
-            if is_over {
-                return None;
+            let place = from.bytes(1)?.first().map(|place| usize::from(*place));
+            if place != Some(self.kinds) {
+                return Err(Damaged);
             }
-            let next = next().transpose();
-            is_over = !matches!(next, Some(Ok(_)));
-            next
-        })
+            (self.kinds, self.left) = (self.kinds + 1, from.count()?);
+        }
+        self.left -= 1;
+        let length = from.count()?;
+        let bytes = from.bytes(length)?;
+        self.rest = from.rest;
+        let kind = self.kinds.checked_sub(1).and_then(|place| Kind::ALL.get(place));
+        Ok(Some((*kind.ok_or(Damaged)?, bytes)))
+    }
+}
+
+impl<'a> Iterator for Objects<'a> {
+    type Item = Result<(Kind, &'a [u8]), Damaged>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.take().transpose();
+        if !matches!(next, Some(Ok(_))) {
+            *self = Self { rest: &[], kinds: Kind::ALL.len(), left: 0 };
+        }
+        next
     }
 }
 

@@ -21,7 +21,11 @@ fn namespaces(names: &[&str]) -> Vec<u8> {
 
 fn names(directory: &Path) -> Vec<String> {
     let snapshot = read(directory).unwrap();
-    snapshot.objects().map(|restored| restored.unwrap().0.to_string()).collect()
+    let name = |restored: Result<(Kind, &[u8]), _>| {
+        let (kind, bytes) = restored.unwrap();
+        compact::decode(kind, bytes).unwrap().to_string()
+    };
+    snapshot.objects().map(name).collect()
 }
 
 fn refusal(directory: &Path, bytes: &[u8]) -> String {
@@ -64,7 +68,7 @@ fn what_is_cut_damaged_foreign_or_of_another_version_is_named() {
     let mut other = good.clone();
     other[8] = VERSION as u8 + 1;
     let error = refusal(state.path(), &other);
-    assert!(error.contains("version 3, and 2 is read"), "{error}");
+    assert!(error.contains("version 4, and 3 is read"), "{error}");
     let error = refusal(state.path(), b"#!/bin/sh and more than a header's length of other text");
     assert!(error.contains("no snapshot of a cluster"), "{error}");
     assert_eq!(names_of(&good), 2);

@@ -9,7 +9,6 @@ use std::time::Duration;
 use cluster::client::{Access, AccessError};
 use cluster::{feed, follow};
 use control::config::Config;
-use control::store::Change;
 use tokio::sync::{mpsc, watch};
 
 use super::STATUS_REQUESTS_MAX;
@@ -116,7 +115,7 @@ impl Followed {
         probes: Option<SocketAddr>,
         stop: impl Future<Output = Result<(), E>>,
         cluster: &mut feed::Receiver,
-        mut take: impl FnMut(Vec<Change>),
+        mut take: impl FnMut(feed::Changes),
     ) -> Result<bool, E> {
         let Some(follower) = &self.follower else { return Ok(true) };
         let reporter = follower.reporter();

@@ -39,11 +39,7 @@ impl World {
     fn sent(&mut self) -> usize {
         self.whole.flush();
         let changes = self.node.take();
-        let count = changes.len();
-        for change in changes {
-            self.state.apply(change);
-        }
-        count
+        changes.map(|change| self.state.apply(change)).count()
     }
 
     fn take(&mut self, kind: Kind, object: &Value) {
