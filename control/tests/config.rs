@@ -84,7 +84,7 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
                 debug: {faults: true}\n\
                 transmit: live-frames\n\
                 packet_memory: {pod_frames: 2048}\n\
-                policy: {lost_replies_seconds: 0}\n\
+                policy: {lost_replies_seconds: 0, unknown_pods: allow}\n\
                 conntrack: {details: true, tcp_windows: strict}\n\
                 flow_table: {ipv4_flows: 100, ipv4_flows_max: 200, ipv6_flows: 300, \
                 ipv6_flows_max: 400, flows_per_endpoint_max: 50, directory: /dev/shm/x}\n\

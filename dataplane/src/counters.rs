@@ -186,6 +186,11 @@ pub struct WorkerCounters {
     /// Flows opened by a segment that policy denies, taken for the reply of a lost flow
     /// ([`crate::tables::Tables::lost_replies_until`]).
     pub lost_replies: Counter,
+    /// Packets dropped since nobody has told yet which pod their sender or receiver is
+    /// ([`crate::policy::RuleId::UNKNOWN_POD`]): some of those that policy dropped.
+    pub unknown_pod_drops: Counter,
+    /// Flows that were admitted for that reason.
+    pub unknown_pod_flows: Counter,
     /// TCP segments outside of their windows that passed ([`crate::tables::TcpWindows::Relaxed`]).
     pub out_of_window_passed: Counter,
     /// TCP resets that passed and ended nothing: not what was expected next, so that their receiver
@@ -244,6 +249,8 @@ impl Default for WorkerCounters {
             flows_rejudged: Counter::default(),
             flows_audited: Counter::default(),
             lost_replies: Counter::default(),
+            unknown_pod_drops: Counter::default(),
+            unknown_pod_flows: Counter::default(),
             out_of_window_passed: Counter::default(),
             resets_challenged: Counter::default(),
             between_families: Counter::default(),

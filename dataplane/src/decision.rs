@@ -413,7 +413,7 @@ fn judge(
         sides.ingress,
         sides.egress,
         (findings.source, findings.destination),
-        translated,
+        Asked { key: translated, stands: false },
     );
     let denied = match forward {
         Ok(passage) => {
@@ -431,7 +431,7 @@ fn judge(
                 source_identity(tables, sides.egress.1, translated.destination()),
                 destination_identity(tables, sides.ingress.1, translated.source()),
             ),
-            &translated.reversed(),
+            Asked { key: &translated.reversed(), stands: false },
         );
         if let Ok(passage) = backward {
             (findings.rule, findings.audited) = (passage.rule, passage.audited);
@@ -448,6 +448,13 @@ struct Passage {
     audited: Option<Direction>,
 }
 
+/// A flow that policy is asked about.
+struct Asked<'a> {
+    key: &'a FlowKey,
+    /// Whether it was admitted before, and goes on until it is known who its ends are.
+    stands: bool,
+}
+
 /// Egress is judged on the source's node, ingress on the destination's; a pod that reaches itself
 /// is never judged.
 fn judge_one_way(
@@ -455,19 +462,22 @@ fn judge_one_way(
     from: (PortId, &Port),
     to: (PortId, &Port),
     (source, destination): (Identity, Identity),
-    key: &FlowKey,
+    flow: Asked<'_>,
 ) -> Result<Passage, (DropReason, RuleId)> {
     let mut passage = Passage { rule: RuleId::NOT_ISOLATED, audited: None };
     if from.0 == to.0 {
         return Ok(passage);
     }
+    let key = flow.key;
     let l4_port = match key.protocol() {
         Protocol::ICMP | Protocol::ICMPV6 => 0,
         _ => key.destination_port(),
     };
     let ask = |direction, subject, peer| -> Verdict {
         let query = Query { subject, peer, protocol: key.protocol(), l4_port };
-        tables.policy.judge(direction, &query)
+        let verdict = tables.policy.judge(direction, &query);
+        let goes_on = flow.stands && verdict.rule == RuleId::UNKNOWN_POD;
+        Verdict { allowed: verdict.allowed || goes_on, ..verdict }
     };
     if from.1.kind == PortKind::Pod {
         let verdict = ask(Direction::Egress, source, destination);
@@ -537,7 +547,9 @@ impl From<DropReason> for Ended {
     }
 }
 
-/// Judges a known flow again: policy and routes anew, backend and translation as they are.
+/// Judges a known flow again: policy and routes anew, backend and translation as they are. While
+/// nobody tells which pod one of its ends is, it goes on: it was admitted when that was known, or
+/// by what was in force then, and is judged again once it is known.
 ///
 /// # Errors
 /// [`Ended`].
@@ -550,8 +562,9 @@ pub fn rejudge(tables: &Tables, original: &FlowKey, backend: (IpAddr, u16)) -> R
         source_identity(tables, from.1, original.source()),
         destination_identity(tables, to.1, translated.destination()),
     );
-    let Passage { rule, audited } = judge_one_way(tables, from, to, identities, &translated)
-        .map_err(|(reason, rule)| {
+    let flow = Asked { key: &translated, stands: true };
+    let Passage { rule, audited } =
+        judge_one_way(tables, from, to, identities, flow).map_err(|(reason, rule)| {
             let (source, destination) = identities;
             Ended { reason, denied: Some((rule, source, destination)) }
         })?;

@@ -130,6 +130,14 @@ drop_reasons! {
     PacketMemory = "packet-memory",
 }
 
+impl DropReason {
+    /// Whether a NetworkPolicy, or what stands in for one, refused it.
+    #[must_use]
+    pub const fn is_by_policy(self) -> bool {
+        matches!(self, Self::PolicyEgress | Self::PolicyIngress)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::DropReason;

@@ -22,6 +22,7 @@ use crate::nat::{binding, endpoint};
 use crate::nat64;
 use crate::packet::{Packet, PacketKind};
 use crate::pipeline::Action;
+use crate::policy::RuleId;
 use crate::port::PortId;
 use crate::time::Nanos;
 use crate::worker::Received;
@@ -225,6 +226,9 @@ fn admit<K: TableKey<W>, const W: usize>(
             if admission.direction == FlowDirection::Reply {
                 counters.lost_replies.add(1);
             }
+            if admission.findings.rule == RuleId::UNKNOWN_POD {
+                counters.unknown_pod_flows.add(1);
+            }
             Ok(Found { handle, direction: admission.direction })
         }
         Err(InsertError::Exists(_)) => Err(Unadmitted::IsKnown),
@@ -274,6 +278,9 @@ fn refuse(
     key: &FlowKey,
     refusal: &Refusal,
 ) -> Stop {
+    if refusal.findings.rule == RuleId::UNKNOWN_POD && refusal.reason.is_by_policy() {
+        context.counters.unknown_pod_drops.add(1);
+    }
     report(context, now, EventKind::Dropped(refusal.reason), port, key, &refusal.findings);
     Stop { reason: refusal.reason, mtu: 0, reported: true }
 }

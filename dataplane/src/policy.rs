@@ -22,6 +22,8 @@ impl RuleId {
     pub const DEFAULT_DENY: Self = Self(1);
     /// A pod's own node always reaches it (kubelet probes).
     pub const OWN_NODE: Self = Self(2);
+    /// Nobody has told yet which pod the subject is (`policy.unknown_pods`).
+    pub const UNKNOWN_POD: Self = Self(3);
     /// The first number the compiler may hand out.
     pub const FIRST_COMPILED: u32 = 16;
 }
@@ -76,13 +78,17 @@ impl PortRule {
     }
 }
 
-/// Everything one subject allows in one direction. What it does not list is denied.
+/// Everything one subject allows in one direction. What it does not list is denied, by
+/// [`RuleId::DEFAULT_DENY`] or, of an unknown pod, by [`RuleId::UNKNOWN_POD`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerdictTable {
     /// Allowances for particular peers.
     pub by_peer: SharedMap<Identity, Arc<[PortRule]>>,
     /// Allowances for every peer.
     pub any_peer: Box<[PortRule]>,
+    /// Whether the subject is a pod that nobody has told of yet: its flows that stand go on
+    /// ([`crate::decision::rejudge`]).
+    pub unknown_pod: bool,
 }
 
 impl VerdictTable {
@@ -94,7 +100,11 @@ impl VerdictTable {
             .find(|rule| rule.matches(query.protocol, query.l4_port));
         match allowing {
             Some(rule) => Verdict { allowed: true, rule: rule.rule, audited: false },
-            None => Verdict { allowed: false, rule: RuleId::DEFAULT_DENY, audited: false },
+            None => {
+                let unknown = self.unknown_pod;
+                let rule = if unknown { RuleId::UNKNOWN_POD } else { RuleId::DEFAULT_DENY };
+                Verdict { allowed: false, rule, audited: false }
+            }
         }
     }
 }

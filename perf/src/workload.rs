@@ -308,7 +308,7 @@ fn policy(protocol: Protocol) -> Policy {
     let admitted: Arc<[PortRule]> = [rule(53..=53, 0), rule(POD_PORT..=POD_PORT, 1)].into();
     let by_peer =
         peers.chain([CLIENTS_IDENTITY]).map(|peer| (peer, Arc::clone(&admitted))).collect();
-    let table = Arc::new(VerdictTable { by_peer, any_peer: Box::default() });
+    let table = Arc::new(VerdictTable { by_peer, ..VerdictTable::default() });
     let subject = SubjectPolicy {
         ingress: Some(Arc::clone(&table)),
         egress: Some(table),

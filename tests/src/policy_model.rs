@@ -5,7 +5,8 @@
 //! the code are what the Kubernetes documentation of NetworkPolicy promises.
 //!
 //! Where that leaves room, it says what this dataplane means to do: traffic from a pod's own node is
-//! admitted, traffic to it is judged; protocols without ports are allowed by rules without ports.
+//! admitted, traffic to it is judged; protocols without ports are allowed by rules without ports; a pod
+//! of which nobody has told its node yet does what [`UnknownPods`] says, and is nobody elsewhere.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -29,6 +30,23 @@ pub struct Objects {
     pub pods: Vec<Pod>,
     /// Policies.
     pub policies: Vec<NetworkPolicy>,
+    /// Namespace and name of those of `pods` of which nobody has told any node yet: their own node
+    /// has their interfaces.
+    pub untold: Vec<(String, String)>,
+    /// What these may.
+    pub unknown_pods: UnknownPods,
+}
+
+/// What a pod may of which its node knows no more than name and addresses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UnknownPods {
+    /// What is right whatever its labels turn out to be.
+    #[default]
+    ByNamespace,
+    /// Nothing.
+    Deny,
+    /// Everything.
+    Allow,
 }
 
 impl fmt::Debug for Objects {
@@ -44,7 +62,8 @@ impl fmt::Debug for Objects {
         lines(f, &self.namespaces)?;
         lines(f, &self.nodes)?;
         lines(f, &self.pods)?;
-        lines(f, &self.policies)
+        lines(f, &self.policies)?;
+        writeln!(f, "untold: {:?}, who may: {:?}", self.untold, self.unknown_pods)
     }
 }
 
@@ -116,7 +135,8 @@ impl Objects {
         let (source, destination) = (self.owner(packet.from), self.owner(packet.to));
         let judge = |direction, subject: Owner<'_>, other| {
             let pod = subject.pod()?;
-            Some(self.allows(direction, pod, (other, packet), destination.pod()))
+            let told = destination.pod().filter(|pod| !self.is_untold(pod));
+            Some(self.allows(direction, pod, (self.as_seen_by(pod, other), packet), told))
         };
         Answer {
             egress: judge(Direction::Egress, source, destination),
@@ -145,6 +165,33 @@ impl Objects {
         found
     }
 
+    /// Whether no node has been told of `pod`.
+    #[must_use]
+    pub fn is_untold(&self, pod: &Pod) -> bool {
+        let name = (namespace_name(&pod.metadata.namespace), pod.metadata.name.clone());
+        self.untold
+            .iter()
+            .any(|(namespace, own)| *namespace == name.0 && Some(own) == name.1.as_ref())
+    }
+
+    /// Who `other` is on the node of `pod`.
+    fn as_seen_by<'a>(&self, pod: &Pod, other: Owner<'a>) -> Owner<'a> {
+        match other {
+            Owner::Pod(other) if self.is_untold(other) && node_name(other) != node_name(pod) => {
+                Owner::Outside
+            }
+            other => other,
+        }
+    }
+
+    /// Whether a selector matches a pod, as far as its labels are known.
+    fn selector_matches(&self, selector: Option<&LabelSelector>, pod: &Pod) -> bool {
+        if self.is_untold(pod) {
+            return matches_every_pod(selector);
+        }
+        matches(selector, &labels(pod))
+    }
+
     fn allows(
         &self,
         direction: Direction,
@@ -163,17 +210,26 @@ impl Objects {
         {
             return true;
         }
+        match self.unknown_pods {
+            UnknownPods::Allow if self.is_untold(subject) => return true,
+            UnknownPods::Deny if self.is_untold(subject) => return false,
+            _ => {}
+        }
         let address = if direction == Direction::Ingress { packet.from } else { packet.to };
         let mut is_isolated = false;
         for policy in &self.policies {
             let Some(spec) = &policy.spec else { continue };
-            let selects = namespace_name(&policy.metadata.namespace)
-                == namespace_name(&subject.metadata.namespace)
-                && matches(spec.pod_selector.as_ref(), &labels(subject));
-            if !selects || !applies(spec, direction) {
+            let is_near = namespace_name(&policy.metadata.namespace)
+                == namespace_name(&subject.metadata.namespace);
+            let selects = self.selector_matches(spec.pod_selector.as_ref(), subject);
+            let may_select = is_near && (selects || self.is_untold(subject));
+            if !may_select || !applies(spec, direction) {
                 continue;
             }
             is_isolated = true;
+            if !selects {
+                continue;
+            }
             // Policies do not conflict, they are additive: one that allows suffices.
             for (peers, ports) in rules(spec, direction) {
                 let namespace = namespace_name(&policy.metadata.namespace);
@@ -210,7 +266,7 @@ impl Objects {
             None => own == namespace,
             Some(selector) => matches(Some(selector), &self.namespace_labels(&own)),
         };
-        namespace_matches && matches(peer.pod_selector.as_ref(), &labels(pod))
+        namespace_matches && self.selector_matches(peer.pod_selector.as_ref(), pod)
     }
 
     fn namespace_labels(&self, name: &str) -> Vec<(String, String)> {
@@ -352,6 +408,13 @@ fn matches(selector: Option<&LabelSelector>, labels: &[(String, String)]) -> boo
     let mut expressions =
         expressions.map(|expression| expression_matches(expression, value_of(&expression.key)));
     exact.all(|matches| matches) && expressions.all(|matches| matches)
+}
+
+fn matches_every_pod(selector: Option<&LabelSelector>) -> bool {
+    selector.is_none_or(|selector| {
+        selector.match_labels.iter().flatten().next().is_none()
+            && selector.match_expressions.iter().flatten().next().is_none()
+    })
 }
 
 fn expression_matches(expression: &LabelSelectorRequirement, value: Option<&str>) -> bool {

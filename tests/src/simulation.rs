@@ -327,6 +327,8 @@ impl Simulation {
                 ("resets-challenged", counters.resets_challenged.get()),
                 ("between-families", counters.between_families.get()),
                 ("lost-replies", counters.lost_replies.get()),
+                ("unknown-pod-drops", counters.unknown_pod_drops.get()),
+                ("unknown-pod-flows", counters.unknown_pod_flows.get()),
                 ("replies-suppressed", counters.replies_suppressed.get()),
             ];
             let handed = HandoffCause::ALL.map(|cause| (cause.label(), counters.handed_for(cause)));

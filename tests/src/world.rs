@@ -253,7 +253,7 @@ impl World {
         };
         let by_peer =
             allowed.iter().map(|peer| (pod_identity(*peer), Arc::from([rule.clone()]))).collect();
-        let table = VerdictTable { by_peer, any_peer: Box::default() };
+        let table = VerdictTable { by_peer, ..VerdictTable::default() };
         self.policy.subjects.entry(pod_identity(n)).or_default().ingress = Some(Arc::new(table));
         self
     }
@@ -271,6 +271,20 @@ impl World {
     pub fn with_no_egress(mut self, n: u8) -> Self {
         let subject: &mut SubjectPolicy = self.policy.subjects.entry(pod_identity(n)).or_default();
         subject.egress = Some(Arc::new(VerdictTable::default()));
+        self
+    }
+
+    /// Pod `n` is one that nobody has told of: it may all, or nothing, and nothing else is in force
+    /// of it.
+    #[must_use]
+    pub fn with_unknown_pod(mut self, n: u8, allowed: bool) -> Self {
+        let rule = RuleId::UNKNOWN_POD;
+        let all = PortRule { protocol: None, l4_ports: 0..=u16::MAX, rule };
+        let any_peer = allowed.then_some(all).into_iter().collect();
+        let table = VerdictTable { any_peer, unknown_pod: true, ..VerdictTable::default() };
+        let table = Some(Arc::new(table));
+        let subject = SubjectPolicy { ingress: table.clone(), egress: table, ..Default::default() };
+        self.policy.subjects.insert(pod_identity(n), subject);
         self
     }
 

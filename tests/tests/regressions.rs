@@ -425,7 +425,7 @@ fn egress_to_the_own_node_is_judged_by_the_address_that_is_spoken_to() {
         let rule = RuleId(RuleId::FIRST_COMPILED);
         let everything = PortRule { protocol: None, l4_ports: 0..=u16::MAX, rule };
         let by_peer = [(in_block, Arc::from([everything]))].into_iter().collect();
-        let table = VerdictTable { by_peer, any_peer: Box::default() };
+        let table = VerdictTable { by_peer, ..VerdictTable::default() };
         let policy = Arc::make_mut(&mut tables.policy);
         policy.subjects.entry(pod_identity(1)).or_default().egress = Some(Arc::new(table));
     }));

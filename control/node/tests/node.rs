@@ -3,7 +3,7 @@
 
 mod common;
 
-use control::config::Transmit;
+use control::config::{Transmit, UnknownPods};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
@@ -70,6 +70,7 @@ fn settings(run_directory: &Path) -> Settings {
         timeouts: Timeouts::default(),
         tcp_windows: TcpWindows::Off,
         lost_replies: Duration::ZERO,
+        unknown_pods: UnknownPods::default(),
         http: Some("127.0.0.1:0".parse().unwrap()),
     }
 }

@@ -9,7 +9,7 @@ pub const DURATION_BOUNDS_US: [u64; 14] = [
 ];
 
 /// States of an endpoint: its port is being made; no Pod object of its name is known yet, so that
-/// policy knows it by its addresses alone; all is well; its link is down, or a worker stalls; its
+/// `policy.unknown_pods` decides; all is well; its link is down, or a worker stalls; its
 /// port is taken away, and its sockets are not closed yet.
 pub const ENDPOINT_STATES: [&str; 5] =
     ["arriving", "waiting-for-identity", "ready", "degraded", "leaving"];

@@ -416,6 +416,13 @@ pub struct WorkerStatus {
     /// Flows opened by what policy denies, taken for a lost flow's reply.
     #[serde(default)]
     pub lost_replies: u64,
+    /// Packets dropped, of those that policy dropped, since no Pod object of their sender or receiver
+    /// is known.
+    #[serde(default)]
+    pub unknown_pod_drops: u64,
+    /// Flows admitted for that reason.
+    #[serde(default)]
+    pub unknown_pod_flows: u64,
     /// TCP segments outside of their windows that passed.
     #[serde(default)]
     pub out_of_window_passed: u64,

@@ -33,6 +33,8 @@ pub(super) struct Dirt {
     pub(super) endpoints: BTreeSet<ObjectName>,
     /// Whether policies are under audit here may have changed.
     pub(super) own_mode: bool,
+    /// Whether endpoints without a Pod object may other things now.
+    pub(super) unknown_pods: bool,
 }
 
 impl Dirt {
@@ -44,6 +46,7 @@ impl Dirt {
             && self.services.is_empty()
             && self.endpoints.is_empty()
             && !self.own_mode
+            && !self.unknown_pods
     }
 
     /// The addresses that a pod claims, or claimed.
@@ -236,8 +239,16 @@ impl Compiled {
             self.dirt.addresses.extend(self.claims.addresses());
             self.dirt.addresses.extend(self.node_addresses.addresses());
         }
-        let endpoints_apart =
-            |view: &NodeView| NodeView { endpoints: Default::default(), ..view.clone() };
+        if before.unknown_pods != node.unknown_pods {
+            self.dirt.unknown_pods = true;
+            // What is told of them.
+            self.dirt.endpoints.extend(node.endpoints.keys().cloned());
+        }
+        let endpoints_apart = |view: &NodeView| NodeView {
+            endpoints: Default::default(),
+            unknown_pods: Default::default(),
+            ..view.clone()
+        };
         if endpoints_apart(&before) != endpoints_apart(node) {
             self.dirt.services.extend(self.state.services.keys().cloned());
         } else if before.endpoints != node.endpoints {

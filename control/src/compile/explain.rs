@@ -11,6 +11,7 @@ use super::inventory::text;
 use super::policies::{RuleName, is_audited, rules};
 use super::selectors::Selector;
 use super::{Compiled, NodeView};
+use crate::config::UnknownPods;
 use crate::model::{L4Ports, NetworkPolicy, ObjectName, PolicyRule, PortMatch};
 use crate::store::ClusterState;
 
@@ -145,13 +146,15 @@ impl Sides<'_> {
             protocol: Finding::of(false, "-"),
             port: Finding::of(false, "-"),
         };
+        let is_unknown = matches!(&self.subject.kind, Kind::UnknownPod { namespace }
+            if *namespace == policy.name.namespace);
+        let by_namespace = self.compiled.node.unknown_pods == UnknownPods::ByNamespace;
+        if is_unknown && !by_namespace {
+            return vec![nothing("the pod's labels are unknown: policy.unknown_pods decides")];
+        }
         if !self.has(self.subject, &Selector::subject(policy)) {
-            return match &self.subject.kind {
-                Kind::UnknownPod { namespace } if *namespace == policy.name.namespace => {
-                    vec![nothing("the pod's labels are unknown: isolated, and no rule counts")]
-                }
-                _ => Vec::new(),
-            };
+            let why = "the pod's labels are unknown: isolated, and no rule counts";
+            return if is_unknown { vec![nothing(why)] } else { Vec::new() };
         }
         if rules.is_empty() {
             return vec![nothing("the policy has no rule: it isolates only")];

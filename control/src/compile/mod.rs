@@ -25,6 +25,7 @@ use dataplane::lb::ServiceTable;
 use dataplane::policy::{Direction, Policy, RuleId};
 use hashbrown::HashSet;
 
+use crate::config::UnknownPods;
 use crate::model::{ObjectName, PodBandwidth, PolicyMode};
 use crate::store::ClusterState;
 
@@ -79,6 +80,8 @@ pub struct NodeView {
     /// Local endpoints with their addresses. An endpoint is the truth about who has an address
     /// here; its Pod object, found by name, says what labels it has.
     pub endpoints: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
+    /// What those of them may that have no Pod object.
+    pub unknown_pods: UnknownPods,
 }
 
 impl Default for NodeView {
@@ -89,6 +92,7 @@ impl Default for NodeView {
             node_port_addresses: BTreeSet::new(),
             node_port_range: crate::config::NODE_PORTS_DEFAULT,
             endpoints: BTreeMap::new(),
+            unknown_pods: UnknownPods::default(),
         }
     }
 }
@@ -243,11 +247,13 @@ impl Compiled {
         }
         let addresses = self.addresses_to_name(dirt.addresses, &dirt.namespaces, &uses);
         let (names, drafts) = self.names_and_services(&addresses, &dirt.services);
+        let unknown_pods = (self.node.unknown_pods, dirt.unknown_pods);
         let of_services = self.beside_services(drafts, |compiled| {
             compiled.put_names(names, &mut turn);
             compiled.known.release(&mut turn);
             ended(Stage::Identities);
-            compiled.verdicts.follow(&compiled.known, &compiled.policies, &uses, &mut turn);
+            let Self { known, policies, verdicts, .. } = compiled;
+            verdicts.follow(known, (policies, &uses), unknown_pods, &mut turn);
             ended(Stage::Policy);
         });
         of_services.into_iter().for_each(|(source, told)| self.warnings.set(source, told));
@@ -364,8 +370,8 @@ impl Compiled {
         for name in changed {
             let mut told = BTreeSet::new();
             if self.node.endpoints.contains_key(name) && !self.state.pods.contains_key(name) {
-                let message =
-                    "has no Pod object; until it has, policies that may select it deny it";
+                let until = self.node.unknown_pods.explanation();
+                let message = format!("has no Pod object; {until}");
                 told.insert(Warning::new(format!("Endpoint {name}"), message));
             }
             let pod = self.state.pods.get(name).filter(|_| self.node.endpoints.contains_key(name));

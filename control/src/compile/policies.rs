@@ -25,6 +25,8 @@ pub enum RuleName {
     DefaultDeny,
     /// A pod's own node always reaches it.
     OwnNode,
+    /// No Pod object of the pod is known: `policy.unknown_pods` decides.
+    UnknownPod,
     /// A rule of a NetworkPolicy.
     Rule {
         /// The policy.
@@ -42,6 +44,10 @@ impl fmt::Display for RuleName {
             Self::NotIsolated => f.write_str("no NetworkPolicy selects the pod"),
             Self::DefaultDeny => f.write_str("no rule allows it (default deny)"),
             Self::OwnNode => f.write_str("a pod's own node always reaches it"),
+            Self::UnknownPod => f.write_str(
+                "its identity is not known yet: no Pod object has come \
+                             (policy.unknown_pods)",
+            ),
             Self::Rule { policy, direction, index } => {
                 let list = direction_name(*direction);
                 write!(f, "NetworkPolicy {policy}, spec.{list}[{index}]")
@@ -177,6 +183,7 @@ impl Policies {
             RuleId::NOT_ISOLATED => Some(RuleName::NotIsolated),
             RuleId::DEFAULT_DENY => Some(RuleName::DefaultDeny),
             RuleId::OWN_NODE => Some(RuleName::OwnNode),
+            RuleId::UNKNOWN_POD => Some(RuleName::UnknownPod),
             _ => {
                 let (policy, direction, index) = &**self.rules.key(rule.0)?;
                 let (policy, direction, index) = (policy.clone(), *direction, *index);

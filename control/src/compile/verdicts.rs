@@ -15,6 +15,7 @@ use hashbrown::HashMap;
 use super::identities::{Identities, Key, Kind, Turn, resolve};
 use super::policies::{Layer, NumberedRule, Policies, Uses};
 use super::selectors::SelectorId;
+use crate::config::UnknownPods;
 use crate::model::{L4Ports, ObjectName, PortMatch};
 
 /// The tables that a subject may have: in each direction what is enforced, and what policies under
@@ -75,8 +76,8 @@ impl Verdicts {
     pub(super) fn follow(
         &mut self,
         identities: &Identities,
-        policies: &Policies,
-        uses: &Uses,
+        (policies, uses): (&Policies, &Uses),
+        (unknown_pods, is_new): (UnknownPods, bool),
         turn: &mut Turn,
     ) {
         let mut pool = None;
@@ -96,7 +97,7 @@ impl Verdicts {
             let Some(key) = identities.key(*subject) else { continue };
             let is_of_changed = || {
                 let unknown = match &key.kind {
-                    Kind::UnknownPod { namespace } => uses.namespaces.contains(namespace),
+                    Kind::UnknownPod { namespace } => is_new || uses.namespaces.contains(namespace),
                     _ => false,
                 };
                 unknown || key.selectors.iter().any(|id| uses.subjects.contains(id))
@@ -107,7 +108,13 @@ impl Verdicts {
                     let Some(sides) = patched(sides, key, &numbers, identities) else { continue };
                     sides
                 }
-                None => TABLES.map(|table| Side::new(table, key, policies, identities)),
+                None => TABLES.map(|table| match (&key.kind, unknown_pods) {
+                    (Kind::UnknownPod { .. }, UnknownPods::Deny | UnknownPods::Allow) => {
+                        let allowed = unknown_pods == UnknownPods::Allow;
+                        Side::of_unknown_pod(table, key, allowed, identities)
+                    }
+                    _ => Side::new(table, key, policies, identities),
+                }),
             };
             let pool = pool.get_or_insert_with(|| Pool::of(self.subjects.values()));
             let sides = sides.map(|side| {
@@ -173,7 +180,10 @@ fn judge_alike(
     };
     let alike = |peer: &Identity| before.by_peer.get(peer) == after.by_peer.get(peer);
     let mut peers = before.by_peer.keys().chain(after.by_peer.keys());
-    before.any_peer == after.any_peer && peers.all(|peer| alike(peer) || !stays(peer))
+    let is_same_kind = before.unknown_pod == after.unknown_pod;
+    is_same_kind
+        && before.any_peer == after.any_peer
+        && peers.all(|peer| alike(peer) || !stays(peer))
 }
 
 /// The sides of a subject after these numbers came or went; `None` when nothing differs.
@@ -214,7 +224,35 @@ impl Side {
         if isolating.is_empty() {
             return None;
         }
-        let mut side = Self {
+        let mut side = Self::isolated((direction, layer), isolating, rules);
+        let any_peer = side.index(key);
+        side.fill(any_peer, key, identities);
+        Some(side)
+    }
+
+    /// That of an unknown pod which may all or nothing, whatever policies there are; of what is under
+    /// audit nothing is said.
+    fn of_unknown_pod(
+        (direction, layer): (Direction, Layer),
+        key: &Key,
+        allowed: bool,
+        identities: &Identities,
+    ) -> Option<Self> {
+        if layer == Layer::Audit {
+            return None;
+        }
+        let mut side = Self::isolated((direction, layer), Vec::new(), Vec::new());
+        let all = allowed.then(|| everything(RuleId::UNKNOWN_POD));
+        side.fill(all.into_iter().collect(), key, identities);
+        Some(side)
+    }
+
+    fn isolated(
+        (direction, layer): (Direction, Layer),
+        isolating: Vec<ObjectName>,
+        rules: Vec<Arc<[NumberedRule]>>,
+    ) -> Self {
+        Self {
             direction,
             layer,
             isolating,
@@ -223,16 +261,21 @@ impl Side {
             by_port_name: Vec::new(),
             table: Arc::default(),
             digest: 0,
-        };
-        let any_peer = side.index(key);
-        side.digest = digest(&any_peer);
-        side.table =
-            Arc::new(VerdictTable { any_peer: any_peer.into(), ..VerdictTable::default() });
-        for (peer, peer_key) in side.peers(identities) {
-            let row = side.row(key, &peer_key);
-            side.set_row(peer, row);
         }
-        Some(side)
+    }
+
+    /// Makes the table: what everybody is allowed, and what some peers are.
+    fn fill(&mut self, any_peer: Vec<PortRule>, key: &Key, identities: &Identities) {
+        self.digest = digest(&any_peer);
+        self.table = Arc::new(VerdictTable {
+            any_peer: any_peer.into(),
+            unknown_pod: matches!(key.kind, Kind::UnknownPod { .. }),
+            ..VerdictTable::default()
+        });
+        for (peer, peer_key) in self.peers(identities) {
+            let row = self.row(key, &peer_key);
+            self.set_row(peer, row);
+        }
     }
 
     /// Files the rules by whom they are for; gives what everybody is allowed.

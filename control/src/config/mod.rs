@@ -22,6 +22,7 @@ mod cni;
 mod conntrack;
 pub mod effects;
 mod kubernetes;
+mod policy;
 mod ranges;
 mod snat;
 mod timeouts;
@@ -33,6 +34,7 @@ pub use cni::{Cni, NodeAbsent};
 pub use conntrack::{Conntrack, TcpWindows};
 pub use effects::{Change, Effect};
 pub use kubernetes::{Kubernetes, check_server};
+pub use policy::{Policy, UnknownPods};
 pub use snat::Snat;
 pub use timeouts::Timeouts;
 pub use transmit::Transmit;
@@ -170,7 +172,7 @@ pub struct Config {
     pub cluster: Cluster,
     /// Node ports.
     pub node_ports: NodePorts,
-    /// What policy lets pass beside its rules.
+    /// What policy does beside its rules.
     pub policy: Policy,
     /// The way to the node's own stack.
     pub host_port: HostPort,
@@ -462,21 +464,6 @@ pub struct HostPort {
 impl Default for HostPort {
     fn default() -> Self {
         Self { enabled: true, routing_table: 2560, rule_priority: 100 }
-    }
-}
-
-/// What policy lets pass beside its rules.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Policy {
-    /// Seconds after a start without flows in which a TCP segment in mid-stream that policy denies
-    /// passes as the reply of a lost connection, if the opposite direction may open one; 0: never.
-    pub lost_replies_seconds: u32,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self { lost_replies_seconds: 300 }
     }
 }
 

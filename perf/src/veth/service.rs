@@ -152,7 +152,7 @@ fn policy(pods: Identity, clients: Identity) -> Policy {
         rule: RuleId(RuleId::FIRST_COMPILED),
     };
     let by_peer = [(clients, Arc::from([rule]))].into_iter().collect();
-    let table = Arc::new(VerdictTable { by_peer, any_peer: Box::default() });
+    let table = Arc::new(VerdictTable { by_peer, ..VerdictTable::default() });
     let subject = SubjectPolicy { ingress: Some(table), ..SubjectPolicy::default() };
     Policy { subjects: [(pods, subject)].into_iter().collect() }
 }

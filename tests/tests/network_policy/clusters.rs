@@ -118,6 +118,7 @@ fn objects() -> impl Strategy<Value = Objects> {
                 .collect(),
             pods: pods(drafts),
             policies: policies.collect(),
+            ..Objects::default()
         }
     })
 }

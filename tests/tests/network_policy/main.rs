@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`nodes`] (the compiled side), [`clusters`] and [`changes`] (what is generated),
 //! [`property`], [`mutations`] (what the property must catch), [`golden`] (cases from the
-//! documentation, with their verdicts written out).
+//! documentation, with their verdicts written out), [`untold`] (pods that nobody has told of yet).
 #![forbid(unsafe_code)]
 
 mod changes;
@@ -17,3 +17,4 @@ mod mutations;
 mod nodes;
 mod property;
 mod spoilt_objects;
+mod untold;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use control::compile::{Compiled, NodeView, compile};
+use control::config::UnknownPods;
 use control::model::{InvalidObject, Object, ObjectName, convert};
 use control::store::ClusterState;
 use dataplane::DropReason;
@@ -19,7 +20,8 @@ use dataplane::policy::{Direction, Query};
 use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::tables::Tables;
 use xskiff_tests::policy_model::{
-    Answer, Objects, Owner, Packet, Transport, node_addresses, node_name, pod_addresses,
+    self as model, Answer, Objects, Owner, Packet, Transport, node_addresses, node_name,
+    pod_addresses,
 };
 
 const HOST: PortId = PortId(0);
@@ -38,7 +40,7 @@ pub fn state(objects: &Objects) -> Result<ClusterState, InvalidObject> {
     for object in objects.nodes.iter().cloned() {
         state.insert(Object::Node(convert::node(object)?));
     }
-    for object in objects.pods.iter().cloned() {
+    for object in objects.pods.iter().filter(|pod| !objects.is_untold(pod)).cloned() {
         state.insert(Object::Pod(convert::pod(object)?));
     }
     for object in objects.policies.iter().cloned() {
@@ -94,6 +96,11 @@ impl Node {
         let mut view = NodeView {
             name: name.to_owned(),
             addresses: own.iter().copied().collect(),
+            unknown_pods: match objects.unknown_pods {
+                model::UnknownPods::ByNamespace => UnknownPods::ByNamespace,
+                model::UnknownPods::Deny => UnknownPods::Deny,
+                model::UnknownPods::Allow => UnknownPods::Allow,
+            },
             ..NodeView::default()
         };
         for pod in objects.pods.iter().filter(|pod| node_name(pod).as_deref() == Some(name)) {

@@ -40,5 +40,6 @@ mod supervised;
 mod surviving_flows;
 mod transfers;
 mod tunnels;
+mod unknown_pods;
 mod ways_out;
 mod world;

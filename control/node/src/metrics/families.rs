@@ -216,6 +216,18 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
         |w| w.lost_replies,
     ),
     (
+        "xskiff_unknown_pod_dropped_packets",
+        "Packets dropped by policy since no Pod object of their sender or receiver is known",
+        true,
+        |w| w.unknown_pod_drops,
+    ),
+    (
+        "xskiff_unknown_pod_flows",
+        "Flows admitted since no Pod object of their sender or receiver is known",
+        true,
+        |w| w.unknown_pod_flows,
+    ),
+    (
         "xskiff_tcp_out_of_window_passed",
         "TCP segments outside of their windows that passed because windows are relaxed",
         true,

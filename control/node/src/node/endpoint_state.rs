@@ -31,8 +31,8 @@ impl Node {
             return degraded(&format!("worker {worker} has stalled"));
         }
         if !self.publisher.cluster().pods.contains_key(&endpoint.spec.name) {
-            let why = "no Pod object of its name has come: policy knows it by its addresses alone";
-            return (WAITING, Some(why.to_owned()));
+            let until = self.settings.unknown_pods.explanation();
+            return (WAITING, Some(format!("no Pod object of its name has come; {until}")));
         }
         (READY, None)
     }

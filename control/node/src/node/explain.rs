@@ -327,7 +327,7 @@ pub(super) fn rule_text(
     let known = compiled.rule_name(rule);
     let text = known.map_or_else(|| "a rule no longer in force".into(), |name| name.to_string());
     match (rule, subject) {
-        (RuleId::DEFAULT_DENY, Some(subject)) => {
+        (RuleId::DEFAULT_DENY | RuleId::UNKNOWN_POD, Some(subject)) => {
             isolated(&text, compiled.isolating(subject, direction))
         }
         _ => text,
@@ -354,7 +354,9 @@ pub(super) fn policies_behind(
         return vec![policy.to_string()];
     }
     match (rule, subject) {
-        (RuleId::DEFAULT_DENY, Some(subject)) => names(compiled.isolating(subject, direction)),
+        (RuleId::DEFAULT_DENY | RuleId::UNKNOWN_POD, Some(subject)) => {
+            names(compiled.isolating(subject, direction))
+        }
         _ => Vec::new(),
     }
 }

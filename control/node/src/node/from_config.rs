@@ -199,6 +199,7 @@ impl Settings {
             timeouts: config.timeouts.for_tables(),
             tcp_windows: tables::TcpWindows::Off,
             lost_replies: Duration::ZERO,
+            unknown_pods: config.policy.unknown_pods,
             http: config.http.listen,
         };
         settings.apply_live(config);
@@ -232,6 +233,7 @@ impl Settings {
             TcpWindows::Strict => tables::TcpWindows::Strict,
         };
         self.lost_replies = Duration::from_secs(config.policy.lost_replies_seconds.into());
+        self.unknown_pods = config.policy.unknown_pods;
         self.stall_after = Duration::from_millis(config.stall.after_ms.into());
         self.on_stall = match config.stall.on_stall {
             OnStall::Drop => rules::OnStall::Drop,
@@ -286,7 +288,7 @@ mod tests {
                     non_masquerade_cidrs: [198.18.0.0/15]}\n\
                     cluster: {pod_cidrs: [10.1.0.0/16]}\n\
                     node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
-                    policy: {lost_replies_seconds: 7}\n\
+                    policy: {lost_replies_seconds: 7, unknown_pods: deny}\n\
                     conntrack: {details: true, tcp_windows: relaxed}\n\
                     stall: {after_ms: 700, restart_after_ms: 0, on_stall: pass, on_exit: drop}\n\
                     packet_memory: {pod_frames: 4096}\n\
@@ -306,6 +308,7 @@ mod tests {
         assert_eq!(settings.workers.capacities, fresh.workers.capacities);
         assert_eq!(settings.snat, fresh.snat);
         assert_eq!(settings.lost_replies, Duration::from_secs(7));
+        assert_eq!(settings.unknown_pods, control::config::UnknownPods::Deny);
         assert_eq!(settings.node_port_addresses, fresh.node_port_addresses);
         assert_eq!(settings.node_port_range, fresh.node_port_range);
         assert_eq!((settings.stall_after, settings.on_stall), (fresh.stall_after, fresh.on_stall));

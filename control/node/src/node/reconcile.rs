@@ -90,6 +90,7 @@ pub(super) fn view_of_node(
         addresses,
         node_port_range: settings.node_port_range.clone(),
         endpoints,
+        unknown_pods: settings.unknown_pods,
     }
 }
 

@@ -11,6 +11,7 @@ use control::admin::status::{
 use control::admin::{
     CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, ServiceInfo, Status,
 };
+use control::config::UnknownPods;
 use dataplane::DropReason;
 use dataplane::address::Protocol;
 use dataplane::event::{EventKind, FlowEvent};
@@ -140,6 +141,8 @@ impl Node {
                 flows_rejudged: counters.flows_rejudged.get(),
                 flows_audited: counters.flows_audited.get(),
                 lost_replies: counters.lost_replies.get(),
+                unknown_pod_drops: counters.unknown_pod_drops.get(),
+                unknown_pod_flows: counters.unknown_pod_flows.get(),
                 out_of_window_passed: counters.out_of_window_passed.get(),
                 resets_challenged: counters.resets_challenged.get(),
                 between_families: counters.between_families.get(),
@@ -264,6 +267,8 @@ impl Node {
         let next_hop = first.and_then(|address| tables.forwarding.endpoints.get(address));
         let mac = next_hop.and_then(|id| tables.forwarding.next_hop(*id)?.destination);
         let (state, state_reason) = self.endpoint_state(endpoint);
+        let may_all = !known && self.settings.unknown_pods == UnknownPods::Allow;
+        let policy = policy.filter(|_| !may_all);
         EndpointInfo {
             name: endpoint.spec.name.to_string(),
             state: state.into(),
@@ -329,9 +334,8 @@ impl Node {
         self.log_events();
         let mut drops = drop_counts(&self.worker_statuses());
         for drop in &mut drops {
-            let is_by_policy = [DropReason::PolicyEgress, DropReason::PolicyIngress]
-                .iter()
-                .any(|reason| reason.label() == drop.reason);
+            let mut by_policy = DropReason::ALL.iter().filter(|reason| reason.is_by_policy());
+            let is_by_policy = by_policy.any(|reason| reason.label() == drop.reason);
             if is_by_policy {
                 drop.causes = self.flows.causes(&drop.reason);
             }

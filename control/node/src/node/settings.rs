@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use control::config::{OnExit, Transmit};
+use control::config::{OnExit, Transmit, UnknownPods};
 use dataplane::lpm::Prefix;
 use dataplane::nat::Mapping;
 use dataplane::nat::rules::SnatRule;
@@ -111,6 +111,8 @@ pub struct Settings {
     pub tcp_windows: TcpWindows,
     /// How long after a start without flows what policy denies may be a lost flow's reply.
     pub lost_replies: Duration,
+    /// What endpoints may that have no Pod object.
+    pub unknown_pods: UnknownPods,
     /// Where metrics and probes are served; `None`: nowhere.
     pub http: Option<SocketAddr>,
 }

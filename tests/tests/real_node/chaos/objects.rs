@@ -127,6 +127,7 @@ impl History {
             nodes: self.namespaces[0].nodes.clone(),
             pods: self.pods[pods].pods.clone(),
             policies: self.policies[policies].policies.clone(),
+            ..Objects::default()
         })
     }
 }
