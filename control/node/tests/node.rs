@@ -36,7 +36,12 @@ fn settings(run_directory: &Path) -> Settings {
         node_name: "node-a".into(),
         run_directory: run_directory.to_owned(),
         bpf_filesystem: "/sys/fs/bpf".into(),
-        uplinks: vec![Uplink { interface: "up0".into(), mode: Mode::Auto, everything: false }],
+        uplinks: vec![Uplink {
+            interface: "up0".into(),
+            mode: Mode::Auto,
+            everything: false,
+            optional: false,
+        }],
         pod_mode: Mode::Auto,
         on_exit: control::config::OnExit::Detach,
         on_stall: OnStall::Drop,

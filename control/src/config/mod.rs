@@ -229,6 +229,10 @@ pub struct Uplink {
     /// Take all its traffic, not only what is addressed to pods and services.
     #[serde(default)]
     pub everything: bool,
+    /// Start without it, and take it when it comes: a primary plugin makes its tunnel device after it
+    /// was started itself, and makes it anew.
+    #[serde(default)]
+    pub optional: bool,
 }
 
 /// Worker threads.

@@ -6,7 +6,7 @@ use pinning::limits::{LimitError, Resource, ensure, read};
 
 use super::{NodeError, Settings};
 use crate::admin_server::CONNECTIONS_MAX;
-use crate::ports::receive_queues;
+use crate::ports::{index, receive_queues};
 
 /// Fewest frames that are chosen without being told: half for two queues of 1,024 frames, half for
 /// packets under way. Pods have their own.
@@ -49,8 +49,13 @@ pub(super) fn plan_packet_memory(settings: &mut Settings) -> Result<(), NodeErro
         None => 0,
     };
     for uplink in &settings.uplinks {
-        let counted = receive_queues(&uplink.interface)
-            .map_err(|source| NodeError::Port { interface: uplink.interface.clone(), source })?;
+        let interface = &uplink.interface;
+        let counted = match receive_queues(interface) {
+            // Tunnel devices have one.
+            Err(_) if uplink.optional && index(interface).is_none() => 1,
+            counted => counted
+                .map_err(|source| NodeError::Port { interface: interface.clone(), source })?,
+        };
         queues = queues.saturating_add(counted);
     }
     let kept = queues.saturating_mul(settings.uplink_sockets.fill_frames);

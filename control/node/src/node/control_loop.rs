@@ -258,6 +258,7 @@ impl Node {
         self.forget_silent_neighbours();
         self.tell_program();
         self.retry_programs();
+        self.retry_uplinks().await;
         self.retry_awaited().await;
         self.adopt_admitted().await;
         self.note_chain();

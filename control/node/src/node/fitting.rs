@@ -5,12 +5,12 @@ use xdp_redirect::socket::TRANSMIT_CHUNKS_MAX;
 
 use super::settings::Uplink;
 use super::{NodeError, Settings};
-use crate::netlink::KernelView;
+use crate::netlink::{KernelView, Link};
 
 /// An Ethernet header, which the MTU does not count.
 const ETHERNET_BYTES: u32 = 14;
 
-/// Whether every uplink is there and can be one.
+/// Whether every uplink is there, unless it may come later, and can be one.
 pub(super) fn check_uplinks(settings: &Settings, view: &KernelView) -> Result<(), NodeError> {
     for (index, uplink) in settings.uplinks.iter().enumerate() {
         let refuse =
@@ -18,16 +18,30 @@ pub(super) fn check_uplinks(settings: &Settings, view: &KernelView) -> Result<()
         if settings.uplinks[..index].iter().any(|other| other.interface == uplink.interface) {
             return refuse("it is configured twice".into());
         }
-        let Some((_, link)) = view.link_by_name(&uplink.interface) else {
-            return refuse("there is no such interface; `ip link` lists what there is".into());
-        };
-        check_link_layer(&uplink.interface).or_else(refuse)?;
-        if link.mac.is_none() {
-            return refuse("it has no Ethernet address, so it cannot carry Ethernet frames".into());
+        match view.link_by_name(&uplink.interface) {
+            Some((_, link)) => check_uplink(settings, uplink, link).or_else(refuse)?,
+            None if uplink.optional => {}
+            None => {
+                let detail = "there is no such interface; `ip link` lists what there is, and \
+                              `optional: true` lets it come later";
+                return refuse(detail.into());
+            }
         }
-        check_mtu(settings, link.mtu).or_else(refuse)?;
     }
     Ok(())
+}
+
+/// Whether an interface that is there can be an uplink; else what is wrong and the way out.
+pub(super) fn check_uplink(
+    settings: &Settings,
+    uplink: &Uplink,
+    link: &Link,
+) -> Result<(), String> {
+    check_link_layer(&uplink.interface)?;
+    if link.mac.is_none() {
+        return Err("it has no Ethernet address, so it cannot carry Ethernet frames".into());
+    }
+    check_mtu(settings, link.mtu)
 }
 
 /// The largest IP packet that a buffer of `chunk_bytes` holds.

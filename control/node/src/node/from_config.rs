@@ -142,6 +142,7 @@ impl Settings {
                     interface: uplink.interface.clone(),
                     mode: mode(uplink.xdp_mode),
                     everything: uplink.everything,
+                    optional: uplink.optional,
                 })
                 .collect(),
             pod_mode: mode(config.pods.xdp_mode),

@@ -208,6 +208,8 @@ pub struct Node {
     /// never there is only newer than the view.
     seen: BTreeSet<PortId>,
     limits_in_force: bandwidth::LimitsInForce,
+    /// Uplinks that are not there, as told.
+    absent: BTreeSet<String>,
     /// Ports' interfaces whose MTU has outgrown packet memory, and what is wrong.
     wrong_mtus: BTreeMap<String, String>,
     errors: ErrorLog,
@@ -317,7 +319,10 @@ impl Node {
             None => None,
         };
         for uplink in lower_first(&settings.uplinks) {
-            reconcile::add_uplink(&mut ports, &workers, &settings, uplink)?;
+            // What may come later is looked for with every change of the kernel's.
+            if !uplink.optional || crate::ports::index(&uplink.interface).is_some() {
+                reconcile::add_uplink(&mut ports, &workers, &settings, uplink)?;
+            }
         }
         let (readiness, ready) = watch::channel(Readiness::NotReady("starting".into()));
         let (status, status_requests) = mpsc::channel(STATUS_REQUESTS_MAX);
@@ -363,6 +368,7 @@ impl Node {
             asked: BTreeMap::new(),
             seen: BTreeSet::new(),
             limits_in_force: bandwidth::LimitsInForce::default(),
+            absent: BTreeSet::new(),
             wrong_mtus: BTreeMap::new(),
             errors: ErrorLog::default(),
             reconciles: Reconciles::default(),

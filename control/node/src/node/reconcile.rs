@@ -19,7 +19,7 @@ use dataplane::time::Nanos;
 use xdp_redirect::rules::OnStall;
 
 use super::endpoints::Endpoint;
-use super::fitting::lower_first;
+use super::fitting::{check_uplink, lower_first};
 use super::publisher::FlowSettings;
 use super::reconciles::Reconcile;
 use super::settings::{Settings, Uplink};
@@ -31,6 +31,10 @@ use crate::netlink::neighbours::{ASKED_MAX, FORGET_FAILED};
 use crate::ours::Ours;
 use crate::ports::{PortRequest, PortTable};
 use crate::workers::Workers;
+
+/// What is told of an uplink that may come later.
+const ABSENT: &str = "it is not there yet, so that nothing goes and comes by it; it becomes a port when it \
+                      is made";
 
 pub(super) fn add_uplink(
     ports: &mut PortTable,
@@ -239,17 +243,52 @@ impl Node {
             }
             self.ports.remove(&self.workers, port);
         }
+        self.follow_uplinks(view);
+    }
+
+    /// Uplinks that came become ports, from below: they come again, or for the first time.
+    fn follow_uplinks(&mut self, view: &KernelView) {
         let uplinks = self.settings.uplinks.clone();
         for uplink in lower_first(&uplinks) {
-            let object = format!("interface {}", uplink.interface);
-            let there = view.link_by_name(&uplink.interface).is_some();
-            if !there || self.ports.by_interface(&uplink.interface).is_some() {
+            let interface = &uplink.interface;
+            let object = format!("interface {interface}");
+            let Some((_, link)) = view.link_by_name(interface) else {
+                let is_told = !self.absent.insert(interface.clone());
+                // Of others it was told that they are gone, or that they are missing at the start.
+                if !is_told && uplink.optional && self.ports.by_interface(interface).is_none() {
+                    self.errors.clear(&object);
+                    self.failed(Reconcile::Interfaces, object, ABSENT);
+                }
+                continue;
+            };
+            self.absent.remove(interface);
+            if self.ports.by_interface(interface).is_some() {
                 continue;
             }
-            match add_uplink(&mut self.ports, &self.workers, &self.settings, uplink) {
-                Ok(_) => self.errors.clear(&object),
+            let fits = check_uplink(&self.settings, uplink, link);
+            let added = fits.and_then(|()| {
+                let added = add_uplink(&mut self.ports, &self.workers, &self.settings, uplink);
+                added.map_err(|error| error.to_string())
+            });
+            match added {
+                Ok(_) => {
+                    tracing::info!(interface, "the uplink has come; it is a port");
+                    self.errors.clear(&object);
+                }
                 Err(error) => self.failed(Reconcile::Interfaces, object, error),
             }
+        }
+    }
+
+    /// Tries those uplinks again that are there and could not become ports.
+    pub(super) async fn retry_uplinks(&mut self) {
+        let view = self.follower.view();
+        let is_missing = |uplink: &Uplink| {
+            view.link_by_name(&uplink.interface).is_some()
+                && self.ports.by_interface(&uplink.interface).is_none()
+        };
+        if self.settings.uplinks.iter().any(is_missing) {
+            self.reconcile().await;
         }
     }
 
@@ -291,13 +330,17 @@ impl Node {
         node_addresses(view, self.host.as_ref().map(|host| host.pair.host.index))
     }
 
-    /// The first address of each family on the first uplink that has one.
+    /// The first address of each family on the first uplink that has one, and on one that may come and
+    /// go only if no other has.
     pub(super) fn uplink_addresses(
         &self,
         view: &KernelView,
     ) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
         let (mut v4, mut v6) = (None, None);
-        for uplink in &self.settings.uplinks {
+        // A tunnel between nodes leads nowhere else.
+        let (tunnels, others): (Vec<&Uplink>, Vec<&Uplink>) =
+            self.settings.uplinks.iter().partition(|uplink| uplink.optional);
+        for uplink in others.into_iter().chain(tunnels) {
             let Some((index, _)) = view.link_by_name(&uplink.interface) else { continue };
             for (_, own) in view.addresses.iter().filter(|(on, own)| *on == index && own.usable) {
                 match own.address {

@@ -28,6 +28,8 @@ pub struct Uplink {
     pub mode: Mode,
     /// Whether all its traffic is ours (host firewall), not only what is addressed to us.
     pub everything: bool,
+    /// Whether a start may do without it.
+    pub optional: bool,
 }
 
 /// The host port's numbers.
