@@ -326,6 +326,19 @@ impl Redirect {
         self.rules.remove_port(ifindex)
     }
 
+    /// Takes off what is pinned for an interface without being among the attachments: a panic has lost
+    /// it before it was [adopted](Self::adopt).
+    ///
+    /// # Errors
+    /// [`Error::Pins`].
+    pub fn detach_lost(&mut self, ifindex: u32) -> Result<(), Error> {
+        let is_known = self.attachments.contains_key(&ifindex);
+        if let Some(pins) = self.attacher.pins.as_ref().filter(|_| !is_known) {
+            pins.detach(ifindex)?;
+        }
+        Ok(())
+    }
+
     /// What the program is attached to.
     pub fn attachments(&self) -> impl Iterator<Item = Attachment> {
         self.attachments.values().map(|attached| attached.report)

@@ -5,9 +5,7 @@
 //! their workers, and only then attaches the XDP program: nothing is redirected before somebody
 //! serves it. Whatever fails undoes what came before.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use control::config::Transmit;
@@ -25,6 +23,12 @@ use crate::leaving::{Held, Leaving};
 use crate::live_ways::LiveWays;
 use crate::privileges;
 use crate::workers::Workers;
+
+mod link;
+
+pub use link::{index, mtu, receive_queues};
+
+use link::Link;
 
 /// What is to become a port.
 #[derive(Debug, Clone)]
@@ -163,7 +167,6 @@ pub struct Serving {
     link: Link,
     zero_copy: bool,
     monitors: Vec<SocketMonitor>,
-    given: usize,
 }
 
 impl Serving {
@@ -242,13 +245,22 @@ impl Tools {
     }
 }
 
+/// A port that is being made, as far as it is.
+#[derive(Debug, Clone, Copy)]
+struct Half {
+    ifindex: u32,
+    queues: u32,
+    /// Sockets that workers were given.
+    given: usize,
+}
+
 /// All ports, with the program and the packet memory they share.
 pub struct PortTable {
     redirect: Redirect,
     regions: Regions,
     active: Vec<Option<ActivePort>>,
-    /// Numbers of ports that are being made.
-    reserved: BTreeSet<u16>,
+    /// Numbers of ports that are being made, with what workers and the program have of them.
+    making: BTreeMap<u16, Option<Half>>,
     leaving: Leaving,
     live: LiveWays,
     /// Where the search for a free number goes on, so that one is used again as late as possible:
@@ -261,8 +273,8 @@ impl PortTable {
     #[must_use]
     pub fn new(redirect: Redirect, regions: Regions, live: LiveWays) -> Self {
         let active = (0..PORTS_MAX).map(|_| None).collect();
-        let (reserved, leaving) = (BTreeSet::new(), Leaving::new());
-        Self { redirect, regions, active, reserved, leaving, live, next: 0 }
+        let (making, leaving) = (BTreeMap::new(), Leaving::new());
+        Self { redirect, regions, active, making, leaving, live, next: 0 }
     }
 
     /// The XDP program, to say what is ours.
@@ -326,7 +338,7 @@ impl PortTable {
     pub fn add(&mut self, workers: &Workers, request: &PortRequest) -> Result<PortId, PortError> {
         let tools = self.tools(workers);
         let port = self.reserve(&request.interface)?;
-        let bound = tools.bind(request).inspect_err(|_| self.release(port))?;
+        let bound = tools.bind(request).inspect_err(|_| self.abandon(workers, port))?;
         let serving = self.serve(workers, port, request, bound)?;
         let attached = tools.attach(request, serving.ifindex());
         self.finish(workers, serving, attached)
@@ -339,7 +351,8 @@ impl PortTable {
         Tools { regions, attacher, workers: workers.count() }
     }
 
-    /// Takes a number for a port to be; it is given up by [`Self::release`], or [`Self::serve`] has it.
+    /// Takes a number for a port to be; it is given up by [`Self::abandon`], or when the port is
+    /// [finished](Self::finish).
     ///
     /// # Errors
     /// [`PortError::Exists`], [`PortError::Full`]; [`PortError::Held`] while sockets of a port that
@@ -353,13 +366,31 @@ impl PortTable {
             return Err(PortError::Held { interface: interface.into(), sockets, since });
         }
         let port = self.free_number()?;
-        self.reserved.insert(port.0);
+        self.making.insert(port.0, None);
         Ok(port)
     }
 
-    /// Gives the number of a port up that was not made.
-    pub fn release(&mut self, port: PortId) {
-        self.reserved.remove(&port.0);
+    /// Gives up a port that is being made, as far as it is; one that is not is left alone.
+    pub fn abandon(&mut self, workers: &Workers, port: PortId) {
+        let Some(half) = self.making.remove(&port.0).flatten() else { return };
+        if let Err(error) = self.redirect.detach(half.ifindex) {
+            tracing::warn!(port = port.0, %error, "its rule stays");
+        }
+        self.take_down(workers, port, (half.ifindex, half.queues), half.given);
+    }
+
+    /// Takes off what a panic may have left attached to the interface of a port that is being made.
+    pub fn detach_lost(&mut self, port: PortId) {
+        if let Some(Some(half)) = self.making.get(&port.0)
+            && let Err(error) = self.redirect.detach_lost(half.ifindex)
+        {
+            tracing::warn!(port = port.0, %error, "the program stays attached");
+        }
+    }
+
+    /// Ports that are being made.
+    pub fn making(&self) -> impl Iterator<Item = PortId> {
+        self.making.keys().map(|number| PortId(*number))
     }
 
     /// Hands the sockets to the program and to their workers, and says whose the interface is.
@@ -375,9 +406,9 @@ impl PortTable {
         bound: Bound,
     ) -> Result<Serving, PortError> {
         let Bound { link, receiving, transmitting, zero_copy, monitors } = bound;
-        let place = (link.ifindex, link.queues);
-        let mut given = 0;
-        let outcome = self.hand_over(workers, port, (receiving, transmitting), &mut given);
+        let half = Half { ifindex: link.ifindex, queues: link.queues, given: 0 };
+        self.making.insert(port.0, Some(half));
+        let outcome = self.hand_over(workers, port, receiving, transmitting);
         let rule = PortRule {
             port,
             kind: request.kind,
@@ -386,32 +417,46 @@ impl PortTable {
         };
         let ruled = outcome.and_then(|()| Ok(self.redirect.set_rule(link.ifindex, &rule)?));
         if let Err(error) = ruled {
-            self.take_down(workers, port, place, given);
-            self.release(port);
+            self.abandon(workers, port);
             return Err(error);
         }
         workers.wake();
-        let request = request.clone();
-        Ok(Serving { port, request, link, zero_copy, monitors, given })
+        Ok(Serving { port, request: request.clone(), link, zero_copy, monitors })
     }
 
     fn hand_over(
         &mut self,
         workers: &Workers,
         port: PortId,
-        (receiving, transmitting): (Vec<Socket>, Vec<(usize, Socket)>),
-        given: &mut usize,
+        receiving: Vec<Socket>,
+        transmitting: Vec<(usize, Socket)>,
     ) -> Result<(), PortError> {
         for (queue, socket) in (0u32..).zip(receiving) {
             let worker = queue as usize % workers.count();
             let number = u32::try_from(worker).unwrap_or(u32::MAX);
             self.redirect.set_socket(port, queue, number, socket.fd())?;
-            give(workers, worker, port, socket)?;
-            *given += 1;
+            self.give(workers, worker, port, socket)?;
         }
         for (worker, socket) in transmitting {
-            give(workers, worker, port, socket)?;
-            *given += 1;
+            self.give(workers, worker, port, socket)?;
+        }
+        Ok(())
+    }
+
+    fn give(
+        &mut self,
+        workers: &Workers,
+        worker: usize,
+        port: PortId,
+        socket: Socket,
+    ) -> Result<(), PortError> {
+        if let Some(Err((error, _socket))) =
+            workers.ports(worker).map(|ports| ports.add(port, socket))
+        {
+            return Err(error.into());
+        }
+        if let Some(Some(half)) = self.making.get_mut(&port.0) {
+            half.given += 1;
         }
         Ok(())
     }
@@ -426,18 +471,10 @@ impl PortTable {
         serving: Serving,
         attached: Result<Attaching, PortError>,
     ) -> Result<PortId, PortError> {
-        let Serving { port, request, link, zero_copy, monitors, given } = serving;
-        self.release(port);
-        let attachment = match attached {
-            Ok(attaching) => self.redirect.adopt(attaching),
-            Err(error) => {
-                if let Err(error) = self.redirect.detach(link.ifindex) {
-                    tracing::warn!(interface = request.interface, %error, "its rule stays");
-                }
-                self.take_down(workers, port, (link.ifindex, link.queues), given);
-                return Err(error);
-            }
-        };
+        let Serving { port, request, link, zero_copy, monitors } = serving;
+        let attaching = attached.inspect_err(|_| self.abandon(workers, port))?;
+        let attachment = self.redirect.adopt(attaching);
+        let sockets = self.making.remove(&port.0).flatten().map_or(0, |half| half.given);
         self.active[usize::from(port.0)] = Some(ActivePort {
             port,
             interface: request.interface,
@@ -447,7 +484,7 @@ impl PortTable {
             attachment,
             queues: link.queues,
             zero_copy,
-            sockets: given,
+            sockets,
             monitors,
         });
         Ok(port)
@@ -504,8 +541,9 @@ impl PortTable {
 
     /// By a port that is being made, or one that is not gone yet.
     fn is_taken(&self, number: usize) -> bool {
-        u16::try_from(number)
-            .is_ok_and(|number| self.reserved.contains(&number) || self.leaving.has(PortId(number)))
+        u16::try_from(number).is_ok_and(|number| {
+            self.making.contains_key(&number) || self.leaving.has(PortId(number))
+        })
     }
 }
 
@@ -513,68 +551,6 @@ impl PortTable {
 fn workers_without_queue(workers: usize, queues: u32, queue: u32) -> impl Iterator<Item = usize> {
     let queues = queues as usize;
     (queues..workers).filter(move |worker| worker % queues == queue as usize)
-}
-
-fn give(workers: &Workers, worker: usize, port: PortId, socket: Socket) -> Result<(), PortError> {
-    match workers.ports(worker).map(|ports| ports.add(port, socket)) {
-        Some(Err((error, _socket))) => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
-/// What sysfs says about an interface (Documentation/ABI/testing/sysfs-class-net).
-struct Link {
-    ifindex: u32,
-    mac: MacAddr,
-    mtu: u16,
-    queues: u32,
-}
-
-impl Link {
-    fn read(interface: &str) -> Result<Self, PortError> {
-        let ifindex = xdp_redirect::loader::interface_index(interface)?;
-        let root = Path::new("/sys/class/net").join(interface);
-        let mac = read_as(&root.join("address"), "Ethernet address")?;
-        let mtu = mtu(interface)?;
-        let queues = receive_queues(interface)?;
-        Ok(Self { ifindex, mac, mtu: u16::try_from(mtu).unwrap_or(u16::MAX), queues })
-    }
-}
-
-/// The kernel's index of an interface; `None` when there is none of that name.
-#[must_use]
-pub fn index(interface: &str) -> Option<u32> {
-    xdp_redirect::loader::interface_index(interface).ok()
-}
-
-/// Largest packet of an interface, in bytes, as it is now.
-///
-/// # Errors
-/// [`PortError::Sysfs`].
-pub fn mtu(interface: &str) -> Result<u32, PortError> {
-    read_as(&Path::new("/sys/class/net").join(interface).join("mtu"), "MTU")
-}
-
-/// Receive queues of an interface; 1 where the kernel shows none.
-///
-/// # Errors
-/// [`PortError::Sysfs`].
-pub fn receive_queues(interface: &str) -> Result<u32, PortError> {
-    let queues = Path::new("/sys/class/net").join(interface).join("queues");
-    let entries = fs::read_dir(&queues)
-        .map_err(|source| PortError::Sysfs { path: queues.display().to_string(), source })?;
-    let receive = entries
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-"));
-    Ok(u32::try_from(receive.count()).unwrap_or(u32::MAX).max(1))
-}
-
-fn read_as<T: std::str::FromStr>(path: &Path, what: &'static str) -> Result<T, PortError> {
-    let name = || path.display().to_string();
-    let text =
-        fs::read_to_string(path).map_err(|source| PortError::Sysfs { path: name(), source })?;
-    let text = text.trim();
-    text.parse().map_err(|_| PortError::Unreadable { path: name(), text: text.into(), what })
 }
 
 #[cfg(test)]

@@ -25,11 +25,30 @@ pub enum Fault {
     },
     /// The control thread panics.
     ControlPanic,
+    /// The control thread panics when the next endpoint to be added has come so far.
+    AddPanic {
+        /// How far.
+        step: AddStep,
+    },
     /// The control thread stands still.
     ControlStall {
         /// For how long, in milliseconds.
         ms: u32,
     },
+}
+
+/// Steps of adding an endpoint in which the control thread has something of it in its hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AddStep {
+    /// Its interface was looked at.
+    Looked,
+    /// Its sockets are bound.
+    Bound,
+    /// The program is attached to its interface.
+    Attached,
+    /// It is an endpoint, and tables are to be made.
+    Published,
 }
 
 impl Fault {

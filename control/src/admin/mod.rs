@@ -26,7 +26,7 @@ pub mod reply;
 pub mod status;
 
 pub use endpoint::{Admitted, Attachment, Bandwidth, EndpointAdd, Retained};
-pub use fault::Fault;
+pub use fault::{AddStep, Fault};
 pub use policy::{ExaminedRule, ExplainedStep, PolicyExplanation, PolicyQuestion};
 pub use reply::{
     CaptureRecord, ConfigDiff, CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus,

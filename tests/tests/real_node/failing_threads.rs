@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use control::admin::Status;
-use xskiff::demo::scene::{BALANCER, ECHO, FAMILIES, HTTP, to};
+use xskiff::demo::scene::{BALANCER, BUYER, ECHO, FAMILIES, HTTP, WEB_1, to};
+use xskiff::demo::traffic::fetch;
 use xskiff::lab::wait_until;
 use xskiff_tests::xskiff_binary::root_or_skip;
 
@@ -223,6 +224,50 @@ fn no_packet_is_lost_while_the_control_thread_hangs_panics_and_begins_anew() {
     println!(
         "{sent} datagrams while the control thread hung for 2 s and panicked 3 times: all echoed"
     );
+}
+
+/// An arrival that the control thread panicked over stayed under way for ever: its place and its port's
+/// number were lost, and whoever removed the pod waited for it.
+#[test]
+fn an_add_that_the_control_thread_panics_over_ends_and_the_next_one_succeeds() {
+    if !root_or_skip("a panic in the middle of an ADD") {
+        return;
+    }
+    const NAME: &str = "market/buyer";
+    let world = start("addpanic", 8000);
+    let netns = format!("/run/netns/{}", world.scene.pod(BUYER).system_name());
+    let [v4, v6] = BUYER.addresses;
+    let add = ["endpoint", "add", NAME, "--interface", BUYER.name, "--address", v4];
+    let add = [&add[..], &["--address", v6, "--netns", &netns]].concat();
+    let reaches = || {
+        let web = to(WEB_1.addresses[0], HTTP[2]);
+        let answers = fetch(world.scene.pod(BUYER), &web, 1, &["--timeout-ms=3000"]);
+        answers.expect("asked").iter().all(|answer| answer.error.is_none())
+    };
+    let link = || world.scene.node.ip(&format!("link show {}", BUYER.name)).expect("its link");
+    assert!(reaches() && link().contains("prog/xdp"));
+    let ports = world.status().ports.len();
+    for (times, step) in (1..).zip(["looked", "bound", "attached", "published"]) {
+        world.ask(&["endpoint", "remove", NAME]);
+        world.ask(&["debug", "panic-control", "--while-adding", step]);
+        if step == "published" {
+            world.ask(&add);
+        } else {
+            let refused = world.refusal(&add);
+            assert!(refused.contains("ask again"), "{step}: {refused}");
+            assert!(!link().contains("prog/xdp"), "{step}: {}", link());
+            let is_gone = || world.status().arrivals.closing_sockets == 0;
+            assert!(wait_until(PATIENCE, is_gone).is_some(), "{step}");
+            assert_eq!(world.status().ports.len(), ports - 1, "{step}");
+            world.ask(&add);
+        }
+        let status = world.status();
+        assert_eq!((status.control.restarts, status.arrivals.under_way), (times, 0), "{step}");
+        assert_eq!(status.ports.len(), ports, "{step}");
+        assert!(reaches(), "{step}");
+    }
+    assert_eq!(world.ask_json(&["audit"])["found"], 0);
+    world.assert_kernel_forwarded_nothing();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `xskiff debug`: failures by order, for game days.
 
-use clap::Subcommand;
-use control::admin::{Fault, Request};
+use clap::{Subcommand, ValueEnum};
+use control::admin::{AddStep, Fault, Request};
 
 /// What is to fail.
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -26,7 +26,35 @@ pub enum DebugCommand {
         for_ms: u32,
     },
     /// Let the control thread panic: it begins anew, a few times a minute.
-    PanicControl,
+    PanicControl {
+        /// Not now, but when the next endpoint to be added has come so far.
+        #[arg(long, value_enum, value_name = "STEP")]
+        while_adding: Option<AddingStep>,
+    },
+}
+
+/// A step of adding an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AddingStep {
+    /// Its interface was looked at.
+    Looked,
+    /// Its sockets are bound.
+    Bound,
+    /// The XDP program is attached to its interface.
+    Attached,
+    /// It is an endpoint, and tables are to be made.
+    Published,
+}
+
+impl From<AddingStep> for AddStep {
+    fn from(step: AddingStep) -> Self {
+        match step {
+            AddingStep::Looked => Self::Looked,
+            AddingStep::Bound => Self::Bound,
+            AddingStep::Attached => Self::Attached,
+            AddingStep::Published => Self::Published,
+        }
+    }
 }
 
 impl From<DebugCommand> for Request {
@@ -37,7 +65,9 @@ impl From<DebugCommand> for Request {
             }
             DebugCommand::PanicWorker { worker } => Fault::WorkerPanic { worker },
             DebugCommand::StallControl { for_ms } => Fault::ControlStall { ms: for_ms },
-            DebugCommand::PanicControl => Fault::ControlPanic,
+            DebugCommand::PanicControl { while_adding } => {
+                while_adding.map_or(Fault::ControlPanic, |at| Fault::AddPanic { step: at.into() })
+            }
         })
     }
 }

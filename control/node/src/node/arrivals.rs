@@ -19,12 +19,12 @@
 //! are begun in the order in which they came, but for those that must wait for another one: of the same
 //! pod, interface or address, or for sockets that are being closed.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use control::admin::arrivals::ArrivalsStatus;
-use control::admin::{AdminError, EndpointAdd, Reply, Request};
-use control::model::ObjectName;
+use control::admin::{AddStep, AdminError, EndpointAdd, Reply};
 use dataplane::counters::PORTS_MAX;
 use dataplane::port::{Checksums, PortId};
 use tokio::sync::mpsc;
@@ -40,6 +40,11 @@ use crate::pool::Pool;
 use crate::ports::{self, Bound, PortError, PortRequest, Serving, Tools};
 use crate::privileges;
 
+mod lost;
+mod removals;
+
+pub(super) use removals::is_removal;
+
 /// Requests that may wait: as many as there may be ports.
 pub const ARRIVALS_MAX: usize = PORTS_MAX;
 /// Requests that are carried out at once.
@@ -52,6 +57,8 @@ const ADOPTING: Duration = Duration::from_secs(5);
 
 /// What a thread of the pool brought.
 enum Outcome {
+    /// Nothing: it panicked.
+    Lost,
     Looked(Result<Look, AdminError>),
     Bound(Result<(Checksums, Bound), AdminError>),
     Attached(Box<Serving>, Result<Attaching, PortError>),
@@ -59,6 +66,8 @@ enum Outcome {
 
 /// Where a request is.
 enum Step {
+    /// In the hands of the control thread, which leaves none in them but by a panic.
+    InHand,
     /// A thread has it, or it waits for one.
     Away,
     /// Tables with it are published: what each worker is to have adopted.
@@ -94,12 +103,14 @@ pub struct Arrivals {
     waiting: VecDeque<Arrival>,
     under_way: Vec<Arrival>,
     /// Requests about endpoints that are under way, until these are done.
-    parked: Vec<Call>,
+    parked: VecDeque<Call>,
     /// `None` once the process ends.
     pool: Option<Pool>,
     sender: mpsc::Sender<(u64, Outcome)>,
     outcomes: mpsc::Receiver<(u64, Outcome)>,
     last_number: u64,
+    /// Where the control thread is to panic, by order.
+    pub fault: Option<AddStep>,
     /// Counted as things happen.
     pub counts: ArrivalsStatus,
 }
@@ -112,11 +123,12 @@ impl Arrivals {
         Self {
             waiting: VecDeque::new(),
             under_way: Vec::new(),
-            parked: Vec::new(),
+            parked: VecDeque::new(),
             pool: Some(Pool::new("endpoints", THREADS, privileges::settle)),
             sender,
             outcomes,
             last_number: 0,
+            fault: None,
             counts: ArrivalsStatus::default(),
         }
     }
@@ -176,14 +188,23 @@ impl Arrivals {
         }
     }
 
-    fn give(&self, number: u64, job: impl FnOnce() -> Outcome + Send + 'static) {
+    fn give(&mut self, number: u64, job: impl FnOnce() -> Outcome + Send + 'static) {
         let sender = self.sender.clone();
+        if let Some(arrival) = self.get_mut(number) {
+            arrival.step = Step::Away;
+        }
         if let Some(pool) = &self.pool {
             pool.give(move || {
+                // One that panicked has told of it; whoever waits for it is told, too.
+                let outcome = catch_unwind(AssertUnwindSafe(job)).unwrap_or(Outcome::Lost);
                 // The node's end of it goes with the process.
-                let _ = sender.try_send((number, job()));
+                let _ = sender.try_send((number, outcome));
             });
         }
+    }
+
+    fn get_mut(&mut self, number: u64) -> Option<&mut Arrival> {
+        self.under_way.iter_mut().find(|arrival| arrival.number == number)
     }
 
     fn take(&mut self, number: u64) -> Option<Arrival> {
@@ -267,32 +288,34 @@ impl Node {
         let begun = Instant::now();
         self.arrivals.counts.waited.note(begun - arrival.came);
         arrival.begun = Some(begun);
-        self.take_outlived_away(&arrival.spec).await;
-        match self.admit_arrival(&mut arrival) {
-            Ok(Admission::Present) => self.answer_arrival(&arrival),
+        arrival.step = Step::InHand;
+        let (number, spec) = (arrival.number, arrival.spec.clone());
+        self.arrivals.under_way.push(arrival);
+        self.take_outlived_away(&spec).await;
+        match self.admit_arrival(number, &spec) {
+            Ok(Admission::Present) => self.answer_arrival(number),
             Ok(Admission::New) => {
-                let spec = arrival.spec.clone();
-                self.arrivals.give(arrival.number, move || Outcome::Looked(Look::at(&spec)));
-                self.arrivals.under_way.push(arrival);
+                self.arrivals.give(number, move || Outcome::Looked(Look::at(&spec)));
             }
-            Err(error) => self.fail_arrival(arrival, error),
+            Err(error) => self.fail_arrival(number, error),
         }
     }
 
-    fn admit_arrival(&mut self, arrival: &mut Arrival) -> Result<Admission, AdminError> {
+    fn admit_arrival(&mut self, number: u64, spec: &EndpointSpec) -> Result<Admission, AdminError> {
+        let addresses = self.node_addresses(&self.follower.view());
+        let Some(arrival) = self.arrivals.get_mut(number) else { return Ok(Admission::Present) };
         // It was waited for, perhaps.
-        let name = arrival.spec.name.to_string();
+        let name = spec.name.to_string();
         let waits = self.awaited.iter().position(|waits| waits.endpoint.name == name);
         if let Some(waits) = waits.map(|place| self.awaited.remove(place))
-            && ports::index(&arrival.spec.interface) == Some(waits.ifindex)
+            && ports::index(&spec.interface) == Some(waits.ifindex)
         {
             arrival.changed = waits.changed;
         }
-        let addresses = self.node_addresses(&self.follower.view());
-        let admitted = self.endpoints.admit(&arrival.spec, &addresses)?;
+        let admitted = self.endpoints.admit(spec, &addresses)?;
         if admitted == Admission::New {
-            let reserved = self.ports.reserve(&arrival.spec.interface);
-            arrival.port = Some(reserved.map_err(|error| port_failed(&arrival.spec, &error))?);
+            let reserved = self.ports.reserve(&spec.interface);
+            arrival.port = Some(reserved.map_err(|error| port_failed(spec, &error))?);
         }
         Ok(admitted)
     }
@@ -304,27 +327,39 @@ impl Node {
         while let Ok(more) = self.arrivals.outcomes.try_recv() {
             brought.push(more);
         }
+        // Until each has gone on, so that those which a panic leaves are known.
+        for (number, _) in &brought {
+            if let Some(arrival) = self.arrivals.get_mut(*number) {
+                arrival.step = Step::InHand;
+            }
+        }
         let (mut looked, mut attached) = (Vec::new(), Vec::new());
         for (number, outcome) in brought {
-            let Some(mut arrival) = self.arrivals.take(number) else { continue };
+            self.arrivals.fail_by_order(&outcome);
+            let Some(spec) = self.arrivals.get_mut(number).map(|arrival| arrival.spec.clone())
+            else {
+                continue;
+            };
             let gone_on = match outcome {
+                Outcome::Lost => {
+                    self.lose_arrival(number, &spec);
+                    continue;
+                }
                 Outcome::Looked(look) => look
-                    .and_then(|look| self.note_look(&mut arrival, look))
+                    .and_then(|look| self.note_look(number, &spec, look))
                     .map(|offloads| looked.push((number, offloads))),
                 Outcome::Bound(bound) => {
-                    bound.and_then(|bound| self.serve_arrival(&mut arrival, bound))
+                    bound.and_then(|bound| self.serve_arrival(number, &spec, bound))
                 }
                 Outcome::Attached(serving, outcome) => {
-                    arrival.port = None;
                     let finished = self.ports.finish(&self.workers, *serving, outcome);
                     finished
-                        .map_err(|error| port_failed(&arrival.spec, &error))
+                        .map_err(|error| port_failed(&spec, &error))
                         .map(|port| attached.push((number, port)))
                 }
             };
-            match gone_on {
-                Ok(()) => self.arrivals.under_way.push(arrival),
-                Err(error) => self.fail_arrival(arrival, error),
+            if let Err(error) = gone_on {
+                self.fail_arrival(number, error);
             }
         }
         self.bind_looked(looked);
@@ -337,17 +372,18 @@ impl Node {
     /// Notes what will be changed; answers which offloads are to be turned off.
     fn note_look(
         &mut self,
-        arrival: &mut Arrival,
+        number: u64,
+        spec: &EndpointSpec,
         look: Look,
     ) -> Result<Option<Vec<xdp_redirect::ethtool::Offload>>, AdminError> {
-        let found = self.judge(&arrival.spec, &look)?;
+        let found = self.judge(spec, &look)?;
+        let Some(arrival) = self.arrivals.get_mut(number) else { return Ok(None) };
         arrival.changed.add(&found);
         if !arrival.changed.is_empty()
-            && let Some(ifindex) = ports::index(&arrival.spec.interface)
+            && let Some(ifindex) = ports::index(&spec.interface)
         {
-            let endpoint = EndpointAdd::from(&arrival.spec);
-            arrival.recorded =
-                Some(Recorded { endpoint, ifindex, changed: arrival.changed.clone() });
+            let (endpoint, changed) = (EndpointAdd::from(spec), arrival.changed.clone());
+            arrival.recorded = Some(Recorded { endpoint, ifindex, changed });
         }
         Ok(look.offloads)
     }
@@ -361,11 +397,7 @@ impl Node {
         self.record_endpoints();
         let tools = self.ports.tools(&self.workers);
         for (number, offloads) in looked {
-            let Some(arrival) =
-                self.arrivals.under_way.iter().find(|arrival| arrival.number == number)
-            else {
-                continue;
-            };
+            let Some(arrival) = self.arrivals.get_mut(number) else { continue };
             let (spec, tools) = (arrival.spec.clone(), tools.clone());
             let request = self.pod_port(&spec);
             self.arrivals.give(number, move || {
@@ -377,18 +409,23 @@ impl Node {
     /// Hands a port's sockets to workers and program, and has the program attached.
     fn serve_arrival(
         &mut self,
-        arrival: &mut Arrival,
+        number: u64,
+        spec: &EndpointSpec,
         (checksums, bound): (Checksums, Bound),
     ) -> Result<(), AdminError> {
-        arrival.checksums = checksums;
-        let Some(port) = arrival.port.take() else {
+        let arrival = self.arrivals.get_mut(number);
+        let port = arrival.and_then(|arrival| {
+            arrival.checksums = checksums;
+            arrival.port
+        });
+        let Some(port) = port else {
             return Err(AdminError::Failed { detail: "its port has no number".into() });
         };
-        let request = self.pod_port(&arrival.spec);
+        let request = self.pod_port(spec);
         let served = self.ports.serve(&self.workers, port, &request, bound);
-        let serving = served.map_err(|error| port_failed(&arrival.spec, &error))?;
+        let serving = served.map_err(|error| port_failed(spec, &error))?;
         let tools = self.ports.tools(&self.workers);
-        self.arrivals.give(arrival.number, move || {
+        self.arrivals.give(number, move || {
             let attached = tools.attach(&request, serving.ifindex());
             Outcome::Attached(Box::new(serving), attached)
         });
@@ -399,23 +436,23 @@ impl Node {
     async fn publish_arrivals(&mut self, attached: &[(u64, PortId)]) {
         let now = Instant::now();
         for (number, port) in attached {
-            let arrivals = &mut self.arrivals;
-            let of = |arrival: &&mut Arrival| arrival.number == *number;
-            let Some(arrival) = arrivals.under_way.iter_mut().find(of) else { continue };
+            let Some(arrival) = self.arrivals.get_mut(*number) else { continue };
+            (arrival.recorded, arrival.port) = (None, None);
             let taken = now - arrival.begun.unwrap_or(now);
-            arrivals.counts.made.note(taken);
-            self.reconciles.ran(Reconcile::Endpoints, taken);
-            arrival.recorded = None;
-            self.endpoints.insert(Endpoint {
+            let endpoint = Endpoint {
                 spec: arrival.spec.clone(),
                 port: *port,
                 checksums: arrival.checksums,
                 changed: arrival.changed.clone(),
-            });
-            self.errors.clear(&format!("endpoint {}", arrival.spec.name));
+            };
+            self.arrivals.counts.made.note(taken);
+            self.reconciles.ran(Reconcile::Endpoints, taken);
+            self.errors.clear(&format!("endpoint {}", endpoint.spec.name));
+            self.endpoints.insert(endpoint);
         }
         self.errors.clear(BEFORE);
         self.record_endpoints();
+        self.arrivals.fail_by_order_at(AddStep::Published);
         self.reconcile().await;
         let targets = self.workers.given();
         for arrival in &mut self.arrivals.under_way {
@@ -428,24 +465,24 @@ impl Node {
     /// Answers for those that every worker has adopted, and begins what can be now.
     pub(super) async fn look_after_arrivals(&mut self) {
         self.ports.collect(&self.workers);
-        let (mut adopted, mut place) = (Vec::new(), 0);
-        while let Some(arrival) = self.arrivals.under_way.get(place) {
+        let mut adopted = Vec::new();
+        for arrival in &self.arrivals.under_way {
             match &arrival.step {
                 Step::Adopting(targets, since) if self.workers.have_adopted(targets) => {
                     self.arrivals.counts.adopted.note(since.elapsed());
-                    adopted.push(self.arrivals.under_way.swap_remove(place));
+                    adopted.push(arrival.number);
                 }
                 Step::Adopting(_, since) if since.elapsed() > ADOPTING => {
                     let name = arrival.spec.name.to_string();
                     tracing::warn!(endpoint = name, "a worker has not adopted it: it has stalled");
                     self.arrivals.counts.late += 1;
-                    adopted.push(self.arrivals.under_way.swap_remove(place));
+                    adopted.push(arrival.number);
                 }
-                _ => place += 1,
+                _ => {}
             }
         }
-        for arrival in &adopted {
-            self.answer_arrival(arrival);
+        for number in adopted {
+            self.answer_arrival(number);
         }
         // Also those whose endpoint failed to come.
         self.answer_parked().await;
@@ -453,7 +490,8 @@ impl Node {
         self.note_control_tables();
     }
 
-    fn answer_arrival(&mut self, arrival: &Arrival) {
+    fn answer_arrival(&mut self, number: u64) {
+        let Some(arrival) = self.arrivals.take(number) else { return };
         let name = &arrival.spec.name;
         let reply = match self.endpoints.get(name) {
             Some(endpoint) => {
@@ -470,65 +508,19 @@ impl Node {
         let _ = arrival.asked.try_send(reply);
     }
 
-    fn fail_arrival(&mut self, arrival: Arrival, error: AdminError) {
+    fn fail_arrival(&mut self, number: u64, error: AdminError) {
+        let Some(arrival) = self.arrivals.take(number) else { return };
         // Whoever asked is told; the log of errors is for what nobody asked for.
         let (object, message) = (format!("endpoint {}", arrival.spec.name), error.to_string());
         tracing::warn!(object, error = message, "not added");
         self.arrivals.counts.failed += 1;
         self.reconciles.refused(Reconcile::Endpoints, &object, &message);
         if let Some(port) = arrival.port {
-            self.ports.release(port);
+            self.ports.abandon(&self.workers, port);
         }
         give_back(&arrival.spec, &arrival.changed);
         self.record_endpoints();
         let _ = arrival.asked.try_send(Reply::Error(error));
-    }
-
-    /// Answers requests that waited for an endpoint that was under way.
-    async fn answer_parked(&mut self) {
-        for call in std::mem::take(&mut self.arrivals.parked) {
-            Box::pin(self.answer(call)).await;
-        }
-    }
-
-    /// Answers a request to remove endpoints, and those that wait behind it. One about an endpoint that
-    /// is under way waits until that is done; one that has not begun is given up.
-    pub(super) async fn answer_removals(&mut self, calls: Vec<Call>) {
-        let (mut names, mut asked) = (Vec::new(), Vec::new());
-        for call in calls {
-            let is_meant = |spec: &EndpointSpec| match &call.request {
-                Request::EndpointRemove { name } => spec.name.to_string() == *name,
-                Request::EndpointDetach(attachment) => spec.attachment.as_ref() == Some(attachment),
-                _ => false,
-            };
-            if self.arrivals.under_way.iter().any(|arrival| is_meant(&arrival.spec)) {
-                self.arrivals.parked.push(call);
-                continue;
-            }
-            let was_waiting = self.arrivals.give_up_waiting(is_meant);
-            let name = match &call.request {
-                Request::EndpointRemove { name } => match super::requests::parse_name(name) {
-                    Ok(name) => Some(name),
-                    Err(error) => {
-                        let _ = call.reply.try_send(Reply::Error(error));
-                        continue;
-                    }
-                },
-                Request::EndpointDetach(attachment) => self.name_of_attachment(attachment),
-                _ => None,
-            };
-            asked.push((call.reply, name.clone(), was_waiting));
-            names.extend(name);
-        }
-        let names: Vec<ObjectName> =
-            names.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-        let removed = self.remove_endpoints(&names).await;
-        self.arrivals.counts.removed += removed.iter().filter(|removed| **removed).count() as u64;
-        for (reply, name, was_waiting) in asked {
-            let place = name.and_then(|name| names.iter().position(|other| *other == name));
-            let was_there = place.is_some_and(|place| removed[place]);
-            let _ = reply.try_send(Reply::Removed(was_there || was_waiting));
-        }
     }
 
     /// How pods' ports come and go.
@@ -545,11 +537,6 @@ impl Node {
             ..self.arrivals.counts.clone()
         }
     }
-}
-
-/// Whether a request removes endpoints, by name or attachment.
-pub(super) fn is_removal(request: &Request) -> bool {
-    matches!(request, Request::EndpointRemove { .. } | Request::EndpointDetach(_))
 }
 
 fn port_failed(spec: &EndpointSpec, error: &PortError) -> AdminError {

@@ -164,7 +164,9 @@ impl Node {
         self.publisher.begin_anew();
         self.audit = Audit::default();
         (self.told, self.host_routes_of) = (None, None);
+        self.end_lost_arrivals();
         self.reconcile().await;
+        self.go_on_with_lost_arrivals().await;
     }
 
     fn forget_control_restart(&mut self) {

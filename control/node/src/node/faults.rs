@@ -33,6 +33,7 @@ impl Node {
                 let _ = reply.try_send(Reply::Injected);
                 panic!("by order of `xskiff debug`");
             }
+            Fault::AddPanic { step } => self.arrivals.fault = Some(step),
             Fault::ControlStall { ms } => {
                 let _ = reply.try_send(Reply::Injected);
                 // All that this thread does stands still with it.
