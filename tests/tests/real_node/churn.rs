@@ -22,7 +22,7 @@ use xskiff_tests::xskiff_binary::root_or_skip;
 use crate::world::{PATIENCE, Shape, World, number_from};
 
 /// ADDs a second that are offered.
-const RATE: f64 = 50.0;
+pub const RATE: f64 = 50.0;
 /// What may be larger after many cycles than before: allocators keep some of what they had.
 const RESIDENT_KB_MAX: u64 = 16 << 10;
 /// And for each cycle: numbers of next hops are kept until there are 32,768, since giving one to
@@ -30,14 +30,14 @@ const RESIDENT_KB_MAX: u64 = 16 << 10;
 const RESIDENT_BYTES_EACH: u64 = 2 << 10;
 
 /// A world with veth pairs of more pods, whose other ends are in namespaces of many.
-struct Churn {
+pub struct Churn {
     pods: Vec<Namespace>,
-    world: World,
-    caller: Caller,
+    pub world: World,
+    pub caller: Caller,
 }
 
 /// Who asks the node, from any thread.
-struct Caller {
+pub struct Caller {
     socket: PathBuf,
     node: String,
     /// Namespaces of pods.
@@ -59,6 +59,11 @@ impl Churn {
         let world = World::start_edited(shape, |text| {
             text.replace("10.244.0.0/24", "10.244.0.0/16") + words
         });
+        Self::in_world(world, count)
+    }
+
+    /// In a world that there is already.
+    pub fn in_world(world: World, count: usize) -> Self {
         let laboratory = &world.scene.laboratory;
         let pods: Vec<Namespace> = (0..count.div_ceil(PODS_EACH))
             .map(|number| laboratory.namespace(&format!("pods{number}")).expect("a namespace"))
@@ -94,11 +99,11 @@ impl Churn {
         }
     }
 
-    fn arrivals(&self) -> ArrivalsStatus {
+    pub fn arrivals(&self) -> ArrivalsStatus {
         self.world.status().arrivals
     }
 
-    fn wait_until_all_is_closed(&self) {
+    pub fn wait_until_all_is_closed(&self) {
         let closed = || self.arrivals().closing_sockets == 0;
         assert!(wait_until(PATIENCE, closed).is_some(), "{:?}", self.arrivals());
     }
@@ -122,7 +127,7 @@ impl Caller {
         }
     }
 
-    fn ask(&self, request: Request) -> Reply {
+    pub fn ask(&self, request: Request) -> Reply {
         let client = Client::connect(&self.socket);
         let answer = client.and_then(|mut client| client.ask(request));
         answer.unwrap_or_else(|error| panic!("{error}"))
@@ -136,7 +141,7 @@ impl Caller {
     }
 
     /// Adds one, and tells how long that took.
-    fn add(&self, number: usize) -> Duration {
+    pub fn add(&self, number: usize) -> Duration {
         let began = Instant::now();
         let reply = self.ask(Request::EndpointAdd(self.request(number)));
         let taken = began.elapsed();
@@ -144,13 +149,13 @@ impl Caller {
         taken
     }
 
-    fn remove(&self, number: usize) {
+    pub fn remove(&self, number: usize) {
         let name = format!("churn/pod-{number}");
         assert_eq!(self.ask(Request::EndpointRemove { name }), Reply::Removed(true), "{number}");
     }
 
     /// `work` for each of the endpoints, by so many threads.
-    fn with_threads(&self, threads: usize, work: impl Fn(usize) + Sync) {
+    pub fn with_threads(&self, threads: usize, work: impl Fn(usize) + Sync) {
         let next = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..threads {
@@ -168,7 +173,7 @@ impl Caller {
     }
 
     /// Whether the pod answers the node.
-    fn answers(&self, number: usize) -> bool {
+    pub fn answers(&self, number: usize) -> bool {
         let address = address(number).to_string();
         let mut ping = Command::new("ip");
         ping.args(["netns", "exec", &self.node]);
@@ -184,7 +189,8 @@ fn address(number: usize) -> IpAddr {
         .into()
 }
 
-fn per_mille(durations: &mut [Duration], of: usize) -> Duration {
+/// The value that so many of a thousand are at most as large as.
+pub fn per_mille(durations: &mut [Duration], of: usize) -> Duration {
     durations.sort_unstable();
     durations[(durations.len() * of / 1000).min(durations.len() - 1)]
 }

@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 const POLICY_CHANGES: usize = 10;
 
 /// In the proportions of the largest.
-fn size(pods: usize) -> Size {
+pub fn size(pods: usize) -> Size {
     let part = |of: usize| (of * pods / Size::LARGE.pods).max(2);
     Size {
         nodes: part(Size::LARGE.nodes),

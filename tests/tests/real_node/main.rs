@@ -31,6 +31,7 @@ mod outage;
 mod policies;
 mod privileges;
 mod refused_starts;
+mod relist;
 mod resizing;
 mod restart_gap;
 mod restarts;
