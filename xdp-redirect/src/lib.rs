@@ -8,7 +8,7 @@
 //! [`ports`] is all of a worker's sockets, as the dataplane's driver wants them; [`ready`] tells it
 //! which of hundreds to look at, and [`live_transmit`] is a second way out, for many packets at once.
 //! [`forward`] forwards between two ports with nothing in between: the bare speed of the rest.
-//! [`live_frames`] makes and counts packets for measurements.
+//! [`live_frames`] makes and counts packets for measurements, and [`loaded`] looks for what was left.
 //!
 //! Kernels from 6.1 on work; frames above one page (jumbo) need 6.6.
 
@@ -28,6 +28,7 @@ pub mod leftover;
 pub mod limits;
 pub mod live_frames;
 pub mod live_transmit;
+pub mod loaded;
 pub mod loader;
 mod mapping;
 mod netlink;

@@ -19,6 +19,7 @@ use xskiff::cli::client::Client;
 use xskiff::lab::{Namespace, wait_until};
 use xskiff_tests::xskiff_binary::root_or_skip;
 
+use crate::bpf_objects;
 use crate::world::{PATIENCE, Shape, World, number_from};
 
 /// ADDs a second that are offered.
@@ -412,6 +413,7 @@ fn left(churn: &Churn, process: u32) -> BTreeMap<&'static str, String> {
     let pins = run.with_file_name("run-bpf");
     BTreeMap::from([
         ("descriptors", format!("{kinds:?}")),
+        ("BPF objects", bpf_objects::of(process)),
         ("mapped rings", rings.to_string()),
         ("threads", threads.to_string()),
         ("routes", lines("route show table all")),
@@ -465,6 +467,7 @@ fn pods_that_come_and_go_over_and_over_leave_nothing() {
     // Its own connection is closed by the node in the node's own time.
     std::thread::sleep(Duration::from_secs(1));
     let (before, had) = (left(&churn, process), programs(&churn));
+    let unused = bpf_objects::maps_without_program();
     let resident = resident_kb(process);
     let began = Instant::now();
     cycle(cycles);
@@ -481,6 +484,9 @@ fn pods_that_come_and_go_over_and_over_leave_nothing() {
         assert_eq!(left(&churn, process), before);
     }
     assert_eq!(programs(&churn), had);
+    let is_used = || bpf_objects::maps_without_program().is_subset(&unused);
+    let maps = bpf_objects::maps_without_program;
+    assert!(wait_until(Duration::from_secs(10), is_used).is_some(), "{unused:?}, {:?}", maps());
     let kept = RESIDENT_BYTES_EACH * cycles.min(32_768) as u64 / 1024;
     assert!(now < resident + RESIDENT_KB_MAX + kept, "{resident} kB became {now} kB");
     assert_eq!((arrivals.failed, arrivals.abandoned, arrivals.late), (0, 0, 0), "{arrivals:?}");

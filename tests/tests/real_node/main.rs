@@ -10,6 +10,7 @@ mod api_server;
 mod audit;
 mod bandwidth;
 mod bare;
+mod bpf_objects;
 mod chaos;
 mod churn;
 mod claims;
