@@ -1,7 +1,7 @@
 //! Pods come and go: at a steady rate, all at once, and over and over. An ADD that is answered is a pod
 //! that can be reached; many at once queue, and nothing is left of what has gone.
 //!
-//! `XSKIFF_CHURN_ENDPOINTS` (50) and `XSKIFF_CHURN_CYCLES` (80) make it long; with
+//! `XSKIFF_CHURN_ENDPOINTS` (50, the demo's four among them) and `XSKIFF_CHURN_CYCLES` (80) make it long; with
 //! `XSKIFF_CHURN_ADD_MS` (2,000) a bound of one's own is set on the 99th percentile of an ADD at the
 //! steady rate.
 
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use control::admin::arrivals::{ArrivalsStatus, Durations};
 use control::admin::{EndpointAdd, Reply, Request};
 use xskiff::cli::client::Client;
+use xskiff::demo::scene::PODS;
 use xskiff::lab::{Namespace, wait_until};
 use xskiff_tests::xskiff_binary::root_or_skip;
 
@@ -233,7 +234,8 @@ fn pods_that_come_steadily_or_all_at_once_can_be_reached_when_they_are_answered_
     if !root_or_skip("pods that come at once") {
         return;
     }
-    let count = usize::try_from(number_from("XSKIFF_CHURN_ENDPOINTS", 50)).expect("few");
+    let endpoints = usize::try_from(number_from("XSKIFF_CHURN_ENDPOINTS", 50)).expect("few");
+    let count = endpoints.checked_sub(PODS.len()).expect("more than the demo's pods");
     let bound = Duration::from_millis(number_from("XSKIFF_CHURN_ADD_MS", 2_000));
     let churn = Churn::start("churn", count);
     let (process, caller) = (churn.process(), &churn.caller);
@@ -285,9 +287,16 @@ fn pods_that_come_steadily_or_all_at_once_can_be_reached_when_they_are_answered_
     let (began, used) = (Instant::now(), cpu_seconds(process));
     std::thread::sleep(Duration::from_secs(10));
     let share = (cpu_seconds(process) - used) / began.elapsed().as_secs_f64();
-    println!("idle with {count} endpoints: {:.2} % of a core", share * 100.0);
+    let states = churn.arrivals().states;
+    let there: u64 = states.iter().map(|(_, endpoints)| endpoints).sum();
+    assert_eq!(there as usize, endpoints, "{states:?}");
+    println!(
+        "idle with {endpoints} endpoints: {:.2} % of a core, {:.1} MB of the process",
+        share * 100.0,
+        resident_kb(process) as f64 / 1024.0
+    );
     // 3 % are promised for 100; more cost more.
-    let promised = 0.03 * (count as f64 / 100.0).max(1.0);
+    let promised = 0.03 * (endpoints as f64 / 100.0).max(1.0);
     assert!(share < promised, "{:.2} % of a core", share * 100.0);
 
     let began = Instant::now();
