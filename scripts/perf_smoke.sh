@@ -9,6 +9,7 @@ cd "$ROOT_DIR"
 # One line a run: the subcommand first, then its smallest load.
 RUNS=(
     "pipeline --quick --runs 2"
+    "pipeline --quick --runs 2 --cases established-1k,limited-1k"
     "table --quick"
     "cluster --quick --runs 2"
     "ports --quick"

@@ -7,8 +7,9 @@
 //! of the cache, where a copy-mode receive leaves them too. Flow tables are on huge pages.
 //!
 //! Reading order: [`node`] (one worker's pipeline and its packets), [`stages`] (the stages apart),
-//! this file (cases and runs).
+//! [`limited`] (a whole worker, with bandwidth limits and without), this file (cases and runs).
 
+mod limited;
 pub mod node;
 mod stages;
 
@@ -64,7 +65,7 @@ impl Case {
     }
 }
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     Case::established("established-1k", 1_000, Spread::Uniform),
     Case::established("established-100k", 100_000, Spread::Uniform),
     Case::established("established-1M", 1_000_000, Spread::Uniform),
@@ -72,6 +73,7 @@ const CASES: [Case; 7] = [
     Case::established("established-10M-zipf", 10_000_000, Spread::Zipf),
     Case::new("new", Traffic::NewBetweenPods),
     Case::new("new-service", Traffic::NewToService),
+    Case::established(limited::NAME, 1_000, Spread::Uniform),
 ];
 const QUICK_FLOWS_MAX: u64 = 4_000;
 const QUICK_PACKETS: u64 = 8_192;
@@ -89,13 +91,19 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
             .into(),
         "         established: requests and replies, flows in random order or by Zipf's law (0.99)"
             .into(),
+        "limited: a whole worker, its packets under a limit of bandwidth that holds none, and under none"
+            .into(),
     ])?;
     let cluster = Cluster::default();
     for case in cases {
         let is_small = case.flows <= QUICK_FLOWS_MAX || !case.traffic.is_established();
         if is_small || !options.quick {
             let case = if options.quick { quick(case) } else { Case { ..*case } };
-            measure(&case, options.runs, &cluster, report).context(case.name)?;
+            let measured = match case.name {
+                limited::NAME => limited::measure(options.runs, &case, &cluster, report),
+                _ => measure(&case, options.runs, &cluster, report),
+            };
+            measured.context(case.name)?;
         }
     }
     report.table(&[])?;

@@ -1,19 +1,24 @@
 //! One frame through the real pipeline, without sending anything and without touching a flow:
-//! the tables in force, flow tables of its own that are empty, and a report of every decision.
+//! the tables in force, flow tables of its own that are empty, and a report of every decision, of the
+//! limits of bandwidth too, which it does not charge.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use control::admin::encode_frame;
 use control::admin::reply::{TraceReport, TraceStage};
+use control::compile::direction_name;
 use dataplane::DropReason;
 use dataplane::buffer::Buffer;
 use dataplane::counters::WorkerCounters;
 use dataplane::event::{FlowEvent, Reports};
 use dataplane::flows::{Capacities, FlowTables};
 use dataplane::memory::HeapBuffer;
+use dataplane::pacing::over_limit;
 use dataplane::packet::Packet;
 use dataplane::pipeline::{Action, Pipeline};
+use dataplane::policy::Direction;
 use dataplane::port::PortId;
 use dataplane::tables::Tables;
 use dataplane::time::Nanos;
@@ -56,7 +61,19 @@ pub fn trace(
     let (outcome, shown) = match action {
         Action::Transmit(out) => {
             stages.push(hop(out));
-            (format!("transmit by {}", (names.port)(out)), true)
+            let limits = [(port, Direction::Egress), (out, Direction::Ingress)];
+            let (found, pace) = paced(tables, &limits, now, names);
+            stages.extend(found);
+            match pace {
+                Pace::Now => (format!("transmit by {}", (names.port)(out)), true),
+                Pace::After(wait) => {
+                    let ms = wait.as_secs_f64() * 1e3;
+                    (format!("transmit by {} in {ms:.3} ms", (names.port)(out)), true)
+                }
+                Pace::Never(reason) => {
+                    (format!("drop: {reason} ({})", reason.explanation().trim()), true)
+                }
+            }
         }
         Action::Hold(request) => (
             format!("wait for neighbour {} on {}", request.address, (names.port)(request.port)),
@@ -79,6 +96,50 @@ pub fn trace(
         stages.push(stage("rewrite", finding.into()));
     }
     Ok(TraceReport { stages, outcome, frame: shown.then(|| encode_frame(&after)) })
+}
+
+/// When a packet would leave that came now.
+enum Pace {
+    Now,
+    After(Duration),
+    Never(DropReason),
+}
+
+/// What bandwidth limits would do to a packet, in the order in which it passes them. Nothing is charged.
+/// The second is asked for the time at which the first lets go, as if nobody came in between.
+fn paced(
+    tables: &Tables,
+    limits: &[(PortId, Direction)],
+    now: Nanos,
+    names: &Names<'_>,
+) -> (Vec<TraceStage>, Pace) {
+    let (mut stages, mut at) = (Vec::new(), now);
+    for (port, direction) in limits {
+        let limit = tables.limits.as_deref().and_then(|limits| limits.get(*port, *direction));
+        let Some(limit) = limit else { continue };
+        let what = format!(
+            "{} of {}, {} bit/s",
+            direction_name(*direction),
+            (names.port)(*port),
+            limit.rate().bits_per_second
+        );
+        let Some(outlook) = limit.outlook(at) else {
+            let reason = over_limit(*direction);
+            stages.push(stage("limit", format!("{what}: used up for longer than it may wait")));
+            return (stages, Pace::Never(reason));
+        };
+        let wait = Duration::from_nanos(outlook.0.saturating_sub(at.0));
+        stages.push(stage(
+            "limit",
+            match wait {
+                Duration::ZERO => format!("{what}: holds nothing back"),
+                wait => format!("{what}: holds it back for {:.3} ms", wait.as_secs_f64() * 1e3),
+            },
+        ));
+        at = at.max(outlook);
+    }
+    let wait = Duration::from_nanos(at.0.saturating_sub(now.0));
+    (stages, if wait.is_zero() { Pace::Now } else { Pace::After(wait) })
 }
 
 fn run(
@@ -143,6 +204,40 @@ mod tests {
         let report = traced(&[0; 60]);
         assert!(report.outcome.contains("unknown-port"), "{report:?}");
         assert_eq!(report.frame, None);
+    }
+
+    #[test]
+    fn limits_tell_how_long_they_would_hold_a_packet_back_and_are_not_charged() {
+        use dataplane::pacing::{Limit, Limits, PortLimits, Rate};
+        let names = Names { port: &|port| format!("port {}", port.0), decision: &|_| Vec::new() };
+        let (from, to) = (PortId(3), PortId(4));
+        let limit = |bits| Some(Arc::new(Limit::new(Rate::of(bits))));
+        let (slow, fast) = (limit(1_000_000), limit(1_000_000_000));
+        let of = |ingress, egress| PortLimits { ingress, egress };
+        let limits = [(from, of(None, slow.clone())), (to, of(fast, None))];
+        let limits = Limits::of(limits).map(Arc::new);
+        let tables = Tables { limits, ..Tables::default() };
+        let now = Nanos(5_000_000_000);
+        let ask = || {
+            let way = [(from, Direction::Egress), (to, Direction::Ingress)];
+            let (stages, pace) = paced(&tables, &way, now, &names);
+            (stages.into_iter().map(|one| one.finding).collect::<Vec<_>>(), pace)
+        };
+        let (told, pace) = ask();
+        assert!(matches!(pace, Pace::Now), "{told:?}");
+        assert_eq!(told[0], "egress of port 3, 1000000 bit/s: holds nothing back");
+        assert_eq!(told[1], "ingress of port 4, 1000000000 bit/s: holds nothing back");
+        // Beside the burst of two frames, one and a half: 18 ms at this rate.
+        let slow = slow.unwrap();
+        slow.charge(now, 2 * 1514 + 2250);
+        let (told, pace) = ask();
+        assert!(told[0].ends_with("holds it back for 18.000 ms"), "{told:?}");
+        assert!(matches!(pace, Pace::After(wait) if wait.as_micros() == 18_000), "{told:?}");
+        assert!(ask().0 == told, "nothing is charged");
+        slow.charge(now, 1 << 20);
+        let (told, pace) = ask();
+        assert!(matches!(pace, Pace::Never(DropReason::BandwidthEgress)), "{told:?}");
+        assert!(told[0].contains("longer than it may wait") && told.len() == 1, "{told:?}");
     }
 
     #[test]
