@@ -287,9 +287,11 @@ impl Pipeline {
         let mut admitted = 0;
         others.retain(|other| {
             let Ok(packet) = &parsed[other.place] else { return true };
-            let begins = packet.kind.has_tuple()
-                && !other.changes_family
-                && located[other.place].missed().is_some();
+            let is_unknown = match other.changes_family {
+                true => other.found.is_none(),
+                false => located[other.place].missed().is_some(),
+            };
+            let begins = packet.kind.has_tuple() && is_unknown;
             if begins {
                 admitted += 1;
             }

@@ -8,6 +8,7 @@ mod flows;
 mod fragments;
 mod headers;
 mod life;
+mod pressure;
 
 use std::net::{IpAddr, SocketAddr};
 
