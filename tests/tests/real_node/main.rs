@@ -20,6 +20,7 @@ mod egress_addresses;
 mod endurance;
 mod everything;
 mod failing_threads;
+mod floods;
 mod followed;
 mod forged_resets;
 mod health;
