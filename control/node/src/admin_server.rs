@@ -44,6 +44,8 @@ pub struct Call {
     /// Takes one reply, or a stream's items and its end. Dropping it ends the conversation; it is
     /// closed when the client hangs up.
     pub reply: mpsc::Sender<Reply>,
+    /// The process that asks, where it can be seen from here.
+    pub peer: Option<u32>,
 }
 
 /// What the server counts.
@@ -298,7 +300,9 @@ async fn converse(
         if takes_its_time(&request) {
             place.give_up();
         }
-        answer(request, (calls, counts), &mut reader, &mut writer).await?;
+        // 0: in a namespace of processes that is not seen from here.
+        let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
+        answer(request, pid, (calls, counts), &mut reader, &mut writer).await?;
         if !place.take().await {
             return Err("others had all places");
         }
@@ -327,6 +331,7 @@ fn changes_state(request: &Request) -> bool {
 
 async fn answer(
     request: Request,
+    peer: Option<u32>,
     (calls, counts): (&mpsc::Sender<Call>, &AdminCounts),
     reader: &mut BufReader<OwnedReadHalf>,
     writer: &mut OwnedWriteHalf,
@@ -336,7 +341,7 @@ async fn answer(
         let detail = "the control thread does not answer; packets go on meanwhile".into();
         Reply::Error(AdminError::Failed { detail })
     };
-    if timeout(ANSWER_TIMEOUT, calls.send(Call { request, reply })).await.is_err() {
+    if timeout(ANSWER_TIMEOUT, calls.send(Call { request, reply, peer })).await.is_err() {
         return send(writer, &late()).await;
     }
     counts.calls.note((CALLS_MAX - calls.capacity()) as u64);

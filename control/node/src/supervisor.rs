@@ -1,5 +1,5 @@
 //! What the service manager is told, by sd_notify(3): that the node is ready, how it stands, that it
-//! reloads or ends, and, as its watchdog, that the workers live.
+//! reloads or ends, which process follows it, and, as its watchdog, that the workers live.
 //!
 //! The watchdog is fed by a thread of its own, as long as every worker ticks or sleeps, and by
 //! nothing else: a control thread that hangs, or an API server that is away, ends no node whose
@@ -66,6 +66,19 @@ impl Supervisor {
     pub fn stopping(&self) {
         self.is_ending.store(true, Ordering::SeqCst);
         self.tell(&[NotifyState::Stopping, NotifyState::Status("ending")]);
+    }
+
+    /// Another process serves from now on, which this one ends for; `None` where its number cannot be
+    /// seen from here.
+    pub fn followed_by(&self, process: Option<u32>) {
+        self.is_ending.store(true, Ordering::SeqCst);
+        match process {
+            Some(process) => self.tell(&[NotifyState::MainPid(process)]),
+            None if self.is_there => {
+                tracing::warn!("the service manager cannot be told which process follows");
+            }
+            None => {}
+        }
     }
 
     fn tell(&self, states: &[NotifyState<'_>]) {

@@ -120,6 +120,30 @@ fn the_service_manager_hears_of_readiness_a_new_configuration_and_the_end() {
     assert_eq!(process.wait(PATIENCE).expect("ended").code(), Some(0));
 }
 
+/// A predecessor that ended was the service's end to its manager, which ended the successor with it.
+#[test]
+fn the_service_manager_is_told_whom_to_follow_when_a_process_takes_over() {
+    if !root_or_skip("a service manager and a successor") {
+        return;
+    }
+    let bare = Bare::new("mainpid");
+    let manager = Manager::listen(&bare);
+    let run = bare.directory("run");
+    let configuration = bare.configuration("up0", &run, "");
+    let first = manager.spawn(&bare, &configuration, &[]);
+    manager.expect(&first, &["READY=1"]);
+    let second = manager.spawn(&bare, &configuration, &["--take-over"]);
+    let told = manager.expect(&first, &["MAINPID=", "STOPPING=1", "READY=1"]);
+    assert_eq!(told.trim(), format!("MAINPID={}", second.id()));
+    let ready = manager.expect(&second, &["STOPPING=1", "READY=1"]);
+    assert!(ready.starts_with("READY=1"), "{ready}");
+    assert_eq!(first.wait(PATIENCE).expect("ended").code(), Some(0));
+    assert!(manager.feeds() >= 4, "the watchdog follows the second: {}", second.log_tail());
+    second.signal(Signal::SIGTERM).expect("told");
+    manager.expect(&second, &["STOPPING=1"]);
+    assert_eq!(second.wait(PATIENCE).expect("ended").code(), Some(0));
+}
+
 #[test]
 fn the_watchdog_is_fed_while_workers_tick_whatever_control_and_api_servers_do() {
     if !root_or_skip("a watchdog") {

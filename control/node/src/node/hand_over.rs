@@ -82,10 +82,12 @@ fn is_taken(error: &NodeError) -> bool {
 }
 
 impl Node {
-    /// Ends for the process that asks: what is attached stays, flow tables are closed for it.
-    pub(super) fn begin_hand_over(&mut self) -> Reply {
-        tracing::info!("another process takes over");
+    /// Ends for the process that asks: what is attached stays, flow tables are closed for it. A service
+    /// manager is told whom to follow instead, so that it neither ends the other one nor starts a third.
+    pub(super) fn begin_hand_over(&mut self, peer: Option<u32>) -> Reply {
+        tracing::info!(peer, "another process takes over");
         self.is_handing_over = true;
+        self.tell_supervisor_followed_by(peer);
         Reply::HandingOver { pid: std::process::id() }
     }
 }

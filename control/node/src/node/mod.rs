@@ -399,7 +399,10 @@ impl Node {
     /// a kill. The kernel's own stack would reset connections and pass policy by; the next start takes
     /// over.
     async fn end(mut self, by_order: bool) -> Result<(), NodeError> {
-        self.tell_supervisor_stopping();
+        // The next process is the service then, which goes on.
+        if !self.is_handing_over {
+            self.tell_supervisor_stopping();
+        }
         self.readiness.send_replace(Readiness::NotReady("ending".into()));
         self.flows.end();
         self.stop_capture();

@@ -49,7 +49,7 @@ impl Node {
         if is_removal(&call.request) {
             return self.answer_removals(vec![call]).await;
         }
-        let Call { request, reply } = call;
+        let Call { request, reply, peer } = call;
         let answer = match request {
             Request::Flows { filter, follow } => self.stream_flows(&filter, follow, &reply),
             Request::Capture(request) => self.start_capture(&request, &reply),
@@ -60,6 +60,7 @@ impl Node {
             Request::EndpointAdd(endpoint) => {
                 self.begin_endpoint_add(endpoint, reply.clone()).await.map(|()| None)
             }
+            Request::HandOver => Ok(Some(self.begin_hand_over(peer))),
             request => self.answer_once(request).await.map(Some),
         };
         let answer = answer.unwrap_or_else(|error| Some(Reply::Error(error)));
@@ -72,7 +73,6 @@ impl Node {
 
     async fn answer_once(&mut self, request: Request) -> Result<Reply, AdminError> {
         Ok(match request {
-            Request::HandOver => self.begin_hand_over(),
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::EndpointCheck(endpoint) => self.check_endpoint(endpoint)?,
             Request::EndpointRetain(retained) => self.retain_endpoints(&retained).await,
@@ -115,7 +115,8 @@ impl Node {
             | Request::Audit
             | Request::Capture(_)
             | Request::Inject(_)
-            | Request::CtResize { .. } => {
+            | Request::CtResize { .. }
+            | Request::HandOver => {
                 let detail = "it has no answer at once".into();
                 return Err(AdminError::Failed { detail });
             }

@@ -68,6 +68,11 @@ impl Node {
         self.supervised.by.stopping();
     }
 
+    /// Before another process serves in the place of this one.
+    pub(super) fn tell_supervisor_followed_by(&self, process: Option<u32>) {
+        self.supervised.by.followed_by(process);
+    }
+
     /// Says how the node stands, when that has changed and it is time.
     pub(super) fn tell_supervisor(&mut self) {
         let is_due = self.supervised.told.as_ref().is_none_or(|(at, _)| at.elapsed() >= TELL);
