@@ -6,12 +6,11 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-BUILD=(ca-certificates clang gcc libc6-dev libelf-dev linux-libc-dev llvm m4 make pkg-config
-    zlib1g-dev)
+BUILD=(ca-certificates clang gcc libc6-dev linux-libc-dev llvm make)
 DEMO=("${BUILD[@]}" curl ethtool iproute2 iputils-ping)
 TEST=("${DEMO[@]}" containernetworking-plugins git iperf3 iptables nftables shellcheck tcpdump)
 # A peer that only benchmarks are compared with.
-BENCH=("${TEST[@]}" libdpdk-dev)
+BENCH=("${TEST[@]}" libdpdk-dev pkg-config)
 
 is_installed() {
     [[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" == installed ]]

@@ -1,23 +1,24 @@
-//! What the first socket of the large region is bound to.
+//! The registration of the large region, and the socket that holds it.
 //!
-//! The kernel makes every socket of a region inherit the mode of its first, and lets no more join
-//! once the first one's interface is gone. In copy mode the first is therefore bound to a tap
-//! device of our own, which lives as long as the region and vanishes with the process; in
+//! The kernel makes every socket that shares a registration inherit the mode of its first, and lets no
+//! more join once the first one's interface is gone. In copy mode the first is therefore bound to a
+//! tap device of our own, which lives as long as the region and vanishes with the process; in
 //! zero-copy mode it is the first NIC's.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Weak;
 
-/// What the first socket of the region was bound to, if one was.
+/// The first socket of the region.
 pub(crate) enum Anchor {
-    /// None yet.
-    None,
-    /// A tap device of our own, with the socket bound to it.
-    Tap { _socket: crate::bind::Rings, _device: OwnedFd },
-    /// The first NIC, in zero-copy mode.
-    FirstSocket,
+    /// It is to be bound yet: what the region is registered with, or nothing after a failed try.
+    Unbound(Option<OwnedFd>),
+    /// It is bound to a tap device of our own.
+    Tap { socket: OwnedFd, _device: OwnedFd },
+    /// It is the first NIC's, in zero-copy mode. Once it is closed there is none any more.
+    FirstSocket(Weak<OwnedFd>),
 }
 
 /// Makes the tap device that anchors a region; see [`make_tap_named`].

@@ -1,19 +1,14 @@
-//! Making sockets. In the large region xsk-rs binds them, in the region's mode; in a region of pods
-//! they are bound here ([`crate::open`]), in copy mode.
+//! Making sockets ([`crate::open`]): in the large region in its mode, in a region of pods in copy mode.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig as XskConfig};
-use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue};
-
 use crate::anchor::{Anchor, make_tap};
 use crate::error::Error;
 use crate::loader::interface_index;
-use crate::mapping::Mapping;
-use crate::open::{open, open_transmit_only};
+use crate::open::{bind_registered, bind_shared, make_rings, open, open_registered};
 use crate::pool::FramePool;
 use crate::regions::Place;
 use crate::ring::{Consumer, Producer};
@@ -21,6 +16,7 @@ use crate::ring_map::{RingKind, SocketMaps};
 use crate::socket::{LinkState, Polling, Receiving, Socket, get_option, has_napi};
 use crate::statistics::{Monitored, SocketMonitor};
 use crate::umem::{CopyMode, Umem};
+use crate::umem_config::check_ring;
 
 /// How long a queue may stay busy after its last socket was closed: the kernel lets go of it in
 /// the background.
@@ -95,30 +91,10 @@ impl SocketConfig {
     }
 }
 
-/// xsk-rs's side of a socket: kept for what its drop does.
-pub(crate) struct Rings {
-    rx: RxQueue,
-    _tx: TxQueue,
-    _shared: Option<(FillQueue, CompQueue)>,
-}
-
-/// Whatever closes the socket when dropped.
-pub(crate) enum Owner {
-    Bound { _rings: Rings, _mapped: Vec<Mapping> },
-    Own { _mapped: Vec<Mapping>, _fd: OwnedFd },
-}
-
-/// A socket that is bound, as the kernel has it.
-struct Bound {
-    fd: RawFd,
+/// A socket that is bound, as the kernel has it. Closes it when dropped.
+pub(crate) struct Bound {
     maps: SocketMaps,
-    /// Keeps it open, beside its mappings.
-    holds: Holds,
-}
-
-enum Holds {
-    Rings(Rings),
-    Own(OwnedFd),
+    fd: Arc<OwnedFd>,
 }
 
 /// A number under which the region keeps the frames of one queue's sockets.
@@ -152,13 +128,9 @@ impl Socket {
         queue: u32,
         config: &SocketConfig,
     ) -> Result<Self, Error> {
-        interface_index(interface)?;
+        let ifindex = interface_index(interface)?;
         check(umem, config)?;
-        let rings = bind_in_mode(umem, interface, queue, config)?;
-        let fd = rings.rx.fd().as_raw_fd();
-        let maps = SocketMaps::find(fd, &all_rings(umem, config))
-            .map_err(|source| Error::Bind { interface: interface.into(), queue, source })?;
-        let bound = Bound { fd, maps, holds: Holds::Rings(rings) };
+        let bound = bind_in_mode(umem, (interface, ifindex, queue), config)?;
         Self::of(umem, None, (interface, queue), config, bound)
     }
 
@@ -179,11 +151,15 @@ impl Socket {
         let ifindex = interface_index(interface)?;
         check(umem, config)?;
         let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
-        let sibling = sibling.map(|socket| socket.fd);
-        let rings = all_rings(umem, config);
-        let (fd, maps) =
-            when_free(|| open(umem, (ifindex, queue), &rings, sibling)).map_err(refuse)?;
-        let bound = Bound { fd: fd.as_raw_fd(), maps, holds: Holds::Own(fd) };
+        let to = (ifindex, queue);
+        let bound = match sibling {
+            Some(sibling) => bind_beside(sibling.fd, to, &all_rings(umem, config)),
+            None => Bound::registered(umem, config).and_then(|bound| {
+                when_free(|| bind_registered(umem, bound.raw(), to, false))?;
+                Ok(bound)
+            }),
+        };
+        let bound = bound.map_err(refuse)?;
         let socket = Self::of(umem, Some(place), (interface, queue), config, bound)?;
         match &socket.receiving {
             Some(receiving) if receiving.posted < receiving.wanted => Err(place.refused()),
@@ -196,9 +172,9 @@ impl Socket {
         place: Option<&Arc<Place>>,
         (interface, queue): (&str, u32),
         config: &SocketConfig,
-        Bound { fd, maps, holds }: Bound,
+        bound: Bound,
     ) -> Result<Self, Error> {
-        let region = umem.config();
+        let (region, fd, maps) = (umem.config(), bound.raw(), &bound.maps);
         let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
         let options: libc::xdp_options = get_option(fd, libc::XDP_OPTIONS).map_err(refuse)?;
         let zero_copy = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
@@ -210,7 +186,7 @@ impl Socket {
         let lease = Lease { umem: umem.clone(), number, zero_copy, _place: place.cloned() };
         let lease = Arc::new(lease);
         // SAFETY: the entry types are the kernel's for each ring; the mappings live in `owner`,
-        // which `Socket` drops last; xsk-rs's own ring ends, if it has some, are never used.
+        // which `Socket` drops last; nobody else has the rings.
         let (rx, tx, fill, completion) = unsafe {
             (
                 maps.ring(RingKind::Receive, config.receive_ring).map_err(refuse)?,
@@ -231,11 +207,6 @@ impl Socket {
             discarding: false,
         };
         let monitor = monitor(fd, interface, queue, zero_copy);
-        let mapped = maps.into_mapped();
-        let owner = Some(match holds {
-            Holds::Rings(rings) => Owner::Bound { _rings: rings, _mapped: mapped },
-            Holds::Own(fd) => Owner::Own { _mapped: mapped, _fd: fd },
-        });
         let mut socket = Self {
             tx: Producer::new(tx),
             receiving: Some(receiving),
@@ -245,7 +216,7 @@ impl Socket {
             fd,
             umem: umem.clone(),
             monitor,
-            owner,
+            owner: Some(bound),
             lease,
         };
         set_options(fd, interface, queue, config)?;
@@ -278,9 +249,13 @@ impl Socket {
         let (interface, queue) = (self.interface(), self.queue());
         let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
         let ifindex = interface_index(interface)?;
-        let (fd, mapped, ring) =
-            open_transmit_only(self.fd, ifindex, queue, config.transmit_ring).map_err(refuse)?;
-        let raw = fd.as_raw_fd();
+        let rings = [(RingKind::Transmit, config.transmit_ring)];
+        let bound = bind_beside(self.fd, (ifindex, queue), &rings).map_err(refuse)?;
+        let raw = bound.raw();
+        // SAFETY: a transmit ring's entries are descriptors; the mapping lives in `owner`, dropped
+        // last; nobody else has the ring.
+        let ring = unsafe { bound.maps.ring(RingKind::Transmit, config.transmit_ring) };
+        let ring = ring.map_err(refuse)?;
         set_options(raw, interface, queue, &SocketConfig { busy_poll: None, ..*config })?;
         Ok(Self {
             tx: Producer::new(ring),
@@ -291,7 +266,7 @@ impl Socket {
             fd: raw,
             umem: self.umem.clone(),
             monitor: monitor(raw, interface, queue, self.is_zero_copy()),
-            owner: Some(Owner::Own { _mapped: mapped, _fd: fd }),
+            owner: Some(bound),
             lease: Arc::clone(&self.lease),
         })
     }
@@ -317,6 +292,8 @@ fn kicks_max(config: &SocketConfig) -> u32 {
 }
 
 fn check(umem: &Umem, config: &SocketConfig) -> Result<(), Error> {
+    check_ring("receive_ring", config.receive_ring)?;
+    check_ring("transmit_ring", config.transmit_ring)?;
     let completion = umem.config().completion_ring;
     if config.transmit_ring > completion {
         return Err(Error::Setting {
@@ -328,76 +305,81 @@ fn check(umem: &Umem, config: &SocketConfig) -> Result<(), Error> {
     Ok(())
 }
 
-fn xsk_config(config: &SocketConfig, flags: BindFlags) -> Result<XskConfig, Error> {
-    let size = |setting, value: u32| {
-        let reason = "use a power of two";
-        QueueSize::new(value).map_err(|_| Error::Setting { setting, value: value.into(), reason })
-    };
-    Ok(XskConfig::builder()
-        .rx_queue_size(size("receive_ring", config.receive_ring)?)
-        .tx_queue_size(size("transmit_ring", config.transmit_ring)?)
-        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        .bind_flags(flags)
-        .build())
+impl Bound {
+    /// With a registration of the region and all rings, and to be bound yet.
+    fn registered(umem: &Umem, config: &SocketConfig) -> io::Result<Self> {
+        Self::with_rings(open_registered(umem)?, &all_rings(umem, config))
+    }
+
+    fn with_rings(fd: OwnedFd, rings: &[(RingKind, u32)]) -> io::Result<Self> {
+        let maps = make_rings(fd.as_raw_fd(), rings)?;
+        Ok(Self { maps, fd: Arc::new(fd) })
+    }
+
+    fn raw(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
 }
 
-/// Binds in the region's mode, anchoring the region first if this is its first socket.
+/// Binds a socket with the registration of another.
+fn bind_beside(with: RawFd, to: (u32, u32), rings: &[(RingKind, u32)]) -> io::Result<Bound> {
+    let bound = Bound::with_rings(open()?, rings)?;
+    when_free(|| bind_shared(bound.raw(), to, with))?;
+    Ok(bound)
+}
+
+/// Binds in the large region's mode, anchoring the region first if this is its first socket.
 fn bind_in_mode(
     umem: &Umem,
-    interface: &str,
-    queue: u32,
+    (interface, ifindex, queue): (&str, u32, u32),
     config: &SocketConfig,
-) -> Result<Rings, Error> {
-    let mut flags = BindFlags::XDP_USE_NEED_WAKEUP;
-    if umem.config().multi_buffer {
-        flags |= BindFlags::XDP_USE_SG;
-    }
-    let Some((region, mut anchor)) = umem.whole() else {
+) -> Result<Bound, Error> {
+    let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
+    let Some(mut anchor) = umem.anchor() else {
         let reason = "a socket in a region of pods needs a place there";
         return Err(Error::Setting { setting: "region", value: umem.region().into(), reason });
     };
-    if matches!(*anchor, Anchor::None) {
-        if umem.config().copy_mode != CopyMode::Copy {
-            let wanted = xsk_config(config, flags | BindFlags::XDP_ZEROCOPY)?;
-            match bind_when_free(region, interface, queue, wanted) {
-                Ok(rings) => {
-                    *anchor = Anchor::FirstSocket;
-                    return Ok(rings);
-                }
-                Err(error) if umem.config().copy_mode == CopyMode::ZeroCopy => return Err(error),
-                Err(error) if error.errno() == Some(libc::EBUSY) => return Err(error),
-                Err(error) => tracing::info!(interface, queue, %error, "copy mode instead"),
+    let (to, rings) = ((ifindex, queue), all_rings(umem, config));
+    let first = match &mut *anchor {
+        Anchor::Tap { socket, .. } => {
+            return bind_beside(socket.as_raw_fd(), to, &rings).map_err(refuse);
+        }
+        Anchor::FirstSocket(first) => match first.upgrade() {
+            Some(first) => return bind_beside(first.as_raw_fd(), to, &rings).map_err(refuse),
+            None => None,
+        },
+        Anchor::Unbound(registered) => registered.take(),
+    };
+    *anchor = Anchor::Unbound(None);
+    let first = first.map_or_else(|| open_registered(umem), Ok);
+    let first = first.and_then(|fd| Bound::with_rings(fd, &rings)).map_err(refuse)?;
+    let bind = |to, zero_copy| when_free(|| bind_registered(umem, first.raw(), to, zero_copy));
+    if umem.config().copy_mode != CopyMode::Copy {
+        match bind(to, true).map_err(refuse) {
+            Ok(()) => {
+                *anchor = Anchor::FirstSocket(Arc::downgrade(&first.fd));
+                return Ok(first);
             }
+            Err(error) if umem.config().copy_mode == CopyMode::ZeroCopy => return Err(error),
+            Err(error) if error.errno() == Some(libc::EBUSY) => return Err(error),
+            Err(error) => tracing::info!(interface, queue, %error, "copy mode instead"),
         }
-        let bytes = u64::from(umem.config().frames) * u64::from(umem.config().chunk_bytes);
-        let (device, name) = make_tap().map_err(|source| Error::Memory { bytes, source })?;
-        let wanted = xsk_config(config, flags | BindFlags::XDP_COPY)?;
-        let socket = bind_when_free(region, &name, 0, wanted)?;
-        *anchor = Anchor::Tap { _socket: socket, _device: device };
     }
-    // Flags are the anchor's; the kernel refuses any with XDP_SHARED_UMEM.
-    bind_when_free(region, interface, queue, xsk_config(config, BindFlags::empty())?)
-}
-
-fn bind_when_free(
-    region: &xsk_rs::Umem,
-    interface: &str,
-    queue: u32,
-    config: XskConfig,
-) -> Result<Rings, Error> {
-    let name: Interface =
-        interface.parse().map_err(|_| Error::NoInterface { interface: interface.into() })?;
-    when_free(|| {
-        // SAFETY: no program is loaded by xsk-rs (INHIBIT_PROG_LOAD), which is what it asks for.
-        match unsafe { xsk_rs::Socket::new(config, region, &name, queue) } {
-            Ok((tx, rx, shared @ Some(_))) => Ok(Ok(Rings { rx, _tx: tx, _shared: shared })),
-            // This process has the queue already, on this region.
-            Ok((_, _, None)) => Ok(Err(io::Error::from_raw_os_error(libc::EBUSY))),
-            Err(error) => Err(crate::error::io_error(&error)),
-        }
-    })
-    .and_then(|bound| bound)
-    .map_err(|source| Error::Bind { interface: interface.into(), queue, source })
+    let bytes = u64::from(umem.config().frames) * u64::from(umem.config().chunk_bytes);
+    let cannot = |source| Error::Memory { bytes, source };
+    let (device, name) = make_tap().map_err(cannot)?;
+    let tap = interface_index(&name)?;
+    bind((tap, 0), false).map_err(|source| Error::Bind {
+        interface: name.into(),
+        queue: 0,
+        source,
+    })?;
+    let Bound { maps, fd } = first;
+    drop(maps);
+    let socket = Arc::into_inner(fd).ok_or_else(|| cannot(io::Error::other("it is shared")))?;
+    let bound = bind_beside(socket.as_raw_fd(), to, &rings).map_err(refuse);
+    *anchor = Anchor::Tap { socket, _device: device };
+    bound
 }
 
 /// Tries until a queue is free that its last socket is still being taken from.

@@ -326,7 +326,7 @@ mod tests {
         assert!(said(map, libc::EIO).contains("prefixes4"));
     }
 
-    /// xsk-rs and aya wrap what the kernel said, more than once.
+    /// aya wraps what the kernel said, more than once.
     #[test]
     fn the_kernels_word_is_found_in_a_chain_of_errors() {
         #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! Memory shared with the kernel: mapped files and memory of our own, unmapped when dropped.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
@@ -40,25 +40,37 @@ impl Mapping {
         Ok(Self { start, bytes })
     }
 
-    /// Memory of our own, all of it there at once; on huge pages or not at all when `huge`.
-    pub(crate) fn anonymous(bytes: usize, huge: bool) -> io::Result<Self> {
-        let kind = if huge { libc::MAP_HUGETLB } else { 0 };
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let start = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | kind,
-                -1,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
+    /// Memory of our own, all of it there at once; on huge pages or not at all when `huge`. It is a
+    /// file without a name that keeps its size, so that another process can be given it.
+    pub(crate) fn memory(bytes: usize, huge: bool) -> io::Result<(Self, OwnedFd)> {
+        let kind = if huge { libc::MFD_HUGETLB | libc::MFD_HUGE_2MB } else { 0 };
+        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | kind;
+        // SAFETY: the name is a string that lives through the call; the result is checked.
+        let fd = unsafe { libc::memfd_create(c"xskiff-umem".as_ptr(), flags) };
+        if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, bytes })
+        // SAFETY: just opened, owned by nobody else.
+        let file = unsafe { OwnedFd::from_raw_fd(fd) };
+        let length = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
+        // SAFETY: no pointers.
+        if unsafe { libc::ftruncate(fd, length) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // Memory that were cut off would be a SIGBUS for whoever has it mapped.
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // SAFETY: no pointers.
+        if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mapping = Self::new(fd, 0, bytes)?;
+        // Refused where a cgroup's limit on huge pages would be a SIGBUS at first use.
+        let start = mapping.start.as_ptr().cast();
+        // SAFETY: the whole of the mapping just made; it writes nothing.
+        if unsafe { libc::madvise(start, bytes, libc::MADV_POPULATE_WRITE) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok((mapping, file))
     }
 
     /// Where it lies: valid as long as `self`, for as many bytes as were mapped.
@@ -67,14 +79,22 @@ impl Mapping {
         (start, start + self.bytes)
     }
 
-    /// The start of `bytes` bytes at `offset_bytes`, for whoever answers for who else has them.
-    /// Panics beyond the end: offsets come from constants.
+    /// The start of `bytes` bytes at `offset_bytes`, for whoever answers for who else has them; `None`
+    /// beyond the end.
+    #[inline]
+    pub(crate) fn get(&self, offset_bytes: usize, bytes: usize) -> Option<NonNull<u8>> {
+        let is_within = offset_bytes.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        // SAFETY: within the mapping.
+        is_within.then(|| unsafe { self.start.add(offset_bytes) })
+    }
+
+    /// The same where offsets come from constants: panics beyond the end.
     #[inline]
     pub(crate) fn part(&self, offset_bytes: usize, bytes: usize) -> NonNull<u8> {
-        let is_within = offset_bytes.checked_add(bytes).is_some_and(|end| end <= self.bytes);
-        assert!(is_within, "{offset_bytes} + {bytes} of {}", self.bytes);
-        // SAFETY: within the mapping by the assert.
-        unsafe { self.start.add(offset_bytes) }
+        let Some(part) = self.get(offset_bytes, bytes) else {
+            panic!("{offset_bytes} + {bytes} of {}", self.bytes)
+        };
+        part
     }
 
     /// The word at a multiple of 8 bytes. Panics beyond the end: offsets come from constants.

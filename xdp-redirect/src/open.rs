@@ -1,72 +1,26 @@
-//! Sockets that are made without xsk-rs: those that only transmit, on another one's queue, and those
-//! of pods, whose memory is no region of xsk-rs's.
+//! Opening sockets: the region is registered, the rings are made and mapped, and then it is bound.
 //!
-//! A port of pods registers its region by itself: it depends on no other port's interface, which may
-//! be gone any time, and needs no device to hold the region. Its further queues share what its first
-//! registered.
+//! A registration belongs to a socket, and others may share it while that one is bound. The large region
+//! is registered once, and every socket of it shares with the first ([`crate::anchor`]). A port of pods
+//! registers its region by itself: it depends on no other port's interface, which may be gone any
+//! time, and needs no device to hold the region. Its further queues share what its first registered.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::bind::set_option;
-use crate::mapping::Mapping;
-use crate::ring::{Descriptor, RingMemory};
 use crate::ring_map::{RingKind, SocketMaps};
 use crate::umem::Umem;
 
-/// Opens a socket with these rings and binds it in copy mode to a queue, with a registration of the
-/// region, or with that of `sibling`.
-pub(crate) fn open(
-    umem: &Umem,
-    (ifindex, queue): (u32, u32),
-    rings: &[(RingKind, u32)],
-    sibling: Option<RawFd>,
-) -> io::Result<(OwnedFd, SocketMaps)> {
-    let fd = new_socket()?;
-    if sibling.is_none() {
-        register(fd.as_raw_fd(), umem)?;
-    }
-    for (kind, entries) in rings {
-        let option = match kind {
-            RingKind::Receive => libc::XDP_RX_RING,
-            RingKind::Transmit => libc::XDP_TX_RING,
-            RingKind::Fill => libc::XDP_UMEM_FILL_RING,
-            RingKind::Completion => libc::XDP_UMEM_COMPLETION_RING,
-        };
-        set_option(fd.as_raw_fd(), libc::SOL_XDP, option, *entries)?;
-    }
-    // Kernels before 6.4 map the rings of a bound socket no more.
-    let maps = SocketMaps::find(fd.as_raw_fd(), rings)?;
-    let flags = match sibling {
-        // The kernel refuses others then: they are the sibling's.
-        Some(_) => libc::XDP_SHARED_UMEM,
-        None if umem.config().multi_buffer => {
-            libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP | libc::XDP_USE_SG
-        }
-        None => libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP,
-    };
-    bind(fd.as_raw_fd(), (ifindex, queue), flags, sibling.unwrap_or(0))?;
-    Ok((fd, maps))
+/// Opens a socket and registers the region with it, for itself and those that share with it.
+pub(crate) fn open_registered(umem: &Umem) -> io::Result<OwnedFd> {
+    let fd = open()?;
+    register(fd.as_raw_fd(), umem)?;
+    Ok(fd)
 }
 
-/// Opens a socket that only transmits, on the queue that `primary` is bound to.
-pub(crate) fn open_transmit_only(
-    primary: RawFd,
-    ifindex: u32,
-    queue: u32,
-    entries: u32,
-) -> io::Result<(OwnedFd, Vec<Mapping>, RingMemory<Descriptor>)> {
-    let fd = new_socket()?;
-    set_option(fd.as_raw_fd(), libc::SOL_XDP, libc::XDP_TX_RING, entries)?;
-    let maps = SocketMaps::find(fd.as_raw_fd(), &[(RingKind::Transmit, entries)])?;
-    // SAFETY: a transmit ring's entries are descriptors; the mapping lives in the socket's owner,
-    // dropped last; nobody else has the ring.
-    let ring = unsafe { maps.ring(RingKind::Transmit, entries)? };
-    bind(fd.as_raw_fd(), (ifindex, queue), libc::XDP_SHARED_UMEM, primary)?;
-    Ok((fd, maps.into_mapped(), ring))
-}
-
-fn new_socket() -> io::Result<OwnedFd> {
+/// Opens a socket that has no registration.
+pub(crate) fn open() -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the result is checked.
     let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
@@ -74,6 +28,41 @@ fn new_socket() -> io::Result<OwnedFd> {
     }
     // SAFETY: just opened, owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes rings of so many entries and maps them: before the socket is bound, since kernels before 6.4
+/// map those of a bound one no more. The kernel makes each once in a socket's life.
+pub(crate) fn make_rings(fd: RawFd, rings: &[(RingKind, u32)]) -> io::Result<SocketMaps> {
+    for (kind, entries) in rings {
+        let option = match kind {
+            RingKind::Receive => libc::XDP_RX_RING,
+            RingKind::Transmit => libc::XDP_TX_RING,
+            RingKind::Fill => libc::XDP_UMEM_FILL_RING,
+            RingKind::Completion => libc::XDP_UMEM_COMPLETION_RING,
+        };
+        set_option(fd, libc::SOL_XDP, option, *entries)?;
+    }
+    SocketMaps::map(fd, rings)
+}
+
+/// Binds a socket to a queue: with its own registration, in copy or zero-copy mode. A refusal leaves it
+/// as it was.
+pub(crate) fn bind_registered(
+    umem: &Umem,
+    fd: RawFd,
+    to: (u32, u32),
+    zero_copy: bool,
+) -> io::Result<()> {
+    let mode = if zero_copy { libc::XDP_ZEROCOPY } else { libc::XDP_COPY };
+    let buffers = if umem.config().multi_buffer { libc::XDP_USE_SG } else { 0 };
+    bind(fd, to, mode | buffers | libc::XDP_USE_NEED_WAKEUP, 0)
+}
+
+/// Binds a socket to a queue with the registration of another that is bound, and in its mode: the
+/// kernel refuses to be told others then. Without a fill and a completion ring it must be the other's
+/// queue, whose rings it shares as well.
+pub(crate) fn bind_shared(fd: RawFd, to: (u32, u32), with: RawFd) -> io::Result<()> {
+    bind(fd, to, libc::XDP_SHARED_UMEM, with)
 }
 
 /// Registers a region with the kernel, for this socket and those that share with it.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use dataplane::DropReason;
 
-use crate::bind::{Lease, Owner};
+use crate::bind::{Bound, Lease};
 use crate::frame::{Frame, Piece};
 use crate::pool::FramePool;
 use crate::ring::{CONTINUED, Consumer, Descriptor, Producer};
@@ -73,7 +73,7 @@ pub struct Socket {
     pub(crate) umem: Umem,
     pub(crate) monitor: SocketMonitor,
     /// Closes the socket when dropped; nothing above reaches the rings after.
-    pub(crate) owner: Option<Owner>,
+    pub(crate) owner: Option<Bound>,
     /// Finds the socket's frames again when the last socket of the queue has dropped it.
     pub(crate) lease: Arc<Lease>,
 }

@@ -10,9 +10,8 @@
 //! A region of pods is there from the start, and its memory only while a port of it is: workers know
 //! every region by its number, and nothing has to be told to them when one comes or goes.
 
-use std::error::Error as _;
-use std::io;
 use std::mem::ManuallyDrop;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,8 +22,9 @@ use crate::depot::Depot;
 use crate::error::Error;
 use crate::frame::{Frame, HEADROOM_BYTES, Home};
 use crate::mapping::Mapping;
+use crate::open::open_registered;
 use crate::statistics::Census;
-use crate::umem_config::{check, xsk_config};
+use crate::umem_config::check;
 
 pub use crate::umem_config::{CopyMode, FRAMES_MAX, HugePages, UmemConfig};
 
@@ -47,11 +47,18 @@ pub struct Umem {
 }
 
 /// The memory itself. Unmapped only when every chunk is free: a frame may outlive the region's owner.
-enum Memory {
-    /// Of the large region: registered once, for every socket.
-    Whole(Box<(ManuallyDrop<xsk_rs::Umem>, Mutex<Anchor>)>),
-    /// Of a region of pods: there while a port is, and registered by each.
-    OfPods(Mutex<Option<Mapping>>),
+struct Memory {
+    /// Of the large region, which is registered once for every socket; one of pods is by each port.
+    anchor: Option<Mutex<Anchor>>,
+    /// Of a region of pods: there while a port is.
+    mapped: Mutex<Option<Mapped>>,
+}
+
+/// Memory that is there, and the file that it is.
+struct Mapped {
+    mapping: Mapping,
+    _file: OwnedFd,
+    huge_pages: bool,
 }
 
 pub(crate) struct Shared {
@@ -60,7 +67,6 @@ pub(crate) struct Shared {
     base: AtomicPtr<u8>,
     home: Home,
     config: UmemConfig,
-    huge_pages: bool,
     holders: Box<[AtomicU16]>,
     depot: Depot,
     /// Chunks given back that do not fill a batch yet, fewer than one has.
@@ -95,38 +101,16 @@ impl Umem {
     /// # Errors
     /// [`Error::Setting`] for sizes that cannot work, [`Error::Memory`] when the kernel refuses.
     pub fn new(config: UmemConfig) -> Result<Self, Error> {
-        let frames = check(&config)?;
+        check(&config)?;
         raise_memory_lock_limit();
-        let layout = xsk_config(&config)?;
-        let bytes = u64::from(config.frames) * u64::from(config.chunk_bytes);
-        let whole_pages = bytes.is_multiple_of(HUGE_PAGE_BYTES);
-        let wanted = config.huge_pages == HugePages::WhenAvailable && whole_pages;
-        let huge = wanted.then(|| xsk_rs::Umem::new(layout, frames, true).ok()).flatten();
-        let huge_pages = huge.is_some();
-        let (xsk, mut descriptors) = match huge {
-            Some(made) => made,
-            None => xsk_rs::Umem::new(layout, frames, false).map_err(|error| Error::Memory {
-                bytes,
-                source: error
-                    .source()
-                    .map_or_else(|| io::Error::other(error.to_string()), crate::error::io_error),
-            })?,
-        };
-        let Some(first) = descriptors.first_mut() else {
-            return Err(Error::Memory { bytes, source: io::Error::other("no frames") });
-        };
-        let offset = first.addr();
-        // SAFETY: the descriptor is of this region, and nothing else uses the region yet.
-        let data = unsafe { xsk.data_mut(first) }.as_mut().as_mut_ptr();
-        // The whole mapping is meant, not the part of the frame the slice shows.
-        let base = std::ptr::with_exposed_provenance_mut::<u8>(data.expose_provenance() - offset);
-        let Some(base) = NonNull::new(base) else {
-            return Err(Error::Memory { bytes, source: io::Error::other("mapped at null") });
-        };
-        let memory = Memory::Whole(Box::new((ManuallyDrop::new(xsk), Mutex::new(Anchor::None))));
-        let depot = Depot::large(index(config.frames));
-        let umem = Self::of(memory, depot, config, (huge_pages, 0));
-        umem.shared.base.store(base.as_ptr(), Ordering::Release);
+        let anchor = Some(Mutex::new(Anchor::Unbound(None)));
+        let umem = Self::of(anchor, Depot::large(index(config.frames)), config, 0);
+        umem.map()?;
+        let registered = open_registered(&umem)
+            .map_err(|source| Error::Memory { bytes: bytes_of(&config), source })?;
+        if let Some(mut anchor) = umem.anchor() {
+            *anchor = Anchor::Unbound(Some(registered));
+        }
         Ok(umem)
     }
 
@@ -136,23 +120,17 @@ impl Umem {
     /// [`Error::Setting`] for sizes that cannot work.
     pub(crate) fn for_pods(config: UmemConfig, region: u8) -> Result<Self, Error> {
         check(&config)?;
-        let depot = Depot::small(index(config.frames));
-        Ok(Self::of(Memory::OfPods(Mutex::new(None)), depot, config, (false, region)))
+        Ok(Self::of(None, Depot::small(index(config.frames)), config, region))
     }
 
-    fn of(
-        memory: Memory,
-        depot: Depot,
-        config: UmemConfig,
-        (huge_pages, region): (bool, u8),
-    ) -> Self {
+    fn of(anchor: Option<Mutex<Anchor>>, depot: Depot, config: UmemConfig, region: u8) -> Self {
         let batch = depot.batch();
+        let memory = Memory { anchor, mapped: Mutex::new(None) };
         let shared = Shared {
             memory: ManuallyDrop::new(memory),
             base: AtomicPtr::default(),
             home: Home::new(config.chunk_bytes, region),
             config,
-            huge_pages,
             holders: (0..config.frames).map(|_| AtomicU16::new(FREE)).collect(),
             depot,
             remainder: Mutex::new(Vec::with_capacity(2 * batch)),
@@ -166,53 +144,45 @@ impl Umem {
         umem
     }
 
-    /// Gives a region of pods its memory, if it has none.
+    /// Gives the region its memory, if it has none.
     ///
     /// # Errors
     /// [`Error::Memory`] when the kernel has none.
     pub(crate) fn map(&self) -> Result<(), Error> {
-        let Memory::OfPods(memory) = &*self.shared.memory else { return Ok(()) };
-        let mut memory = lock(memory);
-        if memory.is_some() {
-            return Ok(());
+        let mut mapped = lock(&self.shared.memory.mapped);
+        if mapped.is_none() {
+            let memory = Mapped::new(self.config())?;
+            self.shared.base.store(memory.start(), Ordering::Release);
+            *mapped = Some(memory);
         }
-        let bytes = u64::from(self.config().frames) * u64::from(self.config().chunk_bytes);
-        let wanted = self.config().huge_pages == HugePages::WhenAvailable;
-        let huge = wanted && bytes.is_multiple_of(HUGE_PAGE_BYTES);
-        let length = index(self.config().frames) * index(self.config().chunk_bytes);
-        let huge = huge.then(|| Mapping::anonymous(length, true).ok()).flatten();
-        let mapped = huge.map_or_else(|| Mapping::anonymous(length, false), Ok);
-        let mapped = mapped.map_err(|source| Error::Memory { bytes, source })?;
-        let start = std::ptr::with_exposed_provenance_mut(mapped.addresses().0);
-        self.shared.base.store(start, Ordering::Release);
-        *memory = Some(mapped);
         Ok(())
     }
 
     /// Takes the memory of a region of pods away that has no socket, unless a frame of it is under
     /// way still; says whether it has none now.
     pub(crate) fn unmap(&self) -> bool {
-        let Memory::OfPods(memory) = &*self.shared.memory else { return false };
-        let mut memory = lock(memory);
+        if !self.is_for_pods() {
+            return false;
+        }
+        let mut mapped = lock(&self.shared.memory.mapped);
         // Whoever freed a chunk is done with its bytes: `pass_on` releases what this acquires.
         let is_free = |holder: &AtomicU16| holder.load(Ordering::Acquire) == FREE;
-        if memory.is_some() && self.shared.holders.iter().all(is_free) {
+        if mapped.is_some() && self.shared.holders.iter().all(is_free) {
             self.shared.base.store(std::ptr::null_mut(), Ordering::Release);
-            *memory = None;
+            *mapped = None;
         }
-        memory.is_none()
+        mapped.is_none()
     }
 
     /// Where the memory begins, and its length in bytes; `None` while there is none.
     pub(crate) fn extent(&self) -> Option<(u64, u64)> {
         let base = self.shared.base.load(Ordering::Acquire).addr();
-        let bytes = u64::from(self.config().frames) * u64::from(self.config().chunk_bytes);
-        (base != 0).then(|| Some((u64::try_from(base).ok()?, bytes))).flatten()
+        (base != 0).then(|| Some((u64::try_from(base).ok()?, bytes_of(self.config())))).flatten()
     }
 
     /// Whether it is a region of pods.
     pub(crate) fn is_for_pods(&self) -> bool {
-        matches!(*self.shared.memory, Memory::OfPods(_))
+        self.shared.memory.anchor.is_none()
     }
 
     /// Its number: 0 for the large one.
@@ -229,7 +199,7 @@ impl Umem {
     /// Whether the region lies on huge pages.
     #[must_use]
     pub fn has_huge_pages(&self) -> bool {
-        self.shared.huge_pages
+        lock(&self.shared.memory.mapped).as_ref().is_some_and(|mapped| mapped.huge_pages)
     }
 
     /// Where every frame is. Frames that no packet under way explains are leaked.
@@ -261,12 +231,9 @@ impl Umem {
         (load(&self.shared.sockets_bound), load(&self.shared.sockets_most))
     }
 
-    /// Of the large region: what xsk-rs made, and what its first socket is bound to.
-    pub(crate) fn whole(&self) -> Option<(&xsk_rs::Umem, MutexGuard<'_, Anchor>)> {
-        match &*self.shared.memory {
-            Memory::Whole(whole) => Some((&whole.0, lock(&whole.1))),
-            Memory::OfPods(_) => None,
-        }
+    /// Of the large region: the first socket.
+    pub(crate) fn anchor(&self) -> Option<MutexGuard<'_, Anchor>> {
+        self.shared.memory.anchor.as_ref().map(lock)
     }
 
     /// Frames that move between the depot and a pool at once.
@@ -453,27 +420,40 @@ impl Drop for Shared {
         let held = self.holders.iter().filter(|holder| holder.load(Ordering::Relaxed) != FREE);
         let held = held.count();
         // SAFETY: taken once, here.
-        let memory = unsafe { ManuallyDrop::take(&mut self.memory) };
-        match memory {
-            Memory::Whole(whole) => {
-                let (mut xsk, anchor) = *whole;
-                // The anchor's rings go before the region they refer to.
-                drop(anchor);
-                if held == 0 {
-                    // SAFETY: dropped once, here; no frame is left that could reach the memory, and
-                    // no socket, since each keeps the region alive.
-                    unsafe { ManuallyDrop::drop(&mut xsk) };
-                }
-            }
-            Memory::OfPods(memory) if held > 0 => {
-                let _stays = ManuallyDrop::new(memory);
-            }
-            Memory::OfPods(memory) => drop(memory),
+        let Memory { anchor, mapped } = unsafe { ManuallyDrop::take(&mut self.memory) };
+        // The socket that the memory is registered with goes before it.
+        drop(anchor);
+        if held > 0 {
+            let _stays = ManuallyDrop::new(mapped);
         }
         if held > 0 {
             tracing::warn!(held, "packet memory stays mapped: frames of it are still held");
         }
     }
+}
+
+impl Mapped {
+    /// Maps memory for a region, on huge pages if that is wanted and there are enough.
+    fn new(config: &UmemConfig) -> Result<Self, Error> {
+        let bytes = bytes_of(config);
+        let length = index(config.frames) * index(config.chunk_bytes);
+        let whole_pages = bytes.is_multiple_of(HUGE_PAGE_BYTES);
+        let wanted = config.huge_pages == HugePages::WhenAvailable && whole_pages;
+        let huge = wanted.then(|| Mapping::memory(length, true).ok()).flatten();
+        let huge_pages = huge.is_some();
+        let (mapping, file) = huge
+            .map_or_else(|| Mapping::memory(length, false), Ok)
+            .map_err(|source| Error::Memory { bytes, source })?;
+        Ok(Self { mapping, _file: file, huge_pages })
+    }
+
+    fn start(&self) -> *mut u8 {
+        std::ptr::with_exposed_provenance_mut(self.mapping.addresses().0)
+    }
+}
+
+fn bytes_of(config: &UmemConfig) -> u64 {
+    u64::from(config.frames) * u64::from(config.chunk_bytes)
 }
 
 impl std::fmt::Debug for Umem {

@@ -1,9 +1,5 @@
 //! What a region of packet memory is to be.
 
-use std::num::NonZeroU32;
-
-use xsk_rs::config::{FrameSize, QueueSize, UmemConfig as XskUmemConfig};
-
 use crate::cast::index;
 use crate::depot::BATCH;
 use crate::error::Error;
@@ -69,7 +65,7 @@ impl Default for UmemConfig {
     }
 }
 
-pub(crate) fn check(config: &UmemConfig) -> Result<NonZeroU32, Error> {
+pub(crate) fn check(config: &UmemConfig) -> Result<(), Error> {
     let refuse =
         |setting, value: u32, reason| Err(Error::Setting { setting, value: value.into(), reason });
     if !CHUNK_BYTES.contains(&config.chunk_bytes) {
@@ -78,25 +74,17 @@ pub(crate) fn check(config: &UmemConfig) -> Result<NonZeroU32, Error> {
     if config.frames > FRAMES_MAX {
         return refuse("frames", config.frames, "at most 4194304");
     }
-    match NonZeroU32::new(config.frames) {
-        Some(frames) if index(config.frames) >= BATCH => Ok(frames),
-        _ => refuse("frames", config.frames, "at least 64"),
+    if index(config.frames) < BATCH {
+        return refuse("frames", config.frames, "at least 64");
     }
+    check_ring("fill_ring", config.fill_ring)?;
+    check_ring("completion_ring", config.completion_ring)
 }
 
-pub(crate) fn xsk_config(config: &UmemConfig) -> Result<XskUmemConfig, Error> {
-    let refuse =
-        |setting, value: u32, reason| Error::Setting { setting, value: value.into(), reason };
-    let size = FrameSize::new(config.chunk_bytes)
-        .map_err(|_| refuse("chunk_bytes", config.chunk_bytes, "use 2048 or 4096"))?;
-    let fill = QueueSize::new(config.fill_ring)
-        .map_err(|_| refuse("fill_ring", config.fill_ring, "use a power of two"))?;
-    let completion = QueueSize::new(config.completion_ring)
-        .map_err(|_| refuse("completion_ring", config.completion_ring, "use a power of two"))?;
-    XskUmemConfig::builder()
-        .frame_size(size)
-        .fill_queue_size(fill)
-        .comp_queue_size(completion)
-        .build()
-        .map_err(|_| refuse("chunk_bytes", config.chunk_bytes, "use 2048 or 4096"))
+/// Whether a ring can have so many entries.
+pub(crate) fn check_ring(setting: &'static str, entries: u32) -> Result<(), Error> {
+    if entries.is_power_of_two() {
+        return Ok(());
+    }
+    Err(Error::Setting { setting, value: entries.into(), reason: "use a power of two" })
 }

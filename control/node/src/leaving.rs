@@ -1,9 +1,8 @@
 //! Sockets of ports that are none any more, until the kernel has closed them.
 //!
 //! Each worker gives up its sockets in a tick of its own, and only then can they be closed. Until the
-//! last one is, nothing new can be bound to the interface: libxdp would take the old socket's fill
-//! and completion rings for the new one's, which the kernel refuses with EINVAL, and the kernel
-//! itself says EBUSY. So whoever makes a port waits for this ([`Leaving::on`]).
+//! last one is, nothing new can be bound to the interface: the kernel says EBUSY. So whoever makes a
+//! port waits for this ([`Leaving::on`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

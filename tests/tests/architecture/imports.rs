@@ -39,7 +39,6 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// Crates that only some packages may import into what they ship, and why.
 const RESERVED: &[(&str, &[&str], &str)] = &[
     ("aya", &["xdp-redirect"], "programs are loaded in one place"),
-    ("xsk-rs", &["xdp-redirect"], "AF_XDP sockets are made in one place"),
     ("core_affinity", &["pinning"], "threads are pinned in one place"),
     ("tokio", &["cluster", "xskiff", "xskiff-tests"], "async belongs to the control thread"),
     (
