@@ -16,7 +16,7 @@ pub(crate) enum Anchor {
     /// It is to be bound yet: what the region is registered with, or nothing after a failed try.
     Unbound(Option<OwnedFd>),
     /// It is bound to a tap device of our own.
-    Tap { socket: OwnedFd, _device: OwnedFd },
+    Tap { socket: OwnedFd, device: OwnedFd },
     /// It is the first NIC's, in zero-copy mode. Once it is closed there is none any more.
     FirstSocket(Weak<OwnedFd>),
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::anchor::{Anchor, make_tap};
 use crate::error::Error;
+use crate::hand_over::message::{Role, SocketRecord};
 use crate::loader::interface_index;
 use crate::open::{bind_registered, bind_shared, make_rings, open, open_registered};
 use crate::pool::FramePool;
@@ -174,16 +175,33 @@ impl Socket {
         config: &SocketConfig,
         bound: Bound,
     ) -> Result<Self, Error> {
-        let (region, fd, maps) = (umem.config(), bound.raw(), &bound.maps);
-        let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
-        let options: libc::xdp_options = get_option(fd, libc::XDP_OPTIONS).map_err(refuse)?;
-        let zero_copy = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
         let number = umem.take_socket_number().ok_or(Error::OutOfRange {
             what: "number of sockets of one packet memory",
             value: crate::umem::SOCKETS_MAX as u64 + 1,
             max: crate::umem::SOCKETS_MAX as u64,
         })?;
-        let lease = Lease { umem: umem.clone(), number, zero_copy, _place: place.cloned() };
+        let lease = Lease { umem: umem.clone(), number, zero_copy: false, _place: place.cloned() };
+        let mut socket = Self::with(lease, (interface, queue), config, bound)?;
+        if let Some(receiving) = &mut socket.receiving {
+            receiving.wanted = receiving.least(umem);
+        }
+        socket.fill(&mut FramePool::new(umem));
+        Ok(socket)
+    }
+
+    /// Makes a socket of one that is bound, with its rings as they are.
+    fn with(
+        mut lease: Lease,
+        (interface, queue): (&str, u32),
+        config: &SocketConfig,
+        bound: Bound,
+    ) -> Result<Self, Error> {
+        let umem = lease.umem.clone();
+        let (region, fd, maps) = (umem.config(), bound.raw(), &bound.maps);
+        let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
+        let options: libc::xdp_options = get_option(fd, libc::XDP_OPTIONS).map_err(refuse)?;
+        let zero_copy = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
+        lease.zero_copy = zero_copy;
         let lease = Arc::new(lease);
         // SAFETY: the entry types are the kernel's for each ring; the mappings live in `owner`,
         // which `Socket` drops last; nobody else has the rings.
@@ -231,10 +249,6 @@ impl Socket {
                 );
             }
         }
-        if let Some(receiving) = &mut socket.receiving {
-            receiving.wanted = receiving.least(umem);
-        }
-        socket.fill(&mut FramePool::new(umem));
         Ok(socket)
     }
 
@@ -251,6 +265,13 @@ impl Socket {
         let ifindex = interface_index(interface)?;
         let rings = [(RingKind::Transmit, config.transmit_ring)];
         let bound = bind_beside(self.fd, (ifindex, queue), &rings).map_err(refuse)?;
+        self.transmit_only(config, bound)
+    }
+
+    /// Makes a socket of one that is bound beside this one.
+    fn transmit_only(&self, config: &SocketConfig, bound: Bound) -> Result<Self, Error> {
+        let (interface, queue) = (self.interface(), self.queue());
+        let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
         let raw = bound.raw();
         // SAFETY: a transmit ring's entries are descriptors; the mapping lives in `owner`, dropped
         // last; nobody else has the ring.
@@ -270,6 +291,41 @@ impl Socket {
             lease: Arc::clone(&self.lease),
         })
     }
+}
+
+/// Makes a socket of one that a process before has bound, and goes on where its rings are. One that only
+/// transmits is `beside` the one that receives from its queue.
+pub(crate) fn adopt(
+    (interface, umem): (&str, &Umem),
+    record: &SocketRecord,
+    fd: OwnedFd,
+    config: &SocketConfig,
+    place: Option<&Arc<Place>>,
+    beside: Option<&Socket>,
+) -> Result<Socket, Error> {
+    let queue = record.queue;
+    let refuse = |source| Error::Bind { interface: interface.into(), queue, source };
+    let each = place.map_or(u32::MAX, |place| place.each());
+    let config = &SocketConfig { idle_frames: config.idle_frames.min(each), ..*config };
+    let bound = |rings: &[_]| {
+        let maps = SocketMaps::map(fd.as_raw_fd(), rings).map_err(refuse)?;
+        Ok::<_, Error>(Bound { maps, fd: Arc::new(fd) })
+    };
+    if let Some(beside) = beside {
+        let rings = [(RingKind::Transmit, config.transmit_ring)];
+        return beside.transmit_only(config, bound(&rings)?);
+    }
+    let (umem, place) = (umem.clone(), place.cloned());
+    let rings = all_rings(&umem, config);
+    let lease = Lease { umem, number: record.number, zero_copy: false, _place: place };
+    let mut socket = Socket::with(lease, (interface, queue), config, bound(&rings)?)?;
+    if let Some(receiving) = &mut socket.receiving
+        && let Role::Receives { posted, wanted, discarding, .. } = record.role
+    {
+        (receiving.posted, receiving.discarding) = (posted, discarding);
+        receiving.wanted = wanted.min(receiving.fill_frames);
+    }
+    Ok(socket)
 }
 
 /// Every ring of a socket that receives.
@@ -378,7 +434,7 @@ fn bind_in_mode(
     drop(maps);
     let socket = Arc::into_inner(fd).ok_or_else(|| cannot(io::Error::other("it is shared")))?;
     let bound = bind_beside(socket.as_raw_fd(), to, &rings).map_err(refuse);
-    *anchor = Anchor::Tap { socket, _device: device };
+    *anchor = Anchor::Tap { socket, device };
     bound
 }
 

@@ -6,7 +6,7 @@
 //! what it did. [`umem`] is a region of packet memory, [`regions`] are all of
 //! them, [`frame`] is one packet in one, [`pool`] a worker's share of free memory. [`ring`] speaks to the kernel, [`socket`] is one (interface, queue), and
 //! [`ports`] is all of a worker's sockets, as the dataplane's driver wants them; [`ready`] tells it
-//! which of hundreds to look at, and [`live_transmit`] is a second way out, for many packets at once.
+//! which of hundreds to look at, [`hand_over`] is how sockets and memory outlive a process, and [`live_transmit`] is a second way out, for many packets at once.
 //! [`forward`] forwards between two ports with nothing in between: the bare speed of the rest.
 //! [`live_frames`] makes and counts packets for measurements, and [`loaded`] looks for what was left.
 //!
@@ -23,6 +23,7 @@ pub mod error;
 pub mod ethtool;
 pub mod forward;
 pub mod frame;
+pub mod hand_over;
 pub mod heartbeat;
 pub mod leftover;
 pub mod limits;

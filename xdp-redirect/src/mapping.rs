@@ -1,7 +1,7 @@
 //! Memory shared with the kernel: mapped files and memory of our own, unmapped when dropped.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
@@ -71,6 +71,26 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         Ok((mapping, file))
+    }
+
+    /// The same of another process, whose memory is a file of so many bytes that cannot become shorter.
+    pub(crate) fn of_memory(file: &OwnedFd, bytes: usize) -> io::Result<Self> {
+        let fd = file.as_raw_fd();
+        // SAFETY: no pointers.
+        let seals = unsafe { libc::fcntl(fd, libc::F_GET_SEALS) };
+        if seals < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: an all-zero `stat` is a value, and lives through the call.
+        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        if unsafe { libc::fstat(fd, &raw mut stat) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if seals & libc::F_SEAL_SHRINK == 0 || usize::try_from(stat.st_size).ok() != Some(bytes) {
+            return Err(io::Error::other("it is not sealed, or not as long as it is said to be"));
+        }
+        Self::new(fd, 0, bytes)
     }
 
     /// Where it lies: valid as long as `self`, for as many bytes as were mapped.

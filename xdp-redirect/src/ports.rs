@@ -9,6 +9,7 @@
 //! every [`SWEEP_INTERVAL`], and once more before the worker sleeps ([`WorkerPorts::is_settled`]).
 
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam_queue::ArrayQueue;
@@ -53,6 +54,8 @@ struct Queues {
     commands_level: Level,
     /// Sockets the worker has.
     sockets: Level,
+    /// Nothing is received for now.
+    held_back: AtomicBool,
     /// Of packets that left as live frames, if the worker can.
     live: OnceLock<Arc<LiveCounters>>,
 }
@@ -161,6 +164,12 @@ impl PortsControl {
         pushed.map_err(|_| Error::WorkerBusy { capacity: COMMANDS_MAX })
     }
 
+    /// Leaves what comes in the sockets' rings, until the worker has been told what to do with it.
+    pub fn hold_back(&self, held_back: bool) {
+        // Released: whoever receives has seen what was sent to it before.
+        self.queues.held_back.store(held_back, Ordering::Release);
+    }
+
     /// What left as live frames; `None` when the worker cannot send them.
     #[must_use]
     pub fn live_counters(&self) -> Option<&Arc<LiveCounters>> {
@@ -203,6 +212,7 @@ impl WorkerPorts {
                 returned: ArrayQueue::new(2 * WORKER_SOCKETS_MAX + COMMANDS_MAX),
                 commands_level: Level::default(),
                 sockets: Level::default(),
+                held_back: AtomicBool::new(false),
                 live: OnceLock::new(),
             }),
             generation: 0,
@@ -309,7 +319,7 @@ impl WorkerPorts {
         }
     }
 
-    fn add(&mut self, port: PortId, socket: Box<Socket>) {
+    fn add(&mut self, port: PortId, mut socket: Box<Socket>) {
         let vacant = self.sockets.iter().position(Option::is_none);
         let is_full = vacant.is_none() && self.sockets.len() >= WORKER_SOCKETS_MAX;
         let Some(path) = self.paths.get_mut(usize::from(port.0)).filter(|_| !is_full) else {
@@ -330,7 +340,12 @@ impl WorkerPorts {
         if socket.receiving.is_some() {
             self.turns.add(flag, number, socket.is_polled());
         }
-        let entry = Some(Entry { port, socket, region, flag, is_dirty: false });
+        // A process before may have left packets on its ring.
+        let is_dirty = socket.tx.pending() > 0;
+        if is_dirty {
+            self.dirty.push(number);
+        }
+        let entry = Some(Entry { port, socket, region, flag, is_dirty });
         match self.sockets.get_mut(place) {
             Some(vacant) => *vacant = entry,
             None => self.sockets.push(entry),
@@ -441,6 +456,9 @@ impl Ports for WorkerPorts {
 
     #[inline]
     fn receive(&mut self, burst: &mut RxBurst<Frame>) {
+        if self.queues.held_back.load(Ordering::Acquire) {
+            return;
+        }
         let room = burst.remaining_capacity();
         let mut pass = self.turns.begin();
         while let Some(turn) = self.turns.next(&mut pass) {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::Error;
+use crate::hand_over::Waiting;
 use crate::socket::SocketConfig;
 use crate::umem::{CopyMode, Umem, UmemConfig, lock};
 
@@ -61,6 +62,8 @@ struct Shared {
     of_pods: Box<[Umem]>,
     state: Mutex<State>,
     refused: AtomicU64,
+    /// Sockets of the process before.
+    handed: Waiting,
 }
 
 #[derive(Debug)]
@@ -130,6 +133,7 @@ impl Regions {
                 of_pods: of_pods.collect::<Result<_, _>>()?,
                 state: Mutex::new(state),
                 refused: AtomicU64::new(0),
+                handed: Waiting::default(),
             }),
         };
         regions.set_frames_max(pods.frames_max);
@@ -166,9 +170,8 @@ impl Regions {
     /// # Errors
     /// [`Error::PodMemory`] when none has as many left; [`Error::Memory`] when the kernel has none.
     pub fn admit(&self, sockets: &SocketConfig, queues: u32) -> Result<Arc<Place>, Error> {
-        let (all, queues) = (self.frames(), queues.max(1));
-        let each = sockets.idle_frames.min(sockets.fill_frames).min(all / 4 / queues).max(1);
-        let frames = each.saturating_mul(queues);
+        let all = self.frames();
+        let (each, frames) = promise(all, sockets, queues);
         let mut state = lock(&self.shared.state);
         let found = match self.with_room(&state, frames, all / 2) {
             Some(number) => Some(number),
@@ -186,13 +189,40 @@ impl Regions {
             drop(state);
             return Err(self.refuse(frames));
         };
+        Ok(self.settle(&mut state, number, (each, frames)))
+    }
+
+    fn settle(&self, state: &mut State, number: usize, (each, frames): (u32, u32)) -> Arc<Place> {
         let taken = &mut state.taken[number];
         taken.promised += frames;
         taken.unfilled += frames;
         taken.ports += 1;
         state.used_most = state.used_most.max(state.used());
         let filled = AtomicBool::new(false);
-        Ok(Arc::new(Place { regions: self.clone(), number, each, frames, filled }))
+        Arc::new(Place { regions: self.clone(), number, each, frames, filled })
+    }
+
+    /// A place for a port whose sockets are in a region of pods already, by its number.
+    pub(crate) fn place_in(&self, region: u8, sockets: &SocketConfig, queues: u32) -> Arc<Place> {
+        let promised = promise(self.frames(), sockets, queues);
+        self.settle(&mut lock(&self.shared.state), usize::from(region) - 1, promised)
+    }
+
+    /// A region by its number.
+    pub(crate) fn by_number(&self, number: u8) -> Option<&Umem> {
+        self.iter().nth(usize::from(number))
+    }
+
+    /// Writes down that a region has memory.
+    pub(crate) fn note_memory(&self, number: u8) {
+        if let Some(place) = usize::from(number).checked_sub(1) {
+            lock(&self.shared.state).taken[place].has_memory = true;
+        }
+    }
+
+    /// Sockets of the process before.
+    pub(crate) fn handed(&self) -> &Waiting {
+        &self.shared.handed
     }
 
     /// The first region with memory where so many more can be promised and are free. The first, so
@@ -231,6 +261,7 @@ impl Regions {
     /// Takes the memory of regions away that have no port any more, once no packet lies there. To be
     /// called now and then: it is tried when the last port goes, too.
     pub fn tend(&self) {
+        self.free_orphans();
         let mut state = lock(&self.shared.state);
         for (umem, taken) in self.shared.of_pods.iter().zip(&mut state.taken) {
             if taken.has_memory && taken.ports == 0 {
@@ -284,6 +315,13 @@ impl Drop for Place {
             taken.has_memory = !self.regions.shared.of_pods[self.number].unmap();
         }
     }
+}
+
+/// Frames that each queue of a port is promised, and all of them.
+fn promise(all: u32, sockets: &SocketConfig, queues: u32) -> (u32, u32) {
+    let queues = queues.max(1);
+    let each = sockets.idle_frames.min(sockets.fill_frames).min(all / 4 / queues).max(1);
+    (each, each.saturating_mul(queues))
 }
 
 /// Frames of a region that are promised at most: what is left is for packets under way.

@@ -146,6 +146,11 @@ impl<T: Copy> Producer<T> {
     pub(crate) fn needs_wakeup(&self) -> bool {
         self.memory.needs_wakeup()
     }
+
+    /// Places there are.
+    pub(crate) fn entries(&self) -> u32 {
+        self.memory.entries_count
+    }
 }
 
 /// Our end of a ring that the kernel writes: receive or completion.
@@ -186,6 +191,11 @@ impl<T: Copy> Consumer<T> {
     #[inline]
     pub(crate) fn waiting(&self) -> u32 {
         self.memory.producer().load(Ordering::Acquire).wrapping_sub(self.tail)
+    }
+
+    /// Places there are.
+    pub(crate) fn entries(&self) -> u32 {
+        self.memory.entries_count
     }
 
     /// Gives the places of everything read back to the kernel.

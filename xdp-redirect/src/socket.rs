@@ -10,6 +10,7 @@ use dataplane::DropReason;
 
 use crate::bind::{Bound, Lease};
 use crate::frame::{Frame, Piece};
+use crate::hand_over::message::{Role, SocketRecord};
 use crate::pool::FramePool;
 use crate::ring::{CONTINUED, Consumer, Descriptor, Producer};
 use crate::statistics::{Monitored, SocketMonitor, add};
@@ -122,6 +123,35 @@ impl Socket {
     #[must_use]
     pub fn busy_polls(&self) -> bool {
         self.polling == Polling::On
+    }
+
+    /// What the next process needs of it: its worker and its interface's index are given. Shows the kernel
+    /// all that was done so far, and nothing may be done after.
+    pub(crate) fn record(&mut self, ifindex: u32, worker: u32) -> SocketRecord {
+        self.tx.submit();
+        let role = match &mut self.receiving {
+            Some(receiving) => {
+                receiving.rx.release();
+                receiving.fill.submit();
+                receiving.completion.release();
+                Role::Receives {
+                    receive_ring: receiving.rx.entries(),
+                    posted: receiving.posted,
+                    wanted: receiving.wanted,
+                    // What came of it ends with the process.
+                    discarding: receiving.discarding || receiving.partial.is_some(),
+                }
+            }
+            None => Role::Transmits { worker },
+        };
+        SocketRecord {
+            ifindex,
+            queue: self.queue(),
+            region: self.umem.region(),
+            number: self.lease.number,
+            transmit_ring: self.tx.entries(),
+            role,
+        }
     }
 
     fn counters(&self) -> &crate::statistics::SocketCounters {

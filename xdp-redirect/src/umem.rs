@@ -26,6 +26,8 @@ use crate::open::open_registered;
 use crate::statistics::Census;
 use crate::umem_config::check;
 
+pub(crate) mod handed;
+
 pub use crate::umem_config::{CopyMode, FRAMES_MAX, HugePages, UmemConfig};
 
 /// Memory of a huge page.
@@ -38,7 +40,7 @@ const FREE: u16 = 0;
 /// Holder of a chunk: a [`Frame`].
 const HELD: u16 = 1;
 /// Holder of a chunk: the socket with this number less this base.
-const SOCKET_BASE: u16 = 2;
+pub(crate) const SOCKET_BASE: u16 = 2;
 
 /// Packet memory. Cloning shares it.
 #[derive(Clone)]
@@ -57,7 +59,7 @@ struct Memory {
 /// Memory that is there, and the file that it is.
 struct Mapped {
     mapping: Mapping,
-    _file: OwnedFd,
+    file: OwnedFd,
     huge_pages: bool,
 }
 
@@ -444,7 +446,7 @@ impl Mapped {
         let (mapping, file) = huge
             .map_or_else(|| Mapping::memory(length, false), Ok)
             .map_err(|source| Error::Memory { bytes, source })?;
-        Ok(Self { mapping, _file: file, huge_pages })
+        Ok(Self { mapping, file, huge_pages })
     }
 
     fn start(&self) -> *mut u8 {

@@ -208,10 +208,25 @@ impl Tools {
         Ok(bound)
     }
 
-    /// Pods' queues lie in a region of pods, with frames enough for each; all others in the large one.
+    /// Takes the sockets that the process before had there, or binds: pods' queues lie in a region of
+    /// pods, with frames enough for each; all others in the large one.
     fn bind_queues(&self, request: &PortRequest, bound: &mut Bound) -> Result<(), Error> {
         let (interface, sockets, queues) =
             (&request.interface, &request.sockets, bound.link.queues);
+        let transmitting: Vec<(usize, u32)> = (0..queues)
+            .flat_map(|queue| {
+                let others = workers_without_queue(self.workers, queues, queue);
+                others.map(move |worker| (worker, queue))
+            })
+            .collect();
+        let is_pod = request.kind == PortKind::Pod;
+        let handed = self.regions.take_handed(interface, queues, sockets, &transmitting, is_pod);
+        if let Some((receiving, transmitting)) = handed {
+            bound.zero_copy = receiving.iter().all(Socket::is_zero_copy);
+            bound.monitors = receiving.iter().map(Socket::monitor).collect();
+            (bound.receiving, bound.transmitting) = (receiving, transmitting);
+            return Ok(());
+        }
         let place = match request.kind {
             PortKind::Pod => Some(self.regions.admit(sockets, queues)?),
             PortKind::Uplink | PortKind::Host => None,

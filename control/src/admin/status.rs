@@ -30,6 +30,9 @@ pub struct Status {
     /// What left as live XDP frames.
     #[serde(default)]
     pub live_frames: LiveFramesStatus,
+    /// What became of the sockets of the process that this one took over from; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handed_on: Option<HandedOn>,
     /// Every bounded table.
     pub tables: Vec<TableUsage>,
     /// How the flow tables began, and where they lie.
@@ -67,6 +70,19 @@ pub struct Status {
     pub waiting_for_restart: Vec<String>,
     /// Last errors, newest first, at most [`ERRORS_MAX`].
     pub errors: Vec<ObjectError>,
+}
+
+/// Sockets that go from one process to the next.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HandedOn {
+    /// Sockets that this process uses as it was given them, with their packet memory.
+    pub sockets: u32,
+    /// Sockets that it was given, could not use, and closed: their ports have bound new ones.
+    pub bound_anew: u32,
+    /// Why it was given none, or could use none of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// What all workers did with live XDP frames, the second way out of a port.

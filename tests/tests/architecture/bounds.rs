@@ -191,6 +191,8 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("pinning/src/cpu_set.rs CPUS_MAX", Setting),
     ("xdp-redirect/src/frame.rs CHUNKS_MAX", Input),
     // More than the ports there may be: never the bound that is met.
+    ("xdp-redirect/src/hand_over/message.rs BODY_BYTES_MAX", Input),
+    ("xdp-redirect/src/hand_over/message.rs RING_ENTRIES_MAX", Input),
     ("xdp-redirect/src/limits.rs INTERFACES_MAX", Part("ports")),
     (
         "xdp-redirect/src/limits.rs NODE_ADDRESSES_MAX",

@@ -167,6 +167,14 @@ fn no_connection_breaks_from_one_process_to_the_next_and_the_gap_is_told() {
         running = next;
         clients.iter().for_each(Client::goes_on);
         flows.goes_on();
+        let handed_on = world.status().handed_on;
+        match (&handed_on, signal) {
+            (Some(handed), None) => {
+                assert!(handed.sockets > 0 && handed.reason.is_none(), "{how}: {handed:?}");
+                println!("{how}: {} sockets as they were", handed.sockets);
+            }
+            _ => assert!(handed_on.is_none() && signal.is_some(), "{how}: {handed_on:?}"),
+        }
         let table = world.status().flow_tables.swap_remove(0);
         assert_eq!((&*table.outcome, table.lost, table.reason), (outcome, 0, None), "{how}");
         assert!(table.flows >= connections + datagrams, "{how}: {}", table.flows);
@@ -233,4 +241,42 @@ fn where_nobody_serves_taking_over_is_a_start() {
     let held = Client::start(&world.scene.client, &to(BALANCER[1], HTTP[0]), 5, 5);
     held.end_whole(PATIENCE);
     drop(process);
+}
+
+/// Either process is killed while one hands over to the other. What is left is what a killed process leaves.
+#[test]
+fn a_process_that_is_killed_while_it_hands_over_or_takes_over_is_followed_by_the_next() {
+    if !root_or_skip("killing while handing over") {
+        return;
+    }
+    let world = World::start(Shape { label: "handing", mtu: 1500, xdp_mode: "native" });
+    let client = Client::start(&world.scene.client, &to(BALANCER[0], HTTP[0]), 20, 20);
+    let resets_before = resets(&world);
+    let mut serving: Option<Process> = None;
+    for is_successor_killed in [true, false, true] {
+        let successor = world.spawn_node(&["--take-over"]);
+        let log = || std::fs::read_to_string(successor.log()).unwrap_or_default();
+        let has_asked = || log().contains("the process before hands over");
+        assert!(wait_until(PATIENCE, has_asked).is_some(), "{}", log());
+        let before = serving.take();
+        let before = before.as_ref().unwrap_or(world.node.process());
+        if is_successor_killed {
+            successor.signal(Signal::SIGKILL).expect("killed");
+            successor.wait(PATIENCE).expect("ended");
+            let ended = before.wait(PATIENCE).expect("it ends by itself");
+            assert_eq!(ended.code(), Some(0), "{}", before.log_tail());
+            serving = Some(world.start_again());
+        } else {
+            // It may have ended already.
+            let _ = before.signal(Signal::SIGKILL);
+            let serves = || world.node.status().is_ok_and(|one| one.pid == successor.id());
+            assert!(wait_until(PATIENCE, serves).is_some(), "{}", log());
+            serving = Some(successor);
+        }
+        client.goes_on();
+        assert_eq!(resets(&world), resets_before, "resets");
+    }
+    client.end_whole(PATIENCE);
+    world.assert_kernel_forwarded_nothing();
+    drop(serving);
 }

@@ -4,6 +4,7 @@
 
 mod attaching;
 mod forwarding;
+mod handing_over;
 mod live;
 mod many_ports;
 mod packets;

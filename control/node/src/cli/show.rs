@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use control::admin::cni::CniStatus;
 use control::admin::reply::Peer;
-use control::admin::status::{Level, LimitInfo, TableUsage, Verdict, WorkerStatus};
+use control::admin::status::{HandedOn, Level, LimitInfo, TableUsage, Verdict, WorkerStatus};
 use control::admin::{
     ConfigDiff, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, Reply, ServiceInfo, Status,
     TraceReport,
@@ -71,6 +71,11 @@ fn show_status(status: &Status) -> String {
         duration(status.uptime_seconds),
         status.generation
     );
+    if let Some(HandedOn { sockets, bound_anew, reason }) = &status.handed_on {
+        let _ = write!(out, "taken over: {sockets} sockets as they were, {bound_anew} bound anew");
+        let reason = reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+        let _ = writeln!(out, "{reason}\n");
+    }
     if !status.waiting_for_restart.is_empty() {
         // Above the tables, since all that follows is by what is in force.
         let fields = status.waiting_for_restart.join(", ");

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use cluster::feed;
 use control::admin::cni::{ChainStatus, CniStatus};
 use control::admin::reply::Reply;
+use control::admin::status::HandedOn;
 use control::config::{Config, OnExit};
 use dataplane::port::PortId;
 use dataplane::tables::Tables;
@@ -186,6 +187,8 @@ pub struct Node {
     is_ending: bool,
     /// The next process has asked for everything.
     is_handing_over: bool,
+    /// What became of the sockets of the process before.
+    handed_on: Option<HandedOn>,
     publisher: Publisher,
     ours: RulesInForce,
     /// What [`Self::ours`] was made of; `None` until the XDP program has taken it.
@@ -273,10 +276,13 @@ impl Node {
         let claims = nobody.then(|| Claims::take(&settings)).transpose()?;
         capacity::raise_open_files(settings.workers.cores.len());
         let prepared = Prepared::new(&mut settings, &mut sources).await?;
-        let claims = match (claims, predecessor) {
-            (Some(claims), _) => claims,
-            (None, Some(predecessor)) => predecessor.hand_over(&settings).await?,
-            (None, None) => Claims::take(&settings)?,
+        let (claims, taken) = match (claims, predecessor) {
+            (Some(claims), _) => (claims, None),
+            (None, Some(predecessor)) => {
+                let (claims, taken) = predecessor.hand_over(&settings, &prepared.regions).await?;
+                (claims, Some(taken))
+            }
+            (None, None) => (Claims::take(&settings)?, None),
         };
         let pair = make_host_port(&settings, &prepared.follower.view()).await?;
         match Self::assemble(settings, sources, claims, prepared, pair.as_ref()) {
@@ -284,8 +290,10 @@ impl Node {
                 node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
                 node.take_over_endpoints();
                 node.reconcile().await;
+                node.begin_to_receive();
                 node.adopt_admitted().await;
                 node.take_over_programs();
+                node.end_hand_over(taken);
                 node.hear_of_host_port().await;
                 node.readiness.send_replace(Readiness::Ready);
                 Ok(node)
@@ -310,6 +318,8 @@ impl Node {
     ) -> Result<(Self, Option<PortId>), NodeError> {
         let Prepared { follower, redirect, unpinned, regions, live, publisher } = prepared;
         let workers = Workers::start(&settings.workers, &regions, &redirect, live.transmit())?;
+        // Sockets of the process before may have packets, and there are no tables yet.
+        workers.hold_back(true);
         let publisher = publisher.after(workers.tables());
         let is_whole = workers.beginnings().iter().all(Beginning::is_whole);
         let flows_began = (!is_whole).then(monotonic_now);
@@ -350,6 +360,7 @@ impl Node {
             programs_left: 0,
             is_ending: false,
             is_handing_over: false,
+            handed_on: None,
             publisher,
             ours: RulesInForce::default(),
             told: None,
@@ -410,7 +421,11 @@ impl Node {
         self.arrivals.end();
         // First, so that the flow tables are closed with all flows in them: those of pods go on
         // with the next process.
-        self.workers.stop();
+        if self.is_handing_over {
+            self.hand_sockets_on();
+        } else {
+            self.workers.stop();
+        }
         let may_stay = self.ports.redirect().pinned() > 0;
         let is_left = self.settings.on_exit == OnExit::Drop || self.is_handing_over;
         if is_left || !by_order && may_stay {

@@ -60,6 +60,7 @@ impl Node {
             ports: self.port_statuses(),
             drops: drop_counts(&workers),
             workers,
+            handed_on: self.handed_on.clone(),
             tables: self.table_usages(),
             live_frames: self.live_frames_status(),
             flow_tables: self.flow_table_statuses(),

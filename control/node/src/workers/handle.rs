@@ -38,6 +38,8 @@ pub struct WorkerGone {
 pub(super) struct Shared {
     pub(super) asleep: AtomicBool,
     pub(super) stop: AtomicBool,
+    /// Another process goes on with its sockets when it has stopped.
+    pub(super) is_followed: AtomicBool,
     /// The thread is over.
     pub(super) ended: AtomicBool,
     /// What it is to suffer, for a showing: see [`super::fault`].
@@ -52,6 +54,7 @@ impl Shared {
         Self {
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            is_followed: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             fault: PendingFault::default(),
             last_tick: AtomicU64::new(monotonic_now().0),

@@ -39,7 +39,7 @@ use pinning::memory::MemoryError;
 use pinning::memory_file::FileError;
 use xdp_redirect::heartbeat::HeartbeatWriter;
 use xdp_redirect::ports::PortsControl;
-use xdp_redirect::{Frame, LiveTransmit, Redirect, Regions, WorkerPorts};
+use xdp_redirect::{Frame, LiveTransmit, Redirect, Regions, Socket, WorkerPorts};
 
 use crate::leaving::close_all;
 
@@ -271,7 +271,7 @@ impl Workers {
                 core,
                 idle: self.idle,
                 poll: parts.poll,
-                heartbeat: thread::Heart(parts.heartbeat),
+                heartbeat: thread::Heart(parts.heartbeat, Arc::clone(&everybody[index])),
                 everybody: Arc::clone(&everybody),
                 _ending: Ending {
                     shared: Arc::clone(&everybody[index]),
@@ -478,9 +478,45 @@ impl Workers {
         true
     }
 
-    /// Stops all threads and waits for them, and closes the flow tables for the next process;
-    /// sockets come back through [`PortsControl::collect`].
+    /// Leaves what comes in the sockets' rings, until workers have been told what to do with it.
+    pub fn hold_back(&self, held_back: bool) {
+        self.ports.iter().for_each(|ports| ports.hold_back(held_back));
+        self.wake();
+    }
+
+    /// Stops all threads and waits for them, and closes the flow tables for the next process, and the
+    /// sockets.
     pub fn stop(&mut self) {
+        self.end_threads();
+        close_all(self.take_sockets().into_iter().map(|(_, socket)| socket).collect());
+    }
+
+    /// The same for a process that goes on with the sockets, each of which comes with its worker. What is
+    /// ours waits in them meanwhile: to the XDP program workers look as if they had ticked last just now.
+    /// `None` when a worker does not stop, which may use packet memory as long as it is there.
+    pub fn stop_for_next(&mut self) -> Option<Vec<(usize, Box<Socket>)>> {
+        for handle in &self.handles {
+            handle.shared.is_followed.store(true, Ordering::SeqCst);
+        }
+        let have_ended = self.end_threads();
+        let sockets = self.take_sockets();
+        if have_ended {
+            return Some(sockets);
+        }
+        close_all(sockets.into_iter().map(|(_, socket)| socket).collect());
+        None
+    }
+
+    fn take_sockets(&mut self) -> Vec<(usize, Box<Socket>)> {
+        let given_up = |(worker, ports): (usize, PortsControl)| {
+            std::iter::from_fn(move || Some((worker, ports.collect()?.1)))
+        };
+        self.ports.drain(..).enumerate().flat_map(given_up).collect()
+    }
+
+    /// Says whether all have ended.
+    fn end_threads(&mut self) -> bool {
+        let mut have_ended = true;
         let mut holds = Vec::with_capacity(self.handles.len());
         for handle in &self.handles {
             handle.shared.stop.store(true, Ordering::SeqCst);
@@ -494,6 +530,7 @@ impl Workers {
             }
             if !thread.is_finished() {
                 tracing::error!(worker, "the worker does not stop, and ends with the process");
+                have_ended = false;
                 continue;
             }
             match thread.join() {
@@ -510,8 +547,7 @@ impl Workers {
                 tracing::warn!(?closed, "flow tables that the next start will have to rebuild");
             }
         }
-        let given_up = |ports: PortsControl| std::iter::from_fn(move || ports.collect());
-        close_all(self.ports.drain(..).flat_map(given_up).map(|(_, socket)| socket).collect());
+        have_ended
     }
 }
 

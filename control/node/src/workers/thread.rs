@@ -169,12 +169,17 @@ impl Run {
 }
 
 /// The heartbeat. A worker ends by order or by a panic; either way the XDP program drops its share
-/// from now on, also when it had announced that it sleeps.
-pub(super) struct Heart(pub HeartbeatWriter);
+/// from now on, also when it had announced that it sleeps. Where another process goes on with its
+/// sockets, they take what comes until the worker counts as stalled.
+pub(super) struct Heart(pub HeartbeatWriter, pub Arc<Shared>);
 
 impl Drop for Heart {
     fn drop(&mut self) {
-        self.0.stop();
+        if self.1.is_followed.load(Ordering::SeqCst) && !std::thread::panicking() {
+            self.0.beat(monotonic_now());
+        } else {
+            self.0.stop();
+        }
     }
 }
 
