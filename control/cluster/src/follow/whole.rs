@@ -21,7 +21,7 @@ use crate::compact::{self, Damaged, SharedNames};
 use crate::decode::Decoded;
 use crate::feed;
 use crate::resource::index;
-use crate::snapshot::file::Objects;
+use crate::snapshot::file::{Objects, Snapshot};
 
 /// Objects of all kinds, at most: four times what a cluster of 5,000 nodes has.
 pub const OBJECTS_MAX: usize = 1_000_000;
@@ -56,6 +56,8 @@ struct Refusal {
 /// The cluster as it is in force.
 pub struct Whole {
     kinds: [OfKind; Kind::ALL.len()],
+    /// What was restored, and is in force, until it is filed under [`OfKind::known`].
+    restored: Option<(Snapshot, Counts)>,
     batch: Vec<Change>,
     feed: feed::Sender,
     reporter: Reporter,
@@ -82,6 +84,7 @@ impl Whole {
         });
         Self {
             kinds,
+            restored: None,
             batch: Vec::new(),
             feed,
             reporter,
@@ -110,9 +113,9 @@ impl Whole {
     /// # Errors
     /// [`Damaged`] for an object that cannot be read: then nothing is whole, and API servers' lists
     /// are waited for, which correct what of it was taken.
-    pub(crate) fn restore(&mut self, objects: Objects<'_>) -> Result<u64, Damaged> {
+    pub(crate) fn restore(&mut self, snapshot: Snapshot) -> Result<u64, Damaged> {
         let mut counts = [0; Kind::ALL.len()];
-        let sent = self.send_restored(objects.clone(), &mut counts);
+        let sent = self.send_restored(snapshot.objects(), &mut counts);
         if sent.is_ok() {
             for kind in Kind::ALL {
                 let count = counts[index(kind)] as u64;
@@ -120,8 +123,15 @@ impl Whole {
                 self.reporter.complete(kind);
             }
         }
-        // What lists are compared with, while the node compiles.
-        let mut objects = objects.filter_map(Result::ok).peekable();
+        self.restored = Some((snapshot, counts));
+        sent.map(|()| counts.iter().sum::<usize>() as u64)
+    }
+
+    /// Files what a snapshot held, to be compared with what servers say: not before they say anything,
+    /// while the node has better to do.
+    fn file_restored(&mut self) {
+        let Some((snapshot, counts)) = self.restored.take() else { return };
+        let mut objects = snapshot.objects().filter_map(Result::ok).peekable();
         for (kind, count) in Kind::ALL.into_iter().zip(counts) {
             let own = std::iter::from_fn(|| objects.next_if(|(of, _)| *of == kind));
             let named = own.filter_map(|(kind, bytes)| {
@@ -131,7 +141,6 @@ impl Whole {
             self.kinds[index(kind)].known.restore(named.take(count));
             self.note_counts(kind);
         }
-        sent.map(|()| counts.iter().sum::<usize>() as u64)
     }
 
     /// Sends the node what a snapshot holds, so that it takes the first while the next are read.
@@ -157,6 +166,7 @@ impl Whole {
 
     /// A list begins.
     pub(super) fn begin_list(&mut self, kind: Kind) {
+        self.file_restored();
         let own = self.own(kind);
         own.known.begin_list();
         own.shrunk.clear();
@@ -491,7 +501,8 @@ impl Whole {
     }
 
     /// Everything that is in force, as bytes.
-    pub(crate) fn bytes(&self) -> impl Iterator<Item = (Kind, &Known)> {
+    pub(crate) fn bytes(&mut self) -> impl Iterator<Item = (Kind, &Known)> {
+        self.file_restored();
         Kind::ALL.into_iter().zip(self.kinds.iter().map(|own| &own.known))
     }
 }

@@ -44,10 +44,11 @@ impl Keeper {
         let began = Instant::now();
         let path = file::path(directory);
         let restored = file::read(directory).and_then(|snapshot| {
-            let objects = whole.restore(snapshot.objects()).map_err(|damaged| {
+            let written = snapshot.written;
+            let objects = whole.restore(snapshot).map_err(|damaged| {
                 SnapshotError::Unusable { path: path.clone(), message: damaged.to_string() }
             })?;
-            Ok((objects, snapshot.written))
+            Ok((objects, written))
         });
         match restored {
             Ok((objects, written)) => {
