@@ -297,11 +297,12 @@ impl PortTable {
         &mut self.redirect
     }
 
-    /// Ends with the program left on every interface where it is pinned; says on how many.
-    pub fn leave(self) -> usize {
+    /// Ends with the program left on every interface where it is pinned; says on how many, and gives what
+    /// takes the kernel a while to free (tap devices, packet memory).
+    pub fn leave(self) -> (usize, impl Sized) {
         let pinned = self.redirect.pinned();
         self.redirect.leave();
-        pinned
+        (pinned, (self.regions, self.leaving, self.live))
     }
 
     /// Which ports are sent live frames.

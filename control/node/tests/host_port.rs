@@ -176,6 +176,36 @@ fn what_a_killed_process_left_is_mended_by_the_next() {
 }
 
 #[test]
+fn the_pair_of_a_process_that_handed_over_is_kept_where_it_is_as_it_would_be_made() {
+    if !may_run("the_pair_of_a_process_that_handed_over_is_kept_where_it_is_as_it_would_be_made") {
+        return;
+    }
+    let (node, _gateway) = node_and_gateway();
+    node.block_on(|| async {
+        let directory = tempfile::tempdir().unwrap();
+        let before = state();
+        let first = HostPort::create(plan(directory.path())).await.unwrap();
+        first.set_routes(&routes()).await.unwrap();
+        let (ends, made) = ((first.host.clone(), first.port.clone()), state());
+        drop(first);
+        let second = HostPort::go_on(plan(directory.path())).await.unwrap();
+        second.set_routes(&routes()).await.unwrap();
+        assert_eq!((&second.host, &second.port), (&ends.0, &ends.1));
+        assert_eq!(state(), made);
+        drop(second);
+        let plan = HostPortPlan { mtu: 1400, ..plan(directory.path()) };
+        let third = HostPort::go_on(plan).await.unwrap();
+        assert_ne!(third.port, ends.1, "another MTU is another pair");
+        third.remove().await.unwrap();
+        assert_eq!(state(), before);
+        // Where there is none, one is made.
+        let fourth = HostPort::go_on(self::plan(directory.path())).await.unwrap();
+        fourth.remove().await.unwrap();
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
 fn an_interface_of_somebody_else_is_named_and_left_alone() {
     if !may_run("an_interface_of_somebody_else_is_named_and_left_alone") {
         return;

@@ -190,6 +190,26 @@ impl HostPort {
         }
     }
 
+    /// Goes on with the pair of a process that handed over, so that its sockets stay bound and its routes in
+    /// place, where it is as it would be made; makes it anew otherwise.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub async fn go_on(plan: HostPortPlan) -> Result<Self, HostPortError> {
+        let (connection, handle) = connect()?;
+        let driver = tokio::spawn(connection);
+        if let Some((host, port)) = find_pair(&handle, &plan).await? {
+            let range = plan.snat_l4_ports.clone();
+            let reserved = ReservedPorts::reserve(&plan.state_directory, range)?;
+            match set_up(&handle, &host, &port).await {
+                Ok(()) => return Ok(Self { handle, driver, plan, reserved, host, port }),
+                Err(error) => tracing::warn!(%error, "the host port is made anew"),
+            }
+        }
+        driver.abort();
+        Self::create(plan).await
+    }
+
     /// Makes routes and rules what `routes` says, and repairs what anything else changed. Cheap
     /// when nothing differs; call it whenever the view or the services change.
     ///
@@ -266,6 +286,26 @@ async fn find(handle: &Handle, interface: &str) -> Result<Option<(u32, Link)>, H
     }
 }
 
+/// Both ends of a pair of ours that is as the plan has it.
+async fn find_pair(
+    handle: &Handle,
+    plan: &HostPortPlan,
+) -> Result<Option<(PairEnd, PairEnd)>, HostPortError> {
+    let mut ends = Vec::with_capacity(2);
+    for interface in [HOST_INTERFACE, PORT_INTERFACE] {
+        let Some((index, link)) = find(handle, interface).await? else { return Ok(None) };
+        let is_as_planned = link.alias.as_deref() == Some(ALIAS)
+            && link.virtual_kind.as_deref() == Some("veth")
+            && (link.mtu, link.receive_queues) == (plan.mtu.into(), plan.queues);
+        if !is_as_planned {
+            return Ok(None);
+        }
+        ends.push(PairEnd { index, mac: link.mac.unwrap_or_default() });
+    }
+    let ends: Option<[PairEnd; 2]> = ends.try_into().ok();
+    Ok(ends.map(|[host, port]| (host, port)))
+}
+
 async fn make(handle: &Handle, plan: &HostPortPlan) -> Result<(PairEnd, PairEnd), HostPortError> {
     let pair = format!("make the veth pair {HOST_INTERFACE} and {PORT_INTERFACE}");
     let add = handle.link().add(pair_message(plan)).execute().await;
@@ -286,17 +326,25 @@ async fn make(handle: &Handle, plan: &HostPortPlan) -> Result<(PairEnd, PairEnd)
     let [host, port]: [PairEnd; 2] = ends
         .try_into()
         .map_err(|_| kernel("find both ends of the pair", rtnetlink::Error::RequestFailed))?;
-    configure()?;
-    for (interface, index) in [(HOST_INTERFACE, host.index), (PORT_INTERFACE, port.index)] {
+    for interface in [HOST_INTERFACE, PORT_INTERFACE] {
         for offload in [Offload::TransmitChecksum, Offload::TcpSegmentation] {
             set_offload(interface, offload, false)?;
         }
+    }
+    set_up(handle, &host, &port).await?;
+    Ok((host, port))
+}
+
+/// Settings, addresses and neighbours of the pair, whatever of them there is. Not offloads: what they are
+/// is fixed while a program is attached.
+async fn set_up(handle: &Handle, host: &PairEnd, port: &PairEnd) -> Result<(), HostPortError> {
+    configure()?;
+    for (interface, index) in [(HOST_INTERFACE, host.index), (PORT_INTERFACE, port.index)] {
         let up = handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await;
         up.map_err(|error| kernel(format!("bring interface {interface} up"), error))?;
     }
     address_host(handle, host.index).await?;
-    add_neighbours(handle, host.index, port.mac).await?;
-    Ok((host, port))
+    add_neighbours(handle, host.index, port.mac).await
 }
 
 fn pair_message(plan: &HostPortPlan) -> rtnetlink::packet_route::link::LinkMessage {
@@ -342,7 +390,7 @@ async fn address_host(handle: &Handle, index: u32) -> Result<(), HostPortError> 
     if !sysctl::exists("net/ipv6/conf/all") {
         return Ok(());
     }
-    let mut request = handle.address().add(index, IpAddr::V6(HOST_V6), 64);
+    let mut request = handle.address().add(index, IpAddr::V6(HOST_V6), 64).replace();
     let nodad = AddressAttribute::Flags(AddressFlags::Nodad);
     request.message_mut().attributes.push(nodad);
     let added = request.execute().await;

@@ -197,7 +197,10 @@ impl Node {
 
     /// Stops the workers and sends their sockets to the process that has asked. Where that fails, they
     /// are closed, and it binds anew.
-    pub(super) fn hand_sockets_on(&mut self) {
+    pub(super) async fn hand_sockets_on(&mut self) {
+        // The answer leaves first, which another task of this thread writes: the next process listens
+        // for sockets once it has it.
+        tokio::time::sleep(LOOK).await;
         let workers = self.workers.count();
         let Some(mut sockets) = self.workers.stop_for_next() else { return };
         match send(&self.settings.run_directory, self.ports.regions(), workers, &mut sockets) {

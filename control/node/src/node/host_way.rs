@@ -11,15 +11,17 @@ const HOST_MTU_MAX: u32 = 9000;
 /// How long the kernel may take to tell of a link that is up.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
-/// Makes the host port, if there is to be one.
+/// Makes the host port, if there is to be one, or goes on with that of a process that handed over.
 ///
 /// # Errors
 /// [`NodeError::HostPort`].
 pub(super) async fn make_host_port(
     settings: &Settings,
     view: &KernelView,
+    is_handed_over: bool,
 ) -> Result<Option<HostPort>, NodeError> {
     match host_port_plan(settings, Some(view)) {
+        Some(plan) if is_handed_over => Ok(Some(HostPort::go_on(plan).await?)),
         Some(plan) => Ok(Some(HostPort::create(plan).await?)),
         None => Ok(None),
     }

@@ -284,7 +284,7 @@ impl Node {
             }
             (None, None) => (Claims::take(&settings)?, None),
         };
-        let pair = make_host_port(&settings, &prepared.follower.view()).await?;
+        let pair = make_host_port(&settings, &prepared.follower.view(), taken.is_some()).await?;
         match Self::assemble(settings, sources, claims, prepared, pair.as_ref()) {
             Ok((mut node, port)) => {
                 node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
@@ -422,19 +422,22 @@ impl Node {
         // First, so that the flow tables are closed with all flows in them: those of pods go on
         // with the next process.
         if self.is_handing_over {
-            self.hand_sockets_on();
+            self.hand_sockets_on().await;
         } else {
             self.workers.stop();
         }
         let may_stay = self.ports.redirect().pinned() > 0;
         let is_left = self.settings.on_exit == OnExit::Drop || self.is_handing_over;
         if is_left || !by_order && may_stay {
+            let (stay, memory) = self.ports.leave();
+            tracing::info!(interfaces = stay, "XDP programs stay for the next process");
+            // What the next one takes, in turn: flow tables, sockets of ours that listen (closed by the
+            // time the follower has ended), and last the claims. It goes on while the rest is freed,
+            // which takes a while.
+            drop((self.workers, self.admin, self.http));
             self.follower.stop().await;
-            let stay = self.ports.leave();
-            tracing::info!(
-                interfaces = stay,
-                "what is ours is dropped until the next process comes"
-            );
+            drop((self._network, self._directory));
+            drop(memory);
             return Ok(());
         }
         let names: Vec<_> = self.endpoints.iter().map(|e| e.spec.name.clone()).collect();

@@ -11,6 +11,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use dataplane::charge::Charges;
 use dataplane::flow_key::{FlowKey4, FlowKey6};
@@ -22,6 +23,11 @@ use pinning::memory_file::{FileError, Held, MemoryFile, prepare_directory};
 
 use super::WorkersError;
 use super::capacity::{Family as Named, FamilyCapacity, FlowCapacities};
+
+/// How long the process before may take to let go of a file once it has given up its other claims.
+const RELEASED_WITHIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether it has.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What became of the flows of the process before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,7 +176,14 @@ impl Left {
     /// # Errors
     /// A living process has it: two nodes would write to one table.
     fn find<const W: usize>(path: PathBuf, boot: [u64; 2]) -> Result<Self, WorkersError> {
-        let (found, reason) = match MemoryFile::open(&path) {
+        let until = Instant::now() + RELEASED_WITHIN;
+        let opened = loop {
+            match MemoryFile::open(&path) {
+                Err(FileError::InUse { .. }) if Instant::now() < until => std::thread::sleep(LOOK),
+                opened => break opened,
+            }
+        };
+        let (found, reason) = match opened {
             Ok(None) => (None, None),
             Ok(Some(file)) => match check::<W>(&file, boot) {
                 Ok(mark) => (Some((file, mark)), None),
