@@ -66,6 +66,13 @@ impl<T> AddressMap<T> {
         self.len() == 0
     }
 
+    /// Addresses that `other` has not, in no particular order. What both share is not looked at.
+    pub fn keys_apart<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = IpAddr> + 'a {
+        let v4 = self.v4.keys_apart(&other.v4).map(|bits| Ipv4Addr::from_bits(*bits).into());
+        let v6 = self.v6.keys_apart(&other.v6).map(|bits| Ipv6Addr::from_bits(*bits).into());
+        v4.chain(v6)
+    }
+
     /// Shards that `other` does not share: what a change has copied.
     #[must_use]
     pub fn shards_of_its_own(&self, other: &Self) -> usize {

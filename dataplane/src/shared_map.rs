@@ -108,6 +108,16 @@ impl<K, V> SharedMap<K, V> {
         self.iter().map(|(key, _)| key)
     }
 
+    /// Shards with entries that `other` may not have.
+    fn shards_apart<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Shard<K, V>> {
+        let is_shared = |place: usize, shard: &Shard<K, V>| {
+            let other = other.shards.get(place).filter(|_| self.bits == other.bits);
+            other.is_some_and(|other| Arc::ptr_eq(&shard.slots, &other.slots))
+        };
+        let all = self.shards.iter().enumerate();
+        all.filter(move |(place, shard)| !is_shared(*place, shard)).map(|(_, shard)| shard)
+    }
+
     /// Every value, in no particular order.
     pub fn values(&self) -> impl Iterator<Item = &V> {
         self.iter().map(|(_, value)| value)
@@ -256,15 +266,19 @@ fn put<K, V>(slots: &mut [Option<(K, V)>], hash: u64, entry: (K, V)) {
     }
 }
 
+impl<K: Eq + Hash, V> SharedMap<K, V> {
+    /// Keys that `other` has not, in no particular order. What is shared is not looked at.
+    pub fn keys_apart<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a K> {
+        let entries = self.shards_apart(other).flat_map(|shard| shard.slots.iter().flatten());
+        entries.map(|(key, _)| key).filter(|key| !other.contains_key(key))
+    }
+}
+
 impl<K: Eq + Hash, V: PartialEq> PartialEq for SharedMap<K, V> {
     /// What is shared is not looked at.
     fn eq(&self, other: &Self) -> bool {
-        let is_shared = |place: usize, shard: &Shard<K, V>| {
-            let other = other.shards.get(place).filter(|_| self.bits == other.bits);
-            other.is_some_and(|other| Arc::ptr_eq(&shard.slots, &other.slots))
-        };
-        let own = self.shards.iter().enumerate().filter(|(place, shard)| !is_shared(*place, shard));
-        let mut entries = own.flat_map(|(_, shard)| shard.slots.iter().flatten());
+        let own = self.shards_apart(other);
+        let mut entries = own.flat_map(|shard| shard.slots.iter().flatten());
         self.len == other.len && entries.all(|(key, value)| other.get(key) == Some(value))
     }
 }

@@ -9,19 +9,26 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use dataplane::address::Protocol;
+use dataplane::address_map::AddressSet;
 use dataplane::lpm::Prefix;
 use dataplane::port::{PortId, PortKind};
 use dataplane::tables::Tables;
 use xdp_redirect::rules::{HeldRules, L4Bitmap, OnStall, OurPrefix};
 use xdp_redirect::{Error, Redirect};
 
+/// Settings of what is translated: a stall passes none of it.
+const TRANSLATED: (bool, bool) = (true, false);
 /// Words about tables that hold something else than they were told; more are counted.
 pub const TOLD_MAX: usize = 16;
 
 /// Everything that is ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ours {
-    /// Destinations, with whether they are translated and what a stall does.
+    /// Destinations that are always dropped while no worker lives, since they are translated: of a
+    /// large cluster tens of thousands, which the tables share.
+    translated: AddressSet,
+    /// Other destinations, with whether they are translated and whether a stall passes them. What is
+    /// among both is as above.
     prefixes: BTreeMap<Prefix, (bool, bool)>,
     node_addresses: BTreeSet<IpAddr>,
     /// What each pod may claim on its link.
@@ -46,7 +53,7 @@ impl Ours {
     /// How many entries are of the family that `is_of` tells.
     #[must_use]
     pub fn counts(&self, is_of: impl Fn(IpAddr) -> bool) -> OursCounts {
-        let prefixes = self.prefixes.keys().filter(|prefix| is_of(prefix.address()));
+        let prefixes = self.all().filter(|prefix| is_of(prefix.address()));
         let claims = self.pod_addresses.iter().filter(|(_, address)| is_of(*address));
         OursCounts {
             prefixes: prefixes.count(),
@@ -65,9 +72,7 @@ impl Ours {
             let is_policed = tables.policy.subjects.contains_key(&identity);
             ours.prefixes.insert(Prefix::host(address), (false, pass_on_stall && !is_policed));
         }
-        for address in tables.services.addresses.keys() {
-            ours.prefixes.insert(Prefix::host(address), (true, false));
-        }
+        ours.translated = tables.services.addresses.clone();
         ours.node_addresses = tables.forwarding.node_addresses.keys().collect();
         // Only the ports that sources are translated to are ours of them, and what is about these.
         ours.node_addresses.extend(tables.source_nat.addresses.keys());
@@ -93,12 +98,40 @@ impl Ours {
         ours
     }
 
+    /// Whether a destination is translated and whether a stall passes it; `None` where it is not ours.
+    fn settings(&self, prefix: &Prefix) -> Option<(bool, bool)> {
+        let is_translated = self.is_translated(prefix);
+        is_translated.then_some(TRANSLATED).or_else(|| self.prefixes.get(prefix).copied())
+    }
+
+    fn is_translated(&self, prefix: &Prefix) -> bool {
+        let address = prefix.address();
+        Prefix::host(address) == *prefix && self.translated.contains(&address)
+    }
+
+    /// Every destination, each once.
+    fn all(&self) -> impl Iterator<Item = Prefix> {
+        let others = self.prefixes.keys().filter(|prefix| !self.is_translated(prefix));
+        others.copied().chain(self.translated.keys().map(Prefix::host))
+    }
+
+    /// Destinations that `other` has not or otherwise, as far as it may be: what both share is left out.
+    fn perhaps_unlike<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = Prefix> {
+        // What was translated may have become another's.
+        let (own, others) = (&self.translated, &other.translated);
+        let translated = own.keys_apart(others).chain(others.keys_apart(own)).map(Prefix::host);
+        let all: BTreeSet<Prefix> = self.prefixes.keys().copied().chain(translated).collect();
+        all.into_iter()
+    }
+
     /// Tells what of this `other` has not, or otherwise.
     fn tell_unlike(&self, other: &Self, word: &str, told: &mut Vec<String>) {
-        let prefixes = self.prefixes.iter().filter(|(prefix, settings)| {
-            other.prefixes.get(*prefix).is_none_or(|other| other != *settings)
-        });
-        told.extend(prefixes.map(|(prefix, _)| format!("prefix {prefix} {word}")));
+        let is_unlike = |prefix: &Prefix| {
+            let own = self.settings(prefix);
+            own.is_some() && own != other.settings(prefix)
+        };
+        let prefixes = self.perhaps_unlike(other).filter(is_unlike);
+        told.extend(prefixes.map(|prefix| format!("prefix {prefix} {word}")));
         let nodes = self.node_addresses.difference(&other.node_addresses);
         told.extend(nodes.map(|address| format!("node address {address} {word}")));
         let pods = self.pod_addresses.difference(&other.pod_addresses);
@@ -134,11 +167,11 @@ impl Ours {
 
     /// What is in both, alike.
     fn shared(&self, other: &Self) -> Self {
-        let same = |(prefix, settings): &(&Prefix, &(bool, bool))| {
-            other.prefixes.get(*prefix) == Some(*settings)
-        };
+        let same = |prefix: &Prefix| self.settings(prefix) == other.settings(prefix);
+        let settings = |prefix: Prefix| Some((prefix, self.settings(&prefix)?));
         Self {
-            prefixes: self.prefixes.iter().filter(same).map(|(a, b)| (*a, *b)).collect(),
+            translated: AddressSet::default(),
+            prefixes: self.all().filter(same).filter_map(settings).collect(),
             node_addresses: &self.node_addresses & &other.node_addresses,
             pod_addresses: &self.pod_addresses & &other.pod_addresses,
             tcp: &self.tcp & &other.tcp,
@@ -149,9 +182,11 @@ impl Ours {
 
     /// What is in either. Of a prefix in both, which settings does not matter to those who ask.
     fn united(&self, other: &Self) -> Self {
-        let prefixes = self.prefixes.iter().chain(&other.prefixes);
+        let settings = |of: &Self, prefix: Prefix| Some((prefix, of.settings(&prefix)?));
+        let own = self.all().filter_map(|prefix| settings(self, prefix));
         Self {
-            prefixes: prefixes.map(|(a, b)| (*a, *b)).collect(),
+            translated: AddressSet::default(),
+            prefixes: own.chain(other.all().filter_map(|p| settings(other, p))).collect(),
             node_addresses: &self.node_addresses | &other.node_addresses,
             pod_addresses: &self.pod_addresses | &other.pod_addresses,
             tcp: &self.tcp | &other.tcp,
@@ -169,7 +204,12 @@ impl From<HeldRules> for Ours {
             ..Self::default()
         };
         for one in held.prefixes {
-            ours.prefixes.insert(one.prefix, (one.translated, one.on_stall == OnStall::Pass));
+            let settings = (one.translated, one.on_stall == OnStall::Pass);
+            let host = Prefix::host(one.prefix.address()) == one.prefix;
+            match settings {
+                TRANSLATED if host => _ = ours.translated.insert(one.prefix.address(), ()),
+                _ => _ = ours.prefixes.insert(one.prefix, settings),
+            }
         }
         for (bitmap, l4_port) in held.l4_ports {
             match bitmap {
@@ -252,18 +292,20 @@ impl RulesInForce {
         };
         told = told.and(redirect.change_pod_addresses(&claims(wanted, certain), &[]));
         told = told.and(redirect.change_pod_addresses(&[], &claims(possible, wanted)));
-        let set: Vec<OurPrefix> = wanted
-            .prefixes
-            .iter()
-            .filter(|(prefix, settings)| certain.prefixes.get(prefix) != Some(settings))
-            .map(|(prefix, (translated, pass))| OurPrefix {
-                prefix: *prefix,
-                translated: *translated,
-                on_stall: if *pass { OnStall::Pass } else { OnStall::Drop },
+        let changed = wanted.perhaps_unlike(certain).filter_map(|prefix| {
+            let settings = wanted.settings(&prefix)?;
+            let (translated, pass) = settings;
+            let on_stall = if pass { OnStall::Pass } else { OnStall::Drop };
+            let is_new = certain.settings(&prefix) != Some(settings);
+            is_new.then_some(OurPrefix { prefix, translated, on_stall })
+        });
+        let set: Vec<OurPrefix> = changed.collect();
+        let gone = possible.perhaps_unlike(wanted);
+        let gone: Vec<Prefix> = gone
+            .filter(|prefix| {
+                possible.settings(prefix).is_some() && wanted.settings(prefix).is_none()
             })
             .collect();
-        let gone = possible.prefixes.keys().filter(|prefix| !wanted.prefixes.contains_key(prefix));
-        let gone: Vec<Prefix> = gone.copied().collect();
         told = told.and(redirect.change_prefixes(&set, &[]));
         told = told.and(redirect.change_prefixes(&[], &gone));
         let removed: Vec<IpAddr> =

@@ -45,8 +45,9 @@ impl Keeper {
         let path = file::path(directory);
         let restored = file::read(directory).and_then(|snapshot| {
             let written = snapshot.written;
-            let objects = whole.restore(snapshot).map_err(|damaged| {
-                SnapshotError::Unusable { path: path.clone(), message: damaged.to_string() }
+            let objects = whole.restore(snapshot).map_err(|damaged| SnapshotError::Unusable {
+                path: path.clone(),
+                message: damaged.to_string(),
             })?;
             Ok((objects, written))
         });

@@ -431,9 +431,18 @@ impl Node {
             addresses: tables.services.addresses.clone(),
             host_backends: tables.services.host_backends.clone(),
         };
-        if self.host_routes_of.as_ref() == Some(&made_of) {
+        let before = self.host_routes_of.as_ref();
+        if before == Some(&made_of) {
             return;
         }
+        let pods = before.and_then(|before| made_of.pods_since(before));
+        let is_first = before.is_none();
+        self.host_routes_of = Some(made_of);
+        if let Some([came, gone]) = pods {
+            self.lead_host_to_pods(came, gone).await;
+            return;
+        }
+        let tables = self.publisher.tables();
         let nodes = &tables.forwarding.node_addresses;
         let services = tables.services.addresses.keys().filter(|address| !nodes.contains(address));
         let destinations = tables.forwarding.endpoints.keys().chain(services);
@@ -443,23 +452,34 @@ impl Node {
             source_v6,
             backend_l4_ports: tables.services.host_backends.iter().copied().collect(),
         };
-        let is_first = self.host_routes_of.replace(made_of).is_none();
         if routes != self.host_routes {
             let before = std::mem::replace(&mut self.host_routes, routes);
             match is_first {
                 // What a process before has left is there, too.
                 true => self.mend_host_routes().await,
-                false => self.change_host_routes(&before).await,
+                false => self.change_host_routes(&before, &self.host_routes.clone()).await,
             }
         }
     }
 
+    /// Nothing but pods came and went: routes to services, of which a large cluster has tens of thousands,
+    /// are not looked at.
+    async fn lead_host_to_pods(&mut self, came: BTreeSet<Prefix>, gone: BTreeSet<Prefix>) {
+        gone.iter().for_each(|prefix| _ = self.host_routes.destinations.remove(prefix));
+        self.host_routes.destinations.extend(&came);
+        let HostRoutes { source_v4, source_v6, .. } = self.host_routes;
+        let backend_l4_ports = self.host_routes.backend_l4_ports.clone();
+        let routes = HostRoutes { destinations: came, source_v4, source_v6, backend_l4_ports };
+        let before = HostRoutes { destinations: gone, ..routes.clone() };
+        self.change_host_routes(&before, &routes).await;
+    }
+
     /// Makes the host's routes and rules what they should be, where they were what they should have
     /// been. What else may have changed them is found a second later.
-    async fn change_host_routes(&mut self, before: &HostRoutes) {
+    async fn change_host_routes(&mut self, before: &HostRoutes, routes: &HostRoutes) {
         let Some(host) = &self.host else { return };
         let began = Instant::now();
-        match host.pair.change_routes(before, &self.host_routes).await {
+        match host.pair.change_routes(before, routes).await {
             Ok(()) => self.reconciles.ran(Reconcile::HostRoutes, began.elapsed()),
             Err(_) => self.mend_host_routes().await,
         }
@@ -507,6 +527,26 @@ pub(super) struct MadeOf {
     sources: (Option<Ipv4Addr>, Option<Ipv6Addr>),
     addresses: AddressSet,
     host_backends: hashbrown::HashSet<(Protocol, u16)>,
+}
+
+impl MadeOf {
+    /// Which pods came and went where nothing else differs from `before`. What is a service's address,
+    /// too, stays.
+    fn pods_since(&self, before: &Self) -> Option<[BTreeSet<Prefix>; 2]> {
+        let is_alike = self.sources == before.sources
+            && self.addresses == before.addresses
+            && self.host_backends == before.host_backends
+            && self.forwarding.node_addresses == before.forwarding.node_addresses;
+        let apart = |one: &Self, other: &Self| {
+            let other = &other.forwarding.endpoints;
+            let own = one.forwarding.endpoints.keys();
+            own.filter(|address| !other.contains_key(address))
+                .filter(|address| !self.addresses.contains(address))
+                .map(Prefix::host)
+                .collect()
+        };
+        is_alike.then(|| [apart(self, before), apart(before, self)])
+    }
 }
 
 impl PartialEq for MadeOf {
