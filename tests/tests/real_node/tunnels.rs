@@ -110,7 +110,8 @@ fn a_tunnel_that_comes_after_the_node_is_taken_and_again_when_it_is_made_anew_un
         // The other node never stops asking.
         let (client, [web, _]) = (world.scene.client.system_name(), WEB_1.addresses);
         let asking = scope.spawn(|| {
-            while !is_over.load(Ordering::Relaxed) {
+            let until = Instant::now() + 6 * PATIENCE;
+            while !is_over.load(Ordering::Relaxed) && Instant::now() < until {
                 let words = ["netns", "exec", client, "ping", "-c", "1", "-W", "1", web];
                 Command::new("ip").args(words).output().expect("asked");
             }

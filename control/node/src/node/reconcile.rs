@@ -29,7 +29,7 @@ use crate::host_port::{HOST_INTERFACE, HOST_V6, HostRoutes, PORT_INTERFACE};
 use crate::netlink::KernelView;
 use crate::netlink::neighbours::{ASKED_MAX, FORGET_FAILED};
 use crate::ours::Ours;
-use crate::ports::{PortRequest, PortTable};
+use crate::ports::{self, PortRequest, PortTable};
 use crate::workers::Workers;
 
 /// What is told of an uplink that may come later.
@@ -222,7 +222,10 @@ impl Node {
         for port in self.ports.iter() {
             if view.links.contains_key(&port.attachment.ifindex) {
                 self.seen.insert(port.port);
-            } else if self.seen.contains(&port.port) {
+            } else if self.seen.contains(&port.port)
+                // Gone, or made anew, before anybody looked: it will never be seen.
+                || ports::index(&port.interface) != Some(port.attachment.ifindex)
+            {
                 gone.push((port.port, port.interface.clone()));
             }
         }
