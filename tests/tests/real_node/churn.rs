@@ -151,6 +151,25 @@ impl Caller {
         taken
     }
 
+    /// Adds so many at [`RATE`], each at its time, whether those before are answered or not; does `then`
+    /// for each once it is there. Tells how long each took to be added.
+    pub fn add_steadily(&self, count: usize, then: impl Fn(usize) + Sync) -> Vec<Duration> {
+        let (taken, began) = (Mutex::new(Vec::new()), Instant::now());
+        std::thread::scope(|scope| {
+            for number in 0..count {
+                let due = Duration::from_secs_f64(number as f64 / RATE);
+                std::thread::sleep(due.saturating_sub(began.elapsed()));
+                let (taken, then) = (&taken, &then);
+                scope.spawn(move || {
+                    let one = self.add(number);
+                    taken.lock().expect("unpoisoned").push(one);
+                    then(number);
+                });
+            }
+        });
+        taken.into_inner().expect("unpoisoned")
+    }
+
     pub fn remove(&self, number: usize) {
         let name = format!("churn/pod-{number}");
         assert_eq!(self.ask(Request::EndpointRemove { name }), Reply::Removed(true), "{number}");
@@ -242,30 +261,17 @@ fn pods_that_come_steadily_or_all_at_once_can_be_reached_when_they_are_answered_
     let manifests = churn.world.files.manifests.clone();
     let before = (resident_kb(process), memory_kb("/proc/meminfo", "MemAvailable"));
 
-    // Each at its time, whether those before are answered or not, while policy changes all the time.
-    let (taken, ended) = (Mutex::new(Vec::new()), AtomicBool::new(false));
-    let began = Instant::now();
-    std::thread::scope(|scope| {
+    // While policy changes all the time.
+    let ended = AtomicBool::new(false);
+    let mut taken = std::thread::scope(|scope| {
         scope.spawn(|| change_policies(&manifests, &ended));
-        let adding: Vec<_> = (0..count)
-            .map(|number| {
-                let due = Duration::from_secs_f64(number as f64 / RATE);
-                std::thread::sleep(due.saturating_sub(began.elapsed()));
-                let taken = &taken;
-                scope.spawn(move || {
-                    let one = caller.add(number);
-                    taken.lock().expect("unpoisoned").push(one);
-                    let is_asked = number % 10 == 0;
-                    assert!(!is_asked || caller.answers(number), "{number} cannot be reached");
-                })
-            })
-            .collect();
-        for one in adding {
-            one.join().expect("added");
-        }
+        let taken = caller.add_steadily(count, |number| {
+            let is_asked = number % 10 == 0;
+            assert!(!is_asked || caller.answers(number), "{number} cannot be reached");
+        });
         ended.store(true, Ordering::Relaxed);
+        taken
     });
-    let mut taken = taken.into_inner().expect("unpoisoned");
     let (median, most) = (per_mille(&mut taken, 500), per_mille(&mut taken, 990));
     println!("{count} ADDs at {RATE} a second: median {median:?}, 99 % within {most:?}");
     assert!(most < bound, "99 % within {most:?}");

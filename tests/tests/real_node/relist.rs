@@ -4,7 +4,6 @@
 //! `XSKIFF_CLUSTER_PODS` is how many pods are listed again (150,000), `XSKIFF_RELIST_ADDS` how many are
 //! added at a time (110); `XSKIFF_CHURN_ADD_MS` (2,000) bounds the 99th percentile of an ADD.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -73,23 +72,6 @@ fn change_policies(server: &ApiServer, ended: &AtomicBool) {
     }
 }
 
-/// Adds each at its time, whether those before are answered or not.
-fn add_steadily(caller: &Caller, count: usize) -> Vec<Duration> {
-    let (taken, began) = (Mutex::new(Vec::new()), Instant::now());
-    std::thread::scope(|scope| {
-        for number in 0..count {
-            let due = Duration::from_secs_f64(number as f64 / RATE);
-            std::thread::sleep(due.saturating_sub(began.elapsed()));
-            let taken = &taken;
-            scope.spawn(move || {
-                let one = caller.add(number);
-                taken.lock().expect("unpoisoned").push(one);
-            });
-        }
-    });
-    taken.into_inner().expect("unpoisoned")
-}
-
 #[test]
 fn pods_that_come_while_a_large_cluster_is_listed_again_come_as_fast_as_ever() {
     if !root_or_skip("ADDs during a relist") {
@@ -106,7 +88,7 @@ fn pods_that_come_while_a_large_cluster_is_listed_again_come_as_fast_as_ever() {
     let churn = Churn::in_world(world, count);
     let caller = &churn.caller;
     let quiet = {
-        let mut taken = add_steadily(caller, count);
+        let mut taken = caller.add_steadily(count, |_| ());
         caller.with_threads(count, |number| caller.remove(number));
         churn.wait_until_all_is_closed();
         per_mille(&mut taken, 990)
@@ -118,7 +100,7 @@ fn pods_that_come_while_a_large_cluster_is_listed_again_come_as_fast_as_ever() {
         scope.spawn(|| list_again(caller, &server, &listed, &ended));
         scope.spawn(|| change_policies(&server, &ended));
         while taken.len() < SAMPLES_MIN || listed.load(Ordering::Relaxed) < LISTS_MIN {
-            taken.extend(add_steadily(caller, count));
+            taken.extend(caller.add_steadily(count, |_| ()));
             caller.with_threads(count, |number| caller.remove(number));
             churn.wait_until_all_is_closed();
             let began = Instant::now();
