@@ -116,7 +116,13 @@ impl Whole {
     pub(crate) fn restore(&mut self, snapshot: Snapshot) -> Result<u64, Damaged> {
         let mut counts = [0; Kind::ALL.len()];
         let sent = self.send_restored(snapshot.objects(), &mut counts);
+        let all = counts.iter().sum::<usize>() as u64;
         if sent.is_ok() {
+            // Whoever waits for the whole finds it told.
+            self.reporter.with(|standing| {
+                standing.snapshot.restored = all;
+                standing.snapshot_written = Some(snapshot.written);
+            });
             for kind in Kind::ALL {
                 let count = counts[index(kind)] as u64;
                 self.reporter.kind(kind, |standing: &mut Standing| standing.status.objects = count);
@@ -124,7 +130,7 @@ impl Whole {
             }
         }
         self.restored = Some((snapshot, counts));
-        sent.map(|()| counts.iter().sum::<usize>() as u64)
+        sent.map(|()| all)
     }
 
     /// Files what a snapshot held, to be compared with what servers say: not before they say anything,

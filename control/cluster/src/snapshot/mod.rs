@@ -44,24 +44,18 @@ impl Keeper {
         let began = Instant::now();
         let path = file::path(directory);
         let restored = file::read(directory).and_then(|snapshot| {
-            let written = snapshot.written;
-            let objects = whole.restore(snapshot).map_err(|damaged| SnapshotError::Unusable {
+            whole.restore(snapshot).map_err(|damaged| SnapshotError::Unusable {
                 path: path.clone(),
                 message: damaged.to_string(),
-            })?;
-            Ok((objects, written))
+            })
         });
         match restored {
-            Ok((objects, written)) => {
+            Ok(objects) => {
                 tracing::info!(
                     file = %path.display(), objects,
                     milliseconds = began.elapsed().as_millis(),
                     "the cluster as it was last in force is taken over from disk"
                 );
-                self.reporter.with(|standing| {
-                    standing.snapshot.restored = objects;
-                    standing.snapshot_written = Some(written);
-                });
             }
             Err(SnapshotError::Absent) => {}
             Err(error) => {
