@@ -128,7 +128,7 @@ impl ClusterState {
             Object::Node(object) => {
                 self.nodes.insert(object.name.clone(), object).map(Object::Node)
             }
-            Object::Pod(object) => self.insert_pod(object).0.map(Object::Pod),
+            Object::Pod(object) => self.pods.insert(object.name.clone(), object).map(Object::Pod),
             Object::Service(object) => {
                 self.services.insert(object.name.clone(), object).map(Object::Service)
             }
@@ -137,19 +137,6 @@ impl ClusterState {
             }
             Object::NetworkPolicy(object) => {
                 self.network_policies.insert(object.name.clone(), object).map(Object::NetworkPolicy)
-            }
-        }
-    }
-
-    /// Adds or replaces a pod; returns what stood under its name, and what stands there now, which
-    /// keeps the name that the map has.
-    pub(crate) fn insert_pod(&mut self, mut pod: Pod) -> (Option<Pod>, &Pod) {
-        match self.pods.entry(pod.name.clone()) {
-            Entry::Vacant(entry) => (None, entry.insert(pod)),
-            Entry::Occupied(entry) => {
-                pod.name.clone_from(entry.key());
-                let after = entry.into_mut();
-                (Some(std::mem::replace(after, pod)), after)
             }
         }
     }

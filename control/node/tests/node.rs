@@ -27,7 +27,7 @@ use xdp_redirect::umem::UmemConfig;
 use xskiff::cli::client::{Client, ClientError};
 use xskiff::node::publisher::Publisher;
 use xskiff::node::settings::{HostPortSettings, SnatSettings, Uplink};
-use xskiff::node::{ConfigUpdate, Node, Settings, Sources};
+use xskiff::node::{ConfigUpdate, Node, Preparing, Settings, Sources};
 use xskiff::workers::capacity::FlowCapacities;
 use xskiff::workers::{self, Idle};
 
@@ -139,7 +139,7 @@ impl World {
             std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let result = runtime.expect("a runtime").block_on(async {
-                    let node = Node::start(settings, sources(), None).await?;
+                    let node = Node::start(Preparing::begin(settings)?, sources(), None).await?;
                     let _ = begun.send(());
                     node.run(async {
                         let _ = stopped.await;
@@ -546,10 +546,8 @@ fn a_second_node_on_the_same_directory_is_refused_and_the_first_goes_on() {
     world.add_endpoint();
     let directory = world.directory.path().join("run");
     let second = world.node.block_on(move || async move {
-        Node::start(settings(&directory), sources(), None)
-            .await
-            .err()
-            .map(|error| error.to_string())
+        let preparing = Preparing::begin(settings(&directory)).ok()?;
+        Node::start(preparing, sources(), None).await.err().map(|error| error.to_string())
     });
     assert!(second.unwrap().contains("another node process"));
     assert!(pings(&world.pod, "192.0.2.1"));

@@ -10,7 +10,7 @@ use super::claims::Claim;
 use super::policies::{PortName, Uses, is_audited};
 use super::selectors::{Scope, Selector, namespace_labels};
 use super::{Compiled, NodeView};
-use crate::model::{LabelSelector, Object, ObjectKey, ObjectName, Pod};
+use crate::model::{Kind, LabelSelector, Object, ObjectKey, ObjectName, Pod};
 use crate::store::Change;
 
 /// Looks at pods by one selector after the other, as many as there are pods times this, cost more
@@ -49,6 +49,15 @@ impl Dirt {
             && !self.unknown_pods
     }
 
+    /// Services that changed, or whose slices did: a set of many is built at once.
+    pub(super) fn add_services(&mut self, names: impl Iterator<Item = ObjectName>) {
+        if self.services.is_empty() {
+            self.services = names.collect();
+        } else {
+            self.services.extend(names);
+        }
+    }
+
     /// The addresses that a pod claims, or claimed.
     fn note_claims_of(&mut self, pod: &Pod) {
         if Claim::of(pod).is_some() {
@@ -60,22 +69,24 @@ impl Dirt {
 impl Compiled {
     /// Takes over a change of the cluster. It is in force once it was compiled and published.
     pub fn take(&mut self, change: Change) {
+        let Some(change) = self.let_wait(change) else { return };
         let change = match change {
             Change::Set(Object::Pod(pod)) => return self.take_pod(pod),
             other => other,
         };
         let key = change.key();
-        let before = self.state.apply(change);
+        self.file(key.kind);
+        let before = Arc::make_mut(&mut self.state).apply(change);
         let ObjectKey { name, .. } = &key;
         match key.kind {
-            crate::model::Kind::Namespace => self.note_namespace(&name.name, before),
-            crate::model::Kind::Node => self.note_node(&name.name, before),
-            crate::model::Kind::Pod => {
+            Kind::Namespace => self.note_namespace(&name.name, before),
+            Kind::Node => self.note_node(&name.name, before),
+            Kind::Pod => {
                 if let Some(Object::Pod(gone)) = before {
                     self.note_pod_gone(&gone);
                 }
             }
-            crate::model::Kind::Service => {
+            Kind::Service => {
                 let is_same = match (&before, self.state.services.get(name)) {
                     (Some(Object::Service(before)), Some(after)) => before == after,
                     (before, after) => before.is_none() && after.is_none(),
@@ -84,8 +95,8 @@ impl Compiled {
                     self.dirt.services.insert(name.clone());
                 }
             }
-            crate::model::Kind::EndpointSlice => self.note_slice(name, before),
-            crate::model::Kind::NetworkPolicy => {
+            Kind::EndpointSlice => self.note_slice(name, before),
+            Kind::NetworkPolicy => {
                 let after = self.state.network_policies.get(name);
                 if before != after.cloned().map(Object::NetworkPolicy) {
                     self.dirt.policies.insert(name.clone());
@@ -94,31 +105,45 @@ impl Compiled {
         }
     }
 
-    /// Takes over a pod, with names of its namespace and node that others have too.
     fn take_pod(&mut self, mut pod: Pod) {
-        pod.name.namespace = self.shared_name(&pod.name.namespace);
-        pod.node = pod.node.map(|node| self.shared_name(&node));
-        let (before, after) = self.state.insert_pod(pod);
-        if before.as_ref() == Some(after) {
-            return;
-        }
-        if let Some(before) = &before {
+        self.file(Kind::Pod);
+        self.share_names_of(&mut pod);
+        let mut is_new = true;
+        if let Some((name, before)) = self.state.pods.get_key_value(&pod.name) {
+            if *before == pod {
+                return;
+            }
+            is_new = false;
+            pod.name.clone_from(name);
             self.claims.remove_pod(before);
             self.dirt.note_claims_of(before);
         }
-        self.claims.add_pod(after);
-        self.dirt.note_claims_of(after);
-        let name = after.name.clone();
-        self.note_pod_at(&name);
-        if before.is_none() {
-            let pods = self.pods_in.entry(Arc::clone(&name.namespace)).or_default();
-            *pods += 1;
-            if *pods == 1 {
-                self.dirt.counted_namespaces.insert(name.namespace);
+        self.note_pod(&pod, is_new);
+        Arc::make_mut(&mut self.state).pods.insert(pod.name.clone(), pod);
+    }
+
+    /// A pod has the names of its namespace and node that others have too.
+    pub(super) fn share_names_of(&mut self, pod: &mut Pod) {
+        pod.name.namespace = self.shared_name(&pod.name.namespace);
+        pod.node = pod.node.take().map(|node| self.shared_name(&node));
+    }
+
+    /// A pod came, or is another.
+    pub(super) fn note_pod(&mut self, pod: &Pod, is_new: bool) {
+        self.claims.add_pod(pod);
+        self.dirt.note_claims_of(pod);
+        self.note_pod_at(&pod.name);
+        if is_new {
+            let namespace = &pod.name.namespace;
+            match self.pods_in.get_mut(namespace) {
+                Some(pods) => *pods += 1,
+                None => {
+                    self.pods_in.insert(Arc::clone(namespace), 1);
+                    self.dirt.counted_namespaces.insert(Arc::clone(namespace));
+                }
             }
         }
     }
-
     fn note_pod_gone(&mut self, pod: &Pod) {
         self.claims.remove_pod(pod);
         self.dirt.note_claims_of(pod);

@@ -1,10 +1,7 @@
-//! Services as they are to be, before they are numbered. Drafting looks and changes nothing, so that
-//! several threads draft where a whole cluster's services come at once: the tables of their backends
-//! are most of the work.
+//! Services as they are to be, before they are numbered. Drafting looks and changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dataplane::address::Protocol;
 use dataplane::lb::{Frontend, FrontendKind, Service};
@@ -16,9 +13,6 @@ use super::services::{Key, Services};
 use super::warnings::Warning;
 use crate::model::{self, EndpointSlice, ObjectName, ServicePort};
 use crate::store::ClusterState;
-
-/// Services that a thread takes at once.
-const TAKEN_AT_ONCE: usize = 64;
 
 /// A service as it is to be; without ports where it is gone, or headless.
 pub(super) struct Draft {
@@ -38,48 +32,15 @@ pub(super) struct PortDraft {
     pub(super) service: Service,
 }
 
-/// Services that are to be drafted, by whoever has time.
+/// What services are drafted of.
 pub(super) struct Drafting<'a> {
-    names: Vec<&'a ObjectName>,
-    next: AtomicUsize,
-    services: &'a Services,
-    state: &'a ClusterState,
-    node: &'a NodeView,
+    pub(super) services: &'a Services,
+    pub(super) state: &'a ClusterState,
+    pub(super) node: &'a NodeView,
 }
 
-/// What one thread has drafted, each piece with the place of its first.
-pub(super) type Drafted = Vec<(usize, Vec<Draft>)>;
-
-impl<'a> Drafting<'a> {
-    pub(super) fn new(
-        names: impl IntoIterator<Item = &'a ObjectName>,
-        services: &'a Services,
-        state: &'a ClusterState,
-        node: &'a NodeView,
-    ) -> Self {
-        let names = names.into_iter().collect();
-        Self { names, next: AtomicUsize::new(0), services, state, node }
-    }
-
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.names.len()
-    }
-
-    /// Drafts until nothing is left to be taken.
-    pub(super) fn work(&self) -> Drafted {
-        let mut drafted = Drafted::new();
-        loop {
-            let first = self.next.fetch_add(TAKEN_AT_ONCE, Ordering::Relaxed);
-            let Some(rest) = self.names.get(first..).filter(|rest| !rest.is_empty()) else {
-                return drafted;
-            };
-            let taken = &rest[..rest.len().min(TAKEN_AT_ONCE)];
-            drafted.push((first, taken.iter().map(|name| self.draft(name)).collect()));
-        }
-    }
-
-    fn draft(&self, name: &ObjectName) -> Draft {
+impl Drafting<'_> {
+    pub(super) fn draft(&self, name: &ObjectName) -> Draft {
         let mut draft = Draft {
             name: name.clone(),
             ports: Vec::new(),
@@ -141,13 +102,6 @@ impl<'a> Drafting<'a> {
             changes_family: endpoints.changes_family,
         }
     }
-}
-
-/// The drafts of several threads, in the order of the services.
-pub(super) fn in_order(drafted: impl IntoIterator<Item = Drafted>) -> Vec<Draft> {
-    let mut pieces: Drafted = drafted.into_iter().flatten().collect();
-    pieces.sort_unstable_by_key(|(first, _)| *first);
-    pieces.into_iter().flat_map(|(_, drafts)| drafts).collect()
 }
 
 fn warn(

@@ -6,7 +6,7 @@
 //! that publishing a small change shares all the rest with the tables in force. Numbers
 //! (identities, rules, services) stay with what they name for as long as it is there.
 //!
-//! Reading order: this file, [`dirt`] (what a change concerns), [`selectors`] and [`claims`] (which
+//! Reading order: this file, [`dirt`] (what a change concerns), [`coming`] (what comes in order), [`selectors`] and [`claims`] (which
 //! selectors match, and who has an address), [`naming`] and [`identities`] (who an address is),
 //! [`policies`] and [`verdicts`] (who may speak to whom), [`affected`] (whose flows that changes),
 //! [`drafts`], [`services`], [`listeners`], [`endpoints`] and [`maglev`] (which backend a flow goes
@@ -23,7 +23,7 @@ use std::thread::ScopedJoinHandle;
 use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lb::ServiceTable;
 use dataplane::policy::{Direction, Policy, RuleId};
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 
 use crate::config::UnknownPods;
 use crate::model::{ObjectName, PodBandwidth, PolicyMode};
@@ -31,6 +31,7 @@ use crate::store::ClusterState;
 
 pub mod affected;
 mod claims;
+mod coming;
 mod dirt;
 mod drafts;
 mod endpoints;
@@ -48,8 +49,8 @@ mod verdicts;
 mod warnings;
 
 use claims::{Claims, NodeAddresses};
+use coming::Coming;
 use dirt::Dirt;
-use drafts::{Draft, Drafting, in_order};
 use identities::{Identities, Kind, Turn};
 use naming::{Named, Names};
 use policies::Policies;
@@ -63,7 +64,7 @@ pub use explain::{Examined, Finding, Reading};
 pub use policies::{RuleName, direction_name};
 pub use warnings::{Warning, Warnings};
 
-/// From this many services on a second thread helps to draft them.
+/// From this many services on they are compiled in a second thread: most of it is Maglev's tables.
 const SERVICES_APART: usize = 1000;
 
 /// What the node itself contributes.
@@ -100,11 +101,11 @@ impl Default for NodeView {
 /// A part of compiling, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Which selectors there are, and which match whom; and drafts of services, beside it.
+    /// Which selectors there are, and which match whom.
     Identities,
     /// Verdicts of the local pods.
     Policy,
-    /// Numbers of services, and their frontends; beside the policy where there are many.
+    /// Services, their backends and frontends; beside the two before where there are many.
     Services,
 }
 
@@ -122,7 +123,10 @@ pub struct Compiled {
     pub affected: Affected,
     /// What is in force otherwise than it was probably meant.
     pub warnings: Warnings,
-    state: ClusterState,
+    /// Shared while services are compiled, when nothing changes it.
+    state: Arc<ClusterState>,
+    /// What is not in it yet.
+    coming: Coming,
     node: NodeView,
     /// Names of namespaces and nodes, which pods share.
     names: HashSet<Arc<str>>,
@@ -130,7 +134,7 @@ pub struct Compiled {
     dirt: Dirt,
     node_changes: u64,
     /// Namespaces that pods are in, with their number.
-    pods_in: BTreeMap<Arc<str>, usize>,
+    pods_in: HashMap<Arc<str>, usize>,
     claims: Claims,
     node_addresses: NodeAddresses,
     selectors: Selectors,
@@ -141,7 +145,7 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// The cluster as the changes taken so far make it.
+    /// The cluster as last compiled; [`Self::whole_state`] has what was taken since as well.
     #[must_use]
     pub fn state(&self) -> &ClusterState {
         &self.state
@@ -232,29 +236,17 @@ impl Compiled {
 
     /// The same; tells `ended` of each stage that is over, for those who time them.
     pub fn compile_by_stages(&mut self, node: &NodeView, mut ended: impl FnMut(Stage)) {
+        self.whole_state();
         self.follow_node(node);
         self.affected = Affected::Nothing;
         if self.dirt.is_empty() {
             return;
         }
-        let dirt = std::mem::take(&mut self.dirt);
+        let mut dirt = std::mem::take(&mut self.dirt);
         let mut turn = Turn::default();
-        let uses = self.follow_policies(&dirt);
-        let blocks_changed = uses.added.iter().chain(&uses.dropped).any(|(_, one)| one.is_block());
-        if blocks_changed {
-            self.selectors.cut_address_space();
-            self.known.set_prefixes(&self.selectors, &mut turn);
-        }
-        let addresses = self.addresses_to_name(dirt.addresses, &dirt.namespaces, &uses);
-        let (names, drafts) = self.names_and_services(&addresses, &dirt.services);
-        let unknown_pods = (self.node.unknown_pods, dirt.unknown_pods);
-        let of_services = self.beside_services(drafts, |compiled| {
-            compiled.put_names(names, &mut turn);
-            compiled.known.release(&mut turn);
-            ended(Stage::Identities);
-            let Self { known, policies, verdicts, .. } = compiled;
-            verdicts.follow(known, (policies, &uses), unknown_pods, &mut turn);
-            ended(Stage::Policy);
+        let services = std::mem::take(&mut dirt.services);
+        let of_services = self.beside_services(&services, |compiled| {
+            compiled.compile_policy(&mut dirt, &mut turn, &mut ended);
         });
         of_services.into_iter().for_each(|(source, told)| self.warnings.set(source, told));
         ended(Stage::Services);
@@ -268,43 +260,47 @@ impl Compiled {
         self.services = Arc::clone(&self.balanced.table);
     }
 
-    /// Who has `addresses`, and the services of these names as they are to be. Where a whole cluster
-    /// is compiled, a second thread helps.
-    fn names_and_services(
-        &self,
-        addresses: &[IpAddr],
-        services: &BTreeSet<ObjectName>,
-    ) -> (Names, Vec<Draft>) {
-        let drafting = Drafting::new(services, &self.balanced, &self.state, &self.node);
-        if drafting.len() < SERVICES_APART {
-            return (self.names_of(addresses), in_order([drafting.work()]));
+    /// Who addresses are, and the verdicts of the local pods.
+    fn compile_policy(&mut self, dirt: &mut Dirt, turn: &mut Turn, ended: &mut impl FnMut(Stage)) {
+        let uses = self.follow_policies(dirt);
+        let blocks_changed = uses.added.iter().chain(&uses.dropped).any(|(_, one)| one.is_block());
+        if blocks_changed {
+            self.selectors.cut_address_space();
+            self.known.set_prefixes(&self.selectors, turn);
         }
-        std::thread::scope(|scope| {
-            // Without it, all of it is left for this thread.
-            let helper = services_thread().spawn_scoped(scope, || drafting.work()).ok();
-            let names = self.names_of(addresses);
-            let own = drafting.work();
-            (names, in_order(helper.map(joined).into_iter().chain([own])))
-        })
+        let addresses = std::mem::take(&mut dirt.addresses);
+        let addresses = self.addresses_to_name(addresses, &dirt.namespaces, &uses);
+        let names = self.names_of(&addresses);
+        self.put_names(names, turn);
+        self.known.release(turn);
+        ended(Stage::Identities);
+        let unknown_pods = (self.node.unknown_pods, dirt.unknown_pods);
+        self.verdicts.follow(&self.known, (&self.policies, &uses), unknown_pods, turn);
+        ended(Stage::Policy);
     }
 
-    /// Takes over `drafts` of services, and does `rest` meanwhile where there are many; gives what is
-    /// told of them.
-    fn beside_services(&mut self, drafts: Vec<Draft>, rest: impl FnOnce(&mut Self)) -> Told {
-        if drafts.len() < SERVICES_APART {
+    /// Compiles the services of these names and does `rest`: at once, where there are many. Gives what
+    /// is told of the services.
+    fn beside_services(
+        &mut self,
+        names: &BTreeSet<ObjectName>,
+        rest: impl FnOnce(&mut Self),
+    ) -> Told {
+        if names.len() < SERVICES_APART {
             rest(self);
-            return self.balanced.put(drafts, &self.node);
+            return self.balanced.follow(names, &self.state, &self.node);
         }
-        let (mut balanced, node) = (std::mem::take(&mut self.balanced), self.node.clone());
-        let mut drafts = drafts;
-        let mut put = || balanced.put(std::mem::take(&mut drafts), &node);
+        let mut balanced = std::mem::take(&mut self.balanced);
+        let (state, node) = (Arc::clone(&self.state), self.node.clone());
+        let mut follow = || balanced.follow(names, &state, &node);
         let told = std::thread::scope(|scope| {
-            let putting = services_thread().spawn_scoped(scope, &mut put).ok();
+            let thread = std::thread::Builder::new().name("xskiff-services".into());
+            let following = thread.spawn_scoped(scope, &mut follow).ok();
             rest(self);
-            putting.map(joined)
+            following.map(joined)
         });
         // Without a thread, now.
-        let told = told.unwrap_or_else(put);
+        let told = told.unwrap_or_else(follow);
         self.balanced = balanced;
         told
     }
@@ -381,10 +377,6 @@ impl Compiled {
             self.warnings.set(Source::Endpoint(name.clone()), told);
         }
     }
-}
-
-fn services_thread() -> std::thread::Builder {
-    std::thread::Builder::new().name("xskiff-services".into())
 }
 
 /// What a thread gave; its panic is the caller's.

@@ -12,7 +12,7 @@ use dataplane::lb::{Frontend, FrontendKind, Service, ServiceId, ServiceTable};
 use hashbrown::HashMap;
 
 use super::NodeView;
-use super::drafts::{Draft, PortDraft};
+use super::drafts::{Draft, Drafting, PortDraft};
 use super::endpoints::BackendSets;
 use super::interner::Interner;
 use super::listeners::{Listener, Listeners};
@@ -111,8 +111,20 @@ impl Services {
         &self.without_node
     }
 
-    /// Takes over the services as they were drafted; gives what is told of them.
-    pub(super) fn put(&mut self, drafts: Vec<Draft>, node: &NodeView) -> Told {
+    /// Compiles the services of these names as they are now; gives what is told of them.
+    pub(super) fn follow(
+        &mut self,
+        names: &BTreeSet<ObjectName>,
+        state: &ClusterState,
+        node: &NodeView,
+    ) -> Told {
+        let drafting = Drafting { services: self, state, node };
+        let drafts = names.iter().map(|name| drafting.draft(name)).collect();
+        self.put(drafts, node)
+    }
+
+    /// Takes over the services as they were drafted.
+    fn put(&mut self, drafts: Vec<Draft>, node: &NodeView) -> Told {
         let (mut all_told, mut touched) = (Told::new(), BTreeSet::new());
         for draft in drafts {
             let Draft { name, ports, has_endpoint_without_node, told } = draft;

@@ -31,7 +31,7 @@ mod route_batch;
 pub mod routing;
 pub mod sysctl;
 
-pub use routing::HostRoutes;
+pub use routing::{HostRoutes, Making};
 
 use reserved_ports::ReservedPorts;
 
@@ -216,21 +216,32 @@ impl HostPort {
     /// # Errors
     /// [`HostPortError::Kernel`], naming the route or rule.
     pub async fn set_routes(&self, routes: &HostRoutes) -> Result<(), HostPortError> {
-        routing::reconcile(&self.handle, &self.plan, self.host.index, routes).await
+        let making = self.begin_routes(routes).await?;
+        self.made(making).await
     }
 
-    /// Makes routes and rules what `routes` says where they are known to be what `before` said: the
-    /// kernel is not asked for those that there are, which takes the longer the more pods there are.
+    /// Begins to, and leaves the rest to [`Self::made`]: tens of thousands of routes take a while,
+    /// in a thread of their own.
     ///
     /// # Errors
-    /// As [`Self::set_routes`], which is to be called then.
-    pub async fn change_routes(
-        &self,
-        before: &HostRoutes,
-        routes: &HostRoutes,
-    ) -> Result<(), HostPortError> {
-        let (plan, index) = (&self.plan, self.host.index);
-        routing::change(&self.handle, plan, index, (before, routes)).await
+    /// [`HostPortError::Kernel`]: those that there are cannot be read.
+    pub async fn begin_routes(&self, routes: &HostRoutes) -> Result<Making, HostPortError> {
+        routing::begin(&self.handle, &self.plan, self.host.index, routes).await
+    }
+
+    /// The same where routes and rules are known to be what `before` said: the kernel is not asked for
+    /// those that there are, which takes the longer the more pods there are.
+    #[must_use]
+    pub fn begin_change(&self, before: &HostRoutes, routes: &HostRoutes) -> Making {
+        routing::begin_change(&self.plan, self.host.index, (before, routes))
+    }
+
+    /// Waits until what was begun is made.
+    ///
+    /// # Errors
+    /// [`HostPortError::Kernel`], naming the route or rule; [`Self::set_routes`] is to be called then.
+    pub async fn made(&self, making: Making) -> Result<(), HostPortError> {
+        making.made(&self.handle).await
     }
 
     /// Takes away what a process before has left.

@@ -9,6 +9,7 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::RouteMessage;
+use tokio::task::JoinHandle;
 
 /// Changes that go to the kernel together. It handles all of them within the call, and answers those
 /// that it refuses, each with a copy: all answers have room in a socket's buffer of the usual size.
@@ -32,17 +33,27 @@ pub(super) struct Refused {
     pub(super) source: io::Error,
 }
 
-/// Makes `changes`, in order. What is to be deleted may be gone already. Meanwhile this thread goes on:
-/// whoever follows the kernel's routes there is told of each.
-///
-/// # Errors
-/// [`Refused`] for the first that the kernel refuses; of those after it, some are made as well.
-pub(super) async fn make(changes: Vec<Change>) -> Result<(), Refused> {
-    if changes.is_empty() {
-        return Ok(());
+/// Changes that are being made.
+#[derive(Debug)]
+pub(super) struct Making(Option<JoinHandle<Result<(), Refused>>>);
+
+/// Begins to make `changes`, in order. What is to be deleted may be gone already. Meanwhile this thread
+/// goes on: whoever follows the kernel's routes there is told of each.
+pub(super) fn begin(changes: Vec<Change>) -> Making {
+    let some = !changes.is_empty();
+    Making(some.then(|| tokio::task::spawn_blocking(move || make_all(&changes))))
+}
+
+impl Making {
+    /// Waits until all are made.
+    ///
+    /// # Errors
+    /// [`Refused`] for the first that the kernel refuses; of those after it, some are made as well.
+    pub(super) async fn made(self) -> Result<(), Refused> {
+        let Some(making) = self.0 else { return Ok(()) };
+        let made = making.await;
+        made.unwrap_or_else(|error| Err(Refused { place: 0, source: io::Error::other(error) }))
     }
-    let made = tokio::task::spawn_blocking(move || make_all(&changes)).await;
-    made.unwrap_or_else(|error| Err(Refused { place: 0, source: io::Error::other(error) }))
 }
 
 fn make_all(changes: &[Change]) -> Result<(), Refused> {

@@ -100,57 +100,77 @@ fn wanted_rules(plan: &HostPortPlan, routes: &HostRoutes) -> BTreeSet<OwnRule> {
     wanted
 }
 
-/// Makes the kernel's routes and rules of ours what they should be.
+/// Routes that are being made; rules come when they are.
+#[derive(Debug)]
+pub struct Making {
+    making: route_batch::Making,
+    gone: Vec<OwnRoute>,
+    new: Vec<OwnRoute>,
+    /// `None`: they are what they should be.
+    rules: Option<BTreeSet<OwnRule>>,
+}
+
+/// Begins to make the kernel's routes and rules of ours what they should be.
 ///
 /// # Errors
-/// [`HostPortError::Kernel`], naming the route or rule.
-pub async fn reconcile(
+/// [`HostPortError::Kernel`]: they cannot be read.
+pub async fn begin(
     handle: &Handle,
     plan: &HostPortPlan,
     interface: u32,
     routes: &HostRoutes,
-) -> Result<(), HostPortError> {
-    let wanted = wanted_routes(plan, routes);
+) -> Result<Making, HostPortError> {
     let present = present_routes(handle, plan).await?;
-    replace_routes(interface, &present, &wanted).await?;
-    reconcile_rules(handle, &wanted_rules(plan, routes)).await
+    let rules = Some(wanted_rules(plan, routes));
+    Ok(Making::begin(interface, &present, &wanted_routes(plan, routes), rules))
 }
 
 /// The same where they are what the first of the two said.
-///
-/// # Errors
-/// [`HostPortError::Kernel`], naming the route or rule.
-pub async fn change(
-    handle: &Handle,
+#[must_use]
+pub fn begin_change(
     plan: &HostPortPlan,
     interface: u32,
     (before, routes): (&HostRoutes, &HostRoutes),
-) -> Result<(), HostPortError> {
+) -> Making {
+    let is_same = before.backend_l4_ports == routes.backend_l4_ports;
+    let rules = (!is_same).then(|| wanted_rules(plan, routes));
     let (present, wanted) = (wanted_routes(plan, before), wanted_routes(plan, routes));
-    replace_routes(interface, &present, &wanted).await?;
-    if before.backend_l4_ports != routes.backend_l4_ports {
-        reconcile_rules(handle, &wanted_rules(plan, routes)).await?;
-    }
-    Ok(())
+    Making::begin(interface, &present, &wanted, rules)
 }
 
-async fn replace_routes(
-    interface: u32,
-    present: &BTreeSet<OwnRoute>,
-    wanted: &BTreeSet<OwnRoute>,
-) -> Result<(), HostPortError> {
-    let gone: Vec<&OwnRoute> = present.difference(wanted).collect();
-    let new: Vec<&OwnRoute> = wanted.difference(present).collect();
-    let message = |route: &&OwnRoute| route_message(route, interface);
-    let deletions = gone.iter().map(message).map(Change::Delete);
-    let changes: Vec<Change> = deletions.chain(new.iter().map(message).map(Change::Set)).collect();
-    route_batch::make(changes).await.map_err(|Refused { place, source }| {
-        let action = if place < gone.len() { "delete" } else { "add" };
-        let route = gone.iter().chain(&new).nth(place);
-        let of =
-            route.map_or_else(String::new, |own| format!(" {} of table {}", own.prefix, own.table));
-        HostPortError::Kernel { action: format!("{action} route{of}"), source }
-    })
+impl Making {
+    fn begin(
+        interface: u32,
+        present: &BTreeSet<OwnRoute>,
+        wanted: &BTreeSet<OwnRoute>,
+        rules: Option<BTreeSet<OwnRule>>,
+    ) -> Self {
+        let gone: Vec<OwnRoute> = present.difference(wanted).copied().collect();
+        let new: Vec<OwnRoute> = wanted.difference(present).copied().collect();
+        let message = |route| route_message(route, interface);
+        let deletions = gone.iter().map(message).map(Change::Delete);
+        let changes = deletions.chain(new.iter().map(message).map(Change::Set)).collect();
+        Self { making: route_batch::begin(changes), gone, new, rules }
+    }
+
+    /// Waits until all is made.
+    ///
+    /// # Errors
+    /// [`HostPortError::Kernel`], naming the route or rule.
+    pub async fn made(self, handle: &Handle) -> Result<(), HostPortError> {
+        let Self { making, gone, new, rules } = self;
+        making.made().await.map_err(|Refused { place, source }| {
+            let action = if place < gone.len() { "delete" } else { "add" };
+            let route = gone.iter().chain(&new).nth(place);
+            let named = |own: &OwnRoute| format!(" {} of table {}", own.prefix, own.table);
+            let of = route.map_or_else(String::new, named);
+            HostPortError::Kernel { action: format!("{action} route{of}"), source }
+        })?;
+        match rules {
+            Some(rules) => reconcile_rules(handle, &rules).await,
+            None => Ok(()),
+        }
+    }
 }
 
 /// Takes all rules of ours away.

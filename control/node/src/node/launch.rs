@@ -17,7 +17,8 @@ use super::configuration::InForce;
 use super::detach::Detached;
 use super::from_config::Machine;
 use super::{
-    ConfigUpdate, Node, NodeError, Predecessor, Publisher, Settings, Sources, termination,
+    ConfigUpdate, Node, NodeError, Predecessor, Preparing, Publisher, Settings, Sources,
+    termination,
 };
 use crate::cni::conflist::Entry;
 use crate::cni::keeper::{Plan, keep};
@@ -124,6 +125,7 @@ pub fn run(path: &Path, overrides: Overrides, take_over: bool) -> Result<(), Lau
         if config.kubernetes.enabled {
             supervisor.status("waiting for the whole cluster to be known");
         }
+        let preparing = Preparing::begin(settings)?;
         let stop = async { termination().await.map_err(LaunchError::from) };
         let mut publisher = Publisher::default();
         let take = |changes| publisher.take(changes);
@@ -143,9 +145,9 @@ pub fn run(path: &Path, overrides: Overrides, take_over: bool) -> Result<(), Lau
             in_force: Some(in_force),
             chain,
         };
-        let predecessor = take_over.then(|| Predecessor::find(&settings.run_directory));
+        let predecessor = take_over.then(|| Predecessor::find(&preparing.settings().run_directory));
         let predecessor = predecessor.transpose()?.flatten();
-        let mut node = Node::start(settings, sources, predecessor).await?;
+        let mut node = Node::start(preparing, sources, predecessor).await?;
         privileges::settle();
         node.supervise(supervisor).map_err(|source| LaunchError::System {
             action: "start the thread that feeds the service manager's watchdog",

@@ -97,6 +97,7 @@ pub use arrivals::{ARRIVALS_MAX, UNDER_WAY_MAX};
 pub use error::NodeError;
 pub use fitting::packet_bytes_max;
 pub use hand_over::Predecessor;
+pub use prepared::Preparing;
 pub use settings::Settings;
 
 use arrivals::Arrivals;
@@ -260,32 +261,30 @@ pub async fn termination() -> Result<(), NodeError> {
 
 impl Node {
     /// Starts everything, the least intrusive first: nothing is touched before all that can be
-    /// checked is, and nothing is taken from a `predecessor` before all is ready that can be. When it
+    /// checked is and all is ready that can be, and nothing is taken from a `predecessor` before all is ready that can be. When it
     /// fails it leaves nothing attached and nothing behind.
     ///
     /// # Errors
     /// [`NodeError`], naming the thing and the way out.
     pub async fn start(
-        mut settings: Settings,
+        preparing: Preparing,
         mut sources: Sources,
         predecessor: Option<Predecessor>,
     ) -> Result<Self, NodeError> {
-        privileges::check()?;
-        nat_ports::check(&settings.snat.l4_ports)?;
         let nobody = predecessor.is_none();
-        let claims = nobody.then(|| Claims::take(&settings)).transpose()?;
-        capacity::raise_open_files(settings.workers.cores.len());
-        let prepared = Prepared::new(&mut settings, &mut sources).await?;
+        let claims = nobody.then(|| Claims::take(preparing.settings())).transpose()?;
+        let prepared = Prepared::new(preparing, &mut sources).await?;
+        let settings = &prepared.settings;
         let (claims, taken) = match (claims, predecessor) {
             (Some(claims), _) => (claims, None),
             (None, Some(predecessor)) => {
-                let (claims, taken) = predecessor.hand_over(&settings, &prepared.regions).await?;
+                let (claims, taken) = predecessor.hand_over(settings, &prepared.regions).await?;
                 (claims, Some(taken))
             }
-            (None, None) => (Claims::take(&settings)?, None),
+            (None, None) => (Claims::take(settings)?, None),
         };
-        let pair = make_host_port(&settings, &prepared.follower.view(), taken.is_some()).await?;
-        match Self::assemble(settings, sources, claims, prepared, pair.as_ref()) {
+        let pair = make_host_port(settings, &prepared.follower.view(), taken.is_some()).await?;
+        match Self::assemble(sources, claims, prepared, pair.as_ref()) {
             Ok((mut node, port)) => {
                 node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
                 node.take_over_endpoints();
@@ -310,13 +309,13 @@ impl Node {
     }
 
     fn assemble(
-        settings: Settings,
         told: Sources,
         Claims { directory, network }: Claims,
         prepared: Prepared,
         pair: Option<&HostPort>,
     ) -> Result<(Self, Option<PortId>), NodeError> {
-        let Prepared { follower, redirect, unpinned, regions, live, publisher } = prepared;
+        let Prepared { settings, follower, redirect, unpinned, regions, live, publisher } =
+            prepared;
         let workers = Workers::start(&settings.workers, &regions, &redirect, live.transmit())?;
         // Sockets of the process before may have packets, and there are no tables yet.
         workers.hold_back(true);

@@ -92,8 +92,8 @@ impl Publisher {
     /// Compiles from nothing: what was remembered is not to be trusted.
     pub fn begin_anew(&mut self) {
         let nothing = ClusterState::default();
-        let changes = nothing.changes_to(self.compiled.state());
-        self.compiled = Compiled::default();
+        let mut before = std::mem::take(&mut self.compiled);
+        let changes = nothing.changes_to(before.whole_state());
         // Before those that wait, which are newer.
         changes.into_iter().for_each(|change| self.compiled.take(change));
         self.take([]);

@@ -25,7 +25,9 @@ use super::reconciles::Reconcile;
 use super::settings::{Settings, Uplink};
 use super::{Node, NodeError, check_mtu};
 use crate::forwarding_view::{EndpointAddress, ForwardingPort, HostWay, Inputs};
-use crate::host_port::{HOST_INTERFACE, HOST_V6, HostRoutes, PORT_INTERFACE};
+use crate::host_port::{
+    HOST_INTERFACE, HOST_V6, HostPortError, HostRoutes, Making, PORT_INTERFACE,
+};
 use crate::netlink::KernelView;
 use crate::netlink::neighbours::{ASKED_MAX, FORGET_FAILED};
 use crate::ours::Ours;
@@ -154,8 +156,9 @@ impl Node {
             self.workers.publish(&tables);
             self.lap(Reconcile::Workers, &mut began);
         }
+        let leading = self.begin_to_lead_host(&view).await;
         self.tell_program();
-        self.lead_host(&view).await;
+        self.end_to_lead_host(leading).await;
         self.note_control_tables();
     }
 
@@ -421,11 +424,9 @@ impl Node {
         })
     }
 
-    /// Leads host processes to local pods and services, and replies of host backends back.
-    async fn lead_host(&mut self, view: &KernelView) {
-        if self.host.is_none() {
-            return;
-        }
+    /// Begins to lead host processes to local pods and services, and replies of host backends back.
+    async fn begin_to_lead_host(&mut self, view: &KernelView) -> Option<Leading> {
+        let host = self.host.as_ref()?;
         let tables = self.publisher.tables();
         let (source_v4, source_v6) = self.uplink_addresses(view);
         let made_of = MadeOf {
@@ -436,16 +437,21 @@ impl Node {
         };
         let before = self.host_routes_of.as_ref();
         if before == Some(&made_of) {
-            return;
+            return None;
         }
+        let began = Instant::now();
         let pods = before.and_then(|before| made_of.pods_since(before));
         let is_first = before.is_none();
         self.host_routes_of = Some(made_of);
         if let Some([came, gone]) = pods {
-            self.lead_host_to_pods(came, gone).await;
-            return;
+            // Routes to services, of which a large cluster has tens of thousands, are not looked at.
+            gone.iter().for_each(|prefix| _ = self.host_routes.destinations.remove(prefix));
+            self.host_routes.destinations.extend(&came);
+            let backend_l4_ports = self.host_routes.backend_l4_ports.clone();
+            let routes = HostRoutes { destinations: came, source_v4, source_v6, backend_l4_ports };
+            let before = HostRoutes { destinations: gone, ..routes.clone() };
+            return Some(Leading { began, made: Ok(host.pair.begin_change(&before, &routes)) });
         }
-        let tables = self.publisher.tables();
         let nodes = &tables.forwarding.node_addresses;
         let services = tables.services.addresses.keys().filter(|address| !nodes.contains(address));
         let destinations = tables.forwarding.endpoints.keys().chain(services);
@@ -455,34 +461,26 @@ impl Node {
             source_v6,
             backend_l4_ports: tables.services.host_backends.iter().copied().collect(),
         };
-        if routes != self.host_routes {
-            let before = std::mem::replace(&mut self.host_routes, routes);
-            match is_first {
-                // What a process before has left is there, too.
-                true => self.mend_host_routes().await,
-                false => self.change_host_routes(&before, &self.host_routes.clone()).await,
-            }
+        if routes == self.host_routes {
+            return None;
         }
+        let before = std::mem::replace(&mut self.host_routes, routes);
+        let made = match is_first {
+            // What a process before has left is there, too.
+            true => host.pair.begin_routes(&self.host_routes).await,
+            false => Ok(host.pair.begin_change(&before, &self.host_routes)),
+        };
+        Some(Leading { began, made })
     }
 
-    /// Nothing but pods came and went: routes to services, of which a large cluster has tens of thousands,
-    /// are not looked at.
-    async fn lead_host_to_pods(&mut self, came: BTreeSet<Prefix>, gone: BTreeSet<Prefix>) {
-        gone.iter().for_each(|prefix| _ = self.host_routes.destinations.remove(prefix));
-        self.host_routes.destinations.extend(&came);
-        let HostRoutes { source_v4, source_v6, .. } = self.host_routes;
-        let backend_l4_ports = self.host_routes.backend_l4_ports.clone();
-        let routes = HostRoutes { destinations: came, source_v4, source_v6, backend_l4_ports };
-        let before = HostRoutes { destinations: gone, ..routes.clone() };
-        self.change_host_routes(&before, &routes).await;
-    }
-
-    /// Makes the host's routes and rules what they should be, where they were what they should have
-    /// been. What else may have changed them is found a second later.
-    async fn change_host_routes(&mut self, before: &HostRoutes, routes: &HostRoutes) {
-        let Some(host) = &self.host else { return };
-        let began = Instant::now();
-        match host.pair.change_routes(before, routes).await {
+    /// Waits until that is done. What else may have changed routes or rules is found a second later.
+    async fn end_to_lead_host(&mut self, leading: Option<Leading>) {
+        let (Some(host), Some(Leading { began, made })) = (&self.host, leading) else { return };
+        let made = match made {
+            Ok(making) => host.pair.made(making).await,
+            Err(error) => Err(error),
+        };
+        match made {
             Ok(()) => self.reconciles.ran(Reconcile::HostRoutes, began.elapsed()),
             Err(_) => self.mend_host_routes().await,
         }
@@ -521,6 +519,12 @@ impl Node {
         let now = Instant::now();
         self.asked.retain(|_, at| now.duration_since(*at) < FORGET_FAILED);
     }
+}
+
+/// The host's routes, while they are being made.
+struct Leading {
+    began: Instant,
+    made: Result<Making, HostPortError>,
 }
 
 /// What the host's routes were made of: most changes of a cluster leave it alone.
