@@ -15,6 +15,7 @@ RUNS=(
     "ports --quick"
     "transmit --quick"
     "veth --quick"
+    "services --quick"
     "latency --quick"
 )
 

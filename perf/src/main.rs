@@ -1,7 +1,7 @@
 //! Measures the pipeline in memory, AF_XDP on veth, and the peers beside it.
 //!
 //! Reading order: [`workload`], [`packet`] and [`spread`] (what is sent), [`pipeline`] (in memory), [`table`]
-//! (its flow table beside others), [`cluster`] (following a large cluster), [`ports`] (hundreds of sockets), [`transmit`] (ways out of a port), [`veth`] (beside the kernel),
+//! (its flow table beside others), [`cluster`] (following a large cluster), [`ports`] (hundreds of sockets), [`transmit`] (ways out of a port), [`veth`] (beside the kernel), [`services`] (many of them),
 //! [`latency`] (the whole node process, beside the kernel), then [`choice`] (what is run), [`figure`] and [`report`] (what comes out).
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod packet;
 mod pipeline;
 mod ports;
 mod report;
+mod services;
 mod spread;
 mod table;
 mod transmit;
@@ -51,6 +52,8 @@ enum Command {
     Ports(ports::Options),
     /// Packets per second on veth, beside bare AF_XDP and the kernel's nftables.
     Veth(veth::Options),
+    /// What many services cost, beside the kernel's iptables and nftables as kube-proxy lays them out.
+    Services(services::Options),
     /// Packets per second out of ports by each way, by how many leave at once and by how many ports.
     Transmit(transmit::Options),
     /// Microseconds of a round trip through the node process, and what it takes while idle.
@@ -66,6 +69,7 @@ fn main() -> Result<()> {
         Command::Cluster(options) => cluster::run(options, &mut report),
         Command::Ports(options) => ports::run(options, &mut report),
         Command::Veth(options) => veth::run(options, &mut report),
+        Command::Services(options) => services::run(options, &mut report),
         Command::Transmit(options) => transmit::run(options, &mut report),
         Command::Latency(options) => latency::run(options, &mut report),
     }

@@ -33,7 +33,9 @@ struct traffic {
 	u64 burst_interval_ns;
 	u32 first_source; // host order
 	u32 source_bits;
-	u32 ip_sum; // of the frame without source and checksum, not folded
+	u32 first_destination; // host order
+	u32 destinations;
+	u32 ip_sum; // of the frame without addresses, source port and checksum, not folded
 	u32 udp_sum;
 	struct frame frame;
 	u32 padding;
@@ -53,7 +55,7 @@ struct progress {
 	u64 waited_ns;
 };
 _Static_assert(sizeof(struct progress) == 24, "live_frames.rs");
-_Static_assert(sizeof(struct traffic) == 96, "live_frames.rs");
+_Static_assert(sizeof(struct traffic) == 104, "live_frames.rs");
 _Static_assert(sizeof(struct expected) == 12, "live_frames.rs");
 
 struct {
@@ -112,6 +114,12 @@ static inline void wait_for_turn(struct progress *progress, u64 interval_ns)
 	progress->due_ns = due_ns + interval_ns;
 }
 
+// Steps of the golden ratio visit all of `count` evenly and out of order (Weyl).
+static inline u64 spread(u64 number, u64 count)
+{
+	return ((number * 0x9e3779b97f4a7c15ULL >> 32) * count) >> 32;
+}
+
 // One caller at a time: the flow's number is not taken atomically. It is attached to a spare
 // interface as well, so that it stays in the kernel's dispatcher of XDP programs between calls:
 // going there and away takes 20 ms.
@@ -128,18 +136,21 @@ SEC("xdp") int generate(struct xdp_md *ctx)
 		wait_for_turn(sent, made->burst_interval_ns);
 	if ((void *)(frame + 1) > (void *)(long)ctx->data_end)
 		return XDP_ABORTED;
-	// Steps of the golden ratio visit all flows evenly and out of order (Weyl).
 	if (made->flows)
-		number = ((number * 0x9e3779b97f4a7c15ULL >> 32) * made->flows) >> 32;
+		number = spread(number, made->flows);
 	u32 low = number & ((1U << made->source_bits) - 1);
 	u32 address = __builtin_bswap32(made->first_source + low);
 	u16 l4_port = FIRST_L4_PORT + (u32)(number >> made->source_bits) % L4_PORTS;
 	l4_port = __builtin_bswap16(l4_port);
 	// Memory of frames is used again as the last receiver left it: everything is written.
 	*frame = made->frame;
-	u32 change = (address & 0xffff) + (address >> 16);
+	u32 destination = made->first_destination + spread(number, made->destinations);
+	destination = __builtin_bswap32(destination);
+	u32 change = (address & 0xffff) + (address >> 16) + (destination & 0xffff) + (destination >> 16);
 	frame->ip[IP_SOURCE] = address;
 	frame->ip[IP_SOURCE + 1] = address >> 16;
+	frame->ip[IP_DESTINATION] = destination;
+	frame->ip[IP_DESTINATION + 1] = destination >> 16;
 	frame->ip[IP_CHECKSUM] = ~folded(made->ip_sum + change);
 	frame->udp[UDP_SOURCE] = l4_port;
 	u16 checksum = ~folded(folded(made->udp_sum + change) + l4_port);

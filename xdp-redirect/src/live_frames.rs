@@ -38,7 +38,10 @@ pub struct Traffic {
     pub first_source: Ipv4Addr,
     /// Source addresses, as a power of two, at most 24.
     pub source_bits: u32,
-    /// The frame, with the destination, its source address and port and both checksums zero.
+    /// Destination addresses, the frame's and those that follow it; every flow has one, and all have as
+    /// many flows as nearly as can be.
+    pub destinations: u32,
+    /// The frame, with the (first) destination, its source address and port and both checksums zero.
     pub frame: [u8; FRAME_BYTES],
 }
 
@@ -69,13 +72,15 @@ struct TrafficEntry {
     burst_interval_ns: u64,
     first_source: u32,
     source_bits: u32,
+    first_destination: u32,
+    destinations: u32,
     ip_sum: u32,
     udp_sum: u32,
     frame: [u8; FRAME_BYTES],
     padding: u32,
 }
-const _: () = assert!(size_of::<TrafficEntry>() == 96);
-// SAFETY: `repr(C)` integers and bytes without padding (2 * 8 + 4 * 4 + 60 + 4): any bytes are a value.
+const _: () = assert!(size_of::<TrafficEntry>() == 104);
+// SAFETY: `repr(C)` integers and bytes without padding (2 * 8 + 6 * 4 + 60 + 4): any bytes are a value.
 unsafe impl Pod for TrafficEntry {}
 
 #[derive(Clone, Copy)]
@@ -151,7 +156,10 @@ impl LiveFrames {
             let value = traffic.source_bits.into();
             return Err(Error::OutOfRange { what: "source_bits", value, max: 24 });
         }
-        let word = |at: usize| u16::from_ne_bytes([traffic.frame[at], traffic.frame[at + 1]]);
+        let mut summed = traffic.frame;
+        let octets = [summed[30], summed[31], summed[32], summed[33]];
+        summed[30..34].fill(0);
+        let word = |at: usize| u16::from_ne_bytes([summed[at], summed[at + 1]]);
         let sum = |from: usize, to: usize| -> u32 {
             (from..to).step_by(2).map(|at| u32::from(word(at))).sum()
         };
@@ -161,6 +169,8 @@ impl LiveFrames {
             burst_interval_ns: 0,
             first_source: traffic.first_source.to_bits(),
             source_bits: traffic.source_bits,
+            first_destination: u32::from_be_bytes(octets),
+            destinations: traffic.destinations,
             ip_sum: sum(14, 34),
             udp_sum: pseudo_header + sum(34, FRAME_BYTES),
             frame: traffic.frame,

@@ -1,5 +1,5 @@
-//! The kernel as a node: routing, conntrack, an nftables DNAT and policy, its receive processing
-//! in a kernel thread on the node's core.
+//! The kernel as a node: routing, conntrack, DNAT and policy by its rules, its receive processing in a
+//! kernel thread on the node's core.
 
 use std::fs;
 use std::io::Read as _;
@@ -15,10 +15,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::awake::{Awake, SpunTime};
 use super::network::Links;
-use super::service::{
-    CLIENT_BITS, CLIENTS, IDLE, PODS, PODS_BITS, PODS_NETWORK, nftables, pod_address,
-};
-use crate::netns;
+use super::rules::Rules;
+use super::service::{CLIENT_BITS, CLIENTS, IDLE, Job, PODS_BITS, PODS_NETWORK, pod_address};
 
 /// Conntrack entries allowed: the host's limit, for it counts in every namespace.
 const CONNTRACK_MAX: u64 = 8 << 20;
@@ -79,7 +77,7 @@ pub struct KernelNode {
 
 impl KernelNode {
     /// Sets it up in its namespace.
-    pub fn new(links: Links, core: CpuId) -> Result<Self> {
+    pub fn new(links: Links, core: CpuId, rules: Rules, job: &Job) -> Result<Self> {
         let (uplink, pod) = (&links.uplink, &links.pod);
         let gateway = "10.0.0.2";
         let mut commands = format!(
@@ -90,7 +88,7 @@ impl KernelNode {
             links.client_mac(),
             32 - CLIENT_BITS,
         );
-        for number in 1..=PODS {
+        for number in job.pods() {
             let (address, mac) = (pod_address(number), links.server_mac());
             commands += &format!("neigh replace {address} lladdr {mac} dev {pod} nud permanent\n");
         }
@@ -103,9 +101,7 @@ impl KernelNode {
              ethtool -K {uplink} gro on\n\
              echo 1 >/sys/class/net/{uplink}/threaded"
         ))?;
-        let namespace = &links.namespace;
-        netns::run("ip", &["netns", "exec", namespace, "nft", "-f", "-"], &nftables())
-            .context("`nft` is of the package nftables")?;
+        rules.load(&links, job)?;
         // These files come with the namespace's first use of conntrack.
         links.shell(&format!(
             "echo {seconds} >{CONNTRACK}/nf_conntrack_udp_timeout\n\

@@ -16,34 +16,35 @@
 //! live XDP frames for 32 packets and more (`-live`), so that a comparison is of equals. What a node
 //! chooses is `-live` where the pod's end can take them, as the server's here can.
 //!
-//! Reading order: [`service`] (the job), [`network`] (links), [`worker`] and [`kernel`] (nodes),
-//! [`source`] (how a rate is measured), this file (cases, rounds, ratios).
+//! Reading order: [`service`] (the job), [`network`] (links), [`worker`], [`kernel`] and [`rules`] (nodes),
+//! [`source`] (how a rate is measured), [`subject`] (rounds), this file (cases, ratios).
 
 mod awake;
 pub mod kernel;
-mod network;
-mod service;
-mod source;
-mod worker;
+pub mod network;
+pub mod rules;
+pub mod service;
+pub mod source;
+pub mod subject;
+pub mod worker;
 
-use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use pinning::CpuId;
-use xdp_redirect::live_frames::Expected;
 
 use crate::choice::chosen;
 use crate::figure::{Figure, median};
 use crate::interrupt;
-use crate::packet;
 use crate::report::Report;
-use kernel::{KernelNode, Limits};
+use kernel::Limits;
 use network::Network;
-use service::{FRONTEND, POD_PORT, PODS_BITS, PODS_NETWORK};
-use source::{Path, Sample, Source};
-use worker::{Work, WorkerNode};
+use rules::Rules;
+use service::Job;
+use source::{Sample, Source};
+use subject::{Subject, Task, Turns};
+use worker::Work;
 
 const BENCH: &str = "veth";
 const RATE: &str = "kpps";
@@ -98,46 +99,6 @@ const PLACEMENTS: [&str; 2] = ["", "-onecore"];
 /// What an AF_XDP subject is called after that has live frames as a second way out.
 const LIVE: &str = "-live";
 
-enum Node {
-    Worker(WorkerNode),
-    Kernel(KernelNode),
-}
-
-struct Subject {
-    name: String,
-    node: Node,
-    path: Path,
-    samples: Vec<Sample>,
-}
-
-impl Subject {
-    fn set_active(&self, is_active: bool) {
-        match &self.node {
-            Node::Worker(node) => node.set_active(is_active),
-            Node::Kernel(node) => node.set_active(is_active),
-        }
-    }
-
-    fn flush(&self) -> Result<()> {
-        match &self.node {
-            Node::Worker(node) => node.flush(),
-            Node::Kernel(node) => node.flush(),
-        }
-        .with_context(|| self.name.clone())
-    }
-
-    /// Does `work` while this subject alone is active.
-    fn active<T>(&mut self, work: impl FnOnce(&mut Path) -> Result<T>) -> Result<T> {
-        self.set_active(true);
-        let result = work(&mut self.path);
-        self.set_active(false);
-        result.with_context(|| match &self.node {
-            Node::Worker(node) => format!("{} (dropped: {})", self.name, node.drops()),
-            Node::Kernel(_) => self.name.clone(),
-        })
-    }
-}
-
 /// Runs the cases and reports.
 ///
 /// # Errors
@@ -157,7 +118,19 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
     pinning::apply::pin_current_thread(source_core)?;
     let flows = if options.quick { QUICK_FLOWS } else { FLOWS };
     let subjects = names.iter().zip(0..).map(|(name, number)| {
-        subject(&mut network, name, number, flows, core).with_context(|| (*name).clone())
+        let (kind, is_onecore) = match name.strip_suffix(PLACEMENTS[1]) {
+            Some(kind) => (kind, true),
+            None => (name.as_str(), false),
+        };
+        let links = network.add_node(number)?;
+        let (live, job) = (kind.ends_with(LIVE), Job::ONE_SERVICE);
+        let work = match kind {
+            "nftables" => Task::Kernel(Rules::Least),
+            "bare" => Task::Worker(Work::Bare),
+            "bare-live" => Task::Worker(Work::BareLive),
+            _ => Task::Worker(Work::Xskiff { flows, live, job }),
+        };
+        Subject::new(name, links, work, (core, is_onecore), &job).with_context(|| (*name).clone())
     });
     let mut subjects = subjects.collect::<Result<Vec<Subject>>>()?;
     header(report, &subjects, source_core, core)?;
@@ -180,52 +153,13 @@ fn cores(options: &Options) -> Result<(CpuId, CpuId)> {
     Ok((options.source_core.map_or(first, CpuId), options.core.map_or(last, CpuId)))
 }
 
-fn subject(
-    network: &mut Network,
-    name: &str,
-    number: u8,
-    flows: usize,
-    core: CpuId,
-) -> Result<Subject> {
-    let links = network.add_node(number)?;
-    let (kind, is_onecore) = match name.strip_suffix(PLACEMENTS[1]) {
-        Some(kind) => (kind, true),
-        None => (name, false),
-    };
-    let translated = Expected {
-        destination: SocketAddrV4::new(PODS_NETWORK, POD_PORT),
-        address_bits: PODS_BITS,
-        ttl: packet::TTL - 1,
-    };
-    let unchanged = Expected { destination: FRONTEND, address_bits: 32, ttl: packet::TTL };
-    let expected = if kind.starts_with("bare") { unchanged } else { translated };
-    let mut path = Path::new(&links, &expected)?;
-    let node = match kind {
-        "nftables" => {
-            let node = KernelNode::new(links, core)?;
-            path.subtract(node.spun_time());
-            Node::Kernel(node)
-        }
-        "bare" => Node::Worker(WorkerNode::new(links, Work::Bare, is_onecore, core)?),
-        "bare-live" => Node::Worker(WorkerNode::new(links, Work::BareLive, is_onecore, core)?),
-        _ => {
-            let work = Work::Xskiff { flows, live: kind.ends_with(LIVE) };
-            Node::Worker(WorkerNode::new(links, work, is_onecore, core)?)
-        }
-    };
-    Ok(Subject { name: name.to_owned(), node, path, samples: Vec::new() })
-}
-
 fn header(
     report: &Report,
     subjects: &[Subject],
     source_core: CpuId,
     core: CpuId,
 ) -> std::io::Result<()> {
-    let modes = subjects.iter().find_map(|subject| match &subject.node {
-        Node::Worker(node) => Some(node.modes()),
-        Node::Kernel(_) => None,
-    });
+    let modes = subjects.iter().find_map(Subject::modes);
     report.header(&[
         format!(
             "mode     veth of one queue, XDP and AF_XDP {}; 60-byte UDP, bursts of 64",
@@ -253,26 +187,15 @@ fn measure(
     report: &mut Report,
 ) -> Result<()> {
     report.progress(&format!("case {}", case.name));
-    let (rounds, millis, tries) = match options.quick {
-        true => (2, 10, 1),
-        false => (options.rounds, options.millis, options.tries),
+    let turns = match options.quick {
+        true => Turns::QUICK,
+        false => Turns {
+            rounds: options.rounds,
+            run: Duration::from_millis(options.millis),
+            tries: options.tries,
+        },
     };
-    let run = Duration::from_millis(millis);
-    for subject in &mut *subjects {
-        subject.samples.clear();
-        subject.path.begin_case();
-        subject.flush()?;
-        subject.active(|path| source.warm_up(path, case.flows, run))?;
-    }
-    for _ in 0..rounds {
-        for subject in &mut *subjects {
-            if case.flows.is_none() {
-                subject.flush()?;
-            }
-            let sample = subject.active(|path| source.measure(path, case.flows, run, tries))?;
-            subject.samples.push(sample);
-        }
-    }
+    subject::measure(case.flows, turns, source, subjects)?;
     for subject in &*subjects {
         let of = |value: fn(&Sample) -> f64| subject.samples.iter().map(value).collect::<Vec<_>>();
         let rates = of(|sample| sample.kpps);

@@ -1,4 +1,4 @@
-//! The job that every subject does: one service of ten pods, policy, and a way to each.
+//! The job that every subject does: services, the pods behind them, policy, and a way to each.
 
 use dataplane::address::{MacAddr, Protocol};
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
@@ -14,22 +14,24 @@ use dataplane::time::Seconds;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
+use control::compile::maglev;
+
 use super::network::Links;
 
 /// The way to the client.
 pub const UPLINK: PortId = PortId(0);
 /// The way to the server, which has all pods' addresses.
 pub const POD: PortId = PortId(1);
-/// Where clients send to.
-pub const FRONTEND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 10), 53);
+/// Where the first service listens, and every other at an address after it (RFC 6598).
+pub const FRONTEND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(100, 64, 0, 1), 53);
+/// Leading bits of the services' addresses that all share.
+pub const FRONTENDS_BITS: u8 = 10;
 /// L4 port of the pods.
 pub const POD_PORT: u16 = 8053;
 /// The pods: addresses of this network, from 1 on.
 pub const PODS_NETWORK: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 0);
 /// Leading bits of it that all pods share.
 pub const PODS_BITS: u8 = 24;
-/// Number of pods.
-pub const PODS: u8 = 10;
 /// First address of the clients (RFC 2544).
 pub const CLIENTS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// Addresses of the clients, as a power of two.
@@ -38,33 +40,139 @@ pub const CLIENT_BITS: u32 = 17;
 /// that flows meant to be there are.
 pub const IDLE: Seconds = Seconds(600);
 
+/// How much of it there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Job {
+    /// Services.
+    pub services: u32,
+    /// Pods, each behind many services where there are many.
+    pub pods: u8,
+    /// Pods behind each service, at most all of them.
+    pub backends: u8,
+}
+
+impl Job {
+    /// One service of ten pods.
+    pub const ONE_SERVICE: Self = Self { services: 1, pods: 10, backends: 10 };
+
+    /// Where a service listens, from 0 on.
+    pub fn frontend(&self, service: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(FRONTEND.ip().to_bits() + service)
+    }
+
+    /// Numbers of the pods behind a service: others' differ.
+    pub fn backends_of(&self, service: u32) -> impl Iterator<Item = u8> {
+        let (pods, apart) = (u32::from(self.pods), u32::from(self.pods / self.backends));
+        let first = service % pods;
+        (0..u32::from(self.backends)).map(move |place| ((first + place * apart) % pods) as u8 + 1)
+    }
+
+    /// Numbers of all pods.
+    pub fn pods(&self) -> impl Iterator<Item = u8> {
+        1..=self.pods
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.pods().map(|number| pod_address(number).into())
+    }
+
+    /// The tables in force for xskiff.
+    pub fn tables(&self, links: &Links) -> Tables {
+        let pods = Identity(Identity::FIRST_COMPILED);
+        let clients = Identity(Identity::FIRST_COMPILED + 1);
+        Tables {
+            generation: 1,
+            ports: self.ports(links),
+            forwarding: Arc::new(self.forwarding(links)),
+            services: Arc::new(self.service_table()),
+            identities: Arc::new(IdentityTable {
+                exact: self.addresses().map(|address| (address, pods)).collect(),
+                prefixes: [(clients_prefix(), clients)].into_iter().collect(),
+            }),
+            policy: Arc::new(policy(pods, clients)),
+            timeouts: Timeouts { udp: IDLE, udp_stream: IDLE, ..Timeouts::default() },
+            ..Tables::default()
+        }
+    }
+
+    fn ports(&self, links: &Links) -> Arc<[Option<Port>]> {
+        let port = |name: &str, kind, mac, own: Vec<IpAddr>| {
+            Some(Port {
+                name: name.into(),
+                kind,
+                mac,
+                mtu: 1500,
+                checksums: Checksums::Complete,
+                addresses: own.into(),
+            })
+        };
+        Arc::new([
+            port(&links.uplink, PortKind::Uplink, links.uplink_mac(), Vec::new()),
+            port(&links.pod, PortKind::Pod, links.pod_mac(), self.addresses().collect()),
+        ])
+    }
+
+    fn forwarding(&self, links: &Links) -> Forwarding {
+        let hop = |port, source, destination: MacAddr, neighbour: Ipv4Addr| NextHop {
+            port,
+            to_host: false,
+            source,
+            destination: Some(destination),
+            mtu: 1500,
+            neighbour: neighbour.into(),
+        };
+        let gateway = Ipv4Addr::new(10, 0, 0, 2);
+        Forwarding {
+            next_hops: vec![
+                hop(UPLINK, links.uplink_mac(), links.client_mac(), gateway),
+                hop(POD, links.pod_mac(), links.server_mac(), pod_address(1)),
+            ],
+            endpoints: self.addresses().map(|address| (address, NextHopId(1))).collect(),
+            routes: [(prefix(Ipv4Addr::UNSPECIFIED, 0), Route::Via(NextHopId(0)))]
+                .into_iter()
+                .collect(),
+            ..Forwarding::default()
+        }
+    }
+
+    fn service_table(&self) -> ServiceTable {
+        let mut table = ServiceTable::default();
+        for number in 0..self.services {
+            let at = Frontend {
+                address: self.frontend(number).into(),
+                protocol: Protocol::UDP,
+                l4_port: FRONTEND.port(),
+            };
+            table.frontends.insert(at, (ServiceId(number), FrontendKind::LoadBalancer));
+            table.addresses.insert(at.address, ());
+            table.services.insert(ServiceId(number), Arc::new(self.service(number)));
+        }
+        table
+    }
+
+    fn service(&self, number: u32) -> Service {
+        let backend =
+            |pod| Backend { address: pod_address(pod).into(), l4_port: POD_PORT, local: true };
+        let mut backends: Vec<Backend> = self.backends_of(number).map(backend).collect();
+        backends.sort_unstable();
+        let maglev = maglev::build(&backends);
+        let set = Arc::new(BackendSet { backends: backends.into(), maglev });
+        Service {
+            name: format!("default/perf-{number}:dns").into(),
+            cluster: Arc::clone(&set),
+            local: set,
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            source_ranges: Box::default(),
+            changes_family: false,
+        }
+    }
+}
+
 /// Address of a pod, from 1 on.
 pub fn pod_address(number: u8) -> Ipv4Addr {
     let [a, b, c, _] = PODS_NETWORK.octets();
     Ipv4Addr::new(a, b, c, number)
-}
-
-/// The tables in force for xskiff.
-pub fn tables(links: &Links) -> Tables {
-    let pods = Identity(Identity::FIRST_COMPILED);
-    let clients = Identity(Identity::FIRST_COMPILED + 1);
-    Tables {
-        generation: 1,
-        ports: ports(links),
-        forwarding: Arc::new(forwarding(links)),
-        services: Arc::new(services()),
-        identities: Arc::new(IdentityTable {
-            exact: addresses().map(|address| (address, pods)).collect(),
-            prefixes: [(clients_prefix(), clients)].into_iter().collect(),
-        }),
-        policy: Arc::new(policy(pods, clients)),
-        timeouts: Timeouts { udp: IDLE, udp_stream: IDLE, ..Timeouts::default() },
-        ..Tables::default()
-    }
-}
-
-fn addresses() -> impl Iterator<Item = IpAddr> {
-    (1..=PODS).map(|number| pod_address(number).into())
 }
 
 /// Networks of both files are constants: their lengths fit.
@@ -72,76 +180,14 @@ fn prefix(address: Ipv4Addr, length: u8) -> Prefix {
     Prefix::new(address.into(), length).unwrap_or_else(|| Prefix::host(address.into()))
 }
 
-fn clients_prefix() -> Prefix {
+/// Where clients are.
+pub fn clients_prefix() -> Prefix {
     prefix(CLIENTS, 32 - CLIENT_BITS as u8)
 }
 
-fn ports(links: &Links) -> Arc<[Option<Port>]> {
-    let port = |name: &str, kind, mac, own: Vec<IpAddr>| {
-        Some(Port {
-            name: name.into(),
-            kind,
-            mac,
-            mtu: 1500,
-            checksums: Checksums::Complete,
-            addresses: own.into(),
-        })
-    };
-    Arc::new([
-        port(&links.uplink, PortKind::Uplink, links.uplink_mac(), Vec::new()),
-        port(&links.pod, PortKind::Pod, links.pod_mac(), addresses().collect()),
-    ])
-}
-
-fn forwarding(links: &Links) -> Forwarding {
-    let hop = |port, source, destination: MacAddr, neighbour: Ipv4Addr| NextHop {
-        port,
-        to_host: false,
-        source,
-        destination: Some(destination),
-        mtu: 1500,
-        neighbour: neighbour.into(),
-    };
-    let gateway = Ipv4Addr::new(10, 0, 0, 2);
-    Forwarding {
-        next_hops: vec![
-            hop(UPLINK, links.uplink_mac(), links.client_mac(), gateway),
-            hop(POD, links.pod_mac(), links.server_mac(), pod_address(1)),
-        ],
-        endpoints: addresses().map(|address| (address, NextHopId(1))).collect(),
-        routes: [(prefix(Ipv4Addr::UNSPECIFIED, 0), Route::Via(NextHopId(0)))]
-            .into_iter()
-            .collect(),
-        ..Forwarding::default()
-    }
-}
-
-fn services() -> ServiceTable {
-    let backends: Box<[Backend]> =
-        addresses().map(|address| Backend { address, l4_port: POD_PORT, local: true }).collect();
-    // A Maglev table as large as the compiler's for ten backends.
-    let maglev = (0..1021).map(|slot: u16| slot % u16::from(PODS)).collect();
-    let set = Arc::new(BackendSet { backends, maglev });
-    let service = Arc::new(Service {
-        name: "default/perf:dns".into(),
-        cluster: Arc::clone(&set),
-        local: set,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        source_ranges: Box::default(),
-        changes_family: false,
-    });
-    let at = Frontend {
-        address: (*FRONTEND.ip()).into(),
-        protocol: Protocol::UDP,
-        l4_port: FRONTEND.port(),
-    };
-    ServiceTable {
-        frontends: [(at, (ServiceId(0), FrontendKind::LoadBalancer))].into_iter().collect(),
-        addresses: [at.address].into_iter().collect(),
-        services: [(ServiceId(0), service)].into_iter().collect(),
-        ..ServiceTable::default()
-    }
+/// Where services are.
+pub fn frontends_prefix() -> Prefix {
+    prefix(*FRONTEND.ip(), FRONTENDS_BITS)
 }
 
 /// The pods admit the clients on their port, and nobody else.
@@ -155,27 +201,4 @@ fn policy(pods: Identity, clients: Identity) -> Policy {
     let table = Arc::new(VerdictTable { by_peer, ..VerdictTable::default() });
     let subject = SubjectPolicy { ingress: Some(table), ..SubjectPolicy::default() };
     Policy { subjects: [(pods, subject)].into_iter().collect() }
-}
-
-/// The same for the kernel: DNAT by a hash of the client, and the policy.
-pub fn nftables() -> String {
-    let backends: Vec<String> =
-        (1..=PODS).map(|number| format!("{} : {}", number - 1, pod_address(number))).collect();
-    let (address, l4_port) = (FRONTEND.ip(), FRONTEND.port());
-    format!(
-        "table ip perf {{\n\
-         chain services {{\n\
-         type nat hook prerouting priority dstnat; policy accept;\n\
-         ip daddr {address} udp dport {l4_port} dnat to jhash ip saddr . udp sport mod {PODS} \
-         map {{ {} }} : {POD_PORT}\n\
-         }}\n\
-         chain pods {{\n\
-         type filter hook forward priority filter; policy drop;\n\
-         ct state established,related accept\n\
-         ip saddr {} ip daddr {PODS_NETWORK}/{PODS_BITS} udp dport {POD_PORT} accept\n\
-         }}\n\
-         }}\n",
-        backends.join(", "),
-        clients_prefix(),
-    )
 }

@@ -15,7 +15,7 @@ use xdp_redirect::loader::interface_index;
 
 use super::awake::SpunTime;
 use super::network::Links;
-use super::service::{CLIENT_BITS, CLIENTS, FRONTEND};
+use super::service::{CLIENT_BITS, CLIENTS, FRONTEND, Job};
 use crate::interrupt;
 use crate::machine::{TICKS, machine_seconds};
 use crate::packet;
@@ -74,7 +74,7 @@ pub struct Path {
 
 impl Path {
     /// Over `links`; the server counts what is as `expected`.
-    pub fn new(links: &Links, expected: &Expected) -> Result<Self> {
+    pub fn new(links: &Links, expected: &Expected, job: &Job) -> Result<Self> {
         let unspecified = std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0);
         let mut frame = packet::udp(unspecified, FRONTEND);
         frame[..6].copy_from_slice(&links.uplink_mac().0);
@@ -89,6 +89,7 @@ impl Path {
                 flows: None,
                 first_source: CLIENTS,
                 source_bits: CLIENT_BITS,
+                destinations: job.services,
                 frame,
             },
             best_offer_kpps: None,

@@ -12,10 +12,10 @@ use dataplane::counters::WorkerCounters;
 use dataplane::event::Reports;
 use dataplane::flows::{Capacities, Capacity, FlowTables};
 use dataplane::handoff::{Handoff, Inboxes};
-use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter, Mailbox};
 use dataplane::pipeline::Pipeline;
 use dataplane::port::{PortId, PortKind, Ports};
+use dataplane::tables::Tables;
 use dataplane::time::Nanos;
 use dataplane::worker::{BURST, Received, RxBurst, Worker};
 use nix::time::{ClockId, clock_gettime};
@@ -31,7 +31,7 @@ use xdp_redirect::{LiveTransmit, Redirect, Socket, Umem, WorkerPorts};
 
 use super::kernel::pin_receiver;
 use super::network::Links;
-use super::service::{FRONTEND, POD, UPLINK, tables};
+use super::service::{Job, POD, UPLINK, frontends_prefix};
 use crate::flow_memory::flow_tables;
 
 /// IPv4 flows that there is room for before the table grows.
@@ -60,6 +60,8 @@ pub enum Work {
         flows: usize,
         /// Whether live frames are a second way out.
         live: bool,
+        /// What it does.
+        job: Job,
     },
 }
 
@@ -197,8 +199,8 @@ fn run(
             }
             Err(error) => drop(ready.send(Err(error))),
         },
-        Work::Xskiff { flows, live } => match add_sockets(ports, sockets, live)
-            .and_then(|ports| worker(links, ports, flows, shared))
+        Work::Xskiff { flows, live, job } => match add_sockets(ports, sockets, live)
+            .and_then(|ports| worker(ports, flows, job.tables(links), shared))
         {
             Ok(mut worker) => {
                 drop(ready.send(Ok(modes)));
@@ -291,11 +293,8 @@ impl Sockets {
         heartbeat.sleep();
         let umem = Umem::new(UmemConfig::default())?;
         let config = SocketConfig::default();
-        let ours = OurPrefix {
-            prefix: Prefix::host((*FRONTEND.ip()).into()),
-            translated: true,
-            on_stall: OnStall::Drop,
-        };
+        let ours =
+            OurPrefix { prefix: frontends_prefix(), translated: true, on_stall: OnStall::Drop };
         redirect.change_prefixes(&[ours], &[])?;
         let mut modes = Vec::new();
         let mut add = |port: PortId, kind, interface: &str, config: &SocketConfig| {
@@ -332,9 +331,9 @@ fn live_transmit(links: &Links) -> Result<LiveTransmit> {
 }
 
 fn worker(
-    links: &Links,
     ports: WorkerPorts,
     flows: usize,
+    tables: Tables,
     shared: &Shared,
 ) -> Result<Worker<WorkerPorts>> {
     let capacities = Capacities {
@@ -346,7 +345,7 @@ fn worker(
     let pipeline = Pipeline::new(
         0,
         1,
-        Arc::new(tables(links)),
+        Arc::new(tables),
         hold,
         Arc::clone(&shared.counters),
         Arc::new(Reports::default()),
