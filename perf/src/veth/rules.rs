@@ -130,7 +130,7 @@ fn nftables_services(job: &Job, numbers: std::ops::Range<u32>) -> String {
 
 fn policy() -> String {
     format!(
-        "table ip policy {{\n\
+        "table ip perf {{\n\
          chain pods {{\n\
          type filter hook forward priority filter; policy drop;\n\
          ct state established,related accept\n\

@@ -30,6 +30,8 @@ const STEP: f64 = 1.25;
 const GAIN: f64 = 1.02;
 /// Offers of one measurement at most.
 const STEPS: usize = 24;
+/// Passes over all flows until they are there, at most.
+const PASSES: usize = 60;
 /// What is kept of an offer that was best once: a bad moment must not lower all that follows.
 const KEPT: f64 = 0.8;
 /// Length of one call of the source, at the pace that is wanted.
@@ -118,13 +120,24 @@ impl Source {
         Ok(Self { frames: LiveFrames::load(spare)? })
     }
 
-    /// Sends so many flows' packets without measuring, that each flow is there.
+    /// Sends so many flows' packets without measuring, until no more of them arrive: then each flow is
+    /// there. Where beginning one takes long, most packets of the first passes are lost.
     pub fn warm_up(&mut self, path: &mut Path, flows: Option<u64>, run: Duration) -> Result<()> {
         self.choose(path, flows)?;
         let kpps = self.usual_offer(path, run)?;
-        let packets = 3.0 * flows.unwrap_or(0) as f64;
-        self.offer(path, kpps, Duration::from_secs_f64(packets / (kpps * 1e3)))?;
-        Ok(())
+        let Some(flows) = flows else { return Ok(()) };
+        let pass = Duration::from_secs_f64(3.0 * flows as f64 / (kpps * 1e3));
+        let mut most = 0.0;
+        for _ in 0..PASSES {
+            let delivered = self.offer(path, kpps, pass)?.kpps;
+            if delivered < GAIN * most {
+                break;
+            }
+            most = delivered;
+        }
+        // What was best while flows began is not what is best now.
+        path.best_offer_kpps = None;
+        self.usual_offer(path, run).map(drop)
     }
 
     /// Measures until nobody disturbs, at most `tries` times; each of the three offers takes `run`.
