@@ -46,3 +46,14 @@ pub fn machine_seconds(fields: &[usize]) -> Result<f64> {
     let sum: u64 = fields.iter().filter_map(|field| ticks.get(*field)).sum();
     Ok(sum as f64 / TICKS)
 }
+
+/// Bytes of this process's memory that are in RAM (`/proc/self/statm`, proc_pid_statm(5)).
+///
+/// # Errors
+/// No `/proc`.
+pub fn resident_bytes() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/self/statm").context("/proc/self/statm")?;
+    let pages = text.split_whitespace().nth(1).context("/proc/self/statm begins otherwise")?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.context("a page size")?;
+    Ok(pages.parse::<f64>()? * page as f64)
+}

@@ -22,7 +22,6 @@ mod quiet;
 mod synthetic;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::hint::black_box;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -43,6 +42,7 @@ use dataplane::tables::Tables;
 
 use crate::choice::chosen;
 use crate::figure::Figure;
+use crate::machine::resident_bytes;
 use crate::pipeline::pin;
 use crate::report::Report;
 use crate::spread::Random;
@@ -160,14 +160,6 @@ impl Published {
             Arc::clone(&compiled.services),
         ))
     }
-}
-
-/// Bytes of this process's memory that are in RAM (`/proc/self/statm`, proc_pid_statm(5)).
-fn resident_bytes() -> Result<f64> {
-    let text = fs::read_to_string("/proc/self/statm").context("/proc/self/statm")?;
-    let pages = text.split_whitespace().nth(1).context("/proc/self/statm begins otherwise")?;
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.context("a page size")?;
-    Ok(pages.parse::<f64>()? * page as f64)
 }
 
 fn measure_flood(size: Size, options: &Options, report: &mut Report) -> Result<()> {

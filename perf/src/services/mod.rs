@@ -5,6 +5,16 @@
 //! go to all services evenly. For each number of services there are nodes of their own; those of one
 //! number are measured in turns. The source's core also does xskiff's receive softirq; the kernel
 //! receives in a thread on the node's core.
+//!
+//! | case | what a sample is |
+//! |---|---|
+//! | `established/N` | thousand packets a second of flows that stand |
+//! | `new/N` | flows a second, each of one packet |
+//! | `load/N` | the control thread's time for all objects at once ([`compiled`]) |
+//! | `endpoint-change/N` | the same for one endpoint that is not ready any more |
+//! | `memory/N` | objects, compiler and tables, for each service |
+
+mod compiled;
 
 use std::time::Duration;
 
@@ -50,7 +60,7 @@ pub struct Options {
         value_parser = clap::value_parser!(u32).range(1..=i64::from(SERVICES_MAX))
     )]
     counts: Vec<u32>,
-    /// Cases to run, of established and new; all when not given.
+    /// Cases to run, of established, new and compiled; all when not given.
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
     /// Subjects to run, of xskiff, xskiff-live, iptables and nftables; all when not given.
@@ -79,9 +89,14 @@ struct Case {
     scale: f64,
 }
 
-const CASES: [Case; 2] = [
+/// Case of what the control thread does.
+const COMPILED: &str = "compiled";
+/// Times that is measured: each run makes all objects anew.
+const COMPILED_RUNS: u32 = 5;
+const CASES: [Case; 3] = [
     Case { name: "established", flows: Some(ESTABLISHED), unit: "kpps", scale: 1.0 },
     Case { name: "new", flows: None, unit: "conn/s", scale: 1000.0 },
+    Case { name: COMPILED, flows: None, unit: "", scale: 1.0 },
 ];
 const SUBJECTS: [&str; 4] = ["xskiff", "xskiff-live", "iptables", "nftables"];
 
@@ -109,8 +124,16 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
     let counts = if options.quick { QUICK.to_vec() } else { options.counts.clone() };
     ensure!(counts.is_sorted(), "--counts: give the smaller numbers of services first");
     header(report, source_core, core)?;
+    let (in_memory, cases): (Vec<&Case>, Vec<&Case>) =
+        cases.into_iter().partition(|case| case.name == COMPILED);
+    if !in_memory.is_empty() {
+        for services in &counts {
+            let runs = if options.quick { 1 } else { COMPILED_RUNS };
+            compiled::measure(*services, runs, report)?;
+        }
+    }
     let mut all = Vec::new();
-    for services in counts {
+    for services in counts.into_iter().filter(|_| !cases.is_empty()) {
         let rates = at(services, &cases, &names, options, (source_core, core), report);
         all.extend(rates.with_context(|| format!("{services} services"))?);
     }

@@ -3,9 +3,10 @@
 //! A single service is one nftables rule with a hash of the client, the least that can be asked of the
 //! kernel. Many are as kube-proxy lays them out: in its iptables mode a chain with a rule for each
 //! service, one after the other, a chain for each service that chooses by chance, and one for each
-//! endpoint; in its nftables mode a map of addresses and ports to the same chains. Endpoints' chains are
-//! shared by the services that they are behind, which kube-proxy does not do: with one for each of
-//! 250,000 neither `nft` nor `iptables-restore` comes to an end, and the kernel walks as many of them.
+//! endpoint; in its nftables mode a map of addresses and ports to the same chains. Services with equal
+//! endpoints share a chain, and so do endpoints that are one pod, which kube-proxy does not do: with tens
+//! of thousands of chains `nft` takes minutes for ten thousand, and more for the next. It is to the
+//! kernel's advantage: the chains that it walks are as long, and stay in its caches.
 
 use anyhow::{Context, Result};
 
@@ -14,9 +15,6 @@ use super::service::{
     FRONTEND, Job, POD_PORT, PODS_BITS, PODS_NETWORK, clients_prefix, pod_address,
 };
 use crate::netns;
-
-/// Services that `nft` is given at once: what it takes for one grows with those beside it.
-const AT_ONCE: u32 = 2000;
 
 /// How the kernel is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,13 +40,7 @@ impl Rules {
                 nft(&policy())
             }
             Self::Nftables => {
-                nft(&nftables_endpoints(job))?;
-                let mut first = 0;
-                while first < job.services {
-                    let end = job.services.min(first.saturating_add(AT_ONCE));
-                    nft(&nftables_services(job, first..end))?;
-                    first = end;
-                }
+                nft(&nftables(job))?;
                 nft(&policy())
             }
             Self::Iptables => {
@@ -77,7 +69,7 @@ fn least(job: &Job) -> String {
     )
 }
 
-fn nftables_endpoints(job: &Job) -> String {
+fn nftables(job: &Job) -> String {
     let mut script = String::from(
         "table ip perf {\n\
          chain mark-for-masquerade {\n\
@@ -103,25 +95,20 @@ fn nftables_endpoints(job: &Job) -> String {
              }}\n"
         );
     }
-    script + "}\n"
-}
-
-fn nftables_services(job: &Job, numbers: std::ops::Range<u32>) -> String {
-    let mut script = String::from("table ip perf {\n");
-    for number in numbers.clone() {
-        let endpoints = job.backends_of(number).enumerate();
+    for set in job.sets() {
+        let endpoints = job.backends_of(set).enumerate();
         let ways: Vec<String> =
             endpoints.map(|(place, pod)| format!("{place} : goto endpoint-{pod}")).collect();
         script += &format!(
-            "chain service-{number} {{\nnumgen random mod {} vmap {{ {} }}\n}}\n",
+            "chain service-{set} {{\nnumgen random mod {} vmap {{ {} }}\n}}\n",
             job.backends,
             ways.join(", "),
         );
     }
-    let elements: Vec<String> = numbers
+    let elements: Vec<String> = (0..job.services)
         .map(|number| {
             let (address, l4_port) = (job.frontend(number), FRONTEND.port());
-            format!("{address} . udp . {l4_port} : goto service-{number}")
+            format!("{address} . udp . {l4_port} : goto service-{}", job.set_of(number))
         })
         .collect();
     let elements = elements.join(",\n");
@@ -148,8 +135,8 @@ fn iptables(job: &Job) -> String {
     for pod in job.pods() {
         script += &format!(":KUBE-SEP-{pod} - [0:0]\n");
     }
-    for number in 0..job.services {
-        script += &format!(":KUBE-SVC-{number} - [0:0]\n");
+    for set in job.sets() {
+        script += &format!(":KUBE-SVC-{set} - [0:0]\n");
     }
     script += "-A PREROUTING -j KUBE-SERVICES\n-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000\n";
     for pod in job.pods() {
@@ -161,18 +148,22 @@ fn iptables(job: &Job) -> String {
     }
     for number in 0..job.services {
         let (address, l4_port) = (job.frontend(number), FRONTEND.port());
+        let set = job.set_of(number);
         script += &format!(
-            "-A KUBE-SERVICES -d {address}/32 -p udp -m udp --dport {l4_port} -j KUBE-SVC-{number}\n"
+            "-A KUBE-SERVICES -d {address}/32 -p udp -m udp --dport {l4_port} -j KUBE-SVC-{set}\n"
         );
-        for (place, pod) in job.backends_of(number).enumerate() {
+    }
+    for set in job.sets() {
+        for (place, pod) in job.backends_of(set).enumerate() {
             let left = usize::from(job.backends) - place;
             let chance = match left {
                 1 => String::new(),
                 left => {
-                    format!("-m statistic --mode random --probability {:.11} ", 1.0 / left as f64)
+                    let chance = 1.0 / left as f64;
+                    format!("-m statistic --mode random --probability {chance:.11} ")
                 }
             };
-            script += &format!("-A KUBE-SVC-{number} {chance}-j KUBE-SEP-{pod}\n");
+            script += &format!("-A KUBE-SVC-{set} {chance}-j KUBE-SEP-{pod}\n");
         }
     }
     let clients = clients_prefix();

@@ -60,10 +60,20 @@ impl Job {
         Ipv4Addr::from_bits(FRONTEND.ip().to_bits() + service)
     }
 
-    /// Numbers of the pods behind a service: others' differ.
+    /// Services of this number and all that leave the same rest have equal backends.
+    pub fn set_of(&self, service: u32) -> u32 {
+        service % u32::from(self.pods)
+    }
+
+    /// One service of each such set.
+    pub fn sets(&self) -> impl Iterator<Item = u32> {
+        0..self.services.min(u32::from(self.pods))
+    }
+
+    /// Numbers of the pods behind a service.
     pub fn backends_of(&self, service: u32) -> impl Iterator<Item = u8> {
         let (pods, apart) = (u32::from(self.pods), u32::from(self.pods / self.backends));
-        let first = service % pods;
+        let first = self.set_of(service);
         (0..u32::from(self.backends)).map(move |place| ((first + place * apart) % pods) as u8 + 1)
     }
 

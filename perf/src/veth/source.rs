@@ -32,6 +32,8 @@ const GAIN: f64 = 1.02;
 const STEPS: usize = 24;
 /// Passes over all flows until they are there, at most.
 const PASSES: usize = 60;
+/// Passes that bring no more than those before, after which all flows are there.
+const ENOUGH: usize = 2;
 /// What is kept of an offer that was best once: a bad moment must not lower all that follows.
 const KEPT: f64 = 0.8;
 /// Length of one call of the source, at the pace that is wanted.
@@ -127,13 +129,14 @@ impl Source {
         let kpps = self.usual_offer(path, run)?;
         let Some(flows) = flows else { return Ok(()) };
         let pass = Duration::from_secs_f64(3.0 * flows as f64 / (kpps * 1e3));
-        let mut most = 0.0;
+        let (mut most, mut without_gain) = (0.0, 0);
         for _ in 0..PASSES {
             let delivered = self.offer(path, kpps, pass)?.kpps;
-            if delivered < GAIN * most {
+            without_gain = if delivered < GAIN * most { without_gain + 1 } else { 0 };
+            most = delivered.max(most);
+            if without_gain == ENOUGH {
                 break;
             }
-            most = delivered;
         }
         // What was best while flows began is not what is best now.
         path.best_offer_kpps = None;
