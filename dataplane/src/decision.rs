@@ -328,7 +328,8 @@ fn choose_backend(
     let service = tables.services.get(id).ok_or(DropReason::NoBackend)?;
     findings.service = Some(id);
     let from_outside = port.kind == PortKind::Uplink;
-    if from_outside && kind == FrontendKind::LoadBalancer && !admitted(service, key.source()) {
+    // Of clients in the cluster too, as kube-proxy has it: only the policy does not concern them.
+    if kind == FrontendKind::LoadBalancer && !admitted(service, key.source()) {
         return Err(DropReason::SourceRange);
     }
     let set = backend_set(service, kind, from_outside);

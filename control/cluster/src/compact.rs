@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use control::model::convert::NOT_OBEYED;
 use control::model::{
-    AnnotatedRate, Endpoint, EndpointSlice, Kind, L4Ports, LabelSelector, Labels, NamedPort,
+    AnnotatedRate, Endpoint, EndpointSlice, Hints, Kind, L4Ports, LabelSelector, Labels, NamedPort,
     Namespace, NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod, PodBandwidth,
     PodPhase, PolicyMode, PolicyRule, PortMatch, Requirement, Service, ServicePort, SlicePort, Uid,
 };
@@ -158,14 +158,15 @@ macro_rules! fields {
 }
 
 fields!(Namespace: name, labels, mode);
-fields!(Node: name, addresses, pod_cidrs, mode);
+fields!(Node: name, addresses, pod_cidrs, zone, is_leaving, mode);
 fields!(NamedPort: name, protocol, l4_port);
 fields!(Pod: name, uid, labels, addresses, node, named_ports, host_network, phase, terminating,
     bandwidth);
 fields!(PodBandwidth: ingress, egress);
 fields!(ServicePort: name, protocol, l4_port, node_port);
 fields!(SlicePort: name, protocol, l4_port);
-fields!(Endpoint: address, ready, serving, terminating, node);
+fields!(Hints: nodes, zones);
+fields!(Endpoint: address, ready, serving, terminating, node, hints);
 fields!(EndpointSlice: name, service, ports, endpoints);
 fields!(PortMatch: protocol, l4_ports);
 fields!(PolicyRule: peers, ports);
@@ -318,12 +319,12 @@ impl<T: Compact> Compact for Box<[T]> {
     }
 }
 
-impl Compact for Box<PodBandwidth> {
+impl<T: Compact> Compact for Box<T> {
     fn put(&self, out: &mut Vec<u8>) {
         (**self).put(out);
     }
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
-        PodBandwidth::take(from).map(Self::new)
+        T::take(from).map(Self::new)
     }
 }
 

@@ -10,7 +10,7 @@ use dataplane::tables::Tables;
 use super::objects::within;
 use super::{Audited, Auditor, Moment};
 use crate::compile::maglev;
-use crate::model::{Endpoint, EndpointSlice, Service, ServicePort};
+use crate::model::{Endpoint, EndpointSlice, Hints, Service, ServicePort};
 
 type Backends = BTreeSet<(IpAddr, u16)>;
 
@@ -202,6 +202,30 @@ fn usable(moment: &Moment<'_>, all: &[Target<'_>], local_only: bool) -> Backends
         let here = all.iter().filter(|(_, one)| !local_only || is_local(one));
         here.filter(|(_, one)| wanted(one)).map(|(at, _)| *at).collect()
     };
-    let ready = pick(&|one| one.ready);
+    let hinted: Vec<&Endpoint> = all.iter().map(|(_, one)| *one).filter(|one| one.ready).collect();
+    let own = moment.state.nodes.get(&moment.node.name).and_then(|node| node.zone.as_deref());
+    let for_node = for_here(&hinted, |hints| &hints.nodes, Some(&moment.node.name));
+    let for_zone = for_here(&hinted, |hints| &hints.zones, own);
+    let meant = for_node.or(for_zone).filter(|_| !local_only);
+    let is_meant = |one: &Endpoint| {
+        meant.as_ref().is_none_or(|meant| meant.iter().any(|other| std::ptr::eq(*other, one)))
+    };
+    let ready = pick(&|one| one.ready && is_meant(one));
     if ready.is_empty() { pick(&|one| one.serving && one.terminating) } else { ready }
+}
+
+/// Those that have a hint of a kind for `here`, where all of them have any of that kind; `None` where
+/// there is none, or another has none.
+fn for_here<'a>(
+    ready: &[&'a Endpoint],
+    of: impl Fn(&Hints) -> &Vec<std::sync::Arc<str>>,
+    here: Option<&str>,
+) -> Option<Vec<&'a Endpoint>> {
+    let names = |one: &Endpoint| one.hints.as_deref().map_or_else(Vec::new, |all| of(all).clone());
+    if ready.iter().any(|one| names(one).is_empty()) {
+        return None;
+    }
+    let is_for_here = |one: &&Endpoint| names(one).iter().any(|name| Some(&**name) == here);
+    let meant: Vec<&Endpoint> = ready.iter().copied().filter(is_for_here).collect();
+    (!meant.is_empty()).then_some(meant)
 }

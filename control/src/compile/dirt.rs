@@ -10,7 +10,7 @@ use super::claims::Claim;
 use super::policies::{PortName, Uses, is_audited};
 use super::selectors::{Scope, Selector, namespace_labels};
 use super::{Compiled, NodeView};
-use crate::model::{LabelSelector, Object, ObjectKey, ObjectName, Pod};
+use crate::model::{LabelSelector, Node, Object, ObjectKey, ObjectName, Pod};
 use crate::store::Change;
 
 /// Looks at pods by one selector after the other, as many as there are pods times this, cost more
@@ -179,6 +179,10 @@ impl Compiled {
             return;
         }
         self.node_changes += 1;
+        let zone = |node: Option<&Node>| node.and_then(|node| node.zone.clone());
+        if *name == *self.node.name && zone(before.as_ref()) != zone(after) {
+            self.dirt.services.extend(self.balanced.with_hints().iter().cloned());
+        }
         if let Some(before) = before {
             for address in before.addresses {
                 self.node_addresses.remove(address, name);

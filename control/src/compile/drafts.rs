@@ -10,7 +10,7 @@ use dataplane::address::Protocol;
 use dataplane::lb::{Frontend, FrontendKind, Service};
 
 use super::NodeView;
-use super::endpoints::Endpoints;
+use super::endpoints::{Endpoints, Here};
 use super::maglev;
 use super::services::{Key, Services};
 use super::warnings::Warning;
@@ -25,6 +25,8 @@ pub(super) struct Draft {
     pub(super) name: ObjectName,
     pub(super) ports: Vec<PortDraft>,
     pub(super) has_endpoint_without_node: bool,
+    /// Whether its backends depend on which zone the node is in.
+    pub(super) has_hints: bool,
     pub(super) told: BTreeSet<Warning>,
 }
 
@@ -84,13 +86,16 @@ impl<'a> Drafting<'a> {
             name: name.clone(),
             ports: Vec::new(),
             has_endpoint_without_node: false,
+            has_hints: false,
             told: BTreeSet::new(),
         };
         let service = self.state.services.get(name).filter(|service| !service.headless);
         let Some(service) = service else { return draft };
         let slices: Vec<&EndpointSlice> = self.services.slices_of(name, self.state).collect();
-        let mut endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
-        draft.has_endpoint_without_node = endpoints.any(|endpoint| endpoint.node.is_none());
+        for endpoint in slices.iter().flat_map(|slice| &slice.endpoints) {
+            draft.has_endpoint_without_node |= endpoint.node.is_none();
+            draft.has_hints |= endpoint.hints.is_some();
+        }
         warn(service, self.node, !slices.is_empty(), &mut draft.told);
         for (place, port) in service.ports.iter().enumerate() {
             if !matches!(port.protocol, Protocol::TCP | Protocol::UDP) {
@@ -111,6 +116,11 @@ impl<'a> Drafting<'a> {
         draft
     }
 
+    fn here(&self) -> Here<'a> {
+        let node = self.state.nodes.get(&self.node.name);
+        Here { node: &self.node.name, zone: node.and_then(|node| node.zone.as_deref()) }
+    }
+
     fn of_port(
         &self,
         service: &model::Service,
@@ -118,8 +128,13 @@ impl<'a> Drafting<'a> {
         endpoints: &Endpoints<'_>,
         warnings: &mut BTreeSet<Warning>,
     ) -> Service {
-        let mut cluster = endpoints.usable(false);
-        let mut local = endpoints.usable(true);
+        let (topology, why_not) = endpoints.topology(self.here());
+        let mut cluster = endpoints.of_cluster(topology);
+        let mut local = endpoints.of_node();
+        if let Some(why_not) = why_not {
+            let message = format!("topology hints of its endpoints are not followed: {why_not}");
+            warnings.insert(Warning::new(format!("Service {}", service.name), message));
+        }
         let count = cluster.len();
         if count > maglev::BACKENDS_MAX {
             cluster.truncate(maglev::BACKENDS_MAX);

@@ -1,8 +1,10 @@
 //! Which endpoints of a service are used as backends, and one Maglev table for each set of them.
 //!
-//! Readiness is kube-proxy's: an endpoint that does not say is ready; terminating ones are used
-//! while they still serve and no ready one is left, which is decided for all backends and for the
-//! node's own separately.
+//! The choice is kube-proxy's (`CategorizeEndpoints`): an endpoint that does not say is ready;
+//! terminating ones are used while they still serve and no ready one is left, which is decided for all
+//! backends and for the node's own separately. Hints narrow all of them to those for this node, or
+//! else to those for its zone, where every ready endpoint has such a hint and any of them is for here;
+//! to the node's own they say nothing.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +19,7 @@ use hashbrown::hash_map::Entry;
 use super::NodeView;
 use super::maglev;
 use super::warnings::Warning;
-use crate::model::{self, Endpoint, EndpointSlice, ServicePort};
+use crate::model::{self, Endpoint, EndpointSlice, Hints, ServicePort};
 
 /// The endpoints of one service port in one family, by what they are.
 pub(super) struct Endpoints<'a> {
@@ -83,26 +85,101 @@ impl<'a> Endpoints<'a> {
         Self { all, changes_family: false }
     }
 
-    /// The usable ones, ordered by address and L4 port: the ready, or else those that still serve.
-    pub(super) fn usable(&self, local_only: bool) -> Vec<Backend> {
-        let pick = |wanted: fn(&Endpoint) -> bool| -> Vec<Backend> {
-            self.all
-                .iter()
-                .filter(|(_, (endpoint, local))| (*local || !local_only) && wanted(endpoint))
-                .map(|(&(address, l4_port), (_, local))| Backend {
-                    address,
-                    l4_port,
-                    local: *local,
-                })
+    /// The usable ones of the whole cluster, ordered by address and L4 port: the ready that hints
+    /// leave, or else those that still serve.
+    pub(super) fn of_cluster(&self, topology: Topology<'_>) -> Vec<Backend> {
+        self.ready_or_ending(|endpoint, _| topology.takes(endpoint), |_| true)
+    }
+
+    /// The usable ones of this node.
+    pub(super) fn of_node(&self) -> Vec<Backend> {
+        self.ready_or_ending(|_, local| local, |local| local)
+    }
+
+    fn ready_or_ending(
+        &self,
+        takes_ready: impl Fn(&Endpoint, bool) -> bool,
+        takes_ending: impl Fn(bool) -> bool,
+    ) -> Vec<Backend> {
+        let pick = |takes: &dyn Fn(&Endpoint, bool) -> bool| -> Vec<Backend> {
+            let all = self.all.iter().filter(|(_, (endpoint, local))| takes(endpoint, *local));
+            all.map(|(&(address, l4_port), &(_, local))| Backend { address, l4_port, local })
                 .collect()
         };
-        let ready = pick(|endpoint| endpoint.ready);
-        if ready.is_empty() {
-            pick(|endpoint| endpoint.serving && endpoint.terminating)
-        } else {
-            ready
+        let ready = pick(&|endpoint, local| endpoint.ready && takes_ready(endpoint, local));
+        if !ready.is_empty() {
+            return ready;
+        }
+        pick(&|endpoint, local| is_ending(endpoint) && takes_ending(local))
+    }
+
+    /// What hints narrow the ready ones to as seen from `here`, and why they narrow to nothing where
+    /// all of them have hints.
+    pub(super) fn topology<'b>(&self, here: Here<'b>) -> (Topology<'b>, Option<String>) {
+        let none = Hints::default();
+        let ready = || self.all.values().filter(|(endpoint, _)| endpoint.ready);
+        let hints = || ready().map(|(endpoint, _)| endpoint.hints.as_deref().unwrap_or(&none));
+        if ready().next().is_none() {
+            return (Topology::Anywhere, None);
+        }
+        let mut why = None;
+        if hints().all(|hints| !hints.nodes.is_empty()) {
+            let node = Topology::Node(here.node);
+            if hints().any(|hints| node.is_meant(hints)) {
+                return (node, None);
+            }
+            why = Some(format!("hints name no endpoint for this node ({})", here.node));
+        }
+        if hints().all(|hints| !hints.zones.is_empty()) {
+            let Some(name) = here.zone else {
+                let text = "the Node of this name has no label topology.kubernetes.io/zone";
+                return (Topology::Anywhere, Some(text.into()));
+            };
+            let zone = Topology::Zone(name);
+            if hints().any(|hints| zone.is_meant(hints)) {
+                return (zone, None);
+            }
+            why = Some(format!("hints name no endpoint for this zone ({name})"));
+        }
+        (Topology::Anywhere, why)
+    }
+}
+
+/// Where this node is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Here<'a> {
+    pub(super) node: &'a str,
+    pub(super) zone: Option<&'a str>,
+}
+
+/// Which of the ready endpoints are used, whichever node they are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Topology<'a> {
+    /// All.
+    Anywhere,
+    /// Those that are hinted for this node.
+    Node(&'a str),
+    /// Those that are hinted for this zone.
+    Zone(&'a str),
+}
+
+impl Topology<'_> {
+    pub(super) fn takes(self, endpoint: &Endpoint) -> bool {
+        self == Self::Anywhere || endpoint.hints.as_ref().is_some_and(|hints| self.is_meant(hints))
+    }
+
+    fn is_meant(self, hints: &Hints) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::Node(name) => hints.nodes.iter().any(|node| **node == *name),
+            Self::Zone(name) => hints.zones.iter().any(|zone| **zone == *name),
         }
     }
+}
+
+/// Whether it serves on although it is about to go.
+pub(super) fn is_ending(endpoint: &Endpoint) -> bool {
+    endpoint.serving && endpoint.terminating
 }
 
 fn is_local(endpoint: &Endpoint, node: &NodeView) -> bool {

@@ -61,6 +61,8 @@ pub(super) struct Services {
     slices: HashMap<ObjectName, BTreeSet<ObjectName>>,
     /// Services with endpoints that do not say on which node they are.
     without_node: BTreeSet<ObjectName>,
+    /// Services with endpoints that have hints.
+    with_hints: BTreeSet<ObjectName>,
     sets: BackendSets,
     listeners: Listeners,
     host_backends: HashMap<(Protocol, u16), usize>,
@@ -75,6 +77,7 @@ impl Default for Services {
             compiled: HashMap::new(),
             slices: HashMap::new(),
             without_node: BTreeSet::new(),
+            with_hints: BTreeSet::new(),
             sets: BackendSets::default(),
             listeners: Listeners::default(),
             host_backends: HashMap::new(),
@@ -111,15 +114,25 @@ impl Services {
         &self.without_node
     }
 
+    /// Services whose backends depend on which zone the node is in.
+    pub(super) fn with_hints(&self) -> &BTreeSet<ObjectName> {
+        &self.with_hints
+    }
+
     /// Takes over the services as they were drafted; gives what is told of them.
     pub(super) fn put(&mut self, drafts: Vec<Draft>, node: &NodeView) -> Told {
         let (mut all_told, mut touched) = (Told::new(), BTreeSet::new());
         for draft in drafts {
-            let Draft { name, ports, has_endpoint_without_node, told } = draft;
-            if has_endpoint_without_node {
-                self.without_node.insert(name.clone());
-            } else {
-                self.without_node.remove(&name);
+            let Draft { name, ports, has_endpoint_without_node, has_hints, told } = draft;
+            for (is_in, services) in [
+                (has_endpoint_without_node, &mut self.without_node),
+                (has_hints, &mut self.with_hints),
+            ] {
+                if is_in {
+                    services.insert(name.clone());
+                } else {
+                    services.remove(&name);
+                }
             }
             let entries = self.numbered(&name, ports, node);
             all_told.push((Source::Service(name.clone()), told));

@@ -21,6 +21,10 @@ use super::{
     PodBandwidth, PodPhase, PolicyMode, Requirement,
 };
 
+/// The label of a Node that says in which zone it is.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// The taint of a Node that is about to be taken away.
+pub const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 /// Longest object name: a DNS subdomain (RFC 1123).
 const NAME_BYTES_MAX: usize = 253;
 
@@ -84,12 +88,20 @@ fn read_node(object: core::Node) -> Result<Node, Problem> {
             addresses.push(address(&format!("status.addresses[{index}].address"), &entry.address)?);
         }
     }
-    let ranges = object
-        .spec
-        .and_then(|spec| spec.pod_cidrs.or_else(|| spec.pod_cidr.map(|range| vec![range])));
+    let spec = object.spec.unwrap_or_default();
+    let ranges = spec.pod_cidrs.or_else(|| spec.pod_cidr.map(|range| vec![range]));
     let pod_cidrs = prefixes("spec.podCIDRs", &ranges.unwrap_or_default())?;
+    let is_marked = spec.taints.iter().flatten().any(|taint| taint.key == LEAVING_TAINT);
     let mode = PolicyMode::of(object.metadata.annotations.as_ref());
-    Ok(Node { name, addresses, pod_cidrs, mode })
+    let zone = object.metadata.labels.and_then(|mut labels| labels.remove(ZONE_LABEL));
+    Ok(Node {
+        name,
+        addresses,
+        pod_cidrs,
+        zone: zone.filter(|zone| !zone.is_empty()).map(Into::into),
+        is_leaving: is_marked || object.metadata.deletion_timestamp.is_some(),
+        mode,
+    })
 }
 
 /// Reads a Pod.

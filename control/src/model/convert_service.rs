@@ -11,10 +11,10 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use super::convert::{
     Problem, address, l4_port, namespaced_name, prefixes, problem, protocol, title,
 };
-use super::{Endpoint, EndpointSlice, InvalidObject, Service, ServicePort, SlicePort};
+use super::{Endpoint, EndpointSlice, Hints, InvalidObject, Service, ServicePort, SlicePort};
 
 /// Fields of a Service that are understood but not obeyed.
-pub const NOT_OBEYED: [&str; 2] = ["spec.sessionAffinity", "spec.trafficDistribution"];
+pub const NOT_OBEYED: [&str; 1] = ["spec.sessionAffinity"];
 
 /// The label that ties an EndpointSlice to its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -166,8 +166,8 @@ fn traffic_policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, Prob
 }
 
 fn not_obeyed(spec: &core::ServiceSpec) -> Vec<&'static str> {
-    let is_set =
-        [spec.session_affinity.as_deref() == Some("ClientIP"), spec.traffic_distribution.is_some()];
+    // `trafficDistribution` is for whoever writes the slices: their hints say what comes of it.
+    let is_set = [spec.session_affinity.as_deref() == Some("ClientIP")];
     NOT_OBEYED
         .into_iter()
         .zip(is_set)
@@ -237,5 +237,15 @@ fn read_endpoint(
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
         node: entry.node_name.map(Arc::from),
+        hints: entry.hints.map(hints).filter(|hints| *hints != Hints::default()).map(Box::new),
     })
+}
+
+fn hints(hints: discovery::EndpointHints) -> Hints {
+    let nodes = hints.for_nodes.unwrap_or_default();
+    let zones = hints.for_zones.unwrap_or_default();
+    Hints {
+        nodes: nodes.into_iter().map(|node| node.name.into()).collect(),
+        zones: zones.into_iter().map(|zone| zone.name.into()).collect(),
+    }
 }

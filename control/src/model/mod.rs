@@ -121,6 +121,10 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<Prefix>,
+    /// The label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+    /// Whether it is about to go: deleted, or tainted `ToBeDeletedByClusterAutoscaler`.
+    pub is_leaving: bool,
     /// How policy is meant that is enforced there.
     pub mode: PolicyMode,
 }
@@ -251,12 +255,23 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// `conditions.ready`; absent means ready.
     pub ready: bool,
-    /// `conditions.serving`; absent means serving.
+    /// `conditions.serving`; absent means serving, whatever `ready` says (discovery.k8s.io/v1).
     pub serving: bool,
     /// `conditions.terminating`; absent means not.
     pub terminating: bool,
     /// `nodeName`.
     pub node: Option<Arc<str>>,
+    /// `hints`; `None` without any.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Whose clients an endpoint is meant for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `forNodes[].name`.
+    pub nodes: Vec<Arc<str>>,
+    /// `forZones[].name`.
+    pub zones: Vec<Arc<str>>,
 }
 
 /// An EndpointSlice of addresses (FQDN slices hold none).

@@ -177,7 +177,14 @@ pub fn cluster() -> impl Strategy<Value = Cluster> {
         // What the other node says of itself is none of this one's business.
         for (name, address, mode) in [("one", own, own_mode), ("two", other, PolicyMode::Audit)] {
             let pod_cidrs = Vec::new();
-            let node = Node { name: name.into(), addresses: vec![address], pod_cidrs, mode };
+            let node = Node {
+                name: name.into(),
+                addresses: vec![address],
+                pod_cidrs,
+                zone: None,
+                is_leaving: false,
+                mode,
+            };
             state.nodes.insert(name.into(), node);
         }
         state.pods = pods.into_iter().map(|pod| (pod.name.clone(), pod)).collect();

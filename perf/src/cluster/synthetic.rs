@@ -103,6 +103,7 @@ impl Size {
                 serving: true,
                 terminating: false,
                 node: Some(node_name(node).into()),
+                hints: None,
             }
         });
         let slice = EndpointSlice {

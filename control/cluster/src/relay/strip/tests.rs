@@ -140,9 +140,11 @@ fn the_other_kinds_are_read_alike() {
         core::Node,
         node,
         json!({
-            "metadata": { "name": "n1", "labels": { "a": "b" }, "resourceVersion": "1" },
+            "metadata": { "name": "n1", "resourceVersion": "1",
+                "labels": { "a": "b", "topology.kubernetes.io/zone": "z1" } },
             "spec": { "podCIDR": "10.0.1.0/24", "podCIDRs": ["10.0.1.0/24", "fd00:1::/64"],
-                "taints": [{ "key": "a", "effect": "NoSchedule" }] },
+                "taints": [{ "key": "a", "effect": "NoSchedule" },
+                    { "key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule", "value": "1" }] },
             "status": {
                 "addresses": [{ "type": "InternalIP", "address": "192.168.0.1" }],
                 "images": [{ "names": ["large"] }], "conditions": [{ "type": "Ready", "status": "True" }],
@@ -150,6 +152,8 @@ fn the_other_kinds_are_read_alike() {
         })
     );
     assert!(left["status"].get("images").is_none());
+    assert_eq!(left["metadata"]["labels"], json!({ "topology.kubernetes.io/zone": "z1" }));
+    assert_eq!(left["spec"]["taints"].as_array().map(Vec::len), Some(1));
     read_alike!(
         Service,
         core::Service,
@@ -179,6 +183,7 @@ fn the_other_kinds_are_read_alike() {
             "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }],
             "endpoints": [{ "addresses": ["10.0.0.5"], "nodeName": "n1",
                 "conditions": { "ready": true, "serving": true, "terminating": false },
+                "hints": { "forZones": [{ "name": "z1" }], "forNodes": [{ "name": "n1" }] },
                 "targetRef": { "kind": "Pod", "name": "web-0", "namespace": "shop" } }],
         })
     );
