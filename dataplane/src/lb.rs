@@ -13,7 +13,7 @@ use crate::shared_map::SharedMap;
 pub struct Frontend {
     /// ClusterIP, external IP or load balancer ingress address.
     pub address: IpAddr,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: Protocol,
     /// Service port.
     pub l4_port: u16,
@@ -99,6 +99,8 @@ pub enum FrontendKind {
     LoadBalancer,
     /// A node port on one of the node's addresses.
     NodePort,
+    /// A pod's `hostPort` on one of the node's addresses.
+    HostPort,
 }
 
 /// All services in force.
@@ -106,8 +108,8 @@ pub enum FrontendKind {
 pub struct ServiceTable {
     /// Exact frontends.
     pub frontends: SharedMap<Frontend, (ServiceId, FrontendKind)>,
-    /// Node ports, for who lists them. Each is in `frontends` too, once for each of the node's
-    /// addresses that serves it: packets are matched there alone.
+    /// L4 ports of frontends on the node's own addresses, for who has to be told of them. Each is in
+    /// `frontends` too, once for each of the addresses that serve it: packets are matched there alone.
     pub node_ports: SharedMap<(Protocol, u16), ServiceId>,
     /// Every address some frontend uses: a packet to one of them with no frontend is dropped
     /// ([`crate::DropReason::NoServicePort`]), never routed.

@@ -29,6 +29,8 @@ pub(super) struct Dirt {
     pub(super) policies: BTreeSet<ObjectName>,
     /// Themselves or their slices.
     pub(super) services: BTreeSet<ObjectName>,
+    /// Pods whose host ports may be others.
+    pub(super) host_ports: BTreeSet<ObjectName>,
     /// Local endpoints that came or went, or whose Pod object did.
     pub(super) endpoints: BTreeSet<ObjectName>,
     /// Whether policies are under audit here may have changed.
@@ -44,6 +46,7 @@ impl Dirt {
             && self.counted_namespaces.is_empty()
             && self.policies.is_empty()
             && self.services.is_empty()
+            && self.host_ports.is_empty()
             && self.endpoints.is_empty()
             && !self.own_mode
             && !self.unknown_pods
@@ -109,6 +112,8 @@ impl Compiled {
         self.claims.add_pod(after);
         self.dirt.note_claims_of(after);
         let name = after.name.clone();
+        let has_host_ports = !after.host_ports.is_empty();
+        self.note_host_ports(&name, has_host_ports);
         self.note_pod_at(&name);
         if before.is_none() {
             let pods = self.pods_in.entry(Arc::clone(&name.namespace)).or_default();
@@ -122,6 +127,7 @@ impl Compiled {
     fn note_pod_gone(&mut self, pod: &Pod) {
         self.claims.remove_pod(pod);
         self.dirt.note_claims_of(pod);
+        self.note_host_ports(&pod.name, false);
         self.note_pod_at(&pod.name);
         let namespace = &pod.name.namespace;
         if let Some(pods) = self.pods_in.get_mut(namespace) {
@@ -130,6 +136,19 @@ impl Compiled {
                 self.pods_in.remove(namespace);
                 self.dirt.counted_namespaces.insert(Arc::clone(namespace));
             }
+        }
+    }
+
+    /// A pod that has host ports, or had some.
+    fn note_host_ports(&mut self, name: &ObjectName, has_any: bool) {
+        let had_any = self.with_host_ports.contains(name);
+        if has_any && !had_any {
+            self.with_host_ports.insert(name.clone());
+        } else if had_any && !has_any {
+            self.with_host_ports.remove(name);
+        }
+        if has_any || had_any {
+            self.dirt.host_ports.insert(name.clone());
         }
     }
 
@@ -255,6 +274,7 @@ impl Compiled {
         };
         if endpoints_apart(&before) != endpoints_apart(node) {
             self.dirt.services.extend(self.state.services.keys().cloned());
+            self.dirt.host_ports.extend(self.with_host_ports.iter().cloned());
         } else if before.endpoints != node.endpoints {
             self.dirt.services.extend(self.balanced.without_node().iter().cloned());
         }
@@ -265,6 +285,9 @@ impl Compiled {
         // Whether its pod is local.
         if let Some(pod) = self.state.pods.get(name) {
             self.dirt.addresses.extend(&pod.addresses);
+            if !pod.host_ports.is_empty() {
+                self.dirt.host_ports.insert(name.clone());
+            }
         }
         self.dirt.endpoints.insert(name.clone());
     }

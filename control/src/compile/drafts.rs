@@ -6,23 +6,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dataplane::address::Protocol;
 use dataplane::lb::{Frontend, FrontendKind, Service};
 
 use super::NodeView;
 use super::endpoints::{Endpoints, Here};
+use super::host_ports;
 use super::maglev;
-use super::services::{Key, Services};
+use super::services::{Key, Owner, Services};
 use super::warnings::Warning;
-use crate::model::{self, EndpointSlice, ObjectName, ServicePort};
+use crate::model::{self, EndpointSlice, ServicePort};
 use crate::store::ClusterState;
 
 /// Services that a thread takes at once.
 const TAKEN_AT_ONCE: usize = 64;
 
-/// A service as it is to be; without ports where it is gone, or headless.
+/// A service as it is to be, or a pod's host ports; without ports where it is gone, or headless.
 pub(super) struct Draft {
-    pub(super) name: ObjectName,
+    pub(super) owner: Owner,
     pub(super) ports: Vec<PortDraft>,
     pub(super) has_endpoint_without_node: bool,
     /// Whether its backends depend on which zone the node is in.
@@ -42,7 +42,7 @@ pub(super) struct PortDraft {
 
 /// Services that are to be drafted, by whoever has time.
 pub(super) struct Drafting<'a> {
-    names: Vec<&'a ObjectName>,
+    owners: Vec<Owner>,
     next: AtomicUsize,
     services: &'a Services,
     state: &'a ClusterState,
@@ -54,18 +54,18 @@ pub(super) type Drafted = Vec<(usize, Vec<Draft>)>;
 
 impl<'a> Drafting<'a> {
     pub(super) fn new(
-        names: impl IntoIterator<Item = &'a ObjectName>,
+        owners: impl IntoIterator<Item = Owner>,
         services: &'a Services,
         state: &'a ClusterState,
         node: &'a NodeView,
     ) -> Self {
-        let names = names.into_iter().collect();
-        Self { names, next: AtomicUsize::new(0), services, state, node }
+        let owners = owners.into_iter().collect();
+        Self { owners, next: AtomicUsize::new(0), services, state, node }
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.names.len()
+        self.owners.len()
     }
 
     /// Drafts until nothing is left to be taken.
@@ -73,21 +73,31 @@ impl<'a> Drafting<'a> {
         let mut drafted = Drafted::new();
         loop {
             let first = self.next.fetch_add(TAKEN_AT_ONCE, Ordering::Relaxed);
-            let Some(rest) = self.names.get(first..).filter(|rest| !rest.is_empty()) else {
+            let Some(rest) = self.owners.get(first..).filter(|rest| !rest.is_empty()) else {
                 return drafted;
             };
             let taken = &rest[..rest.len().min(TAKEN_AT_ONCE)];
-            drafted.push((first, taken.iter().map(|name| self.draft(name)).collect()));
+            drafted.push((first, taken.iter().map(|owner| self.draft(owner)).collect()));
         }
     }
 
-    fn draft(&self, name: &ObjectName) -> Draft {
+    fn draft(&self, owner: &Owner) -> Draft {
         let mut draft = Draft {
-            name: name.clone(),
+            owner: owner.clone(),
             ports: Vec::new(),
             has_endpoint_without_node: false,
             has_hints: false,
             told: BTreeSet::new(),
+        };
+        let name = match owner {
+            Owner::Service(name) => name,
+            Owner::Pod(name) => {
+                if let Some(pod) = self.state.pods.get(name) {
+                    let sets = self.services.sets();
+                    draft.ports = host_ports::draft(pod, self.node, sets, &mut draft.told);
+                }
+                return draft;
+            }
         };
         let service = self.state.services.get(name).filter(|service| !service.headless);
         let Some(service) = service else { return draft };
@@ -98,15 +108,12 @@ impl<'a> Drafting<'a> {
         }
         warn(service, self.node, !slices.is_empty(), &mut draft.told);
         for (place, port) in service.ports.iter().enumerate() {
-            if !matches!(port.protocol, Protocol::TCP | Protocol::UDP) {
-                continue;
-            }
             for ipv4 in [true, false] {
                 let frontends = frontends(service, port, self.node, ipv4);
                 if frontends.is_empty() {
                     continue;
                 }
-                let key = Key::new(name, port, ipv4);
+                let key = Key::new(owner, &port.name, port.protocol, ipv4);
                 let told = &mut draft.told;
                 let endpoints = Endpoints::serving(service, &slices, port, ipv4, self.node, told);
                 let service = self.of_port(service, port, &endpoints, told);
@@ -184,9 +191,6 @@ fn warn(
         warn(format!("{field} is not obeyed"));
     }
     for port in &service.ports {
-        if !matches!(port.protocol, Protocol::TCP | Protocol::UDP) {
-            warn(format!("port {}/{} is left out: only TCP and UDP", port.l4_port, port.protocol));
-        }
         if let Some(l4_port) = port.node_port.filter(|port| !node.node_port_range.contains(port)) {
             let range = &node.node_port_range;
             let (first, last) = (range.start(), range.end());

@@ -12,6 +12,7 @@ use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use dataplane::address::Protocol;
 use dataplane::lb::{Backend, BackendSet};
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
@@ -40,7 +41,8 @@ impl<'a> Endpoints<'a> {
         warnings: &mut BTreeSet<Warning>,
     ) -> Self {
         let own = Self::gather(slices, port, ipv4, node);
-        if !own.all.is_empty() {
+        // SCTP is not translated between families.
+        if !own.all.is_empty() || port.protocol == Protocol::SCTP {
             return own;
         }
         let mut other = Self::gather(slices, port, !ipv4, node);

@@ -9,8 +9,8 @@
 //! Reading order: this file, [`dirt`] (what a change concerns), [`selectors`] and [`claims`] (which
 //! selectors match, and who has an address), [`naming`] and [`identities`] (who an address is),
 //! [`policies`] and [`verdicts`] (who may speak to whom), [`affected`] (whose flows that changes),
-//! [`drafts`], [`services`], [`listeners`], [`endpoints`] and [`maglev`] (which backend a flow goes
-//! to), [`explain`] (why),
+//! [`drafts`], [`services`], [`host_ports`], [`listeners`], [`endpoints`] and [`maglev`] (which backend
+//! a flow goes to), [`explain`] (why),
 //! [`inventory`] (what there is, for people).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +35,7 @@ mod dirt;
 mod drafts;
 mod endpoints;
 pub mod explain;
+mod host_ports;
 mod identities;
 mod interner;
 pub mod inventory;
@@ -54,7 +55,7 @@ use identities::{Identities, Kind, Turn};
 use naming::{Named, Names};
 use policies::Policies;
 use selectors::Selectors;
-use services::Services;
+use services::{Owner, Services};
 use verdicts::Verdicts;
 use warnings::{Source, Told};
 
@@ -129,6 +130,8 @@ pub struct Compiled {
     /// Changes that are not compiled yet.
     dirt: Dirt,
     node_changes: u64,
+    /// Pods with host ports, of all nodes.
+    with_host_ports: BTreeSet<ObjectName>,
     /// Namespaces that pods are in, with their number.
     pods_in: BTreeMap<Arc<str>, usize>,
     claims: Claims,
@@ -246,7 +249,7 @@ impl Compiled {
             self.known.set_prefixes(&self.selectors, &mut turn);
         }
         let addresses = self.addresses_to_name(dirt.addresses, &dirt.namespaces, &uses);
-        let (names, drafts) = self.names_and_services(&addresses, &dirt.services);
+        let (names, drafts) = self.names_and_services(&addresses, &dirt.services, &dirt.host_ports);
         let unknown_pods = (self.node.unknown_pods, dirt.unknown_pods);
         let of_services = self.beside_services(drafts, |compiled| {
             compiled.put_names(names, &mut turn);
@@ -268,14 +271,17 @@ impl Compiled {
         self.services = Arc::clone(&self.balanced.table);
     }
 
-    /// Who has `addresses`, and the services of these names as they are to be. Where a whole cluster
+    /// Who has `addresses`, and the services and host ports of these names as they are to be. Where a whole cluster
     /// is compiled, a second thread helps.
     fn names_and_services(
         &self,
         addresses: &[IpAddr],
         services: &BTreeSet<ObjectName>,
+        pods: &BTreeSet<ObjectName>,
     ) -> (Names, Vec<Draft>) {
-        let drafting = Drafting::new(services, &self.balanced, &self.state, &self.node);
+        let pods = pods.iter().cloned().map(Owner::Pod);
+        let owners = services.iter().cloned().map(Owner::Service).chain(pods);
+        let drafting = Drafting::new(owners, &self.balanced, &self.state, &self.node);
         if drafting.len() < SERVICES_APART {
             return (self.names_of(addresses), in_order([drafting.work()]));
         }

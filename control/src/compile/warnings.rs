@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use hashbrown::HashMap;
 
+use super::services::Owner;
 use crate::model::ObjectName;
 
 /// Something that is in force otherwise than it was probably meant.
@@ -38,7 +39,7 @@ pub(super) enum Source {
     Namespace(String),
     Policy(ObjectName),
     OwnNode,
-    Service(ObjectName),
+    Frontends(Owner),
     Frontend(dataplane::lb::Frontend),
 }
 

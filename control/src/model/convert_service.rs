@@ -19,6 +19,9 @@ pub const NOT_OBEYED: [&str; 1] = ["spec.sessionAffinity"];
 /// The label that ties an EndpointSlice to its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
+/// The label of a Service that another proxy serves, whose name it says.
+pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+
 /// Reads a Service.
 ///
 /// # Errors
@@ -38,7 +41,9 @@ fn read_service(object: core::Service) -> Result<Service, Problem> {
         return Err(problem("spec.type", format!("{kind:?} is no type of service; {known}")));
     }
     let cluster_ips = cluster_ips(&spec)?;
-    let headless = cluster_ips.is_none() || kind == "ExternalName";
+    let labels = object.metadata.labels.as_ref();
+    let is_others = labels.is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL));
+    let headless = cluster_ips.is_none() || kind == "ExternalName" || is_others;
     let ports = service_ports(&spec, headless, kind)?;
     let external_ips = spec.external_ips.clone().unwrap_or_default();
     let ingress = object.status.and_then(|status| status.load_balancer?.ingress);

@@ -155,6 +155,20 @@ pub struct NamedPort {
     pub l4_port: u16,
 }
 
+/// A container port that is served on the node's addresses as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostPort {
+    /// `containers[].ports[].hostIP`: one of the node's addresses, or the unspecified one of a
+    /// family; `None`: all.
+    pub address: Option<IpAddr>,
+    /// `containers[].ports[].protocol`.
+    pub protocol: Protocol,
+    /// `containers[].ports[].hostPort`.
+    pub l4_port: u16,
+    /// `containers[].ports[].containerPort`.
+    pub container_port: u16,
+}
+
 /// A Pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
@@ -170,6 +184,9 @@ pub struct Pod {
     pub node: Option<Arc<str>>,
     /// Named container ports in the order of the containers; the first of a name counts.
     pub named_ports: Box<[NamedPort]>,
+    /// Container ports that are served on the node's addresses, in the order of the containers; none
+    /// on the host's network, where the container itself listens.
+    pub host_ports: Box<[HostPort]>,
     /// `spec.hostNetwork`: its addresses are its node's, and policy does not apply to it.
     pub host_network: bool,
     /// `status.phase`.
@@ -217,7 +234,8 @@ pub struct Service {
     pub name: ObjectName,
     /// `spec.clusterIPs`; empty for headless services and those without an address yet.
     pub cluster_ips: Vec<IpAddr>,
-    /// Whether it has no cluster address by intent: `clusterIP: None` or type ExternalName.
+    /// Whether it is not to be served here by intent: `clusterIP: None`, type ExternalName, or a
+    /// label that another proxy serves it.
     pub headless: bool,
     /// `spec.externalIPs`.
     pub external_ips: Vec<IpAddr>,

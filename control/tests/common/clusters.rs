@@ -157,6 +157,7 @@ pub fn pod() -> impl Strategy<Value = Pod> {
                 .into_iter()
                 .map(|(name, protocol, l4_port)| NamedPort { name, protocol, l4_port })
                 .collect(),
+            host_ports: Box::default(),
             host_network: false,
             phase: if fate == 1 { PodPhase::Succeeded } else { PodPhase::Running },
             terminating: fate == 2,

@@ -82,6 +82,7 @@ impl Size {
                 l4_port: 8080,
             }]
             .into(),
+            host_ports: Box::default(),
             host_network: false,
             phase: PodPhase::Running,
             terminating: false,

@@ -8,7 +8,8 @@ fn objects() -> Vec<Object> {
     let metadata = |name: &str| json!({"name": name, "namespace": "shop", "uid": "u-1", "labels": {"a": "b", "c": ""}});
     let pod = |phase: &str, extra: bool| {
         json!({"metadata": metadata("pod"), "spec": {"nodeName": "node-a", "hostNetwork": extra, "containers": [
-            {"name": "c", "ports": [{"name": "http", "containerPort": 80}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}]}]},
+            {"name": "c", "ports": [{"name": "http", "containerPort": 80}, {"name": "dns", "containerPort": 53, "protocol": "UDP"},
+            {"containerPort": 81, "hostPort": 8081, "hostIP": "192.0.2.4"}, {"containerPort": 82, "hostPort": 8082}]}]},
             "status": {"phase": phase, "podIPs": [{"ip": "10.1.0.5"}, {"ip": "fd00:1::5"}]}})
     };
     let service = json!({"metadata": metadata("svc"), "spec": {"type": "LoadBalancer",

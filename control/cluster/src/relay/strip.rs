@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use control::model::convert::{LEAVING_TAINT, ZONE_LABEL};
+use control::model::convert::{LEAVING_TAINT, PROXY_NAME_LABEL, ZONE_LABEL};
 use control::model::{EGRESS_BANDWIDTH, INGRESS_BANDWIDTH, Kind};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
@@ -125,6 +125,10 @@ struct ContainerPort<'a> {
     name: Option<String>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     container_port: Raw<'a>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    host_port: Raw<'a>,
+    #[serde(borrow, default, rename = "hostIP", skip_serializing_if = "Option::is_none")]
+    host_ip: Raw<'a>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     protocol: Raw<'a>,
 }
@@ -263,7 +267,8 @@ pub fn strip(kind: Kind, text: &[u8]) -> Result<Encoded, StripError> {
         Kind::Service => {
             let mut object: Whole<'_, ServiceSpec<'_>, ServiceStatus<'_>> =
                 serde_json::from_slice(text)?;
-            object.metadata.labels = None;
+            let kept = only_label(object.metadata.labels, PROXY_NAME_LABEL)?;
+            object.metadata.labels = kept.as_deref();
             finish(object.metadata.identity(None)?, &object)
         }
         Kind::EndpointSlice => strip_slice(text),
@@ -281,7 +286,10 @@ fn strip_pod(text: &[u8]) -> Result<Encoded, StripError> {
         node = spec.node_name.and_then(|name| serde_json::from_str::<String>(name.get()).ok());
         let named = |container: &mut Container<'_>| {
             let ports = container.ports.get_or_insert_default();
-            ports.retain(|port| port.name.as_deref().is_some_and(|name| !name.is_empty()));
+            ports.retain(|port| {
+                port.host_port.is_some()
+                    || port.name.as_deref().is_some_and(|name| !name.is_empty())
+            });
             !ports.is_empty()
         };
         let containers = spec.containers.get_or_insert_default();

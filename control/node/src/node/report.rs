@@ -531,6 +531,7 @@ fn frontend_label(kind: FrontendKind) -> &'static str {
         FrontendKind::ExternalIp => "external-ip",
         FrontendKind::LoadBalancer => "load-balancer",
         FrontendKind::NodePort => "node-port",
+        FrontendKind::HostPort => "host-port",
     }
 }
 

@@ -82,7 +82,7 @@ fn a_pod_is_read_alike_and_keeps_nothing_else() {
             "nodeName": "n1", "hostNetwork": true,
             "containers": [{ "name": "main", "ports": [
                 { "name": "http", "containerPort": 8080, "protocol": "TCP" },
-                { "name": "dns", "containerPort": 53, "protocol": "UDP" },
+                { "name": "dns", "containerPort": 53, "protocol": "UDP", "hostPort": 53 },
             ] }],
             "initContainers": [{ "name": "sidecar", "restartPolicy": "Always",
                 "ports": [{ "name": "mesh", "containerPort": 15001 }] }],
@@ -159,7 +159,8 @@ fn the_other_kinds_are_read_alike() {
         core::Service,
         service,
         json!({
-            "metadata": { "name": "web", "namespace": "shop", "resourceVersion": "1" },
+            "metadata": { "name": "web", "namespace": "shop", "resourceVersion": "1",
+                "labels": { "service.kubernetes.io/service-proxy-name": "other", "a": "b" } },
             "spec": {
                 "type": "LoadBalancer", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"],
                 "externalIPs": ["203.0.113.1"], "selector": { "app": "web" },
