@@ -10,6 +10,7 @@ use dataplane::lb::{Frontend, FrontendKind, Service};
 
 use super::NodeView;
 use super::endpoints::{Endpoints, Here};
+use super::health_checks::HealthCheck;
 use super::host_ports;
 use super::maglev;
 use super::services::{Key, Owner, Services};
@@ -27,6 +28,7 @@ pub(super) struct Draft {
     pub(super) has_endpoint_without_node: bool,
     /// Whether its backends depend on which zone the node is in.
     pub(super) has_hints: bool,
+    pub(super) health_check: Option<HealthCheck>,
     pub(super) told: BTreeSet<Warning>,
 }
 
@@ -87,6 +89,7 @@ impl<'a> Drafting<'a> {
             ports: Vec::new(),
             has_endpoint_without_node: false,
             has_hints: false,
+            health_check: None,
             told: BTreeSet::new(),
         };
         let name = match owner {
@@ -99,13 +102,27 @@ impl<'a> Drafting<'a> {
                 return draft;
             }
         };
-        let service = self.state.services.get(name).filter(|service| !service.headless);
-        let Some(service) = service else { return draft };
         let slices: Vec<&EndpointSlice> = self.services.slices_of(name, self.state).collect();
+        let service = match self.state.services.get(name) {
+            Some(service) if !service.headless => service,
+            Some(_) => return draft,
+            None => {
+                draft.told.extend(slices.first().map(|slice| {
+                    let more = match slices.len() - 1 {
+                        0 => String::new(),
+                        more => format!(", and so do {more} more"),
+                    };
+                    let message = format!("names Service {name}, which is not there{more}");
+                    Warning::new(format!("EndpointSlice {}", slice.name), message)
+                }));
+                return draft;
+            }
+        };
         for endpoint in slices.iter().flat_map(|slice| &slice.endpoints) {
             draft.has_endpoint_without_node |= endpoint.node.is_none();
             draft.has_hints |= endpoint.hints.is_some();
         }
+        draft.health_check = HealthCheck::of(service, &slices, self.node);
         warn(service, self.node, !slices.is_empty(), &mut draft.told);
         for (place, port) in service.ports.iter().enumerate() {
             for ipv4 in [true, false] {
@@ -123,11 +140,6 @@ impl<'a> Drafting<'a> {
         draft
     }
 
-    fn here(&self) -> Here<'a> {
-        let node = self.state.nodes.get(&self.node.name);
-        Here { node: &self.node.name, zone: node.and_then(|node| node.zone.as_deref()) }
-    }
-
     fn of_port(
         &self,
         service: &model::Service,
@@ -135,7 +147,7 @@ impl<'a> Drafting<'a> {
         endpoints: &Endpoints<'_>,
         warnings: &mut BTreeSet<Warning>,
     ) -> Service {
-        let (topology, why_not) = endpoints.topology(self.here());
+        let (topology, why_not) = endpoints.topology(Here::of(self.node, self.state));
         let mut cluster = endpoints.of_cluster(topology);
         let mut local = endpoints.of_node();
         if let Some(why_not) = why_not {
@@ -186,6 +198,10 @@ fn warn(
     }
     if !has_slices {
         warn("has no EndpointSlice labelled kubernetes.io/service-name with its name".into());
+    }
+    let of_node = service.cluster_ips.iter().filter(|own| node.addresses.contains(own));
+    for address in of_node {
+        warn(format!("its cluster address {address} is this node's own; give it another"));
     }
     for field in &service.not_obeyed {
         warn(format!("{field} is not obeyed"));

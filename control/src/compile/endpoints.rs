@@ -7,7 +7,8 @@
 //! to the node's own they say nothing.
 
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,12 +22,15 @@ use super::NodeView;
 use super::maglev;
 use super::warnings::Warning;
 use crate::model::{self, Endpoint, EndpointSlice, Hints, ServicePort};
+use crate::store::ClusterState;
 
 /// The endpoints of one service port in one family, by what they are.
 pub(super) struct Endpoints<'a> {
     pub(super) all: BTreeMap<(IpAddr, u16), (&'a Endpoint, bool)>,
     /// Whether they are of another family than the frontends.
     pub(super) changes_family: bool,
+    /// The first that is listed more than once, and how many listings are too many.
+    again: Option<(IpAddr, usize)>,
 }
 
 impl<'a> Endpoints<'a> {
@@ -41,6 +45,13 @@ impl<'a> Endpoints<'a> {
         warnings: &mut BTreeSet<Warning>,
     ) -> Self {
         let own = Self::gather(slices, port, ipv4, node);
+        if let Some((address, times)) = own.again {
+            let more = if times > 1 { format!(" and {} more", times - 1) } else { String::new() };
+            let message = format!(
+                "endpoint {address}{more} is listed again by its EndpointSlices; each counts once"
+            );
+            warnings.insert(Warning::new(format!("Service {}", service.name), message));
+        }
         // SCTP is not translated between families.
         if !own.all.is_empty() || port.protocol == Protocol::SCTP {
             return own;
@@ -67,6 +78,7 @@ impl<'a> Endpoints<'a> {
         node: &NodeView,
     ) -> Self {
         let mut all: BTreeMap<(IpAddr, u16), (&Endpoint, bool)> = BTreeMap::new();
+        let mut again: Option<(IpAddr, usize)> = None;
         for slice in slices {
             let target = slice
                 .ports
@@ -76,15 +88,21 @@ impl<'a> Endpoints<'a> {
             let Some(l4_port) = target else { continue };
             for endpoint in slice.endpoints.iter().filter(|e| e.address.is_ipv4() == ipv4) {
                 let local = is_local(endpoint, node);
-                let known = all.entry((endpoint.address, l4_port));
-                let known = known.or_insert((endpoint, local));
+                let known = match all.entry((endpoint.address, l4_port)) {
+                    btree_map::Entry::Vacant(entry) => {
+                        entry.insert((endpoint, local));
+                        continue;
+                    }
+                    btree_map::Entry::Occupied(known) => known.into_mut(),
+                };
+                again = Some(again.map_or((endpoint.address, 1), |(first, n)| (first, n + 1)));
                 // While an endpoint moves from one slice to another it may be in both.
                 if endpoint.ready && !known.0.ready {
                     *known = (endpoint, local);
                 }
             }
         }
-        Self { all, changes_family: false }
+        Self { all, changes_family: false, again }
     }
 
     /// The usable ones of the whole cluster, ordered by address and L4 port: the ready that hints
@@ -150,8 +168,15 @@ impl<'a> Endpoints<'a> {
 /// Where this node is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Here<'a> {
-    pub(super) node: &'a str,
-    pub(super) zone: Option<&'a str>,
+    node: &'a str,
+    zone: Option<&'a str>,
+}
+
+impl<'a> Here<'a> {
+    pub(super) fn of(node: &'a NodeView, state: &'a ClusterState) -> Self {
+        let object = state.nodes.get(&node.name);
+        Self { node: &node.name, zone: object.and_then(|node| node.zone.as_deref()) }
+    }
 }
 
 /// Which of the ready endpoints are used, whichever node they are on.
@@ -163,6 +188,16 @@ pub(super) enum Topology<'a> {
     Node(&'a str),
     /// Those that are hinted for this zone.
     Zone(&'a str),
+}
+
+impl fmt::Display for Topology<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anywhere => f.write_str("every ready endpoint"),
+            Self::Node(name) => write!(f, "ready endpoints hinted for this node ({name})"),
+            Self::Zone(name) => write!(f, "ready endpoints hinted for this zone ({name})"),
+        }
+    }
 }
 
 impl Topology<'_> {
@@ -184,7 +219,7 @@ pub(super) fn is_ending(endpoint: &Endpoint) -> bool {
     endpoint.serving && endpoint.terminating
 }
 
-fn is_local(endpoint: &Endpoint, node: &NodeView) -> bool {
+pub(super) fn is_local(endpoint: &Endpoint, node: &NodeView) -> bool {
     match &endpoint.node {
         Some(name) => **name == *node.name,
         None => {

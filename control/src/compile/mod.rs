@@ -35,6 +35,7 @@ mod dirt;
 mod drafts;
 mod endpoints;
 pub mod explain;
+mod health_checks;
 mod host_ports;
 mod identities;
 mod interner;
@@ -61,6 +62,7 @@ use warnings::{Source, Told};
 
 pub use affected::Affected;
 pub use explain::{Examined, Finding, Reading};
+pub use health_checks::HealthCheck;
 pub use policies::{RuleName, direction_name};
 pub use warnings::{Warning, Warnings};
 
@@ -219,6 +221,24 @@ impl Compiled {
     #[must_use]
     pub fn identity_name(&self, identity: Identity) -> String {
         self.known.name(identity, &self.selectors)
+    }
+
+    /// What is warned of since the last time, for a log, and how much more.
+    pub fn take_fresh_warnings(&mut self) -> (Vec<Warning>, usize) {
+        self.warnings.take_fresh()
+    }
+
+    /// What load balancers may ask of this node, by service.
+    #[must_use]
+    pub fn health_checks(&self) -> &Arc<BTreeMap<ObjectName, HealthCheck>> {
+        self.balanced.health_checks()
+    }
+
+    /// Whether new connections should come to this node: its Node object, if there is one, is not about
+    /// to go.
+    #[must_use]
+    pub fn is_eligible(&self) -> bool {
+        self.state.nodes.get(&self.node.name).is_none_or(|node| !node.is_leaving)
     }
 
     /// Number of identities in force, reserved ones not counted.

@@ -15,6 +15,7 @@ use hashbrown::HashMap;
 use super::NodeView;
 use super::drafts::{Draft, PortDraft};
 use super::endpoints::BackendSets;
+use super::health_checks::HealthCheck;
 use super::interner::Interner;
 use super::listeners::{Listener, Listeners};
 use super::warnings::{Source, Told};
@@ -85,6 +86,7 @@ pub(super) struct Services {
     listeners: Listeners,
     host_backends: HashMap<(Protocol, u16), usize>,
     changing_family: usize,
+    health_checks: Arc<BTreeMap<ObjectName, HealthCheck>>,
 }
 
 impl Default for Services {
@@ -100,6 +102,7 @@ impl Default for Services {
             listeners: Listeners::default(),
             host_backends: HashMap::new(),
             changing_family: 0,
+            health_checks: Arc::default(),
         }
     }
 }
@@ -137,14 +140,32 @@ impl Services {
         &self.with_hints
     }
 
+    /// What load balancers may ask of this node.
+    pub(super) fn health_checks(&self) -> &Arc<BTreeMap<ObjectName, HealthCheck>> {
+        &self.health_checks
+    }
+
+    fn note_health_check(&mut self, name: &ObjectName, check: Option<HealthCheck>) {
+        if self.health_checks.get(name) == check.as_ref() {
+            return;
+        }
+        let checks = Arc::make_mut(&mut self.health_checks);
+        match check {
+            Some(check) => checks.insert(name.clone(), check),
+            None => checks.remove(name),
+        };
+    }
+
     /// Takes over the services as they were drafted; gives what is told of them.
     pub(super) fn put(&mut self, drafts: Vec<Draft>, node: &NodeView) -> Told {
         let (mut all_told, mut touched) = (Told::new(), BTreeSet::new());
         for draft in drafts {
-            let Draft { owner, ports, has_endpoint_without_node, has_hints, told } = draft;
+            let Draft { owner, ports, has_endpoint_without_node, has_hints, health_check, told } =
+                draft;
             if let Owner::Service(name) = &owner {
                 note(&mut self.without_node, name, has_endpoint_without_node);
                 note(&mut self.with_hints, name, has_hints);
+                self.note_health_check(name, health_check);
             }
             let entries = self.numbered(&owner, ports, node);
             all_told.push((Source::Frontends(owner.clone()), told));
@@ -169,6 +190,11 @@ impl Services {
     ) -> impl Iterator<Item = &'a EndpointSlice> {
         let names = self.slices.get(service).into_iter().flatten();
         names.filter_map(|name| state.endpoint_slices.get(name))
+    }
+
+    /// The number of a port in one family; `None` where it is not in force.
+    pub(super) fn number_of(&self, key: &Key) -> Option<ServiceId> {
+        self.ids.get(key).map(ServiceId)
     }
 
     /// The sets of backends in force.

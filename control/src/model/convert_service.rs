@@ -16,6 +16,8 @@ use super::{Endpoint, EndpointSlice, Hints, InvalidObject, Service, ServicePort,
 /// Fields of a Service that are understood but not obeyed.
 pub const NOT_OBEYED: [&str; 1] = ["spec.sessionAffinity"];
 
+/// Endpoints of one slice (discovery.k8s.io/v1).
+const ENDPOINTS_MAX: usize = 1000;
 /// The label that ties an EndpointSlice to its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -69,10 +71,7 @@ fn read_service(object: core::Service) -> Result<Service, Problem> {
             "spec.loadBalancerSourceRanges",
             &spec.load_balancer_source_ranges.clone().unwrap_or_default(),
         )?,
-        health_check_node_port: match spec.health_check_node_port {
-            None | Some(0) => None,
-            Some(number) => Some(l4_port("spec.healthCheckNodePort", number)?),
-        },
+        health_check_node_port: health_check_node_port(&spec, kind)?,
         not_obeyed: not_obeyed(&spec),
     })
 }
@@ -160,6 +159,17 @@ fn service_ports(
     Ok(ports)
 }
 
+/// Only load balancers that ask for local backends alone have to know where these are.
+fn health_check_node_port(spec: &core::ServiceSpec, kind: &str) -> Result<Option<u16>, Problem> {
+    let is_local = spec.external_traffic_policy.as_deref() == Some("Local");
+    match spec.health_check_node_port.filter(|number| *number != 0) {
+        Some(number) if kind == "LoadBalancer" && is_local => {
+            l4_port("spec.healthCheckNodePort", number).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
 fn traffic_policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, Problem> {
     match text {
         None | Some("Cluster" | "") => Ok(TrafficPolicy::Cluster),
@@ -212,6 +222,11 @@ fn read_endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice
                 Some(number) => Some(l4_port(&format!("{path}.port"), number)?),
             },
         });
+    }
+    let listed = object.endpoints.as_ref().map_or(0, Vec::len);
+    if listed > ENDPOINTS_MAX {
+        let text = format!("{listed} are more than a slice may have ({ENDPOINTS_MAX}); split it");
+        return Err(problem("endpoints", text));
     }
     let mut endpoints = Vec::new();
     if let Some(wants_ipv4) = wants_ipv4 {

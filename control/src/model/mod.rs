@@ -249,7 +249,7 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// `spec.loadBalancerSourceRanges`.
     pub source_ranges: Vec<Prefix>,
-    /// `spec.healthCheckNodePort`.
+    /// `spec.healthCheckNodePort` of a LoadBalancer with `externalTrafficPolicy: Local`.
     pub health_check_node_port: Option<u16>,
     /// Fields that are understood but not obeyed, for a warning.
     pub not_obeyed: Vec<&'static str>,
