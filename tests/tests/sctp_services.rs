@@ -83,8 +83,9 @@ fn checksum_that_a_local_stack_left_out_is_finished() {
 fn first_fragment_whose_port_is_to_change_is_dropped_and_counted() {
     let mut node = node();
     let (client, service, _) = CASES[0];
+    node.forward(pod_port(1), &sctp(client, service, 0, &[(1, 0, &INIT)]).build());
     let data = vec![7; 1196];
-    let frame = sctp(client, service, 0, &[(10, 0, &INIT), (0, 3, &data)]);
+    let frame = sctp(client, service, 9, &[(10, 0, &INIT), (0, 3, &data)]);
     let frame = frame.fragment(77, 0, true).build();
     node.expect_drop(pod_port(1), &frame, DropReason::SctpFragment);
 }
