@@ -27,6 +27,7 @@ fn pod(name: &str, label: &str, address: u32) -> Pod {
         addresses: [ip(address)].into(),
         node: Some("one".into()),
         named_ports: Box::default(),
+        host_ports: Box::default(),
         host_network: false,
         phase: PodPhase::Running,
         terminating: false,

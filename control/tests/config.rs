@@ -82,6 +82,7 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
                 node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
                 stall: {after_ms: 700, restart_after_ms: 7000, on_stall: pass, on_exit: drop}\n\
                 debug: {faults: true}\n\
+                http: {proxy_listen: \"127.0.0.1:10257\"}\n\
                 transmit: live-frames\n\
                 packet_memory: {pod_frames: 2048}\n\
                 policy: {lost_replies_seconds: 0, unknown_pods: allow}\n\
@@ -150,6 +151,8 @@ fn impossible_values_are_refused_with_field_value_and_way_out() {
         ),
         ("packet_memory: {frame_bytes: 1000}", "packet_memory.frame_bytes", "1000"),
         ("packet_memory: {pod_frames: 1023}", "packet_memory.pod_frames", "1023"),
+        ("http: {proxy_listen: \"[::]:0\"}", "http.proxy_listen", "[::]:0"),
+        ("http: {proxy_listen: \"[::]:9964\"}", "http.proxy_listen", "9964"),
         ("nat: {l4_port_first: 65000, l4_port_last: 61000}", "nat.l4_port_first", "65000-61000"),
         ("nat: {l4_port_first: 30000, l4_port_last: 31000}", "node_ports", "30000-31000"),
         ("uplinks: [{interface: ''}]", "uplinks[0].interface", "\"\""),

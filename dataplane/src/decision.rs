@@ -11,7 +11,7 @@ use crate::conntrack::{FlowDirection, Seen};
 use crate::flow_key::FlowKey;
 use crate::forwarding::{NextHopId, Resolved};
 use crate::identity::Identity;
-use crate::lb::{Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, TrafficPolicy};
+use crate::lb::{Backend, BackendSet, FrontendKind, Service, ServiceId, TrafficPolicy};
 use crate::nat::Translation;
 use crate::packet::Packet;
 use crate::policy::{Direction, Query, RuleId, Verdict};
@@ -294,8 +294,8 @@ fn frontend(
     key: &FlowKey,
 ) -> Result<Option<(ServiceId, FrontendKind)>, DropReason> {
     let services = &tables.services;
-    if let Some(found) = services.frontends.get(&frontend_of(key)) {
-        return Ok(Some(*found));
+    if let Some(found) = services.frontend(key) {
+        return Ok(Some(found));
     }
     if services.addresses.contains(&key.destination()) {
         return Err(DropReason::NoServicePort);
@@ -306,16 +306,8 @@ fn frontend(
 /// Whether `key` addresses a service that is served by the other family.
 pub(crate) fn changes_family(tables: &Tables, key: &FlowKey) -> bool {
     let services = &tables.services;
-    let service = || services.get(services.frontends.get(&frontend_of(key))?.0);
+    let service = || services.get(services.frontend(key)?.0);
     services.change_family && service().is_some_and(|service| service.changes_family)
-}
-
-fn frontend_of(key: &FlowKey) -> Frontend {
-    Frontend {
-        address: key.destination(),
-        protocol: key.protocol(),
-        l4_port: key.destination_port(),
-    }
 }
 
 fn choose_backend(
@@ -328,7 +320,8 @@ fn choose_backend(
     let service = tables.services.get(id).ok_or(DropReason::NoBackend)?;
     findings.service = Some(id);
     let from_outside = port.kind == PortKind::Uplink;
-    if from_outside && kind == FrontendKind::LoadBalancer && !admitted(service, key.source()) {
+    // Of clients in the cluster too, as kube-proxy has it: only the policy does not concern them.
+    if kind == FrontendKind::LoadBalancer && !admitted(service, key.source()) {
         return Err(DropReason::SourceRange);
     }
     let set = backend_set(service, kind, from_outside);
@@ -346,15 +339,19 @@ fn admitted(service: &Service, client: IpAddr) -> bool {
         || service.source_ranges.iter().any(|range| range.contains(client))
 }
 
-/// Clients inside the cluster ignore the external policy, also when they use an external address
+/// The policy for a client: those inside the cluster ignore the external one, also when they use an external address
 /// (Kubernetes, "Virtual IPs and Service Proxies").
-fn backend_set(service: &Service, kind: FrontendKind, from_outside: bool) -> &BackendSet {
-    let policy = match kind {
+#[must_use]
+pub fn traffic_policy(service: &Service, kind: FrontendKind, from_outside: bool) -> TrafficPolicy {
+    match kind {
         FrontendKind::ClusterIp => service.internal_policy,
         _ if from_outside => service.external_policy,
         _ => TrafficPolicy::Cluster,
-    };
-    match policy {
+    }
+}
+
+fn backend_set(service: &Service, kind: FrontendKind, from_outside: bool) -> &BackendSet {
+    match traffic_policy(service, kind, from_outside) {
         TrafficPolicy::Cluster => &service.cluster,
         TrafficPolicy::Local => &service.local,
     }

@@ -109,6 +109,8 @@ drop_reasons! {
     TcpOutOfWindow = "tcp-out-of-window",
     /// The SCTP packet's verification tag is not its association's.
     SctpWrongTag = "sctp-wrong-tag",
+    /// The SCTP packet comes in fragments, and its L4 port is to change: its checksum covers all of them.
+    SctpFragment = "sctp-fragment",
     /// The packet is to change family, and the other one has nothing like it: an ICMP message without
     /// counterpart, an authentication header, a fragment with options behind its fragment header.
     NoCounterpart = "no-counterpart",

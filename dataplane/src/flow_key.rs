@@ -327,8 +327,8 @@ impl FlowKey {
     }
 
     /// The same from another end point, of either family. An ICMP query takes `l4_port` as its
-    /// identifier; protocols without ports ignore it, and so does SCTP, whose checksum (a CRC over
-    /// its ports) is not computed here.
+    /// identifier; protocols without ports ignore it, and so does SCTP, whose other paths are told
+    /// apart by nothing else.
     #[must_use]
     pub fn with_source(self, address: IpAddr, l4_port: u16) -> Self {
         let (source, destination) = match self.protocol() {

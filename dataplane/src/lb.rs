@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::address::Protocol;
 use crate::address_map::AddressSet;
+use crate::flow_key::FlowKey;
 use crate::lpm::Prefix;
 use crate::shared_map::SharedMap;
 
@@ -13,7 +14,7 @@ use crate::shared_map::SharedMap;
 pub struct Frontend {
     /// ClusterIP, external IP or load balancer ingress address.
     pub address: IpAddr,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: Protocol,
     /// Service port.
     pub l4_port: u16,
@@ -58,13 +59,20 @@ impl BackendSet {
     pub fn choose(&self, hash: u64) -> Option<&Backend> {
         match self.maglev.len() {
             0 => self.backends.first(),
-            slots => {
-                // Multiply-shift maps the upper 32 bits onto the slots without a division.
-                let slot = ((hash >> 32) * slots as u64) >> 32;
-                let backend = self.maglev.get(usize::try_from(slot).ok()?)?;
+            _ => {
+                let backend = self.maglev.get(self.slot(hash)?)?;
                 self.backends.get(usize::from(*backend))
             }
         }
+    }
+
+    /// The slot of a flow with this hash; `None` where there is nothing to choose.
+    #[must_use]
+    pub fn slot(&self, hash: u64) -> Option<usize> {
+        let slots = self.maglev.len();
+        // Multiply-shift maps the upper 32 bits onto the slots without a division.
+        let slot = ((hash >> 32) * slots as u64) >> 32;
+        usize::try_from(slot).ok().filter(|_| slots > 0)
     }
 }
 
@@ -99,6 +107,8 @@ pub enum FrontendKind {
     LoadBalancer,
     /// A node port on one of the node's addresses.
     NodePort,
+    /// A pod's `hostPort` on one of the node's addresses.
+    HostPort,
 }
 
 /// All services in force.
@@ -106,8 +116,8 @@ pub enum FrontendKind {
 pub struct ServiceTable {
     /// Exact frontends.
     pub frontends: SharedMap<Frontend, (ServiceId, FrontendKind)>,
-    /// Node ports, for who lists them. Each is in `frontends` too, once for each of the node's
-    /// addresses that serves it: packets are matched there alone.
+    /// L4 ports of frontends on the node's own addresses, for who has to be told of them. Each is in
+    /// `frontends` too, once for each of the addresses that serve it: packets are matched there alone.
     pub node_ports: SharedMap<(Protocol, u16), ServiceId>,
     /// Every address some frontend uses: a packet to one of them with no frontend is dropped
     /// ([`crate::DropReason::NoServicePort`]), never routed.
@@ -122,6 +132,17 @@ pub struct ServiceTable {
 }
 
 impl ServiceTable {
+    /// The service that `key` addresses, and how.
+    #[must_use]
+    pub fn frontend(&self, key: &FlowKey) -> Option<(ServiceId, FrontendKind)> {
+        let at = Frontend {
+            address: key.destination(),
+            protocol: key.protocol(),
+            l4_port: key.destination_port(),
+        };
+        self.frontends.get(&at).copied()
+    }
+
     /// The service by id.
     #[must_use]
     pub fn get(&self, id: ServiceId) -> Option<&Arc<Service>> {

@@ -239,7 +239,7 @@ fn admit<K: TableKey<W>, const W: usize>(
 
 /// Whether the source's L4 port may be translated although its address is not: a client may use one
 /// port toward a backend and toward a service that leads there, and its replies must be told apart.
-/// SCTP's ports are never rewritten.
+/// SCTP's source ports are never rewritten.
 fn may_move(admission: &Admission, packet: &Packet) -> bool {
     admission.source_nat.is_none()
         && admission.original.protocol() != Protocol::SCTP

@@ -429,8 +429,8 @@ fn parse_udp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
     Ok(Header { ports: ports(udp), ..Header::default() })
 }
 
-/// SCTP's ports are for policy to judge. They are never rewritten: its checksum is a CRC that
-/// covers them, and the addresses it does not cover (RFC 9260, 3.1 and 6.8).
+/// SCTP's ports are rewritten where a service leads to another one, and never for masquerade: both
+/// ends may be addresses of several associations that share them (RFC 9260, 3.1 and 6.4).
 #[cold]
 fn parse_sctp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
     let common: &[u8; wire::SCTP_LEN] = l4_header(bytes, at)?;

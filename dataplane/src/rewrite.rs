@@ -9,6 +9,7 @@ use crate::buffer::Buffer;
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::packet::{PLAIN_LEN, Packet, PacketKind, quoted};
 use crate::wire::checksum::{Delta, Sum, pseudo_header};
+use crate::wire::crc32c::{self, Crc32c};
 use crate::wire::{self, ETHERNET_LEN, IPV4_LEN};
 
 /// What a packet is to look like when it leaves.
@@ -163,7 +164,28 @@ fn set_l4(
         return Ok(());
     }
     let l4 = bytes.get_mut(packet.l4_offset..).ok_or(DropReason::Truncated)?;
+    if protocol == Protocol::SCTP && ports.old != ports.new {
+        set_sctp_checksum(l4, packet, ports)?;
+    }
     set_l4_header(l4, protocol, ports, addresses);
+    Ok(())
+}
+
+/// SCTP's checksum after a change of ports; it covers no addresses (RFC 9260, 6.8).
+#[cold]
+fn set_sctp_checksum(l4: &mut [u8], packet: &Packet, ports: Ports) -> Result<(), DropReason> {
+    // It covers what the other fragments carry, and its change depends on how much that is.
+    if packet.kind != PacketKind::Sctp {
+        return Err(DropReason::SctpFragment);
+    }
+    let length = ETHERNET_LEN + packet.ip_len - packet.l4_offset;
+    let following = u16::try_from(length.saturating_sub(4)).map_err(|_| DropReason::Malformed)?;
+    let field: &mut [u8; 4] = wire::array_at_mut(l4, 8).ok_or(DropReason::Truncated)?;
+    let bytes = |(source, destination): (u16, u16)| {
+        let ([a, b], [c, d]) = (source.to_be_bytes(), destination.to_be_bytes());
+        [a, b, c, d]
+    };
+    *field = crc32c::changed(*field, bytes(ports.old), bytes(ports.new), following);
     Ok(())
 }
 
@@ -192,6 +214,7 @@ pub(crate) fn set_l4_header(l4: &mut [u8], protocol: Protocol, ports: Ports, add
             update(l4, 2, addresses.word(ports.old.0, ports.new.0), Zero::IsASum);
         }
         Protocol::ICMPV6 => update(l4, 2, addresses, Zero::IsASum),
+        Protocol::SCTP => set_ports(l4, ports.new),
         _ => {}
     }
 }
@@ -333,11 +356,13 @@ pub(crate) fn write_icmp_checksum(
 ///
 /// Linux leaves the sum over the pseudo-header, folded and not complemented, in the field
 /// (`CHECKSUM_PARTIAL`, kernel document "Checksum Offloads"). One finished checksum in 65,536
-/// happens to look the same; computing it again is then merely work done twice.
+/// happens to look the same; computing it again is then merely work done twice. Of SCTP it leaves
+/// zero.
 pub fn finish_checksum<B: Buffer>(packet: &Packet, buffer: &mut B) {
     let field = match packet.kind {
         PacketKind::Tcp => packet.l4_offset + 16,
         PacketKind::Udp => packet.l4_offset + 6,
+        PacketKind::Sctp => return finish_sctp(packet, buffer),
         _ => return,
     };
     let bytes = buffer.bytes();
@@ -355,6 +380,24 @@ pub fn finish_checksum<B: Buffer>(packet: &Packet, buffer: &mut B) {
     let checksum = if protocol == Protocol::UDP && checksum == 0 { 0xffff } else { checksum };
     if let Some(slot) = wire::array_at_mut::<2>(buffer.bytes_mut(), field) {
         *slot = checksum.to_be_bytes();
+    }
+}
+
+#[cold]
+fn finish_sctp<B: Buffer>(packet: &Packet, buffer: &mut B) {
+    let at = packet.l4_offset + 8;
+    if wire::array_at::<4>(buffer.bytes(), at) != Some(&[0; 4]) {
+        return;
+    }
+    let (end, mut position, mut sum) = (ETHERNET_LEN + packet.ip_len, 0, Crc32c::NONE);
+    buffer.for_each_chunk(&mut |chunk| {
+        let first = packet.l4_offset.saturating_sub(position).min(chunk.len());
+        let last = end.saturating_sub(position).min(chunk.len());
+        sum = sum.bytes(chunk.get(first..last).unwrap_or_default());
+        position += chunk.len();
+    });
+    if let Some(field) = wire::array_at_mut::<4>(buffer.bytes_mut(), at) {
+        *field = sum.field();
     }
 }
 

@@ -98,7 +98,7 @@ pub fn icmp_error(
     hosts(source, destination, Transport::Error { kind, code, word }).payload(quoted)
 }
 
-/// An SCTP packet with this verification tag and chunks of (type, flags, value), without checksum.
+/// An SCTP packet with this verification tag and chunks of (type, flags, value).
 #[must_use]
 pub fn sctp(source: &str, destination: &str, tag: u32, chunks: &[(u8, u8, &[u8])]) -> FrameBuilder {
     let (source, destination) = (parse(source), parse(destination));
@@ -112,7 +112,30 @@ pub fn sctp(source: &str, destination: &str, tag: u32, chunks: &[(u8, u8, &[u8])
         packet.extend(*value);
         packet.resize(packet.len().next_multiple_of(4), 0);
     }
+    let checksum = naive_crc32c(&packet).to_le_bytes();
+    packet[8..12].copy_from_slice(&checksum);
     raw(source.ip(), destination.ip(), SCTP).payload(&packet)
+}
+
+/// RFC 9260, appendix A, bit by bit.
+fn naive_crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+        }
+    }
+    !crc
+}
+
+/// An SCTP packet as its own checksum has it.
+fn sctp_is_right(l4: &[u8]) -> bool {
+    let mut zeroed = l4.to_vec();
+    let Some(field) = zeroed.get_mut(8..12) else { return false };
+    let found = u32::from_le_bytes(field.try_into().expect("4 bytes"));
+    field.fill(0);
+    found == naive_crc32c(&zeroed)
 }
 
 /// A packet of any other protocol.
@@ -398,6 +421,15 @@ fn read_packet(packet: &[u8], check_l4: bool) -> Result<Seen, String> {
             ports =
                 (u16::from_be_bytes([ends[0], ends[1]]), u16::from_be_bytes([ends[2], ends[3]]));
             header_len = if protocol == TCP { 20 } else { 8 };
+        }
+        SCTP => {
+            let ends = l4.get(..4).ok_or("short L4 header")?;
+            ports =
+                (u16::from_be_bytes([ends[0], ends[1]]), u16::from_be_bytes([ends[2], ends[3]]));
+            header_len = 12;
+            if check_l4 && !sctp_is_right(l4) {
+                return Err("SCTP's checksum is wrong".into());
+            }
         }
         ICMP | ICMPV6 => {
             let identifier = l4.get(4..6).ok_or("short ICMP header")?;

@@ -238,6 +238,13 @@ impl World {
         self
     }
 
+    /// These services, instead of those before.
+    #[must_use]
+    pub fn with_services(mut self, services: &ServiceTable) -> Self {
+        self.services = services.clone();
+        self
+    }
+
     /// Isolates pod `n` toward itself: only `allowed` pods reach it, on `l4_ports`.
     #[must_use]
     pub fn with_ingress_only_from(

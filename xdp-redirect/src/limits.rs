@@ -48,8 +48,10 @@ pub const BITMAP_TCP: u32 = 0;
 pub const BITMAP_UDP: u32 = 1;
 /// Bitmap of ICMP and ICMPv6 echo identifiers that are ours on node addresses.
 pub const BITMAP_ICMP: u32 = 2;
+/// Bitmap of SCTP destination ports that are ours on node addresses.
+pub const BITMAP_SCTP: u32 = 3;
 /// Number of bitmaps.
-pub const BITMAPS: u32 = 3;
+pub const BITMAPS: u32 = 4;
 
 /// Counter: handed to a socket.
 pub const COUNTER_REDIRECTED: u32 = 0;

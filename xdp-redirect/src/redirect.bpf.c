@@ -104,7 +104,7 @@ static inline u16 swap16(u16 value)
 #define ETH_IPV6 0x86dd
 enum { IP_HOP_BY_HOP = 0, IP_ICMP = 1, IP_TCP = 6, IP_UDP = 17, IP_ROUTING = 43, IP_FRAGMENT = 44,
        IP_AUTHENTICATION = 51, IP_ICMPV6 = 58, IP_DESTINATION = 60, IP_MOBILITY = 135, IP_HIP = 139,
-       IP_SHIM6 = 140 };
+       IP_SCTP = 132, IP_SHIM6 = 140 };
 
 struct ethernet {
 	u8 destination[6], source[6];
@@ -123,7 +123,7 @@ struct ipv6 {
 	u8 next_header, hop_limit;
 	struct address6 source, destination;
 };
-// The first 8 bytes of TCP, UDP, ICMP and ICMPv6 answer everything that is asked.
+// The first 8 bytes of TCP, UDP, SCTP, ICMP and ICMPv6 answer everything that is asked.
 struct l4 {
 	union {
 		struct {
@@ -235,6 +235,8 @@ static inline enum owner owner_by_l4(u8 protocol, struct l4 *l4)
 		return has_bit(BITMAP_TCP, l4->destination) ? OURS : KERNEL;
 	case IP_UDP:
 		return has_bit(BITMAP_UDP, l4->destination) ? OURS : KERNEL;
+	case IP_SCTP:
+		return has_bit(BITMAP_SCTP, l4->destination) ? OURS : KERNEL;
 	case IP_ICMP:
 		// An error quotes a packet that may have been ours; only the pipeline can tell.
 		if (l4->type == 3 || l4->type == 4 || l4->type == 5 || l4->type == 11 ||

@@ -63,6 +63,8 @@ pub enum L4Bitmap {
     Udp,
     /// Identifiers of ICMP and ICMPv6 echo replies.
     Icmp,
+    /// SCTP ports.
+    Sctp,
 }
 
 #[derive(Clone, Copy)]
@@ -307,6 +309,7 @@ impl Rules {
                 L4Bitmap::Tcp => limits::BITMAP_TCP,
                 L4Bitmap::Udp => limits::BITMAP_UDP,
                 L4Bitmap::Icmp => limits::BITMAP_ICMP,
+                L4Bitmap::Sctp => limits::BITMAP_SCTP,
             };
         if range.is_empty() {
             return Ok(());

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use control::model::convert::NOT_OBEYED;
 use control::model::{
-    AnnotatedRate, Endpoint, EndpointSlice, Kind, L4Ports, LabelSelector, Labels, NamedPort,
-    Namespace, NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod, PodBandwidth,
-    PodPhase, PolicyMode, PolicyRule, PortMatch, Requirement, Service, ServicePort, SlicePort, Uid,
+    AnnotatedRate, Endpoint, EndpointSlice, Hints, HostPort, Kind, L4Ports, LabelSelector, Labels,
+    NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod,
+    PodBandwidth, PodPhase, PolicyMode, PolicyRule, PortMatch, Requirement, Service, ServicePort,
+    SlicePort, Uid,
 };
 use dataplane::address::Protocol;
 use dataplane::lb::TrafficPolicy;
@@ -158,14 +159,16 @@ macro_rules! fields {
 }
 
 fields!(Namespace: name, labels, mode);
-fields!(Node: name, addresses, pod_cidrs, mode);
+fields!(Node: name, addresses, pod_cidrs, zone, is_leaving, mode);
 fields!(NamedPort: name, protocol, l4_port);
-fields!(Pod: name, uid, labels, addresses, node, named_ports, host_network, phase, terminating,
-    bandwidth);
+fields!(HostPort: address, protocol, l4_port, container_port);
+fields!(Pod: name, uid, labels, addresses, node, named_ports, host_ports, host_network, phase,
+    terminating, bandwidth);
 fields!(PodBandwidth: ingress, egress);
 fields!(ServicePort: name, protocol, l4_port, node_port);
 fields!(SlicePort: name, protocol, l4_port);
-fields!(Endpoint: address, ready, serving, terminating, node);
+fields!(Hints: nodes, zones);
+fields!(Endpoint: address, ready, serving, terminating, node, hints);
 fields!(EndpointSlice: name, service, ports, endpoints);
 fields!(PortMatch: protocol, l4_ports);
 fields!(PolicyRule: peers, ports);
@@ -318,12 +321,12 @@ impl<T: Compact> Compact for Box<[T]> {
     }
 }
 
-impl Compact for Box<PodBandwidth> {
+impl<T: Compact> Compact for Box<T> {
     fn put(&self, out: &mut Vec<u8>) {
         (**self).put(out);
     }
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
-        PodBandwidth::take(from).map(Self::new)
+        T::take(from).map(Self::new)
     }
 }
 

@@ -5,10 +5,8 @@
 //! packets flow. Readiness is what the control thread last said. Metrics are asked of the control
 //! thread, and refused after [`ANSWER_TIMEOUT`] when it does not answer.
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +23,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::metrics;
 
+/// Bytes of a request's head, and of what is kept of a connection.
+const REQUEST_BYTES_MAX: usize = 16 << 10;
 /// Connections served at once; more wait in the listen queue.
 pub const CONNECTIONS_MAX: usize = 64;
 /// A connection may take so long to send its request's head.
@@ -128,13 +128,15 @@ pub fn start(address: SocketAddr, sources: Sources) -> Result<HttpServer, HttpEr
     let noted = Arc::clone(&levels);
     let thread = std::thread::Builder::new().name("xskiff-http".into()).spawn(move || {
         crate::privileges::drop_all();
+        let (asked, places) = (Arc::clone(&noted), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+        let answer = move |path: String, _: Option<IpAddr>| {
+            let answered = answer(path, sources.clone(), Arc::clone(&asked));
+            async move { Some(answered.await) }
+        };
         runtime.block_on(async move {
-            match TcpListener::from_std(listener) {
-                Ok(listener) => tokio::select! {
-                    () = serve(listener, sources, noted) => {}
-                    _ = stopped => {}
-                },
-                Err(error) => tracing::error!(%error, "metrics and probes are not served"),
+            tokio::select! {
+                () = serve(listener, places, noted, answer) => {}
+                _ = stopped => {}
             }
         });
     });
@@ -142,31 +144,57 @@ pub fn start(address: SocketAddr, sources: Sources) -> Result<HttpServer, HttpEr
     Ok(HttpServer { address: bound, stop: Some(stop), levels, thread: Some(thread) })
 }
 
-async fn serve(listener: TcpListener, sources: Sources, levels: Arc<HttpLevels>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let failures = AtomicU64::new(0);
+/// Serves what comes to `listener`, GET and HEAD alone. `answer` is told the path and the address that a
+/// connection came to; without an answer the connection ends.
+pub(crate) async fn serve<A, F>(
+    listener: std::net::TcpListener,
+    places: Arc<Semaphore>,
+    levels: Arc<HttpLevels>,
+    answer: A,
+) where
+    A: Fn(String, Option<IpAddr>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Option<Response<Full<Bytes>>>> + Send + 'static,
+{
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "a socket is not served"),
+    };
+    let mut failures = 0u64;
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of file descriptors, most likely: wait instead of spinning.
-                let failures = failures.fetch_add(1, Ordering::Relaxed) + 1;
-                tracing::warn!(%error, failures, "a metrics connection was not accepted");
+                failures += 1;
+                tracing::warn!(%error, failures, "a connection was not accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let (sources, levels) = (sources.clone(), Arc::clone(&levels));
+        // After it was accepted, since several sockets share the places.
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let (answer, levels) = (answer.clone(), Arc::clone(&levels));
         // All connections are served by this thread.
         levels.connections.set(levels.connections.get() + 1);
         tokio::spawn(async move {
-            let asked = Arc::clone(&levels);
-            let service =
-                service_fn(move |request| answer(request, sources.clone(), Arc::clone(&asked)));
+            let at = stream.local_addr().ok().map(|at| at.ip().to_canonical());
+            let service = service_fn(move |request: Request<Incoming>| {
+                let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+                let answered = is_read.then(|| answer(request.uri().path().to_owned(), at));
+                async move {
+                    match answered {
+                        Some(answered) => answered.await.ok_or(Unanswered),
+                        None => {
+                            let text = "only GET and HEAD are served\n".into();
+                            Ok(plain(StatusCode::METHOD_NOT_ALLOWED, text))
+                        }
+                    }
+                }
+            });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(REQUEST_BYTES_MAX)
                 .serve_connection(TokioIo::new(stream), service);
             // A client that hangs up early or talks nonsense is its own matter.
             let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
@@ -176,20 +204,18 @@ async fn serve(listener: TcpListener, sources: Sources, levels: Arc<HttpLevels>)
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    sources: Sources,
-    levels: Arc<HttpLevels>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served\n".into()));
-    }
-    Ok(match request.uri().path() {
+/// The connection ends without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody is meant by it")]
+struct Unanswered;
+
+async fn answer(path: String, sources: Sources, levels: Arc<HttpLevels>) -> Response<Full<Bytes>> {
+    match path.as_str() {
         "/livez" => livez(&(sources.stalled_workers)()),
         "/readyz" => readyz(&sources.readiness.borrow()),
         "/metrics" => metrics_page(&sources.status, &levels).await,
         _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /livez and /readyz\n".into()),
-    })
+    }
 }
 
 fn livez(stalled: &[u16]) -> Response<Full<Bytes>> {
@@ -226,11 +252,11 @@ async fn metrics_page(
     }
 }
 
-fn plain(code: StatusCode, text: String) -> Response<Full<Bytes>> {
+pub(crate) fn plain(code: StatusCode, text: String) -> Response<Full<Bytes>> {
     respond(code, "text/plain; charset=utf-8", text)
 }
 
-fn respond(code: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+pub(crate) fn respond(code: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = code;
     let kind = header::HeaderValue::from_static(kind);

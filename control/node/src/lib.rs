@@ -15,6 +15,7 @@ pub mod cli;
 pub mod cni;
 pub mod demo;
 pub mod forwarding_view;
+pub mod health_checks;
 pub mod host_port;
 pub mod host_sockets;
 pub mod http;

@@ -36,6 +36,7 @@ pub struct Ours {
     tcp: BTreeSet<u16>,
     udp: BTreeSet<u16>,
     icmp: BTreeSet<u16>,
+    sctp: BTreeSet<u16>,
 }
 
 /// Entries of the program's tables, of one family.
@@ -89,6 +90,7 @@ impl Ours {
             match *protocol {
                 Protocol::TCP => ours.tcp.insert(*l4_port),
                 Protocol::UDP => ours.udp.insert(*l4_port),
+                Protocol::SCTP => ours.sctp.insert(*l4_port),
                 _ => false,
             };
         }
@@ -136,7 +138,7 @@ impl Ours {
         told.extend(nodes.map(|address| format!("node address {address} {word}")));
         let pods = self.pod_addresses.difference(&other.pod_addresses);
         told.extend(pods.map(|(port, own)| format!("address {own} of port {} {word}", port.0)));
-        for (name, of) in ["TCP", "UDP", "ICMP"].iter().zip(BITMAPS.map(|(_, of)| of)) {
+        for (name, of) in ["TCP", "UDP", "ICMP", "SCTP"].iter().zip(BITMAPS.map(|(_, of)| of)) {
             let ports = ranges(of(self).difference(of(other)));
             told.extend(
                 ports
@@ -177,6 +179,7 @@ impl Ours {
             tcp: &self.tcp & &other.tcp,
             udp: &self.udp & &other.udp,
             icmp: &self.icmp & &other.icmp,
+            sctp: &self.sctp & &other.sctp,
         }
     }
 
@@ -192,6 +195,7 @@ impl Ours {
             tcp: &self.tcp | &other.tcp,
             udp: &self.udp | &other.udp,
             icmp: &self.icmp | &other.icmp,
+            sctp: &self.sctp | &other.sctp,
         }
     }
 }
@@ -216,6 +220,7 @@ impl From<HeldRules> for Ours {
                 L4Bitmap::Tcp => ours.tcp.insert(l4_port),
                 L4Bitmap::Udp => ours.udp.insert(l4_port),
                 L4Bitmap::Icmp => ours.icmp.insert(l4_port),
+                L4Bitmap::Sctp => ours.sctp.insert(l4_port),
             };
         }
         ours
@@ -327,10 +332,11 @@ impl RulesInForce {
 type PortsOf = fn(&Ours) -> &BTreeSet<u16>;
 
 /// The bitmaps.
-const BITMAPS: [(L4Bitmap, PortsOf); 3] = [
+const BITMAPS: [(L4Bitmap, PortsOf); 4] = [
     (L4Bitmap::Tcp, |ours| &ours.tcp),
     (L4Bitmap::Udp, |ours| &ours.udp),
     (L4Bitmap::Icmp, |ours| &ours.icmp),
+    (L4Bitmap::Sctp, |ours| &ours.sctp),
 ];
 
 /// Consecutive ports, ascending, as ranges.

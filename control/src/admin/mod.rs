@@ -23,6 +23,7 @@ pub mod fault;
 pub mod kubernetes;
 pub mod policy;
 pub mod reply;
+pub mod service;
 pub mod status;
 
 pub use endpoint::{Admitted, Attachment, Bandwidth, EndpointAdd, Retained};
@@ -85,6 +86,13 @@ pub enum Request {
     EndpointList,
     /// Services in force.
     ServiceList,
+    /// A service with all that is behind it.
+    ServiceShow {
+        /// `namespace/name`.
+        name: String,
+    },
+    /// Which backend a packet would get.
+    ServiceTrace(service::ServiceTraceQuestion),
     /// Flow entries.
     CtList {
         /// Which flows.
@@ -373,6 +381,7 @@ fn validate(request: &Request) -> Result<(), AdminError> {
         Request::PolicyList(page) => policy::validate_limit(page.limit),
         Request::PolicyStatus(question) => policy::validate_limit(question.limit),
         Request::PolicyExplain(question) => parse_protocol(&question.protocol).map(drop),
+        Request::ServiceTrace(question) => parse_protocol(&question.protocol).map(drop),
         Request::Inject(fault) => fault.validate(),
         Request::Capture(capture) => {
             capture.reason.as_deref().map_or(Ok(()), |label| parse_reason(label).map(drop))
@@ -386,6 +395,7 @@ fn validate(request: &Request) -> Result<(), AdminError> {
         | Request::Audit
         | Request::EndpointList
         | Request::ServiceList
+        | Request::ServiceShow { .. }
         | Request::Drops
         | Request::ConfigShow
         | Request::ConfigDiff { .. }

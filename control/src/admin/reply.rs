@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::policy::{
     DropCause, FoundIdentity, IdentityListing, PolicyExplanation, PolicyListing, PolicyStatus,
 };
+use super::service::{ServiceDetail, ServiceTraceReport};
 use super::status::FlowTableStatus;
 use super::status::{LimitInfo, ObjectError, Status};
 use super::{AdminError, Attachment, CaptureDirection};
@@ -29,6 +30,10 @@ pub enum Reply {
     Endpoints(Vec<EndpointInfo>),
     /// To [`super::Request::ServiceList`].
     Services(Vec<ServiceInfo>),
+    /// To [`super::Request::ServiceShow`].
+    Service(Box<ServiceDetail>),
+    /// To [`super::Request::ServiceTrace`].
+    ServiceTraced(ServiceTraceReport),
     /// To [`super::Request::CtList`].
     Ct(CtListing),
     /// To [`super::Request::CtCount`] and [`super::Request::CtFlush`]: flows counted or ended.
@@ -196,13 +201,13 @@ pub struct ServiceInfo {
 /// Where a service listens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrontendInfo {
-    /// `cluster-ip`, `external-ip`, `load-balancer` or `node-port`.
+    /// `cluster-ip`, `external-ip`, `load-balancer`, `node-port` or `host-port`.
     pub kind: String,
-    /// Absent for node ports: every address of the node.
+    /// Absent for node ports and host ports: addresses of the node.
     pub address: Option<IpAddr>,
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
-    /// Service port or node port.
+    /// Service port, node port or host port.
     pub l4_port: u16,
 }
 

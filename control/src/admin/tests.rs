@@ -45,6 +45,14 @@ fn every_request_survives_the_wire() {
         Request::EndpointRemove { name: "shop/cart-0".into() },
         Request::EndpointList,
         Request::ServiceList,
+        Request::ServiceShow { name: "shop/web".into() },
+        Request::ServiceTrace(service::ServiceTraceQuestion {
+            from: "10.0.0.1".parse().unwrap(),
+            source_port: Some(4000),
+            to: "10.96.0.1".parse().unwrap(),
+            l4_port: 80,
+            protocol: "sctp".into(),
+        }),
         Request::CtList { filter: FlowFilter::default(), limit: 10 },
         Request::CtCount {
             filter: FlowFilter { protocol: Some("tcp".into()), ..FlowFilter::default() },

@@ -202,6 +202,7 @@ impl Auditor {
             Stage::Pods(last) => match objects::after(&state.pods, last.as_ref()) {
                 Some((name, pod)) => {
                     self.check_pod(moment, pod);
+                    self.check_host_ports(moment, pod);
                     Stage::Pods(Some(name.clone()))
                 }
                 None => Stage::Nodes(None),

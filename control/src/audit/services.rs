@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use dataplane::address::Protocol;
-use dataplane::lb::{BackendSet, Frontend, ServiceId};
+use dataplane::lb::{BackendSet, Frontend, FrontendKind, ServiceId};
 use dataplane::tables::Tables;
 
 use super::objects::within;
 use super::{Audited, Auditor, Moment};
 use crate::compile::maglev;
-use crate::model::{Endpoint, EndpointSlice, Service, ServicePort};
+use crate::model::{Endpoint, EndpointSlice, Hints, Pod, Service, ServicePort};
 
 type Backends = BTreeSet<(IpAddr, u16)>;
 
@@ -26,8 +26,7 @@ impl Auditor {
             return;
         }
         for port in &service.ports {
-            let is_balanced = matches!(port.protocol, Protocol::TCP | Protocol::UDP);
-            if !is_balanced || is_ambiguous(service, port) {
+            if is_ambiguous(service, port) {
                 continue;
             }
             for frontend in listens(moment, service, port) {
@@ -44,7 +43,16 @@ impl Auditor {
     /// A frontend of the tables: some service must listen there.
     pub(super) fn check_stray_frontend(&mut self, moment: &Moment<'_>, frontend: Frontend) {
         self.round.checked += 1;
-        let Some((id, _)) = moment.tables.services.frontends.get(&frontend) else { return };
+        let Some((id, kind)) = moment.tables.services.frontends.get(&frontend) else { return };
+        if *kind == FrontendKind::HostPort {
+            let holder = name_of(moment, *id);
+            let name = holder.strip_prefix("Pod ").and_then(|name| name.parse().ok());
+            let pod = name.and_then(|name| moment.state.pods.get(&name));
+            if pod.and_then(|pod| listens_by_host_port(moment, pod, frontend)).is_none() {
+                self.note_frontend(holder, frontend, "is a host port that it has not any more");
+            }
+            return;
+        }
         let name = name_of(moment, *id);
         let is_listening = name.parse().is_ok_and(|name| {
             moment.state.services.get(&name).is_some_and(|service| {
@@ -53,11 +61,77 @@ impl Auditor {
             })
         });
         if !is_listening {
-            let Frontend { address, protocol, l4_port } = frontend;
-            let detail = format!("does not listen on {address} {protocol} {l4_port} any more");
-            self.round.note(Audited::Services, format!("Service {name}"), detail);
+            self.note_frontend(
+                format!("Service {name}"),
+                frontend,
+                "does not listen there any more",
+            );
         }
     }
+
+    /// A pod's host ports here: each leads to it, or to whom a service or another pod leads.
+    pub(super) fn check_host_ports(&mut self, moment: &Moment<'_>, pod: &Pod) {
+        for port in &pod.host_ports {
+            for address in &moment.node.addresses {
+                let frontend =
+                    Frontend { address: *address, protocol: port.protocol, l4_port: port.l4_port };
+                let Some(wanted) = listens_by_host_port(moment, pod, frontend) else { continue };
+                self.round.checked += 1;
+                let held = moment.tables.services.frontends.get(&frontend);
+                let service = held.and_then(|(id, _)| moment.tables.services.get(*id));
+                let leads_there = service.is_some_and(|service| {
+                    let mut backends = service.cluster.backends.iter();
+                    backends.any(|one| (one.address, one.l4_port) == wanted)
+                });
+                let is_others = held.is_some() && self.is_shared(moment, pod, frontend);
+                if !leads_there && !is_others {
+                    let detail = format!("should lead to {} port {}", wanted.0, wanted.1);
+                    self.note_frontend(format!("Pod {}", pod.name), frontend, &detail);
+                }
+            }
+        }
+    }
+
+    /// Whether a service or another pod wants the frontend, too.
+    fn is_shared(&self, moment: &Moment<'_>, pod: &Pod, frontend: Frontend) -> bool {
+        let mut services = moment.state.services.values().filter(|service| !service.headless);
+        let mut pods = moment.state.pods.values().filter(|other| other.name != pod.name);
+        pods.any(|other| listens_by_host_port(moment, other, frontend).is_some())
+            || services.any(|service| {
+                let mut ports = service.ports.iter();
+                ports.any(|port| listens(moment, service, port).contains(&frontend))
+            })
+    }
+
+    fn note_frontend(&mut self, object: String, frontend: Frontend, detail: &str) {
+        let Frontend { address, protocol, l4_port } = frontend;
+        let detail = format!("{address} {protocol} {l4_port}: {detail}");
+        self.round.note(Audited::Services, object, detail);
+    }
+}
+
+/// Where `frontend` leads if the pod has it by a host port and is here.
+fn listens_by_host_port(
+    moment: &Moment<'_>,
+    pod: &Pod,
+    frontend: Frontend,
+) -> Option<(IpAddr, u16)> {
+    let here = moment.node.endpoints.contains_key(&pod.name);
+    let is_here = pod.node.as_deref().map_or(here, |node| *node == *moment.node.name);
+    if !is_here || pod.is_completed() || pod.host_network {
+        return None;
+    }
+    let of_family = |one: &&IpAddr| one.is_ipv4() == frontend.address.is_ipv4();
+    let port = pod.host_ports.iter().find(|port| {
+        let is_meant = match port.address {
+            None => true,
+            Some(all) if all.is_unspecified() => of_family(&&all),
+            Some(one) => one == frontend.address,
+        };
+        is_meant && (port.protocol, port.l4_port) == (frontend.protocol, frontend.l4_port)
+    })?;
+    let to = pod.addresses.iter().find(of_family)?;
+    moment.node.addresses.contains(&frontend.address).then_some((*to, port.container_port))
 }
 
 /// Whether another port of the service has its name or number: an API server takes no such service.
@@ -181,7 +255,7 @@ fn serving<'a>(
     let mut all: Vec<Target<'a>> = known.into_iter().collect();
     let mut own = all.clone();
     own.retain(|((address, _), _)| address.is_ipv4() == ipv4);
-    if own.is_empty() {
+    if own.is_empty() && port.protocol != Protocol::SCTP {
         all.retain(|((address, _), _)| !moment.node.addresses.contains(address));
         return all;
     }
@@ -202,6 +276,30 @@ fn usable(moment: &Moment<'_>, all: &[Target<'_>], local_only: bool) -> Backends
         let here = all.iter().filter(|(_, one)| !local_only || is_local(one));
         here.filter(|(_, one)| wanted(one)).map(|(at, _)| *at).collect()
     };
-    let ready = pick(&|one| one.ready);
+    let hinted: Vec<&Endpoint> = all.iter().map(|(_, one)| *one).filter(|one| one.ready).collect();
+    let own = moment.state.nodes.get(&moment.node.name).and_then(|node| node.zone.as_deref());
+    let for_node = for_here(&hinted, |hints| &hints.nodes, Some(&moment.node.name));
+    let for_zone = for_here(&hinted, |hints| &hints.zones, own);
+    let meant = for_node.or(for_zone).filter(|_| !local_only);
+    let is_meant = |one: &Endpoint| {
+        meant.as_ref().is_none_or(|meant| meant.iter().any(|other| std::ptr::eq(*other, one)))
+    };
+    let ready = pick(&|one| one.ready && is_meant(one));
     if ready.is_empty() { pick(&|one| one.serving && one.terminating) } else { ready }
+}
+
+/// Those that have a hint of a kind for `here`, where all of them have any of that kind; `None` where
+/// there is none, or another has none.
+fn for_here<'a>(
+    ready: &[&'a Endpoint],
+    of: impl Fn(&Hints) -> &Vec<std::sync::Arc<str>>,
+    here: Option<&str>,
+) -> Option<Vec<&'a Endpoint>> {
+    let names = |one: &Endpoint| one.hints.as_deref().map_or_else(Vec::new, |all| of(all).clone());
+    if ready.iter().any(|one| names(one).is_empty()) {
+        return None;
+    }
+    let is_for_here = |one: &&Endpoint| names(one).iter().any(|name| Some(&**name) == here);
+    let meant: Vec<&Endpoint> = ready.iter().copied().filter(is_for_here).collect();
+    (!meant.is_empty()).then_some(meant)
 }

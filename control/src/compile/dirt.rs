@@ -10,7 +10,7 @@ use super::claims::Claim;
 use super::policies::{PortName, Uses, is_audited};
 use super::selectors::{Scope, Selector, namespace_labels};
 use super::{Compiled, NodeView};
-use crate::model::{Kind, LabelSelector, Object, ObjectKey, ObjectName, Pod};
+use crate::model::{Kind, LabelSelector, Node, Object, ObjectKey, ObjectName, Pod};
 use crate::store::Change;
 
 /// Looks at pods by one selector after the other, as many as there are pods times this, cost more
@@ -29,6 +29,8 @@ pub(super) struct Dirt {
     pub(super) policies: BTreeSet<ObjectName>,
     /// Themselves or their slices.
     pub(super) services: BTreeSet<ObjectName>,
+    /// Pods whose host ports may be others.
+    pub(super) host_ports: BTreeSet<ObjectName>,
     /// Local endpoints that came or went, or whose Pod object did.
     pub(super) endpoints: BTreeSet<ObjectName>,
     /// Whether policies are under audit here may have changed.
@@ -44,6 +46,7 @@ impl Dirt {
             && self.counted_namespaces.is_empty()
             && self.policies.is_empty()
             && self.services.is_empty()
+            && self.host_ports.is_empty()
             && self.endpoints.is_empty()
             && !self.own_mode
             && !self.unknown_pods
@@ -132,6 +135,7 @@ impl Compiled {
     pub(super) fn note_pod(&mut self, pod: &Pod, is_new: bool) {
         self.claims.add_pod(pod);
         self.dirt.note_claims_of(pod);
+        self.note_host_ports(&pod.name, !pod.host_ports.is_empty());
         self.note_pod_at(&pod.name);
         if is_new {
             let namespace = &pod.name.namespace;
@@ -147,6 +151,7 @@ impl Compiled {
     fn note_pod_gone(&mut self, pod: &Pod) {
         self.claims.remove_pod(pod);
         self.dirt.note_claims_of(pod);
+        self.note_host_ports(&pod.name, false);
         self.note_pod_at(&pod.name);
         let namespace = &pod.name.namespace;
         if let Some(pods) = self.pods_in.get_mut(namespace) {
@@ -155,6 +160,19 @@ impl Compiled {
                 self.pods_in.remove(namespace);
                 self.dirt.counted_namespaces.insert(Arc::clone(namespace));
             }
+        }
+    }
+
+    /// A pod that has host ports, or had some.
+    fn note_host_ports(&mut self, name: &ObjectName, has_any: bool) {
+        let had_any = self.with_host_ports.contains(name);
+        if has_any && !had_any {
+            self.with_host_ports.insert(name.clone());
+        } else if had_any && !has_any {
+            self.with_host_ports.remove(name);
+        }
+        if has_any || had_any {
+            self.dirt.host_ports.insert(name.clone());
         }
     }
 
@@ -204,6 +222,10 @@ impl Compiled {
             return;
         }
         self.node_changes += 1;
+        let zone = |node: Option<&Node>| node.and_then(|node| node.zone.clone());
+        if *name == *self.node.name && zone(before.as_ref()) != zone(after) {
+            self.dirt.services.extend(self.balanced.with_hints().iter().cloned());
+        }
         if let Some(before) = before {
             for address in before.addresses {
                 self.node_addresses.remove(address, name);
@@ -276,6 +298,7 @@ impl Compiled {
         };
         if endpoints_apart(&before) != endpoints_apart(node) {
             self.dirt.services.extend(self.state.services.keys().cloned());
+            self.dirt.host_ports.extend(self.with_host_ports.iter().cloned());
         } else if before.endpoints != node.endpoints {
             self.dirt.services.extend(self.balanced.without_node().iter().cloned());
         }
@@ -286,6 +309,9 @@ impl Compiled {
         // Whether its pod is local.
         if let Some(pod) = self.state.pods.get(name) {
             self.dirt.addresses.extend(&pod.addresses);
+            if !pod.host_ports.is_empty() {
+                self.dirt.host_ports.insert(name.clone());
+            }
         }
         self.dirt.endpoints.insert(name.clone());
     }

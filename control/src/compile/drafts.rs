@@ -3,22 +3,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use dataplane::address::Protocol;
 use dataplane::lb::{Frontend, FrontendKind, Service};
 
 use super::NodeView;
-use super::endpoints::Endpoints;
+use super::endpoints::{Endpoints, Here};
+use super::health_checks::HealthCheck;
+use super::host_ports;
 use super::maglev;
-use super::services::{Key, Services};
+use super::services::{Key, Owner, Services};
 use super::warnings::Warning;
-use crate::model::{self, EndpointSlice, ObjectName, ServicePort};
+use crate::model::{self, EndpointSlice, ServicePort};
 use crate::store::ClusterState;
 
-/// A service as it is to be; without ports where it is gone, or headless.
+/// A service as it is to be, or a pod's host ports; without ports where it is gone, or headless.
 pub(super) struct Draft {
-    pub(super) name: ObjectName,
+    pub(super) owner: Owner,
     pub(super) ports: Vec<PortDraft>,
     pub(super) has_endpoint_without_node: bool,
+    /// Whether its backends depend on which zone the node is in.
+    pub(super) has_hints: bool,
+    pub(super) health_check: Option<HealthCheck>,
     pub(super) told: BTreeSet<Warning>,
 }
 
@@ -40,29 +44,54 @@ pub(super) struct Drafting<'a> {
 }
 
 impl Drafting<'_> {
-    pub(super) fn draft(&self, name: &ObjectName) -> Draft {
+    pub(super) fn draft(&self, owner: &Owner) -> Draft {
         let mut draft = Draft {
-            name: name.clone(),
+            owner: owner.clone(),
             ports: Vec::new(),
             has_endpoint_without_node: false,
+            has_hints: false,
+            health_check: None,
             told: BTreeSet::new(),
         };
-        let service = self.state.services.get(name).filter(|service| !service.headless);
-        let Some(service) = service else { return draft };
+        let name = match owner {
+            Owner::Service(name) => name,
+            Owner::Pod(name) => {
+                if let Some(pod) = self.state.pods.get(name) {
+                    let sets = self.services.sets();
+                    draft.ports = host_ports::draft(pod, self.node, sets, &mut draft.told);
+                }
+                return draft;
+            }
+        };
         let slices: Vec<&EndpointSlice> = self.services.slices_of(name, self.state).collect();
-        let mut endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
-        draft.has_endpoint_without_node = endpoints.any(|endpoint| endpoint.node.is_none());
+        let service = match self.state.services.get(name) {
+            Some(service) if !service.headless => service,
+            Some(_) => return draft,
+            None => {
+                draft.told.extend(slices.first().map(|slice| {
+                    let more = match slices.len() - 1 {
+                        0 => String::new(),
+                        more => format!(", and so do {more} more"),
+                    };
+                    let message = format!("names Service {name}, which is not there{more}");
+                    Warning::new(format!("EndpointSlice {}", slice.name), message)
+                }));
+                return draft;
+            }
+        };
+        for endpoint in slices.iter().flat_map(|slice| &slice.endpoints) {
+            draft.has_endpoint_without_node |= endpoint.node.is_none();
+            draft.has_hints |= endpoint.hints.is_some();
+        }
+        draft.health_check = HealthCheck::of(service, &slices, self.node);
         warn(service, self.node, !slices.is_empty(), &mut draft.told);
         for (place, port) in service.ports.iter().enumerate() {
-            if !matches!(port.protocol, Protocol::TCP | Protocol::UDP) {
-                continue;
-            }
             for ipv4 in [true, false] {
                 let frontends = frontends(service, port, self.node, ipv4);
                 if frontends.is_empty() {
                     continue;
                 }
-                let key = Key::new(name, port, ipv4);
+                let key = Key::new(owner, &port.name, port.protocol, ipv4);
                 let told = &mut draft.told;
                 let endpoints = Endpoints::serving(service, &slices, port, ipv4, self.node, told);
                 let service = self.of_port(service, port, &endpoints, told);
@@ -79,8 +108,13 @@ impl Drafting<'_> {
         endpoints: &Endpoints<'_>,
         warnings: &mut BTreeSet<Warning>,
     ) -> Service {
-        let mut cluster = endpoints.usable(false);
-        let mut local = endpoints.usable(true);
+        let (topology, why_not) = endpoints.topology(Here::of(self.node, self.state));
+        let mut cluster = endpoints.of_cluster(topology);
+        let mut local = endpoints.of_node();
+        if let Some(why_not) = why_not {
+            let message = format!("topology hints of its endpoints are not followed: {why_not}");
+            warnings.insert(Warning::new(format!("Service {}", service.name), message));
+        }
         let count = cluster.len();
         if count > maglev::BACKENDS_MAX {
             cluster.truncate(maglev::BACKENDS_MAX);
@@ -119,13 +153,14 @@ fn warn(
     if !has_slices {
         warn("has no EndpointSlice labelled kubernetes.io/service-name with its name".into());
     }
+    let of_node = service.cluster_ips.iter().filter(|own| node.addresses.contains(own));
+    for address in of_node {
+        warn(format!("its cluster address {address} is this node's own; give it another"));
+    }
     for field in &service.not_obeyed {
         warn(format!("{field} is not obeyed"));
     }
     for port in &service.ports {
-        if !matches!(port.protocol, Protocol::TCP | Protocol::UDP) {
-            warn(format!("port {}/{} is left out: only TCP and UDP", port.l4_port, port.protocol));
-        }
         if let Some(l4_port) = port.node_port.filter(|port| !node.node_port_range.contains(port)) {
             let range = &node.node_port_range;
             let (first, last) = (range.start(), range.end());

@@ -1,15 +1,19 @@
 //! Which endpoints of a service are used as backends, and one Maglev table for each set of them.
 //!
-//! Readiness is kube-proxy's: an endpoint that does not say is ready; terminating ones are used
-//! while they still serve and no ready one is left, which is decided for all backends and for the
-//! node's own separately.
+//! The choice is kube-proxy's (`CategorizeEndpoints`): an endpoint that does not say is ready;
+//! terminating ones are used while they still serve and no ready one is left, which is decided for all
+//! backends and for the node's own separately. Hints narrow all of them to those for this node, or
+//! else to those for its zone, where every ready endpoint has such a hint and any of them is for here;
+//! to the node's own they say nothing.
 
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use dataplane::address::Protocol;
 use dataplane::lb::{Backend, BackendSet};
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
@@ -17,13 +21,16 @@ use hashbrown::hash_map::Entry;
 use super::NodeView;
 use super::maglev;
 use super::warnings::Warning;
-use crate::model::{self, Endpoint, EndpointSlice, ServicePort};
+use crate::model::{self, Endpoint, EndpointSlice, Hints, ServicePort};
+use crate::store::ClusterState;
 
 /// The endpoints of one service port in one family, by what they are.
 pub(super) struct Endpoints<'a> {
     pub(super) all: BTreeMap<(IpAddr, u16), (&'a Endpoint, bool)>,
     /// Whether they are of another family than the frontends.
     pub(super) changes_family: bool,
+    /// The first that is listed more than once, and how many listings are too many.
+    again: Option<(IpAddr, usize)>,
 }
 
 impl<'a> Endpoints<'a> {
@@ -38,7 +45,15 @@ impl<'a> Endpoints<'a> {
         warnings: &mut BTreeSet<Warning>,
     ) -> Self {
         let own = Self::gather(slices, port, ipv4, node);
-        if !own.all.is_empty() {
+        if let Some((address, times)) = own.again {
+            let more = if times > 1 { format!(" and {} more", times - 1) } else { String::new() };
+            let message = format!(
+                "endpoint {address}{more} is listed again by its EndpointSlices; each counts once"
+            );
+            warnings.insert(Warning::new(format!("Service {}", service.name), message));
+        }
+        // SCTP is not translated between families.
+        if !own.all.is_empty() || port.protocol == Protocol::SCTP {
             return own;
         }
         let mut other = Self::gather(slices, port, !ipv4, node);
@@ -63,6 +78,7 @@ impl<'a> Endpoints<'a> {
         node: &NodeView,
     ) -> Self {
         let mut all: BTreeMap<(IpAddr, u16), (&Endpoint, bool)> = BTreeMap::new();
+        let mut again: Option<(IpAddr, usize)> = None;
         for slice in slices {
             let target = slice
                 .ports
@@ -72,40 +88,138 @@ impl<'a> Endpoints<'a> {
             let Some(l4_port) = target else { continue };
             for endpoint in slice.endpoints.iter().filter(|e| e.address.is_ipv4() == ipv4) {
                 let local = is_local(endpoint, node);
-                let known = all.entry((endpoint.address, l4_port));
-                let known = known.or_insert((endpoint, local));
+                let known = match all.entry((endpoint.address, l4_port)) {
+                    btree_map::Entry::Vacant(entry) => {
+                        entry.insert((endpoint, local));
+                        continue;
+                    }
+                    btree_map::Entry::Occupied(known) => known.into_mut(),
+                };
+                again = Some(again.map_or((endpoint.address, 1), |(first, n)| (first, n + 1)));
                 // While an endpoint moves from one slice to another it may be in both.
                 if endpoint.ready && !known.0.ready {
                     *known = (endpoint, local);
                 }
             }
         }
-        Self { all, changes_family: false }
+        Self { all, changes_family: false, again }
     }
 
-    /// The usable ones, ordered by address and L4 port: the ready, or else those that still serve.
-    pub(super) fn usable(&self, local_only: bool) -> Vec<Backend> {
-        let pick = |wanted: fn(&Endpoint) -> bool| -> Vec<Backend> {
-            self.all
-                .iter()
-                .filter(|(_, (endpoint, local))| (*local || !local_only) && wanted(endpoint))
-                .map(|(&(address, l4_port), (_, local))| Backend {
-                    address,
-                    l4_port,
-                    local: *local,
-                })
+    /// The usable ones of the whole cluster, ordered by address and L4 port: the ready that hints
+    /// leave, or else those that still serve.
+    pub(super) fn of_cluster(&self, topology: Topology<'_>) -> Vec<Backend> {
+        self.ready_or_ending(|endpoint, _| topology.takes(endpoint), |_| true)
+    }
+
+    /// The usable ones of this node.
+    pub(super) fn of_node(&self) -> Vec<Backend> {
+        self.ready_or_ending(|_, local| local, |local| local)
+    }
+
+    fn ready_or_ending(
+        &self,
+        takes_ready: impl Fn(&Endpoint, bool) -> bool,
+        takes_ending: impl Fn(bool) -> bool,
+    ) -> Vec<Backend> {
+        let pick = |takes: &dyn Fn(&Endpoint, bool) -> bool| -> Vec<Backend> {
+            let all = self.all.iter().filter(|(_, (endpoint, local))| takes(endpoint, *local));
+            all.map(|(&(address, l4_port), &(_, local))| Backend { address, l4_port, local })
                 .collect()
         };
-        let ready = pick(|endpoint| endpoint.ready);
-        if ready.is_empty() {
-            pick(|endpoint| endpoint.serving && endpoint.terminating)
-        } else {
-            ready
+        let ready = pick(&|endpoint, local| endpoint.ready && takes_ready(endpoint, local));
+        if !ready.is_empty() {
+            return ready;
+        }
+        pick(&|endpoint, local| is_ending(endpoint) && takes_ending(local))
+    }
+
+    /// What hints narrow the ready ones to as seen from `here`, and why they narrow to nothing where
+    /// all of them have hints.
+    pub(super) fn topology<'b>(&self, here: Here<'b>) -> (Topology<'b>, Option<String>) {
+        let none = Hints::default();
+        let ready = || self.all.values().filter(|(endpoint, _)| endpoint.ready);
+        let hints = || ready().map(|(endpoint, _)| endpoint.hints.as_deref().unwrap_or(&none));
+        if ready().next().is_none() {
+            return (Topology::Anywhere, None);
+        }
+        let mut why = None;
+        if hints().all(|hints| !hints.nodes.is_empty()) {
+            let node = Topology::Node(here.node);
+            if hints().any(|hints| node.is_meant(hints)) {
+                return (node, None);
+            }
+            why = Some(format!("hints name no endpoint for this node ({})", here.node));
+        }
+        if hints().all(|hints| !hints.zones.is_empty()) {
+            let Some(name) = here.zone else {
+                let text = "the Node of this name has no label topology.kubernetes.io/zone";
+                return (Topology::Anywhere, Some(text.into()));
+            };
+            let zone = Topology::Zone(name);
+            if hints().any(|hints| zone.is_meant(hints)) {
+                return (zone, None);
+            }
+            why = Some(format!("hints name no endpoint for this zone ({name})"));
+        }
+        (Topology::Anywhere, why)
+    }
+}
+
+/// Where this node is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Here<'a> {
+    node: &'a str,
+    zone: Option<&'a str>,
+}
+
+impl<'a> Here<'a> {
+    pub(super) fn of(node: &'a NodeView, state: &'a ClusterState) -> Self {
+        let object = state.nodes.get(&node.name);
+        Self { node: &node.name, zone: object.and_then(|node| node.zone.as_deref()) }
+    }
+}
+
+/// Which of the ready endpoints are used, whichever node they are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Topology<'a> {
+    /// All.
+    Anywhere,
+    /// Those that are hinted for this node.
+    Node(&'a str),
+    /// Those that are hinted for this zone.
+    Zone(&'a str),
+}
+
+impl fmt::Display for Topology<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anywhere => f.write_str("every ready endpoint"),
+            Self::Node(name) => write!(f, "ready endpoints hinted for this node ({name})"),
+            Self::Zone(name) => write!(f, "ready endpoints hinted for this zone ({name})"),
         }
     }
 }
 
-fn is_local(endpoint: &Endpoint, node: &NodeView) -> bool {
+impl Topology<'_> {
+    pub(super) fn takes(self, endpoint: &Endpoint) -> bool {
+        self == Self::Anywhere || endpoint.hints.as_ref().is_some_and(|hints| self.is_meant(hints))
+    }
+
+    fn is_meant(self, hints: &Hints) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::Node(name) => hints.nodes.iter().any(|node| **node == *name),
+            Self::Zone(name) => hints.zones.iter().any(|zone| **zone == *name),
+        }
+    }
+}
+
+/// Whether it serves on although it is about to go.
+pub(super) fn is_ending(endpoint: &Endpoint) -> bool {
+    endpoint.serving && endpoint.terminating
+}
+
+pub(super) fn is_local(endpoint: &Endpoint, node: &NodeView) -> bool {
     match &endpoint.node {
         Some(name) => **name == *node.name,
         None => {

@@ -1,5 +1,5 @@
-//! Who listens where: of several services on one address and port, or with one node port, the first
-//! by name has it.
+//! Who listens where: of several on one address and port, or with one node port, the first has it:
+//! services before pods, each by name.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,14 +9,14 @@ use dataplane::address::Protocol;
 use dataplane::lb::{Frontend, FrontendKind, ServiceId, ServiceTable};
 use hashbrown::HashMap;
 
+use super::services::Owner;
 use super::warnings::Warning;
-use crate::model::ObjectName;
 
-/// A service port that wants a frontend; the first in this order gets it.
+/// A service port or host port that wants a frontend; the first in this order gets it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Listener {
-    pub(super) service: ObjectName,
-    /// Among the service's ports.
+    pub(super) owner: Owner,
+    /// Among its owner's ports.
     pub(super) place: usize,
     pub(super) id: ServiceId,
     pub(super) kind: FrontendKind,
@@ -24,11 +24,11 @@ pub(super) struct Listener {
     pub(super) is_services: bool,
 }
 
-/// A service port that wants a node port, on one of the node's addresses.
-type NodePort = (ObjectName, usize, IpAddr, ServiceId);
+/// Who wants an L4 port on one of the node's addresses.
+type NodePort = (Owner, usize, IpAddr, ServiceId);
 
 fn node_port(listener: &Listener, address: IpAddr) -> NodePort {
-    (listener.service.clone(), listener.place, address, listener.id)
+    (listener.owner.clone(), listener.place, address, listener.id)
 }
 
 /// Everybody who wants a frontend. Nearly always there is one for each.
@@ -45,7 +45,7 @@ pub(super) struct Listeners {
 impl Listeners {
     pub(super) fn add(&mut self, frontend: Frontend, listener: Listener) {
         let Frontend { address, protocol, l4_port } = frontend;
-        if listener.kind == FrontendKind::NodePort {
+        if !listener.is_services {
             let wanting = self.node_ports.entry((protocol, l4_port)).or_default();
             wanting.insert(node_port(&listener, address));
         }
@@ -60,7 +60,7 @@ impl Listeners {
 
     pub(super) fn remove(&mut self, frontend: &Frontend, listener: &Listener) {
         let Frontend { address, protocol, l4_port } = *frontend;
-        if listener.kind == FrontendKind::NodePort
+        if !listener.is_services
             && let Some(wanting) = self.node_ports.get_mut(&(protocol, l4_port))
         {
             wanting.remove(&node_port(listener, address));
@@ -125,9 +125,9 @@ impl Listeners {
                 let message = format!(
                     "listens on {address} port {l4_port}/{protocol}, where {} listens already; \
                      {} keeps it",
-                    holder.service, holder.service,
+                    holder.owner, holder.owner,
                 );
-                told.insert(Warning::new(format!("Service {}", other.service), message));
+                told.insert(Warning::new(other.owner.to_string(), message));
             }
         }
         told

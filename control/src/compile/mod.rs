@@ -9,8 +9,8 @@
 //! Reading order: this file, [`dirt`] (what a change concerns), [`coming`] (what comes in order), [`selectors`] and [`claims`] (which
 //! selectors match, and who has an address), [`naming`] and [`identities`] (who an address is),
 //! [`policies`] and [`verdicts`] (who may speak to whom), [`affected`] (whose flows that changes),
-//! [`drafts`], [`services`], [`listeners`], [`endpoints`] and [`maglev`] (which backend a flow goes
-//! to), [`explain`] (why),
+//! [`drafts`], [`services`], [`host_ports`], [`listeners`], [`endpoints`] and [`maglev`] (which backend
+//! a flow goes to), [`explain`] (why),
 //! [`inventory`] (what there is, for people).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +36,8 @@ mod dirt;
 mod drafts;
 mod endpoints;
 pub mod explain;
+mod health_checks;
+mod host_ports;
 mod identities;
 mod interner;
 pub mod inventory;
@@ -55,12 +57,13 @@ use identities::{Identities, Kind, Turn};
 use naming::{Named, Names};
 use policies::Policies;
 use selectors::Selectors;
-use services::Services;
+use services::{Owner, Services};
 use verdicts::Verdicts;
 use warnings::{Source, Told};
 
 pub use affected::Affected;
 pub use explain::{Examined, Finding, Reading};
+pub use health_checks::HealthCheck;
 pub use policies::{RuleName, direction_name};
 pub use warnings::{Warning, Warnings};
 
@@ -133,6 +136,8 @@ pub struct Compiled {
     /// Changes that are not compiled yet.
     dirt: Dirt,
     node_changes: u64,
+    /// Pods with host ports, of all nodes.
+    with_host_ports: BTreeSet<ObjectName>,
     /// Namespaces that pods are in, with their number.
     pods_in: HashMap<Arc<str>, usize>,
     claims: Claims,
@@ -222,6 +227,24 @@ impl Compiled {
         self.known.name(identity, &self.selectors)
     }
 
+    /// What is warned of since the last time, for a log, and how much more.
+    pub fn take_fresh_warnings(&mut self) -> (Vec<Warning>, usize) {
+        self.warnings.take_fresh()
+    }
+
+    /// What load balancers may ask of this node, by service.
+    #[must_use]
+    pub fn health_checks(&self) -> &Arc<BTreeMap<ObjectName, HealthCheck>> {
+        self.balanced.health_checks()
+    }
+
+    /// Whether new connections should come to this node: its Node object, if there is one, is not about
+    /// to go.
+    #[must_use]
+    pub fn is_eligible(&self) -> bool {
+        self.state.nodes.get(&self.node.name).is_none_or(|node| !node.is_leaving)
+    }
+
     /// Number of identities in force, reserved ones not counted.
     #[must_use]
     pub fn identity_count(&self) -> usize {
@@ -244,8 +267,10 @@ impl Compiled {
         }
         let mut dirt = std::mem::take(&mut self.dirt);
         let mut turn = Turn::default();
-        let services = std::mem::take(&mut dirt.services);
-        let of_services = self.beside_services(&services, |compiled| {
+        let services = std::mem::take(&mut dirt.services).into_iter().map(Owner::Service);
+        let pods = std::mem::take(&mut dirt.host_ports).into_iter().map(Owner::Pod);
+        let owners: Vec<Owner> = services.chain(pods).collect();
+        let of_services = self.beside_services(&owners, |compiled| {
             compiled.compile_policy(&mut dirt, &mut turn, &mut ended);
         });
         of_services.into_iter().for_each(|(source, told)| self.warnings.set(source, told));
@@ -279,20 +304,16 @@ impl Compiled {
         ended(Stage::Policy);
     }
 
-    /// Compiles the services of these names and does `rest`: at once, where there are many. Gives what
-    /// is told of the services.
-    fn beside_services(
-        &mut self,
-        names: &BTreeSet<ObjectName>,
-        rest: impl FnOnce(&mut Self),
-    ) -> Told {
-        if names.len() < SERVICES_APART {
+    /// Compiles these services and host ports and does `rest`: at once, where there are many. Gives what
+    /// is told of them.
+    fn beside_services(&mut self, owners: &[Owner], rest: impl FnOnce(&mut Self)) -> Told {
+        if owners.len() < SERVICES_APART {
             rest(self);
-            return self.balanced.follow(names, &self.state, &self.node);
+            return self.balanced.follow(owners, &self.state, &self.node);
         }
         let mut balanced = std::mem::take(&mut self.balanced);
         let (state, node) = (Arc::clone(&self.state), self.node.clone());
-        let mut follow = || balanced.follow(names, &state, &node);
+        let mut follow = || balanced.follow(owners, &state, &node);
         let told = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("xskiff-services".into());
             let following = thread.spawn_scoped(scope, &mut follow).ok();

@@ -1,38 +1,57 @@
-//! Services and EndpointSlices to frontends and backend sets.
+//! Services and EndpointSlices, and pods' host ports, to frontends and backend sets.
 //!
 //! A service of two families is two entries, each with the endpoints of its own family, or those of
 //! the other where its slices name none: then connections are translated ([`dataplane::nat64`]).
 //! A change compiles the services that it concerns, and what several claim is given to the first.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use dataplane::address::Protocol;
-use dataplane::lb::{Frontend, FrontendKind, Service, ServiceId, ServiceTable};
+use dataplane::lb::{Frontend, Service, ServiceId, ServiceTable};
 use hashbrown::HashMap;
 
 use super::NodeView;
 use super::drafts::{Draft, Drafting, PortDraft};
 use super::endpoints::BackendSets;
+use super::health_checks::HealthCheck;
 use super::interner::Interner;
 use super::listeners::{Listener, Listeners};
 use super::warnings::{Source, Told};
-use crate::model::{EndpointSlice, ObjectName, ServicePort};
+use crate::model::{EndpointSlice, ObjectName};
 use crate::store::ClusterState;
+
+/// Whose frontends they are. Of several who want one the first has it: services come before pods.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Owner {
+    Service(ObjectName),
+    /// By its host ports.
+    Pod(ObjectName),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name) => write!(f, "Service {name}"),
+            Self::Pod(name) => write!(f, "Pod {name}"),
+        }
+    }
+}
 
 /// What one [`ServiceId`] stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Key {
-    service: ObjectName,
+    owner: Owner,
+    /// The service port's name, or the host port's place among the pod's.
     port: String,
     protocol: Protocol,
     ipv4: bool,
 }
 
 impl Key {
-    pub(super) fn new(service: &ObjectName, port: &ServicePort, ipv4: bool) -> Self {
-        let (service, protocol) = (service.clone(), port.protocol);
-        Self { service, port: port.name.clone(), protocol, ipv4 }
+    pub(super) fn new(owner: &Owner, port: &str, protocol: Protocol, ipv4: bool) -> Self {
+        Self { owner: owner.clone(), port: port.to_owned(), protocol, ipv4 }
     }
 }
 
@@ -57,14 +76,17 @@ struct Entries {
 pub(super) struct Services {
     pub(super) table: Arc<ServiceTable>,
     ids: Interner<Key>,
-    compiled: HashMap<ObjectName, Entries>,
+    compiled: HashMap<Owner, Entries>,
     slices: HashMap<ObjectName, BTreeSet<ObjectName>>,
     /// Services with endpoints that do not say on which node they are.
     without_node: BTreeSet<ObjectName>,
+    /// Services with endpoints that have hints.
+    with_hints: BTreeSet<ObjectName>,
     sets: BackendSets,
     listeners: Listeners,
     host_backends: HashMap<(Protocol, u16), usize>,
     changing_family: usize,
+    health_checks: Arc<BTreeMap<ObjectName, HealthCheck>>,
 }
 
 impl Default for Services {
@@ -75,10 +97,12 @@ impl Default for Services {
             compiled: HashMap::new(),
             slices: HashMap::new(),
             without_node: BTreeSet::new(),
+            with_hints: BTreeSet::new(),
             sets: BackendSets::default(),
             listeners: Listeners::default(),
             host_backends: HashMap::new(),
             changing_family: 0,
+            health_checks: Arc::default(),
         }
     }
 }
@@ -111,15 +135,36 @@ impl Services {
         &self.without_node
     }
 
-    /// Compiles the services of these names as they are now; gives what is told of them.
+    /// Services whose backends depend on which zone the node is in.
+    pub(super) fn with_hints(&self) -> &BTreeSet<ObjectName> {
+        &self.with_hints
+    }
+
+    /// What load balancers may ask of this node.
+    pub(super) fn health_checks(&self) -> &Arc<BTreeMap<ObjectName, HealthCheck>> {
+        &self.health_checks
+    }
+
+    fn note_health_check(&mut self, name: &ObjectName, check: Option<HealthCheck>) {
+        if self.health_checks.get(name) == check.as_ref() {
+            return;
+        }
+        let checks = Arc::make_mut(&mut self.health_checks);
+        match check {
+            Some(check) => checks.insert(name.clone(), check),
+            None => checks.remove(name),
+        };
+    }
+
+    /// Compiles the services and host ports of these as they are now; gives what is told of them.
     pub(super) fn follow(
         &mut self,
-        names: &BTreeSet<ObjectName>,
+        owners: &[Owner],
         state: &ClusterState,
         node: &NodeView,
     ) -> Told {
         let drafting = Drafting { services: self, state, node };
-        let drafts = names.iter().map(|name| drafting.draft(name)).collect();
+        let drafts = owners.iter().map(|owner| drafting.draft(owner)).collect();
         self.put(drafts, node)
     }
 
@@ -127,15 +172,16 @@ impl Services {
     fn put(&mut self, drafts: Vec<Draft>, node: &NodeView) -> Told {
         let (mut all_told, mut touched) = (Told::new(), BTreeSet::new());
         for draft in drafts {
-            let Draft { name, ports, has_endpoint_without_node, told } = draft;
-            if has_endpoint_without_node {
-                self.without_node.insert(name.clone());
-            } else {
-                self.without_node.remove(&name);
+            let Draft { owner, ports, has_endpoint_without_node, has_hints, health_check, told } =
+                draft;
+            if let Owner::Service(name) = &owner {
+                note(&mut self.without_node, name, has_endpoint_without_node);
+                note(&mut self.with_hints, name, has_hints);
+                self.note_health_check(name, health_check);
             }
-            let entries = self.numbered(&name, ports, node);
-            all_told.push((Source::Service(name.clone()), told));
-            self.replace(&name, entries, &mut touched);
+            let entries = self.numbered(&owner, ports, node);
+            all_told.push((Source::Frontends(owner.clone()), told));
+            self.replace(&owner, entries, &mut touched);
         }
         for frontend in touched {
             let told = self.listeners.settle(&frontend, &mut self.table);
@@ -158,12 +204,17 @@ impl Services {
         names.filter_map(|name| state.endpoint_slices.get(name))
     }
 
+    /// The number of a port in one family; `None` where it is not in force.
+    pub(super) fn number_of(&self, key: &Key) -> Option<ServiceId> {
+        self.ids.get(key).map(ServiceId)
+    }
+
     /// The sets of backends in force.
     pub(super) fn sets(&self) -> &BackendSets {
         &self.sets
     }
 
-    fn numbered(&mut self, name: &ObjectName, ports: Vec<PortDraft>, node: &NodeView) -> Entries {
+    fn numbered(&mut self, owner: &Owner, ports: Vec<PortDraft>, node: &NodeView) -> Entries {
         let mut drafts: BTreeMap<Key, Service> = BTreeMap::new();
         let mut frontends_of = Vec::new();
         for PortDraft { place, key, frontends, mut service } in ports {
@@ -191,10 +242,9 @@ impl Services {
             let Some(id) = self.ids.get(&key) else { continue };
             for (frontend, kind) in frontends {
                 // A node's address that a service uses as an external one is still the node's.
-                let is_services =
-                    kind != FrontendKind::NodePort && !node.addresses.contains(&frontend.address);
+                let is_services = !node.addresses.contains(&frontend.address);
                 let listener =
-                    Listener { service: name.clone(), place, id: ServiceId(id), kind, is_services };
+                    Listener { owner: owner.clone(), place, id: ServiceId(id), kind, is_services };
                 entries.listening.insert((frontend, listener));
             }
         }
@@ -202,8 +252,8 @@ impl Services {
     }
 
     /// Puts the service's new entries in the place of the old ones.
-    fn replace(&mut self, name: &ObjectName, new: Entries, touched: &mut BTreeSet<Frontend>) {
-        let old = self.compiled.remove(name).unwrap_or_default();
+    fn replace(&mut self, owner: &Owner, new: Entries, touched: &mut BTreeSet<Frontend>) {
+        let old = self.compiled.remove(owner).unwrap_or_default();
         for (frontend, listener) in new.listening.difference(&old.listening) {
             self.listeners.add(*frontend, listener.clone());
             touched.insert(*frontend);
@@ -231,7 +281,7 @@ impl Services {
             self.let_go(entry);
         }
         if !new.entries.is_empty() {
-            self.compiled.insert(name.clone(), new);
+            self.compiled.insert(owner.clone(), new);
         }
     }
 
@@ -255,6 +305,14 @@ impl Services {
     fn release_sets(&mut self, service: &Service) {
         self.sets.release(&service.cluster);
         self.sets.release(&service.local);
+    }
+}
+
+fn note(services: &mut BTreeSet<ObjectName>, name: &ObjectName, is_in: bool) {
+    if is_in {
+        services.insert(name.clone());
+    } else {
+        services.remove(name);
     }
 }
 

@@ -7,7 +7,11 @@ use std::net::IpAddr;
 
 use hashbrown::HashMap;
 
+use super::services::Owner;
 use crate::model::ObjectName;
+
+/// Warnings that are kept for a log until they are taken.
+const FRESH_MAX: usize = 64;
 
 /// Something that is in force otherwise than it was probably meant.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,7 +42,7 @@ pub(super) enum Source {
     Namespace(String),
     Policy(ObjectName),
     OwnNode,
-    Service(ObjectName),
+    Frontends(Owner),
     Frontend(dataplane::lb::Frontend),
 }
 
@@ -51,6 +55,10 @@ pub struct Warnings {
     by_source: HashMap<Source, BTreeSet<Warning>>,
     /// How many sources say it.
     all: BTreeMap<Warning, usize>,
+    /// What nobody said before, until it is taken.
+    fresh: Vec<Warning>,
+    /// How many more there were.
+    fresh_left_out: usize,
 }
 
 impl Warnings {
@@ -71,6 +79,11 @@ impl Warnings {
         self.all.is_empty()
     }
 
+    /// What came since the last time, for a log; at most [`FRESH_MAX`], and how many more.
+    pub fn take_fresh(&mut self) -> (Vec<Warning>, usize) {
+        (std::mem::take(&mut self.fresh), std::mem::take(&mut self.fresh_left_out))
+    }
+
     /// What `source` is warned about now.
     pub(super) fn of(&self, source: &Source) -> impl Iterator<Item = &Warning> + use<'_> {
         self.by_source.get(source).into_iter().flatten()
@@ -78,6 +91,13 @@ impl Warnings {
 
     /// What `source` is warned about from now on.
     pub(super) fn set(&mut self, source: Source, warnings: BTreeSet<Warning>) {
+        for warning in warnings.iter().filter(|warning| !self.all.contains_key(*warning)) {
+            if self.fresh.len() < FRESH_MAX {
+                self.fresh.push(warning.clone());
+            } else {
+                self.fresh_left_out += 1;
+            }
+        }
         for warning in self.by_source.remove(&source).into_iter().flatten() {
             if let Some(sources) = self.all.get_mut(&warning) {
                 *sources -= 1;

@@ -52,6 +52,7 @@ const LIVE: &[&str] = &[
     "policy",
     "stall",
     "debug",
+    "http.proxy_listen",
 ];
 
 /// What changing `field` does.
@@ -111,6 +112,7 @@ impl Config {
         self.stall.clone_from(&candidate.stall);
         self.debug.clone_from(&candidate.debug);
         self.policy.clone_from(&candidate.policy);
+        self.http.proxy_listen = candidate.http.proxy_listen;
     }
 
     /// Every field by its path. Lists are one field each.

@@ -521,11 +521,17 @@ pub struct Debug {
 pub struct Http {
     /// Address and port; absent: nowhere.
     pub listen: Option<SocketAddr>,
+    /// Address and port of kube-proxy's probes, `/healthz` and `/livez`; absent: nowhere.
+    pub proxy_listen: Option<SocketAddr>,
 }
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9964)) }
+        Self {
+            listen: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9964)),
+            // kube-proxy's own (`--healthz-bind-address`).
+            proxy_listen: Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 10_256)),
+        }
     }
 }
 

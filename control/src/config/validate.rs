@@ -252,13 +252,20 @@ fn ports(config: &Config, findings: &mut Findings) {
         &range,
         "it overlaps node_ports: a reply could not be told from a new connection",
     );
-    if let Some(listen) = config.http.listen {
+    let addresses =
+        [("http.listen", config.http.listen), ("http.proxy_listen", config.http.proxy_listen)];
+    for (field, listen) in addresses {
+        let Some(listen) = listen else { continue };
         findings.check(
             listen.port() != 0 && !nat.l4_ports().contains(&listen.port()),
-            "http.listen",
+            field,
             listen,
             "a port outside the range that sources are translated to",
         );
+    }
+    if let (Some(listen), Some(proxy)) = (config.http.listen, config.http.proxy_listen) {
+        let wanted = "another port than http.listen has";
+        findings.check(listen.port() != proxy.port(), "http.proxy_listen", proxy, wanted);
     }
 }
 

@@ -15,12 +15,16 @@ use super::labels::{check_key, check_value, labels};
 use crate::shown::shortened;
 
 pub use super::convert_policy::network_policy;
-pub use super::convert_service::{NOT_OBEYED, endpoint_slice, service};
+pub use super::convert_service::{NOT_OBEYED, PROXY_NAME_LABEL, endpoint_slice, service};
 use super::{
-    InvalidObject, LabelSelector, NamedPort, Namespace, Node, ObjectName, Operator, Pod,
+    HostPort, InvalidObject, LabelSelector, NamedPort, Namespace, Node, ObjectName, Operator, Pod,
     PodBandwidth, PodPhase, PolicyMode, Requirement,
 };
 
+/// The label of a Node that says in which zone it is.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// The taint of a Node that is about to be taken away.
+pub const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 /// Longest object name: a DNS subdomain (RFC 1123).
 const NAME_BYTES_MAX: usize = 253;
 
@@ -84,12 +88,20 @@ fn read_node(object: core::Node) -> Result<Node, Problem> {
             addresses.push(address(&format!("status.addresses[{index}].address"), &entry.address)?);
         }
     }
-    let ranges = object
-        .spec
-        .and_then(|spec| spec.pod_cidrs.or_else(|| spec.pod_cidr.map(|range| vec![range])));
+    let spec = object.spec.unwrap_or_default();
+    let ranges = spec.pod_cidrs.or_else(|| spec.pod_cidr.map(|range| vec![range]));
     let pod_cidrs = prefixes("spec.podCIDRs", &ranges.unwrap_or_default())?;
+    let is_marked = spec.taints.iter().flatten().any(|taint| taint.key == LEAVING_TAINT);
     let mode = PolicyMode::of(object.metadata.annotations.as_ref());
-    Ok(Node { name, addresses, pod_cidrs, mode })
+    let zone = object.metadata.labels.and_then(|mut labels| labels.remove(ZONE_LABEL));
+    Ok(Node {
+        name,
+        addresses,
+        pod_cidrs,
+        zone: zone.filter(|zone| !zone.is_empty()).map(Into::into),
+        is_leaving: is_marked || object.metadata.deletion_timestamp.is_some(),
+        mode,
+    })
 }
 
 /// Reads a Pod.
@@ -131,25 +143,33 @@ fn read_pod(object: core::Pod) -> Result<Pod, Problem> {
         }
     }
     let bandwidth = PodBandwidth::of(object.metadata.annotations.as_ref());
+    let host_network = spec.host_network.unwrap_or(false);
+    let (named_ports, mut host_ports) =
+        container_ports(&spec.containers, spec.init_containers.as_deref())?;
+    if host_network {
+        host_ports.clear();
+    }
     Ok(Pod {
         name,
         uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
         labels: labels("metadata.labels", object.metadata.labels)?,
         addresses: addresses.into(),
         node: spec.node_name.filter(|node| !node.is_empty()).map(Into::into),
-        named_ports: named_ports(&spec.containers, spec.init_containers.as_deref())?.into(),
-        host_network: spec.host_network.unwrap_or(false),
+        named_ports: named_ports.into(),
+        host_ports: host_ports.into(),
+        host_network,
         phase,
         terminating: object.metadata.deletion_timestamp.is_some(),
         bandwidth,
     })
 }
 
-/// Containers' named ports, then those of sidecars: init containers that go on running.
-fn named_ports(
+/// Containers' ports that have a name and those that have a host port, then those of sidecars: init
+/// containers that go on running.
+fn container_ports(
     containers: &[core::Container],
     init_containers: Option<&[core::Container]>,
-) -> Result<Vec<NamedPort>, Problem> {
+) -> Result<(Vec<NamedPort>, Vec<HostPort>), Problem> {
     let main = containers
         .iter()
         .enumerate()
@@ -160,7 +180,7 @@ fn named_ports(
         .enumerate()
         .filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"))
         .map(|(index, container)| (format!("spec.initContainers[{index}]"), container));
-    let mut named = Vec::new();
+    let (mut named, mut on_host) = (Vec::new(), Vec::new());
     for (path, container) in main.chain(sidecars) {
         for (index, port) in container.ports.iter().flatten().enumerate() {
             let path = format!("{path}.ports[{index}]");
@@ -169,9 +189,21 @@ fn named_ports(
             if let Some(name) = port.name.clone().filter(|name| !name.is_empty()) {
                 named.push(NamedPort { name, protocol, l4_port: number });
             }
+            let Some(host_port) = port.host_port.filter(|host_port| *host_port != 0) else {
+                continue;
+            };
+            let host_ip = port.host_ip.as_deref().filter(|text| !text.is_empty());
+            on_host.push(HostPort {
+                address: host_ip
+                    .map(|text| address(&format!("{path}.hostIP"), text))
+                    .transpose()?,
+                protocol,
+                l4_port: l4_port(&format!("{path}.hostPort"), host_port)?,
+                container_port: number,
+            });
         }
     }
-    Ok(named)
+    Ok((named, on_host))
 }
 
 fn plain_name(metadata: &ObjectMeta) -> Result<String, Problem> {

@@ -11,13 +11,18 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use super::convert::{
     Problem, address, l4_port, namespaced_name, prefixes, problem, protocol, title,
 };
-use super::{Endpoint, EndpointSlice, InvalidObject, Service, ServicePort, SlicePort};
+use super::{Endpoint, EndpointSlice, Hints, InvalidObject, Service, ServicePort, SlicePort};
 
 /// Fields of a Service that are understood but not obeyed.
-pub const NOT_OBEYED: [&str; 2] = ["spec.sessionAffinity", "spec.trafficDistribution"];
+pub const NOT_OBEYED: [&str; 1] = ["spec.sessionAffinity"];
 
+/// Endpoints of one slice (discovery.k8s.io/v1).
+const ENDPOINTS_MAX: usize = 1000;
 /// The label that ties an EndpointSlice to its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// The label of a Service that another proxy serves, whose name it says.
+pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
 /// Reads a Service.
 ///
@@ -38,7 +43,9 @@ fn read_service(object: core::Service) -> Result<Service, Problem> {
         return Err(problem("spec.type", format!("{kind:?} is no type of service; {known}")));
     }
     let cluster_ips = cluster_ips(&spec)?;
-    let headless = cluster_ips.is_none() || kind == "ExternalName";
+    let labels = object.metadata.labels.as_ref();
+    let is_others = labels.is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL));
+    let headless = cluster_ips.is_none() || kind == "ExternalName" || is_others;
     let ports = service_ports(&spec, headless, kind)?;
     let external_ips = spec.external_ips.clone().unwrap_or_default();
     let ingress = object.status.and_then(|status| status.load_balancer?.ingress);
@@ -64,10 +71,7 @@ fn read_service(object: core::Service) -> Result<Service, Problem> {
             "spec.loadBalancerSourceRanges",
             &spec.load_balancer_source_ranges.clone().unwrap_or_default(),
         )?,
-        health_check_node_port: match spec.health_check_node_port {
-            None | Some(0) => None,
-            Some(number) => Some(l4_port("spec.healthCheckNodePort", number)?),
-        },
+        health_check_node_port: health_check_node_port(&spec, kind)?,
         not_obeyed: not_obeyed(&spec),
     })
 }
@@ -155,6 +159,17 @@ fn service_ports(
     Ok(ports)
 }
 
+/// Only load balancers that ask for local backends alone have to know where these are.
+fn health_check_node_port(spec: &core::ServiceSpec, kind: &str) -> Result<Option<u16>, Problem> {
+    let is_local = spec.external_traffic_policy.as_deref() == Some("Local");
+    match spec.health_check_node_port.filter(|number| *number != 0) {
+        Some(number) if kind == "LoadBalancer" && is_local => {
+            l4_port("spec.healthCheckNodePort", number).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
 fn traffic_policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, Problem> {
     match text {
         None | Some("Cluster" | "") => Ok(TrafficPolicy::Cluster),
@@ -166,8 +181,8 @@ fn traffic_policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, Prob
 }
 
 fn not_obeyed(spec: &core::ServiceSpec) -> Vec<&'static str> {
-    let is_set =
-        [spec.session_affinity.as_deref() == Some("ClientIP"), spec.traffic_distribution.is_some()];
+    // `trafficDistribution` is for whoever writes the slices: their hints say what comes of it.
+    let is_set = [spec.session_affinity.as_deref() == Some("ClientIP")];
     NOT_OBEYED
         .into_iter()
         .zip(is_set)
@@ -208,6 +223,11 @@ fn read_endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice
             },
         });
     }
+    let listed = object.endpoints.as_ref().map_or(0, Vec::len);
+    if listed > ENDPOINTS_MAX {
+        let text = format!("{listed} are more than a slice may have ({ENDPOINTS_MAX}); split it");
+        return Err(problem("endpoints", text));
+    }
     let mut endpoints = Vec::new();
     if let Some(wants_ipv4) = wants_ipv4 {
         for (index, entry) in object.endpoints.unwrap_or_default().into_iter().enumerate() {
@@ -237,5 +257,15 @@ fn read_endpoint(
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
         node: entry.node_name.map(Arc::from),
+        hints: entry.hints.map(hints).filter(|hints| *hints != Hints::default()).map(Box::new),
     })
+}
+
+fn hints(hints: discovery::EndpointHints) -> Hints {
+    let nodes = hints.for_nodes.unwrap_or_default();
+    let zones = hints.for_zones.unwrap_or_default();
+    Hints {
+        nodes: nodes.into_iter().map(|node| node.name.into()).collect(),
+        zones: zones.into_iter().map(|zone| zone.name.into()).collect(),
+    }
 }

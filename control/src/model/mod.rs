@@ -121,6 +121,10 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<Prefix>,
+    /// The label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+    /// Whether it is about to go: deleted, or tainted `ToBeDeletedByClusterAutoscaler`.
+    pub is_leaving: bool,
     /// How policy is meant that is enforced there.
     pub mode: PolicyMode,
 }
@@ -151,6 +155,20 @@ pub struct NamedPort {
     pub l4_port: u16,
 }
 
+/// A container port that is served on the node's addresses as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostPort {
+    /// `containers[].ports[].hostIP`: one of the node's addresses, or the unspecified one of a
+    /// family; `None`: all.
+    pub address: Option<IpAddr>,
+    /// `containers[].ports[].protocol`.
+    pub protocol: Protocol,
+    /// `containers[].ports[].hostPort`.
+    pub l4_port: u16,
+    /// `containers[].ports[].containerPort`.
+    pub container_port: u16,
+}
+
 /// A Pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
@@ -166,6 +184,9 @@ pub struct Pod {
     pub node: Option<Arc<str>>,
     /// Named container ports in the order of the containers; the first of a name counts.
     pub named_ports: Box<[NamedPort]>,
+    /// Container ports that are served on the node's addresses, in the order of the containers; none
+    /// on the host's network, where the container itself listens.
+    pub host_ports: Box<[HostPort]>,
     /// `spec.hostNetwork`: its addresses are its node's, and policy does not apply to it.
     pub host_network: bool,
     /// `status.phase`.
@@ -213,7 +234,8 @@ pub struct Service {
     pub name: ObjectName,
     /// `spec.clusterIPs`; empty for headless services and those without an address yet.
     pub cluster_ips: Vec<IpAddr>,
-    /// Whether it has no cluster address by intent: `clusterIP: None` or type ExternalName.
+    /// Whether it is not to be served here by intent: `clusterIP: None`, type ExternalName, or a
+    /// label that another proxy serves it.
     pub headless: bool,
     /// `spec.externalIPs`.
     pub external_ips: Vec<IpAddr>,
@@ -227,7 +249,7 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// `spec.loadBalancerSourceRanges`.
     pub source_ranges: Vec<Prefix>,
-    /// `spec.healthCheckNodePort`.
+    /// `spec.healthCheckNodePort` of a LoadBalancer with `externalTrafficPolicy: Local`.
     pub health_check_node_port: Option<u16>,
     /// Fields that are understood but not obeyed, for a warning.
     pub not_obeyed: Vec<&'static str>,
@@ -251,12 +273,23 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// `conditions.ready`; absent means ready.
     pub ready: bool,
-    /// `conditions.serving`; absent means serving.
+    /// `conditions.serving`; absent means serving, whatever `ready` says (discovery.k8s.io/v1).
     pub serving: bool,
     /// `conditions.terminating`; absent means not.
     pub terminating: bool,
     /// `nodeName`.
     pub node: Option<Arc<str>>,
+    /// `hints`; `None` without any.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Whose clients an endpoint is meant for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `forNodes[].name`.
+    pub nodes: Vec<Arc<str>>,
+    /// `forZones[].name`.
+    pub zones: Vec<Arc<str>>,
 }
 
 /// An EndpointSlice of addresses (FQDN slices hold none).

@@ -157,6 +157,7 @@ pub fn pod() -> impl Strategy<Value = Pod> {
                 .into_iter()
                 .map(|(name, protocol, l4_port)| NamedPort { name, protocol, l4_port })
                 .collect(),
+            host_ports: Box::default(),
             host_network: false,
             phase: if fate == 1 { PodPhase::Succeeded } else { PodPhase::Running },
             terminating: fate == 2,
@@ -177,7 +178,14 @@ pub fn cluster() -> impl Strategy<Value = Cluster> {
         // What the other node says of itself is none of this one's business.
         for (name, address, mode) in [("one", own, own_mode), ("two", other, PolicyMode::Audit)] {
             let pod_cidrs = Vec::new();
-            let node = Node { name: name.into(), addresses: vec![address], pod_cidrs, mode };
+            let node = Node {
+                name: name.into(),
+                addresses: vec![address],
+                pod_cidrs,
+                zone: None,
+                is_leaving: false,
+                mode,
+            };
             state.nodes.insert(name.into(), node);
         }
         state.pods = pods.into_iter().map(|pod| (pod.name.clone(), pod)).collect();

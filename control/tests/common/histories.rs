@@ -10,8 +10,8 @@ use crate::clusters::{NAMESPACES, address, labels, mode, one_of, pod, policy, pr
 use control::audit::{Auditor, Moment};
 use control::compile::{Compiled, NodeView, compile};
 use control::model::{
-    Endpoint, EndpointSlice, Labels, Namespace, Node, Object, ObjectKey, ObjectName, Pod, Service,
-    ServicePort, SlicePort,
+    Endpoint, EndpointSlice, Hints, Labels, Namespace, Node, Object, ObjectKey, ObjectName, Pod,
+    Service, ServicePort, SlicePort,
 };
 use control::store::{Change, ClusterState};
 use dataplane::identity::Identity;
@@ -93,14 +93,21 @@ fn service_name() -> impl Strategy<Value = ObjectName> {
 }
 
 fn slice() -> impl Strategy<Value = Change> {
-    let endpoint = (address(), any::<[bool; 3]>(), option::of(one_of(&["one", "two"])));
-    let endpoint = endpoint.prop_map(|(address, [ready, serving, terminating], node)| Endpoint {
-        address,
-        ready,
-        serving,
-        terminating,
-        node: node.map(Into::into),
-    });
+    let hints = option::of(any::<[bool; 2]>());
+    let endpoint = (address(), any::<[bool; 3]>(), option::of(one_of(&["one", "two"])), hints);
+    let endpoint =
+        endpoint.prop_map(|(address, [ready, serving, terminating], node, hints)| Endpoint {
+            address,
+            ready,
+            serving,
+            terminating,
+            node: node.map(Into::into),
+            hints: hints.map(|[of_node, of_zone]| {
+                let hint =
+                    |is_set: bool, name: &str| is_set.then(|| name.into()).into_iter().collect();
+                Box::new(Hints { nodes: hint(of_node, "one"), zones: hint(of_zone, "z") })
+            }),
+        });
     let port = (one_of(&["", "web"]), protocol(), option::of(8080u16..8082))
         .prop_map(|(name, protocol, l4_port)| SlicePort { name, protocol, l4_port });
     let of = option::of(one_of(&["s", "t"]));
@@ -124,8 +131,12 @@ fn event() -> impl Strategy<Value = Event> {
     ];
     let namespace = (one_of(&NAMESPACES), labels(), mode(4))
         .prop_map(|(name, labels, mode)| Object::Namespace(Namespace { name, labels, mode }));
-    let node = (one_of(&["one", "two", "three"]), addresses(), mode(4)).prop_map(
-        |(name, addresses, mode)| Object::Node(Node { name, addresses, pod_cidrs: vec![], mode }),
+    let zone = option::of(one_of(&["z", "y"]));
+    let node = (one_of(&["one", "two", "three"]), addresses(), mode(4), zone).prop_map(
+        |(name, addresses, mode, zone)| {
+            let zone = zone.map(Into::into);
+            Object::Node(Node { name, addresses, pod_cidrs: vec![], zone, is_leaving: false, mode })
+        },
     );
     let pod_name = pod().prop_map(|pod| pod.name);
     prop_oneof![

@@ -23,7 +23,7 @@ const GRACE_SECONDS: u32 = 2;
 
 /// The reply tuple of a flow that goes on as `translated`, but from `address` and a port of it
 /// under which no other flow's replies come. The flow that had the port, if any, was over, and is
-/// removed. For protocols without ports, and SCTP, whose ports are never rewritten, there is one reply
+/// removed. For protocols without ports, and SCTP, whose source ports are never rewritten, there is one reply
 /// tuple, free or not.
 ///
 /// # Errors

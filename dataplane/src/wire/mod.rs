@@ -1,8 +1,9 @@
 //! Bytes to fields: checked reads at offsets, and the walk over IPv6 extension headers.
 //!
-//! [`checksum`] has the arithmetic of RFC 1071 and RFC 1624.
+//! [`checksum`] has the arithmetic of RFC 1071 and RFC 1624, [`crc32c`] that of SCTP.
 
 pub mod checksum;
+pub mod crc32c;
 
 use crate::DropReason;
 use crate::address::Protocol;

@@ -82,6 +82,7 @@ impl Size {
                 l4_port: 8080,
             }]
             .into(),
+            host_ports: Box::default(),
             host_network: false,
             phase: PodPhase::Running,
             terminating: false,
@@ -103,6 +104,7 @@ impl Size {
                 serving: true,
                 terminating: false,
                 node: Some(node_name(node).into()),
+                hints: None,
             }
         });
         let slice = EndpointSlice {
@@ -210,6 +212,8 @@ fn node(number: usize) -> Object {
         addresses: vec![node_address(number)],
         pod_cidrs: range.into_iter().collect(),
         mode: PolicyMode::Enforce,
+        zone: None,
+        is_leaving: false,
     })
 }
 

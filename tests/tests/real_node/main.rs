@@ -38,6 +38,7 @@ mod resizing;
 mod restart_gap;
 mod restarts;
 mod seccomp;
+mod services;
 mod stalls;
 mod supervised;
 mod surviving_flows;

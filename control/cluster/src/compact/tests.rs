@@ -8,7 +8,8 @@ fn objects() -> Vec<Object> {
     let metadata = |name: &str| json!({"name": name, "namespace": "shop", "uid": "u-1", "labels": {"a": "b", "c": ""}});
     let pod = |phase: &str, extra: bool| {
         json!({"metadata": metadata("pod"), "spec": {"nodeName": "node-a", "hostNetwork": extra, "containers": [
-            {"name": "c", "ports": [{"name": "http", "containerPort": 80}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}]}]},
+            {"name": "c", "ports": [{"name": "http", "containerPort": 80}, {"name": "dns", "containerPort": 53, "protocol": "UDP"},
+            {"containerPort": 81, "hostPort": 8081, "hostIP": "192.0.2.4"}, {"containerPort": 82, "hostPort": 8082}]}]},
             "status": {"phase": phase, "podIPs": [{"ip": "10.1.0.5"}, {"ip": "fd00:1::5"}]}})
     };
     let service = json!({"metadata": metadata("svc"), "spec": {"type": "LoadBalancer",
@@ -20,7 +21,8 @@ fn objects() -> Vec<Object> {
         "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}});
     let slice = json!({"addressType": "IPv4", "metadata": {"name": "s", "namespace": "shop",
         "labels": {"kubernetes.io/service-name": "svc"}}, "ports": [{"name": "http", "port": 8080}, {"name": "all"}],
-        "endpoints": [{"addresses": ["10.1.0.5"], "nodeName": "node-a", "conditions": {"ready": false, "serving": true, "terminating": true}}]});
+        "endpoints": [{"addresses": ["10.1.0.5"], "nodeName": "node-a", "conditions": {"ready": false, "serving": true, "terminating": true},
+            "hints": {"forZones": [{"name": "z1"}, {"name": "z2"}], "forNodes": [{"name": "node-a"}]}}]});
     let policy = json!({"metadata": metadata("p"), "spec": {
         "podSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [
             {"key": "x", "operator": "NotIn", "values": ["1", "2"]}, {"key": "y", "operator": "Exists"},
@@ -28,7 +30,8 @@ fn objects() -> Vec<Object> {
         "ingress": [{"from": [{"namespaceSelector": {}, "podSelector": {}}, {"podSelector": {}}],
             "ports": [{"port": "http"}, {"port": 80, "endPort": 90}, {"protocol": "UDP"}]}],
         "egress": [{"to": [{"ipBlock": {"cidr": "fd00::/8", "except": ["fd00:1::/32"]}}]}, {}]}});
-    let node = json!({"metadata": {"name": "node-a"}, "spec": {"podCIDRs": ["10.1.0.0/24"]},
+    let node = json!({"metadata": {"name": "node-a", "labels": {"topology.kubernetes.io/zone": "z1"}},
+        "spec": {"podCIDRs": ["10.1.0.0/24"], "taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.4"}]}});
     let moded = |mode: &str| json!({"metadata": {"name": "shop", "annotations": {"xskiff.io/policy-mode": mode}}});
     let read = |kind, value: Value| object(kind, value, UnknownFields::Refuse).unwrap();

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use control::model::convert::{LEAVING_TAINT, PROXY_NAME_LABEL, ZONE_LABEL};
 use control::model::{EGRESS_BANDWIDTH, INGRESS_BANDWIDTH, Kind};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
@@ -125,6 +126,10 @@ struct ContainerPort<'a> {
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     container_port: Raw<'a>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    host_port: Raw<'a>,
+    #[serde(borrow, default, rename = "hostIP", skip_serializing_if = "Option::is_none")]
+    host_ip: Raw<'a>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     protocol: Raw<'a>,
 }
 
@@ -156,6 +161,16 @@ struct NodeSpec<'a> {
     pod_cidr: Raw<'a>,
     #[serde(borrow, default, rename = "podCIDRs", skip_serializing_if = "Option::is_none")]
     pod_cidrs: Raw<'a>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    taints: Option<Vec<Taint<'a>>>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Taint<'a> {
+    #[serde(default)]
+    key: String,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    effect: Raw<'a>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -222,6 +237,8 @@ struct Endpoint<'a> {
     conditions: Raw<'a>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     node_name: Raw<'a>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    hints: Raw<'a>,
 }
 
 /// Strips an object of `kind`, given in JSON.
@@ -237,14 +254,21 @@ pub fn strip(kind: Kind, text: &[u8]) -> Result<Encoded, StripError> {
         Kind::Node => {
             let mut object: Whole<'_, NodeSpec<'_>, NodeStatus<'_>> = serde_json::from_slice(text)?;
             // A node's labels are long, and no selector of a policy reads them.
-            object.metadata.labels = None;
+            let kept = only_label(object.metadata.labels, ZONE_LABEL)?;
+            object.metadata.labels = kept.as_deref();
+            if let Some(spec) = &mut object.spec {
+                let taints = spec.taints.get_or_insert_default();
+                taints.retain(|taint| taint.key == LEAVING_TAINT);
+                spec.taints.take_if(|taints| taints.is_empty());
+            }
             finish(object.metadata.identity(None)?, &object)
         }
         Kind::Pod => strip_pod(text),
         Kind::Service => {
             let mut object: Whole<'_, ServiceSpec<'_>, ServiceStatus<'_>> =
                 serde_json::from_slice(text)?;
-            object.metadata.labels = None;
+            let kept = only_label(object.metadata.labels, PROXY_NAME_LABEL)?;
+            object.metadata.labels = kept.as_deref();
             finish(object.metadata.identity(None)?, &object)
         }
         Kind::EndpointSlice => strip_slice(text),
@@ -262,7 +286,10 @@ fn strip_pod(text: &[u8]) -> Result<Encoded, StripError> {
         node = spec.node_name.and_then(|name| serde_json::from_str::<String>(name.get()).ok());
         let named = |container: &mut Container<'_>| {
             let ports = container.ports.get_or_insert_default();
-            ports.retain(|port| port.name.as_deref().is_some_and(|name| !name.is_empty()));
+            ports.retain(|port| {
+                port.host_port.is_some()
+                    || port.name.as_deref().is_some_and(|name| !name.is_empty())
+            });
             !ports.is_empty()
         };
         let containers = spec.containers.get_or_insert_default();
@@ -285,16 +312,17 @@ fn strip_pod(text: &[u8]) -> Result<Encoded, StripError> {
 
 fn strip_slice(text: &[u8]) -> Result<Encoded, StripError> {
     let mut object: Slice<'_> = serde_json::from_slice(text)?;
-    let all = object.metadata.labels.map(|labels| {
-        serde_json::from_str::<BTreeMap<String, &RawValue>>(labels.get()).map(|mut labels| {
-            labels.retain(|key, _| key == SERVICE_NAME);
-            labels
-        })
-    });
-    let labels = all.transpose()?.filter(|labels| !labels.is_empty());
-    let kept = labels.map(|labels| serde_json::value::to_raw_value(&labels)).transpose()?;
+    let kept = only_label(object.metadata.labels, SERVICE_NAME)?;
     object.metadata.labels = kept.as_deref();
     finish(object.metadata.identity(None)?, &object)
+}
+
+/// The label of this name alone; `None` where there is none.
+fn only_label(labels: Raw<'_>, name: &str) -> Result<Option<Box<RawValue>>, serde_json::Error> {
+    let Some(labels) = labels else { return Ok(None) };
+    let mut all: BTreeMap<String, &RawValue> = serde_json::from_str(labels.get())?;
+    all.retain(|key, _| key == name);
+    (!all.is_empty()).then(|| serde_json::value::to_raw_value(&all)).transpose()
 }
 
 impl Metadata<'_> {

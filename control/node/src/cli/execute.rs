@@ -21,7 +21,7 @@ use super::capture::{CaptureError, CaptureWriter};
 use super::client::{Client, ClientError};
 use super::{
     CaptureArgs, Cli, Command, ConfigCommand, CtCommand, DirectionArg, EndpointCommand, FlowsArgs,
-    RunArgs, ServiceCommand, TopByArg, VerdictArg, show,
+    RunArgs, TopByArg, VerdictArg, show,
 };
 
 /// Why a command failed.
@@ -133,7 +133,7 @@ fn request(command: Command) -> Result<Request, ExecuteError> {
     Ok(match command {
         Command::Status => Request::Status,
         Command::Endpoint(command) => endpoint_request(command),
-        Command::Service(ServiceCommand::List) => Request::ServiceList,
+        Command::Service(command) => command.into(),
         Command::Ct(command) => ct_request(command)?,
         Command::Identity(command) => command.into(),
         Command::Policy(command) => command.into(),

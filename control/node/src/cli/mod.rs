@@ -1,6 +1,6 @@
 //! The command line: what there is to say, and what is done about it.
 //!
-//! Reading order: this file and [`policy`] (commands and help), [`client`] (asks the node), [`show`] (answers for
+//! Reading order: this file, [`policy`] and [`service`] (commands and help), [`client`] (asks the node), [`show`] (answers for
 //! people), [`table`] (aligned columns), [`capture`] (pcapng), [`cni`] (files of a container runtime),
 //! [`debug`] (failures by order), [`execute`] (commands to requests).
 //! Exit codes: 0 done, 1 failed (the reason is on standard error), 64 wrong usage (`EX_USAGE` of
@@ -18,12 +18,14 @@ pub mod cni;
 pub mod debug;
 pub mod execute;
 pub mod policy;
+pub mod service;
 pub mod show;
 pub mod table;
 
 pub use crate::kube_proxy::command::KubeProxyCommand;
 pub use execute::execute;
 pub use policy::{IdentityCommand, PolicyCommand};
+pub use service::ServiceCommand;
 
 /// Exit code for wrong usage (`EX_USAGE`).
 pub const EXIT_USAGE: u8 = 64;
@@ -95,7 +97,7 @@ pub enum Command {
     /// The CNI plugin's place in the container runtime's configuration: put it there, take it out.
     #[command(subcommand)]
     Cni(cni::CniCommand),
-    /// Services in force.
+    /// Services in force: list, show one, or say which backend a connection would get.
     #[command(subcommand)]
     Service(ServiceCommand),
     /// Tracked connections: list, count, end, and how many there may be.
@@ -228,13 +230,6 @@ pub enum EndpointCommand {
         name: String,
     },
     /// List the node's pods with their ports.
-    List,
-}
-
-/// Of `service`.
-#[derive(Debug, Subcommand)]
-pub enum ServiceCommand {
-    /// List services with frontends and backends.
     List,
 }
 

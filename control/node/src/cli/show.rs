@@ -6,8 +6,7 @@ use control::admin::cni::CniStatus;
 use control::admin::reply::Peer;
 use control::admin::status::{HandedOn, Level, LimitInfo, TableUsage, Verdict, WorkerStatus};
 use control::admin::{
-    ConfigDiff, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, Reply, ServiceInfo, Status,
-    TraceReport,
+    ConfigDiff, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, Reply, Status, TraceReport,
 };
 use control::model::rate_text;
 
@@ -23,6 +22,7 @@ mod kubernetes;
 mod policies;
 mod policy;
 mod reconciles;
+mod services;
 
 /// The answer as text; ends with a newline unless empty.
 #[must_use]
@@ -36,7 +36,9 @@ pub fn reply(reply: &Reply) -> String {
         Reply::Injected => "done; `xskiff status` tells how the node takes it\n".into(),
         Reply::RemovedEndpoints(names) => format!("{} removed\n", names.len()),
         Reply::Endpoints(list) => endpoints(list),
-        Reply::Services(list) => services(list),
+        Reply::Services(list) => services::services(list),
+        Reply::Service(detail) => services::service(detail),
+        Reply::ServiceTraced(report) => services::traced(report),
         Reply::Ct(listing) => ct(listing),
         Reply::Count(count) => format!("{}\n", grouped(*count)),
         Reply::CtTop(rows) => ct_top(rows),
@@ -308,33 +310,6 @@ fn limits(limits: &[LimitInfo]) -> String {
         |limit: &LimitInfo| format!("{} {}", limit.direction, rate_text(limit.bits_per_second));
     let all: Vec<String> = limits.iter().map(of).collect();
     if all.is_empty() { "no limit".into() } else { all.join(", ") }
-}
-
-fn services(list: &[ServiceInfo]) -> String {
-    let mut table = Table::new(&["SERVICE", "KIND", "FRONTEND", "BACKENDS"]);
-    for service in list {
-        let backend = |backend: &control::admin::reply::BackendInfo| {
-            let peer = Peer { address: backend.address, l4_port: backend.l4_port };
-            if backend.local { format!("{peer} (here)") } else { peer.to_string() }
-        };
-        let backends: Vec<String> = service.backends.iter().map(backend).collect();
-        let backends = if backends.is_empty() { "none usable".into() } else { backends.join(", ") };
-        for (index, frontend) in service.frontends.iter().enumerate() {
-            let address = match frontend.address {
-                Some(address) => Peer { address, l4_port: frontend.l4_port }.to_string(),
-                None => format!("node port {}", frontend.l4_port),
-            };
-            // Name and backends once, beside the first frontend.
-            let once = |text: &str| if index == 0 { text.to_owned() } else { String::new() };
-            table.row([
-                once(&service.name),
-                frontend.kind.clone(),
-                format!("{}/{address}", frontend.protocol),
-                once(&backends),
-            ]);
-        }
-    }
-    or_none(table, "no services in force")
 }
 
 fn show_drops(drops: &[DropCount]) -> String {

@@ -264,6 +264,7 @@ impl Node {
         self.retry_awaited().await;
         self.adopt_admitted().await;
         self.note_chain();
+        self.follow_health_checks();
         self.mend_host_routes().await;
         self.audit_host_sockets().await;
         self.audit_kube_proxy().await;

@@ -202,6 +202,7 @@ impl Settings {
             lost_replies: Duration::ZERO,
             unknown_pods: config.policy.unknown_pods,
             http: config.http.listen,
+            proxy_http: None,
         };
         settings.apply_live(config);
         settings
@@ -244,6 +245,7 @@ impl Settings {
         let restart_after = Duration::from_millis(config.stall.restart_after_ms.into());
         self.restart_after = (!restart_after.is_zero()).then_some(restart_after);
         self.faults = config.debug.faults;
+        self.proxy_http = config.http.proxy_listen;
     }
 }
 
@@ -293,7 +295,8 @@ mod tests {
                     conntrack: {details: true, tcp_windows: relaxed}\n\
                     stall: {after_ms: 700, restart_after_ms: 0, on_stall: pass, on_exit: drop}\n\
                     packet_memory: {pod_frames: 4096}\n\
-                    debug: {faults: true}\n";
+                    debug: {faults: true}\n\
+                    http: {proxy_listen: \"127.0.0.1:10257\"}\n";
         let changed = Config::parse(text).unwrap();
         let before = Config::parse("conntrack: {details: true}").unwrap();
         for change in before.diff(&changed) {
@@ -315,5 +318,6 @@ mod tests {
         assert_eq!((settings.stall_after, settings.on_stall), (fresh.stall_after, fresh.on_stall));
         assert_eq!(settings.on_exit, control::config::OnExit::Drop);
         assert_eq!((settings.restart_after, settings.faults), (None, true));
+        assert_eq!(settings.proxy_http, fresh.proxy_http);
     }
 }

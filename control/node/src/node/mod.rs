@@ -8,7 +8,7 @@
 //! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
 //! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`], [`endpoint_state`],
 //! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
-//! [`socket_audit`], [`kube_proxy_audit`], [`source_nat`], [`filter`], [`fitting`], [`trace`], [`caught`] and
+//! [`socket_audit`], [`kube_proxy_audit`], [`health`], [`services`], [`source_nat`], [`filter`], [`fitting`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts, [`worker_health`] sees to workers that fail, [`faults`] makes things fail
 //! by order, and [`supervised`] tells the service manager.
 //!
@@ -68,6 +68,7 @@ mod flow_tables;
 pub mod flow_watch;
 pub mod from_config;
 mod hand_over;
+mod health;
 mod host_way;
 mod kube_proxy_audit;
 pub mod launch;
@@ -84,6 +85,7 @@ mod reconcile;
 mod reconciles;
 mod report;
 mod requests;
+mod services;
 pub mod settings;
 mod socket_audit;
 mod source_nat;
@@ -112,6 +114,7 @@ use fitting::{check_mtu, check_uplinks, lower_first};
 use flow_log::FlowLog;
 use flow_watch::FlowWatch;
 use hand_over::Claims;
+use health::Health;
 use host_way::make_host_port;
 use kube_proxy_audit::KubeProxyAudit;
 use network_claim::NetworkClaim;
@@ -235,6 +238,7 @@ pub struct Node {
     admin: AdminServer,
     calls: mpsc::Receiver<Call>,
     http: Option<HttpServer>,
+    health: Health,
     status_requests: mpsc::Receiver<StatusRequest>,
     // Given up when everything else is.
     _network: NetworkClaim,
@@ -341,6 +345,7 @@ impl Node {
             readiness: ready,
             status,
         };
+        let health = Health::start(sources.stalled_workers.clone())?;
         let http = settings.http.map(|address| http::start(address, sources)).transpose()?;
         let (admin, calls) = AdminServer::start(&directory)?;
         let mut node = Self {
@@ -396,6 +401,7 @@ impl Node {
             admin,
             calls,
             http,
+            health,
             status_requests,
             _network: network,
             _directory: directory,

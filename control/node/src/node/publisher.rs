@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use control::compile::{Affected, Compiled, NodeView, Stage};
+use control::compile::{Affected, Compiled, NodeView, Stage, Warning};
 use control::store::{Change, ClusterState};
 use dataplane::epochs::Epochs;
 use dataplane::flow_ends::Census;
@@ -82,6 +82,11 @@ impl Publisher {
     pub fn compile(&mut self, node: &NodeView, ended: impl FnMut(Stage)) {
         self.compiled.compile_by_stages(node, ended);
         self.affected.merge(self.compiled.affected.clone());
+    }
+
+    /// What is warned of since the last time, for a log, and how much more.
+    pub fn take_fresh_warnings(&mut self) -> (Vec<Warning>, usize) {
+        self.compiled.take_fresh_warnings()
     }
 
     /// Flows of these addresses are to be judged again, whether or not something changed.

@@ -158,6 +158,7 @@ impl Node {
         }
         let leading = self.begin_to_lead_host(&view).await;
         self.tell_program();
+        self.follow_health_checks();
         self.end_to_lead_host(leading).await;
         self.note_control_tables();
     }
@@ -179,6 +180,17 @@ impl Node {
             stage_began = now;
         });
         self.reconciles.ran(Reconcile::Compile, began.elapsed());
+        let (warnings, left_out) = self.publisher.take_fresh_warnings();
+        for control::compile::Warning { object, message } in warnings {
+            tracing::warn!(
+                object,
+                warning = message,
+                "in force otherwise than it was probably meant"
+            );
+        }
+        if left_out > 0 {
+            tracing::warn!(left_out, "more warnings, which `xskiff status` may show");
+        }
     }
 
     /// Never, where the workers began with every flow of the process before.

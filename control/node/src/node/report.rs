@@ -1,16 +1,13 @@
 //! What clients are told: the node's state with names in place of numbers.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use control::admin::cni::CniStatus;
-use control::admin::reply::{BackendInfo, CtListing, FrontendInfo, Peer, TraceStage};
+use control::admin::reply::{CtListing, Peer, TraceStage};
 use control::admin::status::{
     ControlStatus, LiveFramesStatus, PortStatus, SocketCounts, WorkerStatus, XdpCounts,
 };
-use control::admin::{
-    CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, ServiceInfo, Status,
-};
+use control::admin::{CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, Status};
 use control::config::UnknownPods;
 use dataplane::DropReason;
 use dataplane::address::Protocol;
@@ -18,7 +15,7 @@ use dataplane::event::{EventKind, FlowEvent};
 use dataplane::flow_key::FlowKey;
 use dataplane::handoff::HandoffCause;
 use dataplane::identity::Identity;
-use dataplane::lb::{FrontendKind, Service, ServiceId};
+use dataplane::lb::ServiceId;
 use dataplane::policy::{Direction, RuleId};
 use dataplane::port::{PortId, PortKind};
 use xdp_redirect::loader::RunningMode;
@@ -288,48 +285,6 @@ impl Node {
         }
     }
 
-    pub(super) fn services(&self) -> Vec<ServiceInfo> {
-        let table = &self.publisher.tables().services;
-        let mut listed: BTreeMap<ServiceId, ServiceInfo> =
-            table.services.iter().map(|(id, service)| (*id, service_info(service))).collect();
-        let mut add = |id: &ServiceId, frontend: FrontendInfo| {
-            if let Some(info) = listed.get_mut(id) {
-                info.frontends.push(frontend);
-            }
-        };
-        for (frontend, (id, kind)) in table.frontends.iter() {
-            add(
-                id,
-                FrontendInfo {
-                    kind: frontend_label(*kind).into(),
-                    address: Some(frontend.address),
-                    protocol: frontend.protocol.to_string(),
-                    l4_port: frontend.l4_port,
-                },
-            );
-        }
-        for ((protocol, l4_port), id) in table.node_ports.iter() {
-            add(
-                id,
-                FrontendInfo {
-                    kind: frontend_label(FrontendKind::NodePort).into(),
-                    address: None,
-                    protocol: protocol.to_string(),
-                    l4_port: *l4_port,
-                },
-            );
-        }
-        let mut list: Vec<ServiceInfo> =
-            listed.into_values().filter(|info| !info.frontends.is_empty()).collect();
-        for info in &mut list {
-            info.frontends.sort_by(|a, b| {
-                (&a.kind, a.address, a.l4_port).cmp(&(&b.kind, b.address, b.l4_port))
-            });
-        }
-        list.sort_by(|a, b| a.name.cmp(&b.name));
-        list
-    }
-
     /// Packets dropped by reason; those that policy dropped with who caused it.
     pub(super) fn drops(&mut self) -> Vec<DropCount> {
         self.log_events();
@@ -525,15 +480,6 @@ fn mode_label(mode: RunningMode) -> &'static str {
     }
 }
 
-fn frontend_label(kind: FrontendKind) -> &'static str {
-    match kind {
-        FrontendKind::ClusterIp => "cluster-ip",
-        FrontendKind::ExternalIp => "external-ip",
-        FrontendKind::LoadBalancer => "load-balancer",
-        FrontendKind::NodePort => "node-port",
-    }
-}
-
 fn drop_counts(workers: &[WorkerStatus]) -> Vec<DropCount> {
     let of = |reason: &DropReason| {
         let counted = workers.iter().flat_map(|worker| &worker.dropped);
@@ -548,18 +494,4 @@ fn drop_counts(workers: &[WorkerStatus]) -> Vec<DropCount> {
         }
     };
     DropReason::ALL.iter().map(of).collect()
-}
-
-/// A service without its frontends.
-fn service_info(service: &Service) -> ServiceInfo {
-    let backends = service.cluster.backends.iter().map(|backend| BackendInfo {
-        address: backend.address,
-        l4_port: backend.l4_port,
-        local: backend.local,
-    });
-    ServiceInfo {
-        name: service.name.to_string(),
-        frontends: Vec::new(),
-        backends: backends.collect(),
-    }
 }

@@ -81,6 +81,8 @@ impl Node {
                 Reply::Endpoints(list.collect())
             }
             Request::ServiceList => Reply::Services(self.services()),
+            Request::ServiceShow { name } => Reply::Service(Box::new(self.service_show(&name)?)),
+            Request::ServiceTrace(question) => Reply::ServiceTraced(self.service_trace(&question)?),
             Request::CtList { filter, limit } => {
                 Reply::Ct(self.ct_list(&self.matcher(&filter)?, limit))
             }

@@ -117,4 +117,6 @@ pub struct Settings {
     pub unknown_pods: UnknownPods,
     /// Where metrics and probes are served; `None`: nowhere.
     pub http: Option<SocketAddr>,
+    /// Where kube-proxy's probes are answered; `None`: nowhere.
+    pub proxy_http: Option<SocketAddr>,
 }

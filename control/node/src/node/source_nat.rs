@@ -281,6 +281,8 @@ mod tests {
                 name,
                 addresses,
                 pod_cidrs: vec![],
+                zone: None,
+                is_leaving: false,
                 mode: control::model::PolicyMode::Enforce,
             }))
         };

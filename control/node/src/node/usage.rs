@@ -23,13 +23,14 @@ use super::flow_watch::WATCHED_MAX;
 use super::{ARRIVALS_MAX, Node, STATUS_REQUESTS_MAX};
 use crate::admin_server::{CALLS_MAX, CLIENTS_MAX, CONNECTIONS_MAX as ADMIN_CONNECTIONS_MAX};
 use crate::forwarding_view::NEXT_HOPS_MAX;
+use crate::health_checks::{CHECKS_MAX, CONNECTIONS_MAX as HEALTH_CONNECTIONS_MAX};
 use crate::http::CONNECTIONS_MAX;
 use crate::netlink::follow::COMMANDS_MAX as KERNEL_REQUESTS_MAX;
 use crate::netlink::neighbours::ASKED_MAX;
 use crate::netlink::view::{LINKS_MAX, NEIGHBOURS_MAX, ROUTES_MAX};
 
 /// Every row of `tables` in a status, in order.
-pub const ROWS: [&str; 49] = [
+pub const ROWS: [&str; 51] = [
     "flows_ipv4",
     "flows_ipv6",
     "flows_per_endpoint",
@@ -55,6 +56,8 @@ pub const ROWS: [&str; 49] = [
     "admin_clients",
     "admin_calls",
     "http_connections",
+    "health_connections",
+    "health_checks",
     "status_requests",
     "kernel_requests",
     "ports",
@@ -193,11 +196,12 @@ impl Node {
     }
 
     /// Places and queues of those who ask.
-    fn queues(&self) -> [Row; 6] {
+    fn queues(&self) -> [Row; 8] {
         let (admin, follow) = (self.admin.counts(), self.follower.counts());
         let http = self.http.as_ref().map(|http| http.levels());
         let (connections, connections_most) =
             http.map_or((0, 0), |http| (http.connections.get(), http.connections.most()));
+        let health = self.health.server();
         let asked_most = http.map_or(0, |http| http.status_requests.most());
         let (served, calls) = (&admin.served, self.calls.len() as u64);
         let (asked, requests) =
@@ -212,6 +216,13 @@ impl Node {
             Row::new("admin_clients", served.get(), served.most(), CLIENTS_MAX),
             Row::new("admin_calls", calls, admin.calls.most(), CALLS_MAX),
             Row::new("http_connections", connections, connections_most, CONNECTIONS_MAX),
+            Row::new(
+                "health_connections",
+                health.levels().connections.get(),
+                health.levels().connections.most(),
+                HEALTH_CONNECTIONS_MAX,
+            ),
+            Row::new("health_checks", health.sockets() as u64, 0, CHECKS_MAX),
             Row::new("status_requests", asked, asked_most, STATUS_REQUESTS_MAX),
             Row::new("kernel_requests", requests, follow.requests.most(), KERNEL_REQUESTS_MAX),
         ]

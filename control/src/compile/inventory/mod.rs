@@ -1,5 +1,5 @@
 //! What there is, for people: identities with the selectors that make them, policies with whom they
-//! select. Everything is read off what is compiled, at the moment it is asked for.
+//! select, services with what is behind them. Everything is read off what is compiled, at the moment it is asked for.
 //!
 //! Bounded in every direction, since a cluster may have many of each: pages of a listing, excerpts
 //! of lists, texts cut. What it costs is a look at every address and every policy.
@@ -20,8 +20,10 @@ use crate::shown::cut;
 
 mod identities;
 mod policies;
+mod services;
 
 pub use policies::Problems;
+pub use services::policy_name;
 
 /// What an object says, cut where it is long.
 pub(super) fn text(shown: &impl ToString) -> String {

@@ -82,7 +82,7 @@ fn a_pod_is_read_alike_and_keeps_nothing_else() {
             "nodeName": "n1", "hostNetwork": true,
             "containers": [{ "name": "main", "ports": [
                 { "name": "http", "containerPort": 8080, "protocol": "TCP" },
-                { "name": "dns", "containerPort": 53, "protocol": "UDP" },
+                { "name": "dns", "containerPort": 53, "protocol": "UDP", "hostPort": 53 },
             ] }],
             "initContainers": [{ "name": "sidecar", "restartPolicy": "Always",
                 "ports": [{ "name": "mesh", "containerPort": 15001 }] }],
@@ -140,9 +140,11 @@ fn the_other_kinds_are_read_alike() {
         core::Node,
         node,
         json!({
-            "metadata": { "name": "n1", "labels": { "a": "b" }, "resourceVersion": "1" },
+            "metadata": { "name": "n1", "resourceVersion": "1",
+                "labels": { "a": "b", "topology.kubernetes.io/zone": "z1" } },
             "spec": { "podCIDR": "10.0.1.0/24", "podCIDRs": ["10.0.1.0/24", "fd00:1::/64"],
-                "taints": [{ "key": "a", "effect": "NoSchedule" }] },
+                "taints": [{ "key": "a", "effect": "NoSchedule" },
+                    { "key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule", "value": "1" }] },
             "status": {
                 "addresses": [{ "type": "InternalIP", "address": "192.168.0.1" }],
                 "images": [{ "names": ["large"] }], "conditions": [{ "type": "Ready", "status": "True" }],
@@ -150,12 +152,15 @@ fn the_other_kinds_are_read_alike() {
         })
     );
     assert!(left["status"].get("images").is_none());
+    assert_eq!(left["metadata"]["labels"], json!({ "topology.kubernetes.io/zone": "z1" }));
+    assert_eq!(left["spec"]["taints"].as_array().map(Vec::len), Some(1));
     read_alike!(
         Service,
         core::Service,
         service,
         json!({
-            "metadata": { "name": "web", "namespace": "shop", "resourceVersion": "1" },
+            "metadata": { "name": "web", "namespace": "shop", "resourceVersion": "1",
+                "labels": { "service.kubernetes.io/service-proxy-name": "other", "a": "b" } },
             "spec": {
                 "type": "LoadBalancer", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"],
                 "externalIPs": ["203.0.113.1"], "selector": { "app": "web" },
@@ -179,6 +184,7 @@ fn the_other_kinds_are_read_alike() {
             "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }],
             "endpoints": [{ "addresses": ["10.0.0.5"], "nodeName": "n1",
                 "conditions": { "ready": true, "serving": true, "terminating": false },
+                "hints": { "forZones": [{ "name": "z1" }], "forNodes": [{ "name": "n1" }] },
                 "targetRef": { "kind": "Pod", "name": "web-0", "namespace": "shop" } }],
         })
     );
