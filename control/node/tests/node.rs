@@ -77,6 +77,7 @@ fn settings(run_directory: &Path) -> Settings {
         lost_replies: Duration::ZERO,
         unknown_pods: UnknownPods::default(),
         http: Some("127.0.0.1:0".parse().unwrap()),
+        proxy_http: None,
     }
 }
 

@@ -211,6 +211,8 @@ fn node(number: usize) -> Object {
         name: node_name(number),
         addresses: vec![node_address(number)],
         pod_cidrs: range.into_iter().collect(),
+        zone: None,
+        is_leaving: false,
         mode: PolicyMode::Enforce,
         zone: None,
         is_leaving: false,

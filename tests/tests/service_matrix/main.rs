@@ -222,6 +222,9 @@ fn every_cell_comes_out_as_kube_proxy_has_it() {
     assert!(possible > 5000 && outcomes.len() == 4, "{outcomes:?}");
 }
 
+/// What is done to every service of the tables.
+type Mutation = fn(&mut Service);
+
 /// What a compiler would have made of the objects that passes one thing by, or takes it for another.
 #[test]
 fn compiler_that_passes_anything_by_is_found_out() {
@@ -245,7 +248,7 @@ fn compiler_that_passes_anything_by_is_found_out() {
         assert!(!found.wrong.is_empty(), "nobody misses {what}");
         println!("{what}: {} cells of {} are wrong", found.wrong.len(), found.possible);
     }
-    let of_services: [(&str, fn(&mut Service)); 4] = [
+    let of_services: [(&str, Mutation); 4] = [
         ("the node's own set", |service| service.local = Arc::clone(&service.cluster)),
         ("all backends but the first", |service| {
             let first = service.cluster.backends.first().copied().into_iter().collect();

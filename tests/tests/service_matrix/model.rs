@@ -315,6 +315,9 @@ fn chosen_here(ends: &[End]) -> Vec<End> {
     ends.iter().copied().filter(|e| e.is_here() && e.is_ending()).collect()
 }
 
+/// A hint of an endpoint, if it has one of a kind.
+type Hint = fn(&End) -> Option<&'static str>;
+
 /// The same for all; KEP-2433 and KEP-3015: of ready ones, those that are hinted for here, if all are
 /// hinted and any is for here; the node before the zone.
 fn chosen_anywhere(ends: &[End]) -> Vec<End> {
@@ -322,8 +325,7 @@ fn chosen_anywhere(ends: &[End]) -> Vec<End> {
     if ready.is_empty() {
         return ends.iter().copied().filter(|end| end.is_ending()).collect();
     }
-    let hints: [(fn(&End) -> Option<&'static str>, &str); 2] =
-        [(|end| end.for_node, "one"), (|end| end.for_zone, "a")];
+    let hints: [(Hint, &str); 2] = [(|end| end.for_node, "one"), (|end| end.for_zone, "a")];
     for (hint, here) in hints {
         let all_have_one = ready.iter().all(|end| hint(end).is_some());
         let meant: Vec<End> = ready.iter().copied().filter(|end| hint(end) == Some(here)).collect();
