@@ -317,6 +317,11 @@ impl Life {
         Self(u64::from(deadline) << 32 | self.0 & 0xffff_ffff)
     }
 
+    /// The same flow that ends at `deadline` at the latest.
+    pub(crate) fn ending_by(self, deadline: u32) -> Self {
+        self.ending(self.deadline_seconds().min(deadline))
+    }
+
     /// What [`Self::advanced`] says, for any packet.
     fn changed(
         self,

@@ -10,7 +10,7 @@ use crate::address::Protocol;
 use crate::conntrack::{FlowDirection, Seen};
 use crate::flow_key::FlowKey;
 use crate::forwarding::{NextHopId, Resolved};
-use crate::identity::Identity;
+use crate::identity::{Identity, PodTag};
 use crate::lb::{Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, TrafficPolicy};
 use crate::nat::Translation;
 use crate::packet::Packet;
@@ -68,6 +68,8 @@ pub struct Findings {
     pub service: Option<ServiceId>,
     /// The chosen backend.
     pub backend: Option<Backend>,
+    /// Which pod it is.
+    pub pod: PodTag,
     /// Who speaks.
     pub source: Identity,
     /// Who is spoken to, after DNAT.
@@ -85,6 +87,7 @@ impl Default for Findings {
         Self {
             service: None,
             backend: None,
+            pod: PodTag::Unknown,
             source: Identity::WORLD,
             destination: Identity::WORLD,
             rule: RuleId::NOT_ISOLATED,
@@ -217,7 +220,11 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
         return Err(refuse(DropReason::NoFlow, findings));
     }
 
-    findings.destination = destination_identity(tables, egress.1, translated.destination());
+    let (destination, pod) = destination_holder(tables, egress.1, translated.destination());
+    findings.destination = destination;
+    if findings.service.is_some() {
+        findings.pod = pod;
+    }
     let sides = Sides { ingress: (ingress, port), egress };
     let direction = judge(tables, &sides, packet, &translated, chosen.is_some(), &mut findings)
         .map_err(|reason| refuse(reason, findings))?;
@@ -281,9 +288,16 @@ fn source_identity(tables: &Tables, port: &Port, address: IpAddr) -> Identity {
 /// Who is spoken to at `address`, behind `port`. Toward the node it is the address that counts, since
 /// an `ipBlock` may contain one of its addresses and not another.
 fn destination_identity(tables: &Tables, port: &Port, address: IpAddr) -> Identity {
-    match (port.kind, tables.identities.lookup(address)) {
-        (PortKind::Host, Identity::WORLD) => Identity::HOST,
-        (_, identity) => identity,
+    destination_holder(tables, port, address).0
+}
+
+/// The same, and which pod it is.
+#[inline(always)]
+fn destination_holder(tables: &Tables, port: &Port, address: IpAddr) -> (Identity, PodTag) {
+    let holder = tables.identities.holder(address);
+    match (port.kind, holder.identity) {
+        (PortKind::Host, Identity::WORLD) => (Identity::HOST, holder.pod),
+        (_, identity) => (identity, holder.pod),
     }
 }
 
@@ -545,6 +559,16 @@ impl From<DropReason> for Ended {
     fn from(reason: DropReason) -> Self {
         Self { reason, denied: None }
     }
+}
+
+/// Whether the backend of a known flow is to be chosen anew: it is no longer one that serves, of a
+/// service that is still there. A service that is gone leaves its flows to their end.
+#[must_use]
+pub fn is_let_go(tables: &Tables, original: &FlowKey, backend: (IpAddr, u16)) -> bool {
+    let services = &tables.services;
+    let found = services.frontends.get(&frontend_of(original));
+    let service = found.and_then(|(id, _)| services.get(*id));
+    service.is_some_and(|service| !service.serves_by(backend))
 }
 
 /// Judges a known flow again: policy and routes anew, backend and translation as they are. While

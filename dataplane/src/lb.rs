@@ -77,6 +77,9 @@ pub struct Service {
     pub cluster: Arc<BackendSet>,
     /// The usable backends of this node.
     pub local: Arc<BackendSet>,
+    /// Others that still serve, ordered by address and port: they get no new flows, and keep those
+    /// that they have.
+    pub lingering: Box<[Backend]>,
     /// For clients inside the cluster.
     pub internal_policy: TrafficPolicy,
     /// For clients outside, reaching an external frontend.
@@ -86,6 +89,16 @@ pub struct Service {
     /// Whether its backends, which are all of one family, are of another than its frontends: then
     /// connections are translated ([`crate::nat64`]).
     pub changes_family: bool,
+}
+
+impl Service {
+    /// Whether this address and L4 port is one of its backends, be it one that gets no new flows.
+    #[must_use]
+    pub fn serves_by(&self, backend: (IpAddr, u16)) -> bool {
+        [&*self.cluster.backends, &*self.local.backends, &*self.lingering]
+            .into_iter()
+            .any(|all| all.binary_search_by_key(&backend, |one| (one.address, one.l4_port)).is_ok())
+    }
 }
 
 /// How a packet came to the service, which decides policy and source ranges.

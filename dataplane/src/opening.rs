@@ -193,6 +193,7 @@ fn admit<K: TableKey<W>, const W: usize>(
         },
         origin: Origin { service: admission.findings.service, rule: admission.findings.rule },
         charge,
+        pod: admission.findings.pod,
     };
     let alias = alias.filter(|_| admission.source_nat.is_none());
     let alias = alias.unwrap_or_else(|| flow.reply.hash(&context.hasher));

@@ -268,6 +268,7 @@ fn services(protocol: Protocol) -> ServiceTable {
             name: format!("default/service{id}:dns").into(),
             cluster: Arc::clone(&set),
             local: set,
+            lingering: Box::default(),
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Box::default(),
@@ -294,8 +295,8 @@ fn identities() -> IdentityTable {
         (prefix([192, 0, 2, 0], 24), Identity(CLIENTS_IDENTITY.0 + 1)),
         (prefix([172, 16, 0, 0], 12), Identity(CLIENTS_IDENTITY.0 + 2)),
     ];
-    let exact = (0..PODS).map(|number| (pod(number).into(), identity(number))).collect();
-    IdentityTable { exact, prefixes: blocks.into_iter().collect() }
+    let exact = (0..PODS).map(|number| (pod(number).into(), identity(number).into())).collect();
+    IdentityTable { exact, prefixes: blocks.into_iter().collect(), pods_are_known: true }
 }
 
 fn policy(protocol: Protocol) -> Policy {

@@ -322,6 +322,8 @@ impl Simulation {
                 ("flows-expired", counters.flows_expired.get()),
                 ("flows-deleted", counters.flows_deleted.get()),
                 ("flows-rejudged", counters.flows_rejudged.get()),
+                ("flows-reset", counters.flows_reset.get()),
+                ("flows-chosen-anew", counters.flows_chosen_anew.get()),
                 ("flows-audited", counters.flows_audited.get()),
                 ("out-of-window-passed", counters.out_of_window_passed.get()),
                 ("resets-challenged", counters.resets_challenged.get()),

@@ -130,10 +130,12 @@ impl<'a> Drafting<'a> {
         }
         let label = if port.name.is_empty() { port.l4_port.to_string() } else { port.name.clone() };
         let sets = self.services.sets();
+        let lingering = endpoints.lingering([&cluster, &local]);
         Service {
             name: format!("{}:{label}", service.name).into(),
             cluster: sets.known_or_new(cluster),
             local: sets.known_or_new(local),
+            lingering,
             internal_policy: service.internal_policy,
             external_policy: service.external_policy,
             // All of them in both families: ranges of one family alone keep the other out.

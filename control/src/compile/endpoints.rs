@@ -105,6 +105,24 @@ impl<'a> Endpoints<'a> {
     }
 }
 
+impl Endpoints<'_> {
+    /// Those that serve and are in none of these sets, ordered by address and L4 port: what flows
+    /// to them is left there.
+    pub(super) fn lingering(&self, sets: [&[Backend]; 2]) -> Box<[Backend]> {
+        let serving = self.all.iter().filter(|(_, (endpoint, _))| endpoint.serving);
+        serving
+            .filter(|((address, l4_port), _)| {
+                let at = (*address, *l4_port);
+                let has = |set: &[Backend]| {
+                    set.binary_search_by_key(&at, |one| (one.address, one.l4_port)).is_ok()
+                };
+                !sets.into_iter().any(has)
+            })
+            .map(|(&(address, l4_port), &(_, local))| Backend { address, l4_port, local })
+            .collect()
+    }
+}
+
 fn is_local(endpoint: &Endpoint, node: &NodeView) -> bool {
     match &endpoint.node {
         Some(name) => **name == *node.name,

@@ -20,7 +20,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread::ScopedJoinHandle;
 
-use dataplane::identity::{Identity, IdentityTable};
+use dataplane::identity::{Holder, Identity, IdentityTable};
 use dataplane::lb::ServiceTable;
 use dataplane::policy::{Direction, Policy, RuleId};
 use hashbrown::HashSet;
@@ -51,7 +51,7 @@ use claims::{Claims, NodeAddresses};
 use dirt::Dirt;
 use drafts::{Draft, Drafting, in_order};
 use identities::{Identities, Kind, Turn};
-use naming::{Named, Names};
+use naming::{Named, Names, Who};
 use policies::Policies;
 use selectors::Selectors;
 use services::Services;
@@ -118,7 +118,8 @@ pub struct Compiled {
     /// Frontends and backends.
     pub services: Arc<ServiceTable>,
     /// Whose flows' cached decisions may come out otherwise than before the last compilation.
-    /// Services are no part of it: they choose backends for new flows only.
+    /// Of services only what UDP flows are let go from: otherwise they choose backends for new flows
+    /// only.
     pub affected: Affected,
     /// What is in force otherwise than it was probably meant.
     pub warnings: Warnings,
@@ -263,6 +264,9 @@ impl Compiled {
         self.warn_of_endpoints(&dirt.endpoints);
         self.warn_of_own_mode();
         self.affected = turn.affected;
+        for address in self.balanced.take_let_go() {
+            self.affected.add(address);
+        }
         self.identities = Arc::clone(&self.known.table);
         self.policy = Arc::clone(&self.verdicts.policy);
         self.services = Arc::clone(&self.balanced.table);
@@ -311,16 +315,19 @@ impl Compiled {
 
     fn put_names(&mut self, names: Names, turn: &mut Turn) {
         let mut numbers: Vec<Option<Identity>> = vec![None; names.keys.len()];
+        if !self.state.pods.is_empty() {
+            self.known.expect_pods();
+        }
         self.known.expect(names.addresses.iter().map(|named| named.address));
         for Named { address, who, told } in names.addresses {
             self.warnings.set(Source::Address(address), told);
-            let who = who.map(|(key, is_local)| {
+            let who = who.map(|Who { key, is_local, pod }| {
                 let number = match numbers[key] {
                     Some(number) => self.known.acquire_again(number),
                     None => self.known.acquire(names.keys[key].clone(), turn),
                 };
                 numbers[key] = Some(number);
-                (number, is_local)
+                (Holder { identity: number, pod }, is_local)
             });
             self.known.set(address, who, turn);
         }

@@ -5,6 +5,7 @@
 //! A change compiles the services that it concerns, and what several claim is given to the first.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use dataplane::address::Protocol;
@@ -40,6 +41,7 @@ impl Key {
 #[derive(Debug, Clone)]
 struct Entry {
     id: ServiceId,
+    protocol: Protocol,
     service: Arc<Service>,
     /// Ports of backends on this node's own network.
     host_backends: BTreeSet<(Protocol, u16)>,
@@ -65,6 +67,8 @@ pub(super) struct Services {
     listeners: Listeners,
     host_backends: HashMap<(Protocol, u16), usize>,
     changing_family: usize,
+    /// Backends that UDP flows are no longer left at, until somebody asks.
+    let_go: BTreeSet<IpAddr>,
 }
 
 impl Default for Services {
@@ -79,6 +83,7 @@ impl Default for Services {
             listeners: Listeners::default(),
             host_backends: HashMap::new(),
             changing_family: 0,
+            let_go: BTreeSet::new(),
         }
     }
 }
@@ -173,7 +178,7 @@ impl Services {
             let id = ServiceId(id);
             let known = self.table.services.get(&id).filter(|known| same_service(known, &service));
             let service = known.cloned().unwrap_or_else(|| Arc::new(service));
-            entries.entries.push(Entry { id, service, host_backends });
+            entries.entries.push(Entry { id, protocol, service, host_backends });
         }
         for (place, key, frontends) in frontends_of {
             let Some(id) = self.ids.get(&key) else { continue };
@@ -216,11 +221,33 @@ impl Services {
             }
         }
         for entry in &old.entries {
+            self.note_let_go(entry, &new.entries);
             self.let_go(entry);
         }
         if !new.entries.is_empty() {
             self.compiled.insert(name.clone(), new);
         }
+    }
+
+    /// UDP flows stay with a backend while it serves ([`Service::serves_by`]).
+    fn note_let_go(&mut self, old: &Entry, new: &[Entry]) {
+        let new = new.iter().find(|new| new.id == old.id && old.protocol == Protocol::UDP);
+        let Some(Entry { service: new, .. }) = new else { return };
+        let Service { cluster, local, lingering, .. } = &*old.service;
+        if Arc::ptr_eq(cluster, &new.cluster)
+            && Arc::ptr_eq(local, &new.local)
+            && *lingering == new.lingering
+        {
+            return;
+        }
+        let all = cluster.backends.iter().chain(&local.backends).chain(lingering);
+        let gone = all.filter(|one| !new.serves_by((one.address, one.l4_port)));
+        self.let_go.extend(gone.map(|one| one.address));
+    }
+
+    /// Addresses of backends that UDP flows were let go from since this was last asked.
+    pub(super) fn take_let_go(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.let_go)
     }
 
     fn let_go(&mut self, entry: &Entry) {
@@ -255,6 +282,7 @@ fn same_service(one: &Service, other: &Service) -> bool {
     one.name == other.name
         && one.cluster == other.cluster
         && one.local == other.local
+        && one.lingering == other.lingering
         && one.internal_policy == other.internal_policy
         && one.external_policy == other.external_policy
         && one.source_ranges == other.source_ranges

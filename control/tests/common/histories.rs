@@ -228,8 +228,12 @@ struct Named {
 
 impl Named {
     fn of(compiled: &Compiled) -> Self {
-        let exact: BTreeMap<IpAddr, Identity> =
-            compiled.identities.exact.iter().map(|(address, own)| (address, *own)).collect();
+        let exact: BTreeMap<IpAddr, Identity> = compiled
+            .identities
+            .exact
+            .iter()
+            .map(|(address, own)| (address, own.identity))
+            .collect();
         let mut first: BTreeMap<Identity, IpAddr> = BTreeMap::new();
         for (address, identity) in &exact {
             first.entry(*identity).or_insert(*address);

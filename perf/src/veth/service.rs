@@ -54,8 +54,9 @@ pub fn tables(links: &Links) -> Tables {
         forwarding: Arc::new(forwarding(links)),
         services: Arc::new(services()),
         identities: Arc::new(IdentityTable {
-            exact: addresses().map(|address| (address, pods)).collect(),
+            exact: addresses().map(|address| (address, pods.into())).collect(),
             prefixes: [(clients_prefix(), clients)].into_iter().collect(),
+            pods_are_known: true,
         }),
         policy: Arc::new(policy(pods, clients)),
         timeouts: Timeouts { udp: IDLE, udp_stream: IDLE, ..Timeouts::default() },
@@ -126,6 +127,7 @@ fn services() -> ServiceTable {
         name: "default/perf:dns".into(),
         cluster: Arc::clone(&set),
         local: set,
+        lingering: Box::default(),
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         source_ranges: Box::default(),
