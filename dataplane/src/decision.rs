@@ -222,9 +222,7 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
 
     let (destination, pod) = destination_holder(tables, egress.1, translated.destination());
     findings.destination = destination;
-    if findings.service.is_some() {
-        findings.pod = pod;
-    }
+    findings.pod = findings.service.map_or(PodTag::Unknown, |_| pod);
     let sides = Sides { ingress: (ingress, port), egress };
     let direction = judge(tables, &sides, packet, &translated, chosen.is_some(), &mut findings)
         .map_err(|reason| refuse(reason, findings))?;
@@ -324,7 +322,7 @@ pub(crate) fn changes_family(tables: &Tables, key: &FlowKey) -> bool {
     services.change_family && service().is_some_and(|service| service.changes_family)
 }
 
-fn frontend_of(key: &FlowKey) -> Frontend {
+pub(crate) fn frontend_of(key: &FlowKey) -> Frontend {
     Frontend {
         address: key.destination(),
         protocol: key.protocol(),
@@ -559,16 +557,6 @@ impl From<DropReason> for Ended {
     fn from(reason: DropReason) -> Self {
         Self { reason, denied: None }
     }
-}
-
-/// Whether the backend of a known flow is to be chosen anew: it is no longer one that serves, of a
-/// service that is still there. A service that is gone leaves its flows to their end.
-#[must_use]
-pub fn is_let_go(tables: &Tables, original: &FlowKey, backend: (IpAddr, u16)) -> bool {
-    let services = &tables.services;
-    let found = services.frontends.get(&frontend_of(original));
-    let service = found.and_then(|(id, _)| services.get(*id));
-    service.is_some_and(|service| !service.serves_by(backend))
 }
 
 /// Judges a known flow again: policy and routes anew, backend and translation as they are. While
