@@ -488,6 +488,12 @@ impl Run {
         let kept = seen.source.port() == talk.from.port();
         assert!(kept && !masked || (61_000..=61_999).contains(&seen.source.port()));
         let pinned = talk.server.unwrap_or((server, seen.source));
+        // UDP is taken from a backend that serves no longer.
+        let was_let_go = talk.kind == Kind::Udp
+            && (self.single || self.in_transition)
+            && pinned.0.ip() == pod(3, talk.server_is_v6())
+            && matches!(talk.target, Target::Service | Target::NodePort | Target::OtherFamily);
+        let pinned = if was_let_go { (server, seen.source) } else { pinned };
         if (server, seen.source) != pinned && self.may_be_lost(talk) {
             self.talks.remove(&id);
             return self.fill_up();
