@@ -185,6 +185,10 @@ pub struct WorkerCounters {
     /// Flows to services that ended, and whose next packet was decided about anew: UDP whose backend
     /// serves no longer, and connections that begin where another's backend is gone.
     pub flows_chosen_anew: Counter,
+    /// Clients whose backend was remembered ([`crate::affinity`]), each in an entry of the flow tables.
+    pub affinities_created: Counter,
+    /// Those for whom there was no room: of them the choice by the client's address alone remains.
+    pub affinities_refused: Counter,
     /// Flows that were opened, or judged again, and stand only because a policy that would refuse
     /// them is under audit.
     pub flows_audited: Counter,
@@ -254,6 +258,8 @@ impl Default for WorkerCounters {
             flows_rejudged: Counter::default(),
             flows_reset: Counter::default(),
             flows_chosen_anew: Counter::default(),
+            affinities_created: Counter::default(),
+            affinities_refused: Counter::default(),
             flows_audited: Counter::default(),
             lost_replies: Counter::default(),
             unknown_pod_drops: Counter::default(),

@@ -8,16 +8,14 @@
 //! UDP knows no connections: its flows stay with a backend that serves, even if it gets no new ones,
 //! and are decided about anew at the client's next packet once it does not.
 
-use std::net::IpAddr;
-
 use crate::DropReason;
 use crate::address::Protocol;
+use crate::choice;
 use crate::conntrack::{FlowDirection, FlowState, Seen, is_first_syn};
 use crate::context::{Context, Stop};
 use crate::decision;
 use crate::event::{EventKind, FlowEvent};
 use crate::flow::{BackendPod, FlowFamily, FlowView};
-use crate::flow_key::FlowKey;
 use crate::flows::{Flows, Found, TableKey};
 use crate::known;
 use crate::packet::Packet;
@@ -45,7 +43,7 @@ pub(crate) fn fate<K: FlowFamily>(tables: &Tables, view: &FlowView<'_, K>) -> Fa
     let is_over = match reply.protocol() {
         Protocol::UDP => {
             let original = view.tuple(FlowDirection::Original).generic();
-            is_let_go(tables, &original, (reply.source(), reply.source_port()))
+            choice::is_let_go(tables, &original, (reply.source(), reply.source_port()))
         }
         _ => match view.pod() {
             BackendPod::Gone => true,
@@ -57,15 +55,6 @@ pub(crate) fn fate<K: FlowFamily>(tables: &Tables, view: &FlowView<'_, K>) -> Fa
         Protocol::UDP => Fate::IsLetGo,
         _ => Fate::IsGone,
     }
-}
-
-/// Whether a backend is no longer one that serves, of a service that is still there. A service that is
-/// gone leaves its flows to their end.
-fn is_let_go(tables: &Tables, original: &FlowKey, backend: (IpAddr, u16)) -> bool {
-    let services = &tables.services;
-    let found = services.frontends.get(&decision::frontend_of(original));
-    let service = found.and_then(|(id, _)| services.get(*id));
-    service.is_some_and(|service| !service.serves_by(backend))
 }
 
 /// Whether a packet of a known flow is to be decided about as a new one's, because of what became of

@@ -391,6 +391,11 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
         self.change_life(|life| Life(life.0 & 0xffff_ffff));
     }
 
+    /// Puts its end off to when `life` ends.
+    pub(crate) fn renew(&self, life: Life) {
+        self.change_life(|own| own.ending_with(life));
+    }
+
     /// Marks the flow as denied by new tables.
     pub fn deny(&self) {
         self.change_life(Life::denied);

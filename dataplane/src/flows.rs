@@ -9,6 +9,7 @@ use flow_table::{
     Shape, Table,
 };
 
+use crate::affinity::is_affinity;
 use crate::charge::{Charge, Charges};
 use crate::conntrack::details::Details;
 use crate::conntrack::{FlowDirection, Life};
@@ -413,7 +414,8 @@ fn show<K: FlowFamily>(
 ) {
     let view = FlowView::<K>::new(words);
     let original = view.tuple(FlowDirection::Original).generic();
-    let is_shown = !view.life().is_denied() && !endpoint::is_mapping(&original);
+    let is_shown =
+        !view.life().is_denied() && !endpoint::is_mapping(&original) && !is_affinity(&original);
     if is_shown && !view.life().expired(now) {
         visit(FlowRecord {
             original: original.canonical(),

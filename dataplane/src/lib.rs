@@ -12,10 +12,12 @@
 pub mod address;
 pub mod address_hash;
 pub mod address_map;
+mod affinity;
 mod anticipation;
 pub mod buffer;
 pub mod capture;
 pub mod charge;
+mod choice;
 mod claims;
 pub mod conntrack;
 mod context;

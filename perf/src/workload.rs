@@ -17,7 +17,8 @@ use dataplane::flow_key::{FlowKey, FlowKey4};
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
 use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lb::{
-    Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable, TrafficPolicy,
+    Backend, BackendSet, Choice, Frontend, FrontendKind, Service, ServiceId, ServiceTable,
+    TrafficPolicy,
 };
 use dataplane::lpm::Prefix;
 use dataplane::nat::SourceNat;
@@ -260,6 +261,7 @@ fn services(protocol: Protocol) -> ServiceTable {
             address: pod((id + turn * (PODS / BACKENDS)) % PODS).into(),
             l4_port: POD_PORT,
             local: true,
+            weight: 100,
         };
         let mut backends: Vec<Backend> = (0..BACKENDS).map(backend).collect();
         backends.sort_unstable();
@@ -272,6 +274,8 @@ fn services(protocol: Protocol) -> ServiceTable {
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Box::default(),
+            choice: Choice::Maglev,
+            affinity: None,
             changes_family: false,
         };
         table.services.insert(ServiceId(id), Arc::new(service));

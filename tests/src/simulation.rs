@@ -324,6 +324,8 @@ impl Simulation {
                 ("flows-rejudged", counters.flows_rejudged.get()),
                 ("flows-reset", counters.flows_reset.get()),
                 ("flows-chosen-anew", counters.flows_chosen_anew.get()),
+                ("affinities-created", counters.affinities_created.get()),
+                ("affinities-refused", counters.affinities_refused.get()),
                 ("flows-audited", counters.flows_audited.get()),
                 ("out-of-window-passed", counters.out_of_window_passed.get()),
                 ("resets-challenged", counters.resets_challenged.get()),

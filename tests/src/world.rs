@@ -14,7 +14,8 @@ use dataplane::epochs::Epochs;
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
 use dataplane::identity::{Holder, Identity, IdentityTable, PodTag};
 use dataplane::lb::{
-    Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable, TrafficPolicy,
+    Affinity, Backend, BackendSet, Choice, Frontend, FrontendKind, Service, ServiceId,
+    ServiceTable, TrafficPolicy,
 };
 use dataplane::lpm::{Prefix, PrefixTable};
 use dataplane::nat::rules::SnatRule;
@@ -23,7 +24,7 @@ use dataplane::pacing::{Limits, PortLimits};
 use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
 use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::tables::{Tables, TcpWindows};
-use dataplane::time::Nanos;
+use dataplane::time::{Nanos, Seconds};
 
 /// The port of the node's own stack.
 pub const HOST: PortId = PortId(0);
@@ -194,6 +195,7 @@ impl World {
                     address: *address,
                     l4_port: *l4_port,
                     local: self.forwarding.endpoints.contains_key(address),
+                    weight: 100,
                 })
                 .collect()
         };
@@ -205,6 +207,28 @@ impl World {
                 lingering: of(lingering),
                 ..Service::clone(known)
             };
+            self.services.services.insert(id, Arc::new(service));
+        }
+        self
+    }
+
+    /// The service remembers a client's backend for so long.
+    #[must_use]
+    pub fn with_affinity(mut self, id: ServiceId, timeout: Seconds) -> Self {
+        if let Some(known) = self.services.get(id) {
+            let affinity = Some(Affinity { service: 0x5e55_1011 + u64::from(id.0), timeout });
+            let service = Service { affinity, ..Service::clone(known) };
+            self.services.services.insert(id, Arc::new(service));
+            self.services.have_affinity = true;
+        }
+        self
+    }
+
+    /// How the service chooses.
+    #[must_use]
+    pub fn with_choice(mut self, id: ServiceId, choice: Choice) -> Self {
+        if let Some(known) = self.services.get(id) {
+            let service = Service { choice, ..Service::clone(known) };
             self.services.services.insert(id, Arc::new(service));
         }
         self
@@ -272,6 +296,7 @@ impl World {
                 address: *address,
                 l4_port: *l4_port,
                 local: self.forwarding.endpoints.contains_key(address),
+                weight: 100,
             })
             .collect();
         let on_host =
@@ -298,6 +323,8 @@ impl World {
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Box::default(),
+            choice: Choice::Maglev,
+            affinity: None,
             changes_family,
         };
         self.services.services.insert(id, Arc::new(service));

@@ -15,7 +15,7 @@ use control::model::{
     PodPhase, PolicyMode, PolicyRule, PortMatch, Requirement, Service, ServicePort, SlicePort, Uid,
 };
 use dataplane::address::Protocol;
-use dataplane::lb::TrafficPolicy;
+use dataplane::lb::{Choice, TrafficPolicy};
 use dataplane::lpm::Prefix;
 use hashbrown::HashSet;
 
@@ -161,7 +161,7 @@ fields!(Namespace: name, labels, mode);
 fields!(Node: name, addresses, pod_cidrs, mode);
 fields!(NamedPort: name, protocol, l4_port);
 fields!(Pod: name, uid, labels, addresses, node, named_ports, host_network, phase, terminating,
-    bandwidth);
+    bandwidth, weight);
 fields!(PodBandwidth: ingress, egress);
 fields!(ServicePort: name, protocol, l4_port, node_port);
 fields!(SlicePort: name, protocol, l4_port);
@@ -172,7 +172,8 @@ fields!(PolicyRule: peers, ports);
 fields!(NetworkPolicy: name, subject, ingress, egress, mode);
 fields!(Requirement: key, operator);
 fields!(Service: name, cluster_ips, headless, external_ips, load_balancer_ips, ports,
-    internal_policy, external_policy, source_ranges, health_check_node_port, not_obeyed);
+    internal_policy, external_policy, source_ranges, health_check_node_port, affinity_seconds,
+    choice, not_obeyed);
 
 impl Compact for u8 {
     fn put(&self, out: &mut Vec<u8>) {
@@ -189,6 +190,31 @@ impl Compact for u16 {
     }
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
         from.bytes(2)?.try_into().map(Self::from_le_bytes).map_err(|_| Damaged)
+    }
+}
+
+impl Compact for u32 {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend(self.to_le_bytes());
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        from.bytes(4)?.try_into().map(Self::from_le_bytes).map_err(|_| Damaged)
+    }
+}
+
+impl Compact for Choice {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(match self {
+            Self::Maglev => 0,
+            Self::Random => 1,
+        });
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        match u8::take(from)? {
+            0 => Ok(Self::Maglev),
+            1 => Ok(Self::Random),
+            _ => Err(Damaged),
+        }
     }
 }
 

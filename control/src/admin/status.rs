@@ -432,6 +432,12 @@ pub struct WorkerStatus {
     /// Flows that ended to be decided about anew: UDP whose backend serves no longer, mostly.
     #[serde(default)]
     pub flows_chosen_anew: u64,
+    /// Clients whose backend was remembered for session affinity.
+    #[serde(default)]
+    pub affinities_created: u64,
+    /// Those for whom the flow table had no room.
+    #[serde(default)]
+    pub affinities_refused: u64,
     /// Flows that stand only because a policy that would refuse them is under audit.
     #[serde(default)]
     pub flows_audited: u64,

@@ -109,6 +109,7 @@ impl Compiled {
         self.claims.add_pod(after);
         self.dirt.note_claims_of(after);
         let name = after.name.clone();
+        self.note_weight(before.as_ref(), &name);
         self.note_pod_at(&name);
         if before.is_none() {
             let pods = self.pods_in.entry(Arc::clone(&name.namespace)).or_default();
@@ -122,6 +123,7 @@ impl Compiled {
     fn note_pod_gone(&mut self, pod: &Pod) {
         self.claims.remove_pod(pod);
         self.dirt.note_claims_of(pod);
+        self.note_weight(Some(pod), &pod.name);
         self.note_pod_at(&pod.name);
         let namespace = &pod.name.namespace;
         if let Some(pods) = self.pods_in.get_mut(namespace) {

@@ -7,14 +7,18 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dataplane::address::Protocol;
-use dataplane::lb::{Frontend, FrontendKind, Service};
+use dataplane::lb::{Affinity, Choice, Frontend, FrontendKind, Service};
+use dataplane::time::Seconds;
 
 use super::NodeView;
+use super::claims::Claims;
 use super::endpoints::Endpoints;
 use super::maglev;
+use super::naming::fnv;
 use super::services::{Key, Services};
 use super::warnings::Warning;
-use crate::model::{self, EndpointSlice, ObjectName, ServicePort};
+use super::weights::Weights;
+use crate::model::{self, EndpointSlice, LOAD_BALANCING, ObjectName, ServicePort};
 use crate::store::ClusterState;
 
 /// Services that a thread takes at once.
@@ -45,6 +49,8 @@ pub(super) struct Drafting<'a> {
     services: &'a Services,
     state: &'a ClusterState,
     node: &'a NodeView,
+    weights: &'a Weights,
+    claims: &'a Claims,
 }
 
 /// What one thread has drafted, each piece with the place of its first.
@@ -54,11 +60,11 @@ impl<'a> Drafting<'a> {
     pub(super) fn new(
         names: impl IntoIterator<Item = &'a ObjectName>,
         services: &'a Services,
-        state: &'a ClusterState,
-        node: &'a NodeView,
+        (state, node): (&'a ClusterState, &'a NodeView),
+        (weights, claims): (&'a Weights, &'a Claims),
     ) -> Self {
         let names = names.into_iter().collect();
-        Self { names, next: AtomicUsize::new(0), services, state, node }
+        Self { names, next: AtomicUsize::new(0), services, state, node, weights, claims }
     }
 
     /// How many there are.
@@ -128,11 +134,19 @@ impl<'a> Drafting<'a> {
             let message = format!("has {count} endpoints; only the first {max} are used");
             warnings.insert(Warning::new(format!("Service {}", service.name), message));
         }
+        for backend in cluster.iter_mut().chain(&mut local) {
+            backend.weight = self.weights.of(backend.address, self.claims, self.state);
+        }
         let label = if port.name.is_empty() { port.l4_port.to_string() } else { port.name.clone() };
         let sets = self.services.sets();
         let lingering = endpoints.lingering([&cluster, &local]);
+        let name = format!("{}:{label}", service.name);
+        let affinity = service.affinity_seconds.map(|seconds| Affinity {
+            service: fnv(format!("{name} {}", port.protocol).as_bytes()),
+            timeout: Seconds(seconds),
+        });
         Service {
-            name: format!("{}:{label}", service.name).into(),
+            name: name.into(),
             cluster: sets.known_or_new(cluster),
             local: sets.known_or_new(local),
             lingering,
@@ -140,6 +154,8 @@ impl<'a> Drafting<'a> {
             external_policy: service.external_policy,
             // All of them in both families: ranges of one family alone keep the other out.
             source_ranges: service.source_ranges.clone().into(),
+            choice: service.choice.unwrap_or_default(),
+            affinity,
             changes_family: endpoints.changes_family,
         }
     }
@@ -166,6 +182,17 @@ fn warn(
     }
     if !has_slices {
         warn("has no EndpointSlice labelled kubernetes.io/service-name with its name".into());
+    }
+    if service.choice.is_none() {
+        warn(format!(
+            "annotation {LOAD_BALANCING} is neither maglev nor random; it counts as maglev"
+        ));
+    }
+    if service.affinity_seconds.is_some() && service.choice == Some(Choice::Random) {
+        warn(format!(
+            "annotation {LOAD_BALANCING} says random, and spec.sessionAffinity ClientIP; a client's \
+             address decides"
+        ));
     }
     for field in &service.not_obeyed {
         warn(format!("{field} is not obeyed"));

@@ -17,7 +17,7 @@ use hashbrown::hash_map::Entry;
 use super::NodeView;
 use super::maglev;
 use super::warnings::Warning;
-use crate::model::{self, Endpoint, EndpointSlice, ServicePort};
+use crate::model::{self, Endpoint, EndpointSlice, ServicePort, WEIGHT_DEFAULT};
 
 /// The endpoints of one service port in one family, by what they are.
 pub(super) struct Endpoints<'a> {
@@ -93,6 +93,7 @@ impl<'a> Endpoints<'a> {
                     address,
                     l4_port,
                     local: *local,
+                    weight: WEIGHT_DEFAULT,
                 })
                 .collect()
         };
@@ -118,7 +119,12 @@ impl Endpoints<'_> {
                 };
                 !sets.into_iter().any(has)
             })
-            .map(|(&(address, l4_port), &(_, local))| Backend { address, l4_port, local })
+            .map(|(&(address, l4_port), &(_, local))| Backend {
+                address,
+                l4_port,
+                local,
+                weight: WEIGHT_DEFAULT,
+            })
             .collect()
     }
 }

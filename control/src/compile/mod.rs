@@ -9,7 +9,7 @@
 //! Reading order: this file, [`dirt`] (what a change concerns), [`selectors`] and [`claims`] (which
 //! selectors match, and who has an address), [`naming`] and [`identities`] (who an address is),
 //! [`policies`] and [`verdicts`] (who may speak to whom), [`affected`] (whose flows that changes),
-//! [`drafts`], [`services`], [`listeners`], [`endpoints`] and [`maglev`] (which backend a flow goes
+//! [`drafts`], [`services`], [`listeners`], [`endpoints`], [`weights`] and [`maglev`] (which backend a flow goes
 //! to), [`explain`] (why),
 //! [`inventory`] (what there is, for people).
 
@@ -46,6 +46,7 @@ pub(crate) mod selectors;
 mod services;
 mod verdicts;
 mod warnings;
+mod weights;
 
 use claims::{Claims, NodeAddresses};
 use dirt::Dirt;
@@ -57,6 +58,7 @@ use selectors::Selectors;
 use services::Services;
 use verdicts::Verdicts;
 use warnings::{Source, Told};
+use weights::Weights;
 
 pub use affected::Affected;
 pub use explain::{Examined, Finding, Reading};
@@ -133,6 +135,7 @@ pub struct Compiled {
     /// Namespaces that pods are in, with their number.
     pods_in: BTreeMap<Arc<str>, usize>,
     claims: Claims,
+    weights: Weights,
     node_addresses: NodeAddresses,
     selectors: Selectors,
     known: Identities,
@@ -279,7 +282,12 @@ impl Compiled {
         addresses: &[IpAddr],
         services: &BTreeSet<ObjectName>,
     ) -> (Names, Vec<Draft>) {
-        let drafting = Drafting::new(services, &self.balanced, &self.state, &self.node);
+        let drafting = Drafting::new(
+            services,
+            &self.balanced,
+            (&self.state, &self.node),
+            (&self.weights, &self.claims),
+        );
         if drafting.len() < SERVICES_APART {
             return (self.names_of(addresses), in_order([drafting.work()]));
         }

@@ -235,7 +235,7 @@ fn tag_of(pod: &Pod) -> PodTag {
 }
 
 /// FNV-1a (Fowler, Noll, Vo), which stays what it is: tags stand in flow tables that outlive their process.
-fn fnv(bytes: &[u8]) -> u64 {
+pub(super) fn fnv(bytes: &[u8]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }

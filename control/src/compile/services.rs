@@ -67,6 +67,7 @@ pub(super) struct Services {
     listeners: Listeners,
     host_backends: HashMap<(Protocol, u16), usize>,
     changing_family: usize,
+    with_affinity: usize,
     /// Backends that UDP flows are no longer left at, until somebody asks.
     let_go: BTreeSet<IpAddr>,
 }
@@ -83,6 +84,7 @@ impl Default for Services {
             listeners: Listeners::default(),
             host_backends: HashMap::new(),
             changing_family: 0,
+            with_affinity: 0,
             let_go: BTreeSet::new(),
         }
     }
@@ -137,6 +139,10 @@ impl Services {
         let change_family = self.changing_family > 0;
         if self.table.change_family != change_family {
             Arc::make_mut(&mut self.table).change_family = change_family;
+        }
+        let have_affinity = self.with_affinity > 0;
+        if self.table.have_affinity != have_affinity {
+            Arc::make_mut(&mut self.table).have_affinity = have_affinity;
         }
         all_told
     }
@@ -207,6 +213,7 @@ impl Services {
         }
         for entry in &new.entries {
             self.changing_family += usize::from(entry.service.changes_family);
+            self.with_affinity += usize::from(entry.service.affinity.is_some());
             for at in &entry.host_backends {
                 let users = self.host_backends.entry(*at).or_default();
                 *users += 1;
@@ -252,6 +259,7 @@ impl Services {
 
     fn let_go(&mut self, entry: &Entry) {
         self.changing_family -= usize::from(entry.service.changes_family);
+        self.with_affinity -= usize::from(entry.service.affinity.is_some());
         for at in &entry.host_backends {
             if let Some(users) = self.host_backends.get_mut(at) {
                 *users -= 1;
@@ -273,7 +281,7 @@ impl Services {
     }
 }
 
-fn service_of(slice: &EndpointSlice) -> Option<ObjectName> {
+pub(super) fn service_of(slice: &EndpointSlice) -> Option<ObjectName> {
     let service = slice.service.as_deref()?;
     Some(ObjectName::new(Arc::clone(&slice.name.namespace), service))
 }
@@ -286,5 +294,7 @@ fn same_service(one: &Service, other: &Service) -> bool {
         && one.internal_policy == other.internal_policy
         && one.external_policy == other.external_policy
         && one.source_ranges == other.source_ranges
+        && one.choice == other.choice
+        && one.affinity == other.affinity
         && one.changes_family == other.changes_family
 }

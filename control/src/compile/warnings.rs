@@ -39,6 +39,7 @@ pub(super) enum Source {
     Policy(ObjectName),
     OwnNode,
     Service(ObjectName),
+    Weight(ObjectName),
     Frontend(dataplane::lb::Frontend),
 }
 

@@ -142,6 +142,7 @@ fn read_pod(object: core::Pod) -> Result<Pod, Problem> {
         phase,
         terminating: object.metadata.deletion_timestamp.is_some(),
         bandwidth,
+        weight: super::weight::weight(object.metadata.annotations.as_ref()),
     })
 }
 

@@ -14,7 +14,7 @@ use super::convert::{
 use super::{Endpoint, EndpointSlice, InvalidObject, Service, ServicePort, SlicePort};
 
 /// Fields of a Service that are understood but not obeyed.
-pub const NOT_OBEYED: [&str; 2] = ["spec.sessionAffinity", "spec.trafficDistribution"];
+pub const NOT_OBEYED: [&str; 1] = ["spec.trafficDistribution"];
 
 /// The label that ties an EndpointSlice to its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -68,6 +68,8 @@ fn read_service(object: core::Service) -> Result<Service, Problem> {
             None | Some(0) => None,
             Some(number) => Some(l4_port("spec.healthCheckNodePort", number)?),
         },
+        affinity_seconds: affinity_seconds(&spec)?,
+        choice: super::weight::choice(object.metadata.annotations.as_ref()),
         not_obeyed: not_obeyed(&spec),
     })
 }
@@ -165,9 +167,34 @@ fn traffic_policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, Prob
     }
 }
 
+/// The API's default and bounds (`core/v1`, ClientIPConfig).
+const AFFINITY_SECONDS_DEFAULT: u32 = 10_800;
+const AFFINITY_SECONDS: std::ops::RangeInclusive<u32> = 1..=86_400;
+
+fn affinity_seconds(spec: &core::ServiceSpec) -> Result<Option<u32>, Problem> {
+    match spec.session_affinity.as_deref() {
+        None | Some("None" | "") => return Ok(None),
+        Some("ClientIP") => {}
+        Some(other) => {
+            let text = format!("{other:?} is no session affinity; use None or ClientIP");
+            return Err(problem("spec.sessionAffinity", text));
+        }
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let Some(seconds) = config.and_then(|client_ip| client_ip.timeout_seconds) else {
+        return Ok(Some(AFFINITY_SECONDS_DEFAULT));
+    };
+    match u32::try_from(seconds).ok().filter(|seconds| AFFINITY_SECONDS.contains(seconds)) {
+        Some(seconds) => Ok(Some(seconds)),
+        None => {
+            let text = format!("{seconds} is not from 1 to 86400 seconds");
+            Err(problem("spec.sessionAffinityConfig.clientIP.timeoutSeconds", text))
+        }
+    }
+}
+
 fn not_obeyed(spec: &core::ServiceSpec) -> Vec<&'static str> {
-    let is_set =
-        [spec.session_affinity.as_deref() == Some("ClientIP"), spec.traffic_distribution.is_some()];
+    let is_set = [spec.traffic_distribution.is_some()];
     NOT_OBEYED
         .into_iter()
         .zip(is_set)

@@ -15,7 +15,7 @@ use control::model::{
 };
 use control::store::{Change, ClusterState};
 use dataplane::identity::Identity;
-use dataplane::lb::TrafficPolicy;
+use dataplane::lb::{Choice, TrafficPolicy};
 use dataplane::policy::{Direction, PortRule, Query, VerdictTable};
 use dataplane::tables::Tables;
 use proptest::collection::{btree_set, vec};
@@ -82,6 +82,8 @@ fn service() -> impl Strategy<Value = Change> {
                 external_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
                 source_ranges: Vec::new(),
                 health_check_node_port: None,
+                affinity_seconds: None,
+                choice: Some(Choice::Maglev),
                 not_obeyed: Vec::new(),
             }))
         },

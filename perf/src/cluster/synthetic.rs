@@ -11,7 +11,7 @@ use control::model::{
 };
 use control::store::Change;
 use dataplane::address::Protocol;
-use dataplane::lb::TrafficPolicy;
+use dataplane::lb::{Choice, TrafficPolicy};
 use dataplane::lpm::Prefix;
 
 use crate::spread::Random;
@@ -86,6 +86,7 @@ impl Size {
             phase: PodPhase::Running,
             terminating: false,
             bandwidth: None,
+            weight: Some(100),
         }
     }
 
@@ -132,6 +133,8 @@ impl Size {
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Vec::new(),
             health_check_node_port: None,
+            affinity_seconds: None,
+            choice: Some(Choice::Maglev),
             not_obeyed: Vec::new(),
         };
         [Object::Service(service), Object::EndpointSlice(slice)]

@@ -4,7 +4,8 @@ use dataplane::address::{MacAddr, Protocol};
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
 use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lb::{
-    Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable, TrafficPolicy,
+    Backend, BackendSet, Choice, Frontend, FrontendKind, Service, ServiceId, ServiceTable,
+    TrafficPolicy,
 };
 use dataplane::lpm::Prefix;
 use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
@@ -118,8 +119,9 @@ fn forwarding(links: &Links) -> Forwarding {
 }
 
 fn services() -> ServiceTable {
-    let backends: Box<[Backend]> =
-        addresses().map(|address| Backend { address, l4_port: POD_PORT, local: true }).collect();
+    let backends: Box<[Backend]> = addresses()
+        .map(|address| Backend { address, l4_port: POD_PORT, local: true, weight: 100 })
+        .collect();
     // A Maglev table as large as the compiler's for ten backends.
     let maglev = (0..1021).map(|slot: u16| slot % u16::from(PODS)).collect();
     let set = Arc::new(BackendSet { backends, maglev });
@@ -131,6 +133,8 @@ fn services() -> ServiceTable {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         source_ranges: Box::default(),
+        choice: Choice::Maglev,
+        affinity: None,
         changes_family: false,
     });
     let at = Frontend {

@@ -219,6 +219,18 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
         |w| w.flows_chosen_anew,
     ),
     (
+        "xskiff_affinities_created",
+        "Clients whose backend was remembered for session affinity",
+        true,
+        |w| w.affinities_created,
+    ),
+    (
+        "xskiff_affinities_refused",
+        "Clients whose backend was not remembered: the flow table had no room",
+        true,
+        |w| w.affinities_refused,
+    ),
+    (
         "xskiff_lost_replies",
         "Flows opened after a start by segments that policy denies, as replies of lost flows",
         true,
