@@ -89,7 +89,7 @@ fn pod_is_gone_once_it_is_deleted_or_has_ended_or_another_has_its_address() {
     };
     let other = first[1].clone();
     assert!(!is_gone(&[first[0].clone(), other.clone()]), "nothing happened");
-    assert!(is_gone(&[other.clone()]), "deleted");
+    assert!(is_gone(std::slice::from_ref(&other)), "deleted");
     for (phase, gone) in
         [("Running", false), ("Unknown", false), ("Succeeded", true), ("Failed", true)]
     {
@@ -195,7 +195,7 @@ fn session_affinity_and_the_choice_are_read_and_told() {
     assert_ne!(service(tcp), service(udp), "each port has its own");
     assert_eq!(service(tcp), service(web(&standard, Protocol::TCP).affinity), "and keeps it");
     // It ends with the service.
-    assert!(!compiled_after(&[endpoints.clone()], &short).services.have_affinity);
+    assert!(!compiled_after(std::slice::from_ref(&endpoints), &short).services.have_affinity);
 
     let chosen =
         |text: &str| of(&format!(", annotations: {{xskiff.io/load-balancing: {text}}}"), "");
@@ -219,7 +219,8 @@ fn a_time_that_is_none_is_refused_by_name() {
         ),
     ] {
         let refused = manifests::parse(Path::new("case.yaml"), &service("", spec));
-        let text = format!("{:?}", refused.err().expect("refused"));
+        let Err(errors) = refused else { panic!("{spec} is taken") };
+        let text = format!("{errors:?}");
         assert!(text.contains(field) && text.contains("shop/web"), "{text}");
     }
 }
