@@ -145,7 +145,7 @@ fn an_address_that_is_somebody_else_is_found() {
     });
     assert_found(&gone, Audited::Identities, "Pod bank/clerk");
     let node = found(|tables| {
-        Arc::make_mut(&mut tables.identities).exact.insert(ip("10.0.0.2"), Identity::HOST);
+        Arc::make_mut(&mut tables.identities).exact.insert(ip("10.0.0.2"), Identity::HOST.into());
     });
     assert_found(&node, Audited::Identities, "address 10.0.0.2");
 }
@@ -153,7 +153,7 @@ fn an_address_that_is_somebody_else_is_found() {
 #[test]
 fn an_address_that_nobody_has_any_more_is_found() {
     let stray = found(|tables| {
-        Arc::make_mut(&mut tables.identities).exact.insert(ip("10.1.0.77"), Identity::HOST);
+        Arc::make_mut(&mut tables.identities).exact.insert(ip("10.1.0.77"), Identity::HOST.into());
     });
     assert_found(&stray, Audited::Identities, "address 10.1.0.77");
 }

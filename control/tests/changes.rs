@@ -32,6 +32,7 @@ fn pod(name: &str, label: &str, address: u32) -> Pod {
         phase: PodPhase::Running,
         terminating: false,
         bandwidth: None,
+        weight: Some(100),
     }
 }
 

@@ -174,6 +174,12 @@ impl Life {
         opened.ending(deadline(now, opened.timeout(timeouts)))
     }
 
+    /// What stands as if both directions had spoken, for `timeout` from `now` on.
+    pub(crate) fn standing_for(protocol: Protocol, timeout: Seconds, now: Nanos) -> Self {
+        let any = Seen(Seen::ANY);
+        Self::pack(deadline(now, timeout), (any, any), protocol, 0)
+    }
+
     fn pack(
         deadline: u32,
         (original, reply): (Seen, Seen),
@@ -315,6 +321,16 @@ impl Life {
     #[inline(always)]
     fn ending(self, deadline: u32) -> Self {
         Self(u64::from(deadline) << 32 | self.0 & 0xffff_ffff)
+    }
+
+    /// The same flow that ends when `other` does.
+    pub(crate) fn ending_with(self, other: Self) -> Self {
+        self.ending(other.deadline_seconds())
+    }
+
+    /// The same flow that ends at `deadline` at the latest.
+    pub(crate) fn ending_by(self, deadline: u32) -> Self {
+        self.ending(self.deadline_seconds().min(deadline))
     }
 
     /// What [`Self::advanced`] says, for any packet.

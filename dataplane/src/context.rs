@@ -19,12 +19,17 @@ use crate::nat::{self, Mapping};
 use crate::nat64::Identification;
 use crate::packet::Packet;
 use crate::pipeline::Action;
+use crate::reset::{RESET_FRAME_MAX, build_reset};
 use crate::tables::Tables;
 use crate::time::Nanos;
 use crate::worker::Received;
 
 /// ICMP errors a worker sends per second (RFC 1812, 4.3.2.8; RFC 4443, 2.4 f).
 pub const ANSWERS_PER_SECOND: u32 = 1000;
+
+/// TCP resets a worker sends per second. More than errors, since each ends a connection: ten thousand
+/// of them to one backend take a second or two, and are retransmitted until then.
+pub const RESETS_PER_SECOND: u32 = 10_000;
 
 /// Why a packet goes no further, and what its sender must know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +71,7 @@ pub struct Context {
     /// Of IPv4 packets that this worker makes of IPv6 ones.
     pub(crate) identification: Identification,
     answers: Budget,
+    resets: Budget,
 }
 
 impl Context {
@@ -99,6 +105,7 @@ impl Context {
             fragments: FragmentTable::default(),
             nat,
             answers: Budget::new(ANSWERS_PER_SECOND),
+            resets: Budget::new(RESETS_PER_SECOND),
         }
     }
 
@@ -193,6 +200,12 @@ impl Context {
             event.key = packet.map(Packet::flow_key);
             self.reporter.event(event, &self.counters);
         }
+        if stop.reason == DropReason::BackendGone {
+            return match packet {
+                Some(packet) if self.reset(now, received, packet) => Action::Answer(stop.reason),
+                _ => Action::Drop(stop.reason),
+            };
+        }
         let answer = match stop.reason {
             DropReason::TtlExceeded => IcmpErrorKind::TimeExceeded,
             DropReason::TooBig => IcmpErrorKind::TooBig { mtu: stop.mtu },
@@ -225,25 +238,43 @@ impl Context {
             return false;
         }
         let mut scratch = [0u8; icmp::ERROR_FRAME_MAX];
-        let Ok(len) = icmp::build_error(kind, packet, received.buffer.bytes(), from, &mut scratch)
-        else {
-            return false;
-        };
-        if received.buffer.set_len(len).is_err() {
+        let built = icmp::build_error(kind, packet, received.buffer.bytes(), from, &mut scratch);
+        built.is_ok_and(|len| replace(&mut received.buffer, scratch.get(..len)))
+    }
+
+    /// Replaces a TCP segment by a reset to its sender; `false` when none may be sent.
+    fn reset<B: Buffer>(
+        &mut self,
+        now: Nanos,
+        received: &mut Received<B>,
+        packet: &Packet,
+    ) -> bool {
+        let mut scratch = [0u8; RESET_FRAME_MAX];
+        let built = build_reset(packet, received.buffer.bytes(), &mut scratch);
+        let Some(len) = built else { return false };
+        if !self.resets.take(now) {
+            self.counters.replies_suppressed.add(1);
             return false;
         }
-        let bytes = received.buffer.bytes_mut();
-        match (bytes.get_mut(..len), scratch.get(..len)) {
-            (Some(into), Some(built)) => {
-                into.copy_from_slice(built);
-                true
-            }
-            _ => false,
-        }
+        replace(&mut received.buffer, scratch.get(..len))
     }
 
     /// The address this node speaks from toward `to`'s family.
     pub(crate) fn own_address_toward(&self, to: IpAddr) -> Option<IpAddr> {
         self.tables.source_nat.address_for(to)
+    }
+}
+
+/// Puts `frame` in the place of what `buffer` holds.
+fn replace<B: Buffer>(buffer: &mut B, frame: Option<&[u8]>) -> bool {
+    let Some(frame) = frame.filter(|frame| buffer.set_len(frame.len()).is_ok()) else {
+        return false;
+    };
+    match buffer.bytes_mut().get_mut(..frame.len()) {
+        Some(into) => {
+            into.copy_from_slice(frame);
+            true
+        }
+        None => false,
     }
 }

@@ -180,6 +180,15 @@ pub struct WorkerCounters {
     pub evicted_short_lived: Counter,
     /// Flows judged again because the tables changed.
     pub flows_rejudged: Counter,
+    /// TCP connections reset at their next packet, because their backend is gone.
+    pub flows_reset: Counter,
+    /// Flows to services that ended, and whose next packet was decided about anew: UDP whose backend
+    /// serves no longer, and connections that begin where another's backend is gone.
+    pub flows_chosen_anew: Counter,
+    /// Clients whose backend was remembered ([`crate::affinity`]), each in an entry of the flow tables.
+    pub affinities_created: Counter,
+    /// Those for whom there was no room: of them the choice by the client's address alone remains.
+    pub affinities_refused: Counter,
     /// Flows that were opened, or judged again, and stand only because a policy that would refuse
     /// them is under audit.
     pub flows_audited: Counter,
@@ -202,7 +211,7 @@ pub struct WorkerCounters {
     pub events_lost: Counter,
     /// Captured packets that found the capture ring full.
     pub captures_lost: Counter,
-    /// ICMP errors not sent because the rate limit was reached or no address is known.
+    /// ICMP errors and TCP resets not sent because the rate limit was reached or no address is known.
     pub replies_suppressed: Counter,
     /// Published tables adopted.
     pub tables_adopted: Counter,
@@ -247,6 +256,10 @@ impl Default for WorkerCounters {
             evicted_closing: Counter::default(),
             evicted_short_lived: Counter::default(),
             flows_rejudged: Counter::default(),
+            flows_reset: Counter::default(),
+            flows_chosen_anew: Counter::default(),
+            affinities_created: Counter::default(),
+            affinities_refused: Counter::default(),
             flows_audited: Counter::default(),
             lost_replies: Counter::default(),
             unknown_pod_drops: Counter::default(),

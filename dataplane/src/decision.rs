@@ -7,11 +7,12 @@ use std::net::IpAddr;
 
 use crate::DropReason;
 use crate::address::Protocol;
+use crate::choice;
 use crate::conntrack::{FlowDirection, Seen};
 use crate::flow_key::FlowKey;
 use crate::forwarding::{NextHopId, Resolved};
-use crate::identity::Identity;
-use crate::lb::{Backend, BackendSet, FrontendKind, Service, ServiceId, TrafficPolicy};
+use crate::identity::{Identity, PodTag};
+use crate::lb::{Backend, ServiceId};
 use crate::nat::Translation;
 use crate::packet::Packet;
 use crate::policy::{Direction, Query, RuleId, Verdict};
@@ -30,6 +31,10 @@ pub struct NewPacket {
     pub may_begin: bool,
     /// The pod's end point that is mapped to where it goes, if any (RFC 4787, REQ-9).
     pub hairpin: Option<(IpAddr, u16)>,
+    /// The backend that its client's connections to a service with affinity went to lately.
+    pub remembered: Option<(IpAddr, u16)>,
+    /// When it came, in nanoseconds: what differs from packet to packet of one tuple.
+    pub moment: u64,
     /// Whether it may be the reply of a flow that was lost ([`Tables::lost_replies_until`]).
     pub may_be_lost_reply: bool,
 }
@@ -43,6 +48,8 @@ impl NewPacket {
             tcp_flags: packet.tcp_flags,
             may_begin: packet.may_begin_flow(),
             hairpin: None,
+            remembered: None,
+            moment: now.0,
             may_be_lost_reply: false,
         };
         let may_be_lost_reply = new.is_mid_stream() && now < tables.lost_replies_until;
@@ -68,6 +75,8 @@ pub struct Findings {
     pub service: Option<ServiceId>,
     /// The chosen backend.
     pub backend: Option<Backend>,
+    /// Which pod it is.
+    pub pod: PodTag,
     /// Who speaks.
     pub source: Identity,
     /// Who is spoken to, after DNAT.
@@ -85,6 +94,7 @@ impl Default for Findings {
         Self {
             service: None,
             backend: None,
+            pod: PodTag::Unknown,
             source: Identity::WORLD,
             destination: Identity::WORLD,
             rule: RuleId::NOT_ISOLATED,
@@ -155,10 +165,10 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
 
     let chosen = match packet.hairpin {
         Some((address, l4_port)) => {
-            findings.backend = Some(Backend { address, l4_port, local: true });
+            findings.backend = Some(Backend { address, l4_port, local: true, weight: 0 });
             findings.backend
         }
-        None => choose_backend(tables, port, &key, &mut findings)
+        None => choice::choose_backend(tables, port, packet, &mut findings)
             .map_err(|reason| refuse(reason, findings))?,
     };
     let is_from_node = port.kind == PortKind::Host;
@@ -217,7 +227,11 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
         return Err(refuse(DropReason::NoFlow, findings));
     }
 
-    findings.destination = destination_identity(tables, egress.1, translated.destination());
+    let (destination, pod) = destination_holder(tables, egress.1, translated.destination());
+    findings.destination = destination;
+    if findings.service.is_some() {
+        findings.pod = pod;
+    }
     let sides = Sides { ingress: (ingress, port), egress };
     let direction = judge(tables, &sides, packet, &translated, chosen.is_some(), &mut findings)
         .map_err(|reason| refuse(reason, findings))?;
@@ -281,79 +295,16 @@ fn source_identity(tables: &Tables, port: &Port, address: IpAddr) -> Identity {
 /// Who is spoken to at `address`, behind `port`. Toward the node it is the address that counts, since
 /// an `ipBlock` may contain one of its addresses and not another.
 fn destination_identity(tables: &Tables, port: &Port, address: IpAddr) -> Identity {
-    match (port.kind, tables.identities.lookup(address)) {
-        (PortKind::Host, Identity::WORLD) => Identity::HOST,
-        (_, identity) => identity,
-    }
+    destination_holder(tables, port, address).0
 }
 
-/// The service that `key` addresses, if any, with how it was addressed. Node ports are frontends
-/// like all others, on those of the node's addresses that the configuration lets serve them.
-fn frontend(
-    tables: &Tables,
-    key: &FlowKey,
-) -> Result<Option<(ServiceId, FrontendKind)>, DropReason> {
-    let services = &tables.services;
-    if let Some(found) = services.frontend(key) {
-        return Ok(Some(found));
-    }
-    if services.addresses.contains(&key.destination()) {
-        return Err(DropReason::NoServicePort);
-    }
-    Ok(None)
-}
-
-/// Whether `key` addresses a service that is served by the other family.
-pub(crate) fn changes_family(tables: &Tables, key: &FlowKey) -> bool {
-    let services = &tables.services;
-    let service = || services.get(services.frontend(key)?.0);
-    services.change_family && service().is_some_and(|service| service.changes_family)
-}
-
-fn choose_backend(
-    tables: &Tables,
-    port: &Port,
-    key: &FlowKey,
-    findings: &mut Findings,
-) -> Result<Option<Backend>, DropReason> {
-    let Some((id, kind)) = frontend(tables, key)? else { return Ok(None) };
-    let service = tables.services.get(id).ok_or(DropReason::NoBackend)?;
-    findings.service = Some(id);
-    let from_outside = port.kind == PortKind::Uplink;
-    // Of clients in the cluster too, as kube-proxy has it: only the policy does not concern them.
-    if kind == FrontendKind::LoadBalancer && !admitted(service, key.source()) {
-        return Err(DropReason::SourceRange);
-    }
-    let set = backend_set(service, kind, from_outside);
-    let backend = set.choose(key.stable_hash()).copied();
-    findings.backend = backend;
-    match backend {
-        Some(backend) => Ok(Some(backend)),
-        None if service.cluster.backends.is_empty() => Err(DropReason::NoBackend),
-        None => Err(DropReason::NoLocalBackend),
-    }
-}
-
-fn admitted(service: &Service, client: IpAddr) -> bool {
-    service.source_ranges.is_empty()
-        || service.source_ranges.iter().any(|range| range.contains(client))
-}
-
-/// The policy for a client: those inside the cluster ignore the external one, also when they use an external address
-/// (Kubernetes, "Virtual IPs and Service Proxies").
-#[must_use]
-pub fn traffic_policy(service: &Service, kind: FrontendKind, from_outside: bool) -> TrafficPolicy {
-    match kind {
-        FrontendKind::ClusterIp => service.internal_policy,
-        _ if from_outside => service.external_policy,
-        _ => TrafficPolicy::Cluster,
-    }
-}
-
-fn backend_set(service: &Service, kind: FrontendKind, from_outside: bool) -> &BackendSet {
-    match traffic_policy(service, kind, from_outside) {
-        TrafficPolicy::Cluster => &service.cluster,
-        TrafficPolicy::Local => &service.local,
+/// The same, and which pod it is.
+#[inline(always)]
+fn destination_holder(tables: &Tables, port: &Port, address: IpAddr) -> (Identity, PodTag) {
+    let holder = tables.identities.holder(address);
+    match (port.kind, holder.identity) {
+        (PortKind::Host, Identity::WORLD) => (Identity::HOST, holder.pod),
+        (_, identity) => (identity, holder.pod),
     }
 }
 

@@ -61,6 +61,9 @@ drop_reasons! {
     PolicyIngress = "policy-ingress",
     /// The service has no usable backend.
     NoBackend = "no-backend",
+    /// The flow's backend is gone: its pod was deleted or has ended, or its address is another's. A TCP
+    /// segment is answered with a reset.
+    BackendGone = "backend-gone",
     /// The service has backends, but none on this node as its traffic policy demands.
     NoLocalBackend = "no-local-backend",
     /// The frontend's loadBalancerSourceRanges exclude the client.

@@ -5,12 +5,13 @@
 use arrayvec::ArrayVec;
 use flow_table::{Hasher, Sweep};
 
-use crate::charge::Charges;
-use crate::conntrack::{FlowDirection, FlowState};
+use crate::address::Protocol;
+use crate::charge::{Charge, Charges};
+use crate::conntrack::{FlowDirection, FlowState, seconds};
 use crate::context::Context;
 use crate::event::{EventKind, FlowEvent};
 use crate::eviction::Pressure;
-use crate::flow::{FlowFamily, FlowView};
+use crate::flow::{BackendPod, FlowFamily, FlowView};
 use crate::flow_key::{FlowKey4, FlowKey6};
 use crate::flows::{Flows, TableKey, WorkerFlows, hashes_of_flow};
 use crate::mailbox::FlushFilter;
@@ -60,6 +61,10 @@ pub(crate) struct Flush {
     wraps: [u8; 2],
 }
 
+/// How long a connection whose backend left this node waits for its client to speak, in seconds: one
+/// that does not in the time of a keep-alive (RFC 5382, REQ-5) is not there any more.
+const GONE_SECONDS: u32 = 7440;
+
 /// Wraps of the cursor after which every entry was seen: the first may begin in the middle.
 const WRAPS: u8 = 2;
 
@@ -74,13 +79,35 @@ impl Flush {
         Self { filter, wraps: [0; 2] }
     }
 
-    fn ends<K: FlowFamily>(&self, flow: &FlowView<'_, K>) -> bool {
-        self.filter.matches(
-            &flow.tuple(FlowDirection::Original).generic(),
-            &flow.tuple(FlowDirection::Reply).generic(),
-            flow.origin().service,
-        )
+    fn effect<K: FlowFamily>(&self, flow: &FlowView<'_, K>) -> Effect {
+        let reply = flow.tuple(FlowDirection::Reply).generic();
+        let original = flow.tuple(FlowDirection::Original).generic();
+        let service = flow.origin().service;
+        if !self.filter.matches(&original, &reply, service) {
+            return Effect::None;
+        }
+        let leads_there =
+            self.filter.address.is_some_and(|address| address.contains(reply.source()));
+        let stays = self.filter.is_pod_gone
+            && leads_there
+            && service.is_some()
+            && reply.protocol() == Protocol::TCP
+            && flow.life().state() < FlowState::TimeWait;
+        match (stays, flow.pod()) {
+            (false, _) => Effect::Ends,
+            (true, BackendPod::Gone) => Effect::None,
+            (true, BackendPod::Tagged(_)) => Effect::LosesBackend,
+        }
     }
+}
+
+/// What a flush does to a flow; of several, the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Effect {
+    None,
+    /// It stays until its client speaks next ([`crate::fate`]).
+    LosesBackend,
+    Ends,
 }
 
 /// Sweeps what is due of each family, and `entries` at least.
@@ -155,16 +182,24 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
     }
     let is_watched = context.reporter.is_watched();
     let Context { nat, tables, reporter, counters, .. } = context;
+    let effect = |view: &FlowView<'_, K>| {
+        flushes.iter().map(|flush| flush.effect(view)).max().unwrap_or(Effect::None)
+    };
     let swept = flows.owner.sweep(entries, |_, entry| {
         let view = FlowView::<K>::new(entry.words());
         if view.life().expired(now) {
             expired += 1;
-        } else if flushes.iter().any(|flush| flush.ends(&view)) {
+        } else if effect(&view) == Effect::Ends {
             deleted += 1;
         } else if pressure.evicts(view.life(), now, &tables.timeouts) {
             evicted += 1;
             evicted_by_class[class_of(view.life().state())] += 1;
         } else {
+            if effect(&view) == Effect::LosesBackend {
+                flows.charges.give_back(view.charge());
+                view.set_charge(Charge::NOBODY);
+                view.set_gone(tables.generation, seconds(now).saturating_add(GONE_SECONDS));
+            }
             if flows.charges.is_foreign(view.charge()) {
                 flows.charges.charge_again(tables, &view);
             }

@@ -7,7 +7,8 @@
 //! | 3 / 9 | [`Life`]: deadline, what was seen, protocol |
 //! | 4 / 10 | [`Route`](FlowRoute): generation of the tables, next hops onward and back |
 //! | 5 / 11 | [`Origin`]: service, rule |
-//! | 6, 7 / 12, 13 | packets in each direction; the second has its [`Charge`] in its top 16 bits |
+//! | 6, 7 / 12, 13 | packets in each direction; in the top 16 bits of the first which pod the backend
+//!   is ([`PodTag`]), of the second its [`Charge`] |
 //!
 //! The tuples are written once, before the entry is published. `Life` changes by compare-and-swap;
 //! the others tolerate a lost update.
@@ -19,6 +20,7 @@ use crate::charge::Charge;
 use crate::conntrack::{FlowDirection, Life, Seen};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6, halves, low_half, ports_word};
 use crate::forwarding::NextHopId;
+use crate::identity::PodTag;
 use crate::lb::ServiceId;
 use crate::policy::RuleId;
 use crate::tables::{Tables, Timeouts};
@@ -260,14 +262,40 @@ pub fn write_flow<K: FlowFamily>(
     (rest[4], rest[5]) = (0, 0);
 }
 
-/// Where in the last word a flow's charge stands, above a count of packets that takes a year at ten
+/// Where in the last two words what is above counts of packets stands: a count takes a year at ten
 /// million a second.
-const CHARGE_SHIFT: u32 = 48;
+const ABOVE_COUNT: u32 = 48;
+const COUNT: u64 = (1 << ABOVE_COUNT) - 1;
 
-/// Charges a flow whose words were written.
-pub(crate) fn write_charge<K: FlowFamily>(charge: Charge, words: &mut [u64]) {
-    words[K::AFTER_ADDRESSES + 5] |= u64::from(charge.0) << CHARGE_SHIFT;
+/// Charges a flow whose words were written, and notes which pod its backend is.
+pub(crate) fn write_above_counts<K: FlowFamily>(charge: Charge, pod: PodTag, words: &mut [u64]) {
+    words[K::AFTER_ADDRESSES + 4] |= above(number_of(pod));
+    words[K::AFTER_ADDRESSES + 5] |= above(charge.0);
 }
+
+fn above(number: u16) -> u64 {
+    u64::from(number) << ABOVE_COUNT
+}
+
+fn number_of(pod: PodTag) -> u16 {
+    match pod {
+        PodTag::Unknown => 0,
+        PodTag::Of(number) => number,
+    }
+}
+
+/// The backend a flow leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BackendPod {
+    /// This pod, or nobody knows which.
+    Tagged(PodTag),
+    /// One that left this node.
+    Gone,
+}
+
+/// Stands for [`BackendPod::Gone`]: above every tag.
+const GONE: u16 = u16::MAX;
+const _: () = assert!(PodTag::GREATEST < GONE);
 
 /// A live entry, read and advanced in place.
 #[derive(Debug)]
@@ -363,6 +391,11 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
         self.change_life(|life| Life(life.0 & 0xffff_ffff));
     }
 
+    /// Puts its end off to when `life` ends.
+    pub(crate) fn renew(&self, life: Life) {
+        self.change_life(|own| own.ending_with(life));
+    }
+
     /// Marks the flow as denied by new tables.
     pub fn deny(&self) {
         self.change_life(Life::denied);
@@ -436,22 +469,53 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
     /// direction at once.
     #[must_use]
     pub fn packets(&self) -> (u64, u64) {
-        let back = self.word(5).load(Ordering::Relaxed) & ((1 << CHARGE_SHIFT) - 1);
-        (self.word(4).load(Ordering::Relaxed), back)
+        let [onward, back] = [4, 5].map(|word| self.word(word).load(Ordering::Relaxed) & COUNT);
+        (onward, back)
     }
 
     /// Whom it is charged to.
     #[inline(always)]
     #[must_use]
     pub fn charge(&self) -> Charge {
-        let [a, b, ..] = self.word(5).load(Ordering::Relaxed).to_be_bytes();
-        Charge(u16::from_be_bytes([a, b]))
+        Charge(self.above_count(5))
+    }
+
+    #[inline(always)]
+    fn above_count(&self, word: usize) -> u16 {
+        let [a, b, ..] = self.word(word).load(Ordering::Relaxed).to_be_bytes();
+        u16::from_be_bytes([a, b])
+    }
+
+    fn set_above_count(&self, word: usize, number: u16) {
+        let changed = |word: u64| Some(word & COUNT | above(number));
+        let _ = self.word(word).fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
+    }
+
+    /// Which pod the backend is.
+    pub(crate) fn pod(&self) -> BackendPod {
+        match self.above_count(4) {
+            GONE => BackendPod::Gone,
+            0 => BackendPod::Tagged(PodTag::Unknown),
+            number => BackendPod::Tagged(PodTag::Of(number)),
+        }
+    }
+
+    /// Its backend left this node: whoever speaks next is told so. It is judged again at its next
+    /// packet for good, and ends at `deadline_seconds` at the latest. A packet that is counted at the
+    /// same instant may undo it.
+    pub(crate) fn set_gone(&self, generation: u32, deadline_seconds: u32) {
+        self.set_above_count(4, GONE);
+        // So far in the past that no flow ever was decided then.
+        let generation = match (generation.wrapping_sub(u32::MAX / 4), self.changes_family()) {
+            (past, false) => past,
+            (past, true) => FlowRoute::generation_between_families(past),
+        };
+        self.set_route(FlowRoute { generation, ..self.route() });
+        self.change_life(|life| life.ending_by(deadline_seconds));
     }
 
     /// Charges it to another. A packet that is counted at the same instant may undo it.
     pub(crate) fn set_charge(&self, charge: Charge) {
-        let (word, count) = (self.word(5), (1 << CHARGE_SHIFT) - 1);
-        let changed = |word: u64| Some(word & count | u64::from(charge.0) << CHARGE_SHIFT);
-        let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
+        self.set_above_count(5, charge.0);
     }
 }

@@ -9,14 +9,16 @@ use flow_table::{
     Shape, Table,
 };
 
+use crate::affinity::is_affinity;
 use crate::charge::{Charge, Charges};
 use crate::conntrack::details::Details;
 use crate::conntrack::{FlowDirection, Life};
 use crate::eviction::Eviction;
 use crate::expiry::Pace;
-use crate::flow::{FlowFamily, FlowRoute, FlowView, Origin, write_charge, write_flow};
+use crate::flow::{FlowFamily, FlowRoute, FlowView, Origin, write_above_counts, write_flow};
 use crate::flow_ends::FlowEnds;
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
+use crate::identity::PodTag;
 use crate::nat::endpoint;
 use crate::time::Nanos;
 use crate::worker::BURST;
@@ -140,6 +142,8 @@ pub struct NewFlow<K> {
     pub origin: Origin,
     /// Whom it is charged to.
     pub charge: Charge,
+    /// Which pod its backend is, of a flow to a service.
+    pub pod: PodTag,
 }
 
 impl<const W: usize> Flows<W> {
@@ -156,7 +160,7 @@ impl<const W: usize> Flows<W> {
     ) -> Result<Handle, InsertError> {
         let mut words = [0u64; W];
         write_flow(&flow.original, &flow.reply, flow.life, flow.route, flow.origin, &mut words);
-        write_charge::<K>(flow.charge, &mut words);
+        write_above_counts::<K>(flow.charge, flow.pod, &mut words);
         let tuples = EitherTuple(flow.original, flow.reply);
         let alias = hashes.alias.map(|hash| (hash, tuples));
         let inserted = self.owner.insert((hashes.original, tuples), alias, &words);
@@ -410,7 +414,8 @@ fn show<K: FlowFamily>(
 ) {
     let view = FlowView::<K>::new(words);
     let original = view.tuple(FlowDirection::Original).generic();
-    let is_shown = !view.life().is_denied() && !endpoint::is_mapping(&original);
+    let is_shown =
+        !view.life().is_denied() && !endpoint::is_mapping(&original) && !is_affinity(&original);
     if is_shown && !view.life().expired(now) {
         visit(FlowRecord {
             original: original.canonical(),

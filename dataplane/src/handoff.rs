@@ -19,6 +19,8 @@ pub enum HandoffCause {
     Miss,
     /// The same for what is mapped by its end point: its source's home opens all of its flows.
     Mapping,
+    /// The same for what goes to a service with session affinity: its client's home.
+    Affinity,
     /// Its flow is over, and another worker has the entry: opened where its first fragments met, or
     /// dealt out when the tables were taken over by another number of workers. Who has it removes it.
     Holder,
@@ -28,7 +30,8 @@ pub enum HandoffCause {
 
 impl HandoffCause {
     /// Every cause.
-    pub const ALL: [Self; 4] = [Self::Miss, Self::Mapping, Self::Holder, Self::Fragment];
+    pub const ALL: [Self; 5] =
+        [Self::Miss, Self::Mapping, Self::Affinity, Self::Holder, Self::Fragment];
 
     /// For metrics and people.
     #[must_use]
@@ -36,6 +39,7 @@ impl HandoffCause {
         match self {
             Self::Miss => "miss",
             Self::Mapping => "mapping",
+            Self::Affinity => "affinity",
             Self::Holder => "holder",
             Self::Fragment => "fragment",
         }

@@ -9,6 +9,7 @@ use crate::conntrack::{FlowDirection, Seen, is_first_syn};
 use crate::context::{Context, Stop};
 use crate::decision::{self, Ended};
 use crate::event::{EventKind, FlowEvent, NeighbourRequest};
+use crate::fate::{self, Fate};
 use crate::flow::{FlowRoute, FlowView, Origin};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::flows::{Flows, Found, Located, TableKey};
@@ -280,7 +281,7 @@ fn unlike_way<K: crate::flow::FlowFamily>(
         route = if changes_family && holds_between_families(&context.tables, view) {
             FlowRoute { generation, ..route }
         } else {
-            rejudge(context, now, ingress, view, generation)?
+            rejudge(context, now, ingress, view, (direction, generation))?
         };
         view.set_route(route);
     }
@@ -345,12 +346,18 @@ fn rejudge<K: crate::flow::FlowFamily>(
     now: Nanos,
     ingress: PortId,
     view: &FlowView<'_, K>,
-    generation: u32,
+    (direction, mut generation): (FlowDirection, u32),
 ) -> Result<FlowRoute, Stop> {
     context.counters.flows_rejudged.add(1);
     let original = view.tuple(FlowDirection::Original).generic();
     let reply = view.tuple(FlowDirection::Reply).generic();
     let backend = (reply.source(), reply.source_port());
+    match fate::fate(&context.tables, view) {
+        Fate::Stays => {}
+        Fate::IsGone => return Err(fate::reset(context, now, ingress, view, direction)),
+        // A late answer is still of use; what comes to be answered is decided about anew.
+        Fate::IsLetGo => generation = view.route().generation,
+    }
     match decision::rejudge(&context.tables, &original, backend) {
         Ok(ways) => {
             let route = FlowRoute {

@@ -8,6 +8,7 @@ use crate::address_map::AddressSet;
 use crate::flow_key::FlowKey;
 use crate::lpm::Prefix;
 use crate::shared_map::SharedMap;
+use crate::time::Seconds;
 
 /// Where a service listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +34,8 @@ pub struct Backend {
     pub l4_port: u16,
     /// Whether the endpoint is on this node.
     pub local: bool,
+    /// Its share of the flows, in proportion to those of others.
+    pub weight: u16,
 }
 
 /// Whether a frontend may choose backends on other nodes.
@@ -42,6 +45,25 @@ pub enum TrafficPolicy {
     Cluster,
     /// Backends of this node only.
     Local,
+}
+
+/// How a service chooses the backend of a new flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Choice {
+    /// By the hash of its tuple: every node chooses alike.
+    #[default]
+    Maglev,
+    /// By chance.
+    Random,
+}
+
+/// `sessionAffinity: ClientIP`: a client's flows go to one backend ([`crate::affinity`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Affinity {
+    /// What the service port's name hashes to, the same in every process.
+    pub service: u64,
+    /// How long a client's backend is remembered from its last new flow on: 1 s to a day.
+    pub timeout: Seconds,
 }
 
 /// The choice among one set of backends.
@@ -54,6 +76,14 @@ pub struct BackendSet {
 }
 
 impl BackendSet {
+    /// The backend at this address and L4 port.
+    #[must_use]
+    pub fn find(&self, (address, l4_port): (IpAddr, u16)) -> Option<&Backend> {
+        let at = |one: &Backend| (one.address, one.l4_port);
+        let place = self.backends.binary_search_by_key(&(address, l4_port), at).ok()?;
+        self.backends.get(place)
+    }
+
     /// The backend for a flow with this hash.
     #[must_use]
     pub fn choose(&self, hash: u64) -> Option<&Backend> {
@@ -85,15 +115,32 @@ pub struct Service {
     pub cluster: Arc<BackendSet>,
     /// The usable backends of this node.
     pub local: Arc<BackendSet>,
+    /// Others that still serve, ordered by address and port: they get no new flows, and keep those
+    /// that they have.
+    pub lingering: Box<[Backend]>,
     /// For clients inside the cluster.
     pub internal_policy: TrafficPolicy,
     /// For clients outside, reaching an external frontend.
     pub external_policy: TrafficPolicy,
     /// `loadBalancerSourceRanges`; empty admits everybody. For load balancer frontends.
     pub source_ranges: Box<[Prefix]>,
+    /// How the backend of a new flow is chosen.
+    pub choice: Choice,
+    /// Whether a client's flows go to one backend.
+    pub affinity: Option<Affinity>,
     /// Whether its backends, which are all of one family, are of another than its frontends: then
     /// connections are translated ([`crate::nat64`]).
     pub changes_family: bool,
+}
+
+impl Service {
+    /// Whether this address and L4 port is one of its backends, be it one that gets no new flows.
+    #[must_use]
+    pub fn serves_by(&self, backend: (IpAddr, u16)) -> bool {
+        let at = |one: &Backend| (one.address, one.l4_port);
+        self.cluster.find(backend).or_else(|| self.local.find(backend)).is_some()
+            || self.lingering.binary_search_by_key(&backend, at).is_ok()
+    }
 }
 
 /// How a packet came to the service, which decides policy and source ranges.
@@ -129,6 +176,8 @@ pub struct ServiceTable {
     pub services: SharedMap<ServiceId, Arc<Service>>,
     /// Whether any of them changes the family of its connections.
     pub change_family: bool,
+    /// Whether any of them has session affinity.
+    pub have_affinity: bool,
 }
 
 impl ServiceTable {

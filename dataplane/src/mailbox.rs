@@ -45,6 +45,9 @@ pub struct FlushFilter {
     pub protocol: Option<Protocol>,
     /// Flows opened through this service.
     pub service: Option<ServiceId>,
+    /// The address's pod is gone: TCP connections to it through a service stay until their clients
+    /// speak next, and are reset then.
+    pub is_pod_gone: bool,
 }
 
 impl FlushFilter {
@@ -52,6 +55,12 @@ impl FlushFilter {
     #[must_use]
     pub fn of(address: Prefix) -> Self {
         Self { address: Some(address), ..Self::default() }
+    }
+
+    /// Flows of a pod that is gone and had this address.
+    #[must_use]
+    pub fn of_gone_pod(address: Prefix) -> Self {
+        Self { is_pod_gone: true, ..Self::of(address) }
     }
 
     /// Whether a flow with these tuples is meant, which was opened through `service`. Every field

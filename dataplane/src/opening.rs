@@ -6,6 +6,7 @@ use flow_table::InsertError;
 
 use crate::DropReason;
 use crate::address::Protocol;
+use crate::affinity;
 use crate::anticipation::Early;
 use crate::buffer::Buffer;
 use crate::charge;
@@ -41,7 +42,8 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
     let hash = early.map_or_else(|| key.hash(&context.hasher), |early| early.hash);
     let generic = key.generic();
     let is_mapped = endpoint::is_mapped(&context.tables, received.port, &generic);
-    let owner = match is_mapped {
+    let affinity = affinity::of(&context.tables, &generic);
+    let owner = match is_mapped || affinity.is_some() {
         true => endpoint::home_of(context, generic.source()),
         false => context.owner_of(hash),
     };
@@ -68,15 +70,23 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
         }
     }
     if !is_here {
-        let cause = if is_mapped { HandoffCause::Mapping } else { HandoffCause::Miss };
+        let cause = match affinity {
+            _ if is_mapped => HandoffCause::Mapping,
+            Some(_) => HandoffCause::Affinity,
+            None => HandoffCause::Miss,
+        };
         return Ok(context.hand_to(owner, cause));
     }
     let mut new = NewPacket::of(packet, now, &context.tables);
     if is_mapped {
         new.hairpin = endpoint::behind::<K, W>(context, flows, now, &generic);
     }
-    // The early decision knew of no mapping.
-    let early = early.filter(|_| new.hairpin.is_none());
+    if let Some(affinity) = affinity {
+        let client = generic.source();
+        new.remembered = affinity::remembered::<K, W>(context, flows, now, affinity, client);
+    }
+    // The early decision knew of no mapping, and of no backend that its client has had.
+    let early = early.filter(|_| new.hairpin.is_none() && new.remembered.is_none());
     let late;
     let decided = match early {
         Some(early) => &early.decided,
@@ -112,6 +122,13 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
         }
     };
     let findings = &admission.findings;
+    // Its home alone makes a client's entries: a first fragment may be opened elsewhere.
+    if let (Some(affinity), Some(backend)) = (affinity, findings.backend)
+        && owner == context.worker
+    {
+        let ends = (generic.source(), (backend.address, backend.l4_port));
+        affinity::note::<K, W>(context, flows, now, affinity, ends);
+    }
     report(context, now, EventKind::Opened, received.port, &new.key, findings);
     if let Some(direction) = findings.audited {
         context.counters.flows_audited.add(1);
@@ -193,6 +210,7 @@ fn admit<K: TableKey<W>, const W: usize>(
         },
         origin: Origin { service: admission.findings.service, rule: admission.findings.rule },
         charge,
+        pod: admission.findings.pod,
     };
     let alias = alias.filter(|_| admission.source_nat.is_none());
     let alias = alias.unwrap_or_else(|| flow.reply.hash(&context.hasher));

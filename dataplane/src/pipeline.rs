@@ -31,7 +31,7 @@ use crate::rewrite::finish_checksum;
 use crate::tables::Tables;
 use crate::time::Nanos;
 use crate::worker::{BURST, Received};
-use crate::{claims, expiry, known, nat64, opening, related};
+use crate::{claims, expiry, fate, known, nat64, opening, related};
 
 /// What becomes of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -529,7 +529,10 @@ where
     B: Buffer,
 {
     match found {
-        Some(found) if known::serves::<K, W>(flows, found, now, packet) => {
+        Some(found)
+            if known::serves::<K, W>(flows, found, now, packet)
+                && !fate::is_chosen_anew::<K, W>(context, flows, found, packet) =>
+        {
             known::forward::<K, B, W>(context, flows, now, received, packet, found)
         }
         _ => opening::open(context, flows, now, received, packet, key, (found, early)),

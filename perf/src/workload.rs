@@ -17,7 +17,8 @@ use dataplane::flow_key::{FlowKey, FlowKey4};
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
 use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lb::{
-    Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable, TrafficPolicy,
+    Backend, BackendSet, Choice, Frontend, FrontendKind, Service, ServiceId, ServiceTable,
+    TrafficPolicy,
 };
 use dataplane::lpm::Prefix;
 use dataplane::nat::SourceNat;
@@ -260,6 +261,7 @@ fn services(protocol: Protocol) -> ServiceTable {
             address: pod((id + turn * (PODS / BACKENDS)) % PODS).into(),
             l4_port: POD_PORT,
             local: true,
+            weight: 100,
         };
         let mut backends: Vec<Backend> = (0..BACKENDS).map(backend).collect();
         backends.sort_unstable();
@@ -268,9 +270,12 @@ fn services(protocol: Protocol) -> ServiceTable {
             name: format!("default/service{id}:dns").into(),
             cluster: Arc::clone(&set),
             local: set,
+            lingering: Box::default(),
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Box::default(),
+            choice: Choice::Maglev,
+            affinity: None,
             changes_family: false,
         };
         table.services.insert(ServiceId(id), Arc::new(service));
@@ -294,8 +299,8 @@ fn identities() -> IdentityTable {
         (prefix([192, 0, 2, 0], 24), Identity(CLIENTS_IDENTITY.0 + 1)),
         (prefix([172, 16, 0, 0], 12), Identity(CLIENTS_IDENTITY.0 + 2)),
     ];
-    let exact = (0..PODS).map(|number| (pod(number).into(), identity(number))).collect();
-    IdentityTable { exact, prefixes: blocks.into_iter().collect() }
+    let exact = (0..PODS).map(|number| (pod(number).into(), identity(number).into())).collect();
+    IdentityTable { exact, prefixes: blocks.into_iter().collect(), pods_are_known: true }
 }
 
 fn policy(protocol: Protocol) -> Policy {

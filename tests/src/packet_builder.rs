@@ -370,6 +370,12 @@ pub struct Seen {
     pub ttl: u8,
     /// First byte of the L4 header of ICMP (its type), 0 otherwise.
     pub icmp_type: u8,
+    /// TCP flags, 0 otherwise.
+    pub tcp_flags: u8,
+    /// TCP sequence number, 0 otherwise.
+    pub sequence: u32,
+    /// TCP acknowledgement, 0 otherwise.
+    pub acknowledgement: u32,
     /// Everything after the L4 header.
     pub payload: Vec<u8>,
 }
@@ -415,6 +421,10 @@ fn read_packet(packet: &[u8], check_l4: bool) -> Result<Seen, String> {
     let l4 = packet.get(at..end.min(packet.len())).ok_or("short packet")?;
     let mut ports = (0, 0);
     let mut header_len = 0;
+    let word = |at: usize| {
+        let word = l4.get(at..at + 4).filter(|_| protocol == TCP);
+        word.map_or(0, |word| u32::from_be_bytes(word.try_into().expect("4")))
+    };
     match protocol {
         TCP | UDP => {
             let ends = l4.get(..4).ok_or("short L4 header")?;
@@ -457,6 +467,9 @@ fn read_packet(packet: &[u8], check_l4: bool) -> Result<Seen, String> {
         protocol,
         ttl,
         icmp_type: if matches!(protocol, ICMP | ICMPV6) { l4[0] } else { 0 },
+        tcp_flags: l4.get(13).copied().filter(|_| protocol == TCP).unwrap_or_default(),
+        sequence: word(4),
+        acknowledgement: word(8),
         payload: l4.get(header_len..).unwrap_or_default().to_vec(),
     })
 }

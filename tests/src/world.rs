@@ -12,9 +12,10 @@ use std::sync::Arc;
 use dataplane::address::{MacAddr, Protocol};
 use dataplane::epochs::Epochs;
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
-use dataplane::identity::{Identity, IdentityTable};
+use dataplane::identity::{Holder, Identity, IdentityTable, PodTag};
 use dataplane::lb::{
-    Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable, TrafficPolicy,
+    Affinity, Backend, BackendSet, Choice, Frontend, FrontendKind, Service, ServiceId,
+    ServiceTable, TrafficPolicy,
 };
 use dataplane::lpm::{Prefix, PrefixTable};
 use dataplane::nat::rules::SnatRule;
@@ -23,7 +24,7 @@ use dataplane::pacing::{Limits, PortLimits};
 use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
 use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::tables::{Tables, TcpWindows};
-use dataplane::time::Nanos;
+use dataplane::time::{Nanos, Seconds};
 
 /// The port of the node's own stack.
 pub const HOST: PortId = PortId(0);
@@ -46,6 +47,14 @@ pub fn pod4(n: u8) -> IpAddr {
 #[must_use]
 pub fn pod6(n: u8) -> IpAddr {
     Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, n.into()).into()
+}
+
+/// Who has the addresses of pod `n` in this incarnation: a pod that took the place of one before is
+/// another.
+#[must_use]
+pub fn pod_holder(n: u8, incarnation: u8) -> Holder {
+    let pod = PodTag::of_hash(u64::from(incarnation) << 8 | u64::from(n));
+    Holder { identity: pod_identity(n), pod }
 }
 
 /// Pod `n`'s identity.
@@ -106,7 +115,7 @@ impl World {
             ],
             forwarding: Forwarding::default(),
             services: ServiceTable::default(),
-            identities: IdentityTable::default(),
+            identities: IdentityTable { pods_are_known: true, ..IdentityTable::default() },
             policy: Policy::default(),
             source_nat: SourceNat {
                 v4: Some(Ipv4Addr::new(10, 0, 0, 1)),
@@ -133,7 +142,7 @@ impl World {
         self.forwarding.host = Some(host);
         for own in ["10.0.0.1", "fd00::1"] {
             self.forwarding.node_addresses.insert(address(own), ());
-            self.identities.exact.insert(address(own), Identity::HOST);
+            self.identities.exact.insert(address(own), Identity::HOST.into());
         }
         let mut routes = PrefixTable::default();
         for (gateway, link, default) in
@@ -168,8 +177,99 @@ impl World {
         for address in own {
             let hop = self.add_hop(pod_port(n), mac(3, n), address);
             self.forwarding.endpoints.insert(address, hop);
-            self.identities.exact.insert(address, pod_identity(n));
+            self.identities.exact.insert(address, pod_holder(n, 0));
         }
+    }
+
+    /// The service's backends from now on, and those that linger beside them.
+    #[must_use]
+    pub fn with_backends_of(
+        mut self,
+        id: ServiceId,
+        backends: &[(IpAddr, u16)],
+        lingering: &[(IpAddr, u16)],
+    ) -> Self {
+        let of = |all: &[(IpAddr, u16)]| -> Box<[Backend]> {
+            all.iter()
+                .map(|(address, l4_port)| Backend {
+                    address: *address,
+                    l4_port: *l4_port,
+                    local: self.forwarding.endpoints.contains_key(address),
+                    weight: 100,
+                })
+                .collect()
+        };
+        if let Some(known) = self.services.get(id) {
+            let local = of(backends).into_iter().filter(|one| one.local).collect();
+            let service = Service {
+                cluster: Arc::new(set(of(backends))),
+                local: Arc::new(set(local)),
+                lingering: of(lingering),
+                ..Service::clone(known)
+            };
+            self.services.services.insert(id, Arc::new(service));
+        }
+        self
+    }
+
+    /// The service remembers a client's backend for so long.
+    #[must_use]
+    pub fn with_affinity(mut self, id: ServiceId, timeout: Seconds) -> Self {
+        if let Some(known) = self.services.get(id) {
+            let affinity = Some(Affinity { service: 0x5e55_1011 + u64::from(id.0), timeout });
+            let service = Service { affinity, ..Service::clone(known) };
+            self.services.services.insert(id, Arc::new(service));
+            self.services.have_affinity = true;
+        }
+        self
+    }
+
+    /// How the service chooses.
+    #[must_use]
+    pub fn with_choice(mut self, id: ServiceId, choice: Choice) -> Self {
+        if let Some(known) = self.services.get(id) {
+            let service = Service { choice, ..Service::clone(known) };
+            self.services.services.insert(id, Arc::new(service));
+        }
+        self
+    }
+
+    /// No services at all.
+    #[must_use]
+    pub fn without_services(mut self) -> Self {
+        self.services = ServiceTable::default();
+        self
+    }
+
+    /// Nobody has told of any pod; local ones are known by their ports alone.
+    #[must_use]
+    pub fn without_pods_told(mut self) -> Self {
+        self.identities = IdentityTable::default();
+        self
+    }
+
+    /// A pod that left this node: its port and its way, while its Pod object is there yet.
+    #[must_use]
+    pub fn without_endpoint(mut self, address: IpAddr) -> Self {
+        if let Some(hop) = self.forwarding.endpoints.remove(&address)
+            && let Some(hop) = self.forwarding.next_hops.get(usize::from(hop.0))
+        {
+            let port = hop.port;
+            self = self.without_port(port);
+        }
+        self
+    }
+
+    /// An address elsewhere that pod `n` of this incarnation has, or nobody any more.
+    #[must_use]
+    pub fn with_pod_at(mut self, text: &str, pod: Option<(u8, u8)>) -> Self {
+        match pod {
+            Some((n, incarnation)) => {
+                self.identities.exact.insert(address(text), pod_holder(n, incarnation))
+            }
+            None => self.identities.exact.remove(&address(text)),
+        };
+        self
     }
 
     /// A neighbour on the uplink's link that can be reached at once.
@@ -196,6 +296,7 @@ impl World {
                 address: *address,
                 l4_port: *l4_port,
                 local: self.forwarding.endpoints.contains_key(address),
+                weight: 100,
             })
             .collect();
         let on_host =
@@ -218,9 +319,12 @@ impl World {
             name: format!("default/service{}:p", id.0).into(),
             cluster: Arc::new(set(backends)),
             local: Arc::new(set(local)),
+            lingering: Box::default(),
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Box::default(),
+            choice: Choice::Maglev,
+            affinity: None,
             changes_family,
         };
         self.services.services.insert(id, Arc::new(service));

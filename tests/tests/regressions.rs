@@ -421,7 +421,7 @@ fn egress_to_the_own_node_is_judged_by_the_address_that_is_spoken_to() {
     let world = World::with_pods(1).with_no_egress(1);
     let mut node = Simulation::single(&changed(&world, |tables| {
         let identities = Arc::make_mut(&mut tables.identities);
-        identities.exact.insert(address("10.0.0.1"), in_block);
+        identities.exact.insert(address("10.0.0.1"), in_block.into());
         let rule = RuleId(RuleId::FIRST_COMPILED);
         let everything = PortRule { protocol: None, l4_ports: 0..=u16::MAX, rule };
         let by_peer = [(in_block, Arc::from([everything]))].into_iter().collect();

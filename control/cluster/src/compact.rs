@@ -8,7 +8,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use control::model::convert::NOT_OBEYED;
 use control::model::{
     AnnotatedRate, Endpoint, EndpointSlice, Hints, HostPort, Kind, L4Ports, LabelSelector, Labels,
     NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod,
@@ -16,7 +15,7 @@ use control::model::{
     SlicePort, Uid,
 };
 use dataplane::address::Protocol;
-use dataplane::lb::TrafficPolicy;
+use dataplane::lb::{Choice, TrafficPolicy};
 use dataplane::lpm::Prefix;
 use hashbrown::HashSet;
 
@@ -163,7 +162,7 @@ fields!(Node: name, addresses, pod_cidrs, zone, is_leaving, mode);
 fields!(NamedPort: name, protocol, l4_port);
 fields!(HostPort: address, protocol, l4_port, container_port);
 fields!(Pod: name, uid, labels, addresses, node, named_ports, host_ports, host_network, phase,
-    terminating, bandwidth);
+    terminating, bandwidth, weight);
 fields!(PodBandwidth: ingress, egress);
 fields!(ServicePort: name, protocol, l4_port, node_port);
 fields!(SlicePort: name, protocol, l4_port);
@@ -175,7 +174,8 @@ fields!(PolicyRule: peers, ports);
 fields!(NetworkPolicy: name, subject, ingress, egress, mode);
 fields!(Requirement: key, operator);
 fields!(Service: name, cluster_ips, headless, external_ips, load_balancer_ips, ports,
-    internal_policy, external_policy, source_ranges, health_check_node_port, not_obeyed);
+    internal_policy, external_policy, source_ranges, health_check_node_port, affinity_seconds,
+    choice);
 
 impl Compact for u8 {
     fn put(&self, out: &mut Vec<u8>) {
@@ -192,6 +192,31 @@ impl Compact for u16 {
     }
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
         from.bytes(2)?.try_into().map(Self::from_le_bytes).map_err(|_| Damaged)
+    }
+}
+
+impl Compact for u32 {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend(self.to_le_bytes());
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        from.bytes(4)?.try_into().map(Self::from_le_bytes).map_err(|_| Damaged)
+    }
+}
+
+impl Compact for Choice {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(match self {
+            Self::Maglev => 0,
+            Self::Random => 1,
+        });
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        match u8::take(from)? {
+            0 => Ok(Self::Maglev),
+            1 => Ok(Self::Random),
+            _ => Err(Damaged),
+        }
     }
 }
 
@@ -454,16 +479,6 @@ impl Compact for PodPhase {
             4 => Self::Unknown,
             _ => return Err(Damaged),
         })
-    }
-}
-
-impl Compact for &'static str {
-    /// One of [`NOT_OBEYED`], by its place.
-    fn put(&self, out: &mut Vec<u8>) {
-        put_count(NOT_OBEYED.iter().position(|field| field == self).unwrap_or_default(), out);
-    }
-    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
-        NOT_OBEYED.get(from.count()?).copied().ok_or(Damaged)
     }
 }
 

@@ -435,7 +435,7 @@ mod tests {
                 ..Forwarding::default()
             }),
             identities: Arc::new(IdentityTable {
-                exact: [(policed, subject)].into_iter().collect(),
+                exact: [(policed, subject.into())].into_iter().collect(),
                 ..IdentityTable::default()
             }),
             policy: Arc::new(Policy {

@@ -426,6 +426,18 @@ pub struct WorkerStatus {
 
     /// Flows judged again because tables changed.
     pub flows_rejudged: u64,
+    /// TCP connections reset because their backend is gone.
+    #[serde(default)]
+    pub flows_reset: u64,
+    /// Flows that ended to be decided about anew: UDP whose backend serves no longer, mostly.
+    #[serde(default)]
+    pub flows_chosen_anew: u64,
+    /// Clients whose backend was remembered for session affinity.
+    #[serde(default)]
+    pub affinities_created: u64,
+    /// Those for whom the flow table had no room.
+    #[serde(default)]
+    pub affinities_refused: u64,
     /// Flows that stand only because a policy that would refuse them is under audit.
     #[serde(default)]
     pub flows_audited: u64,
@@ -452,7 +464,7 @@ pub struct WorkerStatus {
     pub events_lost: u64,
     /// Captured packets lost because the ring was full.
     pub captures_lost: u64,
-    /// ICMP errors not sent.
+    /// ICMP errors and TCP resets not sent.
     pub replies_suppressed: u64,
     /// Bursts handled, also empty ones.
     pub ticks: u64,

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
     use crate::compile::{NodeView, compile};
     use crate::model::read;
-    use crate::model::{Endpoint, ObjectKey, PodPhase, SlicePort, Uid};
+    use crate::model::{Endpoint, ObjectKey, PodPhase, SlicePort, Uid, WEIGHT_DEFAULT};
     use dataplane::address::Protocol;
 
     fn address(number: u8) -> IpAddr {
@@ -128,10 +128,12 @@ mod tests {
             addresses: [address(at)].into(),
             node: Some("one".into()),
             named_ports: Box::default(),
+            host_ports: Box::default(),
             host_network: false,
             phase: PodPhase::Running,
             terminating: false,
             bandwidth: None,
+            weight: Some(WEIGHT_DEFAULT),
         })
     }
 
@@ -152,6 +154,7 @@ mod tests {
             serving: true,
             terminating: false,
             node: Some("one".into()),
+            hints: None,
         };
         Object::EndpointSlice(EndpointSlice {
             name: name(number),

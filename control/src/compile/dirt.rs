@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use super::claims::Claim;
 use super::policies::{PortName, Uses, is_audited};
 use super::selectors::{Scope, Selector, namespace_labels};
+use super::weights::is_weighted;
 use super::{Compiled, NodeView};
 use crate::model::{Kind, LabelSelector, Node, Object, ObjectKey, ObjectName, Pod};
 use crate::store::Change;
@@ -118,8 +119,12 @@ impl Compiled {
             }
             is_new = false;
             pod.name.clone_from(name);
-            self.claims.remove_pod(before);
+            Arc::make_mut(&mut self.claims).remove_pod(before);
             self.dirt.note_claims_of(before);
+            if is_weighted(before) || is_weighted(&pod) {
+                let before = before.clone();
+                self.note_weight(Some(&before), Some(&pod));
+            }
         }
         self.note_pod(&pod, is_new);
         Arc::make_mut(&mut self.state).pods.insert(pod.name.clone(), pod);
@@ -133,11 +138,12 @@ impl Compiled {
 
     /// A pod came, or is another.
     pub(super) fn note_pod(&mut self, pod: &Pod, is_new: bool) {
-        self.claims.add_pod(pod);
+        Arc::make_mut(&mut self.claims).add_pod(pod);
         self.dirt.note_claims_of(pod);
         self.note_host_ports(&pod.name, !pod.host_ports.is_empty());
         self.note_pod_at(&pod.name);
         if is_new {
+            self.note_weight(None, Some(pod));
             let namespace = &pod.name.namespace;
             match self.pods_in.get_mut(namespace) {
                 Some(pods) => *pods += 1,
@@ -149,9 +155,10 @@ impl Compiled {
         }
     }
     fn note_pod_gone(&mut self, pod: &Pod) {
-        self.claims.remove_pod(pod);
+        Arc::make_mut(&mut self.claims).remove_pod(pod);
         self.dirt.note_claims_of(pod);
         self.note_host_ports(&pod.name, false);
+        self.note_weight(Some(pod), None);
         self.note_pod_at(&pod.name);
         let namespace = &pod.name.namespace;
         if let Some(pods) = self.pods_in.get_mut(namespace) {
@@ -269,13 +276,15 @@ impl Compiled {
         let before = std::mem::replace(&mut self.node, node.clone());
         for (name, addresses) in &before.endpoints {
             if node.endpoints.get(name) != Some(addresses) {
-                addresses.iter().for_each(|own| self.claims.remove(*own, name, Claim::Endpoint));
+                let claims = Arc::make_mut(&mut self.claims);
+                addresses.iter().for_each(|own| claims.remove(*own, name, Claim::Endpoint));
                 self.note_endpoint(name, addresses);
             }
         }
         for (name, addresses) in &node.endpoints {
             if before.endpoints.get(name) != Some(addresses) {
-                addresses.iter().for_each(|own| self.claims.add(*own, name, Claim::Endpoint));
+                let claims = Arc::make_mut(&mut self.claims);
+                addresses.iter().for_each(|own| claims.add(*own, name, Claim::Endpoint));
                 self.note_endpoint(name, addresses);
             }
         }

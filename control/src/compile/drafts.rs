@@ -3,16 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use dataplane::lb::{Frontend, FrontendKind, Service};
+use dataplane::lb::{Affinity, Choice, Frontend, FrontendKind, Service};
+use dataplane::time::Seconds;
 
 use super::NodeView;
+use super::claims::Claims;
 use super::endpoints::{Endpoints, Here};
 use super::health_checks::HealthCheck;
 use super::host_ports;
 use super::maglev;
+use super::naming::fnv;
 use super::services::{Key, Owner, Services};
 use super::warnings::Warning;
-use crate::model::{self, EndpointSlice, ServicePort};
+use super::weights::Weights;
+use crate::model::{self, EndpointSlice, LOAD_BALANCING, ServicePort};
 use crate::store::ClusterState;
 
 /// A service as it is to be, or a pod's host ports; without ports where it is gone, or headless.
@@ -41,6 +45,8 @@ pub(super) struct Drafting<'a> {
     pub(super) services: &'a Services,
     pub(super) state: &'a ClusterState,
     pub(super) node: &'a NodeView,
+    pub(super) weights: Weights,
+    pub(super) claims: &'a Claims,
 }
 
 impl Drafting<'_> {
@@ -123,16 +129,28 @@ impl Drafting<'_> {
             let message = format!("has {count} endpoints; only the first {max} are used");
             warnings.insert(Warning::new(format!("Service {}", service.name), message));
         }
+        for backend in cluster.iter_mut().chain(&mut local) {
+            backend.weight = self.weights.of(backend.address, self.claims, self.state);
+        }
         let label = if port.name.is_empty() { port.l4_port.to_string() } else { port.name.clone() };
         let sets = self.services.sets();
+        let lingering = endpoints.lingering([&cluster, &local]);
+        let name = format!("{}:{label}", service.name);
+        let affinity = service.affinity_seconds.map(|seconds| Affinity {
+            service: fnv(format!("{name} {}", port.protocol).as_bytes()),
+            timeout: Seconds(seconds),
+        });
         Service {
-            name: format!("{}:{label}", service.name).into(),
+            name: name.into(),
             cluster: sets.known_or_new(cluster),
             local: sets.known_or_new(local),
+            lingering,
             internal_policy: service.internal_policy,
             external_policy: service.external_policy,
             // All of them in both families: ranges of one family alone keep the other out.
             source_ranges: service.source_ranges.clone().into(),
+            choice: service.choice.unwrap_or_default(),
+            affinity,
             changes_family: endpoints.changes_family,
         }
     }
@@ -157,8 +175,16 @@ fn warn(
     for address in of_node {
         warn(format!("its cluster address {address} is this node's own; give it another"));
     }
-    for field in &service.not_obeyed {
-        warn(format!("{field} is not obeyed"));
+    if service.choice.is_none() {
+        warn(format!(
+            "annotation {LOAD_BALANCING} is neither maglev nor random; it counts as maglev"
+        ));
+    }
+    if service.affinity_seconds.is_some() && service.choice == Some(Choice::Random) {
+        warn(format!(
+            "annotation {LOAD_BALANCING} says random, and spec.sessionAffinity ClientIP; a client's \
+             address decides"
+        ));
     }
     for port in &service.ports {
         if let Some(l4_port) = port.node_port.filter(|port| !node.node_port_range.contains(port)) {

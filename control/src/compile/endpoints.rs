@@ -21,7 +21,7 @@ use hashbrown::hash_map::Entry;
 use super::NodeView;
 use super::maglev;
 use super::warnings::Warning;
-use crate::model::{self, Endpoint, EndpointSlice, Hints, ServicePort};
+use crate::model::{self, Endpoint, EndpointSlice, Hints, ServicePort, WEIGHT_DEFAULT};
 use crate::store::ClusterState;
 
 /// The endpoints of one service port in one family, by what they are.
@@ -123,8 +123,13 @@ impl<'a> Endpoints<'a> {
     ) -> Vec<Backend> {
         let pick = |takes: &dyn Fn(&Endpoint, bool) -> bool| -> Vec<Backend> {
             let all = self.all.iter().filter(|(_, (endpoint, local))| takes(endpoint, *local));
-            all.map(|(&(address, l4_port), &(_, local))| Backend { address, l4_port, local })
-                .collect()
+            let backend = |address, l4_port, local| Backend {
+                address,
+                l4_port,
+                local,
+                weight: WEIGHT_DEFAULT,
+            };
+            all.map(|(&(address, l4_port), &(_, local))| backend(address, l4_port, local)).collect()
         };
         let ready = pick(&|endpoint, local| endpoint.ready && takes_ready(endpoint, local));
         if !ready.is_empty() {
@@ -197,6 +202,29 @@ impl fmt::Display for Topology<'_> {
             Self::Node(name) => write!(f, "ready endpoints hinted for this node ({name})"),
             Self::Zone(name) => write!(f, "ready endpoints hinted for this zone ({name})"),
         }
+    }
+}
+
+impl Endpoints<'_> {
+    /// Those that serve and are in none of these sets, ordered by address and L4 port: what flows
+    /// to them is left there.
+    pub(super) fn lingering(&self, sets: [&[Backend]; 2]) -> Box<[Backend]> {
+        let serving = self.all.iter().filter(|(_, (endpoint, _))| endpoint.serving);
+        serving
+            .filter(|((address, l4_port), _)| {
+                let at = (*address, *l4_port);
+                let has = |set: &[Backend]| {
+                    set.binary_search_by_key(&at, |one| (one.address, one.l4_port)).is_ok()
+                };
+                !sets.into_iter().any(has)
+            })
+            .map(|(&(address, l4_port), &(_, local))| Backend {
+                address,
+                l4_port,
+                local,
+                weight: WEIGHT_DEFAULT,
+            })
+            .collect()
     }
 }
 

@@ -6,14 +6,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use dataplane::address::Protocol;
-use dataplane::lb::{Backend, Frontend, FrontendKind, Service, TrafficPolicy};
+use dataplane::lb::{Backend, Choice, Frontend, FrontendKind, Service, TrafficPolicy};
 
 use super::NodeView;
 use super::drafts::PortDraft;
 use super::endpoints::BackendSets;
 use super::services::{Key, Owner};
 use super::warnings::Warning;
-use crate::model::{HostPort, Pod};
+use crate::model::{HostPort, Pod, WEIGHT_DEFAULT};
 
 /// Whether the pod's host ports are served by `node`.
 fn is_served_by(pod: &Pod, node: &NodeView) -> bool {
@@ -45,15 +45,23 @@ pub(super) fn draft(
             let own = pod.addresses.iter().find(|address| address.is_ipv4() == ipv4);
             let frontends = frontends(port, node, ipv4);
             let (Some(address), false) = (own, frontends.is_empty()) else { continue };
-            let backend = Backend { address: *address, l4_port: port.container_port, local: true };
+            let backend = Backend {
+                address: *address,
+                l4_port: port.container_port,
+                local: true,
+                weight: WEIGHT_DEFAULT,
+            };
             let set = sets.known_or_new(vec![backend]);
             let service = Service {
                 name: format!("{owner}:{}", port.l4_port).into(),
                 cluster: Arc::clone(&set),
                 local: set,
+                lingering: Box::default(),
                 internal_policy: TrafficPolicy::Cluster,
                 external_policy: TrafficPolicy::Cluster,
                 source_ranges: Box::default(),
+                choice: Choice::Maglev,
+                affinity: None,
                 changes_family: false,
             };
             let key = Key::new(&owner, &place.to_string(), port.protocol, ipv4);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use dataplane::address::Protocol;
 use dataplane::address_map::AddressMap;
-use dataplane::identity::{Identity, IdentityTable};
+use dataplane::identity::{Holder, Identity, IdentityTable};
 use dataplane::lpm::Prefix;
 use hashbrown::HashMap;
 
@@ -183,27 +183,36 @@ impl Identities {
         }
     }
 
+    /// Says that pods are told of: from now on one that is not told of is gone.
+    pub(super) fn expect_pods(&mut self) {
+        if !self.table.pods_are_known {
+            Arc::make_mut(&mut self.table).pods_are_known = true;
+        }
+    }
+
     /// Says who `address` is from now on, by a number acquired for it, and whether it is on this
     /// node; `None`: nobody.
-    pub(super) fn set(&mut self, address: IpAddr, who: Option<(Identity, bool)>, turn: &mut Turn) {
+    pub(super) fn set(&mut self, address: IpAddr, who: Option<(Holder, bool)>, turn: &mut Turn) {
         let before = self.table.exact.get(&address).copied();
         // Where everything is affected already there is nothing to find out.
         let tell = turn.affected != Affected::Everything;
-        let seen_before = tell.then(|| self.table.lookup(address));
+        let seen_before = tell.then(|| self.table.holder(address));
         let is_local = who.is_some_and(|(_, is_local)| is_local);
-        let now = who.map(|(identity, _)| identity);
-        turn.released.extend(before);
+        let now = who.map(|(holder, _)| holder);
+        turn.released.extend(before.map(|holder| holder.identity));
         if before != now {
             let table = Arc::make_mut(&mut self.table);
             match now {
-                Some(identity) => table.exact.insert(address, identity),
+                Some(holder) => table.exact.insert(address, holder),
                 None => table.exact.remove(&address),
             };
         }
-        if seen_before.is_some_and(|before| before != self.table.lookup(address)) {
+        if seen_before.is_some_and(|before| before != self.table.holder(address)) {
             turn.affected.add(address);
         }
-        self.set_local(address, before, now.filter(|_| is_local), turn);
+        let [before, now] = [before, now.filter(|_| is_local)];
+        let identity = |holder: Holder| holder.identity;
+        self.set_local(address, before.map(identity), now.map(identity), turn);
     }
 
     fn set_local(
@@ -315,7 +324,10 @@ impl Identities {
     pub(super) fn addresses_with(&self, selector: SelectorId) -> Vec<IpAddr> {
         let Some(members) = self.members.get(&selector) else { return Vec::new() };
         let addresses = self.table.exact.iter();
-        addresses.filter(|(_, own)| members.contains(*own)).map(|(address, _)| address).collect()
+        addresses
+            .filter(|(_, own)| members.contains(&own.identity))
+            .map(|(address, _)| address)
+            .collect()
     }
 }
 

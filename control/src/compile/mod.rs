@@ -9,7 +9,7 @@
 //! Reading order: this file, [`dirt`] (what a change concerns), [`coming`] (what comes in order), [`selectors`] and [`claims`] (which
 //! selectors match, and who has an address), [`naming`] and [`identities`] (who an address is),
 //! [`policies`] and [`verdicts`] (who may speak to whom), [`affected`] (whose flows that changes),
-//! [`drafts`], [`services`], [`host_ports`], [`listeners`], [`endpoints`] and [`maglev`] (which backend
+//! [`drafts`], [`services`], [`host_ports`], [`listeners`], [`endpoints`], [`weights`] and [`maglev`] (which backend
 //! a flow goes to), [`explain`] (why),
 //! [`inventory`] (what there is, for people).
 
@@ -20,7 +20,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread::ScopedJoinHandle;
 
-use dataplane::identity::{Identity, IdentityTable};
+use dataplane::identity::{Holder, Identity, IdentityTable};
 use dataplane::lb::ServiceTable;
 use dataplane::policy::{Direction, Policy, RuleId};
 use hashbrown::{HashMap, HashSet};
@@ -49,17 +49,19 @@ pub(crate) mod selectors;
 mod services;
 mod verdicts;
 mod warnings;
+mod weights;
 
 use claims::{Claims, NodeAddresses};
 use coming::Coming;
 use dirt::Dirt;
 use identities::{Identities, Kind, Turn};
-use naming::{Named, Names};
+use naming::{Named, Names, Who};
 use policies::Policies;
 use selectors::Selectors;
 use services::{Owner, Services};
 use verdicts::Verdicts;
 use warnings::{Source, Told};
+use weights::Weights;
 
 pub use affected::Affected;
 pub use explain::{Examined, Finding, Reading};
@@ -122,7 +124,8 @@ pub struct Compiled {
     /// Frontends and backends.
     pub services: Arc<ServiceTable>,
     /// Whose flows' cached decisions may come out otherwise than before the last compilation.
-    /// Services are no part of it: they choose backends for new flows only.
+    /// Of services only what UDP flows are let go from: otherwise they choose backends for new flows
+    /// only.
     pub affected: Affected,
     /// What is in force otherwise than it was probably meant.
     pub warnings: Warnings,
@@ -140,7 +143,9 @@ pub struct Compiled {
     with_host_ports: BTreeSet<ObjectName>,
     /// Namespaces that pods are in, with their number.
     pods_in: HashMap<Arc<str>, usize>,
-    claims: Claims,
+    /// Shared while services are compiled, like the state.
+    claims: Arc<Claims>,
+    weights: Weights,
     node_addresses: NodeAddresses,
     selectors: Selectors,
     known: Identities,
@@ -280,6 +285,9 @@ impl Compiled {
         self.warn_of_endpoints(&dirt.endpoints);
         self.warn_of_own_mode();
         self.affected = turn.affected;
+        for address in self.balanced.take_let_go() {
+            self.affected.add(address);
+        }
         self.identities = Arc::clone(&self.known.table);
         self.policy = Arc::clone(&self.verdicts.policy);
         self.services = Arc::clone(&self.balanced.table);
@@ -309,11 +317,13 @@ impl Compiled {
     fn beside_services(&mut self, owners: &[Owner], rest: impl FnOnce(&mut Self)) -> Told {
         if owners.len() < SERVICES_APART {
             rest(self);
-            return self.balanced.follow(owners, &self.state, &self.node);
+            let of = (&*self.state, &self.node, self.weights, &*self.claims);
+            return self.balanced.follow(owners, of);
         }
         let mut balanced = std::mem::take(&mut self.balanced);
-        let (state, node) = (Arc::clone(&self.state), self.node.clone());
-        let mut follow = || balanced.follow(owners, &state, &node);
+        let (state, claims) = (Arc::clone(&self.state), Arc::clone(&self.claims));
+        let (node, weights) = (self.node.clone(), self.weights);
+        let mut follow = || balanced.follow(owners, (&state, &node, weights, &claims));
         let told = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("xskiff-services".into());
             let following = thread.spawn_scoped(scope, &mut follow).ok();
@@ -328,16 +338,19 @@ impl Compiled {
 
     fn put_names(&mut self, names: Names, turn: &mut Turn) {
         let mut numbers: Vec<Option<Identity>> = vec![None; names.keys.len()];
+        if !self.state.pods.is_empty() {
+            self.known.expect_pods();
+        }
         self.known.expect(names.addresses.iter().map(|named| named.address));
         for Named { address, who, told } in names.addresses {
             self.warnings.set(Source::Address(address), told);
-            let who = who.map(|(key, is_local)| {
+            let who = who.map(|Who { key, is_local, pod }| {
                 let number = match numbers[key] {
                     Some(number) => self.known.acquire_again(number),
                     None => self.known.acquire(names.keys[key].clone(), turn),
                 };
                 numbers[key] = Some(number);
-                (number, is_local)
+                (Holder { identity: number, pod }, is_local)
             });
             self.known.set(address, who, turn);
         }

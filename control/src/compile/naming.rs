@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use dataplane::identity::PodTag;
 use hashbrown::HashMap;
 
 use super::Compiled;
@@ -13,7 +14,7 @@ use super::claims::Claim;
 use super::identities::{Key, Kind};
 use super::selectors::{SelectorId, namespace_labels};
 use super::warnings::Warning;
-use crate::model::{NamedPort, ObjectName, Pod};
+use crate::model::{NamedPort, ObjectName, Pod, Uid};
 
 /// Of fewer addresses than one for this many pods, each one's pod is looked for by its name.
 const PODS_PER_ADDRESS: usize = 8;
@@ -21,10 +22,21 @@ const PODS_PER_ADDRESS: usize = 8;
 /// An address as things stand.
 pub(super) struct Named {
     pub(super) address: IpAddr,
-    /// The place of its key, and whether it is on this node; `None`: nobody has the address.
-    pub(super) who: Option<(usize, bool)>,
+    /// `None`: nobody has the address.
+    pub(super) who: Option<Who>,
     /// What those are warned about who claim it in vain.
     pub(super) told: BTreeSet<Warning>,
+}
+
+/// Who has an address.
+#[derive(Clone, Copy)]
+pub(super) struct Who {
+    /// The place of its key.
+    pub(super) key: usize,
+    /// Whether it is on this node.
+    pub(super) is_local: bool,
+    /// Which pod it is.
+    pub(super) pod: PodTag,
 }
 
 /// Who addresses are.
@@ -49,8 +61,7 @@ struct Likeness<'a> {
 #[derive(Clone, Copy)]
 struct Claimant<'a> {
     pod: &'a ObjectName,
-    key: usize,
-    is_local: bool,
+    who: Who,
 }
 
 /// The keys of pods so far, each once.
@@ -88,10 +99,11 @@ impl Compiled {
                         format!("claims {address}, which is a node's; it stays the node's");
                     told.insert(Warning::new(format!("Pod {name}"), message));
                 }
-                Some((keys.push(Key::plain(kind, self.selectors.of_address(address))), false))
+                let key = keys.push(Key::plain(kind, self.selectors.of_address(address)));
+                Some(Who { key, is_local: false, pod: PodTag::Unknown })
             } else {
                 holder.map(|name| match claimant.filter(|claimant| claimant.pod == name) {
-                    Some(claimant) => (claimant.key, claimant.is_local),
+                    Some(claimant) => claimant.who,
                     None => self.name_pod(name, address, &mut keys),
                 })
             };
@@ -117,22 +129,19 @@ impl Compiled {
                 continue;
             }
             let is_local = self.is_local(name, Some(pod));
+            let tag = tag_of(pod);
             for address in &pod.addresses {
                 if let Ok(place) = addresses.binary_search(address) {
                     let key = self.key_of(pod, *address, keys);
-                    claimants[place] = Some(Claimant { pod: name, key, is_local });
+                    let who = Who { key, is_local, pod: tag };
+                    claimants[place] = Some(Claimant { pod: name, who });
                 }
             }
         }
         claimants
     }
 
-    fn name_pod<'a>(
-        &'a self,
-        name: &ObjectName,
-        address: IpAddr,
-        keys: &mut Keys<'a>,
-    ) -> (usize, bool) {
+    fn name_pod<'a>(&'a self, name: &ObjectName, address: IpAddr, keys: &mut Keys<'a>) -> Who {
         let pod = self.state.pods.get(name);
         let key = match pod {
             Some(pod) => self.key_of(pod, address, keys),
@@ -141,7 +150,7 @@ impl Compiled {
                 keys.push(self.unknown_pod_key(&name.namespace, blocks))
             }
         };
-        (key, self.is_local(name, pod))
+        Who { key, is_local: self.is_local(name, pod), pod: pod.map_or(PodTag::Unknown, tag_of) }
     }
 
     fn key_of<'a>(&'a self, pod: &'a Pod, address: IpAddr, keys: &mut Keys<'a>) -> usize {
@@ -213,4 +222,20 @@ fn with_blocks(mut matching: Vec<SelectorId>, blocks: &[SelectorId]) -> Vec<Sele
     matching.extend_from_slice(blocks);
     matching.sort_unstable();
     matching
+}
+
+/// What tells `pod` from others of its address. In manifests, where pods have no UID, those of a name
+/// are one.
+fn tag_of(pod: &Pod) -> PodTag {
+    PodTag::of_hash(match &pod.uid {
+        Uid::Uuid(octets) => fnv(octets),
+        Uid::Other(text) => fnv(text.as_bytes()),
+        Uid::Absent => fnv(pod.name.to_string().as_bytes()),
+    })
+}
+
+/// FNV-1a (Fowler, Noll, Vo), which stays what it is: tags stand in flow tables that outlive their process.
+pub(super) fn fnv(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }

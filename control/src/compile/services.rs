@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use dataplane::address::Protocol;
@@ -13,12 +14,14 @@ use dataplane::lb::{Frontend, Service, ServiceId, ServiceTable};
 use hashbrown::HashMap;
 
 use super::NodeView;
+use super::claims::Claims;
 use super::drafts::{Draft, Drafting, PortDraft};
 use super::endpoints::BackendSets;
 use super::health_checks::HealthCheck;
 use super::interner::Interner;
 use super::listeners::{Listener, Listeners};
 use super::warnings::{Source, Told};
+use super::weights::Weights;
 use crate::model::{EndpointSlice, ObjectName};
 use crate::store::ClusterState;
 
@@ -59,6 +62,7 @@ impl Key {
 #[derive(Debug, Clone)]
 struct Entry {
     id: ServiceId,
+    protocol: Protocol,
     service: Arc<Service>,
     /// Ports of backends on this node's own network.
     host_backends: BTreeSet<(Protocol, u16)>,
@@ -87,6 +91,9 @@ pub(super) struct Services {
     host_backends: HashMap<(Protocol, u16), usize>,
     changing_family: usize,
     health_checks: Arc<BTreeMap<ObjectName, HealthCheck>>,
+    with_affinity: usize,
+    /// Backends that UDP flows are no longer left at, until somebody asks.
+    let_go: BTreeSet<IpAddr>,
 }
 
 impl Default for Services {
@@ -103,6 +110,8 @@ impl Default for Services {
             host_backends: HashMap::new(),
             changing_family: 0,
             health_checks: Arc::default(),
+            with_affinity: 0,
+            let_go: BTreeSet::new(),
         }
     }
 }
@@ -160,10 +169,9 @@ impl Services {
     pub(super) fn follow(
         &mut self,
         owners: &[Owner],
-        state: &ClusterState,
-        node: &NodeView,
+        (state, node, weights, claims): (&ClusterState, &NodeView, Weights, &Claims),
     ) -> Told {
-        let drafting = Drafting { services: self, state, node };
+        let drafting = Drafting { services: self, state, node, weights, claims };
         let drafts = owners.iter().map(|owner| drafting.draft(owner)).collect();
         self.put(drafts, node)
     }
@@ -190,6 +198,10 @@ impl Services {
         let change_family = self.changing_family > 0;
         if self.table.change_family != change_family {
             Arc::make_mut(&mut self.table).change_family = change_family;
+        }
+        let have_affinity = self.with_affinity > 0;
+        if self.table.have_affinity != have_affinity {
+            Arc::make_mut(&mut self.table).have_affinity = have_affinity;
         }
         all_told
     }
@@ -236,7 +248,7 @@ impl Services {
             let id = ServiceId(id);
             let known = self.table.services.get(&id).filter(|known| same_service(known, &service));
             let service = known.cloned().unwrap_or_else(|| Arc::new(service));
-            entries.entries.push(Entry { id, service, host_backends });
+            entries.entries.push(Entry { id, protocol, service, host_backends });
         }
         for (place, key, frontends) in frontends_of {
             let Some(id) = self.ids.get(&key) else { continue };
@@ -264,6 +276,7 @@ impl Services {
         }
         for entry in &new.entries {
             self.changing_family += usize::from(entry.service.changes_family);
+            self.with_affinity += usize::from(entry.service.affinity.is_some());
             for at in &entry.host_backends {
                 let users = self.host_backends.entry(*at).or_default();
                 *users += 1;
@@ -278,6 +291,7 @@ impl Services {
             }
         }
         for entry in &old.entries {
+            self.note_let_go(entry, &new.entries);
             self.let_go(entry);
         }
         if !new.entries.is_empty() {
@@ -285,8 +299,30 @@ impl Services {
         }
     }
 
+    /// UDP flows stay with a backend while it serves ([`Service::serves_by`]).
+    fn note_let_go(&mut self, old: &Entry, new: &[Entry]) {
+        let new = new.iter().find(|new| new.id == old.id && old.protocol == Protocol::UDP);
+        let Some(Entry { service: new, .. }) = new else { return };
+        let Service { cluster, local, lingering, .. } = &*old.service;
+        if Arc::ptr_eq(cluster, &new.cluster)
+            && Arc::ptr_eq(local, &new.local)
+            && *lingering == new.lingering
+        {
+            return;
+        }
+        let all = cluster.backends.iter().chain(&local.backends).chain(lingering);
+        let gone = all.filter(|one| !new.serves_by((one.address, one.l4_port)));
+        self.let_go.extend(gone.map(|one| one.address));
+    }
+
+    /// Addresses of backends that UDP flows were let go from since this was last asked.
+    pub(super) fn take_let_go(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.let_go)
+    }
+
     fn let_go(&mut self, entry: &Entry) {
         self.changing_family -= usize::from(entry.service.changes_family);
+        self.with_affinity -= usize::from(entry.service.affinity.is_some());
         for at in &entry.host_backends {
             if let Some(users) = self.host_backends.get_mut(at) {
                 *users -= 1;
@@ -316,7 +352,7 @@ fn note(services: &mut BTreeSet<ObjectName>, name: &ObjectName, is_in: bool) {
     }
 }
 
-fn service_of(slice: &EndpointSlice) -> Option<ObjectName> {
+pub(super) fn service_of(slice: &EndpointSlice) -> Option<ObjectName> {
     let service = slice.service.as_deref()?;
     Some(ObjectName::new(Arc::clone(&slice.name.namespace), service))
 }
@@ -325,8 +361,11 @@ fn same_service(one: &Service, other: &Service) -> bool {
     one.name == other.name
         && one.cluster == other.cluster
         && one.local == other.local
+        && one.lingering == other.lingering
         && one.internal_policy == other.internal_policy
         && one.external_policy == other.external_policy
         && one.source_ranges == other.source_ranges
+        && one.choice == other.choice
+        && one.affinity == other.affinity
         && one.changes_family == other.changes_family
 }

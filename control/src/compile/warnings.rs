@@ -43,6 +43,7 @@ pub(super) enum Source {
     Policy(ObjectName),
     OwnNode,
     Frontends(Owner),
+    Weight(ObjectName),
     Frontend(dataplane::lb::Frontend),
 }
 

@@ -15,7 +15,7 @@ use super::labels::{check_key, check_value, labels};
 use crate::shown::shortened;
 
 pub use super::convert_policy::network_policy;
-pub use super::convert_service::{NOT_OBEYED, PROXY_NAME_LABEL, endpoint_slice, service};
+pub use super::convert_service::{PROXY_NAME_LABEL, endpoint_slice, service};
 use super::{
     HostPort, InvalidObject, LabelSelector, NamedPort, Namespace, Node, ObjectName, Operator, Pod,
     PodBandwidth, PodPhase, PolicyMode, Requirement,
@@ -161,6 +161,7 @@ fn read_pod(object: core::Pod) -> Result<Pod, Problem> {
         phase,
         terminating: object.metadata.deletion_timestamp.is_some(),
         bandwidth,
+        weight: super::weight::weight(object.metadata.annotations.as_ref()),
     })
 }
 

@@ -13,9 +13,6 @@ use super::convert::{
 };
 use super::{Endpoint, EndpointSlice, Hints, InvalidObject, Service, ServicePort, SlicePort};
 
-/// Fields of a Service that are understood but not obeyed.
-pub const NOT_OBEYED: [&str; 1] = ["spec.sessionAffinity"];
-
 /// Endpoints of one slice (discovery.k8s.io/v1).
 const ENDPOINTS_MAX: usize = 1000;
 /// The label that ties an EndpointSlice to its Service.
@@ -72,7 +69,8 @@ fn read_service(object: core::Service) -> Result<Service, Problem> {
             &spec.load_balancer_source_ranges.clone().unwrap_or_default(),
         )?,
         health_check_node_port: health_check_node_port(&spec, kind)?,
-        not_obeyed: not_obeyed(&spec),
+        affinity_seconds: affinity_seconds(&spec)?,
+        choice: super::weight::choice(object.metadata.annotations.as_ref()),
     })
 }
 
@@ -180,15 +178,30 @@ fn traffic_policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, Prob
     }
 }
 
-fn not_obeyed(spec: &core::ServiceSpec) -> Vec<&'static str> {
-    // `trafficDistribution` is for whoever writes the slices: their hints say what comes of it.
-    let is_set = [spec.session_affinity.as_deref() == Some("ClientIP")];
-    NOT_OBEYED
-        .into_iter()
-        .zip(is_set)
-        .filter(|(_, is_set)| *is_set)
-        .map(|(field, _)| field)
-        .collect()
+/// The API's default and bounds (`core/v1`, ClientIPConfig).
+const AFFINITY_SECONDS_DEFAULT: u32 = 10_800;
+const AFFINITY_SECONDS: std::ops::RangeInclusive<u32> = 1..=86_400;
+
+fn affinity_seconds(spec: &core::ServiceSpec) -> Result<Option<u32>, Problem> {
+    match spec.session_affinity.as_deref() {
+        None | Some("None" | "") => return Ok(None),
+        Some("ClientIP") => {}
+        Some(other) => {
+            let text = format!("{other:?} is no session affinity; use None or ClientIP");
+            return Err(problem("spec.sessionAffinity", text));
+        }
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let Some(seconds) = config.and_then(|client_ip| client_ip.timeout_seconds) else {
+        return Ok(Some(AFFINITY_SECONDS_DEFAULT));
+    };
+    match u32::try_from(seconds).ok().filter(|seconds| AFFINITY_SECONDS.contains(seconds)) {
+        Some(seconds) => Ok(Some(seconds)),
+        None => {
+            let text = format!("{seconds} is not from 1 to 86400 seconds");
+            Err(problem("spec.sessionAffinityConfig.clientIP.timeoutSeconds", text))
+        }
+    }
 }
 
 /// Reads an EndpointSlice.

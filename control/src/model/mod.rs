@@ -12,7 +12,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use dataplane::address::Protocol;
-use dataplane::lb::TrafficPolicy;
+use dataplane::lb::{Choice, TrafficPolicy};
 use dataplane::lpm::Prefix;
 
 mod bandwidth;
@@ -25,6 +25,7 @@ pub mod mode;
 pub mod read;
 pub mod selector;
 mod uid;
+mod weight;
 
 pub use bandwidth::{
     AnnotatedRate, EGRESS_BANDWIDTH, INGRESS_BANDWIDTH, PodBandwidth, RateError, bits_per_second,
@@ -34,6 +35,7 @@ pub use label_set::{Labels, LabelsBuilder};
 pub use mode::PolicyMode;
 pub use selector::{LabelSelector, Operator, Requirement};
 pub use uid::Uid;
+pub use weight::{LOAD_BALANCING, SERVICE_WEIGHT, WEIGHT_DEFAULT};
 
 /// What names an object of a kind within the cluster.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -195,6 +197,9 @@ pub struct Pod {
     pub terminating: bool,
     /// What its annotations say of its bandwidth.
     pub bandwidth: Option<Box<PodBandwidth>>,
+    /// Its share of a service's flows ([`SERVICE_WEIGHT`]), [`WEIGHT_DEFAULT`] where nothing is said;
+    /// `None` where that is no weight.
+    pub weight: Option<u16>,
 }
 
 impl Pod {
@@ -251,8 +256,10 @@ pub struct Service {
     pub source_ranges: Vec<Prefix>,
     /// `spec.healthCheckNodePort` of a LoadBalancer with `externalTrafficPolicy: Local`.
     pub health_check_node_port: Option<u16>,
-    /// Fields that are understood but not obeyed, for a warning.
-    pub not_obeyed: Vec<&'static str>,
+    /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` where `spec.sessionAffinity` is ClientIP.
+    pub affinity_seconds: Option<u32>,
+    /// What [`LOAD_BALANCING`] says; `None` where that is no word for it.
+    pub choice: Option<Choice>,
 }
 
 /// One port of an EndpointSlice.

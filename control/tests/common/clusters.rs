@@ -162,6 +162,7 @@ pub fn pod() -> impl Strategy<Value = Pod> {
             phase: if fate == 1 { PodPhase::Succeeded } else { PodPhase::Running },
             terminating: fate == 2,
             bandwidth: None,
+            weight: Some(100),
         },
     )
 }

@@ -15,7 +15,7 @@ use control::model::{
 };
 use control::store::{Change, ClusterState};
 use dataplane::identity::Identity;
-use dataplane::lb::TrafficPolicy;
+use dataplane::lb::{Choice, TrafficPolicy};
 use dataplane::policy::{Direction, PortRule, Query, VerdictTable};
 use dataplane::tables::Tables;
 use proptest::collection::{btree_set, vec};
@@ -82,7 +82,8 @@ fn service() -> impl Strategy<Value = Change> {
                 external_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
                 source_ranges: Vec::new(),
                 health_check_node_port: None,
-                not_obeyed: Vec::new(),
+                affinity_seconds: None,
+                choice: Some(Choice::Maglev),
             }))
         },
     )
@@ -239,8 +240,12 @@ struct Named {
 
 impl Named {
     fn of(compiled: &Compiled) -> Self {
-        let exact: BTreeMap<IpAddr, Identity> =
-            compiled.identities.exact.iter().map(|(address, own)| (address, *own)).collect();
+        let exact: BTreeMap<IpAddr, Identity> = compiled
+            .identities
+            .exact
+            .iter()
+            .map(|(address, own)| (address, own.identity))
+            .collect();
         let mut first: BTreeMap<Identity, IpAddr> = BTreeMap::new();
         for (address, identity) in &exact {
             first.entry(*identity).or_insert(*address);

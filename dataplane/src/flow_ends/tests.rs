@@ -57,6 +57,7 @@ impl World {
             life: Life::opened(Protocol::UDP, Seen::default(), self.now, &Timeouts::default()),
             route: FlowRoute { generation: 1, hop: none, reverse_hop: none },
             origin: Origin { service: None, rule: RuleId(1) },
+            pod: crate::identity::PodTag::Unknown,
             charge: Charge::NOBODY,
         };
         let hashes = hashes_of(&self.tables.hasher, &original, &reply);

@@ -8,6 +8,7 @@ use super::endpoint;
 use super::ports::{NatPorts, PortUse, Wanted};
 use crate::DropReason;
 use crate::address::Protocol;
+use crate::affinity::is_affinity;
 use crate::conntrack::{FlowDirection, FlowState, Life};
 use crate::context::Context;
 use crate::eviction::age_seconds;
@@ -127,7 +128,7 @@ pub(crate) fn release<K: TableKey<W>, const W: usize>(
     (original, reply): (FlowKey, FlowKey),
 ) {
     let own = (original.source(), original.source_port());
-    if own == (reply.destination(), reply.destination_port()) {
+    if own == (reply.destination(), reply.destination_port()) || is_affinity(&original) {
         return;
     }
     let outgoing = reply.reversed();

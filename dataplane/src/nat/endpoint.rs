@@ -24,6 +24,7 @@ use crate::context::Context;
 use crate::flow::{FlowRoute, FlowView, Origin};
 use crate::flow_key::FlowKey;
 use crate::flows::{Flows, NewFlow, TableKey, hashes_of};
+use crate::identity::PodTag;
 use crate::policy::RuleId;
 use crate::port::{PortId, PortKind};
 use crate::tables::Tables;
@@ -117,6 +118,7 @@ fn map<K: TableKey<W>, const W: usize>(
         },
         origin: Origin { service: None, rule: RuleId(1) },
         charge: Charge::NOBODY,
+        pod: PodTag::Unknown,
     };
     let hashes = hashes_of(&context.hasher, &mapping.original, &mapping.reply);
     match flows.insert(&mapping, hashes) {

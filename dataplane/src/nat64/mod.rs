@@ -27,8 +27,8 @@ use flow_table::{Hasher, Table};
 
 use crate::DropReason;
 use crate::buffer::Buffer;
+use crate::choice;
 use crate::context::{Context, Stop};
-use crate::decision;
 use crate::event::NeighbourRequest;
 use crate::flow::{FlowFamily, FlowView};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
@@ -79,7 +79,7 @@ pub(crate) fn find(
     let hit = flows.v6.table.lookup(mapped.hash(&context.hasher), &mapped);
     let found = hit.map(|hit| Found { handle: hit.handle, direction: hit.matched });
     let found = found.filter(|found| known::serves::<FlowKey6, 16>(&flows.v6, *found, now, packet));
-    let opens = || decision::changes_family(&context.tables, &FlowKey::V4(key));
+    let opens = || choice::changes_family(&context.tables, &FlowKey::V4(key));
     (found.is_some() || opens()).then_some(found)
 }
 

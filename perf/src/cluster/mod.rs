@@ -340,7 +340,7 @@ fn measure_lookup(
     let own: Vec<IpAddr> = node.endpoints.values().flatten().copied().collect();
     ensure!(!own.is_empty(), "the node has no pod");
     let general: TableMap<IpAddr, Identity> =
-        compiled.identities.exact.iter().map(|(address, own)| (address, *own)).collect();
+        compiled.identities.exact.iter().map(|(address, own)| (address, own.identity)).collect();
     let mut random = Random::new(options.seed);
     let [mut both, mut known, mut verdicts, mut others] = [(); 4].map(|()| Vec::new());
     let per_flow = |began: Instant| began.elapsed().as_nanos() as f64 / FLOWS as f64;

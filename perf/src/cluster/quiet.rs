@@ -158,7 +158,11 @@ impl Control {
     fn new(size: Size, cluster: &Cluster, compiled: &Compiled, census: Census) -> Result<Self> {
         let mut tables = Tables::clone(cluster.tables());
         let mut identities = (*tables.identities).clone();
-        let all = compiled.identities.exact.iter().map(|(_, own)| Identity(UNUSED + own.0));
+        let all = compiled
+            .identities
+            .exact
+            .iter()
+            .map(|(_, own)| Identity(UNUSED + own.identity.0).into());
         identities.exact.extend((ELSEWHERE..).map(at).zip(all));
         tables.identities = Arc::new(identities);
         let mut services = (*tables.services).clone();
@@ -204,7 +208,7 @@ impl Control {
             compiled.take(Change::Set(Object::Pod(pod)));
             compiled.compile(node);
             let other = Identity(UNUSED + self.random.below(1 << 10) as u32);
-            Arc::make_mut(&mut tables.identities).exact.insert(address, other);
+            Arc::make_mut(&mut tables.identities).exact.insert(address, other.into());
             let (generation, epochs) = self.census.next(&self.tables, [address].into());
             let is_new = generation != tables.generation;
             mail.concerning.fetch_add(u64::from(is_new), Ordering::Relaxed);

@@ -11,7 +11,7 @@ use control::model::{
 };
 use control::store::Change;
 use dataplane::address::Protocol;
-use dataplane::lb::TrafficPolicy;
+use dataplane::lb::{Choice, TrafficPolicy};
 use dataplane::lpm::Prefix;
 
 use crate::spread::Random;
@@ -87,6 +87,7 @@ impl Size {
             phase: PodPhase::Running,
             terminating: false,
             bandwidth: None,
+            weight: Some(100),
         }
     }
 
@@ -134,7 +135,8 @@ impl Size {
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Vec::new(),
             health_check_node_port: None,
-            not_obeyed: Vec::new(),
+            affinity_seconds: None,
+            choice: Some(Choice::Maglev),
         };
         [Object::Service(service), Object::EndpointSlice(slice)]
     }
@@ -211,8 +213,6 @@ fn node(number: usize) -> Object {
         name: node_name(number),
         addresses: vec![node_address(number)],
         pod_cidrs: range.into_iter().collect(),
-        zone: None,
-        is_leaving: false,
         mode: PolicyMode::Enforce,
         zone: None,
         is_leaving: false,

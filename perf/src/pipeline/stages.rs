@@ -233,6 +233,7 @@ fn insert(
                     service: admission.findings.service,
                     rule: admission.findings.rule,
                 },
+                pod: dataplane::identity::PodTag::Unknown,
                 charge: Charge::NOBODY,
             };
             let hashes = hashes_of(&hold.hasher, &original, &reply);

@@ -4,7 +4,8 @@ use dataplane::address::{MacAddr, Protocol};
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
 use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lb::{
-    Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable, TrafficPolicy,
+    Backend, BackendSet, Choice, Frontend, FrontendKind, Service, ServiceId, ServiceTable,
+    TrafficPolicy,
 };
 use dataplane::lpm::Prefix;
 use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
@@ -15,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use control::compile::maglev;
+use control::model::WEIGHT_DEFAULT;
 
 use super::network::Links;
 
@@ -96,7 +98,8 @@ impl Job {
             forwarding: Arc::new(self.forwarding(links)),
             services: Arc::new(self.service_table()),
             identities: Arc::new(IdentityTable {
-                exact: self.addresses().map(|address| (address, pods)).collect(),
+                exact: self.addresses().map(|address| (address, pods.into())).collect(),
+                pods_are_known: true,
                 prefixes: [(clients_prefix(), clients)].into_iter().collect(),
             }),
             policy: Arc::new(policy(pods, clients)),
@@ -161,8 +164,12 @@ impl Job {
     }
 
     fn service(&self, number: u32) -> Service {
-        let backend =
-            |pod| Backend { address: pod_address(pod).into(), l4_port: POD_PORT, local: true };
+        let backend = |pod| Backend {
+            address: pod_address(pod).into(),
+            l4_port: POD_PORT,
+            local: true,
+            weight: WEIGHT_DEFAULT,
+        };
         let mut backends: Vec<Backend> = self.backends_of(number).map(backend).collect();
         backends.sort_unstable();
         let maglev = maglev::build(&backends);
@@ -171,9 +178,12 @@ impl Job {
             name: format!("default/perf-{number}:dns").into(),
             cluster: Arc::clone(&set),
             local: set,
+            lingering: Box::default(),
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             source_ranges: Box::default(),
+            choice: Choice::Maglev,
+            affinity: None,
             changes_family: false,
         }
     }

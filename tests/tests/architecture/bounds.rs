@@ -172,6 +172,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("dataplane/src/handoff.rs VECTORS_MAX", Table(&["handoff_vectors"])),
     ("dataplane/src/handoff.rs WORKERS_MAX", Setting),
     ("dataplane/src/icmp.rs ERROR_FRAME_MAX", Input),
+    ("dataplane/src/reset.rs RESET_FRAME_MAX", Input),
     ("dataplane/src/icmp.rs IPV4_ERROR_MAX", Input),
     ("dataplane/src/icmp.rs IPV6_ERROR_MAX", Input),
     ("dataplane/src/mailbox.rs COMMANDS_MAX", Table(&["worker_commands"])),

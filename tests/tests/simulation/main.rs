@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod across_workers;
+mod churn;
 mod conversation;
 mod overload;
 mod panics;

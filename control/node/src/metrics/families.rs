@@ -209,6 +209,27 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     ("xskiff_flows_rejudged", "Flows judged again because tables changed", true, |w| {
         w.flows_rejudged
     }),
+    ("xskiff_flows_reset", "TCP connections reset because their backend is gone", true, |w| {
+        w.flows_reset
+    }),
+    (
+        "xskiff_flows_chosen_anew",
+        "Flows that ended to be given another backend, since theirs serves no longer",
+        true,
+        |w| w.flows_chosen_anew,
+    ),
+    (
+        "xskiff_affinities_created",
+        "Clients whose backend was remembered for session affinity",
+        true,
+        |w| w.affinities_created,
+    ),
+    (
+        "xskiff_affinities_refused",
+        "Clients whose backend was not remembered: the flow table had no room",
+        true,
+        |w| w.affinities_refused,
+    ),
     (
         "xskiff_lost_replies",
         "Flows opened after a start by segments that policy denies, as replies of lost flows",
@@ -253,7 +274,7 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
     }),
     (
         "xskiff_replies_suppressed",
-        "ICMP errors not sent: rate limit, or no address known",
+        "ICMP errors and TCP resets not sent: rate limit, or no address known",
         true,
         |w| w.replies_suppressed,
     ),

@@ -125,7 +125,13 @@ impl Node {
         let protocol = filter.protocol.as_deref().map(parse_protocol).transpose()?;
         let l4_port = filter.l4_port;
         let of = |address| {
-            let with = move |service| FlushFilter { address, l4_port, protocol, service };
+            let with = move |service| FlushFilter {
+                address,
+                l4_port,
+                protocol,
+                service,
+                is_pod_gone: false,
+            };
             services.iter().copied().map(with)
         };
         Ok(addresses.into_iter().flat_map(of).collect())

@@ -285,7 +285,7 @@ impl Node {
 
     fn flush_addresses(&mut self, addresses: &[IpAddr]) {
         for address in addresses {
-            let filter = FlushFilter::of(Prefix::host(*address));
+            let filter = FlushFilter::of_gone_pod(Prefix::host(*address));
             let refused = self.workers.send(|| Command::Flush(filter.clone()));
             if refused > 0 {
                 let message = format!("{refused} workers could not be told to end its flows");

@@ -319,6 +319,7 @@ mod tests {
                 life,
                 route: FlowRoute { generation: 1, hop: none, reverse_hop: none },
                 origin: Origin { service: None, rule: RuleId(1) },
+                pod: dataplane::identity::PodTag::Unknown,
                 charge: Charge::NOBODY,
             };
             let hashes = hashes_of(&tables.hasher, &original, &reply);

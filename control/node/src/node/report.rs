@@ -137,6 +137,10 @@ impl Node {
                 .map(|(class, flows)| (class.to_owned(), flows.get()))
                 .into(),
                 flows_rejudged: counters.flows_rejudged.get(),
+                flows_reset: counters.flows_reset.get(),
+                flows_chosen_anew: counters.flows_chosen_anew.get(),
+                affinities_created: counters.affinities_created.get(),
+                affinities_refused: counters.affinities_refused.get(),
                 flows_audited: counters.flows_audited.get(),
                 lost_replies: counters.lost_replies.get(),
                 unknown_pod_drops: counters.unknown_pod_drops.get(),

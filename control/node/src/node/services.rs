@@ -9,9 +9,10 @@ use control::admin::service::{ServiceDetail, ServiceTraceQuestion, ServiceTraceR
 use control::admin::{AdminError, parse_protocol};
 use control::compile::inventory::policy_name;
 use dataplane::DropReason;
-use dataplane::decision::{self, Decision, NewPacket, traffic_policy};
+use dataplane::choice::{hash_for, traffic_policy};
+use dataplane::decision::{self, Decision, NewPacket};
 use dataplane::flow_key::FlowKey;
-use dataplane::lb::{FrontendKind, Service, ServiceId, TrafficPolicy};
+use dataplane::lb::{Choice, FrontendKind, Service, ServiceId, TrafficPolicy};
 use dataplane::port::{PortId, PortKind};
 
 use super::Node;
@@ -137,6 +138,8 @@ impl Node {
             tcp_flags: if protocol == dataplane::address::Protocol::TCP { 2 } else { 0 },
             may_begin: true,
             hairpin: None,
+            remembered: None,
+            moment: 0,
             may_be_lost_reply: false,
         };
         let decided = decision::decide(self.publisher.tables(), ingress, &new);
@@ -210,12 +213,14 @@ impl Node {
         };
         let count = set.backends.len();
         report.stages.push(stage("backends", format!("{count} {which}")));
-        if let Some(slot) = set.slot(key.stable_hash()) {
-            let slots = set.maglev.len();
-            report
-                .stages
-                .push(stage("slot", format!("{slot} of {slots}, by the connection's hash")));
-        }
+        let Some(slot) = set.slot(hash_for(service, key, 0)) else { return };
+        let by = match (service.affinity, service.choice) {
+            (Some(_), _) => "by the client's address; the backend that it had lately comes first",
+            (None, Choice::Maglev) => "by the connection's hash",
+            (None, Choice::Random) => "by chance: the next may get another",
+        };
+        let slots = set.maglev.len();
+        report.stages.push(stage("slot", format!("{slot} of {slots}, {by}")));
     }
 }
 

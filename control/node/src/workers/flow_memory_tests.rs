@@ -63,6 +63,7 @@ fn flow4(number: u32) -> NewFlow<FlowKey4> {
         life: Life::opened(Protocol::TCP, Seen::of(Seen::SYN), Nanos(1), &Timeouts::default()),
         route: FlowRoute { generation: 9, hop: NextHopId(1), reverse_hop: NextHopId(2) },
         origin: Origin { service: None, rule: RuleId(3) },
+        pod: dataplane::identity::PodTag::Unknown,
         charge: dataplane::charge::Charge::NOBODY,
     }
 }

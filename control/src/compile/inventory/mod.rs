@@ -40,8 +40,8 @@ impl Census {
     fn of(compiled: &Compiled, wanted: &BTreeSet<Identity>, examples: usize) -> Self {
         let mut by_identity: HashMap<Identity, (u64, BTreeSet<IpAddr>)> =
             wanted.iter().map(|identity| (*identity, (0, BTreeSet::new()))).collect();
-        for (address, identity) in compiled.identities.exact.iter() {
-            let Some((count, lowest)) = by_identity.get_mut(identity) else { continue };
+        for (address, holder) in compiled.identities.exact.iter() {
+            let Some((count, lowest)) = by_identity.get_mut(&holder.identity) else { continue };
             *count += 1;
             let is_low = lowest.len() < examples || lowest.last().is_some_and(|l| address < *l);
             if is_low && lowest.insert(address) && lowest.len() > examples {
