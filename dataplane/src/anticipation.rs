@@ -7,11 +7,13 @@
 
 use arrayvec::ArrayVec;
 
+use crate::choice;
 use crate::context::Context;
-use crate::decision::{Decision, NewPacket, Refusal, decide};
+use crate::decision::{Decision, NewPacket, Refusal, decide_with};
 use crate::flows::WorkerFlows;
 use crate::packet::{Packet, PacketKind};
 use crate::port::PortId;
+use crate::tables::Tables;
 use crate::time::Nanos;
 use crate::worker::BURST;
 
@@ -27,16 +29,23 @@ pub(crate) struct Early {
     pub(crate) alias: Option<u64>,
 }
 
-/// The decisions of one burst.
-#[derive(Debug, Default)]
-pub(crate) struct Anticipated {
-    /// In order of the packets.
-    early: ArrayVec<Early, BURST>,
-    next: usize,
+/// A packet that no flow was found for, to be decided about early.
+#[derive(Debug, Clone, Copy)]
+struct Beginning {
+    place: usize,
+    hash: u64,
 }
 
-impl Anticipated {
-    /// Decides about the packet at `place`, with its hash, which no flow was found for.
+/// The packets of one burst that begin flows.
+#[derive(Debug, Default)]
+pub(crate) struct Beginnings {
+    /// In order of the packets.
+    all: ArrayVec<Beginning, BURST>,
+    packets: ArrayVec<(PortId, NewPacket), BURST>,
+}
+
+impl Beginnings {
+    /// Adds the packet at `place`, with its hash, which no flow was found for.
     pub(crate) fn add(
         &mut self,
         (context, now): (&Context, Nanos),
@@ -53,21 +62,47 @@ impl Anticipated {
         let new = NewPacket::of(packet, now, &context.tables);
         // The lookup has read the first line; the other is here by the time of the insert.
         flows.prefetch_for_insert(&new.key, hash);
-        let decided = decide(&context.tables, ingress, &new);
-        self.early.push(Early { place, hash, decided, alias: None });
-        if let Some(early) = self.early.last_mut()
-            && let Ok(Decision::Admit(admission)) = &early.decided
-            && admission.translated != admission.original
+        self.all.push(Beginning { place, hash });
+        self.packets.push((ingress, new));
+    }
+}
+
+/// The decisions of one burst.
+#[derive(Debug, Default)]
+pub(crate) struct Anticipated {
+    /// In order of the packets.
+    early: ArrayVec<Early, BURST>,
+    next: usize,
+}
+
+impl Anticipated {
+    /// Decides about all of them.
+    pub(crate) fn decide(tables: &Tables, flows: &WorkerFlows, beginnings: &Beginnings) -> Self {
+        let Beginnings { all, packets } = beginnings;
+        let mut anticipated = Self::default();
+        let looks = choice::look_ahead(tables, packets);
+        for ((Beginning { place, hash }, (ingress, new)), look) in
+            all.iter().zip(packets).zip(&looks)
         {
-            let reply = admission.translated.reversed();
-            let hash = flows.hash(&reply);
-            early.alias = Some(hash);
-            flows.prefetch(&reply, hash);
+            let (place, hash) = (*place, *hash);
+            let decided = decide_with(tables, *ingress, new, look);
+            let mut early = Early { place, hash, decided, alias: None };
+            if let Ok(Decision::Admit(admission)) = &early.decided
+                && admission.translated != admission.original
+            {
+                let reply = admission.translated.reversed();
+                let hash = flows.hash(&reply);
+                early.alias = Some(hash);
+                flows.prefetch(&reply, hash);
+            }
+            anticipated.early.push(early);
         }
+        anticipated.fetch(flows);
+        anticipated
     }
 
-    /// Once all are added: asks for what the inserts will write beside the lines asked for so far.
-    pub(crate) fn fetch(&self, flows: &WorkerFlows) {
+    /// Asks for what the inserts will write beside the lines asked for so far.
+    fn fetch(&self, flows: &WorkerFlows) {
         for early in &self.early {
             if let (Some(hash), Ok(Decision::Admit(admission))) = (early.alias, &early.decided) {
                 flows.prefetch_for_insert(&admission.translated, hash);

@@ -2,29 +2,16 @@
 
 use std::net::IpAddr;
 
+use arrayvec::ArrayVec;
+
 use crate::DropReason;
 use crate::affinity;
 use crate::decision::{Findings, NewPacket};
 use crate::flow_key::{FlowKey, mix};
 use crate::lb::{Backend, BackendSet, Choice, FrontendKind, Service, ServiceId, TrafficPolicy};
-use crate::port::{Port, PortKind};
+use crate::port::{Port, PortId, PortKind};
 use crate::tables::Tables;
-
-/// The service that `key` addresses, if any, with how it was addressed. Node ports are frontends
-/// like all others, on those of the node's addresses that the configuration lets serve them.
-fn frontend(
-    tables: &Tables,
-    key: &FlowKey,
-) -> Result<Option<(ServiceId, FrontendKind)>, DropReason> {
-    let services = &tables.services;
-    if let Some(found) = services.frontend(key) {
-        return Ok(Some(found));
-    }
-    if services.addresses.contains(&key.destination()) {
-        return Err(DropReason::NoServicePort);
-    }
-    Ok(None)
-}
+use crate::worker::BURST;
 
 /// Whether `key` addresses a service that is served by the other family.
 pub(crate) fn changes_family(tables: &Tables, key: &FlowKey) -> bool {
@@ -38,29 +25,108 @@ pub(crate) fn service_of<'a>(tables: &'a Tables, key: &FlowKey) -> Option<&'a Se
     services.get(services.frontend(key)?.0).map(|service| &**service)
 }
 
+/// What tables say of the service that a packet addresses, found step by step. Where there are tens of
+/// thousands of services each step waits for memory, so that those of a burst's packets are made side by
+/// side ([`look_ahead`]).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look<'t> {
+    /// With how it was addressed. Node ports are frontends like all others, on those of the node's
+    /// addresses that the configuration lets serve them.
+    frontend: Option<(ServiceId, FrontendKind)>,
+    service: Option<&'t Service>,
+    set: Option<&'t BackendSet>,
+    /// Of [`BackendSet::backends`].
+    place: Option<usize>,
+    backend: Option<Backend>,
+}
+
+impl<'t> Look<'t> {
+    #[inline(always)]
+    fn begin(tables: &Tables, packet: &NewPacket) -> Self {
+        let frontend = tables.services.frontend(&packet.key);
+        Self { frontend, service: None, set: None, place: None, backend: None }
+    }
+
+    #[inline(always)]
+    fn at_service(&mut self, tables: &'t Tables) {
+        let service = |(id, _)| tables.services.get(id).map(|service| &**service);
+        self.service = self.frontend.and_then(service);
+    }
+
+    #[inline(always)]
+    fn in_set(&mut self, from_outside: bool) {
+        let (Some(service), Some((_, kind))) = (self.service, self.frontend) else { return };
+        self.set = Some(backend_set(service, kind, from_outside));
+    }
+
+    #[inline(always)]
+    fn by_hash(&mut self, packet: &NewPacket) {
+        let (Some(service), Some(set)) = (self.service, self.set) else { return };
+        self.place = set.place(hash_for(service, &packet.key, packet.moment));
+    }
+
+    #[inline(always)]
+    fn take_backend(&mut self) {
+        let place = self.place.zip(self.set);
+        self.backend = place.and_then(|(place, set)| set.backends.get(place)).copied();
+    }
+
+    /// All that can be found out about one packet.
+    pub(crate) fn at(tables: &'t Tables, port: &Port, packet: &NewPacket) -> Self {
+        let mut look = Self::begin(tables, packet);
+        look.at_service(tables);
+        look.in_set(port.kind == PortKind::Uplink);
+        look.by_hash(packet);
+        look.take_backend();
+        look
+    }
+}
+
+/// The same for a burst's packets, with the port that each came by: step by step for all of them, so
+/// that the processor waits for many lines of memory at once.
+pub(crate) fn look_ahead<'t>(
+    tables: &'t Tables,
+    packets: &[(PortId, NewPacket)],
+) -> ArrayVec<Look<'t>, BURST> {
+    let begun = packets.iter().take(BURST).map(|(_, packet)| Look::begin(tables, packet));
+    let mut looks: ArrayVec<Look<'t>, BURST> = begun.collect();
+    if looks.iter().all(|look| look.frontend.is_none()) {
+        return looks;
+    }
+    looks.iter_mut().for_each(|look| look.at_service(tables));
+    for (look, (ingress, _)) in looks.iter_mut().zip(packets) {
+        look.in_set(tables.port(*ingress).is_some_and(|port| port.kind == PortKind::Uplink));
+    }
+    looks.iter_mut().zip(packets).for_each(|(look, (_, packet))| look.by_hash(packet));
+    looks.iter_mut().for_each(Look::take_backend);
+    looks
+}
+
 /// The backend of a packet that addresses a service; `None` for any other.
 ///
 /// # Errors
 /// No such port of the service, its source ranges exclude the client, or no backend is usable.
 pub(crate) fn choose_backend(
     tables: &Tables,
-    port: &Port,
     packet: &NewPacket,
+    look: &Look<'_>,
     findings: &mut Findings,
 ) -> Result<Option<Backend>, DropReason> {
     let key = &packet.key;
-    let Some((id, kind)) = frontend(tables, key)? else { return Ok(None) };
-    let service = tables.services.get(id).ok_or(DropReason::NoBackend)?;
+    let Some((id, kind)) = look.frontend else {
+        return match tables.services.addresses.contains(&key.destination()) {
+            true => Err(DropReason::NoServicePort),
+            false => Ok(None),
+        };
+    };
+    let service = look.service.ok_or(DropReason::NoBackend)?;
     findings.service = Some(id);
-    let from_outside = port.kind == PortKind::Uplink;
     // Of clients in the cluster too, as kube-proxy has it: only the policy does not concern them.
     if kind == FrontendKind::LoadBalancer && !admitted(service, key.source()) {
         return Err(DropReason::SourceRange);
     }
-    let set = backend_set(service, kind, from_outside);
-    let again = packet.remembered.and_then(|backend| set.find(backend));
-    let hash = || hash_for(service, key, packet.moment);
-    let backend = again.or_else(|| set.choose(hash())).copied();
+    let again = packet.remembered.and_then(|backend| look.set?.find(backend)).copied();
+    let backend = again.or(look.backend);
     findings.backend = backend;
     match backend {
         Some(backend) => Ok(Some(backend)),
@@ -70,8 +136,7 @@ pub(crate) fn choose_backend(
 }
 
 /// What the choice goes by: the same on every node for a tuple, or for a client where its connections
-/// belong together, but where chance is asked for.
-/// `moment` is what differs from packet to packet of one tuple.
+/// belong together, but where chance is asked for. `moment` is what differs from packet to packet of one tuple.
 #[inline(always)]
 #[must_use]
 pub fn hash_for(service: &Service, key: &FlowKey, moment: u64) -> u64 {
@@ -98,6 +163,7 @@ pub fn traffic_policy(service: &Service, kind: FrontendKind, from_outside: bool)
     }
 }
 
+#[inline(always)]
 fn backend_set(service: &Service, kind: FrontendKind, from_outside: bool) -> &BackendSet {
     match traffic_policy(service, kind, from_outside) {
         TrafficPolicy::Cluster => &service.cluster,

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use crate::DropReason;
 use crate::address::Protocol;
-use crate::choice;
+use crate::choice::{self, Look};
 use crate::conntrack::{FlowDirection, Seen};
 use crate::flow_key::FlowKey;
 use crate::forwarding::{NextHopId, Resolved};
@@ -156,6 +156,17 @@ impl From<DropReason> for Refusal {
 /// The refusal, with the reason to count and what is known for the event.
 pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<Decision, Refusal> {
     let port = tables.port(ingress).ok_or(DropReason::UnknownPort)?;
+    decide_with(tables, ingress, packet, &Look::at(tables, port, packet))
+}
+
+/// The same with what was looked up before.
+pub(crate) fn decide_with(
+    tables: &Tables,
+    ingress: PortId,
+    packet: &NewPacket,
+    look: &Look<'_>,
+) -> Result<Decision, Refusal> {
+    let port = tables.port(ingress).ok_or(DropReason::UnknownPort)?;
     let key = packet.key;
     check_source(tables, port, key.source())?;
 
@@ -168,7 +179,7 @@ pub fn decide(tables: &Tables, ingress: PortId, packet: &NewPacket) -> Result<De
             findings.backend = Some(Backend { address, l4_port, local: true, weight: 0 });
             findings.backend
         }
-        None => choice::choose_backend(tables, port, packet, &mut findings)
+        None => choice::choose_backend(tables, packet, look, &mut findings)
             .map_err(|reason| refuse(reason, findings))?,
     };
     let is_from_node = port.kind == PortKind::Host;

@@ -187,15 +187,17 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
     };
     let swept = flows.owner.sweep(entries, |_, entry| {
         let view = FlowView::<K>::new(entry.words());
+        // Nearly always nothing is flushed.
+        let effect = if flushes.is_empty() { Effect::None } else { effect(&view) };
         if view.life().expired(now) {
             expired += 1;
-        } else if effect(&view) == Effect::Ends {
+        } else if effect == Effect::Ends {
             deleted += 1;
         } else if pressure.evicts(view.life(), now, &tables.timeouts) {
             evicted += 1;
             evicted_by_class[class_of(view.life().state())] += 1;
         } else {
-            if effect(&view) == Effect::LosesBackend {
+            if effect == Effect::LosesBackend {
                 flows.charges.give_back(view.charge());
                 view.set_charge(Charge::NOBODY);
                 view.set_gone(tables.generation, seconds(now).saturating_add(GONE_SECONDS));

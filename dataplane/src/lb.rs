@@ -87,12 +87,16 @@ impl BackendSet {
     /// The backend for a flow with this hash.
     #[must_use]
     pub fn choose(&self, hash: u64) -> Option<&Backend> {
+        self.backends.get(self.place(hash)?)
+    }
+
+    /// Its place among [`Self::backends`].
+    #[inline(always)]
+    #[must_use]
+    pub fn place(&self, hash: u64) -> Option<usize> {
         match self.maglev.len() {
-            0 => self.backends.first(),
-            _ => {
-                let backend = self.maglev.get(self.slot(hash)?)?;
-                self.backends.get(usize::from(*backend))
-            }
+            0 => Some(0),
+            _ => self.maglev.get(self.slot(hash)?).map(|place| usize::from(*place)),
         }
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::DropReason;
-use crate::anticipation::{Anticipated, Early};
+use crate::anticipation::{Anticipated, Beginnings, Early};
 use crate::buffer::Buffer;
 use crate::context::{Context, Stop};
 use crate::counters::WorkerCounters;
@@ -323,15 +323,15 @@ impl Pipeline {
         if self.is_pressed {
             self.shed(now, burst, (parsed, located), others, actions);
         }
-        let mut anticipated = Anticipated::default();
+        let mut beginnings = Beginnings::default();
         for Other { place, .. } in others.iter().filter(|other| !other.changes_family) {
             if let (Ok(packet), Some(hash)) = (&parsed[*place], located[*place].missed()) {
                 let begins = (packet, hash);
                 let port = burst[*place].port;
-                anticipated.add((&self.context, now), &self.flows, *place, port, begins);
+                beginnings.add((&self.context, now), &self.flows, *place, port, begins);
             }
         }
-        anticipated.fetch(&self.flows);
+        let mut anticipated = Anticipated::decide(&self.context.tables, &self.flows, &beginnings);
         for other in others.iter() {
             let early = anticipated.take(other.place);
             let (received, parsed) = (&mut burst[other.place], &parsed[other.place]);
