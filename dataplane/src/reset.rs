@@ -124,8 +124,9 @@ mod tests {
         to_group[0] |= 1;
         let mut of_reset = syn();
         of_reset[14 + 20 + 13] = Seen::RST;
-        for frame in [to_group, of_reset] {
-            let packet = Packet::parse(&frame, frame.len()).expect("a segment");
+        // What is sent to a group is refused before there is a segment of it.
+        for (parsed, frame) in [(syn(), to_group), (of_reset.clone(), of_reset)] {
+            let packet = Packet::parse(&parsed, parsed.len()).expect("a segment");
             assert_eq!(build_reset(&packet, &frame, &mut reset), None);
         }
     }

@@ -23,6 +23,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::metrics;
 
+/// Who answers (RFC 9110, 10.2.4): where kube-proxy's answers are given, whoever looks for one must tell
+/// ours from its.
+pub const SERVER: &str = "xskiff";
 /// Bytes of a request's head, and of what is kept of a connection.
 const REQUEST_BYTES_MAX: usize = 16 << 10;
 /// Connections served at once; more wait in the listen queue.
@@ -260,6 +263,7 @@ pub(crate) fn respond(code: StatusCode, kind: &'static str, text: String) -> Res
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = code;
     let kind = header::HeaderValue::from_static(kind);
+    response.headers_mut().insert(header::SERVER, header::HeaderValue::from_static(SERVER));
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }

@@ -1,8 +1,11 @@
-//! Whether a kube-proxy runs: it answers at a port of its own, wherever its process is.
+//! Whether a kube-proxy runs: it answers at a port of its own, wherever its process is. A node of ours
+//! answers there in its place ([`crate::health_checks`]), and says who it is.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
+
+use crate::http::SERVER;
 
 /// Where it tells its mode (`--metrics-bind-address`), and that it lives (`--healthz-bind-address`).
 const METRICS_PORT: u16 = 10249;
@@ -47,7 +50,8 @@ fn is_listened_to(list: &str, l4_port: u16) -> bool {
     })
 }
 
-/// The body of an answer, whatever its code: an unhealthy kube-proxy runs all the same.
+/// The body of an answer, whatever its code: an unhealthy kube-proxy runs all the same. `None` of a node
+/// of ours.
 fn get(l4_port: u16, path: &str) -> Option<String> {
     let lists = ["tcp", "tcp6"].map(|name| {
         std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default()
@@ -66,12 +70,32 @@ fn get(l4_port: u16, path: &str) -> Option<String> {
     // What came before a time-out will do.
     let _ = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer);
     let answer = String::from_utf8_lossy(&answer).into_owned();
-    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+    body_of_another(&answer).map(str::to_owned)
+}
+
+/// The body, unless its head says that it is ours.
+fn body_of_another(answer: &str) -> Option<&str> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let is_ours = |line: &str| {
+        let field = line.split_once(':');
+        field.is_some_and(|(name, value)| {
+            name.eq_ignore_ascii_case("server") && value.trim() == SERVER
+        })
+    };
+    (!head.lines().any(is_ours)).then_some(body)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_node_of_ours_answers_is_no_kube_proxys() {
+        let answer = |server: &str| format!("HTTP/1.0 200 OK\r\n{server}date: now\r\n\r\nbody");
+        assert_eq!(body_of_another(&answer("")), Some("body"));
+        assert_eq!(body_of_another(&answer("server: another\r\n")), Some("body"));
+        assert_eq!(body_of_another(&answer("Server: xskiff\r\n")), None);
+    }
 
     #[test]
     fn a_port_is_asked_only_where_somebody_listens() {
