@@ -16,8 +16,6 @@
 
 mod compiled;
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use pinning::CpuId;
@@ -31,7 +29,7 @@ use crate::veth::network::Network;
 use crate::veth::rules::Rules;
 use crate::veth::service::Job;
 use crate::veth::source::{Sample, Source};
-use crate::veth::subject::{Subject, Task, Turns, measure};
+use crate::veth::subject::{Pace, Subject, Task, measure};
 use crate::veth::worker::Work;
 
 const BENCH: &str = "services";
@@ -44,6 +42,7 @@ const ESTABLISHED: u64 = 100_000;
 /// Room in xskiff's table: what a round of new flows begins.
 const FLOWS: usize = 4 << 20;
 const QUICK_FLOWS: usize = 1 << 16;
+const QUICK_ESTABLISHED: u64 = 1 << 14;
 /// Services of a quick run.
 const QUICK: [u32; 2] = [10, 100];
 /// Services at most: as many addresses as the range has that flows go to.
@@ -69,12 +68,8 @@ pub struct Options {
     /// Rounds, in each of which every subject is measured once; the median counts.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Length of each of the three offers of a measurement, in milliseconds.
-    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(5..=10_000))]
-    millis: u64,
-    /// Times a measurement is tried while other processes take more than 5 % of a core.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    tries: u32,
+    #[command(flatten)]
+    pace: Pace,
     /// A short run with few services: to see that it works, not to measure.
     #[arg(long)]
     quick: bool,
@@ -175,19 +170,12 @@ fn at(
     });
     let mut subjects = subjects.collect::<Result<Vec<Subject>>>()?;
     let mut source = Source::new("spare")?;
-    let turns = match options.quick {
-        true => Turns::QUICK,
-        false => Turns {
-            rounds: options.rounds,
-            run: Duration::from_millis(options.millis),
-            tries: options.tries,
-        },
-    };
+    let turns = options.pace.turns(options.rounds, options.quick);
     let mut all = Vec::new();
     for case in cases {
         report.progress(&format!("{services} services: {}", case.name));
         // A quick run's table has no room for more.
-        let flows = case.flows.map(|flows| flows.min(FLOWS as u64).min(flows_of(options)));
+        let flows = case.flows.map(|all| if options.quick { QUICK_ESTABLISHED } else { all });
         measure(flows, turns, &mut source, &mut subjects).context(case.name)?;
         for subject in &subjects {
             let kpps: Vec<f64> = subject.samples.iter().map(|Sample { kpps, .. }| *kpps).collect();
@@ -198,10 +186,6 @@ fn at(
         }
     }
     Ok(all)
-}
-
-fn flows_of(options: &Options) -> u64 {
-    if options.quick { QUICK_FLOWS as u64 / 4 } else { ESTABLISHED }
 }
 
 /// What people compare: with each peer at the same number, and with the fewest services.

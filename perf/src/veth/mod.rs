@@ -28,8 +28,6 @@ pub mod source;
 pub mod subject;
 pub mod worker;
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use clap::Args;
 use pinning::CpuId;
@@ -43,7 +41,7 @@ use network::Network;
 use rules::Rules;
 use service::Job;
 use source::{Sample, Source};
-use subject::{Subject, Task, Turns};
+use subject::{Pace, Subject, Task};
 use worker::Work;
 
 const BENCH: &str = "veth";
@@ -65,12 +63,8 @@ pub struct Options {
     /// Rounds, in each of which every subject is measured once; the median counts.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Length of each of the three offers of a measurement, in milliseconds.
-    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(5..=10_000))]
-    millis: u64,
-    /// Times a measurement is tried while other processes take more than 5 % of a core.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    tries: u32,
+    #[command(flatten)]
+    pace: Pace,
     /// CPU of the node; the last one when not given.
     #[arg(long)]
     core: Option<u16>,
@@ -187,14 +181,7 @@ fn measure(
     report: &mut Report,
 ) -> Result<()> {
     report.progress(&format!("case {}", case.name));
-    let turns = match options.quick {
-        true => Turns::QUICK,
-        false => Turns {
-            rounds: options.rounds,
-            run: Duration::from_millis(options.millis),
-            tries: options.tries,
-        },
-    };
+    let turns = options.pace.turns(options.rounds, options.quick);
     subject::measure(case.flows, turns, source, subjects)?;
     for subject in &*subjects {
         let of = |value: fn(&Sample) -> f64| subject.samples.iter().map(value).collect::<Vec<_>>();

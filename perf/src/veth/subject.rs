@@ -4,6 +4,7 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::Args;
 use pinning::CpuId;
 use xdp_redirect::live_frames::Expected;
 
@@ -50,9 +51,25 @@ pub struct Turns {
     pub tries: u32,
 }
 
-impl Turns {
-    /// To see that it works.
-    pub const QUICK: Self = Self { rounds: 2, run: Duration::from_millis(10), tries: 1 };
+/// Options of how long and how carefully.
+#[derive(Debug, Args)]
+pub struct Pace {
+    /// Length of each of the three offers of a measurement, in milliseconds.
+    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(5..=10_000))]
+    millis: u64,
+    /// Times a measurement is tried while other processes take more than 5 % of a core.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    tries: u32,
+}
+
+impl Pace {
+    /// So many rounds of it, or a `quick` run: to see that it works, not to measure.
+    pub fn turns(&self, rounds: u32, quick: bool) -> Turns {
+        match quick {
+            true => Turns { rounds: 2, run: Duration::from_millis(10), tries: 1 },
+            false => Turns { rounds, run: Duration::from_millis(self.millis), tries: self.tries },
+        }
+    }
 }
 
 impl Subject {
