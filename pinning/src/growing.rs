@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::machine_memory::MachineMemory;
 use crate::memory::{HUGE_PAGE_BYTES, MemoryError, reserve};
-use crate::memory_file::FileError;
+use crate::memory_file::{FileError, set_lock};
 
 /// The part of the machine's memory that taking more leaves alone: a process that takes the last of
 /// it is killed, or another one is.
@@ -141,6 +141,14 @@ impl Growing {
         match &self.backing {
             Backing::File(file, _) => file.metadata().map_or(0, |of| of.blocks() * 512),
             Backing::Own(taken) => taken.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Lets others have the file, whose mapping is gone.
+    pub(crate) fn unlock(&self) {
+        if let Backing::File(file, _) = &self.backing {
+            // What cannot be unlocked is when its last descriptor is closed.
+            let _ = set_lock(file, libc::F_UNLCK);
         }
     }
 

@@ -349,11 +349,12 @@ impl MemoryFile {
 
 impl Drop for MemoryFile {
     fn drop(&mut self) {
-        if self.held.is_none() {
-            return;
-        }
+        let Some(held) = &self.held else { return };
         // SAFETY: a mapping of this length made here, to which no reference is left.
         let _ = unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+        // By name: a process that another thread starts has a copy of the descriptor until it
+        // executes its program, and closing ours alone would leave the file in use until then.
+        held.growing.unlock();
     }
 }
 
@@ -364,19 +365,21 @@ fn no_room(path: &Path, bytes: usize) -> impl FnOnce(io::Error) -> FileError {
 
 /// Takes the lock of a file for its open description, which dies with the process.
 fn lock(file: &File, path: &Path) -> Result<(), FileError> {
-    // SAFETY: zero is a valid value of every field: from its start (SEEK_SET 0) to its end.
-    let mut whole: libc::flock = unsafe { std::mem::zeroed() };
-    whole.l_type = libc::F_WRLCK as libc::c_short;
-    // SAFETY: an open descriptor and a request that lives through the call.
-    let status = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &whole) };
-    if status == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    Err(match error.raw_os_error() {
+    set_lock(file, libc::F_WRLCK).map_err(|error| match error.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => FileError::InUse { path: path.display().to_string() },
         _ => failed(path, "lock it")(error),
     })
+}
+
+/// Gives it (`F_WRLCK`) to the open description of a file, or takes it away (`F_UNLCK`), whoever else
+/// has descriptors of that.
+pub(crate) fn set_lock(file: &File, kind: libc::c_int) -> io::Result<()> {
+    // SAFETY: zero is a valid value of every field: from its start (SEEK_SET 0) to its end.
+    let mut whole: libc::flock = unsafe { std::mem::zeroed() };
+    whole.l_type = kind as libc::c_short;
+    // SAFETY: an open descriptor and a request that lives through the call.
+    let status = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &whole) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A name that goes with a failure.

@@ -1,4 +1,5 @@
 use std::fs::Permissions;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
@@ -98,6 +99,34 @@ fn a_file_that_somebody_holds_is_in_use_until_that_ends() {
         MemoryFile::create(&path, 4096, slice::from_ref(&(0..4096))).expect_err("another makes it");
     assert!(matches!(error, FileError::InUse { .. }), "{error}");
     drop(making);
+}
+
+/// As a process has it that another thread starts, until it executes its program.
+#[test]
+fn a_copy_of_the_descriptor_holds_nothing_once_its_owner_is_gone() {
+    let directory = directory_or_skip!();
+    let path = directory.path().join("table");
+    let held = create(&path, 4096, 1);
+    let copies = descriptors_of(&path);
+    assert_eq!(copies.len(), 1);
+    drop(held);
+    assert!(MemoryFile::open(&path).expect("no error").is_some());
+    drop(copies);
+}
+
+/// Copies of this process's descriptors of a file.
+fn descriptors_of(path: &Path) -> Vec<OwnedFd> {
+    let entries = std::fs::read_dir("/proc/self/fd").expect("a directory");
+    entries
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|link| std::fs::read_link(link).is_ok_and(|of| of == path))
+        .map(|link| {
+            let number = link.file_name().expect("a name").to_str().expect("UTF-8");
+            // SAFETY: a descriptor of this process, whose owner lives in the caller.
+            let own = unsafe { BorrowedFd::borrow_raw(number.parse().expect("a number")) };
+            own.try_clone_to_owned().expect("a copy")
+        })
+        .collect()
 }
 
 /// A real process, killed: the lock goes with it.
