@@ -80,10 +80,12 @@ fn size(backends: usize) -> usize {
     SIZES.into_iter().find(|size| *size >= wanted).unwrap_or(SIZES[SIZES.len() - 1])
 }
 
-/// A backend's own order of the slots.
+/// A backend's own order of the slots. Every other one of it is a walk of its own, in twice the
+/// stride, so that a step need not wait for the one before.
 struct Walk {
     next: usize,
-    stride: usize,
+    after_next: usize,
+    stride_of_two: usize,
     slots: usize,
 }
 
@@ -95,7 +97,9 @@ impl Walk {
             // Multiply-shift, since `bound` is no power of two; below 2^17, so the cast is exact.
             ((u128::from(value) * bound as u128) >> 64) as usize
         };
-        Self { next: within(offset, slots), stride: 1 + within(stride, slots - 1), slots }
+        let (next, stride) = (within(offset, slots), 1 + within(stride, slots - 1));
+        let (after_next, stride_of_two) = (step(next, stride, slots), step(stride, stride, slots));
+        Self { next, after_next, stride_of_two, slots }
     }
 
     /// Takes the next slot that is free. There is one: the caller stops when there is none, and a
@@ -103,14 +107,19 @@ impl Walk {
     fn next_free(&mut self, table: &[u16]) -> usize {
         loop {
             let slot = self.next;
-            // Both are less than `slots`: a division costs more than all the rest.
-            let next = slot + self.stride;
-            self.next = if next < self.slots { next } else { next - self.slots };
+            self.next = self.after_next;
+            self.after_next = step(slot, self.stride_of_two, self.slots);
             if table[slot] == EMPTY {
                 return slot;
             }
         }
     }
+}
+
+/// The slot that lies `stride` behind this one, both less than `slots`: a division costs more than all
+/// the rest.
+fn step(slot: usize, stride: usize, slots: usize) -> usize {
+    slot.checked_sub(slots - stride).unwrap_or(slot + stride)
 }
 
 /// A 64-bit hash of the backend's address and L4 port under `key`: SplitMix64's finaliser (Steele,
