@@ -39,7 +39,7 @@ pub struct ClusterState {
     /// By name.
     pub nodes: BTreeMap<String, Node>,
     /// By namespace and name.
-    pub pods: BTreeMap<ObjectName, Pod>,
+    pub pods: BTreeMap<ObjectName, Box<Pod>>,
     /// By namespace and name.
     pub services: BTreeMap<ObjectName, Service>,
     /// By namespace and name.
@@ -119,6 +119,12 @@ pub enum Conflict {
 }
 
 impl ClusterState {
+    /// The pod of this name.
+    #[must_use]
+    pub fn pod(&self, name: &ObjectName) -> Option<&Pod> {
+        self.pods.get(name).map(|pod| &**pod)
+    }
+
     /// Adds or replaces an object; returns what stood under its kind and name.
     pub fn insert(&mut self, object: Object) -> Option<Object> {
         match object {
@@ -130,13 +136,15 @@ impl ClusterState {
             }
             Object::Pod(object) => self.pods.insert(object.name.clone(), object).map(Object::Pod),
             Object::Service(object) => {
-                self.services.insert(object.name.clone(), object).map(Object::Service)
+                let before = self.services.insert(object.name.clone(), *object);
+                before.map(Object::from)
             }
             Object::EndpointSlice(object) => {
                 self.endpoint_slices.insert(object.name.clone(), object).map(Object::EndpointSlice)
             }
             Object::NetworkPolicy(object) => {
-                self.network_policies.insert(object.name.clone(), object).map(Object::NetworkPolicy)
+                let before = self.network_policies.insert(object.name.clone(), *object);
+                before.map(Object::from)
             }
         }
     }
@@ -148,9 +156,9 @@ impl ClusterState {
             Kind::Namespace => self.namespaces.remove(&*name.name).map(Object::Namespace),
             Kind::Node => self.nodes.remove(&*name.name).map(Object::Node),
             Kind::Pod => self.pods.remove(name).map(Object::Pod),
-            Kind::Service => self.services.remove(name).map(Object::Service),
+            Kind::Service => self.services.remove(name).map(Object::from),
             Kind::EndpointSlice => self.endpoint_slices.remove(name).map(Object::EndpointSlice),
-            Kind::NetworkPolicy => self.network_policies.remove(name).map(Object::NetworkPolicy),
+            Kind::NetworkPolicy => self.network_policies.remove(name).map(Object::from),
         }
     }
 
@@ -179,7 +187,7 @@ impl ClusterState {
         );
         differ((&old.nodes, &new.nodes), Object::Node, in_cluster(Kind::Node), out);
         differ((&old.pods, &new.pods), Object::Pod, in_namespace(Kind::Pod), out);
-        differ((&old.services, &new.services), Object::Service, in_namespace(Kind::Service), out);
+        differ((&old.services, &new.services), Object::from, in_namespace(Kind::Service), out);
         differ(
             (&old.endpoint_slices, &new.endpoint_slices),
             Object::EndpointSlice,
@@ -188,7 +196,7 @@ impl ClusterState {
         );
         differ(
             (&old.network_policies, &new.network_policies),
-            Object::NetworkPolicy,
+            Object::from,
             in_namespace(Kind::NetworkPolicy),
             out,
         );
@@ -229,7 +237,7 @@ impl ClusterState {
             .collect();
         let mut owners: BTreeMap<IpAddr, &ObjectName> = BTreeMap::new();
         let live = |pod: &&Pod| !pod.host_network && !pod.is_completed() && !pod.terminating;
-        for pod in self.pods.values().filter(live) {
+        for pod in self.pods.values().map(|pod| &**pod).filter(live) {
             for address in &pod.addresses {
                 if let Some(node) = nodes.get(address) {
                     conflicts.push(Conflict::NodeAddress {

@@ -80,9 +80,9 @@ fn shop() -> Compiled {
     let mut compiled = Compiled::default();
     let pods = [pod("web", "web", 1), pod("client", "client", 2), pod("stranger", "other", 3)];
     let objects = pods
-        .map(Object::Pod)
+        .map(Object::from)
         .into_iter()
-        .chain([namespace("shop", "a"), Object::NetworkPolicy(admits("web", "web", "client"))]);
+        .chain([namespace("shop", "a"), Object::from(admits("web", "web", "client"))]);
     set(&mut compiled, objects);
     compiled
 }
@@ -113,12 +113,12 @@ fn jobs_with_labels_of_their_own_make_no_identity_and_touch_nothing_but_their_ad
     for number in 0..1000 {
         let mut job = pod(&format!("job-{number}"), "job", 1000 + number);
         job.labels.insert("run", format!("r{number}"));
-        set(&mut compiled, [Object::Pod(job.clone())]);
+        set(&mut compiled, [Object::from(job.clone())]);
         assert_eq!(compiled.affected, affected(&[1000 + number]));
         // A Job that has ended has no address any more.
         if number % 2 == 0 {
             job.phase = PodPhase::Succeeded;
-            set(&mut compiled, [Object::Pod(job)]);
+            set(&mut compiled, [Object::from(job)]);
             assert_eq!(compiled.identities.lookup(ip(1000 + number)), Identity::WORLD);
         }
     }
@@ -132,16 +132,16 @@ fn pod_event_in_a_large_cluster_copies_one_shard_of_the_addresses() {
     let mut compiled = shop();
     set(
         &mut compiled,
-        (0..20_000).map(|number| Object::Pod(pod(&format!("p{number}"), "other", 100 + number))),
+        (0..20_000).map(|number| Object::from(pod(&format!("p{number}"), "other", 100 + number))),
     );
     let (identities, services) = (Arc::clone(&compiled.identities), Arc::clone(&compiled.services));
-    set(&mut compiled, [Object::Pod(pod("p7", "client", 107))]);
+    set(&mut compiled, [Object::from(pod("p7", "client", 107))]);
     assert_eq!(compiled.identities.exact.shards_of_its_own(&identities.exact), 1);
     assert!(Arc::ptr_eq(&compiled.services, &services));
     assert!(admitted(&compiled, 107, 1) && !admitted(&compiled, 108, 1));
     // The same again is no change.
     let identities = Arc::clone(&compiled.identities);
-    set(&mut compiled, [Object::Pod(pod("p7", "client", 107))]);
+    set(&mut compiled, [Object::from(pod("p7", "client", 107))]);
     assert!(Arc::ptr_eq(&compiled.identities, &identities));
     assert_eq!(compiled.affected, Affected::Nothing);
 }
@@ -153,7 +153,7 @@ fn address_that_another_pod_gets_is_the_other_pods_at_once() {
     // While the client ends, its address is a stranger's already.
     let mut leaving = pod("client", "client", 2);
     leaving.terminating = true;
-    set(&mut compiled, [Object::Pod(leaving), Object::Pod(pod("heir", "other", 2))]);
+    set(&mut compiled, [Object::from(leaving), Object::from(pod("heir", "other", 2))]);
     assert!(!admitted(&compiled, 2, 1));
     assert_eq!(compiled.affected, affected(&[2]));
     // It is gone, and that changes nothing for the heir.
@@ -170,7 +170,7 @@ fn pod_without_address_or_on_its_nodes_network_is_nobody_of_its_own() {
     pending.addresses = Box::default();
     let mut agent = pod("agent", "client", 50);
     agent.host_network = true;
-    set(&mut compiled, [Object::Pod(pending.clone()), Object::Pod(agent)]);
+    set(&mut compiled, [Object::from(pending.clone()), Object::from(agent)]);
     assert_eq!(
         (compiled.affected.clone(), compiled.identities.exact.len()),
         (Affected::Nothing, count)
@@ -178,7 +178,7 @@ fn pod_without_address_or_on_its_nodes_network_is_nobody_of_its_own() {
     assert!(!admitted(&compiled, 50, 1));
     // Of several addresses each is the pod's.
     pending.addresses = [ip(60), ip(61)].into();
-    set(&mut compiled, [Object::Pod(pending)]);
+    set(&mut compiled, [Object::from(pending)]);
     assert!(admitted(&compiled, 60, 1) && admitted(&compiled, 61, 1));
     assert_eq!(compiled.affected, affected(&[60, 61]));
 }
@@ -195,7 +195,7 @@ fn labels_of_a_namespace_that_change_touch_its_pods_alone() {
     };
     let mut policy = admits("guests", "web", "nobody");
     policy.ingress = Some(vec![PolicyRule { peers: vec![peer], ports: Vec::new() }]);
-    let objects = [Object::Pod(elsewhere), namespace("guests", "a"), Object::NetworkPolicy(policy)];
+    let objects = [Object::from(elsewhere), namespace("guests", "a"), Object::from(policy)];
     set(&mut compiled, objects);
     assert!(!admitted(&compiled, 70, 1));
     set(&mut compiled, [namespace("guests", "b")]);
@@ -212,13 +212,13 @@ fn new_selector_splits_an_identity_without_a_moment_of_wrong_verdicts() {
         &mut compiled,
         (0..50).map(|number| {
             let label = if number % 2 == 0 { "vip" } else { "other" };
-            Object::Pod(pod(&format!("p{number}"), label, 100 + number))
+            Object::from(pod(&format!("p{number}"), label, 100 + number))
         }),
     );
     let shared = compiled.identities.lookup(ip(100));
     assert_eq!(compiled.identities.lookup(ip(101)), shared);
     let before = (Arc::clone(&compiled.identities), Arc::clone(&compiled.policy));
-    compiled.take(Change::Set(Object::NetworkPolicy(admits("vip", "web", "vip"))));
+    compiled.take(Change::Set(Object::from(admits("vip", "web", "vip"))));
     // What is published stays whole until both can change at once.
     assert!(Arc::ptr_eq(&compiled.identities, &before.0));
     assert!(Arc::ptr_eq(&compiled.policy, &before.1));
@@ -237,7 +237,7 @@ fn new_selector_splits_an_identity_without_a_moment_of_wrong_verdicts() {
     let split = compiled.identities.lookup(ip(100));
     goes(&mut compiled, Kind::NetworkPolicy, "vip");
     assert_eq!(compiled.identities.lookup(ip(100)), shared);
-    set(&mut compiled, [Object::NetworkPolicy(admits("other", "web", "other"))]);
+    set(&mut compiled, [Object::from(admits("other", "web", "other"))]);
     assert!((100..150).all(|number| compiled.identities.lookup(ip(number)) != split));
 }
 
@@ -246,11 +246,11 @@ fn pod_far_away_that_nobody_admits_judges_no_flow_again_but_its_own() {
     let mut compiled = shop();
     let mut stranger = pod("far", "far", 90);
     stranger.node = Some("two".into());
-    set(&mut compiled, [Object::Pod(stranger.clone())]);
+    set(&mut compiled, [Object::from(stranger.clone())]);
     assert_eq!(compiled.affected, affected(&[90]));
     // It becomes somebody whom a local pod admits: a new row, and no flow of others is concerned.
     stranger.labels = Labels::from([("app", "client")]);
-    set(&mut compiled, [Object::Pod(stranger)]);
+    set(&mut compiled, [Object::from(stranger)]);
     assert_eq!(compiled.affected, affected(&[90]));
     assert!(admitted(&compiled, 90, 1));
 }

@@ -321,7 +321,7 @@ fn what_cannot_be_is_told_by_object_once_and_the_rest_goes_on() {
     let name = ObjectName::new("shop", "web");
     let service = all.state().services[&name].clone();
     let changed = control::model::Service { external_ips: vec![ip("198.51.100.1")], ..service };
-    all.take(Change::Set(control::model::Object::Service(changed)));
+    all.take(Change::Set(control::model::Object::from(changed)));
     all.compile(&node());
     assert!(all.take_fresh_warnings().0.is_empty());
 }

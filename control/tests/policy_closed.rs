@@ -31,7 +31,7 @@ fn a_policy_that_is_understood_is_read_alike_on_both_ways() {
         panic!("another kind");
     };
     let Closed { policy, unknown, invalid } = closed(spec);
-    assert_eq!((policy, unknown, invalid), (strict, vec![], vec![]));
+    assert_eq!((policy, unknown, invalid), (*strict, vec![], vec![]));
 }
 
 #[test]

@@ -75,10 +75,10 @@ fn decode_from(kind: Kind, mut from: Reader<'_>) -> Result<Object, Damaged> {
     let object = match kind {
         Kind::Namespace => Object::Namespace(Compact::take(from)?),
         Kind::Node => Object::Node(Compact::take(from)?),
-        Kind::Pod => Object::Pod(Compact::take(from)?),
-        Kind::Service => Object::Service(Compact::take(from)?),
+        Kind::Pod => Object::Pod(Box::new(Compact::take(from)?)),
+        Kind::Service => Object::Service(Box::new(Compact::take(from)?)),
         Kind::EndpointSlice => Object::EndpointSlice(Compact::take(from)?),
-        Kind::NetworkPolicy => Object::NetworkPolicy(Compact::take(from)?),
+        Kind::NetworkPolicy => Object::NetworkPolicy(Box::new(Compact::take(from)?)),
     };
     if from.rest.is_empty() { Ok(object) } else { Err(Damaged) }
 }

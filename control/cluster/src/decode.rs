@@ -100,7 +100,7 @@ fn policy(text: &RawValue, refused: impl Fn(String) -> Decoded) -> Decoded {
         Ok(closed) => closed,
         Err(error) => return refused(error.to_string()),
     };
-    let object = Object::NetworkPolicy(closed.policy);
+    let object = Object::from(closed.policy);
     match (closed.invalid.as_slice(), closed.unknown.as_slice()) {
         ([], []) => Decoded::Good(object),
         ([], unknown) => Decoded::Closed {

@@ -61,7 +61,7 @@ impl Holder {
         match self {
             Self::Host => Owner::Host,
             Self::RemoteNode => Owner::RemoteNode,
-            Self::Pod(name) => Owner::Pod(name, state.pods.get(name)),
+            Self::Pod(name) => Owner::Pod(name, state.pod(name)),
             Self::World => Owner::World,
         }
     }
@@ -80,10 +80,10 @@ pub(super) fn owner<'a>(moment: &Moment<'a>, address: IpAddr) -> Owner<'a> {
         return if holder.name == node.name { Owner::Host } else { Owner::RemoteNode };
     }
     if let Some((name, _)) = node.endpoints.iter().find(|(_, own)| own.contains(&address)) {
-        return Owner::Pod(name, state.pods.get(name));
+        return Owner::Pod(name, state.pod(name));
     }
     let claims = |pod: &&Pod| claims(pod) && pod.addresses.contains(&address);
-    let all = || state.pods.values().filter(claims);
+    let all = || state.pods.values().map(|pod| &**pod).filter(claims);
     match all().find(|pod| !pod.terminating).or_else(|| all().next()) {
         Some(pod) => Owner::Pod(&pod.name, Some(pod)),
         None => Owner::World,

@@ -5,14 +5,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Compiled;
+use super::{Compiled, joined};
 use crate::model::{EndpointSlice, Kind, Object, ObjectName, Pod, Service};
 use crate::store::{Change, ClusterState};
+
+/// From this many pods on they are put into their map by a second thread.
+const PODS_APART: usize = 10_000;
 
 /// Objects that are taken over and not yet in the state.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Coming {
-    pods: Vec<(ObjectName, Pod)>,
+    pods: Vec<(ObjectName, Box<Pod>)>,
     services: Vec<(ObjectName, Service)>,
     endpoint_slices: Vec<(ObjectName, EndpointSlice)>,
 }
@@ -49,7 +52,7 @@ impl Compiled {
             Change::Set(Object::Service(service))
                 if is_next(&service.name, &waiting.services, &present.services) =>
             {
-                self.coming.services.push((service.name.clone(), service));
+                self.coming.services.push((service.name.clone(), *service));
                 None
             }
             Change::Set(Object::EndpointSlice(slice))
@@ -94,7 +97,24 @@ impl Compiled {
 
     /// The cluster as the changes taken so far make it, compiled or not.
     pub fn whole_state(&mut self) -> &ClusterState {
-        Kind::ALL.into_iter().for_each(|kind| self.file(kind));
+        let mut pods = Vec::new();
+        if self.coming.pods.len() >= PODS_APART {
+            pods = std::mem::take(&mut self.coming.pods);
+        }
+        let others = |own: &mut Self| Kind::ALL.into_iter().for_each(|kind| own.file(kind));
+        if pods.is_empty() {
+            others(self);
+            return &self.state;
+        }
+        let mut collect = || std::mem::take(&mut pods).into_iter().collect();
+        let filed: Option<BTreeMap<_, _>> = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("xskiff-pods".into());
+            let filing = thread.spawn_scoped(scope, &mut collect).ok();
+            others(self);
+            filing.map(joined)
+        });
+        // Without a thread, now.
+        Arc::make_mut(&mut self.state).pods = filed.unwrap_or_else(collect);
         &self.state
     }
 }
@@ -121,7 +141,7 @@ mod tests {
     }
 
     fn pod(number: u8, at: u8) -> Object {
-        Object::Pod(Pod {
+        Object::from(Pod {
             name: name(number),
             uid: Uid::Absent,
             labels: Default::default(),

@@ -92,7 +92,7 @@ impl Compiled {
             }
             Kind::Service => {
                 let is_same = match (&before, self.state.services.get(name)) {
-                    (Some(Object::Service(before)), Some(after)) => before == after,
+                    (Some(Object::Service(before)), Some(after)) => **before == *after,
                     (before, after) => before.is_none() && after.is_none(),
                 };
                 if !is_same {
@@ -102,14 +102,14 @@ impl Compiled {
             Kind::EndpointSlice => self.note_slice(name, before),
             Kind::NetworkPolicy => {
                 let after = self.state.network_policies.get(name);
-                if before != after.cloned().map(Object::NetworkPolicy) {
+                if before != after.cloned().map(Object::from) {
                     self.dirt.policies.insert(name.clone());
                 }
             }
         }
     }
 
-    fn take_pod(&mut self, mut pod: Pod) {
+    fn take_pod(&mut self, mut pod: Box<Pod>) {
         self.file(Kind::Pod);
         self.share_names_of(&mut pod);
         let mut is_new = true;
@@ -154,6 +154,7 @@ impl Compiled {
             }
         }
     }
+
     fn note_pod_gone(&mut self, pod: &Pod) {
         Arc::make_mut(&mut self.claims).remove_pod(pod);
         self.dirt.note_claims_of(pod);
@@ -306,7 +307,8 @@ impl Compiled {
             ..view.clone()
         };
         if endpoints_apart(&before) != endpoints_apart(node) {
-            self.dirt.services.extend(self.state.services.keys().cloned());
+            // As a set, which is merged: to look each one up takes as long as all else here.
+            self.dirt.services.append(&mut self.state.services.keys().cloned().collect());
             self.dirt.host_ports.extend(self.with_host_ports.iter().cloned());
         } else if before.endpoints != node.endpoints {
             self.dirt.services.extend(self.balanced.without_node().iter().cloned());
@@ -418,15 +420,16 @@ impl Compiled {
 
     fn pods_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
         let first = ObjectName::new(Arc::clone(namespace), "");
-        let pods = self.state.pods.range(first..).map(|(_, pod)| pod);
+        let pods = self.state.pods.range(first..).map(|(_, pod)| &**pod);
         let namespace = Arc::clone(namespace);
         pods.take_while(move |pod| pod.name.namespace == namespace)
     }
 }
 
 fn put_in_order(addresses: &mut Vec<IpAddr>) {
-    // Their own order, by numbers: it compares octets one by one.
-    addresses.sort_unstable_by_key(|address| match address {
+    // Their own order, by numbers: it compares octets one by one. Stable, since that takes the parts
+    // that are in order as they are, and most were put in order before.
+    addresses.sort_by_key(|address| match address {
         IpAddr::V4(v4) => (false, u128::from(v4.to_bits())),
         IpAddr::V6(v6) => (true, v6.to_bits()),
     });

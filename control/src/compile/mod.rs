@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::panic::resume_unwind;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, mpsc};
 use std::thread::ScopedJoinHandle;
 
 use dataplane::identity::{Holder, Identity, IdentityTable};
@@ -54,8 +54,9 @@ mod weights;
 use claims::{Claims, NodeAddresses};
 use coming::Coming;
 use dirt::Dirt;
+use drafts::Draft;
 use identities::{Identities, Kind, Turn};
-use naming::{Named, Names, Who};
+use naming::{Names, Who};
 use policies::Policies;
 use selectors::Selectors;
 use services::{Owner, Services};
@@ -71,6 +72,10 @@ pub use warnings::{Warning, Warnings};
 
 /// From this many services on they are compiled in a second thread: most of it is Maglev's tables.
 const SERVICES_APART: usize = 1000;
+
+/// Of so many services beside identities the thread of these drafts one first: then both end at about
+/// the same time in a large cluster, which has seven pods to a service.
+const SERVICES_TO_ONE_HERE: usize = 6;
 
 /// What the node itself contributes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -304,7 +309,7 @@ impl Compiled {
         let addresses = std::mem::take(&mut dirt.addresses);
         let addresses = self.addresses_to_name(addresses, &dirt.namespaces, &uses);
         let names = self.names_of(&addresses);
-        self.put_names(names, turn);
+        self.put_names(&addresses, names, turn);
         self.known.release(turn);
         ended(Stage::Identities);
         let unknown_pods = (self.node.unknown_pods, dirt.unknown_pods);
@@ -320,29 +325,44 @@ impl Compiled {
             let of = (&*self.state, &self.node, self.weights, &*self.claims);
             return self.balanced.follow(owners, of);
         }
-        let mut balanced = std::mem::take(&mut self.balanced);
+        let balanced = RwLock::new(std::mem::take(&mut self.balanced));
         let (state, claims) = (Arc::clone(&self.state), Arc::clone(&self.claims));
         let (node, weights) = (self.node.clone(), self.weights);
-        let mut follow = || balanced.follow(owners, (&state, &node, weights, &claims));
+        let of = (&*state, &node, weights, &*claims);
+        let (here, apart) = owners.split_at(owners.len() / SERVICES_TO_ONE_HERE);
+        let draft = |owners: &[Owner]| read(&balanced).draft(owners, of);
+        let (sender, drafted_here) = mpsc::sync_channel::<Vec<Draft>>(1);
+        let (draft, node, put_into) = (&draft, &node, &balanced);
+        let mut follow = move || {
+            let drafted_apart = draft(apart);
+            // There are none only where their thread panicked, and this one's work goes with it.
+            let drafts = drafted_here.recv().unwrap_or_default().into_iter().chain(drafted_apart);
+            put_into.write().unwrap_or_else(PoisonError::into_inner).put(drafts, node)
+        };
         let told = std::thread::scope(|scope| {
+            // A panic here drops it, so that nobody waits for ever.
+            let sender = sender;
             let thread = std::thread::Builder::new().name("xskiff-services".into());
             let following = thread.spawn_scoped(scope, &mut follow).ok();
+            // There is room for it.
+            let _ = sender.send(draft(here));
             rest(self);
             following.map(joined)
         });
         // Without a thread, now.
         let told = told.unwrap_or_else(follow);
-        self.balanced = balanced;
+        self.balanced = balanced.into_inner().unwrap_or_else(PoisonError::into_inner);
         told
     }
 
-    fn put_names(&mut self, names: Names, turn: &mut Turn) {
+    fn put_names(&mut self, addresses: &[IpAddr], mut names: Names, turn: &mut Turn) {
         let mut numbers: Vec<Option<Identity>> = vec![None; names.keys.len()];
         if !self.state.pods.is_empty() {
             self.known.expect_pods();
         }
-        self.known.expect(names.addresses.iter().map(|named| named.address));
-        for Named { address, who, told } in names.addresses {
+        self.known.expect(addresses.iter().copied());
+        for (place, (address, who)) in addresses.iter().copied().zip(names.who).enumerate() {
+            let told = names.told.remove(&place).unwrap_or_default();
             self.warnings.set(Source::Address(address), told);
             let who = who.map(|Who { key, is_local, pod }| {
                 let number = match numbers[key] {
@@ -411,6 +431,10 @@ impl Compiled {
             self.warnings.set(Source::Endpoint(name.clone()), told);
         }
     }
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a thread gave; its panic is the caller's.

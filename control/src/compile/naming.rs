@@ -2,7 +2,7 @@
 //!
 //! Pods that differ in nothing that policy can see are matched once, however many they are.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -19,15 +19,6 @@ use crate::model::{NamedPort, ObjectName, Pod, Uid};
 /// Of fewer addresses than one for this many pods, each one's pod is looked for by its name.
 const PODS_PER_ADDRESS: usize = 8;
 
-/// An address as things stand.
-pub(super) struct Named {
-    pub(super) address: IpAddr,
-    /// `None`: nobody has the address.
-    pub(super) who: Option<Who>,
-    /// What those are warned about who claim it in vain.
-    pub(super) told: BTreeSet<Warning>,
-}
-
 /// Who has an address.
 #[derive(Clone, Copy)]
 pub(super) struct Who {
@@ -39,10 +30,12 @@ pub(super) struct Who {
     pub(super) pod: PodTag,
 }
 
-/// Who addresses are.
-#[derive(Default)]
+/// Who addresses are: of a large cluster hundreds of thousands.
 pub(super) struct Names {
-    pub(super) addresses: Vec<Named>,
+    /// In the order of the addresses; `None`: nobody has it.
+    pub(super) who: Vec<Option<Who>>,
+    /// What those are warned about who claim an address in vain, by its place.
+    pub(super) told: BTreeMap<usize, BTreeSet<Warning>>,
     pub(super) keys: Vec<Key>,
 }
 
@@ -85,7 +78,7 @@ impl Compiled {
     pub(super) fn names_of(&self, addresses: &[IpAddr]) -> Names {
         let mut keys = Keys::default();
         let claimants = self.claimants_of(addresses, &mut keys);
-        let mut named = Vec::with_capacity(addresses.len());
+        let (mut all, mut all_told) = (Vec::with_capacity(addresses.len()), BTreeMap::new());
         for (place, address) in addresses.iter().copied().enumerate() {
             let mut told = BTreeSet::new();
             let claimant = claimants.get(place).copied().flatten();
@@ -102,14 +95,23 @@ impl Compiled {
                 let key = keys.push(Key::plain(kind, self.selectors.of_address(address)));
                 Some(Who { key, is_local: false, pod: PodTag::Unknown })
             } else {
-                holder.map(|name| match claimant.filter(|claimant| claimant.pod == name) {
+                // By its place in memory at first: who claims it alone has it.
+                let has_it = |claimant: &Claimant<'_>| {
+                    holder.is_some_and(|name| {
+                        std::ptr::eq(claimant.pod, name) || claimant.pod == name
+                    })
+                };
+                holder.map(|name| match claimant.filter(has_it) {
                     Some(claimant) => claimant.who,
                     None => self.name_pod(name, address, &mut keys),
                 })
             };
-            named.push(Named { address, who, told });
+            all.push(who);
+            if !told.is_empty() {
+                all_told.insert(place, told);
+            }
         }
-        Names { addresses: named, keys: keys.all }
+        Names { who: all, told: all_told, keys: keys.all }
     }
 
     /// For each of `addresses` a pod that claims it; empty where few are asked for. In a large
@@ -142,7 +144,7 @@ impl Compiled {
     }
 
     fn name_pod<'a>(&'a self, name: &ObjectName, address: IpAddr, keys: &mut Keys<'a>) -> Who {
-        let pod = self.state.pods.get(name);
+        let pod = self.state.pod(name);
         let key = match pod {
             Some(pod) => self.key_of(pod, address, keys),
             None => {

@@ -25,6 +25,9 @@ use super::weights::Weights;
 use crate::model::{EndpointSlice, ObjectName};
 use crate::store::ClusterState;
 
+/// What services are drafted of: the cluster, this node, and what pods say.
+pub(super) type DraftedOf<'a> = (&'a ClusterState, &'a NodeView, Weights, &'a Claims);
+
 /// Whose frontends they are. Of several who want one the first has it: services come before pods.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Owner {
@@ -166,18 +169,20 @@ impl Services {
     }
 
     /// Compiles the services and host ports of these as they are now; gives what is told of them.
-    pub(super) fn follow(
-        &mut self,
-        owners: &[Owner],
-        (state, node, weights, claims): (&ClusterState, &NodeView, Weights, &Claims),
-    ) -> Told {
-        let drafting = Drafting { services: self, state, node, weights, claims };
-        let drafts = owners.iter().map(|owner| drafting.draft(owner)).collect();
-        self.put(drafts, node)
+    pub(super) fn follow(&mut self, owners: &[Owner], of: DraftedOf<'_>) -> Told {
+        let drafts = self.draft(owners, of);
+        self.put(drafts.into_iter(), of.1)
     }
 
-    /// Takes over the services as they were drafted.
-    fn put(&mut self, drafts: Vec<Draft>, node: &NodeView) -> Told {
+    /// Drafts them.
+    pub(super) fn draft(&self, owners: &[Owner], of: DraftedOf<'_>) -> Vec<Draft> {
+        let (state, node, weights, claims) = of;
+        let drafting = Drafting { services: self, state, node, weights, claims };
+        owners.iter().map(|owner| drafting.draft(owner)).collect()
+    }
+
+    /// Takes over the services as they were drafted; gives what is told of them.
+    pub(super) fn put(&mut self, drafts: impl Iterator<Item = Draft>, node: &NodeView) -> Told {
         let (mut all_told, mut touched) = (Told::new(), BTreeSet::new());
         for draft in drafts {
             let Draft { owner, ports, has_endpoint_without_node, has_hints, health_check, told } =

@@ -22,7 +22,7 @@ impl Weights {
             return WEIGHT_DEFAULT;
         }
         let holder = claims.holder(address, &mut BTreeSet::new());
-        let pod = holder.and_then(|name| state.pods.get(name));
+        let pod = holder.and_then(|name| state.pod(name));
         pod.map_or(WEIGHT_DEFAULT, weight_of)
     }
 }

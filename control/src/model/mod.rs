@@ -385,7 +385,8 @@ pub struct NetworkPolicy {
     pub mode: PolicyMode,
 }
 
-/// Any object that is read.
+/// Any object that is read. Those that are large or many lie apart: on their way from a server or a disk
+/// they are moved many times.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Object {
     /// A Namespace.
@@ -393,13 +394,31 @@ pub enum Object {
     /// A Node.
     Node(Node),
     /// A Pod.
-    Pod(Pod),
+    Pod(Box<Pod>),
     /// A Service.
-    Service(Service),
+    Service(Box<Service>),
     /// An EndpointSlice.
     EndpointSlice(EndpointSlice),
     /// A NetworkPolicy.
-    NetworkPolicy(NetworkPolicy),
+    NetworkPolicy(Box<NetworkPolicy>),
+}
+
+impl From<Pod> for Object {
+    fn from(object: Pod) -> Self {
+        Self::Pod(object.into())
+    }
+}
+
+impl From<Service> for Object {
+    fn from(object: Service) -> Self {
+        Self::Service(object.into())
+    }
+}
+
+impl From<NetworkPolicy> for Object {
+    fn from(object: NetworkPolicy) -> Self {
+        Self::NetworkPolicy(object.into())
+    }
 }
 
 /// The kinds that are read.

@@ -59,14 +59,15 @@ where
             read::<core::Namespace, _, _>(from, unknown, convert::namespace).map(Object::Namespace)
         }
         Kind::Node => read::<core::Node, _, _>(from, unknown, convert::node).map(Object::Node),
-        Kind::Pod => read::<core::Pod, _, _>(from, unknown, convert::pod).map(Object::Pod),
+        Kind::Pod => read::<core::Pod, _, _>(from, unknown, convert::pod).map(Object::from),
         Kind::Service => {
-            read::<core::Service, _, _>(from, unknown, convert::service).map(Object::Service)
+            read::<core::Service, _, _>(from, unknown, convert::service).map(Object::from)
         }
         Kind::EndpointSlice => read::<EndpointSlice, _, _>(from, unknown, convert::endpoint_slice)
             .map(Object::EndpointSlice),
-        Kind::NetworkPolicy => read::<NetworkPolicy, _, _>(from, unknown, convert::network_policy)
-            .map(Object::NetworkPolicy),
+        Kind::NetworkPolicy => {
+            read::<NetworkPolicy, _, _>(from, unknown, convert::network_policy).map(Object::from)
+        }
     }
 }
 

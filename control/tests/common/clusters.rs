@@ -189,7 +189,7 @@ pub fn cluster() -> impl Strategy<Value = Cluster> {
             };
             state.nodes.insert(name.into(), node);
         }
-        state.pods = pods.into_iter().map(|pod| (pod.name.clone(), pod)).collect();
+        state.pods = pods.into_iter().map(|pod| (pod.name.clone(), pod.into())).collect();
         state.network_policies =
             policies.into_iter().map(|policy| (policy.name.clone(), policy)).collect();
         let node = NodeView { name: "one".into(), addresses: [own].into(), ..NodeView::default() };

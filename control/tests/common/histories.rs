@@ -71,7 +71,7 @@ fn service() -> impl Strategy<Value = Change> {
             {
                 second.name = "other".into();
             }
-            Change::Set(Object::Service(Service {
+            Change::Set(Object::from(Service {
                 name,
                 cluster_ips,
                 headless: headless == 0,
@@ -142,11 +142,11 @@ fn event() -> impl Strategy<Value = Event> {
     let pod_name = pod().prop_map(|pod| pod.name);
     prop_oneof![
         4 => (pod(), addresses()).prop_map(move |(pod, addresses)| {
-            set(Object::Pod(Pod { addresses: addresses.into(), ..pod }))
+            set(Object::from(Pod { addresses: addresses.into(), ..pod }))
         }),
         4 => (which(), pod_change).prop_map(|(index, change)| Event::PodChanges(index, change)),
         3 => which().prop_map(Event::Goes),
-        4 => policy().prop_map(move |policy| set(Object::NetworkPolicy(policy))),
+        4 => policy().prop_map(move |policy| set(Object::from(policy))),
         2 => namespace.prop_map(set),
         1 => node.prop_map(set),
         2 => service().prop_map(Event::Changes),
@@ -177,7 +177,7 @@ fn chosen<T: Clone>(index: &Index, all: &[T]) -> Option<T> {
 impl World {
     fn let_happen(&mut self, event: &Event) {
         let state = self.compiled.state();
-        let pods: Vec<Pod> = state.pods.values().cloned().collect();
+        let pods: Vec<Pod> = state.pods.values().map(|pod| (**pod).clone()).collect();
         match event {
             Event::Changes(change) => self.compiled.take(change.clone()),
             Event::PodChanges(index, change) => {
@@ -192,7 +192,7 @@ impl World {
                     PodChange::HostNetwork => pod.host_network = !pod.host_network,
                     PodChange::Node(node) => pod.node = node.map(Into::into),
                 }
-                self.compiled.take(Change::Set(Object::Pod(pod)));
+                self.compiled.take(Change::Set(Object::from(pod)));
             }
             Event::Goes(index) => {
                 if let Some(key) = chosen(index, &keys(state)) {
@@ -347,14 +347,14 @@ fn table_named(
 
 /// Whether a pod of this node has `address`: then its policy is enforced here.
 fn has_local(compiled: &Compiled, node: &NodeView, address: &IpAddr) -> bool {
-    let pods = &compiled.state().pods;
+    let pods = || compiled.state().pods.values().map(|pod| &**pod);
     let claims = |pod: &&Pod, terminating: bool| {
         let has_network = !pod.host_network && !pod.is_completed();
         has_network && pod.terminating == terminating && pod.addresses.contains(address)
     };
     let endpoint = node.endpoints.iter().find(|(_, own)| own.contains(address));
-    let pod = pods.values().find(|pod| claims(pod, false));
-    let pod = pod.or_else(|| pods.values().find(|pod| claims(pod, true)));
+    let pod = pods().find(|pod| claims(pod, false));
+    let pod = pod.or_else(|| pods().find(|pod| claims(pod, true)));
     let is_here = |pod: &Pod| pod.node.as_ref().is_none_or(|on| **on == *node.name);
     endpoint.is_some()
         || pod.is_some_and(|pod| is_here(pod) || node.endpoints.contains_key(&pod.name))

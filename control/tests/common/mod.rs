@@ -44,6 +44,7 @@ impl Cluster {
         self.state
             .pods
             .values()
+            .map(|pod| &**pod)
             .filter(|pod| !pod.host_network && !pod.is_completed())
             .find(|pod| pod.addresses.contains(&address))
     }

@@ -173,7 +173,7 @@ fn measure_flood(size: Size, options: &Options, report: &mut Report) -> Result<(
     let before = resident_bytes()?;
     for number in 0..size.pods {
         let pod = size.unique_pod(number, &mut random);
-        compiled.take(Change::Set(Object::Pod(pod)));
+        compiled.take(Change::Set(Object::from(pod)));
         if number % 1024 == 0 {
             compiled.compile(&node);
         }
@@ -267,15 +267,15 @@ fn event(mut pod: Pod, size: Size, random: &mut Random) -> Vec<Change> {
         0 => vec![gone(&pod)],
         1 => {
             pod.labels.insert("tier", "web");
-            vec![Change::Set(Object::Pod(pod))]
+            vec![Change::Set(Object::from(pod))]
         }
         2 => {
             pod.terminating = true;
             let mut next = size.unique_pod(random.below(size.pods), random);
             next.addresses.clone_from(&pod.addresses);
-            [pod, next].map(|pod| Change::Set(Object::Pod(pod))).into()
+            [pod, next].map(|pod| Change::Set(Object::from(pod))).into()
         }
-        _ => vec![Change::Set(Object::Pod(pod))],
+        _ => vec![Change::Set(Object::from(pod))],
     }
 }
 
@@ -288,7 +288,7 @@ fn measure_policy(
     report.progress("a policy that concerns many pods");
     let policy = policy_of_a_wave();
     let gone = Change::Gone(ObjectKey::new(Kind::NetworkPolicy, policy.name.clone()));
-    let comes = Change::Set(Object::NetworkPolicy(policy));
+    let comes = Change::Set(Object::from(policy));
     let mut samples = Vec::new();
     for _ in 0..options.runs {
         for change in [comes.clone(), gone.clone()] {

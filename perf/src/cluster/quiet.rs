@@ -205,7 +205,7 @@ impl Control {
         if self.random.below(2) == 0 {
             let pod = self.size.pod(self.random.below(self.size.pods), &mut self.random);
             let address = at(ELSEWHERE + self.random.below(self.size.pods) as u32);
-            compiled.take(Change::Set(Object::Pod(pod)));
+            compiled.take(Change::Set(Object::from(pod)));
             compiled.compile(node);
             let other = Identity(UNUSED + self.random.below(1 << 10) as u32);
             Arc::make_mut(&mut tables.identities).exact.insert(address, other.into());

@@ -47,8 +47,8 @@ impl Size {
         let mut objects: Vec<Object> = Vec::new();
         objects.extend((0..self.namespaces()).map(namespace));
         objects.extend((0..self.nodes).map(node));
-        objects.extend((0..self.policies).map(|number| Object::NetworkPolicy(policy(number))));
-        objects.extend((0..self.pods).map(|number| Object::Pod(self.pod(number, random))));
+        objects.extend((0..self.policies).map(|number| Object::from(policy(number))));
+        objects.extend((0..self.pods).map(|number| Object::from(self.pod(number, random))));
         for number in 0..self.services {
             objects.extend(self.service(number, random));
         }
@@ -138,7 +138,7 @@ impl Size {
             affinity_seconds: None,
             choice: Some(Choice::Maglev),
         };
-        [Object::Service(service), Object::EndpointSlice(slice)]
+        [Object::from(service), Object::EndpointSlice(slice)]
     }
 
     /// A pod of a Job: no other has its labels.

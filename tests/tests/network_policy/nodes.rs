@@ -41,10 +41,10 @@ pub fn state(objects: &Objects) -> Result<ClusterState, InvalidObject> {
         state.insert(Object::Node(convert::node(object)?));
     }
     for object in objects.pods.iter().filter(|pod| !objects.is_untold(pod)).cloned() {
-        state.insert(Object::Pod(convert::pod(object)?));
+        state.insert(Object::from(convert::pod(object)?));
     }
     for object in objects.policies.iter().cloned() {
-        state.insert(Object::NetworkPolicy(convert::network_policy(object)?));
+        state.insert(Object::from(convert::network_policy(object)?));
     }
     Ok(state)
 }

@@ -7,6 +7,7 @@
 //! that may be: a pod that comes or goes elsewhere judges no other pod's flows again.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -27,13 +28,35 @@ use crate::netlink::neighbours::NeighbourKey;
 #[derive(Debug, Default)]
 pub struct Publisher {
     compiled: Compiled,
-    /// Changes of the cluster that are to be taken over, so that a panic loses only the one it is about.
-    waiting: VecDeque<Change>,
+    waiting: Waiting,
     /// Whose flows what was compiled and not yet published decides otherwise.
     affected: Affected,
     builder: ForwardingBuilder,
     tables: Arc<Tables>,
     publishes: u64,
+}
+
+/// Changes of the cluster that are to be taken over, as they came, so that a panic loses only the one it
+/// is about.
+#[derive(Default)]
+struct Waiting(VecDeque<Box<dyn Iterator<Item = Change> + Send>>);
+
+impl Waiting {
+    fn next(&mut self) -> Option<Change> {
+        while let Some(first) = self.0.front_mut() {
+            if let Some(change) = first.next() {
+                return Some(change);
+            }
+            self.0.pop_front();
+        }
+        None
+    }
+}
+
+impl fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} times", self.0.len())
+    }
 }
 
 /// What is set of flows, and of packets that leave, and decides nothing that a flow has cached.
@@ -70,9 +93,12 @@ impl Publisher {
     }
 
     /// Takes over what changed in the cluster. It is in force once it was compiled and published.
-    pub fn take(&mut self, changes: impl IntoIterator<Item = Change>) {
-        self.waiting.extend(changes);
-        while let Some(change) = self.waiting.pop_front() {
+    pub fn take<C>(&mut self, changes: C)
+    where
+        C: IntoIterator<Item = Change, IntoIter: Send + 'static>,
+    {
+        self.waiting.0.push_back(Box::new(changes.into_iter()));
+        while let Some(change) = self.waiting.next() {
             self.compiled.take(change);
         }
     }
