@@ -6,14 +6,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use control::audit::{
-    Audited, Auditor, DIFFERENCES_MAX, Difference, Moment, Round, check_endpoint,
+    AbsentTargets, Audited, Auditor, DIFFERENCES_MAX, Difference, Moment, Round, SLICES_NAMED_MAX,
+    check_endpoint,
 };
 use control::compile::{Compiled, NodeView, compile};
 use control::manifests;
+use control::model::{ObjectName, Pod};
 use control::store::ClusterState;
 use dataplane::address::{MacAddr, Protocol};
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId};
-use dataplane::identity::Identity;
+use dataplane::identity::{Holder, Identity, PodTag};
 use dataplane::lb::{Frontend, FrontendKind, ServiceId};
 use dataplane::policy::SubjectPolicy;
 use dataplane::port::{Checksums, Port, PortId, PortKind};
@@ -58,7 +60,8 @@ const OBJECTS: &str = "
  spec: {nodeName: one, containers: [{name: c, ports: [{name: http, containerPort: 8080}]}]},
  status: {phase: Running, podIPs: [{ip: 10.1.0.1}, {ip: 'fd01::1'}]}}
 ---
-{apiVersion: v1, kind: Pod, metadata: {name: db, namespace: shop, labels: {app: db}},
+{apiVersion: v1, kind: Pod, metadata: {name: db, namespace: shop, labels: {app: db},
+  annotations: {xskiff.io/service-weight: '40'}},
  spec: {nodeName: two, containers: []}, status: {phase: Running, podIPs: [{ip: 10.1.1.1}]}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: clerk, namespace: bank, labels: {app: clerk}},
@@ -150,6 +153,28 @@ fn an_address_that_is_somebody_else_is_found() {
     assert_found(&node, Audited::Identities, "address 10.0.0.2");
 }
 
+/// Flows would be taken for another pod's, and reset, or for this one's, and not.
+#[test]
+fn an_address_that_bears_the_mark_of_another_pod_or_none_is_found() {
+    for wrong in [PodTag::Of(7), PodTag::Unknown] {
+        for (address, object) in [("10.1.0.2", "Pod bank/clerk"), ("fd01::1", "Pod shop/web")] {
+            let found = found(|tables| {
+                let exact = &mut Arc::make_mut(&mut tables.identities).exact;
+                let held = *exact.get(&ip(address)).expect("a pod");
+                exact.insert(ip(address), Holder { pod: wrong, ..held });
+            });
+            assert_found(&found, Audited::Identities, object);
+            assert!(found.iter().all(|one| one.object == object), "{found:#?}");
+        }
+    }
+    let node = found(|tables| {
+        let exact = &mut Arc::make_mut(&mut tables.identities).exact;
+        let held = *exact.get(&ip("10.0.0.2")).expect("a node");
+        exact.insert(ip("10.0.0.2"), Holder { pod: PodTag::Of(7), ..held });
+    });
+    assert_found(&node, Audited::Identities, "address 10.0.0.2");
+}
+
 #[test]
 fn an_address_that_nobody_has_any_more_is_found() {
     let stray = found(|tables| {
@@ -226,10 +251,113 @@ fn backends_that_are_lost_or_never_chosen_are_found() {
     };
     let lost = change(&|set| set.backends = set.backends[..1].into());
     assert_found(&lost, Audited::Services, "Service shop/web");
+    // The pod of the second has a weight of its own, and that of the first has none.
+    for (place, weight) in [(0, 7), (1, 100), (1, 41)] {
+        let weighs = change(&|set| set.backends[place].weight = weight);
+        assert_found(&weighs, Audited::Services, "Service shop/web");
+        assert!(weighs[0].detail.contains(&format!("weighs {weight}")), "{weighs:?}");
+    }
     let unused = change(&|set| set.maglev.fill(0));
     assert!(unused[0].detail.contains("never chosen"), "{unused:?}");
     let nowhere = change(&|set| set.maglev.fill(9));
     assert!(nowhere[0].detail.contains("leads to none"), "{nowhere:?}");
+}
+
+/// Slices that name pods which are not there, with endpoints that nobody has for a pod's.
+fn aimless(pods: &str, slices: &[(&str, &str)]) -> ClusterState {
+    let slice = |(name, endpoints): &(&str, &str)| {
+        format!(
+            "---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4,\n\
+             metadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: web}}}},\n\
+             ports: [{{port: 8080}}], endpoints: [{endpoints}]}}\n"
+        )
+    };
+    let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop},\n\
+                   spec: {clusterIPs: [10.96.0.1], ports: [{port: 80}]}}\n";
+    let text = pods.to_owned() + service + &slices.iter().map(slice).collect::<String>();
+    manifests::parse(Path::new("objects.yaml"), &text).expect("good objects").state
+}
+
+fn endpoint(address: &str, kind: &str, name: &str) -> String {
+    format!(
+        "{{addresses: [{address}], targetRef: {{kind: {kind}, name: {name}, namespace: shop}}}}"
+    )
+}
+
+#[test]
+fn a_slice_that_names_an_absent_pod_is_told_once_when_two_rounds_found_it_and_goes_on_being_used() {
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop},\n\
+               spec: {containers: []}, status: {phase: Running, podIP: 10.1.0.1}}\n";
+    let all = [
+        endpoint("10.1.0.1", "Pod", "web"),
+        endpoint("10.1.0.2", "Pod", "gone"),
+        endpoint("10.1.0.3", "Pod", "gone-too"),
+        endpoint("10.1.0.4", "Node", "elsewhere"),
+        "{addresses: [10.1.0.5]}".to_owned(),
+    ];
+    let (some, all) = (all[0].clone(), all.join(", "));
+    let node = NodeView { name: "one".into(), ..NodeView::default() };
+    let round = |state: &ClusterState, compiled: &Compiled| {
+        let tables = tables(compiled);
+        Auditor::whole(&Moment { state, node: &node, compiled, tables: &tables })
+    };
+    let state = aimless(pod, &[("web-1", &all), ("web-2", &some)]);
+    let mut compiled = compile(&state, &node, &Compiled::default());
+    compiled.take_fresh_warnings();
+    let first = round(&state, &compiled);
+    assert_eq!(first.found, 0, "{:?}", first.differences);
+    let nothing = first.absent_targets.still(&Round::default().absent_targets);
+    assert_eq!(nothing, Round::default().absent_targets, "one round may have come too early");
+    let second = round(&state, &compiled);
+    for _ in 0..2 {
+        compiled.warn_of_targets(&second.absent_targets.still(&first.absent_targets));
+    }
+    let (fresh, left_out) = compiled.take_fresh_warnings();
+    let told: Vec<String> = fresh.iter().map(ToString::to_string).collect();
+    let wanted = "EndpointSlice shop/web-1: names Pod shop/gone, which is not there, and 1 more; the \
+                  endpoint is used as if it were";
+    assert_eq!((told, left_out), (vec![wanted.to_owned()], 0));
+    assert!(compiled.warnings.iter().any(|one| one.to_string() == wanted));
+    let id = compiled.services.frontends.get(&frontend("10.96.0.1", 80)).expect("there").0;
+    let service = compiled.services.get(id).expect("a service");
+    assert_eq!(service.cluster.backends.len(), 5, "all are used");
+
+    // They come, and nothing is told any more.
+    let mut whole = state.clone();
+    for name in ["gone", "gone-too"] {
+        let known = state.pods.values().next().expect("one pod").clone();
+        let name = ObjectName::new("shop", name);
+        let pod = Pod { name: name.clone(), addresses: Box::default(), ..*known };
+        whole.pods.insert(name, pod.into());
+    }
+    let mut compiled = compile(&whole, &node, &compiled);
+    let third = round(&whole, &compiled);
+    compiled.warn_of_targets(&third.absent_targets.still(&second.absent_targets));
+    assert!(compiled.warnings.iter().all(|one| !one.object.starts_with("EndpointSlice")));
+}
+
+#[test]
+fn where_no_pod_is_known_none_is_missed_and_of_many_slices_some_are_named() {
+    let node = NodeView::default();
+    let found = |state: &ClusterState| {
+        let compiled = compile(state, &node, &Compiled::default());
+        let tables = tables(&compiled);
+        Auditor::whole(&Moment { state, node: &node, compiled: &compiled, tables: &tables })
+            .absent_targets
+    };
+    let gone = endpoint("10.1.0.2", "Pod", "gone");
+    let names: Vec<String> =
+        (0..SLICES_NAMED_MAX + 9).map(|number| format!("web-{number}")).collect();
+    let slices: Vec<(&str, &str)> = names.iter().map(|name| (&**name, &*gone)).collect();
+    assert_eq!(found(&aimless("", &slices)), AbsentTargets::default());
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: other, namespace: shop},\n\
+               spec: {containers: []}, status: {phase: Running, podIP: 10.1.0.1}}\n";
+    let absent = found(&aimless(pod, &slices));
+    assert_eq!((absent.slices.len(), absent.left_out), (SLICES_NAMED_MAX, 9));
+    let mut compiled = Compiled::default();
+    compiled.warn_of_targets(&absent);
+    assert_eq!(compiled.warnings.len(), SLICES_NAMED_MAX + 1);
+    assert!(compiled.warnings.iter().any(|one| one.message.starts_with("9 more name Pods")));
 }
 
 #[test]

@@ -29,16 +29,16 @@ fn pod(number: u32) -> Object {
     Object::from(Pod {
         name: name(number),
         uid: Uid::Absent,
-        labels: Labels::from([("app", if number % 3 == 0 { "web" } else { "job" })]),
+        labels: Labels::from([("app", if number.is_multiple_of(3) { "web" } else { "job" })]),
         addresses: [pod_address(number)].into(),
-        node: Some(if number % 100 == 0 { "one" } else { "two" }.into()),
+        node: Some(if number.is_multiple_of(100) { "one" } else { "two" }.into()),
         named_ports: Box::default(),
         host_ports: Box::default(),
         host_network: false,
         phase: PodPhase::Running,
         terminating: false,
         bandwidth: None,
-        weight: Some(if number % 500 == 0 { 7 } else { 100 }),
+        weight: Some(if number.is_multiple_of(500) { 7 } else { 100 }),
     })
 }
 
@@ -63,6 +63,7 @@ fn slice(number: u32) -> Object {
         terminating: false,
         node: Some("two".into()),
         hints: None,
+        target: None,
     };
     Object::EndpointSlice(EndpointSlice {
         name: name(number),

@@ -138,6 +138,24 @@ pub struct Service {
 }
 
 impl Service {
+    /// One of this name with the same backends for everybody: no source ranges, no affinity, chosen by
+    /// Maglev.
+    #[must_use]
+    pub fn of_set(name: impl Into<Arc<str>>, set: Arc<BackendSet>) -> Self {
+        Self {
+            name: name.into(),
+            cluster: Arc::clone(&set),
+            local: set,
+            lingering: Box::default(),
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            source_ranges: Box::default(),
+            choice: Choice::default(),
+            affinity: None,
+            changes_family: false,
+        }
+    }
+
     /// Whether this address and L4 port is one of its backends, be it one that gets no new flows.
     #[must_use]
     pub fn serves_by(&self, backend: (IpAddr, u16)) -> bool {

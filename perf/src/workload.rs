@@ -17,8 +17,7 @@ use dataplane::flow_key::{FlowKey, FlowKey4};
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
 use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lb::{
-    Backend, BackendSet, Choice, Frontend, FrontendKind, Service, ServiceId, ServiceTable,
-    TrafficPolicy,
+    Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable,
 };
 use dataplane::lpm::Prefix;
 use dataplane::nat::SourceNat;
@@ -266,18 +265,7 @@ fn services(protocol: Protocol) -> ServiceTable {
         let mut backends: Vec<Backend> = (0..BACKENDS).map(backend).collect();
         backends.sort_unstable();
         let set = Arc::new(BackendSet { backends: backends.into(), maglev: slots() });
-        let service = Service {
-            name: format!("default/service{id}:dns").into(),
-            cluster: Arc::clone(&set),
-            local: set,
-            lingering: Box::default(),
-            internal_policy: TrafficPolicy::Cluster,
-            external_policy: TrafficPolicy::Cluster,
-            source_ranges: Box::default(),
-            choice: Choice::Maglev,
-            affinity: None,
-            changes_family: false,
-        };
+        let service = Service::of_set(format!("default/service{id}:dns"), set);
         table.services.insert(ServiceId(id), Arc::new(service));
         let at = Frontend { address: frontend(id).into(), protocol, l4_port: SERVICE_PORT };
         table.frontends.insert(at, (ServiceId(id), FrontendKind::LoadBalancer));

@@ -10,7 +10,7 @@ use dataplane::DropReason;
 use dataplane::counters::WorkerCounters;
 use dataplane::event::{FlowEvent, NeighbourRequest, Reports};
 use dataplane::flow_ends::Census;
-use dataplane::flows::{Capacities, FlowRecord, FlowTables};
+use dataplane::flows::{Capacities, Capacity, FlowRecord, FlowTables};
 use dataplane::handoff::{Handoff, HandoffCause, Inboxes};
 use dataplane::mailbox::{Command, Mailbox};
 use dataplane::memory::HeapBuffer;
@@ -53,6 +53,14 @@ impl Simulation {
     #[must_use]
     pub fn with_details(workers: usize, capacity: usize, tables: &Arc<Tables>) -> Self {
         let capacities = Capacities { details: true, ..Capacities::fixed(capacity, capacity) };
+        Self::with_capacities(workers, capacities, tables)
+    }
+
+    /// A node whose tables begin with `capacity` flows of each family and double up to `most`.
+    #[must_use]
+    pub fn growing(workers: usize, (capacity, most): (usize, usize), tables: &Arc<Tables>) -> Self {
+        let growing = Capacity { now: capacity, committed: most, max: most };
+        let capacities = Capacities { v4: growing, v6: growing, details: false };
         Self::with_capacities(workers, capacities, tables)
     }
 

@@ -14,8 +14,7 @@ use dataplane::epochs::Epochs;
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
 use dataplane::identity::{Holder, Identity, IdentityTable, PodTag};
 use dataplane::lb::{
-    Affinity, Backend, BackendSet, Choice, Frontend, FrontendKind, Service, ServiceId,
-    ServiceTable, TrafficPolicy,
+    Affinity, Backend, BackendSet, Choice, Frontend, FrontendKind, Service, ServiceId, ServiceTable,
 };
 use dataplane::lpm::{Prefix, PrefixTable};
 use dataplane::nat::rules::SnatRule;
@@ -316,16 +315,9 @@ impl World {
         let local: Box<[Backend]> = backends.iter().copied().filter(|one| one.local).collect();
         let id = ServiceId(u32::try_from(self.services.services.len()).unwrap_or(u32::MAX));
         let service = Service {
-            name: format!("default/service{}:p", id.0).into(),
-            cluster: Arc::new(set(backends)),
             local: Arc::new(set(local)),
-            lingering: Box::default(),
-            internal_policy: TrafficPolicy::Cluster,
-            external_policy: TrafficPolicy::Cluster,
-            source_ranges: Box::default(),
-            choice: Choice::Maglev,
-            affinity: None,
             changes_family,
+            ..Service::of_set(format!("default/service{}:p", id.0), Arc::new(set(backends)))
         };
         self.services.services.insert(id, Arc::new(service));
         for protocol in [Protocol::TCP, Protocol::UDP] {

@@ -169,6 +169,55 @@ fn affinity_is_a_services_own_and_of_those_that_want_it() {
     assert_eq!(node.sum(|counters| counters.handed_for(HandoffCause::Affinity)), 0);
 }
 
+/// The table doubles while clients come; each is known as before, until its time is over.
+#[test]
+fn clients_are_remembered_while_the_table_grows_and_forgotten_after_their_time() {
+    const CLIENTS: u16 = 2000;
+    for case in &CASES[..2] {
+        let mut node = Simulation::growing(3, (256, 16_384), &world(case).tables());
+        let capacity = |node: &Simulation| match case.client.contains(':') {
+            true => node.flow_tables().v6.capacity(),
+            false => node.flow_tables().v4.capacity(),
+        };
+        let before = capacity(&node);
+        let client = |n: u16| match case.client.contains(':') {
+            true => format!("2001:db8::2:{n}"),
+            false => format!("100.64.{}.{}", n / 250, 1 + n % 250),
+        };
+        // Each other client comes again while the table grows.
+        let mut at = BTreeMap::new();
+        for n in 0..CLIENTS {
+            let worker = usize::from(n) % 3;
+            at.insert(n, open(&mut node, worker, &packet(case, &client(n), 1000, 6)));
+            let again = open(&mut node, worker, &packet(case, &client(n / 2), 2000 + n, 17));
+            assert_eq!(again, at[&(n / 2)], "{}", client(n / 2));
+        }
+        assert!(capacity(&node) >= 16 * before, "{} of {before}", capacity(&node));
+        let created = |node: &Simulation| node.sum(|counters| counters.affinities_created.get());
+        assert_eq!(created(&node), u64::from(CLIENTS));
+        assert_eq!(node.sum(|counters| counters.affinities_refused.get()), 0);
+        assert_eq!(node.sum(|counters| counters.flows_evicted.get()), 0);
+
+        // By the hash alone half of them would go elsewhere now.
+        let left = backends(case.pods, [2, 4, 6, 8]);
+        node.publish(&world(case).with_backends_of(SERVICE, &left, &[]).tables());
+        let stays = |ip: &IpAddr| left.iter().any(|one| one.0 == *ip);
+        let staying: Vec<u16> = (0..CLIENTS).filter(|n| stays(&at[n])).collect();
+        for n in &staying {
+            let now = open(&mut node, usize::from(*n) % 3, &packet(case, &client(*n), 3000, 6));
+            assert_eq!(now, at[n], "{}", client(*n));
+        }
+        assert_eq!(created(&node), u64::from(CLIENTS));
+        node.wait(Duration::from_secs(601));
+        let moved = staying
+            .iter()
+            .filter(|n| open(&mut node, 0, &packet(case, &client(**n), 4000, 6)) != at[n]);
+        let moved = moved.count();
+        assert!(4 * moved > staying.len(), "{moved} of {} choose anew", staying.len());
+        assert_eq!(created(&node), u64::from(CLIENTS) + staying.len() as u64);
+    }
+}
+
 #[test]
 fn full_table_takes_no_more_and_the_choice_by_the_clients_address_remains() {
     let case = &CASES[0];

@@ -167,7 +167,7 @@ fields!(PodBandwidth: ingress, egress);
 fields!(ServicePort: name, protocol, l4_port, node_port);
 fields!(SlicePort: name, protocol, l4_port);
 fields!(Hints: nodes, zones);
-fields!(Endpoint: address, ready, serving, terminating, node, hints);
+fields!(Endpoint: address, ready, serving, terminating, node, hints, target);
 fields!(EndpointSlice: name, service, ports, endpoints);
 fields!(PortMatch: protocol, l4_ports);
 fields!(PolicyRule: peers, ports);

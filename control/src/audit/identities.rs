@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 
+use dataplane::identity::{Holder, PodTag};
+
 use super::objects::{self, Owner, Selectors};
 use super::{Audited, Auditor, Moment};
-use crate::model::Pod;
+use crate::model::{Pod, WEIGHT_DEFAULT};
 
 impl Auditor {
     /// A pod's addresses. Most have no other claimant, so the pod's own claim is tried first.
@@ -12,10 +14,14 @@ impl Auditor {
         if !objects::claims(pod) {
             return;
         }
+        let weight = objects::weight(pod);
         for address in &pod.addresses {
+            if weight != WEIGHT_DEFAULT {
+                self.weights.insert(*address, weight);
+            }
             let own = Owner::Pod(&pod.name, Some(pod));
             let expected = self.selectors.name(moment.state, own, *address);
-            if self.found_at(moment, *address) == expected {
+            if self.found_at(moment, *address) == (expected, objects::tag(own)) {
                 self.met(moment, *address, own);
             } else {
                 self.check_address(moment, *address);
@@ -26,7 +32,7 @@ impl Auditor {
     /// An address, with a look at everything that may claim it.
     pub(super) fn check_address(&mut self, moment: &Moment<'_>, address: IpAddr) {
         let owner = objects::owner(moment, address);
-        let found = self.found_at(moment, address);
+        let (found, tag) = self.found_at(moment, address);
         if found != self.selectors.name(moment.state, owner, address) {
             // Policies may have changed since the round began.
             self.selectors = Selectors::of(moment.state);
@@ -37,13 +43,20 @@ impl Auditor {
                 return;
             }
         }
+        let wanted = objects::tag(owner);
+        if tag != wanted {
+            let detail =
+                format!("{address} should bear {wanted:?} of its pod's UID; it bears {tag:?}");
+            self.round.note(Audited::Identities, title(owner, address), detail);
+            return;
+        }
         self.met(moment, address, owner);
     }
 
     /// An address at the edge of a range. What was not met as somebody's is mostly nobody's.
     pub(super) fn check_edge(&mut self, moment: &Moment<'_>, address: IpAddr) {
         let is_nobodys = !self.met.contains(&address)
-            && self.found_at(moment, address)
+            && self.found_at(moment, address).0
                 == self.selectors.name(moment.state, Owner::World, address);
         if is_nobodys {
             self.met(moment, address, Owner::World);
@@ -56,15 +69,17 @@ impl Auditor {
     pub(super) fn check_stray(&mut self, moment: &Moment<'_>, address: IpAddr) {
         // What was met as somebody's needs no second look at everything.
         if !self.met.contains(&address) && !is_claimed(moment, address) {
-            let found = self.found_at(moment, address);
+            let (found, _) = self.found_at(moment, address);
             let detail = format!("nobody has {address} any more; it is {found}");
             self.round.note(Audited::Identities, format!("address {address}"), detail);
         }
     }
 
-    fn found_at(&mut self, moment: &Moment<'_>, address: IpAddr) -> String {
+    /// Who has `address` by the table, and which pod that is.
+    fn found_at(&mut self, moment: &Moment<'_>, address: IpAddr) -> (String, PodTag) {
         self.round.checked += 1;
-        moment.compiled.identity_name(moment.tables.identities.lookup(address))
+        let Holder { identity, pod } = moment.tables.identities.holder(address);
+        (moment.compiled.identity_name(identity), pod)
     }
 
     fn met(&mut self, moment: &Moment<'_>, address: IpAddr, owner: Owner<'_>) {

@@ -5,7 +5,8 @@
 //! compiles from nothing, and says what was wrong ([`Difference`]).
 //!
 //! Reading order: this file (rounds and their stages), [`objects`] (what the objects say),
-//! [`identities`], [`policies`], [`services`], [`endpoints`] (what the tables say to that).
+//! [`identities`], [`policies`], [`services`], [`endpoints`] (what the tables say to that), [`targets`] (pods
+//! that slices name in vain).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +14,7 @@ use std::net::IpAddr;
 
 use dataplane::identity::Identity;
 use dataplane::tables::Tables;
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 
 use crate::compile::{Compiled, NodeView};
 use crate::model::ObjectName;
@@ -24,9 +25,11 @@ mod identities;
 mod objects;
 mod policies;
 mod services;
+mod targets;
 
 pub use endpoints::check_endpoint;
 use objects::{Holder, Selectors};
+pub use targets::{AbsentTargets, SLICES_NAMED_MAX};
 
 /// Differences that one round tells; more are counted.
 pub const DIFFERENCES_MAX: usize = 64;
@@ -34,11 +37,11 @@ pub const DIFFERENCES_MAX: usize = 64;
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Audited {
-    /// Who an address is.
+    /// Who an address is, and which pod.
     Identities,
     /// What policy says between two addresses.
     Policy,
-    /// Frontends and backends.
+    /// Frontends, backends and their weights.
     Services,
     /// Local endpoints: their ports and the way to them.
     Endpoints,
@@ -112,6 +115,8 @@ pub struct Round {
     pub found: u64,
     /// The first [`DIFFERENCES_MAX`] of them.
     pub differences: Vec<Difference>,
+    /// Pods that slices name in vain: no difference, since tables say what the slices say.
+    pub absent_targets: AbsentTargets,
 }
 
 impl Round {
@@ -139,6 +144,8 @@ enum Stage {
     /// Pairs of a subject and a peer, by their places in the round's lists.
     Pairs(usize, usize),
     Services(Option<ObjectName>),
+    /// Slices, for whom they name.
+    Targets(Option<ObjectName>),
     /// Frontends of the table, likewise.
     StrayFrontends(Vec<dataplane::lb::Frontend>),
 }
@@ -154,6 +161,8 @@ pub struct Auditor {
     peers: BTreeMap<(Identity, bool), (IpAddr, Holder)>,
     /// The same for pods of this node.
     subjects: BTreeMap<(Identity, bool), (IpAddr, Holder)>,
+    /// By address, what those pods weigh as backends that have a weight of their own.
+    weights: HashMap<IpAddr, u16>,
     round: Round,
 }
 
@@ -195,6 +204,7 @@ impl Auditor {
                 self.met.clear();
                 self.peers.clear();
                 self.subjects.clear();
+                self.weights.clear();
                 let somewhere = (objects::SOMEWHERE, Holder::World);
                 self.peers.insert((Identity::WORLD, true), somewhere);
                 Stage::Pods(None)
@@ -246,6 +256,13 @@ impl Auditor {
                 Some((name, service)) => {
                     self.check_service(moment, service);
                     Stage::Services(Some(name.clone()))
+                }
+                None => Stage::Targets(None),
+            },
+            Stage::Targets(last) => match objects::after(&state.endpoint_slices, last.as_ref()) {
+                Some((name, slice)) => {
+                    self.check_targets(moment, slice);
+                    Stage::Targets(Some(name.clone()))
                 }
                 None => Stage::StrayFrontends(services::frontends(moment.tables)),
             },

@@ -6,9 +6,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use dataplane::identity::PodTag;
+
 use super::Moment;
+use crate::compile::naming::tag_of;
 use crate::compile::selectors::{Scope, Selector, namespace_labels};
-use crate::model::{NetworkPolicy, ObjectName, Peer, Pod};
+use crate::model::{NetworkPolicy, ObjectName, Peer, Pod, WEIGHT_DEFAULT};
 use crate::store::ClusterState;
 
 /// An address that stands for all that nobody knows: of TEST-NET-3 (RFC 5737).
@@ -79,15 +82,40 @@ pub(super) fn owner<'a>(moment: &Moment<'a>, address: IpAddr) -> Owner<'a> {
     if let Some(holder) = nodes.find(|holder| holder.addresses.contains(&address)) {
         return if holder.name == node.name { Owner::Host } else { Owner::RemoteNode };
     }
+    match pod_at(moment, address) {
+        Some((name, pod)) => Owner::Pod(name, pod),
+        None => Owner::World,
+    }
+}
+
+/// The pod or endpoint that has `address`, whatever nodes have.
+fn pod_at<'a>(moment: &Moment<'a>, address: IpAddr) -> Option<(&'a ObjectName, Option<&'a Pod>)> {
+    let (state, node) = (moment.state, moment.node);
     if let Some((name, _)) = node.endpoints.iter().find(|(_, own)| own.contains(&address)) {
-        return Owner::Pod(name, state.pod(name));
+        return Some((name, state.pod(name)));
     }
     let claims = |pod: &&Pod| claims(pod) && pod.addresses.contains(&address);
     let all = || state.pods.values().map(|pod| &**pod).filter(claims);
-    match all().find(|pod| !pod.terminating).or_else(|| all().next()) {
-        Some(pod) => Owner::Pod(&pod.name, Some(pod)),
-        None => Owner::World,
+    let holder = all().find(|pod| !pod.terminating).or_else(|| all().next());
+    holder.map(|pod| (&pod.name, Some(pod)))
+}
+
+/// What tells who has an address from others that had it: pods alone are told apart.
+pub(super) fn tag(owner: Owner<'_>) -> PodTag {
+    match owner {
+        Owner::Pod(_, Some(pod)) => tag_of(pod),
+        Owner::Pod(_, None) | Owner::Host | Owner::RemoteNode | Owner::World => PodTag::Unknown,
     }
+}
+
+/// What a pod weighs as a backend.
+pub(super) fn weight(pod: &Pod) -> u16 {
+    pod.weight.unwrap_or(WEIGHT_DEFAULT)
+}
+
+/// What a backend at `address` weighs. Looks at every pod, as [`owner`] does.
+pub(super) fn weight_at(moment: &Moment<'_>, address: IpAddr) -> u16 {
+    pod_at(moment, address).and_then(|(_, pod)| pod).map_or(WEIGHT_DEFAULT, weight)
 }
 
 /// Whether policy of the pod or endpoint of this name is enforced here.

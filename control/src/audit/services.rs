@@ -7,10 +7,10 @@ use dataplane::address::Protocol;
 use dataplane::lb::{BackendSet, Frontend, FrontendKind, ServiceId};
 use dataplane::tables::Tables;
 
-use super::objects::within;
+use super::objects::{self, within};
 use super::{Audited, Auditor, Moment};
 use crate::compile::maglev;
-use crate::model::{Endpoint, EndpointSlice, Hints, Pod, Service, ServicePort};
+use crate::model::{Endpoint, EndpointSlice, Hints, Pod, Service, ServicePort, WEIGHT_DEFAULT};
 
 type Backends = BTreeSet<(IpAddr, u16)>;
 
@@ -31,7 +31,7 @@ impl Auditor {
             }
             for frontend in listens(moment, service, port) {
                 self.round.checked += 1;
-                if let Err(detail) = check_frontend(moment, service, port, &frontend) {
+                if let Err(detail) = self.check_frontend(moment, service, port, &frontend) {
                     let Frontend { address, protocol, l4_port } = frontend;
                     let detail = format!("{address} {protocol} {l4_port}: {detail}");
                     self.round.note(Audited::Services, format!("Service {}", service.name), detail);
@@ -108,6 +108,59 @@ impl Auditor {
         let detail = format!("{address} {protocol} {l4_port}: {detail}");
         self.round.note(Audited::Services, object, detail);
     }
+
+    fn check_frontend(
+        &self,
+        moment: &Moment<'_>,
+        service: &Service,
+        port: &ServicePort,
+        frontend: &Frontend,
+    ) -> Result<(), String> {
+        let services = &moment.tables.services;
+        let Some((id, _)) = services.frontends.get(frontend) else {
+            return Err("should be listened on; it is not".into());
+        };
+        let holder = name_of(moment, *id);
+        if holder != service.name.to_string() {
+            // Another that listens there as well keeps it.
+            let other = holder.parse().ok().and_then(|name| moment.state.services.get(&name));
+            let shares = other.is_some_and(|other| {
+                other.ports.iter().any(|port| listens(moment, other, port).contains(frontend))
+            });
+            return if shares { Ok(()) } else { Err(format!("is answered by {holder:?}")) };
+        }
+        let held = services.get(*id).ok_or("has no service behind it")?;
+        let wanted = serving(moment, service, port, frontend.address.is_ipv4());
+        for (word, set, local_only) in [("", &held.cluster, false), ("local ", &held.local, true)] {
+            let wanted = usable(moment, &wanted, local_only);
+            let found: Backends =
+                set.backends.iter().map(|one| (one.address, one.l4_port)).collect();
+            if wanted.len() <= maglev::BACKENDS_MAX && found != wanted {
+                let (more, less) = (listed(&found - &wanted), listed(&wanted - &found));
+                return Err(format!("{word}backends: too many {more}; missing {less}"));
+            }
+            self.check_weights(moment, set)
+                .map_err(|detail| format!("{word}backends: {detail}"))?;
+            check_choice(set).map_err(|detail| format!("{word}backends: {detail}"))?;
+        }
+        Ok(())
+    }
+
+    /// Each backend must weigh what its pod does: most weigh the same, and a second look is for what
+    /// seems odd.
+    fn check_weights(&self, moment: &Moment<'_>, set: &BackendSet) -> Result<(), String> {
+        for one in &set.backends {
+            let likely = self.weights.get(&one.address).copied().unwrap_or(WEIGHT_DEFAULT);
+            if one.weight == likely {
+                continue;
+            }
+            let wanted = objects::weight_at(moment, one.address);
+            if one.weight != wanted {
+                return Err(format!("{} weighs {}, not {wanted}", one.address, one.weight));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where `frontend` leads if the pod has it by a host port and is here.
@@ -168,39 +221,6 @@ fn listens(moment: &Moment<'_>, service: &Service, port: &ServicePort) -> BTreeS
         all.extend(addresses.map(|address| at(*address, l4_port)));
     }
     all
-}
-
-fn check_frontend(
-    moment: &Moment<'_>,
-    service: &Service,
-    port: &ServicePort,
-    frontend: &Frontend,
-) -> Result<(), String> {
-    let services = &moment.tables.services;
-    let Some((id, _)) = services.frontends.get(frontend) else {
-        return Err("should be listened on; it is not".into());
-    };
-    let holder = name_of(moment, *id);
-    if holder != service.name.to_string() {
-        // Another that listens there as well keeps it.
-        let other = holder.parse().ok().and_then(|name| moment.state.services.get(&name));
-        let shares = other.is_some_and(|other| {
-            other.ports.iter().any(|port| listens(moment, other, port).contains(frontend))
-        });
-        return if shares { Ok(()) } else { Err(format!("is answered by {holder:?}")) };
-    }
-    let held = services.get(*id).ok_or("has no service behind it")?;
-    let wanted = serving(moment, service, port, frontend.address.is_ipv4());
-    for (word, set, local_only) in [("", &held.cluster, false), ("local ", &held.local, true)] {
-        let wanted = usable(moment, &wanted, local_only);
-        let found: Backends = set.backends.iter().map(|one| (one.address, one.l4_port)).collect();
-        if wanted.len() <= maglev::BACKENDS_MAX && found != wanted {
-            let (more, less) = (listed(&found - &wanted), listed(&wanted - &found));
-            return Err(format!("{word}backends: too many {more}; missing {less}"));
-        }
-        check_choice(set).map_err(|detail| format!("{word}backends: {detail}"))?;
-    }
-    Ok(())
 }
 
 fn listed(backends: Backends) -> String {

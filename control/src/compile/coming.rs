@@ -31,9 +31,7 @@ fn is_next<T>(
 
 /// Puts those that wait where they belong.
 fn file<T>(waiting: &mut Vec<(ObjectName, T)>, present: &mut BTreeMap<ObjectName, T>) {
-    if !waiting.is_empty() {
-        *present = std::mem::take(waiting).into_iter().collect();
-    }
+    *present = std::mem::take(waiting).into_iter().collect();
 }
 
 impl Compiled {
@@ -68,30 +66,24 @@ impl Compiled {
     /// Puts all of a kind that wait into the state.
     pub(super) fn file(&mut self, kind: Kind) {
         let Self { coming, balanced, dirt, state, .. } = self;
-        let is_waiting = match kind {
-            Kind::Pod => !coming.pods.is_empty(),
-            Kind::Service => !coming.services.is_empty(),
-            Kind::EndpointSlice => !coming.endpoint_slices.is_empty(),
-            Kind::Namespace | Kind::Node | Kind::NetworkPolicy => false,
-        };
-        if !is_waiting {
-            return;
-        }
-        let state = Arc::make_mut(state);
         match kind {
-            Kind::Pod => file(&mut coming.pods, &mut state.pods),
-            Kind::Service => {
-                dirt.add_services(coming.services.iter().map(|(name, _)| name.clone()));
-                file(&mut coming.services, &mut state.services);
+            Kind::Pod if !coming.pods.is_empty() => {
+                file(&mut coming.pods, &mut Arc::make_mut(state).pods);
             }
-            _ => {
+            Kind::Service if !coming.services.is_empty() => {
+                dirt.add_services(coming.services.iter().map(|(name, _)| name.clone()));
+                file(&mut coming.services, &mut Arc::make_mut(state).services);
+            }
+            Kind::EndpointSlice if !coming.endpoint_slices.is_empty() => {
                 let slices = coming.endpoint_slices.iter();
                 let concerned = slices.flat_map(|(name, slice)| {
                     balanced.note_slice(name, None, Some(slice)).into_iter().flatten()
                 });
                 dirt.add_services(concerned);
-                file(&mut coming.endpoint_slices, &mut state.endpoint_slices);
+                file(&mut coming.endpoint_slices, &mut Arc::make_mut(state).endpoint_slices);
             }
+            // Nothing waits, or nothing ever does.
+            _ => {}
         }
     }
 
@@ -175,6 +167,7 @@ mod tests {
             terminating: false,
             node: Some("one".into()),
             hints: None,
+            target: None,
         };
         Object::EndpointSlice(EndpointSlice {
             name: name(number),

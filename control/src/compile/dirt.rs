@@ -109,6 +109,7 @@ impl Compiled {
         }
     }
 
+    /// Takes over a pod that came or changed.
     fn take_pod(&mut self, mut pod: Box<Pod>) {
         self.file(Kind::Pod);
         self.share_names_of(&mut pod);
@@ -155,6 +156,7 @@ impl Compiled {
         }
     }
 
+    /// A pod that was there is gone.
     fn note_pod_gone(&mut self, pod: &Pod) {
         Arc::make_mut(&mut self.claims).remove_pod(pod);
         self.dirt.note_claims_of(pod);

@@ -3,10 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use dataplane::address::Protocol;
-use dataplane::lb::{Backend, Choice, Frontend, FrontendKind, Service, TrafficPolicy};
+use dataplane::lb::{Backend, Frontend, FrontendKind, Service};
 
 use super::NodeView;
 use super::drafts::PortDraft;
@@ -52,18 +51,7 @@ pub(super) fn draft(
                 weight: WEIGHT_DEFAULT,
             };
             let set = sets.known_or_new(vec![backend]);
-            let service = Service {
-                name: format!("{owner}:{}", port.l4_port).into(),
-                cluster: Arc::clone(&set),
-                local: set,
-                lingering: Box::default(),
-                internal_policy: TrafficPolicy::Cluster,
-                external_policy: TrafficPolicy::Cluster,
-                source_ranges: Box::default(),
-                choice: Choice::Maglev,
-                affinity: None,
-                changes_family: false,
-            };
+            let service = Service::of_set(format!("{owner}:{}", port.l4_port), set);
             let key = Key::new(&owner, &place.to_string(), port.protocol, ipv4);
             ports.push(PortDraft { place, key, frontends, service });
         }

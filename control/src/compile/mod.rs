@@ -25,6 +25,7 @@ use dataplane::lb::ServiceTable;
 use dataplane::policy::{Direction, Policy, RuleId};
 use hashbrown::{HashMap, HashSet};
 
+use crate::audit::AbsentTargets;
 use crate::config::UnknownPods;
 use crate::model::{ObjectName, PodBandwidth, PolicyMode};
 use crate::store::ClusterState;
@@ -43,7 +44,7 @@ mod interner;
 pub mod inventory;
 mod listeners;
 pub mod maglev;
-mod naming;
+pub(crate) mod naming;
 pub(crate) mod policies;
 pub(crate) mod selectors;
 mod services;
@@ -408,6 +409,23 @@ impl Compiled {
             );
             self.warnings.set(Source::Namespace(namespace.to_string()), told);
         }
+    }
+
+    /// Warns of slices that name pods which are not there, and of no others any more.
+    pub fn warn_of_targets(&mut self, absent: &AbsentTargets) {
+        let mut told = BTreeSet::new();
+        for (slice, (pod, others)) in &absent.slices {
+            let more = if *others > 0 { format!(", and {others} more") } else { String::new() };
+            let message = format!(
+                "names Pod {pod}, which is not there{more}; the endpoint is used as if it were"
+            );
+            told.insert(Warning::new(format!("EndpointSlice {slice}"), message));
+        }
+        if absent.left_out > 0 {
+            let message = format!("{} more name Pods that are not there", absent.left_out);
+            told.insert(Warning::new("EndpointSlices", message));
+        }
+        self.warnings.set(Source::Targets, told);
     }
 
     fn warn_of_own_mode(&mut self) {

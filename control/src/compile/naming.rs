@@ -228,7 +228,7 @@ fn with_blocks(mut matching: Vec<SelectorId>, blocks: &[SelectorId]) -> Vec<Sele
 
 /// What tells `pod` from others of its address. In manifests, where pods have no UID, those of a name
 /// are one.
-fn tag_of(pod: &Pod) -> PodTag {
+pub(crate) fn tag_of(pod: &Pod) -> PodTag {
     PodTag::of_hash(match &pod.uid {
         Uid::Uuid(octets) => fnv(octets),
         Uid::Other(text) => fnv(text.as_bytes()),

@@ -44,6 +44,8 @@ pub(super) enum Source {
     OwnNode,
     Frontends(Owner),
     Weight(ObjectName),
+    /// Pods that slices name in vain.
+    Targets,
     Frontend(dataplane::lb::Frontend),
 }
 

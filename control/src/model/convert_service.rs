@@ -271,7 +271,14 @@ fn read_endpoint(
         terminating: conditions.terminating.unwrap_or(false),
         node: entry.node_name.map(Arc::from),
         hints: entry.hints.map(hints).filter(|hints| *hints != Hints::default()).map(Box::new),
+        target: entry.target_ref.and_then(pod_of),
     })
+}
+
+/// The pod that is behind an endpoint.
+fn pod_of(target: core::ObjectReference) -> Option<String> {
+    let is_pod = target.kind.as_deref() == Some("Pod");
+    target.name.filter(|name| is_pod && !name.is_empty())
 }
 
 fn hints(hints: discovery::EndpointHints) -> Hints {

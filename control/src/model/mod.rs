@@ -288,6 +288,8 @@ pub struct Endpoint {
     pub node: Option<Arc<str>>,
     /// `hints`; `None` without any.
     pub hints: Option<Box<Hints>>,
+    /// `targetRef.name` where that is a Pod, of the slice's namespace.
+    pub target: Option<String>,
 }
 
 /// Whose clients an endpoint is meant for.

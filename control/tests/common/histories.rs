@@ -108,6 +108,7 @@ fn slice() -> impl Strategy<Value = Change> {
                     |is_set: bool, name: &str| is_set.then(|| name.into()).into_iter().collect();
                 Box::new(Hints { nodes: hint(of_node, "one"), zones: hint(of_zone, "z") })
             }),
+            target: None,
         });
     let port = (one_of(&["", "web"]), protocol(), option::of(8080u16..8082))
         .prop_map(|(name, protocol, l4_port)| SlicePort { name, protocol, l4_port });

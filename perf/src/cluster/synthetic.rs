@@ -106,6 +106,7 @@ impl Size {
                 terminating: false,
                 node: Some(node_name(node).into()),
                 hints: None,
+                target: None,
             }
         });
         let slice = EndpointSlice {

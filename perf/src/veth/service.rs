@@ -4,8 +4,7 @@ use dataplane::address::{MacAddr, Protocol};
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
 use dataplane::identity::{Identity, IdentityTable};
 use dataplane::lb::{
-    Backend, BackendSet, Choice, Frontend, FrontendKind, Service, ServiceId, ServiceTable,
-    TrafficPolicy,
+    Backend, BackendSet, Frontend, FrontendKind, Service, ServiceId, ServiceTable,
 };
 use dataplane::lpm::Prefix;
 use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
@@ -174,18 +173,7 @@ impl Job {
         backends.sort_unstable();
         let maglev = maglev::build(&backends);
         let set = Arc::new(BackendSet { backends: backends.into(), maglev });
-        Service {
-            name: format!("default/perf-{number}:dns").into(),
-            cluster: Arc::clone(&set),
-            local: set,
-            lingering: Box::default(),
-            internal_policy: TrafficPolicy::Cluster,
-            external_policy: TrafficPolicy::Cluster,
-            source_ranges: Box::default(),
-            choice: Choice::Maglev,
-            affinity: None,
-            changes_family: false,
-        }
+        Service::of_set(format!("default/perf-{number}:dns"), set)
     }
 }
 

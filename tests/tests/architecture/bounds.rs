@@ -130,6 +130,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/src/admin/service.rs BACKENDS_TOLD_MAX", Input),
     ("control/src/admin/status.rs ERRORS_MAX", Table(&["recent_errors"])),
     ("control/src/audit/mod.rs DIFFERENCES_MAX", Input),
+    ("control/src/audit/targets.rs SLICES_NAMED_MAX", Input),
     ("control/src/audit/policies.rs PORTS_MAX", Work),
     ("control/src/compile/affected.rs AFFECTED_MAX", Input),
     ("control/src/compile/maglev.rs BACKENDS_MAX", Input),

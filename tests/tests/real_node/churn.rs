@@ -33,7 +33,7 @@ const RESIDENT_BYTES_EACH: u64 = 2 << 10;
 
 /// A world with veth pairs of more pods, whose other ends are in namespaces of many.
 pub struct Churn {
-    pods: Vec<Namespace>,
+    pub pods: Vec<Namespace>,
     pub world: World,
     pub caller: Caller,
 }
@@ -144,8 +144,18 @@ impl Caller {
 
     /// Adds one, and tells how long that took.
     pub fn add(&self, number: usize) -> Duration {
+        self.add_request(number, self.request(number))
+    }
+
+    /// Adds one of a pod with this UID.
+    pub fn add_pod(&self, number: usize, uid: &str) {
+        let request = EndpointAdd { pod_uid: Some(uid.to_owned()), ..self.request(number) };
+        self.add_request(number, request);
+    }
+
+    fn add_request(&self, number: usize, request: EndpointAdd) -> Duration {
         let began = Instant::now();
-        let reply = self.ask(Request::EndpointAdd(self.request(number)));
+        let reply = self.ask(Request::EndpointAdd(request));
         let taken = began.elapsed();
         assert!(matches!(reply, Reply::Endpoint(_)), "{number}: {reply:?}");
         taken
@@ -203,7 +213,7 @@ impl Caller {
     }
 }
 
-fn address(number: usize) -> IpAddr {
+pub fn address(number: usize) -> IpAddr {
     let place = u16::try_from(number).expect("few");
     let [third, fourth] = [1 + place / 200, 10 + place % 200];
     Ipv4Addr::new(10, 244, u8::try_from(third).expect("few"), u8::try_from(fourth).expect("few"))

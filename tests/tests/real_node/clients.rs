@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use xskiff::lab::agent::report::{FlowsHeld, Held, Report};
+use xskiff::lab::agent::report::{Connection, FlowsHeld, Held, Report};
 use xskiff::lab::{Agent, Namespace};
 
 use crate::world::{PATIENCE, World, tcp_counters};
@@ -91,6 +91,21 @@ impl Client {
         assert_eq!((last.resets, last.ended, last.refused), (0, 0, 0), "{last:?}");
         assert_eq!((last.alive, last.answered_last), (wanted, wanted), "{last:?}");
         last
+    }
+
+    /// The same of one that opens connections again, which may have broken: how they stand, which
+    /// broke, and which are answered. Only what came since the last question is told.
+    pub fn end_told(self, patience: Duration) -> (Held, Vec<Connection>, Vec<Connection>) {
+        let reports = self.agent.stop_within(patience).unwrap_or_else(|error| panic!("{error}"));
+        let (mut last, mut broke, mut answers) = (None, Vec::new(), Vec::new());
+        for stamped in reports {
+            match stamped.report {
+                Report::Broke(one) => broke.push(one),
+                Report::Answers(one) => answers.push(one),
+                other => last = held(other).or(last),
+            }
+        }
+        (last.expect("a last report"), broke, answers)
     }
 }
 

@@ -1,10 +1,14 @@
 //! A node that follows a large cluster: from nothing until it is in force, one pod's change and one
 //! policy's until every worker has them, and a start from disk without an API server.
 //!
+//! In another one of many services (`XSKIFF_CLUSTER_SERVICES`, 300; 50,000) one endpoint's change until every
+//! worker has it.
+//!
 //! `XSKIFF_CLUSTER_PODS` is how many pods there are (150,000: with 5,000 nodes, 20,000 services and
 //! 2,000 policies), `XSKIFF_CLUSTER_EVENTS` how often a pod changes. What it takes is said, not
 //! judged: judging is for whoever knows the machine.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use control::admin::Request;
@@ -23,6 +27,8 @@ const SHAPE: Shape = Shape { label: "large", mtu: 1500, xdp_mode: "native" };
 const LOOK: Duration = Duration::from_micros(200);
 /// Between two changes, so that one is not taken for the other.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Pods for each of many services.
+const PODS_EACH: usize = 5;
 /// How often the policy comes and goes.
 const POLICY_CHANGES: usize = 10;
 
@@ -232,4 +238,45 @@ fn a_large_cluster_is_in_force_soon_and_each_change_of_it_too() {
     };
     assert!(xskiff::lab::wait_until(PATIENCE * 4, in_step).is_some());
     assert_eq!(objects(&world), all);
+}
+
+/// An endpoint of a service is no longer ready, or is again.
+fn turned(cluster: &Synthetic, service: usize, is_ready: bool) -> Value {
+    let mut slice = cluster.slices(service).swap_remove(0);
+    slice["endpoints"][0]["conditions"]["ready"] = json!(is_ready);
+    slice["endpoints"][0]["conditions"]["serving"] = json!(is_ready);
+    slice
+}
+
+#[test]
+fn one_endpoints_change_among_many_services_is_in_force_soon() {
+    if !root_or_skip("many services") {
+        return;
+    }
+    let services = usize::try_from(number_from("XSKIFF_CLUSTER_SERVICES", 300)).expect("a size");
+    let changes = usize::try_from(number_from("XSKIFF_CLUSTER_EVENTS", 20)).expect("a size");
+    let pods = PODS_EACH * services;
+    let size = Size { services, ..size(pods) };
+    let cluster = Synthetic { size, detail: Default::default(), seed: 2 };
+    let shape = Shape { label: "services", ..SHAPE };
+    let (world, server) =
+        follow(shape, (Setup::default(), "snapshot_seconds: 60"), PATIENCE * 4, |server| {
+            cluster.objects().for_each(|(kind, object)| server.set(kind, object));
+        });
+    let process = world.node.process().id();
+    println!("{size:?}, {} objects; {:.0} MiB", objects(&world), resident_mib(process));
+    let mut random = Random::new(cluster.seed);
+    // Each once: what is no change is never adopted.
+    let chosen: BTreeSet<usize> = (0..changes).map(|_| random.below(services)).collect();
+    for is_ready in [false, true] {
+        let samples = chosen.iter().map(|service| {
+            let slice = turned(&cluster, *service, is_ready);
+            in_force_after(&world, || server.set(Kind::EndpointSlice, slice))
+        });
+        let samples: Vec<f64> = samples.collect();
+        let what = if is_ready { "comes back" } else { "goes" };
+        say(&format!("one endpoint {what}, in force on all workers"), samples);
+    }
+    let audit = world.ask_json(&["audit"]);
+    assert_eq!(audit["found"], 0, "{audit}");
 }

@@ -6,8 +6,10 @@
 //! Sizes are small by default; each module names the variable that makes them large.
 #![forbid(unsafe_code)]
 
+mod affinity;
 mod api_server;
 mod audit;
+mod backends;
 mod bandwidth;
 mod bare;
 mod bpf_objects;

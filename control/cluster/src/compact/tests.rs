@@ -22,7 +22,8 @@ fn objects() -> Vec<Object> {
     let slice = json!({"addressType": "IPv4", "metadata": {"name": "s", "namespace": "shop",
         "labels": {"kubernetes.io/service-name": "svc"}}, "ports": [{"name": "http", "port": 8080}, {"name": "all"}],
         "endpoints": [{"addresses": ["10.1.0.5"], "nodeName": "node-a", "conditions": {"ready": false, "serving": true, "terminating": true},
-            "hints": {"forZones": [{"name": "z1"}, {"name": "z2"}], "forNodes": [{"name": "node-a"}]}}]});
+            "hints": {"forZones": [{"name": "z1"}, {"name": "z2"}], "forNodes": [{"name": "node-a"}]},
+            "targetRef": {"kind": "Pod", "name": "p-1"}}]});
     let policy = json!({"metadata": metadata("p"), "spec": {
         "podSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [
             {"key": "x", "operator": "NotIn", "values": ["1", "2"]}, {"key": "y", "operator": "Exists"},

@@ -239,6 +239,17 @@ struct Endpoint<'a> {
     node_name: Raw<'a>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     hints: Raw<'a>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    target_ref: Option<TargetRef<'a>>,
+}
+
+/// Its namespace is the slice's, and its UID nobody reads.
+#[derive(Deserialize, Serialize)]
+struct TargetRef<'a> {
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    kind: Raw<'a>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    name: Raw<'a>,
 }
 
 /// Strips an object of `kind`, given in JSON.

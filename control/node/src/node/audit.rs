@@ -115,11 +115,14 @@ impl Node {
         audit.last_took = audit.begun.take().map_or(Duration::ZERO, |begun| begun.elapsed());
         self.reconciles.ran(Reconcile::Audit, audit.last_took);
         audit.ended = Some(Instant::now());
+        let absent = round.absent_targets.still(&audit.last.absent_targets);
         audit.last = round;
         if is_to_be_mended {
             audit.repairs += 1;
             self.repair().await;
         }
+        self.publisher.warn_of_targets(&absent);
+        self.log_fresh_warnings();
     }
 
     /// Makes everything anew from what is known: tables from nothing, the program's rules from the

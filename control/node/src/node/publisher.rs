@@ -11,6 +11,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use control::audit::AbsentTargets;
 use control::compile::{Affected, Compiled, NodeView, Stage, Warning};
 use control::store::{Change, ClusterState};
 use dataplane::epochs::Epochs;
@@ -135,6 +136,11 @@ impl Publisher {
     #[must_use]
     pub fn cluster(&self) -> &ClusterState {
         self.compiled.state()
+    }
+
+    /// Warns of slices that name pods which are not there.
+    pub fn warn_of_targets(&mut self, absent: &AbsentTargets) {
+        self.compiled.warn_of_targets(absent);
     }
 
     /// The compiled state: names of rules, services and identities.

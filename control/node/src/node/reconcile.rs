@@ -180,6 +180,11 @@ impl Node {
             stage_began = now;
         });
         self.reconciles.ran(Reconcile::Compile, began.elapsed());
+        self.log_fresh_warnings();
+    }
+
+    /// Each once, when it comes.
+    pub(super) fn log_fresh_warnings(&mut self) {
         let (warnings, left_out) = self.publisher.take_fresh_warnings();
         for control::compile::Warning { object, message } in warnings {
             tracing::warn!(

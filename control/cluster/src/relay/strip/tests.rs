@@ -189,7 +189,7 @@ fn the_other_kinds_are_read_alike() {
         })
     );
     assert_eq!(left["metadata"]["labels"], json!({ "kubernetes.io/service-name": "web" }));
-    assert!(left["endpoints"][0].get("targetRef").is_none());
+    assert_eq!(left["endpoints"][0]["targetRef"], json!({ "kind": "Pod", "name": "web-0" }));
     read_alike!(
         NetworkPolicy,
         networking::NetworkPolicy,

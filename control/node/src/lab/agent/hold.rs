@@ -6,15 +6,15 @@
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::client::conn::http1::SendRequest;
 use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
 
 use super::fetch::RequestBody;
-use super::report::{Held, Report, Trouble};
-use super::{Stop, fetch, stopped};
+use super::report::{Connection, Held, Report, Trouble};
+use super::{Stop, fetch, milliseconds, stopped};
 
 /// Connections that are opened, or asked for the last time, at the same time: more would wait for the
 /// client and its servers, not for what is between them.
@@ -51,9 +51,13 @@ pub struct Arguments {
     /// Pause between two requests of an active one, in milliseconds
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     interval_ms: u64,
+    /// Open one again that broke, and say of each which server it had and when
+    #[arg(long)]
+    again: bool,
 }
 
 struct Holder {
+    again: bool,
     to: SocketAddr,
     from: Option<IpAddr>,
     interval: Duration,
@@ -72,6 +76,7 @@ impl Holder {
 
 pub(super) async fn run(arguments: &Arguments, stop: Stop) -> anyhow::Result<()> {
     let holder = Rc::new(Holder {
+        again: arguments.again,
         to: arguments.to,
         from: arguments.from,
         interval: Duration::from_millis(arguments.interval_ms),
@@ -103,29 +108,39 @@ pub(super) async fn run(arguments: &Arguments, stop: Stop) -> anyhow::Result<()>
 }
 
 async fn hold(holder: Rc<Holder>, active: bool, stop: Stop) {
+    while hold_one(&holder, active, stop.clone()).await && holder.again && !*stop.borrow() {}
+}
+
+/// Opens a connection and holds it; whether it broke.
+async fn hold_one(holder: &Holder, active: bool, stop: Stop) -> bool {
     let opened = {
         // The semaphore is never closed.
-        let Ok(_turn) = holder.turn.acquire().await else { return };
+        let Ok(_turn) = holder.turn.acquire().await else { return false };
         fetch::open(holder.to, holder.from, OPEN_TIMEOUT).await
     };
     let Ok((mut sender, connection)) = opened else {
-        return holder.count(|held| held.refused += 1);
+        holder.count(|held| held.refused += 1);
+        return false;
     };
     holder.count(|held| {
         held.opened += 1;
         held.alive += 1;
     });
+    let one = Cell::new(Connection { opened_ms: wall_ms(), ..Connection::default() });
     let asking = async {
-        ask_until_stopped(&holder, &mut sender, active, stop).await;
+        ask_until_stopped(holder, &mut sender, &one, active, stop).await;
         let Ok(_turn) = holder.turn.acquire().await else { return };
-        let last = answered(&holder, &mut sender);
+        let last = answered(holder, &mut sender, &one);
         if tokio::time::timeout(LAST_TIMEOUT, last).await.unwrap_or(false) {
             holder.count(|held| held.answered_last += 1);
+            if holder.again {
+                Report::Answers(Connection { until_ms: wall_ms(), ..one.get() }).say();
+            }
         }
     };
     let ended = tokio::select! {
         ended = connection => ended,
-        () = asking => return,
+        () = asking => return false,
     };
     let reset = ended.is_err_and(|error| fetch::trouble(&error) == Trouble::Reset);
     holder.count(|held| {
@@ -136,16 +151,26 @@ async fn hold(holder: Rc<Holder>, active: bool, stop: Stop) {
             held.ended += 1;
         }
     });
+    if holder.again {
+        Report::Broke(Connection { until_ms: wall_ms(), ..one.get() }).say();
+    }
+    true
+}
+
+/// The time that other processes of the machine have too.
+fn wall_ms() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, milliseconds)
 }
 
 /// Never cut off in the middle of a request, for that would close the connection.
 async fn ask_until_stopped(
     holder: &Holder,
     sender: &mut SendRequest<RequestBody>,
+    one: &Cell<Connection>,
     active: bool,
     stop: Stop,
 ) {
-    while answered(holder, sender).await {
+    while answered(holder, sender, one).await {
         if !active {
             return stopped(stop).await;
         }
@@ -158,8 +183,15 @@ async fn ask_until_stopped(
     std::future::pending::<()>().await;
 }
 
-async fn answered(holder: &Holder, sender: &mut SendRequest<RequestBody>) -> bool {
-    let answered = fetch::ask(sender, holder.to).await.is_ok();
-    holder.count(|held| held.requests += u64::from(answered));
-    answered
+async fn answered(
+    holder: &Holder,
+    sender: &mut SendRequest<RequestBody>,
+    one: &Cell<Connection>,
+) -> bool {
+    let answer = fetch::ask(sender, holder.to).await;
+    holder.count(|held| held.requests += u64::from(answer.is_ok()));
+    if let Ok(hello) = &answer {
+        one.set(Connection { server: Some(hello.address), ..one.get() });
+    }
+    answer.is_ok()
 }

@@ -43,6 +43,10 @@ pub enum Report {
     },
     /// State of the held connections; sent every second, and last.
     Held(Held),
+    /// A held connection broke; said where they are opened again.
+    Broke(Connection),
+    /// A held connection's last request was answered; said where they are opened again.
+    Answers(Connection),
     /// State of the held UDP flows; sent every second, and last.
     FlowsHeld(FlowsHeld),
     /// SYN segments sent; sent every 250 ms, and last.
@@ -110,7 +114,8 @@ pub struct Echoed {
     pub received: u64,
     /// Anything else that arrived.
     pub wrong: u64,
-    /// Median time from datagram to echo, in microseconds; 0 without any echo.
+    /// Median time from datagram to echo, in microseconds; 0 without any echo. Of several
+    /// sockets, the median of theirs.
     pub median_us: u64,
 }
 
@@ -133,6 +138,17 @@ pub struct Held {
     pub requests: u64,
     /// Of the open ones, those whose last request was answered; 0 before the agent is stopped.
     pub answered_last: u64,
+}
+
+/// A held connection. Times are milliseconds since 1970, as all processes of the machine have them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Its server's address, by the server; `None` before its first answer.
+    pub server: Option<IpAddr>,
+    /// When it was open.
+    pub opened_ms: u64,
+    /// When it broke, or was answered for the last time.
+    pub until_ms: u64,
 }
 
 /// Counts of held UDP flows.

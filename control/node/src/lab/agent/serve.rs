@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -63,6 +63,8 @@ pub struct Hello {
     pub server: String,
     /// The client's address as the server's socket has it.
     pub client: IpAddr,
+    /// The server's address as its socket has it: of several, the one that was asked.
+    pub address: IpAddr,
 }
 
 /// What `POST /upload` answers.
@@ -171,9 +173,11 @@ async fn converse(stream: TcpStream, from: SocketAddr, server: Rc<Server>) {
     // Without it the last part of an answer could wait for the client's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
     let client = from.ip().to_canonical();
+    let own = stream.local_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |own| own.ip());
+    let address = own.to_canonical();
     let service = service_fn(|request| {
         let server = Rc::clone(&server);
-        async move { Ok::<_, Infallible>(answer(request, client, &server).await) }
+        async move { Ok::<_, Infallible>(answer(request, (client, address), &server).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new();
     if let Err(error) = connection.serve_connection(TokioIo::new(stream), service).await {
@@ -182,11 +186,15 @@ async fn converse(stream: TcpStream, from: SocketAddr, server: Rc<Server>) {
     server.count(|served| served.open -= 1);
 }
 
-async fn answer(request: Request<Incoming>, client: IpAddr, server: &Server) -> Answer {
+async fn answer(
+    request: Request<Incoming>,
+    (client, address): (IpAddr, IpAddr),
+    server: &Server,
+) -> Answer {
     server.count(|served| served.requests += 1);
     let name = server.name.clone();
     match (request.method(), request.uri().path()) {
-        (&Method::GET, "/") => json(&Hello { server: name, client }),
+        (&Method::GET, "/") => json(&Hello { server: name, client, address }),
         (&Method::GET, "/download") => {
             let wanted = Download::parse(request.uri().query().unwrap_or_default());
             wanted.map_or_else(|| refuse(StatusCode::BAD_REQUEST), Download::answer)

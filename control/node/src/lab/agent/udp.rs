@@ -7,7 +7,7 @@ use tokio::net::UdpSocket;
 use tokio::time::Instant;
 
 use super::report::{Echoed, Report};
-use super::{Stop, payload, stopped};
+use super::{Stop, payload};
 
 /// Most datagrams one run may send.
 const COUNT_MAX: u32 = 1_000_000;
@@ -33,21 +33,43 @@ pub struct Arguments {
     /// Use a new socket, and so a new source port, for every datagram
     #[arg(long)]
     new_socket_each: bool,
+    /// Do so by as many sockets at the same time; counts are of all together
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    sockets: u32,
+    /// Pause between an echo and the next datagram, in milliseconds
+    #[arg(long, default_value_t = 0)]
+    interval_ms: u64,
 }
 
 pub(super) async fn run(arguments: &Arguments, stop: Stop) -> anyhow::Result<()> {
-    tokio::select! {
-        echoed = exchange(arguments) => Report::Echoed(echoed?).say(),
-        () = stopped(stop) => {}
+    let exchanges = (0..arguments.sockets).map(|_| exchange(arguments, stop.clone()));
+    let mut all = Echoed::default();
+    let mut medians = Vec::new();
+    for echoed in futures_util::future::join_all(exchanges).await {
+        let Echoed { sent, received, wrong, median_us } = echoed?;
+        all.sent += sent;
+        all.received += received;
+        all.wrong += wrong;
+        medians.push(median_us);
     }
+    medians.sort_unstable();
+    all.median_us = medians.get(medians.len() / 2).copied().unwrap_or(0);
+    Report::Echoed(all).say();
     Ok(())
 }
 
-async fn exchange(arguments: &Arguments) -> anyhow::Result<Echoed> {
+/// Ends early when told to stop, but not before the last datagram's echo is there or late.
+async fn exchange(arguments: &Arguments, stop: Stop) -> anyhow::Result<Echoed> {
     let mut echoed = Echoed::default();
     let mut times_us = Vec::new();
     let mut socket = socket_to(arguments.to).await?;
     for number in 0..arguments.count {
+        if number > 0 && arguments.interval_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(arguments.interval_ms)).await;
+        }
+        if *stop.borrow() {
+            break;
+        }
         if arguments.new_socket_each && number > 0 {
             socket = socket_to(arguments.to).await?;
         }
