@@ -194,6 +194,7 @@ fn tables(protocol: Protocol) -> Tables {
         }),
         timeouts: Timeouts::default(),
         tcp_windows: TcpWindows::Off,
+        direct: None,
         ..Tables::default()
     }
 }
@@ -277,6 +278,7 @@ fn services(protocol: Protocol) -> ServiceTable {
             choice: Choice::Maglev,
             affinity: None,
             changes_family: false,
+            direct: false,
         };
         table.services.insert(ServiceId(id), Arc::new(service));
         let at = Frontend { address: frontend(id).into(), protocol, l4_port: SERVICE_PORT };

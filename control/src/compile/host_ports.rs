@@ -63,6 +63,7 @@ pub(super) fn draft(
                 choice: Choice::Maglev,
                 affinity: None,
                 changes_family: false,
+                direct: false,
             };
             let key = Key::new(&owner, &place.to_string(), port.protocol, ipv4);
             ports.push(PortDraft { place, key, frontends, service });

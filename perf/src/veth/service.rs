@@ -185,6 +185,7 @@ impl Job {
             choice: Choice::Maglev,
             affinity: None,
             changes_family: false,
+            direct: false,
         }
     }
 }
