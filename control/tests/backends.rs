@@ -175,6 +175,45 @@ fn shares_follow_the_pods_annotation_and_what_is_no_weight_is_told() {
 }
 
 #[test]
+fn way_back_is_read_told_and_goes_by_the_configuration_where_nothing_is_said() {
+    let endpoints = slice(&[("10.1.0.5", READY)]);
+    let of = |annotation: &str, returns_directly: bool| {
+        let metadata = match annotation {
+            "" => String::new(),
+            word => format!(", annotations: {{xskiff.io/forwarding-mode: {word}}}"),
+        };
+        let text = [service(&metadata, ""), endpoints.clone()].join("---\n");
+        let loaded = manifests::parse(Path::new("case.yaml"), &text).expect("valid");
+        let node = NodeView { name: "one".into(), returns_directly, ..NodeView::default() };
+        (loaded.state, node)
+    };
+    for (annotation, configured, direct, told) in [
+        ("", false, false, false),
+        ("", true, true, false),
+        ("snat", true, false, false),
+        ("dsr", false, true, false),
+        ("Dsr", false, false, true),
+        ("Dsr", true, true, true),
+    ] {
+        let (state, node) = of(annotation, configured);
+        let compiled = compile(&state, &node, &Compiled::default());
+        assert_eq!(web(&compiled, Protocol::TCP).direct, direct, "{annotation:?}");
+        assert_eq!(compiled.services.have_direct, direct);
+        let about = |warning: &control::compile::Warning| {
+            warning.object == "Service shop/web" && warning.message.contains("forwarding-mode")
+        };
+        assert_eq!(compiled.warnings.iter().any(about), told, "{annotation:?}");
+        // The configuration may change while it runs.
+        let (_, other) = of(annotation, !configured);
+        let changed = compile(&state, &other, &compiled);
+        let follows = annotation.is_empty() || told;
+        assert_eq!(changed.services.have_direct, if follows { !configured } else { direct });
+        let nothing = compile(&Default::default(), &node, &compiled);
+        assert!(!nothing.services.have_direct, "it ends with the service");
+    }
+}
+
+#[test]
 fn session_affinity_and_the_choice_are_read_and_told() {
     let endpoints = slice(&[("10.1.0.5", READY)]);
     let of = |metadata: &str, spec: &str| compiled(&[service(metadata, spec), endpoints.clone()]);

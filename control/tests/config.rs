@@ -80,6 +80,7 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
                 snat: [{sources: [10.1.0.0/24], to: [192.0.2.9]}]}\n\
                 cluster: {pod_cidrs: [10.1.0.0/16], service_cidrs: [10.2.0.0/16]}\n\
                 node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
+                load_balancing: {mode: dsr, dispatch: ipip}\n\
                 stall: {after_ms: 700, restart_after_ms: 7000, on_stall: pass, on_exit: drop}\n\
                 debug: {faults: true}\n\
                 http: {proxy_listen: \"127.0.0.1:10257\"}\n\

@@ -71,6 +71,12 @@ impl<'t> Look<'t> {
         self.backend = place.and_then(|(place, set)| set.backends.get(place)).copied();
     }
 
+    /// Whether clients from outside are answered by the backend's node ([`crate::direct`]).
+    pub(crate) fn is_direct(&self) -> bool {
+        self.service.is_some_and(|service| service.direct)
+            && self.frontend.is_some_and(|(_, kind)| kind.is_external())
+    }
+
     /// All that can be found out about one packet.
     pub(crate) fn at(tables: &'t Tables, port: &Port, packet: &NewPacket) -> Self {
         let mut look = Self::begin(tables, packet);
@@ -147,7 +153,7 @@ pub fn hash_for(service: &Service, key: &FlowKey, moment: u64) -> u64 {
     }
 }
 
-fn admitted(service: &Service, client: IpAddr) -> bool {
+pub(crate) fn admitted(service: &Service, client: IpAddr) -> bool {
     service.source_ranges.is_empty()
         || service.source_ranges.iter().any(|range| range.contains(client))
 }

@@ -14,8 +14,11 @@ mod tags;
 pub mod tcp_window;
 
 use crate::address::Protocol;
+use crate::direct::Role;
 use crate::tables::Timeouts;
 use crate::time::{Nanos, Seconds};
+
+mod one_way;
 
 /// Which way a packet goes along its flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -162,7 +165,8 @@ impl FlowState {
 /// A flow's protocol, what its directions have shown, and its deadline, in one atomic word.
 ///
 /// Layout, from bit 63: deadline in seconds (32), original [`Seen`] (8), reply [`Seen`] (8),
-/// protocol (8), marks (8): directions that spoke after a reset (bits 0 and 1), denied (bit 7).
+/// protocol (8), marks (8): directions that spoke after a reset (bits 0 and 1), what it is to this node
+/// ([`Role`], bits 2 and 3), denied (bit 7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life(pub u64);
 
@@ -215,6 +219,9 @@ impl Life {
     /// The state.
     #[must_use]
     pub fn state(self) -> FlowState {
+        if self.is_dispatched() {
+            return one_way::state(self.protocol(), self.seen(FlowDirection::Original));
+        }
         FlowState::of(
             self.protocol(),
             self.seen(FlowDirection::Original),
@@ -226,6 +233,7 @@ impl Life {
     #[must_use]
     pub fn timeout(self, timeouts: &Timeouts) -> Seconds {
         match self.protocol() {
+            protocol if self.is_dispatched() => one_way::timeout(protocol, self.state(), timeouts),
             Protocol::SCTP => {
                 let seen = |direction| self.seen(direction);
                 let (original, reply) = (seen(FlowDirection::Original), seen(FlowDirection::Reply));
@@ -246,7 +254,8 @@ impl Life {
     #[inline(always)]
     #[must_use]
     pub fn is_followed_by(self, tcp_flags: u8) -> bool {
-        is_first_syn(tcp_flags) && self.state() >= FlowState::TimeWait
+        let over = if self.is_dispatched() { FlowState::Closing } else { FlowState::TimeWait };
+        is_first_syn(tcp_flags) && self.state() >= over
     }
 
     /// Whether a packet with `tcp_flags` in `direction` fits the state. The side that was opened
@@ -293,7 +302,8 @@ impl Life {
         const ENDING: Seen = Seen(Seen::FIN | Seen::RST);
         const ANY: Seen = Seen(Seen::ANY);
         const ACK: Seen = Seen(Seen::ACK | Seen::ANY);
-        const MARKS: u32 = 0xff;
+        // A flow that answers directly is like any other.
+        const MARKS: u32 = 0xff ^ 0x08;
         const PROTOCOL: u32 = 0xff00;
         const fn word(protocol: Protocol, original: Seen, reply: Seen) -> u32 {
             u32::from_be_bytes([original.0, reply.0, protocol.0, 0])
@@ -359,7 +369,8 @@ impl Life {
             (original, reply) = (original.without(Seen::RST), reply.without(Seen::RST));
             after_reset = 0;
         }
-        let next = Self::pack(self.deadline_seconds(), (original, reply), protocol, after_reset);
+        let marks = after_reset | self.role_marks();
+        let next = Self::pack(self.deadline_seconds(), (original, reply), protocol, marks);
         let state = next.state();
         // A flow that is closing counts down from the last FIN or RST, not from each stray packet.
         if state >= FlowState::TimeWait && state == before {
@@ -383,6 +394,39 @@ impl Life {
     }
 
     const DENIED: u64 = 0x80;
+    const DISPATCHED: u64 = 0x04;
+    const ANSWERS: u64 = 0x08;
+
+    fn role_marks(self) -> u8 {
+        self.0.to_be_bytes()[7] & 0x0c
+    }
+
+    /// The same flow that a packet has opened just now, in this role of direct server return.
+    #[must_use]
+    pub(crate) fn with_role(self, role: Option<Role>, now: Nanos, timeouts: &Timeouts) -> Self {
+        match role {
+            None => self,
+            Some(Role::Answers) => Self(self.0 | Self::ANSWERS),
+            Some(Role::Dispatches) => {
+                let own = Self(self.0 | Self::DISPATCHED);
+                own.ending(deadline(now, own.timeout(timeouts)))
+            }
+        }
+    }
+
+    /// Whether its packets go on to the node of its backend, and replies do not come here.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_dispatched(self) -> bool {
+        self.0 & Self::DISPATCHED != 0
+    }
+
+    /// Whether its packets come from the node with the frontend, and replies go to the client.
+    #[inline(always)]
+    #[must_use]
+    pub fn answers_directly(self) -> bool {
+        self.0 & Self::ANSWERS != 0
+    }
 
     /// Directions that spoke since the last reset, one bit each.
     pub(crate) fn after_reset(self) -> u8 {
@@ -485,7 +529,7 @@ mod tests {
         for original in 0..=u8::MAX {
             for reply in 0..=u8::MAX {
                 for (protocol, marks) in
-                    protocols.iter().flat_map(|p| [(*p, 0), (*p, 1), (*p, 128)])
+                    protocols.iter().flat_map(|p| [(*p, 0), (*p, 1), (*p, 4), (*p, 8), (*p, 128)])
                 {
                     let life = Life::pack(9, (Seen(original), Seen(reply)), protocol, marks);
                     for direction in [Original, Reply] {

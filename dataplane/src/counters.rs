@@ -192,6 +192,10 @@ pub struct WorkerCounters {
     /// Flows that were opened, or judged again, and stand only because a policy that would refuse
     /// them is under audit.
     pub flows_audited: Counter,
+    /// Packets sent on to the node of their backend, which answers their clients ([`crate::direct`]).
+    pub dispatched: Counter,
+    /// Packets of clients that another node has chosen the backend of.
+    pub directed: Counter,
     /// Flows opened by a segment that policy denies, taken for the reply of a lost flow
     /// ([`crate::tables::Tables::lost_replies_until`]).
     pub lost_replies: Counter,
@@ -262,6 +266,8 @@ impl Default for WorkerCounters {
             affinities_refused: Counter::default(),
             flows_audited: Counter::default(),
             lost_replies: Counter::default(),
+            dispatched: Counter::default(),
+            directed: Counter::default(),
             unknown_pod_drops: Counter::default(),
             unknown_pod_flows: Counter::default(),
             out_of_window_passed: Counter::default(),

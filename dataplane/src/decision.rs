@@ -9,6 +9,7 @@ use crate::DropReason;
 use crate::address::Protocol;
 use crate::choice::{self, Look};
 use crate::conntrack::{FlowDirection, Seen};
+use crate::direct::{self, Directed, Role};
 use crate::flow_key::FlowKey;
 use crate::forwarding::{NextHopId, Resolved};
 use crate::identity::{Identity, PodTag};
@@ -31,6 +32,8 @@ pub struct NewPacket {
     pub may_begin: bool,
     /// The pod's end point that is mapped to where it goes, if any (RFC 4787, REQ-9).
     pub hairpin: Option<(IpAddr, u16)>,
+    /// What another node has chosen for it.
+    pub directed: Option<Directed>,
     /// The backend that its client's connections to a service with affinity went to lately.
     pub remembered: Option<(IpAddr, u16)>,
     /// When it came, in nanoseconds: what differs from packet to packet of one tuple.
@@ -48,6 +51,7 @@ impl NewPacket {
             tcp_flags: packet.tcp_flags,
             may_begin: packet.may_begin_flow(),
             hairpin: None,
+            directed: None,
             remembered: None,
             moment: now.0,
             may_be_lost_reply: false,
@@ -115,6 +119,8 @@ pub struct Admission {
     pub direction: FlowDirection,
     /// The address to translate the source to; the L4 port is bound later.
     pub source_nat: Option<IpAddr>,
+    /// What it is to this node where its backend's node answers.
+    pub role: Option<Role>,
     /// The way onward for the original direction.
     pub hop: NextHopId,
     /// The way back; `None` when it is not resolved yet and the first reply will ask.
@@ -174,9 +180,11 @@ pub(crate) fn decide_with(
         Findings { source: source_identity(tables, port, key.source()), ..Findings::default() };
     let refuse = |reason, findings| Refusal { reason, findings };
 
-    let chosen = match packet.hairpin {
+    let directed = packet.directed.and_then(|directed| directed.backend);
+    let chosen = match packet.hairpin.or(directed) {
         Some((address, l4_port)) => {
             findings.backend = Some(Backend { address, l4_port, local: true, weight: 0 });
+            findings.service = packet.directed.and_then(|directed| directed.service);
             findings.backend
         }
         None => choice::choose_backend(tables, packet, look, &mut findings)
@@ -222,7 +230,18 @@ pub(crate) fn decide_with(
     if is_transit(tables, port, egress.0, chosen.is_some()) {
         return Err(refuse(DropReason::NoRoute, findings));
     }
-    let translation = source_nat(tables, port, egress.1, &translated, packet, chosen.is_some());
+    let is_dispatched = directed.is_none()
+        && chosen.is_some_and(|backend| {
+            direct::may_dispatch(tables, (port, egress.1), &key, look, &backend)
+        });
+    let role = match directed {
+        Some(_) => Some(Role::Answers),
+        None => is_dispatched.then_some(Role::Dispatches),
+    };
+    let translation = match is_dispatched {
+        true => None,
+        false => source_nat(tables, port, egress.1, &translated, packet, chosen.is_some()),
+    };
     findings.snat_rule = translation.and_then(|translation| translation.rule);
     let source_nat = match translation {
         Some(Translation { address: None, .. }) => {
@@ -253,6 +272,7 @@ pub(crate) fn decide_with(
             translated,
             direction,
             source_nat,
+            role,
             hop,
             reverse_hop,
             findings,
@@ -262,6 +282,7 @@ pub(crate) fn decide_with(
             translated: key.reversed(),
             direction,
             source_nat: None,
+            role: None,
             hop: reverse_hop.ok_or(refuse(DropReason::NoRoute, findings))?,
             reverse_hop: Some(hop),
             findings,

@@ -133,6 +133,11 @@ drop_reasons! {
     PacingFull = "pacing-full",
     /// The receiving pod's packet memory has no free frame to copy the packet to.
     PacketMemory = "packet-memory",
+    /// A packet for direct server return was wrapped by somebody who is no node of the cluster.
+    DirectForeign = "direct-foreign",
+    /// A packet for direct server return names a frontend and a backend that no service here with direct
+    /// return has, or a backend that is not on this node.
+    DirectFrontend = "direct-frontend",
 }
 
 impl DropReason {

@@ -79,7 +79,7 @@ fn ends_here<K: FlowFamily>(
     packet: &Packet,
 ) -> bool {
     if direction == FlowDirection::Reply
-        || view.route().generation == known::generation_for(context, view.changes_family())
+        || view.route().generation == known::generation_for(context, view.stands_apart())
     {
         return false;
     }

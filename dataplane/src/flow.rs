@@ -41,11 +41,12 @@ impl FlowRoute {
     /// Stands for a next hop that is not resolved yet.
     pub const UNRESOLVED: NextHopId = NextHopId(u16::MAX);
 
-    /// What stands for `generation` in the route of a flow that changes family: never the generation
-    /// in force, so that nothing asks on the way of all others, where what is not decided under the
-    /// tables in force leaves it. Generations are counted from 0, and 2^31 of them never come.
+    /// What stands for `generation` in the route of a flow that changes family, or goes on to its
+    /// backend's node: never the generation in force, so that nothing asks on the way of all others,
+    /// where what is not decided under the tables in force leaves it. Generations are counted from 0,
+    /// and 2^31 of them never come.
     #[must_use]
-    pub fn generation_between_families(generation: u32) -> u32 {
+    pub fn generation_apart(generation: u32) -> u32 {
         !generation
     }
 
@@ -349,6 +350,12 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
         [end(FlowDirection::Original), end(FlowDirection::Reply)]
     }
 
+    /// Whether its packets never go the straight way: their route bears
+    /// [`FlowRoute::generation_apart`].
+    pub(crate) fn stands_apart(&self) -> bool {
+        self.life().is_dispatched() || self.changes_family()
+    }
+
     /// Whether its ends are of two families.
     pub(crate) fn changes_family(&self) -> bool {
         let of = |direction| self.tuple(direction).generic().source().is_ipv4();
@@ -421,7 +428,7 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
     }
 
     /// Whether the cached ways hold under `tables`. Those found under others are made to, if
-    /// nothing that concerns the flow changed since. Never so for a flow that changes family.
+    /// nothing that concerns the flow changed since. Never so for a flow that stands apart.
     #[inline(always)]
     pub(crate) fn is_current(&self, tables: &Tables) -> bool {
         let route = self.route();
@@ -506,9 +513,9 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
     pub(crate) fn set_gone(&self, generation: u32, deadline_seconds: u32) {
         self.set_above_count(4, GONE);
         // So far in the past that no flow ever was decided then.
-        let generation = match (generation.wrapping_sub(u32::MAX / 4), self.changes_family()) {
+        let generation = match (generation.wrapping_sub(u32::MAX / 4), self.stands_apart()) {
             (past, false) => past,
-            (past, true) => FlowRoute::generation_between_families(past),
+            (past, true) => FlowRoute::generation_apart(past),
         };
         self.set_route(FlowRoute { generation, ..self.route() });
         self.change_life(|life| life.ending_by(deadline_seconds));

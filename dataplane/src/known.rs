@@ -5,9 +5,10 @@ use std::sync::atomic::AtomicU64;
 use crate::DropReason;
 use crate::buffer::Buffer;
 use crate::conntrack::details::{Asked, Details, Effect};
-use crate::conntrack::{FlowDirection, Seen, is_first_syn};
+use crate::conntrack::{FlowDirection, Seen};
 use crate::context::{Context, Stop};
 use crate::decision::{self, Ended};
+use crate::direct::{dispatch, mss};
 use crate::event::{EventKind, FlowEvent, NeighbourRequest};
 use crate::fate::{self, Fate};
 use crate::flow::{FlowRoute, FlowView, Origin};
@@ -138,8 +139,9 @@ fn free_way<'t, K: crate::flow::FlowFamily>(
     packet: &Packet,
 ) -> Option<&'t NextHop> {
     let is_current = view.is_current(tables) && !view.life().expired(now);
+    // A SYN-ACK may have to be changed.
     let is_special = matches!(packet.kind, PacketKind::FirstFragment { .. } | PacketKind::Sctp)
-        || is_first_syn(packet.tcp_flags);
+        || packet.tcp_flags & Seen::SYN != 0;
     if !is_current || is_special {
         return None;
     }
@@ -171,6 +173,10 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
         Way::BetweenFamilies(hop) => {
             return nat64::forward::<K, B, W>(context, flows, now, received, packet, (found, &hop));
         }
+        Way::Dispatched(hop) => {
+            let at = (found, &hop);
+            return dispatch::dispatch::<K, B, W>(context, flows, now, received, packet, at);
+        }
     };
     let Some(destination) = hop.destination else {
         return Ok(context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour }));
@@ -184,8 +190,22 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
         decrement_ttl: !hop.to_host,
     };
     rewrite::apply(&change, packet, received.buffer.bytes_mut())?;
+    if packet.tcp_flags & Seen::SYN != 0 && view.life().answers_directly() {
+        clamp(context, packet, &hop, received);
+    }
     context.note_hit(&flows.table, found.handle);
     Ok(Action::Transmit(hop.port))
+}
+
+/// What the backend takes, made to fit what the client's packets become on their way to it. Their link is
+/// taken to be like this node's own to the client.
+#[cold]
+fn clamp<B: Buffer>(context: &Context, packet: &Packet, hop: &NextHop, received: &mut Received<B>) {
+    if let Some(direct) = context.tables.direct.as_deref().filter(|_| !hop.to_host) {
+        let overhead = direct.dispatch.overhead(matches!(packet.key(), FlowKey::V4(_)));
+        let most = mss::fitting(packet, hop.mtu, overhead);
+        mss::clamp(packet, received.buffer.bytes_mut(), most);
+    }
 }
 
 /// Advances the flow of a packet that goes on, and learns what it tells.
@@ -229,6 +249,8 @@ pub(crate) enum Way {
     Hop(NextHop),
     /// There, as a packet of the other family.
     BetweenFamilies(NextHop),
+    /// There, for the node of its backend.
+    Dispatched(NextHop),
     /// It waits for a neighbour.
     Hold(NeighbourRequest),
 }
@@ -266,7 +288,7 @@ fn way_by<K: crate::flow::FlowFamily>(
     Ok(Way::Hop(*tables.forwarding.next_hop(id).ok_or(DropReason::PortGone)?))
 }
 
-/// The way of a flow that was decided under other tables, or changes family.
+/// The way of a flow that was decided under other tables, or stands apart.
 #[cold]
 fn unlike_way<K: crate::flow::FlowFamily>(
     context: &mut Context,
@@ -276,9 +298,10 @@ fn unlike_way<K: crate::flow::FlowFamily>(
     direction: FlowDirection,
 ) -> Result<Way, Stop> {
     let (mut route, changes_family) = (view.route(), view.changes_family());
-    let generation = generation_for(context, changes_family);
+    let is_dispatched = view.life().is_dispatched();
+    let generation = generation_for(context, view.stands_apart());
     if route.generation != generation {
-        route = if changes_family && holds_between_families(&context.tables, view) {
+        route = if view.stands_apart() && holds_apart(&context.tables, view) {
             FlowRoute { generation, ..route }
         } else {
             rejudge(context, now, ingress, view, (direction, generation))?
@@ -287,24 +310,24 @@ fn unlike_way<K: crate::flow::FlowFamily>(
     }
     match way_by(&context.tables, ingress, view, direction, route)? {
         Way::Hop(hop) if changes_family => Ok(Way::BetweenFamilies(hop)),
+        Way::Hop(hop) if is_dispatched && direction == FlowDirection::Original => {
+            Ok(Way::Dispatched(hop))
+        }
         way => Ok(way),
     }
 }
 
-/// Whether nothing that concerns a flow that changes family changed since its decision.
-fn holds_between_families<K: crate::flow::FlowFamily>(
-    tables: &Tables,
-    view: &FlowView<'_, K>,
-) -> bool {
+/// Whether nothing that concerns a flow that stands apart changed since its decision.
+fn holds_apart<K: crate::flow::FlowFamily>(tables: &Tables, view: &FlowView<'_, K>) -> bool {
     let Some(epochs) = &tables.epochs else { return false };
-    let decided = FlowRoute::generation_between_families(view.route().generation);
+    let decided = FlowRoute::generation_apart(view.route().generation);
     epochs.hold_since(decided, view.ends())
 }
 
 /// What the route of a flow says that was decided under the tables in force.
-pub(crate) fn generation_for(context: &Context, changes_family: bool) -> u32 {
+pub(crate) fn generation_for(context: &Context, stands_apart: bool) -> u32 {
     let generation = context.tables.generation;
-    if changes_family { FlowRoute::generation_between_families(generation) } else { generation }
+    if stands_apart { FlowRoute::generation_apart(generation) } else { generation }
 }
 
 /// A pod's packets come by its own port, and nobody else's do; the node's own never come from

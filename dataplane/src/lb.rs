@@ -135,6 +135,8 @@ pub struct Service {
     /// Whether its backends, which are all of one family, are of another than its frontends: then
     /// connections are translated ([`crate::nat64`]).
     pub changes_family: bool,
+    /// Whether backends on other nodes answer clients from outside themselves ([`crate::direct`]).
+    pub direct: bool,
 }
 
 impl Service {
@@ -153,6 +155,7 @@ impl Service {
             choice: Choice::default(),
             affinity: None,
             changes_family: false,
+            direct: false,
         }
     }
 
@@ -162,6 +165,17 @@ impl Service {
         let at = |one: &Backend| (one.address, one.l4_port);
         self.cluster.find(backend).or_else(|| self.local.find(backend)).is_some()
             || self.lingering.binary_search_by_key(&backend, at).is_ok()
+    }
+
+    /// The backend at this address that a flow with this hash goes to. Several there are told apart by the
+    /// hash where nothing but that decides; else the first is meant.
+    #[must_use]
+    pub fn backend_at(&self, address: IpAddr, hash: u64) -> Option<(IpAddr, u16)> {
+        let is_there = |one: &&Backend| one.address == address;
+        let chosen = self.cluster.choose(hash).filter(is_there);
+        let all = self.cluster.backends.iter().chain(&self.local.backends).chain(&self.lingering);
+        let backend = chosen.or_else(|| all.into_iter().find(is_there));
+        backend.map(|one| (one.address, one.l4_port))
     }
 }
 
@@ -178,6 +192,14 @@ pub enum FrontendKind {
     NodePort,
     /// A pod's `hostPort` on one of the node's addresses.
     HostPort,
+}
+
+impl FrontendKind {
+    /// Whether clients from outside have it from the Service.
+    #[must_use]
+    pub fn is_external(self) -> bool {
+        matches!(self, Self::ExternalIp | Self::LoadBalancer | Self::NodePort)
+    }
 }
 
 /// All services in force.
@@ -200,6 +222,8 @@ pub struct ServiceTable {
     pub change_family: bool,
     /// Whether any of them has session affinity.
     pub have_affinity: bool,
+    /// Whether any of them has direct return.
+    pub have_direct: bool,
 }
 
 impl ServiceTable {

@@ -23,6 +23,7 @@ pub mod conntrack;
 mod context;
 pub mod counters;
 pub mod decision;
+pub mod direct;
 pub mod drop_reason;
 pub mod epochs;
 pub mod event;

@@ -13,6 +13,7 @@ use crate::charge;
 use crate::conntrack::{FlowDirection, Life, Seen};
 use crate::context::{Context, Stop};
 use crate::decision::{Admission, Decision, Findings, NewPacket, Refusal, decide};
+use crate::direct::{Directed, Role};
 use crate::event::{EventKind, FlowEvent, NeighbourRequest};
 use crate::flow::{FlowRoute, Origin};
 use crate::flow_key::FlowKey;
@@ -37,19 +38,22 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
     received: &mut Received<B>,
     packet: &Packet,
     key: K,
-    (found, early): (Option<Found>, Option<&Early>),
+    (found, early, directed): (Option<Found>, Option<&Early>, Option<Directed>),
 ) -> Result<Action, Stop> {
     let hash = early.map_or_else(|| key.hash(&context.hasher), |early| early.hash);
     let generic = key.generic();
     let is_mapped = endpoint::is_mapped(&context.tables, received.port, &generic);
-    let affinity = affinity::of(&context.tables, &generic);
+    // Of a packet that another node has chosen for, that one remembers its client.
+    let affinity = affinity::of(&context.tables, &generic).filter(|_| directed.is_none());
     let owner = match is_mapped || affinity.is_some() {
         true => endpoint::home_of(context, generic.source()),
         false => context.owner_of(hash),
     };
-    // A first fragment stays where its later ones will look for it.
-    let is_here =
-        owner == context.worker || matches!(packet.kind, PacketKind::FirstFragment { .. });
+    // A first fragment stays where its later ones will look for it; what another node has chosen for was
+    // handed on before, if it was to be.
+    let is_here = owner == context.worker
+        || directed.is_some()
+        || matches!(packet.kind, PacketKind::FirstFragment { .. });
     // An entry that is over makes room. Where the burst's look found nothing, the insert will find
     // what an earlier packet of the burst has opened.
     if (found.is_some() || early.is_none())
@@ -61,7 +65,9 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
         }
         if binding::remove::<K, W>(context, flows, found.handle) {
             context.counters.flows_expired.add(1);
-        } else if let Some(holder) = holder_elsewhere(context, flows, packet, found) {
+        } else if directed.is_none()
+            && let Some(holder) = holder_elsewhere(context, flows, packet, found)
+        {
             // It was dealt out when the tables were taken over: who has it removes it, and hands
             // the packet back.
             return Ok(context.hand_to(holder, HandoffCause::Holder));
@@ -77,7 +83,7 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
         };
         return Ok(context.hand_to(owner, cause));
     }
-    let mut new = NewPacket::of(packet, now, &context.tables);
+    let mut new = NewPacket { directed, ..NewPacket::of(packet, now, &context.tables) };
     if is_mapped {
         new.hairpin = endpoint::behind::<K, W>(context, flows, now, &generic);
     }
@@ -199,12 +205,14 @@ fn admit<K: TableKey<W>, const W: usize>(
     };
     let changes_family =
         admission.original.source().is_ipv4() != reply.generic().source().is_ipv4();
+    let stands_apart = changes_family || admission.role == Some(Role::Dispatches);
+    let life = life.with_role(admission.role, now, timeouts);
     let mut flow = NewFlow {
         original,
         reply,
         life,
         route: FlowRoute {
-            generation: known::generation_for(context, changes_family),
+            generation: known::generation_for(context, stands_apart),
             hop: admission.hop,
             reverse_hop: admission.reverse_hop.unwrap_or(FlowRoute::UNRESOLVED),
         },
@@ -257,11 +265,14 @@ fn admit<K: TableKey<W>, const W: usize>(
 
 /// Whether the source's L4 port may be translated although its address is not: a client may use one
 /// port toward a backend and toward a service that leads there, and its replies must be told apart.
-/// SCTP's source ports are never rewritten.
+/// SCTP's source ports are never rewritten. Of a dispatched flow replies never come: its reply tuple is a
+/// place for its backend, and what is moved there leaves no packet otherwise.
 fn may_move(admission: &Admission, packet: &Packet) -> bool {
     admission.source_nat.is_none()
         && admission.original.protocol() != Protocol::SCTP
-        && (packet.kind == PacketKind::Udp || packet.tcp_flags & Seen::SYN != 0)
+        && (admission.role == Some(Role::Dispatches)
+            || packet.kind == PacketKind::Udp
+            || packet.tcp_flags & Seen::SYN != 0)
 }
 
 /// The reply tuple of a flow from `address`: of its end point's port if the flow `is_mapped`,

@@ -147,6 +147,17 @@ impl Packet {
             && self.l4_offset == ETHERNET_LEN + IPV4_LEN
     }
 
+    /// What it is without `len` bytes of its header's options, with another tuple.
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`] when the header has no so many.
+    #[cold]
+    pub(crate) fn before_option(&self, key: FlowKey, len: usize) -> Result<Self, DropReason> {
+        let l4_offset = self.l4_offset.checked_sub(len).filter(|at| *at >= ETHERNET_LEN + IPV4_LEN);
+        let ip_len = self.ip_len.checked_sub(len).ok_or(DropReason::Malformed)?;
+        Ok(Self { key, l4_offset: l4_offset.ok_or(DropReason::Malformed)?, ip_len, ..*self })
+    }
+
     /// What it shows of its flow's state.
     #[must_use]
     pub fn shows(&self) -> Seen {

@@ -17,6 +17,8 @@ use crate::anticipation::{Anticipated, Beginnings, Early};
 use crate::buffer::Buffer;
 use crate::context::{Context, Stop};
 use crate::counters::WorkerCounters;
+use crate::direct::Directed;
+use crate::direct::arrival::{Arrival, Arrived, arrive};
 use crate::event::{NeighbourRequest, Reports};
 use crate::expiry::{Flush, Flushes};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
@@ -77,6 +79,8 @@ struct Other {
     found: Option<Found>,
     /// Whether it is an IPv4 packet whose flow lies, or will, in the IPv6 table.
     changes_family: bool,
+    /// What another node has chosen for it: then it is not the packet that flows were looked up for.
+    directed: Option<Directed>,
 }
 
 /// Stands where an action is yet to be decided.
@@ -120,7 +124,7 @@ impl Pipeline {
         let weight = self.weight(burst.len());
         let mut others = self.forward_straight(now, burst, (&parsed, &located), actions, weight);
         if !others.is_empty() {
-            self.decide_others(now, burst, (&parsed, &located), &mut others, actions);
+            self.decide_others(now, burst, (&mut parsed, &located), &mut others, actions);
         }
     }
 
@@ -207,7 +211,7 @@ impl Pipeline {
                 Some(port) => actions.push(Action::Transmit(port)),
                 None => {
                     actions.push(UNDECIDED);
-                    others.push(Other { place, found, changes_family: false });
+                    others.push(Other { place, found, changes_family: false, directed: None });
                 }
             }
         }
@@ -287,7 +291,7 @@ impl Pipeline {
         let mut admitted = 0;
         others.retain(|other| {
             let Ok(packet) = &parsed[other.place] else { return true };
-            let is_unknown = match other.changes_family {
+            let is_unknown = match other.changes_family || other.directed.is_some() {
                 true => other.found.is_none(),
                 false => located[other.place].missed().is_some(),
             };
@@ -312,10 +316,13 @@ impl Pipeline {
         &mut self,
         now: Nanos,
         burst: &mut [Received<B>],
-        (parsed, located): (&[Parsed], &[Located; BURST]),
+        (parsed, located): (&mut [Parsed], &[Located; BURST]),
         others: &mut ArrayVec<Other, BURST>,
         actions: &mut ArrayVec<Action, BURST>,
     ) {
+        if self.context.tables.direct.is_some() {
+            self.take_in_directed(now, burst, parsed, others, actions);
+        }
         if self.context.may_change_family {
             self.find_between_families(now, parsed, others);
         }
@@ -324,7 +331,8 @@ impl Pipeline {
             self.shed(now, burst, (parsed, located), others, actions);
         }
         let mut beginnings = Beginnings::default();
-        for Other { place, .. } in others.iter().filter(|other| !other.changes_family) {
+        let is_as_it_came = |other: &&Other| !other.changes_family && other.directed.is_none();
+        for Other { place, .. } in others.iter().filter(is_as_it_came) {
             if let (Ok(packet), Some(hash)) = (&parsed[*place], located[*place].missed()) {
                 let begins = (packet, hash);
                 let port = burst[*place].port;
@@ -339,10 +347,43 @@ impl Pipeline {
         }
     }
 
+    /// Makes of packets whose backend another node has chosen what their clients sent.
+    #[cold]
+    fn take_in_directed<B: Buffer>(
+        &mut self,
+        now: Nanos,
+        burst: &mut [Received<B>],
+        parsed: &mut [Parsed],
+        others: &mut ArrayVec<Other, BURST>,
+        actions: &mut ArrayVec<Action, BURST>,
+    ) {
+        let Self { context, flows, .. } = self;
+        others.retain(|other| {
+            let (received, place) = (&mut burst[other.place], other.place);
+            let Ok(packet) = parsed[place] else { return true };
+            match arrive(context, flows, now, received, &packet) {
+                Ok(None) => return true,
+                Ok(Some(Arrival::Here(Arrived { packet, found, directed }))) => {
+                    parsed[place] = Ok(packet);
+                    (other.found, other.directed) = (found, Some(directed));
+                    return true;
+                }
+                Ok(Some(Arrival::Elsewhere(worker, cause))) => {
+                    actions[place] = context.hand_to(worker, cause);
+                }
+                Err(reason) => {
+                    let stop = Stop::from(reason);
+                    actions[place] = context.stop(now, received, Some(&packet), stop);
+                }
+            }
+            false
+        });
+    }
+
     /// Looks in the IPv6 table for IPv4 packets that the IPv4 table knows no living flow of.
     #[cold]
     fn find_between_families(&self, now: Nanos, parsed: &[Parsed], others: &mut [Other]) {
-        for other in others {
+        for other in others.iter_mut().filter(|other| other.directed.is_none()) {
             let Ok(packet) = &parsed[other.place] else { continue };
             if let Some(found) = nat64::find(&self.context, &self.flows, now, packet, other.found) {
                 *other = Other { found, changes_family: true, ..*other };
@@ -375,7 +416,7 @@ impl Pipeline {
         now: Nanos,
         received: &mut Received<B>,
         packet: &Packet,
-        &Other { found, changes_family, .. }: &Other,
+        &Other { found, changes_family, directed, .. }: &Other,
         early: Option<&Early>,
     ) -> Result<Action, Stop> {
         let Self { context, flows, .. } = self;
@@ -393,13 +434,15 @@ impl Pipeline {
                 let action = match packet.flow_key() {
                     FlowKey::V4(key) if changes_family => {
                         let key = FlowKey6::mapped(&key);
-                        one(context, &mut flows.v6, now, received, packet, key, (found, None))
+                        one(context, &mut flows.v6, now, received, packet, key, (found, None, None))
                     }
                     FlowKey::V4(key) => {
-                        one(context, &mut flows.v4, now, received, packet, key, (found, early))
+                        let known = (found, early, directed);
+                        one(context, &mut flows.v4, now, received, packet, key, known)
                     }
                     FlowKey::V6(key) => {
-                        one(context, &mut flows.v6, now, received, packet, key, (found, early))
+                        let known = (found, early, directed);
+                        one(context, &mut flows.v6, now, received, packet, key, known)
                     }
                 }?;
                 related::remember_fragment(context, now, packet);
@@ -522,7 +565,7 @@ fn one<K, B, const W: usize>(
     received: &mut Received<B>,
     packet: &Packet,
     key: K,
-    (found, early): (Option<Found>, Option<&Early>),
+    (found, early, directed): (Option<Found>, Option<&Early>, Option<Directed>),
 ) -> Result<Action, Stop>
 where
     K: crate::flows::TableKey<W>,
@@ -535,6 +578,6 @@ where
         {
             known::forward::<K, B, W>(context, flows, now, received, packet, found)
         }
-        _ => opening::open(context, flows, now, received, packet, key, (found, early)),
+        _ => opening::open(context, flows, now, received, packet, key, (found, early, directed)),
     }
 }

@@ -5,6 +5,7 @@ use crate::buffer::Buffer;
 use crate::conntrack::FlowDirection;
 use crate::context::{Context, Stop};
 use crate::decision::check_source;
+use crate::direct::dispatch;
 use crate::event::NeighbourRequest;
 use crate::flow::FlowView;
 use crate::flow_key::{FlowKey, FlowKey6};
@@ -213,6 +214,11 @@ fn relate<K: TableKey<W>, B: Buffer, const W: usize>(
             let left_by = context.tables.forwarding.next_hop(left_by).map(|hop| hop.mtu);
             let ways = nat64::ErrorWays { back: &hop, left_by };
             return nat64::forward_error(context, received, packet, &sent, &ways);
+        }
+        Way::Dispatched(hop) => {
+            let found = Found { handle: hit.handle, direction };
+            let at = (found, &hop);
+            return dispatch::dispatch::<K, B, W>(context, flows, now, received, packet, at);
         }
     };
     let Some(destination) = hop.destination else {

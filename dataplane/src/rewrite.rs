@@ -303,6 +303,31 @@ pub fn apply_to_error(
     write_icmp_checksum(bytes, packet, end, is_v6)
 }
 
+/// Applies `change`, whose tuple differs in addresses alone, to an ICMP error, and leaves what it quotes as
+/// it is.
+///
+/// # Errors
+/// [`DropReason::Malformed`] when the change is of another family than the packet.
+pub fn apply_outside(
+    change: &Rewrite,
+    packet: &Packet,
+    bytes: &mut [u8],
+) -> Result<(), DropReason> {
+    set_link_addresses(bytes, change.source_mac, change.destination_mac);
+    match (packet.flow_key(), change.tuple) {
+        (FlowKey::V4(old), FlowKey::V4(new)) => {
+            set_ipv4(bytes, ETHERNET_LEN, &old, &new, change.decrement_ttl).map(drop)
+        }
+        (FlowKey::V6(old), FlowKey::V6(new)) => {
+            let addresses = set_ipv6(bytes, ETHERNET_LEN, &old, &new, change.decrement_ttl)?;
+            let l4 = bytes.get_mut(packet.l4_offset..).ok_or(DropReason::Truncated)?;
+            update(l4, 2, addresses, Zero::IsASum);
+            Ok(())
+        }
+        _ => Err(DropReason::Malformed),
+    }
+}
+
 fn set_quoted_l4(
     bytes: &mut [u8],
     at: usize,

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use crate::direct::Direct;
 use crate::epochs::Epochs;
 use crate::forwarding::Forwarding;
 use crate::identity::IdentityTable;
@@ -33,6 +34,8 @@ pub struct Tables {
     pub forwarding: Arc<Forwarding>,
     /// Services and their backends.
     pub services: Arc<ServiceTable>,
+    /// What direct server return needs; `None` where no service in force has it.
+    pub direct: Option<Arc<Direct>>,
     /// Address to identity.
     pub identities: Arc<IdentityTable>,
     /// Verdicts by identity.

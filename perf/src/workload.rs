@@ -193,6 +193,7 @@ fn tables(protocol: Protocol) -> Tables {
         }),
         timeouts: Timeouts::default(),
         tcp_windows: TcpWindows::Off,
+        direct: None,
         ..Tables::default()
     }
 }

@@ -338,6 +338,8 @@ impl Simulation {
                 ("out-of-window-passed", counters.out_of_window_passed.get()),
                 ("resets-challenged", counters.resets_challenged.get()),
                 ("between-families", counters.between_families.get()),
+                ("dispatched", counters.dispatched.get()),
+                ("directed", counters.directed.get()),
                 ("lost-replies", counters.lost_replies.get()),
                 ("unknown-pod-drops", counters.unknown_pod_drops.get()),
                 ("unknown-pod-flows", counters.unknown_pod_flows.get()),

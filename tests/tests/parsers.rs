@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::direct::Dispatch;
 use dataplane::lb::FrontendKind;
 use dataplane::packet::Packet;
 use dataplane::port::PortId;
@@ -170,6 +171,54 @@ fn million_hostile_frames_leave_a_node_whole() {
     assert_eq!(received, u64::try_from(sent).expect("a count"), "every frame is counted");
     let transmitted = node.sum(|counters| counters.transmitted.get());
     assert!(transmitted > received / 20, "too few survive to prove anything: {transmitted}");
+}
+
+/// Packets for direct server return, damaged: what is around a packet, what is in it, and options.
+#[test]
+fn hostile_frames_of_every_form_leave_a_node_whole() {
+    let mut random = Random::new(0xd5a);
+    for form in [Dispatch::Option, Dispatch::Ipip, Dispatch::Geneve] {
+        let nodes =
+            [("10.0.0.3", "10.1.3.0/24"), ("10.0.0.1", "10.1.0.0/24"), ("fd00::3", "fd00::/16")];
+        let services = |world: World| {
+            world
+                .with_service(FrontendKind::LoadBalancer, "203.0.113.1", 80, &[(pod4(2), 8080)])
+                .with_service(FrontendKind::LoadBalancer, "2001:db8:113::1", 80, &[(pod6(2), 8080)])
+                .with_direct(form, &nodes)
+        };
+        let other = services(World::with_pods(0).as_node(["10.0.0.3", "fd00::3"]));
+        let mut other = Simulation::new(1, 2000, &other.tables());
+        let mut node = Simulation::new(2, 2000, &services(world()).tables());
+        for _ in 0..FRAMES / 30 {
+            let port = 1000 + u16::from(random.byte());
+            let (client, frontend) = *random.pick(&[
+                ("192.0.2.7", "203.0.113.1:80"),
+                ("[2001:db8::7]", "[2001:db8:113::1]:80"),
+            ]);
+            let client = format!("{client}:{port}");
+            let frame = match random.below(3) {
+                0 => udp(&client, frontend).payload(&vec![1; random.below(60)]),
+                1 => udp(&client, frontend)
+                    .fragment(7, *random.pick(&[0, 8]), true)
+                    .payload(&[1; 16]),
+                _ => tcp(&client, frontend, random.pick::<&str>(&["S", "A", "FA", "R"])),
+            };
+            for (_, mut wire) in other.pass(UPLINK, &frame.build()) {
+                damage(&mut random, &mut wire);
+                node.deliver(random.below(2), UPLINK, &wire);
+            }
+            if random.one_in(32) {
+                node.settle();
+                node.take_outgoing().iter().for_each(|(port, frame)| check(*port, frame));
+                node.now = node.now.after(Duration::from_millis(200));
+                drop((node.take_events(), node.take_neighbour_requests()));
+                drop((other.take_events(), other.take_neighbour_requests()));
+            }
+        }
+        node.settle();
+        let taken = node.sum(|counters| counters.directed.get());
+        assert!(taken > 1000, "too few survive to prove anything: {taken} by {form:?}");
+    }
 }
 
 #[test]

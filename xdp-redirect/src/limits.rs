@@ -50,8 +50,10 @@ pub const BITMAP_UDP: u32 = 1;
 pub const BITMAP_ICMP: u32 = 2;
 /// Bitmap of SCTP destination ports that are ours on node addresses.
 pub const BITMAP_SCTP: u32 = 3;
+/// Bitmap of protocols of IP that are ours on node addresses, beside those above.
+pub const BITMAP_PROTOCOL: u32 = 4;
 /// Number of bitmaps.
-pub const BITMAPS: u32 = 4;
+pub const BITMAPS: u32 = 5;
 
 /// Counter: handed to a socket.
 pub const COUNTER_REDIRECTED: u32 = 0;

@@ -249,7 +249,8 @@ static inline enum owner owner_by_l4(u8 protocol, struct l4 *l4)
 			return OURS;
 		return l4->type == 129 && has_bit(BITMAP_ICMP, l4->identifier) ? OURS : KERNEL;
 	}
-	return KERNEL;
+	// Packets in packets from other nodes, where services return directly.
+	return has_bit(BITMAP_PROTOCOL, swap16(protocol)) ? OURS : KERNEL;
 }
 
 static inline int uplink4(struct xdp_md *ctx, struct port_entry *port, void *start, void *end)

@@ -65,6 +65,8 @@ pub enum L4Bitmap {
     Icmp,
     /// SCTP ports.
     Sctp,
+    /// Protocols of IP, of which the others say nothing.
+    Protocol,
 }
 
 #[derive(Clone, Copy)]
@@ -310,6 +312,7 @@ impl Rules {
                 L4Bitmap::Udp => limits::BITMAP_UDP,
                 L4Bitmap::Icmp => limits::BITMAP_ICMP,
                 L4Bitmap::Sctp => limits::BITMAP_SCTP,
+                L4Bitmap::Protocol => limits::BITMAP_PROTOCOL,
             };
         if range.is_empty() {
             return Ok(());

@@ -9,10 +9,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use control::model::{
-    AnnotatedRate, Endpoint, EndpointSlice, Hints, HostPort, Kind, L4Ports, LabelSelector, Labels,
-    NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod,
-    PodBandwidth, PodPhase, PolicyMode, PolicyRule, PortMatch, Requirement, Service, ServicePort,
-    SlicePort, Uid,
+    AnnotatedRate, Endpoint, EndpointSlice, ForwardingMode, Hints, HostPort, Kind, L4Ports,
+    LabelSelector, Labels, NamedPort, Namespace, NetworkPolicy, Node, Object, ObjectName, Operator,
+    Peer, Pod, PodBandwidth, PodPhase, PolicyMode, PolicyRule, PortMatch, Requirement, Service,
+    ServicePort, SlicePort, Uid,
 };
 use dataplane::address::Protocol;
 use dataplane::lb::{Choice, TrafficPolicy};
@@ -175,7 +175,27 @@ fields!(NetworkPolicy: name, subject, ingress, egress, mode);
 fields!(Requirement: key, operator);
 fields!(Service: name, cluster_ips, headless, external_ips, load_balancer_ips, ports,
     internal_policy, external_policy, source_ranges, health_check_node_port, affinity_seconds,
-    choice);
+    choice, forwarding);
+
+impl Compact for ForwardingMode {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(match self {
+            Self::AsConfigured => 0,
+            Self::Snat => 1,
+            Self::Dsr => 2,
+            Self::Unreadable => 3,
+        });
+    }
+    fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        match u8::take(from)? {
+            0 => Ok(Self::AsConfigured),
+            1 => Ok(Self::Snat),
+            2 => Ok(Self::Dsr),
+            3 => Ok(Self::Unreadable),
+            _ => Err(Damaged),
+        }
+    }
+}
 
 impl Compact for u8 {
     fn put(&self, out: &mut Vec<u8>) {

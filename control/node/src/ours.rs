@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use dataplane::address::Protocol;
 use dataplane::address_map::AddressSet;
+use dataplane::direct::Dispatch;
+use dataplane::direct::tunnel::GENEVE_PORT;
 use dataplane::lpm::Prefix;
 use dataplane::port::{PortId, PortKind};
 use dataplane::tables::Tables;
@@ -18,6 +20,8 @@ use xdp_redirect::{Error, Redirect};
 
 /// Settings of what is translated: a stall passes none of it.
 const TRANSLATED: (bool, bool) = (true, false);
+/// IPv4 and IPv6 in another packet (IANA "Protocol Numbers").
+const IP_IN_IP: [u16; 2] = [4, 41];
 /// Words about tables that hold something else than they were told; more are counted.
 pub const TOLD_MAX: usize = 16;
 
@@ -37,6 +41,8 @@ pub struct Ours {
     udp: BTreeSet<u16>,
     icmp: BTreeSet<u16>,
     sctp: BTreeSet<u16>,
+    /// Protocols of IP, to the node itself.
+    protocols: BTreeSet<u16>,
 }
 
 /// Entries of the program's tables, of one family.
@@ -97,6 +103,11 @@ impl Ours {
         for set in [&mut ours.tcp, &mut ours.udp, &mut ours.icmp] {
             set.extend(tables.source_nat.l4_ports.clone());
         }
+        match tables.direct.as_ref().map(|direct| direct.dispatch) {
+            Some(Dispatch::Ipip) => ours.protocols.extend(IP_IN_IP),
+            Some(Dispatch::Geneve) => _ = ours.udp.insert(GENEVE_PORT),
+            Some(Dispatch::Option) | None => {}
+        }
         ours
     }
 
@@ -138,7 +149,9 @@ impl Ours {
         told.extend(nodes.map(|address| format!("node address {address} {word}")));
         let pods = self.pod_addresses.difference(&other.pod_addresses);
         told.extend(pods.map(|(port, own)| format!("address {own} of port {} {word}", port.0)));
-        for (name, of) in ["TCP", "UDP", "ICMP", "SCTP"].iter().zip(BITMAPS.map(|(_, of)| of)) {
+        for (name, of) in
+            ["TCP", "UDP", "ICMP", "SCTP", "protocol"].iter().zip(BITMAPS.map(|(_, of)| of))
+        {
             let ports = ranges(of(self).difference(of(other)));
             told.extend(
                 ports
@@ -157,11 +170,14 @@ impl Ours {
             || own.addresses == others.addresses
                 && own.node_ports == others.node_ports
                 && own.host_backends == others.host_backends;
+        let [one_form, other_form] =
+            [one, other].map(|tables| tables.direct.as_ref().map(|direct| direct.dispatch));
         let same_policy = !pass_on_stall
             || Arc::ptr_eq(&one.identities, &other.identities)
                 && Arc::ptr_eq(&one.policy, &other.policy);
         same_services
             && same_policy
+            && one_form == other_form
             && Arc::ptr_eq(&one.forwarding, &other.forwarding)
             && Arc::ptr_eq(&one.ports, &other.ports)
             && Arc::ptr_eq(&one.source_nat, &other.source_nat)
@@ -180,6 +196,7 @@ impl Ours {
             udp: &self.udp & &other.udp,
             icmp: &self.icmp & &other.icmp,
             sctp: &self.sctp & &other.sctp,
+            protocols: &self.protocols & &other.protocols,
         }
     }
 
@@ -196,6 +213,7 @@ impl Ours {
             udp: &self.udp | &other.udp,
             icmp: &self.icmp | &other.icmp,
             sctp: &self.sctp | &other.sctp,
+            protocols: &self.protocols | &other.protocols,
         }
     }
 }
@@ -221,6 +239,7 @@ impl From<HeldRules> for Ours {
                 L4Bitmap::Udp => ours.udp.insert(l4_port),
                 L4Bitmap::Icmp => ours.icmp.insert(l4_port),
                 L4Bitmap::Sctp => ours.sctp.insert(l4_port),
+                L4Bitmap::Protocol => ours.protocols.insert(l4_port),
             };
         }
         ours
@@ -332,11 +351,12 @@ impl RulesInForce {
 type PortsOf = fn(&Ours) -> &BTreeSet<u16>;
 
 /// The bitmaps.
-const BITMAPS: [(L4Bitmap, PortsOf); 4] = [
+const BITMAPS: [(L4Bitmap, PortsOf); 5] = [
     (L4Bitmap::Tcp, |ours| &ours.tcp),
     (L4Bitmap::Udp, |ours| &ours.udp),
     (L4Bitmap::Icmp, |ours| &ours.icmp),
     (L4Bitmap::Sctp, |ours| &ours.sctp),
+    (L4Bitmap::Protocol, |ours| &ours.protocols),
 ];
 
 /// Consecutive ports, ascending, as ranges.
@@ -356,6 +376,7 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::sync::Arc;
 
+    use dataplane::direct::Direct;
     use dataplane::forwarding::{Forwarding, NextHopId};
     use dataplane::identity::{Identity, IdentityTable};
     use dataplane::lb::ServiceTable;
@@ -406,6 +427,25 @@ mod tests {
         assert!(ours.tcp.contains(&6443) && !ours.tcp.contains(&53));
         assert!(ours.udp.contains(&53) && !ours.udp.contains(&6443));
         assert!(!without.tcp.contains(&6443) && !without.udp.contains(&53));
+    }
+
+    #[test]
+    fn wrapped_packets_to_the_node_are_ours_while_something_returns_directly() {
+        let of = |dispatch: Option<Dispatch>| {
+            let direct =
+                dispatch.map(|dispatch| Arc::new(Direct { dispatch, ..Direct::default() }));
+            Ours::of(&Tables { direct, ..Tables::default() }, false)
+        };
+        for (dispatch, protocols, udp) in [
+            (None, false, false),
+            (Some(Dispatch::Option), false, false),
+            (Some(Dispatch::Ipip), true, false),
+            (Some(Dispatch::Geneve), false, true),
+        ] {
+            let ours = of(dispatch);
+            assert_eq!(ours.protocols.contains(&4) && ours.protocols.contains(&41), protocols);
+            assert_eq!(ours.udp.contains(&GENEVE_PORT), udp, "{dispatch:?}");
+        }
     }
 
     /// A fragment or an ICMP error tells no port: these are led here by the address alone.

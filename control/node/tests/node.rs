@@ -74,6 +74,8 @@ fn settings(run_directory: &Path) -> Settings {
         node_port_range: 30_000..=32_767,
         timeouts: Timeouts::default(),
         tcp_windows: TcpWindows::Off,
+        returns_directly: false,
+        dispatch: dataplane::direct::Dispatch::default(),
         lost_replies: Duration::ZERO,
         unknown_pods: UnknownPods::default(),
         http: Some("127.0.0.1:0".parse().unwrap()),

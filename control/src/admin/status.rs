@@ -460,6 +460,12 @@ pub struct WorkerStatus {
     /// Packets translated between IPv4 and IPv6.
     #[serde(default)]
     pub between_families: u64,
+    /// Packets sent on to the node of their backend, which answers their clients.
+    #[serde(default)]
+    pub dispatched: u64,
+    /// Packets of clients that another node has chosen the backend of.
+    #[serde(default)]
+    pub directed: u64,
     /// Events lost because a ring was full or the budget spent.
     pub events_lost: u64,
     /// Captured packets lost because the ring was full.

@@ -16,7 +16,9 @@ use super::naming::fnv;
 use super::services::{Key, Owner, Services};
 use super::warnings::Warning;
 use super::weights::Weights;
-use crate::model::{self, EndpointSlice, LOAD_BALANCING, ServicePort};
+use crate::model::{
+    self, EndpointSlice, FORWARDING_MODE, ForwardingMode, LOAD_BALANCING, ServicePort,
+};
 use crate::store::ClusterState;
 
 /// A service as it is to be, or a pod's host ports; without ports where it is gone, or headless.
@@ -152,6 +154,7 @@ impl Drafting<'_> {
             choice: service.choice.unwrap_or_default(),
             affinity,
             changes_family: endpoints.changes_family,
+            direct: service.forwarding.is_direct(self.node.returns_directly),
         }
     }
 }
@@ -178,6 +181,12 @@ fn warn(
     if service.choice.is_none() {
         warn(format!(
             "annotation {LOAD_BALANCING} is neither maglev nor random; it counts as maglev"
+        ));
+    }
+    if service.forwarding == ForwardingMode::Unreadable {
+        let word = if node.returns_directly { "dsr" } else { "snat" };
+        warn(format!(
+            "annotation {FORWARDING_MODE} is neither snat nor dsr; load_balancing.mode counts: {word}"
         ));
     }
     if service.affinity_seconds.is_some() && service.choice == Some(Choice::Random) {

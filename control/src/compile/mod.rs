@@ -94,6 +94,8 @@ pub struct NodeView {
     pub endpoints: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
     /// What those of them may that have no Pod object.
     pub unknown_pods: UnknownPods,
+    /// Whether backends on other nodes answer clients themselves where a Service does not say.
+    pub returns_directly: bool,
 }
 
 impl Default for NodeView {
@@ -105,6 +107,7 @@ impl Default for NodeView {
             node_port_range: crate::config::NODE_PORTS_DEFAULT,
             endpoints: BTreeMap::new(),
             unknown_pods: UnknownPods::default(),
+            returns_directly: false,
         }
     }
 }

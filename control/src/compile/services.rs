@@ -95,6 +95,7 @@ pub(super) struct Services {
     changing_family: usize,
     health_checks: Arc<BTreeMap<ObjectName, HealthCheck>>,
     with_affinity: usize,
+    with_direct: usize,
     /// Backends that UDP flows are no longer left at, until somebody asks.
     let_go: BTreeSet<IpAddr>,
 }
@@ -114,6 +115,7 @@ impl Default for Services {
             changing_family: 0,
             health_checks: Arc::default(),
             with_affinity: 0,
+            with_direct: 0,
             let_go: BTreeSet::new(),
         }
     }
@@ -208,6 +210,10 @@ impl Services {
         if self.table.have_affinity != have_affinity {
             Arc::make_mut(&mut self.table).have_affinity = have_affinity;
         }
+        let have_direct = self.with_direct > 0;
+        if self.table.have_direct != have_direct {
+            Arc::make_mut(&mut self.table).have_direct = have_direct;
+        }
         all_told
     }
 
@@ -282,6 +288,7 @@ impl Services {
         for entry in &new.entries {
             self.changing_family += usize::from(entry.service.changes_family);
             self.with_affinity += usize::from(entry.service.affinity.is_some());
+            self.with_direct += usize::from(entry.service.direct);
             for at in &entry.host_backends {
                 let users = self.host_backends.entry(*at).or_default();
                 *users += 1;
@@ -328,6 +335,7 @@ impl Services {
     fn let_go(&mut self, entry: &Entry) {
         self.changing_family -= usize::from(entry.service.changes_family);
         self.with_affinity -= usize::from(entry.service.affinity.is_some());
+        self.with_direct -= usize::from(entry.service.direct);
         for at in &entry.host_backends {
             if let Some(users) = self.host_backends.get_mut(at) {
                 *users -= 1;
@@ -373,4 +381,5 @@ fn same_service(one: &Service, other: &Service) -> bool {
         && one.choice == other.choice
         && one.affinity == other.affinity
         && one.changes_family == other.changes_family
+        && one.direct == other.direct
 }

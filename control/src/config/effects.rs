@@ -48,6 +48,7 @@ const LIVE: &[&str] = &[
     "nat.snat",
     "cluster",
     "node_ports",
+    "load_balancing",
     "packet_memory.pod_frames",
     "policy",
     "stall",
@@ -109,6 +110,7 @@ impl Config {
         self.nat.non_masquerade_cidrs.clone_from(&candidate.nat.non_masquerade_cidrs);
         self.cluster.clone_from(&candidate.cluster);
         self.node_ports.clone_from(&candidate.node_ports);
+        self.load_balancing.clone_from(&candidate.load_balancing);
         self.stall.clone_from(&candidate.stall);
         self.debug.clone_from(&candidate.debug);
         self.policy.clone_from(&candidate.policy);

@@ -22,6 +22,8 @@ mod cni;
 mod conntrack;
 pub mod effects;
 mod kubernetes;
+mod load_balancing;
+mod packet_memory;
 mod policy;
 mod ranges;
 mod snat;
@@ -34,6 +36,8 @@ pub use cni::{Cni, NodeAbsent};
 pub use conntrack::{Conntrack, TcpWindows};
 pub use effects::{Change, Effect};
 pub use kubernetes::{Kubernetes, check_server};
+pub use load_balancing::{Dispatch, ForwardingMode, LoadBalancing};
+pub use packet_memory::PacketMemory;
 pub use policy::{Policy, UnknownPods};
 pub use snat::Snat;
 pub use timeouts::Timeouts;
@@ -172,6 +176,8 @@ pub struct Config {
     pub cluster: Cluster,
     /// Node ports.
     pub node_ports: NodePorts,
+    /// How services' packets come back from other nodes.
+    pub load_balancing: LoadBalancing,
     /// What policy does beside its rules.
     pub policy: Policy,
     /// The way to the node's own stack.
@@ -207,6 +213,7 @@ impl Default for Config {
             nat: Nat::default(),
             cluster: Cluster::default(),
             node_ports: NodePorts::default(),
+            load_balancing: LoadBalancing::default(),
             policy: Policy::default(),
             host_port: HostPort::default(),
             stall: Stall::default(),
@@ -316,39 +323,6 @@ impl Sockets {
 impl Default for Sockets {
     fn default() -> Self {
         Self::pods()
-    }
-}
-
-/// Packet memory (UMEM).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct PacketMemory {
-    /// Number of frames of uplinks and the host port; 0: twice what these keep with the kernel, from
-    /// 4,096 to 16,384. The kernel keeps 128 bytes per frame for each of their sockets beside.
-    pub frames: u32,
-    /// Number of frames of all pods at most: memory is taken in regions as pods come, and given back
-    /// as they go.
-    pub pod_frames: u32,
-    /// Bytes per frame: 2048 or 4096.
-    pub frame_bytes: u32,
-    /// Copy or zero-copy.
-    pub bind: Bind,
-    /// Take packets of several frames (MTU above 1,792); kernel 6.6 or later.
-    pub jumbo: bool,
-    /// Use huge pages when there are enough.
-    pub huge_pages: bool,
-}
-
-impl Default for PacketMemory {
-    fn default() -> Self {
-        Self {
-            frames: 0,
-            pod_frames: 65_536,
-            frame_bytes: 2048,
-            bind: Bind::Auto,
-            jumbo: true,
-            huge_pages: true,
-        }
     }
 }
 

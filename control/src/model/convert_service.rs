@@ -71,6 +71,7 @@ fn read_service(object: core::Service) -> Result<Service, Problem> {
         health_check_node_port: health_check_node_port(&spec, kind)?,
         affinity_seconds: affinity_seconds(&spec)?,
         choice: super::weight::choice(object.metadata.annotations.as_ref()),
+        forwarding: super::ForwardingMode::of(object.metadata.annotations.as_ref()),
     })
 }
 

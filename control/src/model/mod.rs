@@ -19,6 +19,7 @@ mod bandwidth;
 pub mod convert;
 mod convert_policy;
 mod convert_service;
+mod forwarding;
 mod label_set;
 mod labels;
 pub mod mode;
@@ -31,6 +32,7 @@ pub use bandwidth::{
     AnnotatedRate, EGRESS_BANDWIDTH, INGRESS_BANDWIDTH, PodBandwidth, RateError, bits_per_second,
     rate_text,
 };
+pub use forwarding::{FORWARDING_MODE, ForwardingMode};
 pub use label_set::{Labels, LabelsBuilder};
 pub use mode::PolicyMode;
 pub use selector::{LabelSelector, Operator, Requirement};
@@ -260,6 +262,8 @@ pub struct Service {
     pub affinity_seconds: Option<u32>,
     /// What [`LOAD_BALANCING`] says; `None` where that is no word for it.
     pub choice: Option<Choice>,
+    /// What [`FORWARDING_MODE`] says.
+    pub forwarding: ForwardingMode,
 }
 
 /// One port of an EndpointSlice.

@@ -10,8 +10,8 @@ use crate::clusters::{NAMESPACES, address, labels, mode, one_of, pod, policy, pr
 use control::audit::{Auditor, Moment};
 use control::compile::{Compiled, NodeView, compile};
 use control::model::{
-    Endpoint, EndpointSlice, Hints, Labels, Namespace, Node, Object, ObjectKey, ObjectName, Pod,
-    Service, ServicePort, SlicePort,
+    Endpoint, EndpointSlice, ForwardingMode, Hints, Labels, Namespace, Node, Object, ObjectKey,
+    ObjectName, Pod, Service, ServicePort, SlicePort,
 };
 use control::store::{Change, ClusterState};
 use dataplane::identity::Identity;
@@ -84,6 +84,7 @@ fn service() -> impl Strategy<Value = Change> {
                 health_check_node_port: None,
                 affinity_seconds: None,
                 choice: Some(Choice::Maglev),
+                forwarding: ForwardingMode::default(),
             }))
         },
     )

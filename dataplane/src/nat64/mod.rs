@@ -5,7 +5,7 @@
 //! any other; IPv4 packets, once the IPv4 table does not know them, under their mapped tuple, and only
 //! where a service asks for it (`find`). One entry has one life, charge and sweep, and is taken over
 //! as it is. Its route bears a generation of its own
-//! ([`FlowRoute::generation_between_families`](crate::flow::FlowRoute::generation_between_families)),
+//! ([`FlowRoute::generation_apart`](crate::flow::FlowRoute::generation_apart)),
 //! so that it never goes the straight way and other flows need not be asked.
 //!
 //! The client has no address of the backends' family: its source becomes the node's, with a port, and

@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use control::compile::NodeView;
 use control::model::{
-    Endpoint, EndpointSlice, L4Ports, LabelSelector, Labels, NamedPort, Namespace, NetworkPolicy,
-    Node, Object, ObjectName, Operator, Peer, Pod, PodPhase, PolicyMode, PolicyRule, PortMatch,
-    Requirement, Service, ServicePort, SlicePort,
+    Endpoint, EndpointSlice, ForwardingMode, L4Ports, LabelSelector, Labels, NamedPort, Namespace,
+    NetworkPolicy, Node, Object, ObjectName, Operator, Peer, Pod, PodPhase, PolicyMode, PolicyRule,
+    PortMatch, Requirement, Service, ServicePort, SlicePort,
 };
 use control::store::Change;
 use dataplane::address::Protocol;
@@ -138,6 +138,7 @@ impl Size {
             health_check_node_port: None,
             affinity_seconds: None,
             choice: Some(Choice::Maglev),
+            forwarding: ForwardingMode::default(),
         };
         [Object::from(service), Object::EndpointSlice(slice)]
     }

@@ -161,6 +161,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("dataplane/src/capture.rs CAPTURE_PACKETS_MAX", Table(&["captured_packets"])),
     ("dataplane/src/conntrack/sctp.rs CHUNKS_MAX", Input),
     ("dataplane/src/counters.rs PORTS_MAX", Table(&["ports", "endpoints"])),
+    ("dataplane/src/direct/option.rs IPV4_HEADER_MAX", Input),
     ("dataplane/src/event.rs EVENTS_MAX", Table(&["flow_events"])),
     ("dataplane/src/event.rs NEIGHBOUR_REQUESTS_MAX", Table(&["neighbour_requests"])),
     ("dataplane/src/eviction.rs ENTRIES_MAX", Work),

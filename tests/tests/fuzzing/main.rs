@@ -5,6 +5,7 @@
 
 mod fuzz_cni;
 mod fuzz_control;
+mod fuzz_direct;
 mod fuzz_hand_over;
 mod fuzz_packets;
 

@@ -235,6 +235,7 @@ fn step(tables: &Tables, port: PortId, packet: &Packet) -> Step {
         tcp_flags: if protocol == Protocol::TCP { SYN } else { 0 },
         may_begin: true,
         hairpin: None,
+        directed: None,
         remembered: None,
         moment: 0,
         may_be_lost_reply: false,

@@ -82,6 +82,7 @@ impl Rules {
             (L4Bitmap::Udp, limits::BITMAP_UDP),
             (L4Bitmap::Icmp, limits::BITMAP_ICMP),
             (L4Bitmap::Sctp, limits::BITMAP_SCTP),
+            (L4Bitmap::Protocol, limits::BITMAP_PROTOCOL),
         ] {
             for word in 0..limits::L4_PORT_WORDS {
                 let at = number * limits::L4_PORT_WORDS + word;

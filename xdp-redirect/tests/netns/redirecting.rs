@@ -199,6 +199,16 @@ fn changes_of_what_is_ours_apply_at_once() {
     assert_eq!(node.fate(&frame), "passed", "a node address goes before a prefix");
     node.redirect.change_node_addresses(&[], &[POD4.into()]).expect("remove");
     assert_eq!(node.fate(&frame), "redirected");
+    // Packets in packets for the node itself are the kernel's, unless they are asked for.
+    let wrapped = [(4, ipv4(NODE4, 4, 0, &l4(0))), (41, ipv6(NODE6, 41, &l4(0)))];
+    for (protocol, frame) in &wrapped {
+        assert_eq!(node.fate(frame), "passed");
+        let range = *protocol..=*protocol;
+        node.redirect.set_l4_ports(L4Bitmap::Protocol, range.clone(), true).expect("add");
+        assert_eq!(node.fate(frame), "redirected");
+        node.redirect.set_l4_ports(L4Bitmap::Protocol, range, false).expect("remove");
+        assert_eq!(node.fate(frame), "passed");
+    }
     let node_port = ipv4(NODE4, 6, 0, &l4(30_080));
     node.redirect.set_l4_ports(L4Bitmap::Tcp, 30_000..=32_767, false).expect("remove");
     assert_eq!(node.fate(&node_port), "passed");

@@ -266,6 +266,18 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
         true,
         |w| w.between_families,
     ),
+    (
+        "xskiff_packets_dispatched",
+        "Packets sent on to the node of their backend, which answers their clients (direct server return)",
+        true,
+        |w| w.dispatched,
+    ),
+    (
+        "xskiff_packets_directed",
+        "Packets of clients that another node has chosen the backend of (direct server return)",
+        true,
+        |w| w.directed,
+    ),
     ("xskiff_flow_events_lost", "Flow events lost to a full ring or a spent budget", true, |w| {
         w.events_lost
     }),

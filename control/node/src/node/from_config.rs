@@ -5,8 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use control::config::{
-    Bind, Config, Idle, NatMapping, OnStall, Snat, Sockets, TcpWindows, XdpMode,
+    self, Bind, Config, ForwardingMode, Idle, NatMapping, OnStall, Snat, Sockets, TcpWindows,
+    XdpMode,
 };
+use dataplane::direct::Dispatch;
 use dataplane::lpm::Prefix;
 use dataplane::nat::Mapping;
 use dataplane::nat::rules::SnatRule;
@@ -197,6 +199,8 @@ impl Settings {
             },
             node_port_addresses: Vec::new(),
             node_port_range: config.node_ports.range(),
+            returns_directly: false,
+            dispatch: Dispatch::default(),
             timeouts: config.timeouts.for_tables(),
             tcp_windows: tables::TcpWindows::Off,
             lost_replies: Duration::ZERO,
@@ -222,6 +226,12 @@ impl Settings {
         self.node_port_addresses =
             config.node_ports.address_cidrs.iter().filter_map(prefix).collect();
         self.node_port_range = config.node_ports.range();
+        self.returns_directly = config.load_balancing.mode == ForwardingMode::Dsr;
+        self.dispatch = match config.load_balancing.dispatch {
+            config::Dispatch::Option => Dispatch::Option,
+            config::Dispatch::Ipip => Dispatch::Ipip,
+            config::Dispatch::Geneve => Dispatch::Geneve,
+        };
         let capacities = &mut self.workers.capacities;
         let (memory_bytes, workers) = (capacities.memory_bytes, self.workers.cores.len());
         let details = capacities.details;
@@ -291,6 +301,7 @@ mod tests {
                     non_masquerade_cidrs: [198.18.0.0/15]}\n\
                     cluster: {pod_cidrs: [10.1.0.0/16]}\n\
                     node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
+                    load_balancing: {mode: dsr, dispatch: geneve}\n\
                     policy: {lost_replies_seconds: 7, unknown_pods: deny}\n\
                     conntrack: {details: true, tcp_windows: relaxed}\n\
                     stall: {after_ms: 700, restart_after_ms: 0, on_stall: pass, on_exit: drop}\n\
@@ -315,6 +326,7 @@ mod tests {
         assert_eq!(settings.unknown_pods, control::config::UnknownPods::Deny);
         assert_eq!(settings.node_port_addresses, fresh.node_port_addresses);
         assert_eq!(settings.node_port_range, fresh.node_port_range);
+        assert_eq!((settings.returns_directly, settings.dispatch), (true, Dispatch::Geneve));
         assert_eq!((settings.stall_after, settings.on_stall), (fresh.stall_after, fresh.on_stall));
         assert_eq!(settings.on_exit, control::config::OnExit::Drop);
         assert_eq!((settings.restart_after, settings.faults), (None, true));

@@ -54,6 +54,7 @@ pub mod configuration;
 mod connections;
 mod control_loop;
 pub mod detach;
+mod direct;
 pub mod endpoint_record;
 mod endpoint_state;
 pub mod endpoints;
@@ -208,6 +209,8 @@ pub struct Node {
     kube_proxy_audit: KubeProxyAudit,
     rule_addresses: RuleAddresses,
     inside: Inside,
+    /// What direct server return needs.
+    direct: direct::Known,
     /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
     stall_after_ns: Arc<AtomicU64>,
     asked: BTreeMap<(PortId, IpAddr), Instant>,
@@ -379,6 +382,7 @@ impl Node {
             kube_proxy_audit: KubeProxyAudit::default(),
             rule_addresses: RuleAddresses::default(),
             inside: Inside::default(),
+            direct: direct::Known::default(),
             stall_after_ns,
             asked: BTreeMap::new(),
             seen: BTreeSet::new(),

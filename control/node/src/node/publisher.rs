@@ -14,6 +14,7 @@ use std::sync::Arc;
 use control::audit::AbsentTargets;
 use control::compile::{Affected, Compiled, NodeView, Stage, Warning};
 use control::store::{Change, ClusterState};
+use dataplane::direct::Direct;
 use dataplane::epochs::Epochs;
 use dataplane::flow_ends::Census;
 use dataplane::nat::SourceNat;
@@ -73,6 +74,8 @@ pub struct FlowSettings {
     pub per_endpoint_max: u32,
     /// See [`Tables::limits`]. Another one only where a limit is another.
     pub limits: Option<Arc<Limits>>,
+    /// See [`Tables::direct`]. Another one only where something of it is another.
+    pub direct: Option<Arc<Direct>>,
 }
 
 /// What the kernel's view gave beside tables.
@@ -176,8 +179,14 @@ impl Publisher {
         flows: FlowSettings,
         census: &mut Census,
     ) -> Update {
-        let FlowSettings { timeouts, tcp_windows, lost_replies_until, per_endpoint_max, limits } =
-            flows;
+        let FlowSettings {
+            timeouts,
+            tcp_windows,
+            lost_replies_until,
+            per_endpoint_max,
+            limits,
+            direct,
+        } = flows;
         let built = self.builder.build(inputs);
         let old = Arc::clone(&self.tables);
         let first = self.publishes == 0;
@@ -201,7 +210,8 @@ impl Publisher {
             || (old.timeouts, old.tcp_windows) != (timeouts, tcp_windows)
             || old.lost_replies_until != lost_replies_until
             || old.flows_per_endpoint_max != per_endpoint_max
-            || old.limits.as_ref().map(Arc::as_ptr) != limits.as_ref().map(Arc::as_ptr);
+            || old.limits.as_ref().map(Arc::as_ptr) != limits.as_ref().map(Arc::as_ptr)
+            || old.direct.as_ref().map(Arc::as_ptr) != direct.as_ref().map(Arc::as_ptr);
         let tables = changed.then(|| {
             let (generation, epochs) = next_epochs(&old, affected, census);
             Arc::new(Tables {
@@ -215,6 +225,7 @@ impl Publisher {
                     Arc::clone(&old.forwarding)
                 },
                 services: Arc::clone(&self.compiled.services),
+                direct,
                 identities: Arc::clone(&self.compiled.identities),
                 policy: Arc::clone(&self.compiled.policy),
                 source_nat: if nat_changed {

@@ -97,6 +97,7 @@ pub(super) fn view_of_node(
         node_port_range: settings.node_port_range.clone(),
         endpoints,
         unknown_pods: settings.unknown_pods,
+        returns_directly: settings.returns_directly,
     }
 }
 
@@ -123,7 +124,7 @@ impl Node {
             self.compile(&view);
             began = Instant::now();
             let source_nat = self.source_nat(&view);
-            let limits = self.limits();
+            let (limits, direct) = (self.limits(), self.direct(&view));
             self.lap(Reconcile::SourceNat, &mut began);
             let (forwarding, endpoints) = (self.forwarding_ports(&view), self.endpoint_addresses());
             let asked: BTreeSet<_> = self.asked.keys().copied().collect();
@@ -141,6 +142,7 @@ impl Node {
                 lost_replies_until: self.lost_replies_until(),
                 per_endpoint_max: self.settings.workers.capacities.per_endpoint,
                 limits,
+                direct,
             };
             let census = self.workers.census_mut();
             self.publisher.update(ports, &inputs, &source_nat, flows, census)

@@ -148,6 +148,8 @@ impl Node {
                 out_of_window_passed: counters.out_of_window_passed.get(),
                 resets_challenged: counters.resets_challenged.get(),
                 between_families: counters.between_families.get(),
+                dispatched: counters.dispatched.get(),
+                directed: counters.directed.get(),
                 events_lost: counters.events_lost.get(),
                 captures_lost: counters.captures_lost.get(),
                 replies_suppressed: counters.replies_suppressed.get(),

@@ -11,6 +11,7 @@ use control::compile::inventory::policy_name;
 use dataplane::DropReason;
 use dataplane::choice::{hash_for, traffic_policy};
 use dataplane::decision::{self, Decision, NewPacket};
+use dataplane::direct::Role;
 use dataplane::flow_key::FlowKey;
 use dataplane::lb::{Choice, FrontendKind, Service, ServiceId, TrafficPolicy};
 use dataplane::port::{PortId, PortKind};
@@ -138,6 +139,7 @@ impl Node {
             tcp_flags: if protocol == dataplane::address::Protocol::TCP { 2 } else { 0 },
             may_begin: true,
             hairpin: None,
+            directed: None,
             remembered: None,
             moment: 0,
             may_be_lost_reply: false,
@@ -151,7 +153,10 @@ impl Node {
         let backend = findings.and_then(|findings| findings.backend);
         report.backend = backend.map(|one| Peer { address: one.address, l4_port: one.l4_port });
         report.outcome = match decided {
-            Ok(Decision::Admit(_)) => match &report.backend {
+            Ok(Decision::Admit(admission)) => match &report.backend {
+                Some(backend) if admission.role == Some(Role::Dispatches) => {
+                    format!("to {backend}, whose node answers the client (direct server return)")
+                }
                 Some(backend) => format!("to {backend}"),
                 None => "no service's: forwarded as it is".into(),
             },

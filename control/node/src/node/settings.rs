@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use control::config::{OnExit, Transmit, UnknownPods};
+use dataplane::direct::Dispatch;
 use dataplane::lpm::Prefix;
 use dataplane::nat::Mapping;
 use dataplane::nat::rules::SnatRule;
@@ -107,6 +108,10 @@ pub struct Settings {
     pub node_port_addresses: Vec<Prefix>,
     /// Node ports that are redirected.
     pub node_port_range: RangeInclusive<u16>,
+    /// Whether backends on other nodes answer clients themselves where a Service does not say.
+    pub returns_directly: bool,
+    /// How packets reach their nodes then.
+    pub dispatch: Dispatch,
     /// Idle time-outs of flows.
     pub timeouts: Timeouts,
     /// What becomes of TCP segments outside of their windows.
