@@ -178,15 +178,20 @@ fn million_hostile_frames_leave_a_node_whole() {
 fn hostile_frames_of_every_form_leave_a_node_whole() {
     let mut random = Random::new(0xd5a);
     for form in [Dispatch::Option, Dispatch::Ipip, Dispatch::Geneve] {
-        let nodes =
-            [("10.0.0.3", "10.1.3.0/24"), ("10.0.0.1", "10.1.0.0/24"), ("fd00::3", "fd00::/16")];
+        let nodes = [
+            ("10.0.0.3", "10.1.3.0/24"),
+            ("fd00::3", "fd01:3::/64"),
+            ("10.0.0.1", "10.1.0.0/24"),
+            ("fd00::1", "fd01::/64"),
+        ];
         let services = |world: World| {
             world
                 .with_service(FrontendKind::LoadBalancer, "203.0.113.1", 80, &[(pod4(2), 8080)])
                 .with_service(FrontendKind::LoadBalancer, "2001:db8:113::1", 80, &[(pod6(2), 8080)])
                 .with_direct(form, &nodes)
         };
-        let other = services(World::with_pods(0).as_node(["10.0.0.3", "fd00::3"]));
+        let other = World::with_pods(0).as_node(["10.0.0.3", "fd00::3"]);
+        let other = services(other.with_neighbour("10.0.0.1").with_neighbour("fd00::1"));
         let mut other = Simulation::new(1, 2000, &other.tables());
         let mut node = Simulation::new(2, 2000, &services(world()).tables());
         for _ in 0..FRAMES / 30 {

@@ -260,8 +260,12 @@ impl Download {
 
     fn chunks(self) -> impl Stream<Item = Bytes> + Send + 'static {
         let begin = Instant::now();
+        let chunk_bytes = payload::CHUNK_BYTES as u64;
+        // What is paced comes evenly, a hundred times a second, and not in bursts.
+        let piece = self.bytes_per_second.map_or(chunk_bytes, |rate| (rate / 100).max(1));
+        let piece = piece.min(chunk_bytes);
         stream::unfold(0u64, move |position| async move {
-            let length = (self.bytes - position).min(payload::CHUNK_BYTES as u64);
+            let length = (self.bytes - position).min(piece);
             if length == 0 {
                 return None;
             }
