@@ -299,9 +299,10 @@ fn unlike_way<K: crate::flow::FlowFamily>(
 ) -> Result<Way, Stop> {
     let (mut route, changes_family) = (view.route(), view.changes_family());
     let is_dispatched = view.life().is_dispatched();
-    let generation = generation_for(context, view.stands_apart());
+    let stands_apart = is_dispatched || changes_family;
+    let generation = generation_for(context, stands_apart);
     if route.generation != generation {
-        route = if view.stands_apart() && holds_apart(&context.tables, view) {
+        route = if stands_apart && holds_apart(&context.tables, view) {
             FlowRoute { generation, ..route }
         } else {
             rejudge(context, now, ingress, view, (direction, generation))?

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Compiled, joined};
+use super::{Compiled, beside};
 use crate::model::{EndpointSlice, Kind, Object, ObjectName, Pod, Service};
 use crate::store::{Change, ClusterState};
 
@@ -89,24 +89,15 @@ impl Compiled {
 
     /// The cluster as the changes taken so far make it, compiled or not.
     pub fn whole_state(&mut self) -> &ClusterState {
-        let mut pods = Vec::new();
-        if self.coming.pods.len() >= PODS_APART {
-            pods = std::mem::take(&mut self.coming.pods);
-        }
-        let others = |own: &mut Self| Kind::ALL.into_iter().for_each(|kind| own.file(kind));
-        if pods.is_empty() {
-            others(self);
+        let file_all = |own: &mut Self| Kind::ALL.into_iter().for_each(|kind| own.file(kind));
+        if self.coming.pods.len() < PODS_APART {
+            file_all(self);
             return &self.state;
         }
-        let mut collect = || std::mem::take(&mut pods).into_iter().collect();
-        let filed: Option<BTreeMap<_, _>> = std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("xskiff-pods".into());
-            let filing = thread.spawn_scoped(scope, &mut collect).ok();
-            others(self);
-            filing.map(joined)
-        });
-        // Without a thread, now.
-        Arc::make_mut(&mut self.state).pods = filed.unwrap_or_else(collect);
+        let mut pods = std::mem::take(&mut self.coming.pods);
+        let collect = || std::mem::take(&mut pods).into_iter().collect();
+        let filed = beside("xskiff-pods", collect, || file_all(self));
+        Arc::make_mut(&mut self.state).pods = filed;
         &self.state
     }
 }

@@ -337,24 +337,19 @@ impl Compiled {
         let draft = |owners: &[Owner]| read(&balanced).draft(owners, of);
         let (sender, drafted_here) = mpsc::sync_channel::<Vec<Draft>>(1);
         let (draft, node, put_into) = (&draft, &node, &balanced);
-        let mut follow = move || {
+        let follow = move || {
             let drafted_apart = draft(apart);
             // There are none only where their thread panicked, and this one's work goes with it.
             let drafts = drafted_here.recv().unwrap_or_default().into_iter().chain(drafted_apart);
             put_into.write().unwrap_or_else(PoisonError::into_inner).put(drafts, node)
         };
-        let told = std::thread::scope(|scope| {
+        let told = beside("xskiff-services", follow, || {
             // A panic here drops it, so that nobody waits for ever.
             let sender = sender;
-            let thread = std::thread::Builder::new().name("xskiff-services".into());
-            let following = thread.spawn_scoped(scope, &mut follow).ok();
             // There is room for it.
             let _ = sender.send(draft(here));
             rest(self);
-            following.map(joined)
         });
-        // Without a thread, now.
-        let told = told.unwrap_or_else(follow);
         self.balanced = balanced.into_inner().unwrap_or_else(PoisonError::into_inner);
         told
     }
@@ -456,6 +451,17 @@ impl Compiled {
 
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does both at once, `apart` in a thread of this name; where there is none to be had, one after the other.
+fn beside<T: Send>(name: &str, mut apart: impl FnMut() -> T + Send, here: impl FnOnce()) -> T {
+    let gave = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let thread = thread.spawn_scoped(scope, &mut apart).ok();
+        here();
+        thread.map(joined)
+    });
+    gave.unwrap_or_else(apart)
 }
 
 /// What a thread gave; its panic is the caller's.

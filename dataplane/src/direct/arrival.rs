@@ -116,9 +116,8 @@ pub(crate) fn arrive<B: Buffer>(
         } else if matches!(told.packet.kind, PacketKind::FirstFragment { .. }) {
             worker = context.worker;
         }
-    }
-    // Fragments and errors of others' tunnels, likewise.
-    if !told.packet.kind.has_tuple() && is_at_node && told.wrapping.is_some() {
+    } else if is_at_node && told.wrapping.is_some() {
+        // Fragments and errors of others' tunnels, likewise.
         let to = told.packet.flow_key().destination();
         if !tables.services.addresses.contains(&to) && !direct.nodes.contains(&to) {
             return Ok(None);

@@ -116,30 +116,26 @@ fn plan(
 ) -> Result<Option<Plan>, Stop> {
     let Context { tables, identification, .. } = context;
     let Some(direct) = tables.direct.as_deref() else { return Ok(None) };
-    if !is_reachable(direct, backend.0) {
-        return Ok(None);
-    }
     let is_ipv4 = backend.0.is_ipv4();
     let overhead = direct.dispatch.overhead(is_ipv4);
     let mut plan = Plan { backend, outer: None, overhead, hop: *hop };
-    let destination = match direct.dispatch {
+    match direct.dispatch {
         Dispatch::Option if option::has_room(packet) => return Ok(Some(plan)),
         Dispatch::Option => return Err(DropReason::NoRoom.into()),
-        Dispatch::Ipip => backend.0,
-        Dispatch::Geneve => {
-            let Some(node) = node_of(direct, backend.0) else { return Ok(None) };
-            plan.hop = match tables.forwarding.resolve(node)? {
-                Resolved::NextHop(id) => {
-                    *tables.forwarding.next_hop(id).ok_or(DropReason::PortGone)?
-                }
-                Resolved::Unresolved(port, neighbour) => {
-                    NextHop { port, neighbour, destination: None, ..*hop }
-                }
-            };
-            node
-        }
-    };
+        Dispatch::Ipip | Dispatch::Geneve => {}
+    }
     let Some(source) = direct.own(backend.0) else { return Ok(None) };
+    let mut destination = backend.0;
+    if direct.dispatch == Dispatch::Geneve {
+        let Some(node) = node_of(direct, backend.0) else { return Ok(None) };
+        plan.hop = match tables.forwarding.resolve(node)? {
+            Resolved::NextHop(id) => *tables.forwarding.next_hop(id).ok_or(DropReason::PortGone)?,
+            Resolved::Unresolved(port, neighbour) => {
+                NextHop { port, neighbour, destination: None, ..*hop }
+            }
+        };
+        destination = node;
+    }
     let [.., a, b] = packet.flow_key().stable_hash().to_be_bytes();
     plan.outer = Some(Outer {
         source,
