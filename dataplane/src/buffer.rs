@@ -31,6 +31,18 @@ pub trait Buffer {
     /// # Errors
     /// [`DropReason::Truncated`] when the first chunk is shorter.
     fn shrink_front(&mut self, bytes: usize) -> Result<(), DropReason>;
+    /// TCP payload of each packet, in bytes, that this one is to be cut into where it leaves
+    /// ([`crate::segments`]); 0 for one that is not, as nearly all are.
+    fn segment_size(&self) -> u16 {
+        0
+    }
+    /// Says how the packet is to be cut; 0: not at all.
+    ///
+    /// # Errors
+    /// [`DropReason::Uncuttable`] when this memory holds packets of links only.
+    fn set_segment_size(&mut self, bytes: u16) -> Result<(), DropReason> {
+        if bytes == 0 { Ok(()) } else { Err(DropReason::Uncuttable) }
+    }
     /// Sets the packet's length to `bytes`, within the first chunk: shorter cuts (and releases
     /// further chunks), longer extends with unspecified bytes.
     ///

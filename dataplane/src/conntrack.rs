@@ -15,6 +15,7 @@ pub mod tcp_window;
 
 use crate::address::Protocol;
 use crate::direct::Role;
+use crate::mss::SegmentLimit;
 use crate::tables::Timeouts;
 use crate::time::{Nanos, Seconds};
 
@@ -166,7 +167,7 @@ impl FlowState {
 ///
 /// Layout, from bit 63: deadline in seconds (32), original [`Seen`] (8), reply [`Seen`] (8),
 /// protocol (8), marks (8): directions that spoke after a reset (bits 0 and 1), what it is to this node
-/// ([`Role`], bits 2 and 3), denied (bit 7).
+/// ([`Role`], bits 2 and 3), the largest segment ([`SegmentLimit`], bits 4 to 6), denied (bit 7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life(pub u64);
 
@@ -302,8 +303,8 @@ impl Life {
         const ENDING: Seen = Seen(Seen::FIN | Seen::RST);
         const ANY: Seen = Seen(Seen::ANY);
         const ACK: Seen = Seen(Seen::ACK | Seen::ANY);
-        // A flow that answers directly is like any other.
-        const MARKS: u32 = 0xff ^ 0x08;
+        // A flow that answers directly is like any other, and so is one of any segments.
+        const MARKS: u32 = 0xff ^ 0x78;
         const PROTOCOL: u32 = 0xff00;
         const fn word(protocol: Protocol, original: Seen, reply: Seen) -> u32 {
             u32::from_be_bytes([original.0, reply.0, protocol.0, 0])
@@ -369,7 +370,7 @@ impl Life {
             (original, reply) = (original.without(Seen::RST), reply.without(Seen::RST));
             after_reset = 0;
         }
-        let marks = after_reset | self.role_marks();
+        let marks = after_reset | self.lasting_marks();
         let next = Self::pack(self.deadline_seconds(), (original, reply), protocol, marks);
         let state = next.state();
         // A flow that is closing counts down from the last FIN or RST, not from each stray packet.
@@ -397,8 +398,21 @@ impl Life {
     const DISPATCHED: u64 = 0x04;
     const ANSWERS: u64 = 0x08;
 
-    fn role_marks(self) -> u8 {
-        self.0.to_be_bytes()[7] & 0x0c
+    /// Role and segment limit.
+    fn lasting_marks(self) -> u8 {
+        self.0.to_be_bytes()[7] & 0x7c
+    }
+
+    /// The largest segment that both ends take.
+    #[must_use]
+    pub fn segment_limit(self) -> SegmentLimit {
+        SegmentLimit::from_bits(self.0.to_be_bytes()[7] >> 4)
+    }
+
+    /// The same after a SYN that offers `limit`: the first one says so, its answer may lower it.
+    pub(crate) fn with_segment_limit(self, limit: SegmentLimit, tcp_flags: u8) -> Self {
+        let limit = if is_first_syn(tcp_flags) { limit } else { limit.min(self.segment_limit()) };
+        Self(self.0 & !0x70 | u64::from(limit.bits()) << 4)
     }
 
     /// The same flow that a packet has opened just now, in this role of direct server return.

@@ -78,6 +78,9 @@ drop_reasons! {
     TtlExceeded = "ttl-exceeded",
     /// The packet is larger than the next hop's MTU, and nothing is fragmented here.
     TooBig = "too-big",
+    /// The packet is longer than the link it came by takes, so that it is to be cut, and cannot be: it is no
+    /// TCP segment, or the next link takes none.
+    Uncuttable = "uncuttable",
     /// No flow and not a packet that may begin one.
     NoFlow = "no-flow",
     /// The flow table is full and nothing may be evicted.

@@ -22,6 +22,7 @@ use crate::flow_key::{FlowKey, FlowKey4, FlowKey6, halves, low_half, ports_word}
 use crate::forwarding::NextHopId;
 use crate::identity::PodTag;
 use crate::lb::ServiceId;
+use crate::mss::SegmentLimit;
 use crate::policy::RuleId;
 use crate::tables::{Tables, Timeouts};
 use crate::time::Nanos;
@@ -401,6 +402,12 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
     /// Puts its end off to when `life` ends.
     pub(crate) fn renew(&self, life: Life) {
         self.change_life(|own| own.ending_with(life));
+    }
+
+    /// Notes what a SYN of it offers.
+    #[inline]
+    pub(crate) fn note_segment_limit(&self, limit: SegmentLimit, tcp_flags: u8) {
+        self.change_life(|life| life.with_segment_limit(limit, tcp_flags));
     }
 
     /// Marks the flow as denied by new tables.

@@ -8,18 +8,20 @@ use crate::conntrack::details::{Asked, Details, Effect};
 use crate::conntrack::{FlowDirection, Seen};
 use crate::context::{Context, Stop};
 use crate::decision::{self, Ended};
-use crate::direct::{dispatch, mss};
+use crate::direct::dispatch;
 use crate::event::{EventKind, FlowEvent, NeighbourRequest};
 use crate::fate::{self, Fate};
 use crate::flow::{FlowRoute, FlowView, Origin};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::flows::{Flows, Found, Located, TableKey};
 use crate::forwarding::{NextHop, NextHopId, Resolved};
+use crate::mss::{self, SegmentLimit};
 use crate::nat64;
 use crate::packet::{Packet, PacketKind};
 use crate::pipeline::Action;
 use crate::port::{PortId, PortKind};
 use crate::rewrite::{self, Rewrite};
+use crate::segments;
 use crate::tables::{Tables, Timeouts};
 use crate::time::Nanos;
 use crate::worker::Received;
@@ -141,7 +143,8 @@ fn free_way<'t, K: crate::flow::FlowFamily>(
     let is_current = view.is_current(tables) && !view.life().expired(now);
     // A SYN-ACK may have to be changed.
     let is_special = matches!(packet.kind, PacketKind::FirstFragment { .. } | PacketKind::Sctp)
-        || packet.tcp_flags & Seen::SYN != 0;
+        || packet.tcp_flags & Seen::SYN != 0
+        || packet.is_long;
     if !is_current || is_special {
         return None;
     }
@@ -193,6 +196,9 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
     if packet.tcp_flags & Seen::SYN != 0 && view.life().answers_directly() {
         clamp(context, packet, &hop, received);
     }
+    if packet.is_long {
+        segments::plan(&mut received.buffer, hop.mtu, view.life().segment_limit())?;
+    }
     context.note_hit(&flows.table, found.handle);
     Ok(Action::Transmit(hop.port))
 }
@@ -239,6 +245,10 @@ pub(crate) fn note<K: TableKey<W>, B: Buffer, const W: usize>(
             view.advance(found.direction, packet.shows(), now, &context.tables.timeouts);
         }
         Effect::PassesOnly => view.count(found.direction),
+    }
+    if packet.tcp_flags & Seen::SYN != 0 && packet.kind == PacketKind::Tcp {
+        let offered = SegmentLimit::offered(packet, received.buffer.bytes());
+        view.note_segment_limit(offered, packet.tcp_flags);
     }
     Ok(())
 }
@@ -356,7 +366,7 @@ pub(crate) fn may_leave(packet: &Packet, hop: &NextHop) -> Result<(), Stop> {
     if !hop.to_host && packet.ttl <= 1 {
         return Err(DropReason::TtlExceeded.into());
     }
-    if packet.ip_len > usize::from(hop.mtu) {
+    if packet.ip_len > usize::from(hop.mtu) && !packet.is_long {
         return Err(Stop { reason: DropReason::TooBig, mtu: hop.mtu, reported: false });
     }
     Ok(())

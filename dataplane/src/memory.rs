@@ -14,6 +14,7 @@ pub struct HeapBuffer {
     memory: Box<[u8]>,
     start: usize,
     end: usize,
+    segment_size: u16,
 }
 
 impl HeapBuffer {
@@ -24,14 +25,14 @@ impl HeapBuffer {
         let end = HEADROOM + packet.len();
         let mut memory = vec![0; end.max(CHUNK)].into_boxed_slice();
         memory[HEADROOM..end].copy_from_slice(packet);
-        Self { memory, start: HEADROOM, end }
+        Self { memory, start: HEADROOM, end, segment_size: 0 }
     }
 
     /// Puts `packet` back at its first place: a benchmark uses one buffer many times.
     pub fn refill(&mut self, packet: &[u8]) {
         let end = (HEADROOM + packet.len()).min(self.memory.len());
         self.memory[HEADROOM..end].copy_from_slice(&packet[..end - HEADROOM]);
-        (self.start, self.end) = (HEADROOM, end);
+        (self.start, self.end, self.segment_size) = (HEADROOM, end, 0);
     }
 }
 
@@ -62,6 +63,15 @@ impl Buffer for HeapBuffer {
             return Err(DropReason::Truncated);
         }
         self.start += bytes;
+        Ok(())
+    }
+
+    fn segment_size(&self) -> u16 {
+        self.segment_size
+    }
+
+    fn set_segment_size(&mut self, bytes: u16) -> Result<(), DropReason> {
+        self.segment_size = bytes;
         Ok(())
     }
 

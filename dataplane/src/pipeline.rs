@@ -142,9 +142,12 @@ impl Pipeline {
         };
         let key = Packet::parse_onto(received.buffer.bytes(), received.buffer.len(), parsed);
         if port.checksums == Checksums::Unknown
-            && let Some(Ok(packet)) = parsed.last()
+            && let Some(Ok(packet)) = parsed.last_mut()
         {
-            finish_checksum(packet, &mut received.buffer);
+            packet.is_long = packet.ip_len > usize::from(port.mtu);
+            if !packet.is_long {
+                finish_checksum(packet, &mut received.buffer);
+            }
         }
         key
     }

@@ -78,6 +78,15 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// No packet socket for whole segments.
+    #[error(
+        "cannot open a packet socket for whole TCP segments: {source}{}",
+        packet_socket_advice(source)
+    )]
+    PacketSocket {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// No region of pods has room for another port.
     #[error(
         "packet memory of pods is used up: {used} of {capacity} frames are promised to pods' queues, \
@@ -153,6 +162,7 @@ impl Error {
             | Self::Bind { source, .. }
             | Self::SocketOption { source, .. }
             | Self::Pins { source, .. }
+            | Self::PacketSocket { source }
             | Self::Kernel { source, .. } => source.raw_os_error(),
             Self::Load { errno, .. } => Some(*errno).filter(|errno| *errno != 0),
             _ => None,
@@ -232,6 +242,14 @@ fn bind_advice(source: &io::Error) -> &'static str {
             "; raise the memory lock limit (`ulimit -l unlimited`) or take smaller rings"
         }
         Some(libc::ENODEV) => "; the interface does not exist",
+        _ => "",
+    }
+}
+
+fn packet_socket_advice(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "; it takes CAP_NET_RAW",
+        Some(libc::EAFNOSUPPORT) => "; this kernel is built without CONFIG_PACKET",
         _ => "",
     }
 }

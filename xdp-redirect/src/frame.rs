@@ -19,7 +19,11 @@ struct Link {
     /// Of the bytes of this chunk; not used of a packet's first.
     offset: u16,
     len: u16,
+    /// [`Buffer::segment_size`]; only of the first chunk of a packet that is [`LONG`].
+    segment_size: u16,
 }
+/// In [`Shape::chunk_bits`]: the first chunk begins with a link, which has a segment size.
+const LONG: u8 = 0x80;
 const LINK_BYTES: u16 = 16;
 const _: () = assert!(size_of::<Link>() == LINK_BYTES as usize);
 
@@ -68,7 +72,7 @@ struct Shape {
     offset: u16,
     /// Of the bytes in the first chunk.
     len: u16,
-    /// Chunks are two to the power of this long.
+    /// Chunks are two to the power of this long, without [`LONG`].
     chunk_bits: u8,
     /// The number of the region that the chunks are of.
     region: u8,
@@ -104,7 +108,16 @@ impl Shape {
 
     /// Bytes at the start of the first chunk that are not the packet's to grow into.
     fn reserved(self) -> u16 {
-        if self.chain > 1 { LINK_BYTES } else { 0 }
+        if self.chain > 1 || self.is_long() { LINK_BYTES } else { 0 }
+    }
+
+    #[inline(always)]
+    fn is_long(self) -> bool {
+        self.chunk_bits & LONG != 0
+    }
+
+    fn chunk_bytes(self) -> u16 {
+        1 << (self.chunk_bits & !LONG)
     }
 }
 
@@ -152,6 +165,12 @@ impl Frame {
         self.shape().live
     }
 
+    /// Whether it has a segment size ([`Buffer::segment_size`]).
+    #[inline(always)]
+    pub(crate) fn is_long(&self) -> bool {
+        self.shape().is_long()
+    }
+
     /// Bytes free in front of the packet.
     #[must_use]
     pub fn headroom(&self) -> usize {
@@ -182,10 +201,10 @@ impl Frame {
         }
         let last = self.last();
         let before = match shape.chain {
-            1 => Link { next: None, offset: shape.offset, len: shape.len },
+            1 => Link { next: None, offset: shape.offset, len: shape.len, segment_size: 0 },
             _ => self.link(last),
         };
-        let end = Link { next: None, offset: end.offset, len: end.len };
+        let end = Link { next: None, offset: end.offset, len: end.len, segment_size: 0 };
         // SAFETY: the headroom of `tail`, whose ownership was just taken; a received chunk's data
         // begins after it (`Umem::received`).
         unsafe { tail.chunk.cast::<Link>().write(end) };
@@ -231,7 +250,7 @@ impl Frame {
     /// do not fit.
     pub(crate) fn put(&mut self, offset: u16, bytes: &[u8]) -> bool {
         let mut shape = self.shape();
-        let room = (1u16 << shape.chunk_bits).checked_sub(offset);
+        let room = shape.chunk_bytes().checked_sub(offset);
         let Some(len) = u16::try_from(bytes.len()).ok().filter(|len| Some(*len) <= room) else {
             return false;
         };
@@ -309,13 +328,40 @@ impl Buffer for Frame {
         Ok(())
     }
 
+    #[inline]
+    fn segment_size(&self) -> u16 {
+        if self.is_long() { self.link(self.chunk).segment_size } else { 0 }
+    }
+
+    fn set_segment_size(&mut self, bytes: u16) -> Result<(), DropReason> {
+        let mut shape = self.shape();
+        if bytes == 0 {
+            shape.chunk_bits &= !LONG;
+            self.shape = shape.pack();
+            return Ok(());
+        }
+        if shape.offset < LINK_BYTES {
+            return Err(DropReason::NoRoom);
+        }
+        let link = match shape.reserved() {
+            0 => Link { next: None, offset: shape.offset, len: shape.len, segment_size: bytes },
+            _ => Link { segment_size: bytes, ..self.link(self.chunk) },
+        };
+        // SAFETY: the start of the first chunk, which is ours alone, in front of its bytes as just checked.
+        unsafe { self.chunk.cast::<Link>().write(link) };
+        shape.chunk_bits |= LONG;
+        self.shape = shape.pack();
+        Ok(())
+    }
+
     fn set_len(&mut self, bytes: usize) -> Result<(), DropReason> {
         let mut shape = self.shape();
         let bytes = u16::try_from(bytes).map_err(|_| DropReason::NoRoom)?;
-        if bytes > (1 << shape.chunk_bits) - shape.offset {
+        if bytes > shape.chunk_bytes() - shape.offset {
             return Err(DropReason::NoRoom);
         }
         (shape.len, shape.live) = (bytes, 1);
+        shape.chunk_bits &= !LONG;
         self.shape = shape.pack();
         Ok(())
     }

@@ -6,7 +6,8 @@
 //! what it did. [`umem`] is a region of packet memory, [`regions`] are all of
 //! them, [`frame`] is one packet in one, [`pool`] a worker's share of free memory. [`ring`] speaks to the kernel, [`socket`] is one (interface, queue), and
 //! [`ports`] is all of a worker's sockets, as the dataplane's driver wants them; [`ready`] tells it
-//! which of hundreds to look at, [`hand_over`] is how sockets and memory outlive a process, and [`live_transmit`] is a second way out, for many packets at once.
+//! which of hundreds to look at, [`hand_over`] is how sockets and memory outlive a process, and [`live_transmit`] is a second way out, for many packets at once,
+//! [`segment_transmit`] a third one, for whole segments of TCP.
 //! [`forward`] forwards between two ports with nothing in between: the bare speed of the rest.
 //! [`live_frames`] makes and counts packets for measurements, and [`loaded`] looks for what was left.
 //!
@@ -44,6 +45,7 @@ pub mod ring;
 mod ring_map;
 mod rings;
 pub mod rules;
+pub mod segment_transmit;
 pub mod socket;
 pub mod statistics;
 mod test_run;
@@ -58,5 +60,6 @@ pub use live_transmit::LiveTransmit;
 pub use loader::Redirect;
 pub use ports::WorkerPorts;
 pub use regions::Regions;
+pub use segment_transmit::SegmentSender;
 pub use socket::Socket;
 pub use umem::Umem;

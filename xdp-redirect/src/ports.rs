@@ -19,18 +19,24 @@ use dataplane::port::{PortId, Ports};
 use dataplane::worker::{Received, RxBurst};
 
 use crate::cast::index;
-use crate::error::Error;
 use crate::frame::Frame;
 use crate::limits;
-use crate::live_transmit::{Gather, LiveCounters, LiveSender};
+use crate::live_transmit::{Gather, LiveSender};
 use crate::pool::FramePool;
 use crate::pools::{LARGE, Pools};
 use crate::ready::{FlagPlace, ReadyFlags};
 use crate::regions::Regions;
 use crate::rings::{Entry, Rings, put};
+use crate::segment_transmit::{Gather as SegmentGather, SegmentCounters, SegmentSender};
 use crate::socket::{LinkState, Socket};
 use crate::turns::Turns;
 use crate::umem::Umem;
+
+mod control;
+mod segments;
+
+pub use control::PortsControl;
+use control::{Command, Queues};
 
 pub use crate::turns::{ALL_LOOKED_AT_MAX, SWEEP_INTERVAL};
 
@@ -39,34 +45,6 @@ pub const WORKER_SOCKETS_MAX: usize = 4096;
 /// Commands that may wait for a worker.
 pub const COMMANDS_MAX: usize = 256;
 const _: () = assert!(WORKER_SOCKETS_MAX <= u16::MAX as usize);
-
-enum Command {
-    Add(PortId, Box<Socket>),
-    Remove(PortId),
-    /// Whether the port's peer can take live frames.
-    Live(PortId, bool),
-}
-
-struct Queues {
-    commands: ArrayQueue<Command>,
-    /// Has a place for every socket there can be, on the way in, in use and on the way out.
-    returned: ArrayQueue<(PortId, Box<Socket>)>,
-    commands_level: Level,
-    /// Sockets the worker has.
-    sockets: Level,
-    /// Nothing is received for now.
-    held_back: AtomicBool,
-    /// Of packets that left as live frames, if the worker can.
-    live: OnceLock<Arc<LiveCounters>>,
-}
-
-impl Queues {
-    fn send(&self, command: Command) -> Result<(), Command> {
-        self.commands.push(command)?;
-        self.commands_level.note(self.commands.len() as u64);
-        Ok(())
-    }
-}
 
 /// How packets leave by a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,13 +63,21 @@ pub enum TransmitPath {
         /// The socket's place among the worker's.
         socket: u16,
     },
+    /// Whole segments by a packet socket, with what follows them to the port in one flush; the rest by
+    /// the AF_XDP transmit ring ([`crate::segment_transmit`]).
+    Whole {
+        /// The socket's place among the worker's.
+        socket: u16,
+    },
 }
 
 impl TransmitPath {
     pub(crate) fn socket(self) -> Option<u16> {
         match self {
             Self::None => None,
-            Self::AfXdp { socket } | Self::LiveFrames { socket } => Some(socket),
+            Self::AfXdp { socket } | Self::LiveFrames { socket } | Self::Whole { socket } => {
+                Some(socket)
+            }
         }
     }
 }
@@ -104,6 +90,7 @@ pub struct WorkerPorts {
     paths: Box<[TransmitPath]>,
     dirty: Vec<u16>,
     live: Option<Box<Gather>>,
+    segments: Option<Box<SegmentGather>>,
     pools: Pools,
     queues: Arc<Queues>,
     generation: u64,
@@ -116,85 +103,6 @@ const _: () = {
     moves_to_its_worker::<WorkerPorts>();
 };
 
-/// The control side's end of a worker's ports.
-#[derive(Clone)]
-pub struct PortsControl {
-    queues: Arc<Queues>,
-}
-
-impl PortsControl {
-    /// Gives the worker a bound socket of `port`: it serves it from its next tick on. Enter it in
-    /// the program's table as well ([`crate::Redirect::set_socket`]).
-    ///
-    /// # Errors
-    /// [`Error::WorkerBusy`] with the socket, when the worker does not take its commands.
-    pub fn add(&self, port: PortId, socket: Socket) -> Result<(), (Error, Box<Socket>)> {
-        match self.queues.send(Command::Add(port, Box::new(socket))) {
-            Err(Command::Add(_, socket)) => {
-                Err((Error::WorkerBusy { capacity: COMMANDS_MAX }, socket))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes all sockets of `port` from the worker; [`Self::collect`] gets them.
-    ///
-    /// # Errors
-    /// [`Error::WorkerBusy`] when the worker does not take its commands.
-    pub fn remove(&self, port: PortId) -> Result<(), Error> {
-        let pushed = self.queues.send(Command::Remove(port));
-        pushed.map_err(|_| Error::WorkerBusy { capacity: COMMANDS_MAX })
-    }
-
-    /// The next socket the worker gave up: one removed, or one more than it can hold. Dropping it
-    /// closes it and finds its frames again.
-    #[must_use]
-    pub fn collect(&self) -> Option<(PortId, Box<Socket>)> {
-        self.queues.returned.pop()
-    }
-
-    /// Says whether packets may leave by `port` as live frames from the worker's next tick on, if it
-    /// can ([`WorkerPorts::with_live_transmit`]). Order is kept: a port that no longer may first
-    /// settles, for a millisecond after the last ones. A port that is added may not.
-    ///
-    /// # Errors
-    /// [`Error::WorkerBusy`] when the worker does not take its commands.
-    pub fn set_live(&self, port: PortId, may: bool) -> Result<(), Error> {
-        let pushed = self.queues.send(Command::Live(port, may));
-        pushed.map_err(|_| Error::WorkerBusy { capacity: COMMANDS_MAX })
-    }
-
-    /// Leaves what comes in the sockets' rings, until the worker has been told what to do with it.
-    pub fn hold_back(&self, held_back: bool) {
-        // Released: whoever receives has seen what was sent to it before.
-        self.queues.held_back.store(held_back, Ordering::Release);
-    }
-
-    /// What left as live frames; `None` when the worker cannot send them.
-    #[must_use]
-    pub fn live_counters(&self) -> Option<&Arc<LiveCounters>> {
-        self.queues.live.get()
-    }
-
-    /// Commands the worker has not taken yet.
-    #[must_use]
-    pub fn commands_waiting(&self) -> usize {
-        self.queues.commands.len()
-    }
-
-    /// Most commands that ever waited.
-    #[must_use]
-    pub fn commands_waited_most(&self) -> u64 {
-        self.queues.commands_level.most()
-    }
-
-    /// Sockets the worker has, of [`WORKER_SOCKETS_MAX`].
-    #[must_use]
-    pub fn sockets(&self) -> &Level {
-        &self.queues.sockets
-    }
-}
-
 impl WorkerPorts {
     /// No ports yet, with frames of `umem`. All sockets are looked at in every receive call; see
     /// [`Self::with_ready_flags`].
@@ -206,6 +114,7 @@ impl WorkerPorts {
             paths: vec![TransmitPath::None; index(limits::PORTS_MAX)].into_boxed_slice(),
             dirty: Vec::with_capacity(WORKER_SOCKETS_MAX),
             live: None,
+            segments: None,
             pools: Pools::new(umem),
             queues: Arc::new(Queues {
                 commands: ArrayQueue::new(COMMANDS_MAX),
@@ -214,6 +123,7 @@ impl WorkerPorts {
                 sockets: Level::default(),
                 held_back: AtomicBool::new(false),
                 live: OnceLock::new(),
+                segments: Arc::new(SegmentCounters::default()),
             }),
             generation: 0,
             is_crowded: false,
@@ -242,6 +152,14 @@ impl WorkerPorts {
         // Once: a second sender would count where nobody looks.
         let _ = self.queues.live.set(Arc::clone(gather.counters()));
         self.live = Some(Box::new(gather));
+        self
+    }
+
+    /// Can send whole segments to ports that take them ([`PortsControl::set_whole`]).
+    #[must_use]
+    pub fn with_segment_transmit(mut self, sender: SegmentSender) -> Self {
+        let counters = Arc::clone(&self.queues.segments);
+        self.segments = Some(Box::new(SegmentGather::new(sender, counters)));
         self
     }
 
@@ -315,6 +233,7 @@ impl WorkerPorts {
                 Some(Command::Add(port, socket)) => self.add(port, socket),
                 Some(Command::Remove(port)) => self.remove(port),
                 Some(Command::Live(port, may)) => self.set_live(port, may),
+                Some(Command::Whole(port, ifindex)) => self.set_whole(port, ifindex),
             }
         }
     }
@@ -369,6 +288,9 @@ impl WorkerPorts {
     fn remove(&mut self, port: PortId) {
         if let Some(live) = &mut self.live {
             live.abandon(port, &mut self.pools);
+        }
+        if let Some(segments) = &mut self.segments {
+            segments.abandon(port, &mut self.pools);
         }
         if let Some(path) = self.paths.get_mut(usize::from(port.0)) {
             *path = TransmitPath::None;
@@ -491,6 +413,12 @@ impl Ports for WorkerPorts {
     #[inline]
     fn transmit(&mut self, port: PortId, buffer: Frame) -> Result<(), (DropReason, Frame)> {
         match self.path(port) {
+            TransmitPath::Whole { socket } => self.by_either(port, socket, buffer),
+            TransmitPath::AfXdp { socket } | TransmitPath::LiveFrames { socket }
+                if buffer.is_long() =>
+            {
+                self.in_pieces(port, socket, buffer)
+            }
             TransmitPath::AfXdp { socket } => self.by_socket(socket, buffer),
             TransmitPath::LiveFrames { socket } => self.gather(port, socket, buffer),
             TransmitPath::None => Err((DropReason::PortGone, buffer)),
@@ -503,6 +431,9 @@ impl Ports for WorkerPorts {
         }
         if self.has_gathered() {
             self.flush_gathered();
+        }
+        if let Some(segments) = self.segments.as_mut().filter(|segments| !segments.is_empty()) {
+            segments.flush(&mut self.pools);
         }
         let (sockets, pools, turns) = (&mut self.sockets, &mut self.pools, &self.turns);
         self.dirty.retain(|place| match sockets.get_mut(usize::from(*place)) {
@@ -536,6 +467,9 @@ impl Drop for WorkerPorts {
     fn drop(&mut self) {
         if let Some(live) = &mut self.live {
             live.clear(&mut self.pools);
+        }
+        if let Some(segments) = &mut self.segments {
+            segments.clear(&mut self.pools);
         }
         // Closed by whoever has the control side, or with the last end of the queues.
         while let Some(command) = self.queues.commands.pop() {

@@ -26,6 +26,7 @@ pub mod live_ways;
 pub mod metrics;
 pub mod netlink;
 pub mod node;
+pub mod offloads;
 pub mod ours;
 pub mod pod_netns;
 pub mod pool;

@@ -41,19 +41,21 @@ pub enum PodNetnsError {
     Offload(#[from] OffloadError),
 }
 
-/// Which of the offloads that leave checksums or segments unfinished are on at the interface that
-/// has one of `addresses` in the namespace at path `netns`; asked within `limit`.
+/// Which of `offloads` are on at the interface that has one of `addresses` in the namespace at path
+/// `netns`; asked within `limit`.
 ///
 /// # Errors
 /// [`PodNetnsError`].
-pub fn unfinishing_offloads(
+pub fn offloads_on(
     netns: &str,
     addresses: &[IpAddr],
     limit: Duration,
+    offloads: &[Offload],
 ) -> Result<Vec<Offload>, PodNetnsError> {
-    inside(netns, addresses, limit, |interface| {
+    let offloads = offloads.to_vec();
+    inside(netns, addresses, limit, move |interface| {
         let mut on = Vec::new();
-        for one in [Offload::TransmitChecksum, Offload::TcpSegmentation] {
+        for one in offloads {
             if offload(interface, one)? {
                 on.push(one);
             }

@@ -6,7 +6,6 @@
 //! serves it. Whatever fails undoes what came before.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use control::config::Transmit;
 use dataplane::address::MacAddr;
@@ -24,8 +23,10 @@ use crate::live_ways::LiveWays;
 use crate::privileges;
 use crate::workers::Workers;
 
+mod error;
 mod link;
 
+pub use error::PortError;
 pub use link::{index, mtu, receive_queues};
 
 use link::Link;
@@ -43,68 +44,8 @@ pub struct PortRequest {
     pub sockets: SocketConfig,
     /// Take everything, not only what is ours (uplinks with the host firewall on).
     pub everything: bool,
-}
-
-/// A port cannot be added.
-#[derive(Debug, thiserror::Error)]
-pub enum PortError {
-    /// The name is taken by one of our own ports.
-    #[error("interface {interface} is port {port} already", port = .port.0)]
-    Exists {
-        /// The interface.
-        interface: String,
-        /// Its port.
-        port: PortId,
-    },
-    /// There are as many ports as there can be.
-    #[error("{PORTS_MAX} ports exist already: remove an endpoint first")]
-    Full,
-    /// Something of a port that it was before is not closed yet.
-    #[error(
-        "interface {interface} still has {sockets} sockets of a port that it was {} ms ago: a worker \
-         does not let go of them (`xskiff status` says which stalls); try again",
-        .since.elapsed().as_millis()
-    )]
-    Held {
-        /// The interface.
-        interface: String,
-        /// How many.
-        sockets: usize,
-        /// When the port ended.
-        since: Instant,
-    },
-    /// More queues than the program's tables have places for.
-    #[error(
-        "it has {queues} receive queues, and {QUEUES_MAX} are served at most: give it fewer by \
-         `ethtool -L {interface} combined {QUEUES_MAX}` (or `rx {QUEUES_MAX}`)"
-    )]
-    Queues {
-        /// The interface.
-        interface: String,
-        /// Its receive queues.
-        queues: u32,
-    },
-    /// The kernel does not tell the interface's settings.
-    #[error("read {path}: {source}; is the interface there?")]
-    Sysfs {
-        /// What was read.
-        path: String,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The kernel tells something that is not understood.
-    #[error("{path} says {text:?}, which is no {what}")]
-    Unreadable {
-        /// What was read.
-        path: String,
-        /// What it says.
-        text: String,
-        /// What it should be.
-        what: &'static str,
-    },
-    /// XDP or AF_XDP refuses.
-    #[error(transparent)]
-    Redirect(#[from] Error),
+    /// Whether its other end takes TCP segments that are longer than the MTU.
+    pub takes_whole: bool,
 }
 
 /// A port that is up.
@@ -126,6 +67,8 @@ pub struct ActivePort {
     pub queues: u32,
     /// Whether its sockets are zero-copy, as the kernel says.
     pub zero_copy: bool,
+    /// Whether it is given TCP segments that are longer than the MTU.
+    pub takes_whole: bool,
     /// Sockets that workers have of it.
     sockets: usize,
     monitors: Vec<SocketMonitor>,
@@ -491,6 +434,9 @@ impl PortTable {
         let attaching = attached.inspect_err(|_| self.abandon(workers, port))?;
         let attachment = self.redirect.adopt(attaching);
         let sockets = self.making.remove(&port.0).flatten().map_or(0, |half| half.given);
+        if request.takes_whole {
+            self.give_whole(workers, port, link.ifindex);
+        }
         self.active[usize::from(port.0)] = Some(ActivePort {
             port,
             interface: request.interface,
@@ -500,10 +446,22 @@ impl PortTable {
             attachment,
             queues: link.queues,
             zero_copy,
+            takes_whole: request.takes_whole,
             sockets,
             monitors,
         });
         Ok(port)
+    }
+
+    /// Tells every worker that whole segments may leave by a port. One that does not listen cuts them.
+    fn give_whole(&self, workers: &Workers, port: PortId, ifindex: u32) {
+        for worker in 0..workers.count() {
+            if let Some(Err(error)) =
+                workers.ports(worker).map(|ports| ports.set_whole(port, ifindex))
+            {
+                tracing::warn!(port = port.0, worker, %error, "it cuts what leaves by the port");
+            }
+        }
     }
 
     /// Stops `port` being one; a port that is not there is no error. The interface may be gone.

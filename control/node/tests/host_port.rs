@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use common::{ip, may_run, node_and_gateway};
+use control::config::Segments;
 use dataplane::address::Protocol;
 use dataplane::lpm::Prefix;
 use xskiff::host_port::{
@@ -14,6 +15,7 @@ use xskiff::host_port::{
 
 fn plan(directory: &Path) -> HostPortPlan {
     HostPortPlan {
+        segments: Segments::Cut,
         queues: 2,
         mtu: 1500,
         routing_table: 7411,

@@ -3,7 +3,7 @@
 
 mod common;
 
-use control::config::{Transmit, UnknownPods};
+use control::config::{Segments, Transmit, UnknownPods};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
@@ -54,12 +54,14 @@ fn settings(run_directory: &Path) -> Settings {
             capacities: FlowCapacities::fixed(4096, 4096),
             flow_directory: run_directory.to_owned(),
             hash_key: [3, 4],
+            whole_segments: false,
         },
         umem: UmemConfig { frames: 8192, ..UmemConfig::default() },
         pod_memory: PodMemory { frames_max: 8192, fill_ring: 256, completion_ring: 512 },
         uplink_sockets: SocketConfig::small(),
         pod_sockets: SocketConfig::small(),
         transmit: Transmit::AfXdp,
+        segments: Segments::Cut,
         host_port: Some(HostPortSettings { routing_table: 7411, rule_priority: 90 }),
         snat: SnatSettings {
             v4: None,

@@ -30,6 +30,9 @@ pub struct Status {
     /// What left as live XDP frames.
     #[serde(default)]
     pub live_frames: LiveFramesStatus,
+    /// What became of TCP segments longer than the MTU.
+    #[serde(default)]
+    pub segments: SegmentsStatus,
     /// What became of the sockets of the process that this one took over from; absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handed_on: Option<HandedOn>,
@@ -104,6 +107,30 @@ pub struct LiveFramesStatus {
     pub returned_packets: u64,
     /// Packets lost while they waited, since their port was removed or its link went down.
     pub abandoned_packets: u64,
+}
+
+/// What became of TCP segments longer than the MTU, by all workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SegmentsStatus {
+    /// Those that left as they came.
+    pub whole_packets: u64,
+    /// Packets of links that left the same way, since they followed one.
+    pub following_packets: u64,
+    /// Calls into the kernel that sent both.
+    pub calls: u64,
+    /// Packets of both that the kernel refused for their header.
+    pub refused_header_packets: u64,
+    /// Packets of both that it refused for want of memory, or since too many wait at their receivers.
+    pub refused_memory_packets: u64,
+    /// Packets of both that were lost with their port, or since its link was down.
+    pub abandoned_packets: u64,
+    /// Those that were cut here.
+    pub cut_packets: u64,
+    /// Packets that they were cut into and that left.
+    pub cut_pieces: u64,
+    /// Pieces that were lost for want of packet memory or of room to transmit.
+    pub lost_pieces: u64,
 }
 
 /// Something of kube-proxy's on this node.

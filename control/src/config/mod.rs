@@ -41,7 +41,7 @@ pub use packet_memory::PacketMemory;
 pub use policy::{Policy, UnknownPods};
 pub use snat::Snat;
 pub use timeouts::Timeouts;
-pub use transmit::Transmit;
+pub use transmit::{Segments, Transmit};
 pub use validate::Problem;
 
 /// `--service-node-port-range` of the API server, unless told otherwise.
@@ -164,6 +164,8 @@ pub struct Config {
     pub uplink_sockets: Sockets,
     /// How packets leave by interfaces.
     pub transmit: Transmit,
+    /// What becomes of TCP segments longer than the MTU.
+    pub segments: Segments,
     /// Where packets lie.
     pub packet_memory: PacketMemory,
     /// How many flows the node remembers.
@@ -207,6 +209,7 @@ impl Default for Config {
             pods: Sockets::pods(),
             uplink_sockets: Sockets::uplinks(),
             transmit: Transmit::default(),
+            segments: Segments::default(),
             packet_memory: PacketMemory::default(),
             flow_table: FlowTable::default(),
             conntrack: Conntrack::default(),

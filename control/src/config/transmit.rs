@@ -16,3 +16,16 @@ pub enum Transmit {
     /// may overtake each other when they change their way.
     LiveFrames,
 }
+
+/// What becomes of TCP segments that are longer than their link takes, as a pod's stack makes them for an
+/// interface that cuts them (TSO).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Segments {
+    /// Pods cut them: the offload is turned off at their end.
+    #[default]
+    Cut,
+    /// They are taken whole, and given whole to pods and the host: the XDP program runs in generic mode
+    /// there, which leaves the offload on.
+    Whole,
+}

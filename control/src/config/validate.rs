@@ -4,7 +4,9 @@ use std::fmt;
 
 use dataplane::handoff::WORKERS_MAX;
 
-use super::{Config, OnStall, Sockets, TcpWindows, Uplink, cni, kubernetes, ranges, snat};
+use super::{
+    Config, OnStall, Segments, Sockets, TcpWindows, Uplink, XdpMode, cni, kubernetes, ranges, snat,
+};
 use crate::admin::is_interface_name;
 use crate::shown::shortened;
 
@@ -65,6 +67,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     memory(config, &mut findings);
     sockets("pods", &config.pods, config, &mut findings);
     sockets("uplink_sockets", &config.uplink_sockets, config, &mut findings);
+    segments(config, &mut findings);
     ports(config, &mut findings);
     ranges::check(config, &mut findings);
     snat::check(config, &mut findings);
@@ -221,6 +224,23 @@ fn sockets(name: &str, sockets: &Sockets, config: &Config, findings: &mut Findin
         format!("{name}.fill_frames"),
         sockets.fill_frames,
         "32 to packet_memory.frames, at most 16384",
+    );
+}
+
+/// Whole segments come in several buffers, by programs in generic mode.
+fn segments(config: &Config, findings: &mut Findings) {
+    let whole = config.segments == Segments::Whole;
+    findings.check(
+        !whole || config.packet_memory.jumbo,
+        "segments",
+        "whole",
+        "packet_memory.jumbo must be true: a segment is longer than a buffer (kernel 6.6 or newer)",
+    );
+    findings.check(
+        !whole || config.pods.xdp_mode != XdpMode::Native,
+        "segments",
+        "whole",
+        "pods.xdp_mode must be auto or generic: a program in native mode turns segmentation offload off",
     );
 }
 

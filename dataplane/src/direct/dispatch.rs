@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::tunnel::{self, Outer};
-use super::{Direct, Dispatch, mss, option};
+use super::{Direct, Dispatch, option};
 use crate::DropReason;
 use crate::address::Protocol;
 use crate::buffer::Buffer;
@@ -16,6 +16,7 @@ use crate::flows::{Flows, Found, TableKey};
 use crate::forwarding::{NextHop, Resolved};
 use crate::known;
 use crate::lb::Backend;
+use crate::mss;
 use crate::packet::Packet;
 use crate::pipeline::Action;
 use crate::port::{Port, PortKind};

@@ -12,11 +12,10 @@
 //! client and the backend, the flow's replies leave with the frontend's address, and go the straight
 //! way. ICMP errors about replies reach the node with the frontend, which sends them after the packets.
 //!
-//! Reading order: this file, [`option`] and [`tunnel`] (the forms), [`dispatch`], [`arrival`], [`mss`].
+//! Reading order: this file, [`option`] and [`tunnel`] (the forms), [`dispatch`], [`arrival`].
 
 pub mod arrival;
 pub mod dispatch;
-pub mod mss;
 pub mod option;
 pub mod tunnel;
 

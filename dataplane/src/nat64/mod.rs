@@ -38,6 +38,7 @@ use crate::known;
 use crate::packet::Packet;
 use crate::pipeline::Action;
 use crate::rewrite::Rewrite;
+use crate::segments;
 use crate::time::Nanos;
 use crate::worker::Received;
 
@@ -131,6 +132,9 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
         decrement_ttl: !hop.to_host,
     };
     translation.apply(&change, packet, &mut received.buffer, context.identification.another())?;
+    if packet.is_long {
+        segments::plan(&mut received.buffer, hop.mtu, view.life().segment_limit())?;
+    }
     context.counters.between_families.add(1);
     context.note_hit(&flows.table, found.handle);
     Ok(Action::Transmit(hop.port))
@@ -142,7 +146,7 @@ fn may_leave(packet: &Packet, translation: &Translation, hop: &NextHop) -> Resul
     if !hop.to_host && packet.ttl <= 1 {
         return Err(DropReason::TtlExceeded.into());
     }
-    if translation.ip_len(packet) <= usize::from(hop.mtu) {
+    if packet.is_long || translation.ip_len(packet) <= usize::from(hop.mtu) {
         return Ok(());
     }
     let mtu = translation.mtu_before(hop.mtu);

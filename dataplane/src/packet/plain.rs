@@ -71,6 +71,7 @@ pub(super) fn parse<const N: usize>(
         kind,
         l4_offset: L4,
         ip_len,
+        is_long: false,
         ttl: header[8],
         tcp_flags,
         is_reply: false,

@@ -1,9 +1,10 @@
 //! Packets for direct server return: options, and packets in packets, of anybody's choice.
 
 use dataplane::buffer::Buffer;
+use dataplane::direct::option;
 use dataplane::direct::tunnel::{Outer, read_geneve, read_ipip, unwrap, wrap};
-use dataplane::direct::{mss, option};
 use dataplane::memory::HeapBuffer;
+use dataplane::mss;
 use dataplane::packet::Packet;
 use xskiff_tests::packet_builder::{tcp, udp};
 use xskiff_tests::world::address;

@@ -12,7 +12,7 @@ use xdp_redirect::umem::{Umem, UmemConfig};
 use xskiff::demo::expectation::Outcome;
 use xskiff::demo::scene::{BUYER, CLIENT, HTTP, WEB_1};
 use xskiff::demo::traffic::http;
-use xskiff::pod_netns::unfinishing_offloads;
+use xskiff::pod_netns::offloads_on;
 use xskiff::privileges::{Held, NEEDED};
 use xskiff_tests::xskiff_binary::root_or_skip;
 
@@ -144,7 +144,8 @@ fn tried(netns: &str) -> Vec<(Capability, String)> {
         note(Capability::CAP_NET_RAW, error.to_string());
     }
     let address: IpAddr = "192.0.2.1".parse().expect("an address");
-    let entered = unfinishing_offloads(netns, &[address], Duration::from_secs(5));
+    let entered =
+        offloads_on(netns, &[address], Duration::from_secs(5), &[Offload::TcpSegmentation]);
     if let Err(error) = entered {
         note(Capability::CAP_SYS_ADMIN, error.to_string());
     }

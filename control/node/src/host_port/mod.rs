@@ -16,15 +16,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use control::config::Segments;
 use dataplane::address::MacAddr;
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
 use tokio::task::JoinHandle;
-use xdp_redirect::ethtool::{Offload, OffloadError, set_offload};
+use xdp_redirect::ethtool::{OffloadError, set_offload};
 
 use crate::netlink::{Link, decode};
+use crate::offloads;
 
 pub mod reserved_ports;
 mod route_batch;
@@ -56,6 +58,8 @@ pub struct HostPortPlan {
     pub queues: u32,
     /// Largest IP packet, in bytes: at least the largest of the uplinks and pods.
     pub mtu: u16,
+    /// What becomes of TCP segments longer than that.
+    pub segments: Segments,
     /// The routing table for pods and services; the next number is used for backends' replies.
     pub routing_table: u32,
     /// Priority of the rule that asks it; the number before is used for backends' replies. Below
@@ -201,6 +205,7 @@ impl HostPort {
         if let Some((host, port)) = find_pair(&handle, &plan).await? {
             let range = plan.snat_l4_ports.clone();
             let reserved = ReservedPorts::reserve(&plan.state_directory, range)?;
+            set_offloads(&plan)?;
             match set_up(&handle, &host, &port).await {
                 Ok(()) => return Ok(Self { handle, driver, plan, reserved, host, port }),
                 Err(error) => tracing::warn!(%error, "the host port is made anew"),
@@ -317,6 +322,16 @@ async fn find_pair(
     Ok(ends.map(|[host, port]| (host, port)))
 }
 
+/// At both ends, and for a pair that is kept as well: it may be another's plan that they are as.
+fn set_offloads(plan: &HostPortPlan) -> Result<(), HostPortError> {
+    for interface in [HOST_INTERFACE, PORT_INTERFACE] {
+        let off = offloads::unwanted(plan.segments).iter().map(|offload| (offload, false));
+        let on = offloads::wanted(plan.segments).iter().map(|offload| (offload, true));
+        on.chain(off).try_for_each(|(offload, on)| set_offload(interface, *offload, on))?;
+    }
+    Ok(())
+}
+
 async fn make(handle: &Handle, plan: &HostPortPlan) -> Result<(PairEnd, PairEnd), HostPortError> {
     let pair = format!("make the veth pair {HOST_INTERFACE} and {PORT_INTERFACE}");
     let add = handle.link().add(pair_message(plan)).execute().await;
@@ -337,11 +352,7 @@ async fn make(handle: &Handle, plan: &HostPortPlan) -> Result<(PairEnd, PairEnd)
     let [host, port]: [PairEnd; 2] = ends
         .try_into()
         .map_err(|_| kernel("find both ends of the pair", rtnetlink::Error::RequestFailed))?;
-    for interface in [HOST_INTERFACE, PORT_INTERFACE] {
-        for offload in [Offload::TransmitChecksum, Offload::TcpSegmentation] {
-            set_offload(interface, offload, false)?;
-        }
-    }
+    set_offloads(plan)?;
     set_up(handle, &host, &port).await?;
     Ok((host, port))
 }

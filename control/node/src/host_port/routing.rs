@@ -334,6 +334,7 @@ mod tests {
 
     fn plan() -> HostPortPlan {
         HostPortPlan {
+            segments: control::config::Segments::Cut,
             queues: 2,
             mtu: 1500,
             routing_table: 7411,

@@ -8,7 +8,7 @@ use crate::kube_proxy::Kind;
 
 use super::{
     Family, Labels, Sample, Unit, arrivals, audit, cni, flow_tables, kubernetes, live_frames,
-    reconciles,
+    reconciles, segments,
 };
 
 pub(super) fn families(status: &Status) -> Vec<Family> {
@@ -21,6 +21,7 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
     families.extend(ports(status));
     families.extend(limits(status));
     families.extend(live_frames::families(status));
+    families.extend(segments::families(status));
     families.push(xdp(status));
     families.extend(control(status));
     families.extend(reconciles::families(status));

@@ -20,6 +20,7 @@ mod flow_tables;
 mod kubernetes;
 mod live_frames;
 mod reconciles;
+mod segments;
 
 /// The content type of what [`encode`] writes.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use control::admin::arrivals::ArrivalsStatus;
 use control::admin::{AddStep, AdminError, EndpointAdd, Reply};
+use control::config::Segments;
 use dataplane::counters::PORTS_MAX;
 use dataplane::port::{Checksums, PortId};
 use tokio::sync::mpsc;
@@ -290,12 +291,13 @@ impl Node {
         arrival.begun = Some(begun);
         arrival.step = Step::InHand;
         let (number, spec) = (arrival.number, arrival.spec.clone());
+        let segments = self.settings.segments;
         self.arrivals.under_way.push(arrival);
         self.take_outlived_away(&spec).await;
         match self.admit_arrival(number, &spec) {
             Ok(Admission::Present) => self.answer_arrival(number),
             Ok(Admission::New) => {
-                self.arrivals.give(number, move || Outcome::Looked(Look::at(&spec)));
+                self.arrivals.give(number, move || Outcome::Looked(Look::at(&spec, segments)));
             }
             Err(error) => self.fail_arrival(number, error),
         }
@@ -396,12 +398,14 @@ impl Node {
         // First, so that it is known even if this process is killed before the next line.
         self.record_endpoints();
         let tools = self.ports.tools(&self.workers);
+        let segments = self.settings.segments;
         for (number, offloads) in looked {
             let Some(arrival) = self.arrivals.get_mut(number) else { continue };
             let (spec, tools) = (arrival.spec.clone(), tools.clone());
             let request = self.pod_port(&spec);
             self.arrivals.give(number, move || {
-                Outcome::Bound(prepare_and_bind(&spec, offloads, &tools, &request))
+                let (tools, request) = (&tools, &request);
+                Outcome::Bound(prepare_and_bind(&spec, (offloads, segments), tools, request))
             });
         }
     }
@@ -545,11 +549,11 @@ fn port_failed(spec: &EndpointSpec, error: &PortError) -> AdminError {
 
 fn prepare_and_bind(
     spec: &EndpointSpec,
-    offloads: Option<Vec<xdp_redirect::ethtool::Offload>>,
+    (offloads, segments): (Option<Vec<xdp_redirect::ethtool::Offload>>, Segments),
     tools: &Tools,
     request: &PortRequest,
 ) -> Result<(Checksums, Bound), AdminError> {
-    let checksums = prepare(spec, offloads)?;
+    let checksums = prepare(spec, offloads, segments)?;
     let bound = tools.bind(request).map_err(|error| port_failed(spec, &error))?;
     Ok((checksums, bound))
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use control::config::{
-    self, Bind, Config, ForwardingMode, Idle, NatMapping, OnStall, Snat, Sockets, TcpWindows,
-    XdpMode,
+    self, Bind, Config, ForwardingMode, Idle, NatMapping, OnStall, Segments, Snat, Sockets,
+    TcpWindows, XdpMode,
 };
 use dataplane::direct::Dispatch;
 use dataplane::lpm::Prefix;
@@ -30,6 +30,9 @@ use crate::workers::capacity::FlowCapacities;
 /// Frames that each queue of a pod has with the kernel at least. A burst that comes while its worker
 /// sleeps is at most so long before something is lost; more come with the first packets.
 const POD_IDLE_FRAMES: u32 = 32;
+/// The same where whole segments come, of 37 frames each, and under load.
+const WHOLE_IDLE_FRAMES: u32 = 128;
+const WHOLE_FRAMES: u32 = 1024;
 
 /// What the machine adds to the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +102,20 @@ fn sockets(config: &Config, sockets: &Sockets, idle_frames: u32) -> SocketConfig
     }
 }
 
+/// Pods' sockets have room for some whole segments, which take 37 frames each.
+fn pod_sockets(config: &Config) -> SocketConfig {
+    let own = sockets(config, &config.pods, POD_IDLE_FRAMES);
+    match config.segments {
+        Segments::Cut => own,
+        Segments::Whole => SocketConfig {
+            receive_ring: own.receive_ring.max(WHOLE_FRAMES),
+            fill_frames: own.fill_frames.max(WHOLE_FRAMES),
+            idle_frames: WHOLE_IDLE_FRAMES,
+            ..own
+        },
+    }
+}
+
 fn packet_memory(config: &Config) -> UmemConfig {
     let memory = &config.packet_memory;
     let sockets = &config.uplink_sockets;
@@ -120,7 +137,7 @@ fn packet_memory(config: &Config) -> UmemConfig {
 fn pod_memory(config: &Config) -> PodMemory {
     PodMemory {
         frames_max: config.packet_memory.pod_frames,
-        fill_ring: config.pods.fill_frames.next_power_of_two(),
+        fill_ring: pod_sockets(config).fill_frames.next_power_of_two(),
         completion_ring: config.pods.transmit_ring,
     }
 }
@@ -147,7 +164,10 @@ impl Settings {
                     optional: uplink.optional,
                 })
                 .collect(),
-            pod_mode: mode(config.pods.xdp_mode),
+            pod_mode: match config.segments {
+                Segments::Cut => mode(config.pods.xdp_mode),
+                Segments::Whole => Mode::Generic,
+            },
             on_stall: rules::OnStall::Drop,
             on_exit: config.stall.on_exit,
             stall_after: Duration::ZERO,
@@ -155,6 +175,7 @@ impl Settings {
             faults: false,
             workers: workers::Settings {
                 cores: machine.cores.clone(),
+                whole_segments: config.segments == Segments::Whole,
                 idle: match config.workers.idle {
                     Idle::Spin => workers::Idle::Spin,
                     Idle::Adaptive => workers::Idle::Adaptive(Duration::from_micros(
@@ -182,8 +203,9 @@ impl Settings {
                 &config.uplink_sockets,
                 config.uplink_sockets.fill_frames,
             ),
-            pod_sockets: sockets(config, &config.pods, POD_IDLE_FRAMES),
+            pod_sockets: pod_sockets(config),
             transmit: config.transmit,
+            segments: config.segments,
             host_port: config.host_port.enabled.then_some(HostPortSettings {
                 routing_table: config.host_port.routing_table,
                 rule_priority: config.host_port.rule_priority,

@@ -38,6 +38,7 @@ pub(super) fn host_port_plan(
     Some(HostPortPlan {
         queues: u32::try_from(settings.workers.cores.len()).unwrap_or(1).max(1),
         mtu: u16::try_from(largest.min(HOST_MTU_MAX)).unwrap_or(1500),
+        segments: settings.segments,
         routing_table: numbers.routing_table,
         rule_priority: numbers.rule_priority,
         snat_l4_ports: settings.snat.l4_ports.clone(),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use control::admin::{AdminError, EndpointAdd};
+use control::config::Segments;
 use control::model::ObjectName;
 use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter};
@@ -17,6 +18,7 @@ use super::reconcile::add_port;
 use super::reconciles::Reconcile;
 use super::{Node, check_mtu};
 use crate::host_port::sysctl;
+use crate::offloads;
 use crate::pod_netns;
 use crate::ports::{self, PortRequest};
 
@@ -97,14 +99,14 @@ impl Node {
         if self.endpoints.admit(spec, &addresses)? == Admission::Present {
             return Ok(Admission::Present);
         }
-        let look = Look::at(spec)?;
+        let look = Look::at(spec, self.settings.segments)?;
         let found = self.judge(spec, &look)?;
         if !found.is_empty() {
             changed.add(&found);
             // First, so that it is known even if this process is killed before the next line.
             self.record_with(spec, changed);
         }
-        let checksums = prepare(spec, look.offloads)?;
+        let checksums = prepare(spec, look.offloads, self.settings.segments)?;
         let request = self.pod_port(spec);
         let port = add_port(&mut self.ports, &self.workers, &request)
             .map_err(|error| AdminError::Failed { detail: error.to_string() })?;
@@ -132,6 +134,7 @@ impl Node {
             mode: self.settings.pod_mode,
             sockets: self.settings.pod_sockets,
             everything: false,
+            takes_whole: self.settings.segments == Segments::Whole,
         }
     }
 
@@ -306,7 +309,7 @@ pub(super) struct Look {
 
 impl Look {
     /// Asks the kernel, on any thread.
-    pub fn at(spec: &EndpointSpec) -> Result<Self, AdminError> {
+    pub fn at(spec: &EndpointSpec, segments: Segments) -> Result<Self, AdminError> {
         let failed = |detail: String| AdminError::Failed { detail };
         let interface = &spec.interface;
         check_link_layer(interface)
@@ -314,7 +317,7 @@ impl Look {
         let mtu = ports::mtu(interface).map_err(|error| failed(error.to_string()))?;
         let source_validation = sysctl::strict_source_validation(interface)
             .map_err(|error| failed(error.to_string()))?;
-        Ok(Self { mtu, source_validation, offloads: unfinishing_offloads(spec) })
+        Ok(Self { mtu, source_validation, offloads: unwanted_offloads(spec, segments) })
     }
 }
 
@@ -322,17 +325,20 @@ impl Look {
 pub(super) fn prepare(
     spec: &EndpointSpec,
     offloads: Option<Vec<Offload>>,
+    segments: Segments,
 ) -> Result<Checksums, AdminError> {
     sysctl::loosen_source_validation(&spec.interface)
         .map_err(|error| AdminError::Failed { detail: error.to_string() })?;
-    Ok(finish_checksums(spec, offloads))
+    let checksums = switch_off(spec, offloads);
+    Ok(if segments == Segments::Whole { Checksums::Unknown } else { checksums })
 }
 
-/// Offloads that are on at the pod's end and leave checksums or segments unfinished; `None` when
-/// that cannot be known.
-fn unfinishing_offloads(spec: &EndpointSpec) -> Option<Vec<Offload>> {
+/// Offloads that are on at the pod's end and leave to others what is not done here; `None` when that cannot
+/// be known.
+fn unwanted_offloads(spec: &EndpointSpec, segments: Segments) -> Option<Vec<Offload>> {
     let netns = spec.netns.as_ref()?;
-    let on = pod_netns::unfinishing_offloads(netns, &spec.addresses, INSIDE);
+    let unwanted = offloads::unwanted(segments);
+    let on = pod_netns::offloads_on(netns, &spec.addresses, INSIDE, unwanted);
     on.inspect_err(|error| {
         tracing::warn!(netns, %error, "offloads are not known; checksums are finished here");
     })
@@ -341,7 +347,7 @@ fn unfinishing_offloads(spec: &EndpointSpec) -> Option<Vec<Offload>> {
 
 /// Turns those offloads off, so that the pod's checksums are finished and no segment is larger than
 /// the MTU. Where that fails the pipeline finishes them itself.
-fn finish_checksums(spec: &EndpointSpec, on: Option<Vec<Offload>>) -> Checksums {
+fn switch_off(spec: &EndpointSpec, on: Option<Vec<Offload>>) -> Checksums {
     let (Some(netns), Some(on)) = (&spec.netns, on) else { return Checksums::Unknown };
     if on.is_empty() {
         return Checksums::Complete;

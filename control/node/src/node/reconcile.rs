@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control::compile::NodeView;
+use control::config::Segments;
 use control::model::ObjectName;
 use dataplane::address::Protocol;
 use dataplane::address_map::AddressSet;
@@ -50,6 +51,7 @@ pub(super) fn add_uplink(
         mode: uplink.mode,
         sockets: settings.uplink_sockets,
         everything: uplink.everything,
+        takes_whole: false,
     };
     add_port(ports, workers, &request)
 }
@@ -65,6 +67,7 @@ pub(super) fn add_host_port(
         mode: settings.pod_mode,
         sockets: settings.uplink_sockets,
         everything: false,
+        takes_whole: settings.segments == Segments::Whole,
     };
     add_port(ports, workers, &request)
 }
@@ -407,7 +410,9 @@ impl Node {
             let checksums = match (port.kind, endpoint) {
                 (PortKind::Pod, Some(endpoint)) => endpoint.checksums,
                 // Its offloads are off.
-                (PortKind::Host, _) => Checksums::Complete,
+                (PortKind::Host, _) if self.settings.segments == Segments::Cut => {
+                    Checksums::Complete
+                }
                 // Behind a virtual uplink there may be another stack that leaves them unfinished.
                 (PortKind::Uplink, _) if !is_virtual => Checksums::Complete,
                 _ => Checksums::Unknown,

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use control::admin::cni::CniStatus;
 use control::admin::reply::{CtListing, Peer, TraceStage};
 use control::admin::status::{
-    ControlStatus, LiveFramesStatus, PortStatus, SocketCounts, WorkerStatus, XdpCounts,
+    ControlStatus, LiveFramesStatus, PortStatus, SegmentsStatus, SocketCounts, WorkerStatus,
+    XdpCounts,
 };
 use control::admin::{CtEntry, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, Status};
 use control::config::UnknownPods;
@@ -19,6 +20,7 @@ use dataplane::lb::ServiceId;
 use dataplane::policy::{Direction, RuleId};
 use dataplane::port::{PortId, PortKind};
 use xdp_redirect::loader::RunningMode;
+use xdp_redirect::segment_transmit::SegmentStatistics;
 
 use super::endpoints::Endpoint;
 use super::filter::{Matcher, verdict_label};
@@ -29,6 +31,8 @@ use super::{Node, PortTable, explain};
 use crate::live_ways;
 use crate::workers::monotonic_now;
 
+/// How packets leave by a port that is given TCP segments longer than its MTU.
+const WHOLE_SEGMENTS: &str = "whole-segments, af-xdp";
 /// Remarks of the compiler in one answer.
 const WARNINGS_TOLD_MAX: usize = 64;
 
@@ -60,6 +64,7 @@ impl Node {
             handed_on: self.handed_on.clone(),
             tables: self.table_usages(),
             live_frames: self.live_frames_status(),
+            segments: self.segments_status(),
             flow_tables: self.flow_table_statuses(),
             xdp: self.xdp_counts(),
             control: self.control_status(),
@@ -177,7 +182,10 @@ impl Node {
                     xdp_mode: mode_label(port.attachment.mode).into(),
                     socket_mode: if port.zero_copy { "zero-copy" } else { "copy" }.into(),
                     queues: port.queues,
-                    transmit: self.ports.live().way(port.port).to_string(),
+                    transmit: match port.takes_whole {
+                        true => WHOLE_SEGMENTS.into(),
+                        false => self.ports.live().way(port.port).to_string(),
+                    },
                     live_packets: live_ways::sent(&self.workers, port.port),
                     live_refused_packets: self.ports.live().lost(port.port).refused,
                     live_vanished_packets: self.ports.live().lost(port.port).vanished,
@@ -209,6 +217,23 @@ impl Node {
             refused_otherwise: all.refused_otherwise,
             returned_packets: all.returned_packets + all.no_interface_packets,
             abandoned_packets: all.abandoned_packets,
+        }
+    }
+
+    fn segments_status(&self) -> SegmentsStatus {
+        let counters = (0..self.workers.count()).filter_map(|worker| self.workers.ports(worker));
+        let none = SegmentStatistics::default();
+        let all = counters.fold(none, |sum, one| sum.plus(&one.segment_counters().read()));
+        SegmentsStatus {
+            whole_packets: all.whole_packets,
+            following_packets: all.following_packets,
+            calls: all.calls,
+            refused_header_packets: all.refused_header_packets,
+            refused_memory_packets: all.refused_memory_packets,
+            abandoned_packets: all.abandoned_packets,
+            cut_packets: all.cut_packets,
+            cut_pieces: all.cut_pieces,
+            lost_pieces: all.lost_pieces,
         }
     }
 

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use control::config::{OnExit, Transmit, UnknownPods};
+use control::config::{OnExit, Segments, Transmit, UnknownPods};
 use dataplane::direct::Dispatch;
 use dataplane::lpm::Prefix;
 use dataplane::nat::Mapping;
@@ -99,6 +99,8 @@ pub struct Settings {
     pub pod_sockets: SocketConfig,
     /// How packets leave by interfaces.
     pub transmit: Transmit,
+    /// What becomes of TCP segments longer than the MTU.
+    pub segments: Segments,
     /// The way to the node's own stack; `None`: the stack reaches pods by the kernel's routes
     /// only, past the pipeline.
     pub host_port: Option<HostPortSettings>,

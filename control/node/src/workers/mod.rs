@@ -39,7 +39,7 @@ use pinning::memory::MemoryError;
 use pinning::memory_file::FileError;
 use xdp_redirect::heartbeat::HeartbeatWriter;
 use xdp_redirect::ports::PortsControl;
-use xdp_redirect::{Frame, LiveTransmit, Redirect, Regions, Socket, WorkerPorts};
+use xdp_redirect::{Frame, LiveTransmit, Redirect, Regions, SegmentSender, Socket, WorkerPorts};
 
 use crate::leaving::close_all;
 
@@ -96,6 +96,8 @@ pub struct Settings {
     pub idle: Idle,
     /// Flows of each family.
     pub capacities: FlowCapacities,
+    /// Whether ports may be given TCP segments that are longer than the MTU.
+    pub whole_segments: bool,
     /// Where the flow tables' files are: a directory on tmpfs or hugetlbfs, root's alone.
     pub flow_directory: PathBuf,
     /// Random for every start, and used when no flows are taken over: see [`FlowTables::new`].
@@ -219,6 +221,9 @@ impl Workers {
                 .with_ready_flags(redirect.ready_flags());
             if let Some(live) = live {
                 worker_ports = worker_ports.with_live_transmit(live.sender(number)?);
+            }
+            if settings.whole_segments {
+                worker_ports = worker_ports.with_segment_transmit(SegmentSender::new()?);
             }
             ports.push(worker_ports.control());
             let handoff = Handoff::new(Arc::clone(&inboxes), index);

@@ -1,0 +1,154 @@
+//! Cutting against the packets that it must give.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::memory::HeapBuffer;
+use crate::wire::IPV6_LEN;
+
+const FIN: u8 = Seen::FIN;
+const PSH: u8 = 0x08;
+const ACK: u8 = Seen::ACK;
+
+/// A TCP packet with so many bytes of options and payload, as a local stack leaves it to its interface.
+fn long(is_ipv4: bool, options: usize, payload: &[u8], flags: u8) -> Vec<u8> {
+    let mut frame = vec![2; 12];
+    let tcp_len = TCP_LEN + options + payload.len();
+    let half = |number: usize| u16::try_from(number).expect("a packet").to_be_bytes();
+    if is_ipv4 {
+        frame.extend([8, 0, 0x45, 0]);
+        frame.extend(half(IPV4_LEN + tcp_len));
+        frame.extend([0xff, 0xfe, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        let sum = Sum::default().bytes(&frame[14..34]).checksum();
+        put(&mut frame, 24, sum);
+    } else {
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+        frame.extend(half(tcp_len));
+        frame.extend([6, 64]);
+        let address = |last| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
+        frame.extend(address(1).into_iter().chain(address(2)));
+    }
+    frame.extend([0x12, 0x34, 0, 80, 0xff, 0xff, 0xff, 0x00, 0, 0, 0, 9]);
+    let words = u8::try_from((TCP_LEN + options) / 4).expect("a header");
+    frame.extend([words << 4, flags, 1, 0, 0xba, 0xad, 0, 0]);
+    frame.resize(frame.len() + options, 1);
+    frame.extend(payload);
+    frame
+}
+
+fn planned(frame: &[u8], mtu: u16, limit: u16) -> Result<HeapBuffer, DropReason> {
+    let mut buffer = HeapBuffer::new(frame);
+    plan(&mut buffer, mtu, SegmentLimit::of(limit)).map(|()| buffer)
+}
+
+fn cut(whole: &HeapBuffer) -> Vec<Vec<u8>> {
+    let layout = Layout::of(whole).expect("it was planned");
+    let write = |number| {
+        let mut segment = HeapBuffer::new(&[0; 9014]);
+        layout.write(whole, number, &mut segment).expect("there is room");
+        segment.bytes().to_vec()
+    };
+    (0..layout.segments(whole.segment_size())).map(write).collect()
+}
+
+/// Whether the checksums of IP and of TCP are right.
+fn assert_sound(frame: &[u8]) -> Packet {
+    let packet = Packet::parse(frame, frame.len()).expect("a packet");
+    let (addresses, tcp) = match matches!(packet.flow_key(), FlowKey::V4(_)) {
+        true => (&frame[26..34], &frame[ETHERNET_LEN + IPV4_LEN..]),
+        false => (&frame[22..54], &frame[ETHERNET_LEN + IPV6_LEN..]),
+    };
+    assert_eq!(pseudo_header(addresses, 6, tcp.len()).bytes(tcp).fold(), 0xffff, "{packet:?}");
+    assert_eq!(ETHERNET_LEN + packet.ip_len, frame.len());
+    packet
+}
+
+proptest! {
+    /// What is cut is the same stream, in packets that the link takes.
+    #[test]
+    fn segments_are_the_stream_in_packets_of_the_link(
+        is_ipv4: bool,
+        options in (0usize..=10).prop_map(|words| words * 4),
+        payload in proptest::collection::vec(any::<u8>(), 1..20_000),
+        mtu in 200u16..9000,
+        limit: u16,
+    ) {
+        let frame = long(is_ipv4, options, &payload, ACK | PSH | FIN | CWR);
+        let whole = planned(&frame, mtu, limit).expect("TCP");
+        if whole.segment_size() == 0 {
+            assert_sound(whole.bytes());
+            prop_assert!(whole.len() <= ETHERNET_LEN + usize::from(mtu));
+            return Ok(());
+        }
+        let layout = Layout::of(&whole).expect("TCP");
+        let segments = cut(&whole);
+        let mut stream = Vec::<u8>::new();
+        for (number, segment) in segments.iter().enumerate() {
+            let packet = assert_sound(segment);
+            prop_assert!(packet.ip_len <= usize::from(mtu));
+            let (is_first, is_last) = (number == 0, number + 1 == segments.len());
+            let flags = if is_last { PSH | FIN } else { 0 } | if is_first { CWR } else { 0 };
+            prop_assert_eq!(packet.tcp_flags, ACK | flags);
+            let tcp = &segment[layout.l4_offset..];
+            let from = u32::try_from(stream.len()).expect("short");
+            prop_assert_eq!(&tcp[4..8], &0xffff_ff00u32.wrapping_add(from).to_be_bytes());
+            prop_assert_eq!(&tcp[20..20 + options], &vec![1; options]);
+            if is_ipv4 {
+                let number = u16::try_from(number).expect("few");
+                prop_assert_eq!(wire::u16_at(segment, 18), Some(0xfffeu16.wrapping_add(number)));
+            }
+            stream.extend(&segment[layout.payload_offset..]);
+            let in_segment = segment.len() - layout.payload_offset + options;
+            prop_assert!(in_segment <= usize::from(SegmentLimit::of(limit).bytes()));
+        }
+        prop_assert_eq!(stream, payload);
+    }
+}
+
+#[test]
+fn segments_of_an_ethernet_are_as_large_as_its_stack_makes_them() {
+    let frame = long(true, 12, &[7; 60_000], ACK);
+    let whole = planned(&frame, 1500, 1460).expect("TCP");
+    assert_eq!(whole.segment_size(), 1448);
+    assert_eq!(cut(&whole).len(), 42);
+    assert_eq!(planned(&frame, 1500, 0).expect("TCP").segment_size(), 536 - 12);
+    assert_eq!(planned(&frame, 1400, 8940).expect("TCP").segment_size(), 1348);
+}
+
+#[test]
+fn what_no_link_takes_and_what_is_no_stream_is_refused() {
+    let frame = long(false, 0, &[7; 3000], ACK);
+    assert_eq!(planned(&frame, 67, 1460), Err(DropReason::Uncuttable));
+    let mut datagram = long(true, 0, &[7; 3000], ACK);
+    (datagram[23], datagram[38], datagram[39]) = (17, 0, 8);
+    put(&mut datagram, 24, 0);
+    let sum = Sum::default().bytes(&datagram[14..34]).checksum();
+    put(&mut datagram, 24, sum);
+    assert_eq!(planned(&datagram, 1500, 1460), Err(DropReason::Uncuttable));
+}
+
+#[test]
+fn kernel_is_left_the_pseudo_headers_sum() {
+    for is_ipv4 in [true, false] {
+        let frame = long(is_ipv4, 0, &[7; 3000], ACK);
+        let mut whole = planned(&frame, 1500, 1460).expect("TCP");
+        let layout = Layout::of(&whole).expect("TCP");
+        layout.leave_checksum(&mut whole);
+        // As the kernel goes on from there (`skb_checksum_help`).
+        let mut bytes = whole.bytes().to_vec();
+        let sum = Sum::default().bytes(&bytes[layout.l4_offset..]).checksum();
+        put(&mut bytes, layout.l4_offset + CHECKSUM_AT, sum);
+        assert_sound(&bytes);
+    }
+}
+
+#[test]
+fn limits_are_the_next_lower_of_eight_and_survive_their_bits() {
+    for (offered, kept) in
+        [(0, 536), (536, 536), (1219, 536), (1220, 1220), (1452, 1440), (1460, 1460), (9000, 8940)]
+    {
+        let limit = SegmentLimit::of(offered);
+        assert_eq!(limit.bytes(), kept);
+        assert_eq!(SegmentLimit::from_bits(limit.bits()), limit);
+    }
+}

@@ -1,0 +1,116 @@
+//! Packets that are longer than their port's link takes: they leave whole where the port's other end takes
+//! them so ([`crate::segment_transmit`]), and in pieces elsewhere.
+
+use dataplane::DropReason;
+use dataplane::buffer::Buffer;
+use dataplane::port::{PortId, Ports};
+use dataplane::segments::Layout;
+
+use super::{TransmitPath, WorkerPorts};
+use crate::frame::{Frame, HEADROOM_BYTES};
+use crate::statistics::add;
+
+impl WorkerPorts {
+    pub(super) fn set_whole(&mut self, port: PortId, ifindex: u32) {
+        let (Some(segments), Some(path)) =
+            (&mut self.segments, self.paths.get_mut(usize::from(port.0)))
+        else {
+            return;
+        };
+        match *path {
+            TransmitPath::AfXdp { socket } if ifindex != 0 => {
+                *path = TransmitPath::Whole { socket }
+            }
+            // What it was sent is flushed by the end of each tick, so that nothing is overtaken.
+            TransmitPath::Whole { socket } if ifindex == 0 => {
+                *path = TransmitPath::AfXdp { socket }
+            }
+            _ => return,
+        }
+        segments.set_interface(port, ifindex);
+    }
+
+    /// Sends a packet to a port that takes whole segments, behind all that it was sent before.
+    #[inline(never)]
+    pub(super) fn by_either(
+        &mut self,
+        port: PortId,
+        socket: u16,
+        buffer: Frame,
+    ) -> Result<(), (DropReason, Frame)> {
+        let Some(segments) = &mut self.segments else { return self.by_socket(socket, buffer) };
+        if buffer.segment_size() == 0 && (segments.is_empty() || !segments.has(port)) {
+            return self.by_socket(socket, buffer);
+        }
+        let Some(Some(entry)) = self.sockets.get_mut(usize::from(socket)) else {
+            return Err((DropReason::PortGone, buffer));
+        };
+        if entry.is_dirty && !segments.has(port) {
+            entry.is_dirty = !entry.socket.flush(self.pools.of(entry.region));
+            if entry.is_dirty {
+                return Err((DropReason::TxRingFull, buffer));
+            }
+            self.dirty.retain(|other| *other != socket);
+        }
+        segments.add(port, buffer, &mut self.pools);
+        Ok(())
+    }
+
+    /// Cuts a packet, and sends its pieces by a port that takes no others. They lie where the port's socket
+    /// sends from. What there is no memory or room for is lost, as on a wire.
+    #[cold]
+    pub(super) fn in_pieces(
+        &mut self,
+        port: PortId,
+        socket: u16,
+        mut buffer: Frame,
+    ) -> Result<(), (DropReason, Frame)> {
+        let Some(Some(entry)) = self.sockets.get(usize::from(socket)) else {
+            return Err((DropReason::PortGone, buffer));
+        };
+        let (region, chunk_bytes) = (entry.region, entry.socket.umem.config().chunk_bytes);
+        let Some(layout) = Layout::of(&buffer) else {
+            return Err((DropReason::Uncuttable, buffer));
+        };
+        let room = usize::try_from(chunk_bytes - HEADROOM_BYTES).unwrap_or(0);
+        let room = u16::try_from(room.saturating_sub(layout.payload_offset)).unwrap_or(u16::MAX);
+        let size = buffer.segment_size().min(room);
+        if size == 0 || buffer.set_segment_size(size).is_err() {
+            return Err((DropReason::Uncuttable, buffer));
+        }
+        let pieces = layout.segments(size);
+        let sent = (0..pieces)
+            .take_while(|number| self.send_piece(port, region, (&layout, &buffer), *number));
+        let sent = sent.count();
+        if sent == 0 {
+            return Err((DropReason::TxRingFull, buffer));
+        }
+        let counters = &self.queues.segments;
+        add(&counters.cut_packets, 1);
+        add(&counters.cut_pieces, sent as u64);
+        add(&counters.lost_pieces, (pieces - sent) as u64);
+        self.pools.release(buffer);
+        Ok(())
+    }
+
+    fn send_piece(
+        &mut self,
+        port: PortId,
+        region: u8,
+        (layout, whole): (&Layout, &Frame),
+        number: usize,
+    ) -> bool {
+        let Some(mut piece) = self.pools.of(region).allocate() else { return false };
+        if layout.write(whole, number, &mut piece).is_err() {
+            self.pools.release(piece);
+            return false;
+        }
+        match self.transmit(port, piece) {
+            Ok(()) => true,
+            Err((_, piece)) => {
+                self.pools.release(piece);
+                false
+            }
+        }
+    }
+}
