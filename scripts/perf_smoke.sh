@@ -17,9 +17,10 @@ RUNS=(
     "veth --quick"
     "services --quick"
     "latency --quick"
+    "tcp --quick"
 )
 
-# `latency` starts the xskiff beside it.
+# `latency` and `tcp` start the xskiff beside it.
 cargo build --locked -p xskiff-perf -p xskiff
 perf="$ROOT_DIR/target/debug/xskiff-perf"
 

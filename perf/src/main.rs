@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`workload`], [`packet`] and [`spread`] (what is sent), [`pipeline`] (in memory), [`table`]
 //! (its flow table beside others), [`cluster`] (following a large cluster), [`ports`] (hundreds of sockets), [`transmit`] (ways out of a port), [`veth`] (beside the kernel), [`services`] (many of them),
-//! [`latency`] (the whole node process, beside the kernel), then [`choice`] (what is run), [`figure`] and [`report`] (what comes out).
+//! [`latency`] and [`tcp`] (the whole [`node_process`], beside the kernel), then [`choice`] (what is run), [`figure`] and [`report`] (what comes out).
 #![forbid(unsafe_code)]
 
 mod choice;
@@ -13,6 +13,7 @@ mod interrupt;
 mod latency;
 mod machine;
 mod netns;
+mod node_process;
 mod packet;
 mod pipeline;
 mod ports;
@@ -20,7 +21,9 @@ mod report;
 mod services;
 mod spread;
 mod table;
+mod tcp;
 mod transmit;
+mod usage;
 mod veth;
 mod workload;
 
@@ -58,6 +61,8 @@ enum Command {
     Transmit(transmit::Options),
     /// Microseconds of a round trip through the node process, and what it takes while idle.
     Latency(latency::Options),
+    /// TCP through the node process between pods, the host and the outside, beside the kernel.
+    Tcp(tcp::Options),
 }
 
 fn main() -> Result<()> {
@@ -72,5 +77,6 @@ fn main() -> Result<()> {
         Command::Services(options) => services::run(options, &mut report),
         Command::Transmit(options) => transmit::run(options, &mut report),
         Command::Latency(options) => latency::run(options, &mut report),
+        Command::Tcp(options) => tcp::run(options, &mut report),
     }
 }

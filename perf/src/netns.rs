@@ -85,3 +85,22 @@ fn finish(program: &str, arguments: &[&str], input: &str) -> Result<Vec<u8>> {
     }
     Ok(output.stdout)
 }
+
+/// Runs a shell script in a namespace, with its own `/sys`.
+///
+/// # Errors
+/// As [`run`].
+pub fn shell(namespace: &str, script: &str) -> Result<()> {
+    run("ip", &["netns", "exec", namespace, "sh", "-ec", script], "")
+}
+
+/// Runs `work` in a thread that is in the namespace; its sockets stay there.
+///
+/// # Errors
+/// There is no such namespace, or the work's.
+pub fn within<T: Send>(namespace: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| enter(namespace).and_then(|()| work()));
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}

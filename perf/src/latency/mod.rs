@@ -9,19 +9,18 @@
 //! its core.
 //!
 //! Reading order: [`network`] (namespaces, the kernel's node), [`node`] (the process), [`echo`]
-//! (client and server), [`usage`] (processor time), this file (rounds, ratios).
+//! (client and server), this file (rounds, ratios).
 
 mod echo;
 mod network;
 mod node;
-mod usage;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
 use nix::sys::resource::{UsageWho, getrusage};
 use pinning::CpuId;
@@ -30,10 +29,10 @@ use crate::choice::chosen;
 use crate::figure::{Figure, median};
 use crate::interrupt;
 use crate::machine::{TICKS, machine_seconds};
+use crate::node_process::{Directory, Node, program};
 use crate::report::Report;
 use echo::{Client, RoundTrips, Server};
 use network::{Network, Place};
-use node::{Directory, Node};
 
 const BENCH: &str = "latency";
 /// Cases, and the client's pause before each request: without one an adaptive worker never sleeps.
@@ -261,24 +260,11 @@ fn start(
             place.receive_on(plan.core).map(|()| None)
         }
         idle => {
-            let mut node = Node::start(program, place, directory, idle, plan.core)?;
+            let mut node = node::start(program, place, directory, idle, plan.core)?;
             node.pause()?;
             Ok(Some(node))
         }
     }
-}
-
-fn program(given: Option<&Path>) -> Result<PathBuf> {
-    let path = match given {
-        Some(given) => given.to_owned(),
-        None => std::env::current_exe().context("find this program")?.with_file_name("xskiff"),
-    };
-    ensure!(
-        path.is_file(),
-        "there is no {}: build it (cargo build -p xskiff), or name it by --xskiff",
-        path.display()
-    );
-    path.canonicalize().with_context(|| path.display().to_string())
 }
 
 fn header(report: &Report, plan: &Plan, subjects: &[Subject]) -> std::io::Result<()> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use pinning::CpuId;
 
-use crate::netns::{self, enter, run};
+use crate::netns::{self, run, shell, within};
 use crate::veth::kernel::pin_receiver;
 
 /// Interface of the node toward the client.
@@ -222,17 +222,4 @@ impl Place {
     fn ip(&self, namespace: &str, commands: &str) -> Result<()> {
         run("ip", &["-n", namespace, "-batch", "-"], commands)
     }
-}
-
-/// Runs a shell script in a namespace, with its own `/sys`.
-fn shell(namespace: &str, script: &str) -> Result<()> {
-    run("ip", &["netns", "exec", namespace, "sh", "-ec", script], "")
-}
-
-/// Runs `work` in a thread that is in the namespace; its sockets stay there.
-fn within<T: Send>(namespace: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| enter(namespace).and_then(|()| work()));
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }
