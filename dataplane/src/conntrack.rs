@@ -167,7 +167,8 @@ impl FlowState {
 ///
 /// Layout, from bit 63: deadline in seconds (32), original [`Seen`] (8), reply [`Seen`] (8),
 /// protocol (8), marks (8): directions that spoke after a reset (bits 0 and 1), what it is to this node
-/// ([`Role`], bits 2 and 3), the largest segment ([`SegmentLimit`], bits 4 to 6), denied (bit 7).
+/// ([`Role`], bits 2 and 3), denied (bit 7). Of a TCP connection three bits that are no flag of the original
+/// [`Seen`] have the largest segment ([`SegmentLimit`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life(pub u64);
 
@@ -303,8 +304,8 @@ impl Life {
         const ENDING: Seen = Seen(Seen::FIN | Seen::RST);
         const ANY: Seen = Seen(Seen::ANY);
         const ACK: Seen = Seen(Seen::ACK | Seen::ANY);
-        // A flow that answers directly is like any other, and so is one of any segments.
-        const MARKS: u32 = 0xff ^ 0x78;
+        // A flow that answers directly is like any other.
+        const MARKS: u32 = 0xff ^ 0x08;
         const PROTOCOL: u32 = 0xff00;
         const fn word(protocol: Protocol, original: Seen, reply: Seen) -> u32 {
             u32::from_be_bytes([original.0, reply.0, protocol.0, 0])
@@ -370,7 +371,7 @@ impl Life {
             (original, reply) = (original.without(Seen::RST), reply.without(Seen::RST));
             after_reset = 0;
         }
-        let marks = after_reset | self.lasting_marks();
+        let marks = after_reset | self.role_marks();
         let next = Self::pack(self.deadline_seconds(), (original, reply), protocol, marks);
         let state = next.state();
         // A flow that is closing counts down from the last FIN or RST, not from each stray packet.
@@ -398,22 +399,28 @@ impl Life {
     const DISPATCHED: u64 = 0x04;
     const ANSWERS: u64 = 0x08;
 
-    /// Role and segment limit.
-    fn lasting_marks(self) -> u8 {
-        self.0.to_be_bytes()[7] & 0x7c
+    fn role_marks(self) -> u8 {
+        self.0.to_be_bytes()[7] & 0x0c
     }
 
-    /// The largest segment that both ends take.
+    /// The largest segment that both ends of a TCP connection take.
     #[must_use]
     pub fn segment_limit(self) -> SegmentLimit {
-        SegmentLimit::from_bits(self.0.to_be_bytes()[7] >> 4)
+        let [.., seen, _, _, _] = self.0.to_be_bytes();
+        SegmentLimit::from_bits(seen >> 3 & 1 | seen >> 4 & 6)
     }
 
     /// The same after a SYN that offers `limit`: the first one says so, its answer may lower it.
     pub(crate) fn with_segment_limit(self, limit: SegmentLimit, tcp_flags: u8) -> Self {
         let limit = if is_first_syn(tcp_flags) { limit } else { limit.min(self.segment_limit()) };
-        Self(self.0 & !0x70 | u64::from(limit.bits()) << 4)
+        let bits = u64::from(limit.bits());
+        let none = self.0 & !(Self::SEGMENT_LIMIT << Self::ORIGINAL_AT);
+        Self(none | (bits << 3 & 8 | bits << 4 & 0x60) << Self::ORIGINAL_AT)
     }
+
+    /// Bits of a [`Seen`] that are no flag of TCP that is kept.
+    const SEGMENT_LIMIT: u64 = 0x68;
+    const ORIGINAL_AT: u32 = 24;
 
     /// The same flow that a packet has opened just now, in this role of direct server return.
     #[must_use]
@@ -474,6 +481,29 @@ mod tests {
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn segment_limit_is_the_smaller_of_both_ends_and_changes_nothing_else() {
+        let timeouts = Timeouts::default();
+        let syn = Seen(Seen::SYN);
+        let opened = Life::opened(Protocol::TCP, syn, Nanos(0), &timeouts);
+        assert_eq!(opened.segment_limit(), SegmentLimit::LEAST);
+        for (first, second) in (0..8).flat_map(|one| (0..8).map(move |other| (one, other))) {
+            let [offer, answer] = [first, second].map(SegmentLimit::from_bits);
+            let asked = opened.with_segment_limit(offer, Seen::SYN);
+            assert_eq!(asked.segment_limit(), offer);
+            let answered = asked.with_segment_limit(answer, Seen::SYN | Seen::ACK);
+            assert_eq!(answered.segment_limit(), offer.min(answer));
+            let (state, seen) = (answered.state(), answered.seen(FlowDirection::Original));
+            assert_eq!((state, seen.has(Seen::SYN)), (opened.state(), true));
+            let again = answered.with_segment_limit(SegmentLimit::LEAST, Seen::SYN);
+            assert_eq!(again, opened, "nothing else changed");
+            let reply = Seen(Seen::SYN | Seen::ACK | Seen::ANY);
+            let advanced = answered.advanced(FlowDirection::Reply, reply, Nanos(0), &timeouts);
+            let limit = advanced.map(Life::segment_limit);
+            assert_eq!(limit, Some(offer.min(answer)), "packets do not change it");
+        }
+    }
 
     fn walk(steps: &[(FlowDirection, u8)]) -> Life {
         let timeouts = Timeouts::default();

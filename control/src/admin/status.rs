@@ -115,7 +115,11 @@ pub struct LiveFramesStatus {
 pub struct SegmentsStatus {
     /// Those that left as they came.
     pub whole_packets: u64,
-    /// Packets of links that left the same way, since they followed one.
+    /// Segments that were made of packets of one stream, and left the same way.
+    pub joined_segments: u64,
+    /// The packets that they were made of.
+    pub joined_packets: u64,
+    /// Other packets of links that left the same way, since they followed one or might have been joined.
     pub following_packets: u64,
     /// Calls into the kernel that sent both.
     pub calls: u64,

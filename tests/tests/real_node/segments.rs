@@ -88,7 +88,13 @@ fn segments_go_whole_between_pods_and_in_pieces_outside() {
         assert!(cut > 50 && pieces > 3 * cut, "{after:?}");
         // A pod's segment counts once for the port, however many pieces it leaves in.
         assert!(mean_sent(&world, &uplink) > 3000);
+        // What comes from a wire piece by piece is joined for the pod.
+        let before = segments(&world);
         transfer(&world, "outside", family, "upload");
+        let after = segments(&world);
+        let joined = after.joined_packets - before.joined_packets;
+        let made = after.joined_segments - before.joined_segments;
+        assert!(made > 10 && joined >= 2 * made, "{after:?}");
     }
     assert_nothing_refused(&world);
     world.assert_kernel_forwarded_nothing();

@@ -5,6 +5,7 @@ use dataplane::DropReason;
 use dataplane::buffer::Buffer;
 use dataplane::port::{PortId, Ports};
 use dataplane::segments::Layout;
+use dataplane::segments::join::{Join, Piece};
 
 use super::{TransmitPath, WorkerPorts};
 use crate::frame::{Frame, HEADROOM_BYTES};
@@ -39,7 +40,10 @@ impl WorkerPorts {
         buffer: Frame,
     ) -> Result<(), (DropReason, Frame)> {
         let Some(segments) = &mut self.segments else { return self.by_socket(socket, buffer) };
-        if buffer.segment_size() == 0 && (segments.is_empty() || !segments.has(port)) {
+        let piece = if buffer.segment_size() == 0 { Piece::of(&buffer) } else { None };
+        let may_begin =
+            buffer.segment_size() != 0 || piece.is_some_and(|one| Join::begin(one).is_some());
+        if !may_begin && !segments.has(port) {
             return self.by_socket(socket, buffer);
         }
         let Some(Some(entry)) = self.sockets.get_mut(usize::from(socket)) else {
@@ -52,7 +56,7 @@ impl WorkerPorts {
             }
             self.dirty.retain(|other| *other != socket);
         }
-        segments.add(port, buffer, &mut self.pools);
+        segments.add(port, buffer, piece, &mut self.pools);
         Ok(())
     }
 

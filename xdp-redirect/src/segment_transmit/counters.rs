@@ -37,7 +37,11 @@ macro_rules! segment_counters {
 segment_counters! {
     /// Packets that left by the packet socket as whole segments.
     whole_packets,
-    /// Packets of links that left by it, behind whole segments to the same port.
+    /// Segments that were made of packets of a link, and left by it.
+    joined_segments,
+    /// The packets that they were made of.
+    joined_packets,
+    /// Packets of links that left by it as they were: behind others to the same port, or with nothing to join.
     following_packets,
     /// Calls into the kernel.
     calls,

@@ -1,12 +1,16 @@
 //! Packets that leave by the packet socket, from one flush to the next.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use dataplane::buffer::Buffer;
 use dataplane::port::PortId;
+use dataplane::segments::Layout;
+use dataplane::segments::join::{Join, Piece};
 
 use super::counters::SegmentCounters;
-use super::sender::{BATCH, SegmentSender};
+use super::sender::{BATCH, Header, SegmentSender};
 use crate::cast::index;
 use crate::frame::Frame;
 use crate::limits::PORTS_MAX;
@@ -16,14 +20,33 @@ use crate::statistics::add;
 struct Packet {
     port: PortId,
     frame: Frame,
+    /// What may be joined with others of its stream.
+    piece: Option<Piece>,
+    /// It leaves as part of one before it.
+    is_joined: bool,
+}
+
+/// What one packet of a call is made of.
+#[derive(Clone, Copy)]
+enum Sent {
+    /// A whole segment, as it came.
+    Whole,
+    /// So many packets of a link.
+    Joined(u64),
+    /// A packet of a link.
+    Following,
 }
 
 /// A worker's packets for its packet socket. Allocates nothing after it is made.
 pub(crate) struct Gather {
     sender: SegmentSender,
     waiting: Vec<Packet>,
+    /// Of the packets of a call.
+    sent: Vec<Sent>,
     /// Of ports that take whole segments; 0 for others.
     interfaces: Box<[u32]>,
+    /// How many wait for each port.
+    waiting_for: Box<[u16]>,
     counters: Arc<SegmentCounters>,
 }
 
@@ -32,7 +55,9 @@ impl Gather {
         Self {
             sender,
             waiting: Vec::with_capacity(BATCH),
+            sent: Vec::with_capacity(BATCH),
             interfaces: vec![0; index(PORTS_MAX)].into_boxed_slice(),
+            waiting_for: vec![0; index(PORTS_MAX)].into_boxed_slice(),
             counters,
         }
     }
@@ -44,8 +69,9 @@ impl Gather {
     }
 
     /// Whether a packet to `port` waits.
+    #[inline]
     pub(crate) fn has(&self, port: PortId) -> bool {
-        self.waiting.iter().any(|packet| packet.port == port)
+        self.waiting_for.get(usize::from(port.0)).is_some_and(|waiting| *waiting > 0)
     }
 
     /// Says by which interface whole segments to `port` leave; 0: by none.
@@ -56,62 +82,122 @@ impl Gather {
     }
 
     /// Adds a packet behind those that wait; sends those first when they are as many as a call takes.
-    pub(crate) fn add(&mut self, port: PortId, frame: Frame, pools: &mut Pools) {
+    pub(crate) fn add(
+        &mut self,
+        port: PortId,
+        frame: Frame,
+        piece: Option<Piece>,
+        pools: &mut Pools,
+    ) {
         if self.waiting.len() >= BATCH {
             self.flush(pools);
         }
-        self.waiting.push(Packet { port, frame });
+        if let Some(waiting) = self.waiting_for.get_mut(usize::from(port.0)) {
+            *waiting += 1;
+        }
+        self.waiting.push(Packet { port, frame, piece, is_joined: false });
     }
 
     /// Sends what waits. The kernel copies, so all is free again.
     pub(crate) fn flush(&mut self, pools: &mut Pools) {
         self.sender.begin();
-        for packet in &mut self.waiting {
-            let ifindex = self.interfaces.get(usize::from(packet.port.0)).copied().unwrap_or(0);
-            // Whole segments were looked at when they were planned, and a batch is no larger than this.
-            let is_put = self.sender.put(ifindex, &mut packet.frame);
-            debug_assert!(is_put, "a planned packet, and room for it");
+        self.sent.clear();
+        for first in 0..self.waiting.len() {
+            if !self.waiting[first].is_joined {
+                let sent = self.put(first);
+                self.sent.push(sent);
+            }
         }
-        let (mut next, all) = (0, self.waiting.len());
-        while next < all {
+        self.call();
+        self.clear(pools);
+    }
+
+    /// Puts a packet, with what is joined to it, into the call.
+    fn put(&mut self, first: usize) -> Sent {
+        let (before, after) = self.waiting.split_at_mut(first + 1);
+        let packet = &mut before[first];
+        let ifindex = self.interfaces.get(usize::from(packet.port.0)).copied().unwrap_or(0);
+        let size = packet.frame.segment_size();
+        if size != 0 {
+            let header = Layout::of(&packet.frame).map(|layout| {
+                layout.leave_checksum(&mut packet.frame);
+                Header::of(&layout, size)
+            });
+            // It was looked at when it was planned; without a header the kernel refuses it as too long.
+            let parts = packet.frame.live_pieces().map(|(_, bytes)| bytes);
+            self.sender.put(ifindex, header.unwrap_or_default(), parts);
+            return Sent::Whole;
+        }
+        let join =
+            packet.piece.and_then(Join::begin).map(|join| gather_stream(join, packet, after));
+        match join.filter(|join| join.pieces() > 1) {
+            Some(join) => {
+                let layout = join.finish(&mut packet.frame);
+                let own =
+                    packet.frame.bytes().get(..layout.payload_offset + usize::from(join.size()));
+                let others = after.iter().filter(|other| other.is_joined && other.follows(packet));
+                let others = others.take(join.pieces() - 1).filter_map(Packet::payload);
+                let parts = own.into_iter().chain(others);
+                self.sender.put(ifindex, Header::of(&layout, join.size()), parts);
+                Sent::Joined(join.pieces() as u64)
+            }
+            None => {
+                let parts = packet.frame.live_pieces().map(|(_, bytes)| bytes);
+                self.sender.put(ifindex, Header::default(), parts);
+                Sent::Following
+            }
+        }
+    }
+
+    /// Makes the calls until all are taken or refused.
+    fn call(&mut self) {
+        let mut next = 0;
+        while next < self.sent.len() {
             add(&self.counters.calls, 1);
             match self.sender.send(next) {
-                Ok(sent) if sent > 0 => {
-                    for packet in &self.waiting[next..(next + sent).min(all)] {
-                        let is_long = packet.frame.segment_size() != 0;
-                        let counter = match is_long {
-                            true => &self.counters.whole_packets,
-                            false => &self.counters.following_packets,
-                        };
-                        add(counter, 1);
-                    }
-                    next += sent;
+                Ok(0) => break,
+                Ok(taken) => {
+                    let taken = (next + taken).min(self.sent.len());
+                    self.sent[next..taken].iter().for_each(|sent| self.count(*sent));
+                    next = taken;
                 }
-                Ok(_) => break,
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
                 Err(error) => {
-                    let counter = match error.raw_os_error() {
-                        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
-                            &self.counters.refused_memory_packets
-                        }
-                        Some(libc::EINVAL | libc::EMSGSIZE) => {
-                            &self.counters.refused_header_packets
-                        }
-                        _ => &self.counters.abandoned_packets,
-                    };
-                    add(counter, 1);
+                    let packets = self.sent[next].packets();
+                    add(self.refused(&error), packets);
                     next += 1;
                 }
             }
         }
-        for packet in self.waiting.drain(..) {
-            pools.release(packet.frame);
+    }
+
+    fn count(&self, sent: Sent) {
+        match sent {
+            Sent::Whole => add(&self.counters.whole_packets, 1),
+            Sent::Following => add(&self.counters.following_packets, 1),
+            Sent::Joined(packets) => {
+                add(&self.counters.joined_segments, 1);
+                add(&self.counters.joined_packets, packets);
+            }
+        }
+    }
+
+    fn refused(&self, error: &io::Error) -> &AtomicU64 {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
+                &self.counters.refused_memory_packets
+            }
+            Some(libc::EINVAL | libc::EMSGSIZE) => &self.counters.refused_header_packets,
+            _ => &self.counters.abandoned_packets,
         }
     }
 
     /// Frees what waits for `port`, which is no port of the worker's any more.
     pub(crate) fn abandon(&mut self, port: PortId, pools: &mut Pools) {
         self.set_interface(port, 0);
+        if let Some(waiting) = self.waiting_for.get_mut(usize::from(port.0)) {
+            *waiting = 0;
+        }
         for place in (0..self.waiting.len()).rev() {
             if self.waiting[place].port == port {
                 add(&self.counters.abandoned_packets, 1);
@@ -123,7 +209,47 @@ impl Gather {
     /// Frees all that waits.
     pub(crate) fn clear(&mut self, pools: &mut Pools) {
         for packet in self.waiting.drain(..) {
+            if let Some(waiting) = self.waiting_for.get_mut(usize::from(packet.port.0)) {
+                *waiting = 0;
+            }
             pools.release(packet.frame);
         }
     }
+}
+
+impl Sent {
+    fn packets(self) -> u64 {
+        match self {
+            Self::Joined(packets) => packets,
+            Self::Whole | Self::Following => 1,
+        }
+    }
+}
+
+impl Packet {
+    /// Whether it is of the same stream to the same port.
+    fn follows(&self, first: &Self) -> bool {
+        let pieces = self.piece.as_ref().zip(first.piece.as_ref());
+        self.port == first.port && pieces.is_some_and(|(own, first)| own.is_of_stream(first))
+    }
+
+    fn payload(&self) -> Option<&[u8]> {
+        self.piece.as_ref().map(|piece| piece.payload(self.frame.bytes()))
+    }
+}
+
+/// Joins to `first` what follows it in its stream, up to the first packet to its port that may be of that
+/// stream and cannot be joined.
+fn gather_stream(mut join: Join, first: &Packet, after: &mut [Packet]) -> Join {
+    for other in after.iter_mut().filter(|other| other.port == first.port && !other.is_joined) {
+        let Some(piece) = other.piece else { break };
+        if !other.follows(first) {
+            continue;
+        }
+        if !join.take(first.frame.bytes(), &piece, other.frame.bytes()) {
+            break;
+        }
+        other.is_joined = true;
+    }
+    join
 }

@@ -3,23 +3,22 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use dataplane::buffer::Buffer;
 use dataplane::segments::{CHECKSUM_AT, Layout};
 
 use crate::error::Error;
-use crate::frame::{CHUNKS_MAX, Frame};
+use crate::frame::CHUNKS_MAX;
 
-/// Packets of one call at most.
-pub(crate) const BATCH: usize = 32;
+/// Packets of one call at most: those of four bursts.
+pub(crate) const BATCH: usize = 128;
 /// Parts of one packet: its header, and its chunks.
-const PARTS: usize = 1 + CHUNKS_MAX as usize;
+pub(super) const PARTS: usize = 1 + CHUNKS_MAX as usize;
 /// Bytes that may be under way in receivers' queues, before the kernel refuses more.
 const SEND_BUFFER: libc::c_int = 32 << 20;
 
 /// `struct virtio_net_hdr` (`linux/virtio_net.h`), in this machine's byte order (packet(7)).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-struct Header {
+pub(super) struct Header {
     flags: u8,
     gso_type: u8,
     hdr_len: u16,
@@ -35,7 +34,7 @@ const GSO_ECN: u8 = 0x80;
 
 impl Header {
     /// Of a packet with this layout that is to be cut into pieces of `size`.
-    fn of(layout: &Layout, size: u16) -> Self {
+    pub(super) fn of(layout: &Layout, size: u16) -> Self {
         let half = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
         let family = if layout.is_ipv4 { GSO_TCPV4 } else { GSO_TCPV6 };
         Self {
@@ -93,28 +92,29 @@ impl SegmentSender {
         messages.clear();
     }
 
-    /// Puts a packet behind the others, which must stay as it is until the batch is sent; says whether
-    /// there was room. Its checksum is left to the kernel if it is long.
-    pub(super) fn put(&mut self, ifindex: u32, frame: &mut Frame) -> bool {
-        let size = frame.segment_size();
-        let header = match (size, Layout::of(frame)) {
-            (0, _) => Header::default(),
-            (_, None) => return false,
-            (_, Some(layout)) => {
-                layout.leave_checksum(frame);
-                Header::of(&layout, size)
-            }
-        };
+    /// Puts a packet behind the others that consists of `parts`, the first of which begins with an Ethernet
+    /// header. They must stay where they are until the batch is sent. At most [`BATCH`] packets, and
+    /// [`PARTS`] parts for each frame that they lie in.
+    pub(super) fn put<'a>(
+        &mut self,
+        ifindex: u32,
+        header: Header,
+        parts: impl Iterator<Item = &'a [u8]>,
+    ) {
         let Parts { headers, addresses, vectors, messages } = &mut self.parts;
-        if headers.len() >= BATCH {
-            return false;
-        }
-        headers.push(header);
-        addresses.push(address(ifindex, frame.bytes()));
+        debug_assert!(headers.len() < BATCH, "whoever gathers has no more places");
         let first = vectors.len();
+        headers.push(header);
         let header = headers.last().map_or(std::ptr::null(), std::ptr::from_ref);
-        vectors.push(part(header.cast(), size_of::<Header>()));
-        vectors.extend(frame.live_pieces().map(|(_, bytes)| part(bytes.as_ptr(), bytes.len())));
+        vectors.push(vector(header.cast(), size_of::<Header>()));
+        let mut ethernet: &[u8] = &[];
+        for part in parts {
+            if ethernet.is_empty() {
+                ethernet = part;
+            }
+            vectors.push(vector(part.as_ptr(), part.len()));
+        }
+        addresses.push(address(ifindex, ethernet));
         let address = addresses.last().map_or(std::ptr::null(), std::ptr::from_ref);
         // SAFETY: zero is a valid `mmsghdr`, with which all of its fields but these are unused.
         let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
@@ -123,7 +123,6 @@ impl SegmentSender {
         message.msg_hdr.msg_iov = vectors[first..].as_mut_ptr();
         message.msg_hdr.msg_iovlen = vectors.len() - first;
         messages.push(message);
-        true
     }
 
     /// Sends the batch from packet `from` on. Answers how many were taken; none means that the first one
@@ -149,7 +148,7 @@ impl SegmentSender {
     }
 }
 
-fn part(start: *const u8, len: usize) -> libc::iovec {
+fn vector(start: *const u8, len: usize) -> libc::iovec {
     libc::iovec { iov_base: start.cast_mut().cast(), iov_len: len }
 }
 

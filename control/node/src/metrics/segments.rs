@@ -8,15 +8,23 @@ use super::{Family, Sample};
 
 type Count = (&'static str, &'static str, fn(&SegmentsStatus) -> u64);
 
-const COUNTS: [Count; 6] = [
+const COUNTS: [Count; 8] = [
     (
         "xskiff_segments_whole_packets",
         "TCP segments longer than the MTU that left as they came",
         |segments| segments.whole_packets,
     ),
     (
+        "xskiff_segments_joined_segments",
+        "Segments made of packets of one TCP stream, which left the same way",
+        |segments| segments.joined_segments,
+    ),
+    ("xskiff_segments_joined_packets", "Packets that those were made of", |segments| {
+        segments.joined_packets
+    }),
+    (
         "xskiff_segments_following_packets",
-        "Other packets that left the same way, since they followed one",
+        "Other packets that left the same way, since they followed one or might have been joined",
         |segments| segments.following_packets,
     ),
     ("xskiff_segments_calls", "Calls that sent both", |segments| segments.calls),

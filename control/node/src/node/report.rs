@@ -226,6 +226,8 @@ impl Node {
         let all = counters.fold(none, |sum, one| sum.plus(&one.segment_counters().read()));
         SegmentsStatus {
             whole_packets: all.whole_packets,
+            joined_segments: all.joined_segments,
+            joined_packets: all.joined_packets,
             following_packets: all.following_packets,
             calls: all.calls,
             refused_header_packets: all.refused_header_packets,

@@ -10,6 +10,8 @@
 //! boundaries, so any size is right that both links take, and that the receiver does
 //! ([`crate::mss::SegmentLimit`]). Datagrams have boundaries, and those are lost: what is not TCP is dropped.
 
+pub mod join;
+
 use crate::DropReason;
 use crate::address::Protocol;
 use crate::buffer::Buffer;
@@ -212,5 +214,4 @@ fn copy_range<B: Buffer>(whole: &B, from: usize, into: &mut [u8]) {
 }
 
 #[cfg(test)]
-#[path = "segments_tests.rs"]
 mod tests;

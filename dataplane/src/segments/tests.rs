@@ -152,3 +152,85 @@ fn limits_are_the_next_lower_of_eight_and_survive_their_bits() {
         assert_eq!(SegmentLimit::from_bits(limit.bits()), limit);
     }
 }
+
+/// Joins packets as the worker does: each behind the last of its stream that is not over.
+fn joined(packets: &[Vec<u8>]) -> Vec<(HeapBuffer, u16)> {
+    let mut whole: Vec<(HeapBuffer, Option<join::Join>, Vec<u8>)> = Vec::new();
+    for packet in packets {
+        let buffer = HeapBuffer::new(packet);
+        let piece = join::Piece::of(&buffer);
+        if let (Some(piece), Some((first, Some(join), rest))) = (&piece, whole.last_mut())
+            && join.take(first.bytes(), piece, packet)
+        {
+            rest.extend(piece.payload(packet));
+            continue;
+        }
+        whole.push((buffer, piece.and_then(join::Join::begin), Vec::new()));
+    }
+    let finish = |(mut first, join, rest): (HeapBuffer, Option<join::Join>, Vec<u8>)| {
+        let Some(join) = join.filter(|join| join.pieces() > 1) else { return (first, 0) };
+        let layout = join.finish(&mut first);
+        let mut bytes = first.bytes()[..layout.payload_offset + usize::from(join.size())].to_vec();
+        bytes.extend(rest);
+        let mut buffer = HeapBuffer::new(&bytes);
+        buffer.set_segment_size(join.size()).expect("heap memory");
+        (buffer, join.size())
+    };
+    whole.into_iter().map(finish).collect()
+}
+
+proptest! {
+    /// What was cut is joined to what it was, up to the bounds of a join, and in no other order.
+    #[test]
+    fn pieces_join_to_the_segment_that_they_were_cut_from(
+        is_ipv4: bool,
+        payload in proptest::collection::vec(any::<u8>(), 3000..20_000),
+        mtu in 600u16..1800,
+        flip in proptest::option::of((0usize..8, 60usize..400)),
+    ) {
+        let frame = long(is_ipv4, 12, &payload, ACK | PSH);
+        let whole = planned(&frame, mtu, 8940).expect("TCP");
+        let mut pieces = cut(&whole);
+        let damaged = flip.filter(|(number, _)| *number < pieces.len());
+        if let Some((number, at)) = damaged {
+            let last = pieces[number].len() - 1;
+            pieces[number][at.min(last)] ^= 0x10;
+        }
+        let out = joined(&pieces);
+        let again = out.iter().flat_map(|(buffer, size)| {
+            if *size == 0 { vec![buffer.bytes().to_vec()] } else { cut(buffer) }
+        });
+        let again: Vec<Vec<u8>> = again.collect();
+        // Numbers of IP packets are given anew, and with them their sums.
+        let comparable = |packets: &[Vec<u8>]| -> Vec<Vec<u8>> {
+            let blank = |packet: &Vec<u8>| {
+                let mut packet = packet.clone();
+                if is_ipv4 {
+                    packet[18..20].fill(0);
+                    packet[24..26].fill(0);
+                }
+                packet
+            };
+            packets.iter().map(blank).collect()
+        };
+        prop_assert_eq!(comparable(&again), comparable(&pieces));
+        if damaged.is_none() {
+            prop_assert_eq!(out.len(), pieces.len().div_ceil(join::PIECES_MAX));
+        } else {
+            prop_assert!(out.iter().any(|(_, size)| *size == 0), "the damaged one goes alone");
+        }
+    }
+}
+
+#[test]
+fn what_says_more_than_data_is_not_joined() {
+    let data = |flags, payload: &[u8]| HeapBuffer::new(&long(true, 0, payload, flags));
+    let piece = join::Piece::of(&data(ACK, &[7; 1000])).expect("data");
+    assert!(join::Join::begin(piece).is_some());
+    for flags in [ACK | FIN, ACK | CWR, ACK | 0x20, ACK | 0x40, Seen::SYN, Seen::RST | ACK] {
+        assert_eq!(join::Piece::of(&data(flags, &[7; 1000])), None, "{flags:#x}");
+    }
+    assert_eq!(join::Piece::of(&data(ACK, &[])), None, "an acknowledgement");
+    let little = join::Piece::of(&data(ACK, &[7; 255])).expect("data");
+    assert!(join::Join::begin(little).is_none());
+}
