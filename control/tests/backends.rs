@@ -239,6 +239,10 @@ fn session_affinity_and_the_choice_are_read_and_told() {
     let chosen =
         |text: &str| of(&format!(", annotations: {{xskiff.io/load-balancing: {text}}}"), "");
     assert_eq!(web(&chosen("random"), Protocol::TCP).choice, Choice::Random);
+    assert!(!chosen("random").services.have_least_connections);
+    let least = chosen("least-connections");
+    assert_eq!(web(&least, Protocol::TCP).choice, Choice::LeastConnections);
+    assert!(least.services.have_least_connections && least.warnings.is_empty());
     let slip = chosen("roundrobin");
     assert_eq!(web(&slip, Protocol::TCP).choice, Choice::Maglev);
     assert!(slip.warnings.iter().any(|told| told.message.contains("xskiff.io/load-balancing")));

@@ -14,6 +14,7 @@ mod tags;
 pub mod tcp_window;
 
 use crate::address::Protocol;
+use crate::connections::Counted;
 use crate::direct::Role;
 use crate::tables::Timeouts;
 use crate::time::{Nanos, Seconds};
@@ -166,7 +167,7 @@ impl FlowState {
 ///
 /// Layout, from bit 63: deadline in seconds (32), original [`Seen`] (8), reply [`Seen`] (8),
 /// protocol (8), marks (8): directions that spoke after a reset (bits 0 and 1), what it is to this node
-/// ([`Role`], bits 2 and 3), denied (bit 7).
+/// ([`Role`], bits 2 and 3), whether it is [`Counted`] (bits 4 to 6), denied (bit 7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life(pub u64);
 
@@ -254,8 +255,14 @@ impl Life {
     #[inline(always)]
     #[must_use]
     pub fn is_followed_by(self, tcp_flags: u8) -> bool {
+        is_first_syn(tcp_flags) && self.is_over()
+    }
+
+    /// Whether the connection has ended, and its entry only waits for what is still under way.
+    #[inline(always)]
+    pub(crate) fn is_over(self) -> bool {
         let over = if self.is_dispatched() { FlowState::Closing } else { FlowState::TimeWait };
-        is_first_syn(tcp_flags) && self.state() >= over
+        self.state() >= over
     }
 
     /// Whether a packet with `tcp_flags` in `direction` fits the state. The side that was opened
@@ -302,8 +309,8 @@ impl Life {
         const ENDING: Seen = Seen(Seen::FIN | Seen::RST);
         const ANY: Seen = Seen(Seen::ANY);
         const ACK: Seen = Seen(Seen::ACK | Seen::ANY);
-        // A flow that answers directly is like any other.
-        const MARKS: u32 = 0xff ^ 0x08;
+        // A flow that answers directly, or is counted, is like any other.
+        const MARKS: u32 = 0xff ^ 0x78;
         const PROTOCOL: u32 = 0xff00;
         const fn word(protocol: Protocol, original: Seen, reply: Seen) -> u32 {
             u32::from_be_bytes([original.0, reply.0, protocol.0, 0])
@@ -369,7 +376,7 @@ impl Life {
             (original, reply) = (original.without(Seen::RST), reply.without(Seen::RST));
             after_reset = 0;
         }
-        let marks = after_reset | self.role_marks();
+        let marks = after_reset | self.lasting_marks();
         let next = Self::pack(self.deadline_seconds(), (original, reply), protocol, marks);
         let state = next.state();
         // A flow that is closing counts down from the last FIN or RST, not from each stray packet.
@@ -396,9 +403,25 @@ impl Life {
     const DENIED: u64 = 0x80;
     const DISPATCHED: u64 = 0x04;
     const ANSWERS: u64 = 0x08;
+    const COUNTED: u64 = 0x70;
+    const COUNTED_AT: u32 = 4;
 
-    fn role_marks(self) -> u8 {
-        self.0.to_be_bytes()[7] & 0x0c
+    /// What it is to this node, and whether it is counted: no packet changes that.
+    fn lasting_marks(self) -> u8 {
+        self.0.to_be_bytes()[7] & 0x7c
+    }
+
+    /// Whether it is counted among its backend's connections, and by whom.
+    #[inline(always)]
+    pub(crate) fn counted(self) -> Counted {
+        Counted::of(self.0.to_be_bytes()[7] >> Self::COUNTED_AT)
+    }
+
+    /// The same flow with another mark.
+    #[must_use]
+    pub(crate) fn with_counted(self, counted: Counted) -> Self {
+        let mark = u64::from(counted.number()) << Self::COUNTED_AT;
+        Self(self.0 & !Self::COUNTED | mark)
     }
 
     /// The same flow that a packet has opened just now, in this role of direct server return.
@@ -529,7 +552,7 @@ mod tests {
         for original in 0..=u8::MAX {
             for reply in 0..=u8::MAX {
                 for (protocol, marks) in
-                    protocols.iter().flat_map(|p| [(*p, 0), (*p, 1), (*p, 4), (*p, 8), (*p, 128)])
+                    protocols.iter().flat_map(|p| [0, 1, 4, 8, 0x50, 128].map(|mark| (*p, mark)))
                 {
                     let life = Life::pack(9, (Seen(original), Seen(reply)), protocol, marks);
                     for direction in [Original, Reply] {

@@ -55,6 +55,9 @@ pub enum Choice {
     Maglev,
     /// By chance.
     Random,
+    /// Of two that chance draws, the one with fewer connections for its weight
+    /// ([`crate::connections`]).
+    LeastConnections,
 }
 
 /// `sessionAffinity: ClientIP`: a client's flows go to one backend ([`crate::affinity`]).
@@ -224,6 +227,8 @@ pub struct ServiceTable {
     pub have_affinity: bool,
     /// Whether any of them has direct return.
     pub have_direct: bool,
+    /// Whether any of them chooses by the number of connections.
+    pub have_least_connections: bool,
 }
 
 impl ServiceTable {

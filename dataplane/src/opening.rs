@@ -10,6 +10,7 @@ use crate::affinity;
 use crate::anticipation::Early;
 use crate::buffer::Buffer;
 use crate::charge;
+use crate::connections::Counted;
 use crate::conntrack::{FlowDirection, Life, Seen};
 use crate::context::{Context, Stop};
 use crate::decision::{Admission, Decision, Findings, NewPacket, Refusal, decide};
@@ -206,7 +207,11 @@ fn admit<K: TableKey<W>, const W: usize>(
     let changes_family =
         admission.original.source().is_ipv4() != reply.generic().source().is_ipv4();
     let stands_apart = changes_family || admission.role == Some(Role::Dispatches);
-    let life = life.with_role(admission.role, now, timeouts);
+    let counted = match context.tables.connections.as_deref() {
+        Some(connections) if admission.findings.counts => connections.mark(),
+        _ => Counted::NOT,
+    };
+    let life = life.with_role(admission.role, now, timeouts).with_counted(counted);
     let mut flow = NewFlow {
         original,
         reply,
@@ -236,6 +241,9 @@ fn admit<K: TableKey<W>, const W: usize>(
     }
     match inserted {
         Ok(handle) => {
+            if let Some(connections) = context.tables.connections.as_deref() {
+                connections.take(context.worker, counted, &flow.reply);
+            }
             let counters = &context.counters;
             counters.flows_created.add(1);
             if context.owner_of(hash) != context.worker {

@@ -229,12 +229,14 @@ impl Compact for Choice {
         out.push(match self {
             Self::Maglev => 0,
             Self::Random => 1,
+            Self::LeastConnections => 2,
         });
     }
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
         match u8::take(from)? {
             0 => Ok(Self::Maglev),
             1 => Ok(Self::Random),
+            2 => Ok(Self::LeastConnections),
             _ => Err(Damaged),
         }
     }

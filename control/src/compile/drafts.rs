@@ -180,7 +180,8 @@ fn warn(
     }
     if service.choice.is_none() {
         warn(format!(
-            "annotation {LOAD_BALANCING} is neither maglev nor random; it counts as maglev"
+            "annotation {LOAD_BALANCING} is neither maglev, random nor least-connections; it counts \
+             as maglev"
         ));
     }
     if service.forwarding == ForwardingMode::Unreadable {
@@ -189,9 +190,14 @@ fn warn(
             "annotation {FORWARDING_MODE} is neither snat nor dsr; load_balancing.mode counts: {word}"
         ));
     }
-    if service.affinity_seconds.is_some() && service.choice == Some(Choice::Random) {
+    let word = match service.choice {
+        Some(Choice::Random) => Some("random"),
+        Some(Choice::LeastConnections) => Some("least-connections"),
+        Some(Choice::Maglev) | None => None,
+    };
+    if let Some(word) = word.filter(|_| service.affinity_seconds.is_some()) {
         warn(format!(
-            "annotation {LOAD_BALANCING} says random, and spec.sessionAffinity ClientIP; a client's \
+            "annotation {LOAD_BALANCING} says {word}, and spec.sessionAffinity ClientIP; a client's \
              address decides"
         ));
     }

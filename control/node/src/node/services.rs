@@ -223,6 +223,9 @@ impl Node {
             (Some(_), _) => "by the client's address; the backend that it had lately comes first",
             (None, Choice::Maglev) => "by the connection's hash",
             (None, Choice::Random) => "by chance: the next may get another",
+            (None, Choice::LeastConnections) => {
+                "or another that chance draws, if that has fewer connections for its weight"
+            }
         };
         let slots = set.maglev.len();
         report.stages.push(stage("slot", format!("{slot} of {slots}, {by}")));
