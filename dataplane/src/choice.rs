@@ -25,6 +25,15 @@ pub(crate) fn service_of<'a>(tables: &'a Tables, key: &FlowKey) -> Option<&'a Se
     services.get(services.frontend(key)?.0).map(|service| &**service)
 }
 
+/// Whether no flow is kept of what is addressed so and goes to another node ([`crate::direct::stateless`]).
+pub(crate) fn is_stateless(tables: &Tables, key: &FlowKey) -> bool {
+    let services = &tables.services;
+    services.have_stateless
+        && services.frontend(key).is_some_and(|(id, kind)| {
+            kind.is_external() && services.get(id).is_some_and(|service| service.stateless)
+        })
+}
+
 /// What tables say of the service that a packet addresses, found step by step. Where there are tens of
 /// thousands of services each step waits for memory, so that those of a burst's packets are made side by
 /// side ([`look_ahead`]).

@@ -14,7 +14,7 @@ use crate::connections::Counted;
 use crate::conntrack::{FlowDirection, Life, Seen};
 use crate::context::{Context, Stop};
 use crate::decision::{Admission, Decision, Findings, NewPacket, Refusal, decide};
-use crate::direct::{Directed, Role};
+use crate::direct::{Directed, Role, stateless};
 use crate::event::{EventKind, FlowEvent, NeighbourRequest};
 use crate::flow::{FlowRoute, Origin};
 use crate::flow_key::FlowKey;
@@ -43,6 +43,16 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
 ) -> Result<Action, Stop> {
     let hash = early.map_or_else(|| key.hash(&context.hasher), |early| early.hash);
     let generic = key.generic();
+    // Whichever worker it came to: there is no flow to own.
+    if directed.is_none()
+        && let Some(action) = stateless::pass(context, received, packet, &generic, early)?
+    {
+        // What is over here of a time when flows were kept would lead the next packets elsewhere.
+        if let Some(over) = found.and_then(|found| known::view::<K, W>(flows, found)) {
+            over.end();
+        }
+        return Ok(action);
+    }
     let is_mapped = endpoint::is_mapped(&context.tables, received.port, &generic);
     // Of a packet that another node has chosen for, that one remembers its client.
     let affinity = affinity::of(&context.tables, &generic).filter(|_| directed.is_none());

@@ -175,7 +175,7 @@ fields!(NetworkPolicy: name, subject, ingress, egress, mode);
 fields!(Requirement: key, operator);
 fields!(Service: name, cluster_ips, headless, external_ips, load_balancer_ips, ports,
     internal_policy, external_policy, source_ranges, health_check_node_port, affinity_seconds,
-    choice, forwarding);
+    choice, forwarding, stateless);
 
 impl Compact for ForwardingMode {
     fn put(&self, out: &mut Vec<u8>) {

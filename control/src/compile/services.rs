@@ -96,6 +96,7 @@ pub(super) struct Services {
     health_checks: Arc<BTreeMap<ObjectName, HealthCheck>>,
     with_affinity: usize,
     with_direct: usize,
+    with_stateless: usize,
     with_least_connections: usize,
     /// Backends that UDP flows are no longer left at, until somebody asks.
     let_go: BTreeSet<IpAddr>,
@@ -117,6 +118,7 @@ impl Default for Services {
             health_checks: Arc::default(),
             with_affinity: 0,
             with_direct: 0,
+            with_stateless: 0,
             with_least_connections: 0,
             let_go: BTreeSet::new(),
         }
@@ -216,6 +218,10 @@ impl Services {
         if self.table.have_direct != have_direct {
             Arc::make_mut(&mut self.table).have_direct = have_direct;
         }
+        let have_stateless = self.with_stateless > 0;
+        if self.table.have_stateless != have_stateless {
+            Arc::make_mut(&mut self.table).have_stateless = have_stateless;
+        }
         let have_least = self.with_least_connections > 0;
         if self.table.have_least_connections != have_least {
             Arc::make_mut(&mut self.table).have_least_connections = have_least;
@@ -295,6 +301,7 @@ impl Services {
             self.changing_family += usize::from(entry.service.changes_family);
             self.with_affinity += usize::from(entry.service.affinity.is_some());
             self.with_direct += usize::from(entry.service.direct);
+            self.with_stateless += usize::from(entry.service.stateless);
             self.with_least_connections += usize::from(is_by_connections(&entry.service));
             for at in &entry.host_backends {
                 let users = self.host_backends.entry(*at).or_default();
@@ -343,6 +350,7 @@ impl Services {
         self.changing_family -= usize::from(entry.service.changes_family);
         self.with_affinity -= usize::from(entry.service.affinity.is_some());
         self.with_direct -= usize::from(entry.service.direct);
+        self.with_stateless -= usize::from(entry.service.stateless);
         self.with_least_connections -= usize::from(is_by_connections(&entry.service));
         for at in &entry.host_backends {
             if let Some(users) = self.host_backends.get_mut(at) {
@@ -394,4 +402,5 @@ fn same_service(one: &Service, other: &Service) -> bool {
         && one.affinity == other.affinity
         && one.changes_family == other.changes_family
         && one.direct == other.direct
+        && one.stateless == other.stateless
 }

@@ -16,13 +16,7 @@ impl World {
     /// cluster's, and what is behind each for Geneve.
     #[must_use]
     pub fn with_direct(mut self, dispatch: Dispatch, nodes: &[(&str, &str)]) -> Self {
-        let ids: Vec<ServiceId> = self.services.services.keys().copied().collect();
-        for id in ids {
-            if let Some(known) = self.services.get(id) {
-                let service = Service { direct: true, ..Service::clone(known) };
-                self.services.services.insert(id, Arc::new(service));
-            }
-        }
+        self.change_services(|service| service.direct = true);
         self.services.have_direct = true;
         let (mut known, mut node_of) = (AddressSet::default(), PrefixTable::default());
         for (node, behind) in nodes {
@@ -32,6 +26,25 @@ impl World {
         let (v4, v6) = (self.source_nat.v4, self.source_nat.v6);
         self.direct = Some(Arc::new(Direct { dispatch, nodes: known, v4, v6, node_of }));
         self
+    }
+
+    /// No flows are kept of what is dispatched to services that there are by now, which are direct.
+    #[must_use]
+    pub fn without_flows_at_frontends(mut self) -> Self {
+        self.change_services(|service| service.stateless = service.direct);
+        self.services.have_stateless = true;
+        self
+    }
+
+    fn change_services(&mut self, change: impl Fn(&mut Service)) {
+        let ids: Vec<ServiceId> = self.services.services.keys().copied().collect();
+        for id in ids {
+            if let Some(known) = self.services.get(id) {
+                let mut service = Service::clone(known);
+                change(&mut service);
+                self.services.services.insert(id, Arc::new(service));
+            }
+        }
     }
 
     /// The same as another node, of these addresses.
