@@ -213,6 +213,68 @@ fn way_back_is_read_told_and_goes_by_the_configuration_where_nothing_is_said() {
     }
 }
 
+/// Where any node must find the same backend by a packet alone, what makes that impossible is told by the
+/// service's name, and flows are kept.
+#[test]
+fn flows_are_kept_unless_a_service_says_otherwise_and_nothing_is_against_it() {
+    const EXTERNAL: &str = "externalIPs: [203.0.113.1], ";
+    let plain = slice(&[("10.1.0.5", READY)]);
+    let hinted = plain.replace("conditions", "hints: {forZones: [{name: z}]}, conditions");
+    let of = |annotations: &str, spec: &str, endpoints: &str, configured: bool| {
+        let metadata = format!(", annotations: {{{annotations}}}");
+        let text = [service(&metadata, spec), endpoints.to_owned()].join("---\n");
+        let loaded = manifests::parse(Path::new("case.yaml"), &text).expect("valid");
+        let node =
+            NodeView { name: "one".into(), returns_directly: configured, ..NodeView::default() };
+        compile(&loaded.state, &node, &Compiled::default())
+    };
+    let told = |compiled: &Compiled| -> Vec<String> {
+        let about = |one: &&control::compile::Warning| {
+            one.object == "Service shop/web" && one.message.contains("xskiff.io/stateless")
+        };
+        compiled.warnings.iter().filter(about).map(|one| one.message.clone()).collect()
+    };
+    const DIRECT: &str = "xskiff.io/stateless: 'true', xskiff.io/forwarding-mode: dsr";
+    const MARKED: &str = "xskiff.io/stateless: 'true'";
+    for (annotations, configured) in [(DIRECT, false), (MARKED, true)] {
+        let compiled = of(annotations, EXTERNAL, &plain, configured);
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            assert!(web(&compiled, protocol).stateless, "{annotations}");
+        }
+        assert!(compiled.services.have_stateless && told(&compiled).is_empty());
+        let nothing = compile(&Default::default(), &NodeView::default(), &compiled);
+        assert!(!nothing.services.have_stateless, "it ends with the service");
+    }
+    let random = format!("{DIRECT}, xskiff.io/load-balancing: random");
+    let least = format!("{DIRECT}, xskiff.io/load-balancing: least-connections");
+    let affinity = format!("{EXTERNAL}sessionAffinity: ClientIP, ");
+    let local = format!("{EXTERNAL}type: NodePort, externalTrafficPolicy: Local, ");
+    for (annotations, spec, endpoints, why) in [
+        (MARKED, EXTERNAL, &plain, "snat"),
+        (DIRECT, &affinity, &plain, "sessionAffinity"),
+        (&random, EXTERNAL, &plain, "at random"),
+        (&least, EXTERNAL, &plain, "by their connections"),
+        (DIRECT, &local, &plain, "externalTrafficPolicy Local"),
+        (DIRECT, EXTERNAL, &hinted, "hints"),
+        (DIRECT, "", &plain, "no external address"),
+        ("xskiff.io/stateless: 'True'", EXTERNAL, &plain, "neither true nor false"),
+    ] {
+        let compiled = of(annotations, spec, endpoints, false);
+        assert!(!web(&compiled, Protocol::TCP).stateless, "{why}");
+        assert!(!compiled.services.have_stateless, "{why}");
+        let told = told(&compiled);
+        assert!(told.len() == 1 && told[0].contains(why), "{why}: {told:?}");
+    }
+    let several = told(&of(&random, &affinity, &hinted, false)).join("");
+    let all = ["sessionAffinity", "at random", "hints"];
+    assert!(all.iter().all(|why| several.contains(why)), "{several}");
+    // Not said, or said to be false, nothing is told.
+    for annotations in ["xskiff.io/forwarding-mode: dsr", "xskiff.io/stateless: 'false'"] {
+        let compiled = of(annotations, &affinity, &hinted, false);
+        assert!(!compiled.services.have_stateless && told(&compiled).is_empty());
+    }
+}
+
 #[test]
 fn session_affinity_and_the_choice_are_read_and_told() {
     let endpoints = slice(&[("10.1.0.5", READY)]);
@@ -239,6 +301,10 @@ fn session_affinity_and_the_choice_are_read_and_told() {
     let chosen =
         |text: &str| of(&format!(", annotations: {{xskiff.io/load-balancing: {text}}}"), "");
     assert_eq!(web(&chosen("random"), Protocol::TCP).choice, Choice::Random);
+    assert!(!chosen("random").services.have_least_connections);
+    let least = chosen("least-connections");
+    assert_eq!(web(&least, Protocol::TCP).choice, Choice::LeastConnections);
+    assert!(least.services.have_least_connections && least.warnings.is_empty());
     let slip = chosen("roundrobin");
     assert_eq!(web(&slip, Protocol::TCP).choice, Choice::Maglev);
     assert!(slip.warnings.iter().any(|told| told.message.contains("xskiff.io/load-balancing")));

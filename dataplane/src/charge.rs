@@ -71,6 +71,12 @@ impl Charges {
         1 + before % (PROCESSES - 1)
     }
 
+    /// The number of this process.
+    #[must_use]
+    pub fn process(&self) -> u16 {
+        self.process
+    }
+
     /// The charge of a port's endpoint.
     #[must_use]
     pub fn to(&self, port: PortId) -> Charge {

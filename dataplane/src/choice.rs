@@ -25,6 +25,15 @@ pub(crate) fn service_of<'a>(tables: &'a Tables, key: &FlowKey) -> Option<&'a Se
     services.get(services.frontend(key)?.0).map(|service| &**service)
 }
 
+/// Whether no flow is kept of what is addressed so and goes to another node ([`crate::direct::stateless`]).
+pub(crate) fn is_stateless(tables: &Tables, key: &FlowKey) -> bool {
+    let services = &tables.services;
+    services.have_stateless
+        && services.frontend(key).is_some_and(|(id, kind)| {
+            kind.is_external() && services.get(id).is_some_and(|service| service.stateless)
+        })
+}
+
 /// What tables say of the service that a packet addresses, found step by step. Where there are tens of
 /// thousands of services each step waits for memory, so that those of a burst's packets are made side by
 /// side ([`look_ahead`]).
@@ -60,9 +69,13 @@ impl<'t> Look<'t> {
     }
 
     #[inline(always)]
-    fn by_hash(&mut self, packet: &NewPacket) {
+    fn by_hash(&mut self, tables: &Tables, packet: &NewPacket) {
         let (Some(service), Some(set)) = (self.service, self.set) else { return };
-        self.place = set.place(hash_for(service, &packet.key, packet.moment));
+        let hash = hash_for(service, &packet.key, packet.moment);
+        self.place = match tables.connections.as_deref() {
+            Some(connections) if counts(service) => connections.place(set, hash),
+            _ => set.place(hash),
+        };
     }
 
     #[inline(always)]
@@ -82,7 +95,7 @@ impl<'t> Look<'t> {
         let mut look = Self::begin(tables, packet);
         look.at_service(tables);
         look.in_set(port.kind == PortKind::Uplink);
-        look.by_hash(packet);
+        look.by_hash(tables, packet);
         look.take_backend();
         look
     }
@@ -103,7 +116,7 @@ pub(crate) fn look_ahead<'t>(
     for (look, (ingress, _)) in looks.iter_mut().zip(packets) {
         look.in_set(tables.port(*ingress).is_some_and(|port| port.kind == PortKind::Uplink));
     }
-    looks.iter_mut().zip(packets).for_each(|(look, (_, packet))| look.by_hash(packet));
+    looks.iter_mut().zip(packets).for_each(|(look, (_, packet))| look.by_hash(tables, packet));
     looks.iter_mut().for_each(Look::take_backend);
     looks
 }
@@ -134,6 +147,7 @@ pub(crate) fn choose_backend(
     let again = packet.remembered.and_then(|backend| look.set?.find(backend)).copied();
     let backend = again.or(look.backend);
     findings.backend = backend;
+    findings.counts = counts(service);
     match backend {
         Some(backend) => Ok(Some(backend)),
         None if service.cluster.backends.is_empty() => Err(DropReason::NoBackend),
@@ -142,7 +156,7 @@ pub(crate) fn choose_backend(
 }
 
 /// What the choice goes by: the same on every node for a tuple, or for a client where its connections
-/// belong together, but where chance is asked for. `moment` is what differs from packet to packet of one tuple.
+/// belong together, but where chance has a part in it. `moment` is what differs from packet to packet of one tuple.
 #[inline(always)]
 #[must_use]
 pub fn hash_for(service: &Service, key: &FlowKey, moment: u64) -> u64 {
@@ -151,6 +165,12 @@ pub fn hash_for(service: &Service, key: &FlowKey, moment: u64) -> u64 {
         None => mix(key.stable_hash() ^ moment),
         Some(_) => affinity::hash_of(key.source()),
     }
+}
+
+/// Whether the service's flows are counted among their backends' connections.
+#[inline(always)]
+fn counts(service: &Service) -> bool {
+    service.choice == Choice::LeastConnections && service.affinity.is_none()
 }
 
 pub(crate) fn admitted(service: &Service, client: IpAddr) -> bool {

@@ -14,6 +14,7 @@ mod tags;
 pub mod tcp_window;
 
 use crate::address::Protocol;
+use crate::connections::Counted;
 use crate::direct::Role;
 use crate::mss::SegmentLimit;
 use crate::tables::Timeouts;
@@ -167,8 +168,8 @@ impl FlowState {
 ///
 /// Layout, from bit 63: deadline in seconds (32), original [`Seen`] (8), reply [`Seen`] (8),
 /// protocol (8), marks (8): directions that spoke after a reset (bits 0 and 1), what it is to this node
-/// ([`Role`], bits 2 and 3), denied (bit 7). Of a TCP connection three bits that are no flag of the original
-/// [`Seen`] have the largest segment ([`SegmentLimit`]).
+/// ([`Role`], bits 2 and 3), whether it is [`Counted`] (bits 4 to 6), denied (bit 7). Of a TCP connection
+/// three bits that are no flag of the original [`Seen`] have the largest segment ([`SegmentLimit`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life(pub u64);
 
@@ -256,8 +257,14 @@ impl Life {
     #[inline(always)]
     #[must_use]
     pub fn is_followed_by(self, tcp_flags: u8) -> bool {
+        is_first_syn(tcp_flags) && self.is_over()
+    }
+
+    /// Whether the connection has ended, and its entry only waits for what is still under way.
+    #[inline(always)]
+    pub(crate) fn is_over(self) -> bool {
         let over = if self.is_dispatched() { FlowState::Closing } else { FlowState::TimeWait };
-        is_first_syn(tcp_flags) && self.state() >= over
+        self.state() >= over
     }
 
     /// Whether a packet with `tcp_flags` in `direction` fits the state. The side that was opened
@@ -304,8 +311,8 @@ impl Life {
         const ENDING: Seen = Seen(Seen::FIN | Seen::RST);
         const ANY: Seen = Seen(Seen::ANY);
         const ACK: Seen = Seen(Seen::ACK | Seen::ANY);
-        // A flow that answers directly is like any other.
-        const MARKS: u32 = 0xff ^ 0x08;
+        // A flow that answers directly, or is counted, is like any other.
+        const MARKS: u32 = 0xff ^ 0x78;
         const PROTOCOL: u32 = 0xff00;
         const fn word(protocol: Protocol, original: Seen, reply: Seen) -> u32 {
             u32::from_be_bytes([original.0, reply.0, protocol.0, 0])
@@ -371,7 +378,7 @@ impl Life {
             (original, reply) = (original.without(Seen::RST), reply.without(Seen::RST));
             after_reset = 0;
         }
-        let marks = after_reset | self.role_marks();
+        let marks = after_reset | self.lasting_marks();
         let next = Self::pack(self.deadline_seconds(), (original, reply), protocol, marks);
         let state = next.state();
         // A flow that is closing counts down from the last FIN or RST, not from each stray packet.
@@ -398,9 +405,25 @@ impl Life {
     const DENIED: u64 = 0x80;
     const DISPATCHED: u64 = 0x04;
     const ANSWERS: u64 = 0x08;
+    const COUNTED: u64 = 0x70;
+    const COUNTED_AT: u32 = 4;
 
-    fn role_marks(self) -> u8 {
-        self.0.to_be_bytes()[7] & 0x0c
+    /// What it is to this node, and whether it is counted: no packet changes that.
+    fn lasting_marks(self) -> u8 {
+        self.0.to_be_bytes()[7] & 0x7c
+    }
+
+    /// Whether it is counted among its backend's connections, and by whom.
+    #[inline(always)]
+    pub(crate) fn counted(self) -> Counted {
+        Counted::of(self.0.to_be_bytes()[7] >> Self::COUNTED_AT)
+    }
+
+    /// The same flow with another mark.
+    #[must_use]
+    pub(crate) fn with_counted(self, counted: Counted) -> Self {
+        let mark = u64::from(counted.number()) << Self::COUNTED_AT;
+        Self(self.0 & !Self::COUNTED | mark)
     }
 
     /// The largest segment that both ends of a TCP connection take.
@@ -477,145 +500,4 @@ fn deadline(now: Nanos, timeout: Seconds) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: u64 = 1_000_000_000;
-
-    #[test]
-    fn segment_limit_is_the_smaller_of_both_ends_and_changes_nothing_else() {
-        let timeouts = Timeouts::default();
-        let syn = Seen(Seen::SYN);
-        let opened = Life::opened(Protocol::TCP, syn, Nanos(0), &timeouts);
-        assert_eq!(opened.segment_limit(), SegmentLimit::LEAST);
-        for (first, second) in (0..8).flat_map(|one| (0..8).map(move |other| (one, other))) {
-            let [offer, answer] = [first, second].map(SegmentLimit::from_bits);
-            let asked = opened.with_segment_limit(offer, Seen::SYN);
-            assert_eq!(asked.segment_limit(), offer);
-            let answered = asked.with_segment_limit(answer, Seen::SYN | Seen::ACK);
-            assert_eq!(answered.segment_limit(), offer.min(answer));
-            let (state, seen) = (answered.state(), answered.seen(FlowDirection::Original));
-            assert_eq!((state, seen.has(Seen::SYN)), (opened.state(), true));
-            let again = answered.with_segment_limit(SegmentLimit::LEAST, Seen::SYN);
-            assert_eq!(again, opened, "nothing else changed");
-            let reply = Seen(Seen::SYN | Seen::ACK | Seen::ANY);
-            let advanced = answered.advanced(FlowDirection::Reply, reply, Nanos(0), &timeouts);
-            let limit = advanced.map(Life::segment_limit);
-            assert_eq!(limit, Some(offer.min(answer)), "packets do not change it");
-        }
-    }
-
-    fn walk(steps: &[(FlowDirection, u8)]) -> Life {
-        let timeouts = Timeouts::default();
-        let mut life = Life::opened(Protocol::TCP, Seen::of(steps[0].1), Nanos(0), &timeouts);
-        for (direction, flags) in &steps[1..] {
-            life = life.advanced(*direction, Seen::of(*flags), Nanos(0), &timeouts).unwrap_or(life);
-        }
-        life
-    }
-
-    use FlowDirection::{Original, Reply};
-    const S: u8 = Seen::SYN;
-    const A: u8 = Seen::ACK;
-    const F: u8 = Seen::FIN;
-    const R: u8 = Seen::RST;
-
-    #[test]
-    fn handshake_goes_from_opening_through_answered_to_established() {
-        assert_eq!(walk(&[(Original, S)]).state(), FlowState::Opening);
-        assert_eq!(walk(&[(Original, S), (Reply, S | A)]).state(), FlowState::Answered);
-        let life = walk(&[(Original, S), (Reply, S | A), (Original, A)]);
-        assert_eq!(life.state(), FlowState::Established);
-        assert_eq!(life.deadline_seconds(), 432_000);
-    }
-
-    #[test]
-    fn two_fins_lead_to_time_wait_and_a_reset_closes() {
-        let open = [(Original, S), (Reply, S | A), (Original, A)];
-        let one = [&open[..], &[(Reply, F | A)]].concat();
-        assert_eq!(walk(&one).state(), FlowState::Closing);
-        let both = [&one[..], &[(Original, F | A)]].concat();
-        assert_eq!(walk(&both).state(), FlowState::TimeWait);
-        let reset = [&open[..], &[(Reply, R)]].concat();
-        assert_eq!(walk(&reset).state(), FlowState::Closed);
-    }
-
-    #[test]
-    fn syn_after_the_end_begins_another_connection_and_before_it_none() {
-        let open = [(Original, S), (Reply, S | A), (Original, A)];
-        let over = [&open[..], &[(Original, A | F), (Reply, F | A)]].concat();
-        assert!(walk(&over).is_followed_by(S));
-        assert!(!walk(&over).is_followed_by(S | A));
-        assert!(!walk(&open).is_followed_by(S));
-        assert!(walk(&open).admits(Original, S), "the peer answers with a challenge ACK");
-        assert!(!walk(&open).admits(Reply, S));
-        assert!(walk(&open[..1]).admits(Reply, S), "both may open at once");
-    }
-
-    #[test]
-    fn reset_connection_stands_again_when_both_ends_go_on() {
-        let reset = [(Original, S), (Reply, S | A), (Original, A), (Reply, R)];
-        let one = [&reset[..], &[(Original, A), (Original, A)]].concat();
-        assert_eq!(walk(&one).state(), FlowState::Closed);
-        let again = [&one[..], &[(Original, R), (Reply, A)]].concat();
-        assert_eq!(walk(&again).state(), FlowState::Closed, "it was reset once more");
-        let both = [&one[..], &[(Reply, A)]].concat();
-        assert_eq!(walk(&both).state(), FlowState::Established);
-        assert_eq!(walk(&both).deadline_seconds(), 432_000);
-    }
-
-    #[test]
-    fn steady_flow_becomes_what_any_flow_would() {
-        let timeouts = Timeouts::default();
-        let now = Nanos(7 * SECOND + 1);
-        let protocols = [Protocol::TCP, Protocol::UDP, Protocol::ICMP, Protocol(47)];
-        let mut steady = 0;
-        for original in 0..=u8::MAX {
-            for reply in 0..=u8::MAX {
-                for (protocol, marks) in
-                    protocols.iter().flat_map(|p| [(*p, 0), (*p, 1), (*p, 4), (*p, 8), (*p, 128)])
-                {
-                    let life = Life::pack(9, (Seen(original), Seen(reply)), protocol, marks);
-                    for direction in [Original, Reply] {
-                        let seen = life.seen(direction);
-                        let Some(timeout) = life.steady_timeout(direction, seen, &timeouts) else {
-                            continue;
-                        };
-                        steady += 1;
-                        let fast = life.ending(deadline(now, timeout));
-                        assert_eq!(fast, life.changed(direction, seen, now, &timeouts), "{life:?}");
-                    }
-                }
-            }
-        }
-        assert!(steady > 1000);
-        let open = walk(&[(Original, S), (Reply, S | A), (Original, A), (Reply, A)]);
-        assert!(open.steady_timeout(Original, Seen::of(A), &timeouts).is_some());
-        assert!(open.steady_timeout(Original, Seen::of(F | A), &timeouts).is_none());
-    }
-
-    #[test]
-    fn retransmission_in_time_wait_does_not_prolong_it() {
-        let life = walk(&[(Original, S), (Reply, S | A), (Original, A | F), (Reply, F | A)]);
-        let later = Nanos(100 * SECOND);
-        assert_eq!(life.advanced(Reply, Seen::of(F | A), later, &Timeouts::default()), None);
-        assert!(life.expired(Nanos(120 * SECOND)));
-    }
-
-    #[test]
-    fn established_packet_within_the_same_second_writes_nothing() {
-        let life = walk(&[(Original, S), (Reply, S | A), (Original, A)]);
-        let timeouts = Timeouts::default();
-        let life = life.advanced(Reply, Seen::of(A), Nanos(5), &timeouts).unwrap_or(life);
-        assert_eq!(life.advanced(Reply, Seen::of(A), Nanos(900), &timeouts), None);
-    }
-
-    #[test]
-    fn udp_reply_lengthens_the_time_out() {
-        let timeouts = Timeouts::default();
-        let life = Life::opened(Protocol::UDP, Seen::of(0), Nanos(0), &timeouts);
-        assert_eq!(life.deadline_seconds(), 30);
-        let life = life.advanced(Reply, Seen::of(0), Nanos(SECOND), &timeouts).unwrap_or(life);
-        assert_eq!((life.state(), life.deadline_seconds()), (FlowState::Established, 121));
-    }
-}
+mod tests;

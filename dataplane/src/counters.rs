@@ -194,6 +194,8 @@ pub struct WorkerCounters {
     pub flows_audited: Counter,
     /// Packets sent on to the node of their backend, which answers their clients ([`crate::direct`]).
     pub dispatched: Counter,
+    /// Those of them that no flow is kept of.
+    pub dispatched_without_flow: Counter,
     /// Packets of clients that another node has chosen the backend of.
     pub directed: Counter,
     /// Flows opened by a segment that policy denies, taken for the reply of a lost flow
@@ -267,6 +269,7 @@ impl Default for WorkerCounters {
             flows_audited: Counter::default(),
             lost_replies: Counter::default(),
             dispatched: Counter::default(),
+            dispatched_without_flow: Counter::default(),
             directed: Counter::default(),
             unknown_pod_drops: Counter::default(),
             unknown_pod_flows: Counter::default(),

@@ -81,6 +81,8 @@ pub struct Findings {
     pub backend: Option<Backend>,
     /// Which pod it is.
     pub pod: PodTag,
+    /// Whether the flow is counted among the backend's connections ([`crate::connections`]).
+    pub counts: bool,
     /// Who speaks.
     pub source: Identity,
     /// Who is spoken to, after DNAT.
@@ -99,6 +101,7 @@ impl Default for Findings {
             service: None,
             backend: None,
             pod: PodTag::Unknown,
+            counts: false,
             source: Identity::WORLD,
             destination: Identity::WORLD,
             rule: RuleId::NOT_ISOLATED,

@@ -7,6 +7,7 @@ use flow_table::{Hasher, Sweep};
 
 use crate::address::Protocol;
 use crate::charge::{Charge, Charges};
+use crate::connections::{self, Counted};
 use crate::conntrack::{FlowDirection, FlowState, seconds};
 use crate::context::Context;
 use crate::event::{EventKind, FlowEvent};
@@ -181,7 +182,7 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
         return false;
     }
     let is_watched = context.reporter.is_watched();
-    let Context { nat, tables, reporter, counters, .. } = context;
+    let Context { worker, nat, tables, reporter, counters, .. } = context;
     let effect = |view: &FlowView<'_, K>| {
         flushes.iter().map(|flush| flush.effect(view)).max().unwrap_or(Effect::None)
     };
@@ -205,9 +206,19 @@ fn sweep_family<K: TableKey<W>, const W: usize>(
             if flows.charges.is_foreign(view.charge()) {
                 flows.charges.charge_again(tables, &view);
             }
+            if view.life().counted() != Counted::NOT {
+                connections::tend(tables.connections.as_deref(), *worker, &view);
+            }
             return Sweep::Keep;
         }
         flows.charges.give_back(view.charge());
+        if let Some(connections) = tables.connections.as_deref() {
+            connections.give_back(
+                *worker,
+                view.life().counted(),
+                &view.tuple(FlowDirection::Reply),
+            );
+        }
         if is_watched {
             reporter.event(ended(&view, &flows.charges, now), counters);
         }

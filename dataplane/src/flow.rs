@@ -410,6 +410,12 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
         self.change_life(|life| life.with_segment_limit(limit, tcp_flags));
     }
 
+    /// Makes `next` of what [`Self::life`] has answered; `false` when a packet came in between.
+    pub(crate) fn replace_life(&self, life: Life, next: Life) -> bool {
+        let word = self.word(1);
+        word.compare_exchange(life.0, next.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
     /// Marks the flow as denied by new tables.
     pub fn deny(&self) {
         self.change_life(Life::denied);

@@ -55,6 +55,9 @@ pub enum Choice {
     Maglev,
     /// By chance.
     Random,
+    /// Of two that chance draws, the one with fewer connections for its weight
+    /// ([`crate::connections`]).
+    LeastConnections,
 }
 
 /// `sessionAffinity: ClientIP`: a client's flows go to one backend ([`crate::affinity`]).
@@ -137,6 +140,9 @@ pub struct Service {
     pub changes_family: bool,
     /// Whether backends on other nodes answer clients from outside themselves ([`crate::direct`]).
     pub direct: bool,
+    /// Whether packets that are dispatched to them leave no flow ([`crate::direct::stateless`]): only
+    /// where `direct` is set and the choice goes by the hash of the tuple alone.
+    pub stateless: bool,
 }
 
 impl Service {
@@ -156,6 +162,7 @@ impl Service {
             affinity: None,
             changes_family: false,
             direct: false,
+            stateless: false,
         }
     }
 
@@ -224,6 +231,10 @@ pub struct ServiceTable {
     pub have_affinity: bool,
     /// Whether any of them has direct return.
     pub have_direct: bool,
+    /// Whether any of them keeps no flows.
+    pub have_stateless: bool,
+    /// Whether any of them chooses by the number of connections.
+    pub have_least_connections: bool,
 }
 
 impl ServiceTable {

@@ -19,6 +19,7 @@ pub mod capture;
 pub mod charge;
 pub mod choice;
 mod claims;
+pub mod connections;
 pub mod conntrack;
 mod context;
 pub mod counters;

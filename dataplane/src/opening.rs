@@ -10,10 +10,11 @@ use crate::affinity;
 use crate::anticipation::Early;
 use crate::buffer::Buffer;
 use crate::charge;
+use crate::connections::Counted;
 use crate::conntrack::{FlowDirection, Life, Seen};
 use crate::context::{Context, Stop};
 use crate::decision::{Admission, Decision, Findings, NewPacket, Refusal, decide};
-use crate::direct::{Directed, Role};
+use crate::direct::{Directed, Role, stateless};
 use crate::event::{EventKind, FlowEvent, NeighbourRequest};
 use crate::flow::{FlowRoute, Origin};
 use crate::flow_key::FlowKey;
@@ -42,6 +43,16 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
 ) -> Result<Action, Stop> {
     let hash = early.map_or_else(|| key.hash(&context.hasher), |early| early.hash);
     let generic = key.generic();
+    // Whichever worker it came to: there is no flow to own.
+    if directed.is_none()
+        && let Some(action) = stateless::pass(context, received, packet, &generic, early)?
+    {
+        // What is over here of a time when flows were kept would lead the next packets elsewhere.
+        if let Some(over) = found.and_then(|found| known::view::<K, W>(flows, found)) {
+            over.end();
+        }
+        return Ok(action);
+    }
     let is_mapped = endpoint::is_mapped(&context.tables, received.port, &generic);
     // Of a packet that another node has chosen for, that one remembers its client.
     let affinity = affinity::of(&context.tables, &generic).filter(|_| directed.is_none());
@@ -206,7 +217,11 @@ fn admit<K: TableKey<W>, const W: usize>(
     let changes_family =
         admission.original.source().is_ipv4() != reply.generic().source().is_ipv4();
     let stands_apart = changes_family || admission.role == Some(Role::Dispatches);
-    let life = life.with_role(admission.role, now, timeouts);
+    let counted = match context.tables.connections.as_deref() {
+        Some(connections) if admission.findings.counts => connections.mark(),
+        _ => Counted::NOT,
+    };
+    let life = life.with_role(admission.role, now, timeouts).with_counted(counted);
     let mut flow = NewFlow {
         original,
         reply,
@@ -236,6 +251,9 @@ fn admit<K: TableKey<W>, const W: usize>(
     }
     match inserted {
         Ok(handle) => {
+            if let Some(connections) = context.tables.connections.as_deref() {
+                connections.take(context.worker, counted, &flow.reply);
+            }
             let counters = &context.counters;
             counters.flows_created.add(1);
             if context.owner_of(hash) != context.worker {

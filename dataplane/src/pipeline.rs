@@ -19,6 +19,7 @@ use crate::context::{Context, Stop};
 use crate::counters::WorkerCounters;
 use crate::direct::Directed;
 use crate::direct::arrival::{Arrival, Arrived, arrive};
+use crate::direct::stateless;
 use crate::event::{NeighbourRequest, Reports};
 use crate::expiry::{Flush, Flushes};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
@@ -298,7 +299,10 @@ impl Pipeline {
                 true => other.found.is_none(),
                 false => located[other.place].missed().is_some(),
             };
-            let begins = packet.kind.has_tuple() && is_unknown;
+            let begins = packet.kind.has_tuple()
+                && is_unknown
+                && !(other.directed.is_none()
+                    && stateless::needs_no_flow(&self.context.tables, packet));
             if begins {
                 admitted += 1;
             }

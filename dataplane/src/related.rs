@@ -5,7 +5,7 @@ use crate::buffer::Buffer;
 use crate::conntrack::FlowDirection;
 use crate::context::{Context, Stop};
 use crate::decision::check_source;
-use crate::direct::dispatch;
+use crate::direct::{dispatch, stateless};
 use crate::event::NeighbourRequest;
 use crate::flow::FlowView;
 use crate::flow_key::{FlowKey, FlowKey6};
@@ -109,7 +109,8 @@ pub(crate) fn later_fragment<B: Buffer>(
         check_source(&context.tables, port, addresses.source())?;
         return Ok(Action::AwaitFirst);
     };
-    let outcome = match addresses.with_l4_ports(source, destination) {
+    let whole = addresses.with_l4_ports(source, destination);
+    let outcome = match whole {
         FlowKey::V4(key) => match follow(context, &flows.v4, now, received, packet, key) {
             Err(Stop { reason: DropReason::FragmentUnknown, .. }) if context.may_change_family => {
                 let key = FlowKey6::mapped(&key);
@@ -121,7 +122,10 @@ pub(crate) fn later_fragment<B: Buffer>(
     };
     match outcome {
         Err(Stop { reason: DropReason::FragmentUnknown, .. }) => {
-            foreign(context, received, packet, DropReason::FragmentUnknown)
+            match stateless::pass(context, received, packet, &whole, None)? {
+                Some(action) => Ok(action),
+                None => foreign(context, received, packet, DropReason::FragmentUnknown),
+            }
         }
         outcome => outcome,
     }
@@ -156,27 +160,29 @@ pub(crate) fn icmp_error<B: Buffer>(
 ) -> Result<Action, Stop> {
     let port = context.tables.port(received.port).ok_or(DropReason::UnknownPort)?;
     check_source(&context.tables, port, packet.flow_key().source())?;
-    let quote = quoted(packet, received.buffer.bytes());
-    let outcome = quote.map_err(Stop::from).and_then(|quote| match quote.key {
-        FlowKey::V4(inner) => {
-            let toward = inner.reversed();
-            match relate(context, &flows.v4, now, received, packet, toward) {
-                Err(Stop { reason: DropReason::IcmpUnrelated, .. })
-                    if context.may_change_family =>
-                {
-                    let toward = FlowKey6::mapped(&toward);
-                    relate(context, &flows.v6, now, received, packet, toward)
-                }
-                outcome => outcome,
+    let toward = quoted(packet, received.buffer.bytes()).map(|quote| quote.key.reversed());
+    let outcome = toward.map_err(Stop::from).and_then(|toward| match toward {
+        FlowKey::V4(toward) => match relate(context, &flows.v4, now, received, packet, toward) {
+            Err(Stop { reason: DropReason::IcmpUnrelated, .. }) if context.may_change_family => {
+                let toward = FlowKey6::mapped(&toward);
+                relate(context, &flows.v6, now, received, packet, toward)
             }
-        }
-        FlowKey::V6(inner) => relate(context, &flows.v6, now, received, packet, inner.reversed()),
+            outcome => outcome,
+        },
+        FlowKey::V6(toward) => relate(context, &flows.v6, now, received, packet, toward),
     });
-    match outcome {
-        Err(Stop { reason: DropReason::IcmpUnrelated, .. }) => {
+    match (outcome, toward) {
+        (Err(Stop { reason: DropReason::IcmpUnrelated, .. }), toward) => {
+            // RFC 5508, REQ-4, as below.
+            let to = packet.flow_key().destination();
+            if let Some(toward) = toward.ok().filter(|toward| toward.destination() == to)
+                && let Some(action) = stateless::pass(context, received, packet, &toward, None)?
+            {
+                return Ok(action);
+            }
             foreign(context, received, packet, DropReason::IcmpUnrelated)
         }
-        outcome => outcome,
+        (outcome, _) => outcome,
     }
 }
 

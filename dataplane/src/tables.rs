@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use crate::connections::Connections;
 use crate::direct::Direct;
 use crate::epochs::Epochs;
 use crate::forwarding::Forwarding;
@@ -47,6 +48,9 @@ pub struct Tables {
     /// What becomes of TCP segments outside of their windows, where flows have details
     /// ([`crate::flows::Capacities::details`]).
     pub tcp_windows: TcpWindows,
+    /// Connections of backends, once a service chose by them; then for as long as the process lives,
+    /// since flows are marked as counted.
+    pub connections: Option<Arc<Connections>>,
     /// Flows that one local endpoint may have, of both families; 0: as many as the tables take. See
     /// [`crate::charge`].
     pub flows_per_endpoint_max: u32,

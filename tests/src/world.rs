@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use dataplane::address::{MacAddr, Protocol};
-use dataplane::address_map::AddressSet;
-use dataplane::direct::{Direct, Dispatch};
+use dataplane::connections::Connections;
+use dataplane::direct::Direct;
 use dataplane::epochs::Epochs;
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId, Route};
 use dataplane::identity::{Holder, Identity, IdentityTable, PodTag};
@@ -26,6 +26,8 @@ use dataplane::policy::{Policy, PortRule, RuleId, SubjectPolicy, VerdictTable};
 use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::tables::{Tables, TcpWindows};
 use dataplane::time::{Nanos, Seconds};
+
+mod direct;
 
 /// The port of the node's own stack.
 pub const HOST: PortId = PortId(0);
@@ -104,6 +106,7 @@ pub struct World {
     lost_replies_until: Nanos,
     tcp_windows: TcpWindows,
     limits: Option<Arc<Limits>>,
+    connections: Option<Arc<Connections>>,
 }
 
 impl World {
@@ -133,6 +136,7 @@ impl World {
             epochs: None,
             lost_replies_until: Nanos::default(),
             tcp_windows: TcpWindows::Off,
+            connections: None,
             limits: None,
         };
         world.add_node();
@@ -233,45 +237,15 @@ impl World {
         if let Some(known) = self.services.get(id) {
             let service = Service { choice, ..Service::clone(known) };
             self.services.services.insert(id, Arc::new(service));
+            self.services.have_least_connections |= choice == Choice::LeastConnections;
         }
         self
     }
 
-    /// Backends on other nodes answer clients of all services that there are by now; `nodes` are the
-    /// cluster's, and what is behind each for Geneve.
+    /// The node's process has this number, and so many workers, which count connections.
     #[must_use]
-    pub fn with_direct(mut self, dispatch: Dispatch, nodes: &[(&str, &str)]) -> Self {
-        let ids: Vec<ServiceId> = self.services.services.keys().copied().collect();
-        for id in ids {
-            if let Some(known) = self.services.get(id) {
-                let service = Service { direct: true, ..Service::clone(known) };
-                self.services.services.insert(id, Arc::new(service));
-            }
-        }
-        self.services.have_direct = true;
-        let (mut known, mut node_of) = (AddressSet::default(), PrefixTable::default());
-        for (node, behind) in nodes {
-            known.insert(address(node), ());
-            node_of.insert(prefix(behind), address(node));
-        }
-        let (v4, v6) = (self.source_nat.v4, self.source_nat.v6);
-        self.direct = Some(Arc::new(Direct { dispatch, nodes: known, v4, v6, node_of }));
-        self
-    }
-
-    /// The same as another node, of these addresses.
-    #[must_use]
-    pub fn as_node(mut self, own: [&str; 2]) -> Self {
-        let before = std::mem::take(&mut self.forwarding.node_addresses);
-        before.keys().for_each(|address| _ = self.identities.exact.remove(&address));
-        for own in own.map(address) {
-            self.forwarding.node_addresses.insert(own, ());
-            self.identities.exact.insert(own, Identity::HOST.into());
-            match own {
-                IpAddr::V4(own) => self.source_nat.v4 = Some(own),
-                IpAddr::V6(own) => self.source_nat.v6 = Some(own),
-            }
-        }
+    pub fn with_connections_counted_by(mut self, process: u16, workers: usize) -> Self {
+        self.connections = Some(Arc::new(Connections::new(process, workers)));
         self
     }
 
@@ -565,6 +539,7 @@ impl World {
             source_nat: Arc::new(self.source_nat.clone()),
             timeouts: dataplane::tables::Timeouts::default(),
             tcp_windows: self.tcp_windows,
+            connections: self.connections.clone(),
             flows_per_endpoint_max: 0,
             lost_replies_until: self.lost_replies_until,
         })

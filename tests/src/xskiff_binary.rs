@@ -67,3 +67,11 @@ pub fn root_or_skip(test: &str) -> bool {
     }
     panic!("{test} makes network namespaces: run it as root, or set XSKIFF_SKIP_ROOT_TESTS=1");
 }
+
+/// A number from the environment, for showings larger than the usual run.
+#[must_use]
+pub fn number_from(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| {
+        text.parse().unwrap_or_else(|error| panic!("{variable}={text}: {error}"))
+    })
+}

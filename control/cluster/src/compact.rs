@@ -175,7 +175,7 @@ fields!(NetworkPolicy: name, subject, ingress, egress, mode);
 fields!(Requirement: key, operator);
 fields!(Service: name, cluster_ips, headless, external_ips, load_balancer_ips, ports,
     internal_policy, external_policy, source_ranges, health_check_node_port, affinity_seconds,
-    choice, forwarding);
+    choice, forwarding, stateless);
 
 impl Compact for ForwardingMode {
     fn put(&self, out: &mut Vec<u8>) {
@@ -229,12 +229,14 @@ impl Compact for Choice {
         out.push(match self {
             Self::Maglev => 0,
             Self::Random => 1,
+            Self::LeastConnections => 2,
         });
     }
     fn take(from: &mut Reader<'_>) -> Result<Self, Damaged> {
         match u8::take(from)? {
             0 => Ok(Self::Maglev),
             1 => Ok(Self::Random),
+            2 => Ok(Self::LeastConnections),
             _ => Err(Damaged),
         }
     }

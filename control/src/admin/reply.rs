@@ -196,6 +196,14 @@ pub struct ServiceInfo {
     pub frontends: Vec<FrontendInfo>,
     /// Usable backends.
     pub backends: Vec<BackendInfo>,
+    /// How the backend of a new connection is chosen: `maglev`, `random`, `least-connections` or
+    /// `client-ip` (session affinity).
+    #[serde(default)]
+    pub choice: String,
+    /// How clients from outside are answered by backends on other nodes: `snat`, or `direct` with the
+    /// form in which these are told, and `stateless` where no flow is kept here.
+    #[serde(default)]
+    pub way_back: String,
 }
 
 /// Where a service listens.

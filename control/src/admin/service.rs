@@ -83,6 +83,12 @@ pub struct ServicePortDetail {
     pub frontends: Vec<FrontendInfo>,
     /// How hints narrow the backends.
     pub topology: String,
+    /// As of [`super::reply::ServiceInfo::choice`]; empty where it is not in force.
+    #[serde(default)]
+    pub choice: String,
+    /// As of [`super::reply::ServiceInfo::way_back`]; empty where it is not in force.
+    #[serde(default)]
+    pub way_back: String,
     /// All of its endpoints, used or not; at most [`BACKENDS_TOLD_MAX`].
     pub backends: Vec<BackendDetail>,
     /// How many more there are.

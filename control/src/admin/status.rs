@@ -494,6 +494,9 @@ pub struct WorkerStatus {
     /// Packets sent on to the node of their backend, which answers their clients.
     #[serde(default)]
     pub dispatched: u64,
+    /// Those of them that no flow is kept of.
+    #[serde(default)]
+    pub dispatched_without_flow: u64,
     /// Packets of clients that another node has chosen the backend of.
     #[serde(default)]
     pub directed: u64,

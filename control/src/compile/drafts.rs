@@ -14,10 +14,11 @@ use super::host_ports;
 use super::maglev;
 use super::naming::fnv;
 use super::services::{Key, Owner, Services};
+use super::stateless;
 use super::warnings::Warning;
 use super::weights::Weights;
 use crate::model::{
-    self, EndpointSlice, FORWARDING_MODE, ForwardingMode, LOAD_BALANCING, ServicePort,
+    self, EndpointSlice, FORWARDING_MODE, ForwardingMode, LOAD_BALANCING, STATELESS, ServicePort,
 };
 use crate::store::ClusterState;
 
@@ -93,6 +94,7 @@ impl Drafting<'_> {
         }
         draft.health_check = HealthCheck::of(service, &slices, self.node);
         warn(service, self.node, !slices.is_empty(), &mut draft.told);
+        let is_stateless = self.is_stateless(service, draft.has_hints, &mut draft.told);
         for (place, port) in service.ports.iter().enumerate() {
             for ipv4 in [true, false] {
                 let frontends = frontends(service, port, self.node, ipv4);
@@ -102,11 +104,33 @@ impl Drafting<'_> {
                 let key = Key::new(owner, &port.name, port.protocol, ipv4);
                 let told = &mut draft.told;
                 let endpoints = Endpoints::serving(service, &slices, port, ipv4, self.node, told);
-                let service = self.of_port(service, port, &endpoints, told);
-                draft.ports.push(PortDraft { place, key, frontends, service });
+                let mut drafted = self.of_port(service, port, &endpoints, told);
+                drafted.stateless = is_stateless && drafted.stateless;
+                draft.ports.push(PortDraft { place, key, frontends, service: drafted });
             }
         }
         draft
+    }
+
+    /// Whether no flows are to be kept, as far as that is a matter of the service as a whole.
+    fn is_stateless(
+        &self,
+        service: &model::Service,
+        has_hints: bool,
+        warnings: &mut BTreeSet<Warning>,
+    ) -> bool {
+        if service.stateless != Some(true) {
+            return false;
+        }
+        let is_direct = service.forwarding.is_direct(self.node.returns_directly);
+        let against = stateless::against(service, is_direct, has_hints);
+        if !against.is_empty() {
+            let why = against.join("; ");
+            let message =
+                format!("annotation {STATELESS} does not hold, and flows are kept: {why}");
+            warnings.insert(Warning::new(format!("Service {}", service.name), message));
+        }
+        against.is_empty()
     }
 
     fn of_port(
@@ -138,6 +162,11 @@ impl Drafting<'_> {
         let sets = self.services.sets();
         let lingering = endpoints.lingering([&cluster, &local]);
         let name = format!("{}:{label}", service.name);
+        let against = stateless::against_port(port.protocol, endpoints.changes_family);
+        if let Some(why) = against.filter(|_| service.stateless == Some(true)) {
+            let message = format!("annotation {STATELESS} does not hold for port {label}: {why}");
+            warnings.insert(Warning::new(format!("Service {}", service.name), message));
+        }
         let affinity = service.affinity_seconds.map(|seconds| Affinity {
             service: fnv(format!("{name} {}", port.protocol).as_bytes()),
             timeout: Seconds(seconds),
@@ -155,6 +184,7 @@ impl Drafting<'_> {
             affinity,
             changes_family: endpoints.changes_family,
             direct: service.forwarding.is_direct(self.node.returns_directly),
+            stateless: against.is_none(),
         }
     }
 }
@@ -180,7 +210,8 @@ fn warn(
     }
     if service.choice.is_none() {
         warn(format!(
-            "annotation {LOAD_BALANCING} is neither maglev nor random; it counts as maglev"
+            "annotation {LOAD_BALANCING} is neither maglev, random nor least-connections; it counts \
+             as maglev"
         ));
     }
     if service.forwarding == ForwardingMode::Unreadable {
@@ -189,9 +220,17 @@ fn warn(
             "annotation {FORWARDING_MODE} is neither snat nor dsr; load_balancing.mode counts: {word}"
         ));
     }
-    if service.affinity_seconds.is_some() && service.choice == Some(Choice::Random) {
+    if service.stateless.is_none() {
+        warn(format!("annotation {STATELESS} is neither true nor false; it counts as false"));
+    }
+    let word = match service.choice {
+        Some(Choice::Random) => Some("random"),
+        Some(Choice::LeastConnections) => Some("least-connections"),
+        Some(Choice::Maglev) | None => None,
+    };
+    if let Some(word) = word.filter(|_| service.affinity_seconds.is_some()) {
         warn(format!(
-            "annotation {LOAD_BALANCING} says random, and spec.sessionAffinity ClientIP; a client's \
+            "annotation {LOAD_BALANCING} says {word}, and spec.sessionAffinity ClientIP; a client's \
              address decides"
         ));
     }

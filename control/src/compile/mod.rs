@@ -48,6 +48,7 @@ pub(crate) mod naming;
 pub(crate) mod policies;
 pub(crate) mod selectors;
 mod services;
+mod stateless;
 mod verdicts;
 mod warnings;
 mod weights;

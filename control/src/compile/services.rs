@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use dataplane::address::Protocol;
-use dataplane::lb::{Frontend, Service, ServiceId, ServiceTable};
+use dataplane::lb::{Choice, Frontend, Service, ServiceId, ServiceTable};
 use hashbrown::HashMap;
 
 use super::NodeView;
@@ -96,6 +96,8 @@ pub(super) struct Services {
     health_checks: Arc<BTreeMap<ObjectName, HealthCheck>>,
     with_affinity: usize,
     with_direct: usize,
+    with_stateless: usize,
+    with_least_connections: usize,
     /// Backends that UDP flows are no longer left at, until somebody asks.
     let_go: BTreeSet<IpAddr>,
 }
@@ -116,6 +118,8 @@ impl Default for Services {
             health_checks: Arc::default(),
             with_affinity: 0,
             with_direct: 0,
+            with_stateless: 0,
+            with_least_connections: 0,
             let_go: BTreeSet::new(),
         }
     }
@@ -214,6 +218,14 @@ impl Services {
         if self.table.have_direct != have_direct {
             Arc::make_mut(&mut self.table).have_direct = have_direct;
         }
+        let have_stateless = self.with_stateless > 0;
+        if self.table.have_stateless != have_stateless {
+            Arc::make_mut(&mut self.table).have_stateless = have_stateless;
+        }
+        let have_least = self.with_least_connections > 0;
+        if self.table.have_least_connections != have_least {
+            Arc::make_mut(&mut self.table).have_least_connections = have_least;
+        }
         all_told
     }
 
@@ -289,6 +301,8 @@ impl Services {
             self.changing_family += usize::from(entry.service.changes_family);
             self.with_affinity += usize::from(entry.service.affinity.is_some());
             self.with_direct += usize::from(entry.service.direct);
+            self.with_stateless += usize::from(entry.service.stateless);
+            self.with_least_connections += usize::from(is_by_connections(&entry.service));
             for at in &entry.host_backends {
                 let users = self.host_backends.entry(*at).or_default();
                 *users += 1;
@@ -336,6 +350,8 @@ impl Services {
         self.changing_family -= usize::from(entry.service.changes_family);
         self.with_affinity -= usize::from(entry.service.affinity.is_some());
         self.with_direct -= usize::from(entry.service.direct);
+        self.with_stateless -= usize::from(entry.service.stateless);
+        self.with_least_connections -= usize::from(is_by_connections(&entry.service));
         for at in &entry.host_backends {
             if let Some(users) = self.host_backends.get_mut(at) {
                 *users -= 1;
@@ -370,6 +386,10 @@ pub(super) fn service_of(slice: &EndpointSlice) -> Option<ObjectName> {
     Some(ObjectName::new(Arc::clone(&slice.name.namespace), service))
 }
 
+fn is_by_connections(service: &Service) -> bool {
+    service.choice == Choice::LeastConnections
+}
+
 fn same_service(one: &Service, other: &Service) -> bool {
     one.name == other.name
         && one.cluster == other.cluster
@@ -382,4 +402,5 @@ fn same_service(one: &Service, other: &Service) -> bool {
         && one.affinity == other.affinity
         && one.changes_family == other.changes_family
         && one.direct == other.direct
+        && one.stateless == other.stateless
 }

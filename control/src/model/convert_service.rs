@@ -72,6 +72,7 @@ fn read_service(object: core::Service) -> Result<Service, Problem> {
         affinity_seconds: affinity_seconds(&spec)?,
         choice: super::weight::choice(object.metadata.annotations.as_ref()),
         forwarding: super::ForwardingMode::of(object.metadata.annotations.as_ref()),
+        stateless: super::forwarding::stateless(object.metadata.annotations.as_ref()),
     })
 }
 

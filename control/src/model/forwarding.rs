@@ -1,4 +1,5 @@
-//! How a service's packets come back, as an annotation says.
+//! How a service's packets come back, and whether their flows are kept on the way there, as annotations
+//! say.
 
 use std::collections::BTreeMap;
 
@@ -42,6 +43,19 @@ impl ForwardingMode {
     }
 }
 
+/// The annotation of a Service that says whether nodes with its frontends are to keep no flows of what
+/// goes on to other nodes: `true` or `false`.
+pub const STATELESS: &str = "xskiff.io/stateless";
+
+/// What it says; `None` where that is neither.
+pub(super) fn stateless(annotations: Option<&BTreeMap<String, String>>) -> Option<bool> {
+    match annotations.and_then(|all| all.get(STATELESS)).map(String::as_str) {
+        None | Some("false") => Some(false),
+        Some("true") => Some(true),
+        Some(_) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +70,15 @@ mod tests {
             assert_eq!(of("DSR").is_direct(configured), configured);
         }
         assert_eq!(of("DSR"), ForwardingMode::Unreadable);
+    }
+
+    #[test]
+    fn flows_are_kept_unless_an_annotation_says_true() {
+        let of = |text: &str| stateless(Some(&[(STATELESS.into(), text.into())].into()));
+        assert_eq!(
+            (stateless(None), of("false"), of("true")),
+            (Some(false), Some(false), Some(true))
+        );
+        assert_eq!((of("True"), of(""), of("yes")), (None, None, None));
     }
 }

@@ -32,7 +32,7 @@ pub use bandwidth::{
     AnnotatedRate, EGRESS_BANDWIDTH, INGRESS_BANDWIDTH, PodBandwidth, RateError, bits_per_second,
     rate_text,
 };
-pub use forwarding::{FORWARDING_MODE, ForwardingMode};
+pub use forwarding::{FORWARDING_MODE, ForwardingMode, STATELESS};
 pub use label_set::{Labels, LabelsBuilder};
 pub use mode::PolicyMode;
 pub use selector::{LabelSelector, Operator, Requirement};
@@ -264,6 +264,8 @@ pub struct Service {
     pub choice: Option<Choice>,
     /// What [`FORWARDING_MODE`] says.
     pub forwarding: ForwardingMode,
+    /// What [`STATELESS`] says; `None` where that is neither `true` nor `false`.
+    pub stateless: Option<bool>,
 }
 
 /// One port of an EndpointSlice.

@@ -11,7 +11,8 @@ pub const SERVICE_WEIGHT: &str = "xskiff.io/service-weight";
 pub const WEIGHT_DEFAULT: u16 = 100;
 const WEIGHTS: std::ops::RangeInclusive<u16> = 1..=1000;
 
-/// The annotation of a Service that says how it chooses the backend of a new flow: `maglev` or `random`.
+/// The annotation of a Service that says how it chooses the backend of a new flow: `maglev`,
+/// `random` or `least-connections`.
 pub const LOAD_BALANCING: &str = "xskiff.io/load-balancing";
 
 type Annotations = BTreeMap<String, String>;
@@ -28,6 +29,7 @@ pub(super) fn choice(annotations: Option<&Annotations>) -> Option<Choice> {
     match annotations.and_then(|all| all.get(LOAD_BALANCING)).map(String::as_str) {
         None | Some("maglev") => Some(Choice::Maglev),
         Some("random") => Some(Choice::Random),
+        Some("least-connections") => Some(Choice::LeastConnections),
         Some(_) => None,
     }
 }
@@ -55,6 +57,7 @@ mod tests {
         for (text, read) in [
             ("maglev", Some(Choice::Maglev)),
             ("random", Some(Choice::Random)),
+            ("least-connections", Some(Choice::LeastConnections)),
             ("Random", None),
             ("", None),
         ] {

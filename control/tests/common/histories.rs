@@ -85,6 +85,7 @@ fn service() -> impl Strategy<Value = Change> {
                 affinity_seconds: None,
                 choice: Some(Choice::Maglev),
                 forwarding: ForwardingMode::default(),
+                stateless: Some(false),
             }))
         },
     )

@@ -94,10 +94,7 @@ pub(crate) fn dispatch<K: TableKey<W>, B: Buffer, const W: usize>(
         view.end();
         return Err(DropReason::NoFlow.into());
     };
-    let Some(destination) = plan.hop.destination else {
-        let neighbour = plan.hop.neighbour;
-        return Ok(context.hold(NeighbourRequest { port: plan.hop.port, address: neighbour }));
-    };
+    let Some(destination) = plan.hop.destination else { return Ok(hold(context, &plan.hop)) };
     may_leave(packet, &plan)?;
     if packet.kind != crate::packet::PacketKind::IcmpError {
         known::note::<K, B, W>(context, flows, now, received, packet, found)?;
@@ -106,6 +103,31 @@ pub(crate) fn dispatch<K: TableKey<W>, B: Buffer, const W: usize>(
     context.counters.dispatched.add(1);
     context.note_hit(&flows.table, found.handle);
     Ok(Action::Transmit(plan.hop.port))
+}
+
+/// The same for a packet that no flow is kept of ([`super::stateless`]).
+///
+/// # Errors
+/// As [`dispatch`].
+pub(crate) fn without_flow<B: Buffer>(
+    context: &mut Context,
+    received: &mut Received<B>,
+    packet: &Packet,
+    backend: (IpAddr, u16),
+    hop: &NextHop,
+) -> Result<Action, Stop> {
+    // It was asked whether the form has what it needs, by the same tables ([`may_dispatch`]).
+    let plan = plan(context, packet, backend, hop)?.ok_or(DropReason::NoFlow)?;
+    let Some(destination) = plan.hop.destination else { return Ok(hold(context, &plan.hop)) };
+    may_leave(packet, &plan)?;
+    send(packet, &plan, destination, received)?;
+    context.counters.dispatched.add(1);
+    context.counters.dispatched_without_flow.add(1);
+    Ok(Action::Transmit(plan.hop.port))
+}
+
+fn hold(context: &mut Context, hop: &NextHop) -> Action {
+    context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour })
 }
 
 /// How a packet gets to `backend`, whose next hop is `hop`; `None` where the form lacks something.

@@ -12,11 +12,13 @@
 //! client and the backend, the flow's replies leave with the frontend's address, and go the straight
 //! way. ICMP errors about replies reach the node with the frontend, which sends them after the packets.
 //!
-//! Reading order: this file, [`option`] and [`tunnel`] (the forms), [`dispatch`], [`arrival`].
+//! Reading order: this file, [`option`] and [`tunnel`] (the forms), [`dispatch`], [`stateless`],
+//! [`arrival`].
 
 pub mod arrival;
 pub mod dispatch;
 pub mod option;
+pub mod stateless;
 pub mod tunnel;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

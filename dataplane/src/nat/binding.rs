@@ -106,9 +106,14 @@ pub(crate) fn remove<K: TableKey<W>, const W: usize>(
     handle: Handle,
 ) -> bool {
     let Some(entry) = flows.table.entry(handle) else { return false };
-    let tuples = tuples(&FlowView::<K>::new(entry.words()));
+    let view = FlowView::<K>::new(entry.words());
+    let (tuples, counted) = (tuples(&view), view.life().counted());
+    let reply = view.tuple(FlowDirection::Reply);
     if !flows.remove::<K>(&context.hasher, handle) {
         return false;
+    }
+    if let Some(connections) = context.tables.connections.as_deref() {
+        connections.give_back(context.worker, counted, &reply);
     }
     release::<K, W>(&mut context.nat, &flows.table, &context.hasher, tuples);
     true

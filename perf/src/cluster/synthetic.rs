@@ -139,6 +139,7 @@ impl Size {
             affinity_seconds: None,
             choice: Some(Choice::Maglev),
             forwarding: ForwardingMode::default(),
+            stateless: Some(false),
         };
         [Object::from(service), Object::EndpointSlice(slice)]
     }

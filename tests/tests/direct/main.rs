@@ -12,6 +12,7 @@ mod forms;
 mod hostile;
 mod life;
 mod sizes;
+mod stateless;
 
 use std::net::{IpAddr, SocketAddr};
 

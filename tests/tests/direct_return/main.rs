@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod nodes;
+mod stateless;
 
 use std::net::SocketAddr;
 

@@ -1,8 +1,9 @@
-//! Two nodes of xskiff and a client on one link, and a capture between them.
+//! Two nodes of xskiff and a client on one link, a third where it is asked for, and a capture between them.
 //!
 //! ```text
 //! client 192.0.2.2 --- bridge --- 192.0.2.1 node A, which has the frontends
-//!                         `------ 192.0.2.3 node B --- pod 10.244.1.11
+//!                         |------ 192.0.2.3 node B --- pod 10.244.1.11
+//!                         `------ 192.0.2.4 node C, which has the frontends too
 //! ```
 
 use std::net::IpAddr;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use control::admin::status::Level;
+use control::admin::status::{Level, WorkerStatus};
 use control::admin::{Reply, Request};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
@@ -23,6 +24,11 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const CLIENT: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
 pub const A: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 pub const B: [&str; 2] = ["192.0.2.3", "2001:db8::3"];
+pub const C: [&str; 2] = ["192.0.2.4", "2001:db8::4"];
+/// What all frontends are in.
+pub const FRONTENDS: [&str; 2] = ["203.0.113.0/24", "2001:db8:113::/64"];
+/// Of the service by pod and host together, in `stateless.yaml`.
+pub const EDGE: [&str; 2] = ["203.0.113.70", "2001:db8:113::70"];
 pub const POD: [&str; 2] = ["10.244.1.11", "fd00:10:244:1::11"];
 /// Of the service with a pod, and of that with the host.
 pub const BALANCER: [[&str; 2]; 2] =
@@ -31,11 +37,15 @@ pub const EXTERNAL: [[&str; 2]; 2] =
     [["203.0.113.81", "2001:db8:113::81"], ["203.0.113.91", "2001:db8:113::91"]];
 /// Debian's own, which python3-scapy is for.
 const PYTHON: &str = "/usr/bin/python3";
+const MANIFESTS: [(&str, &str); 2] = [
+    ("cluster.yaml", include_str!("cluster.yaml")),
+    ("stateless.yaml", include_str!("stateless.yaml")),
+];
 const QUEUES: u16 = 2;
 const MTU: u16 = 1500;
 
 /// A running node.
-struct Node {
+pub struct Node {
     process: Process,
     socket: PathBuf,
 }
@@ -44,20 +54,30 @@ struct Node {
 pub struct Nodes {
     a: Node,
     b: Node,
+    c: Option<Node>,
     _servers: [Agent; 2],
     pub client: Namespace,
     wire: Namespace,
     _pod: Namespace,
-    _nodes: [Namespace; 2],
+    _nodes: Vec<Namespace>,
     pub mac_of_a: String,
     pub mac_of_b: String,
     laboratory: Laboratory,
 }
 
 impl Nodes {
-    /// Starts them with this way back, and waits until both say that all is well.
+    /// Starts two with this way back, and waits until both say that all is well.
     pub fn start(form: &'static str) -> Self {
-        let laboratory = Laboratory::new(&format!("dsr-{form}"), path()).expect("a laboratory");
+        Self::begin(&format!("dsr-{form}"), form, &["cluster.yaml"])
+    }
+
+    /// Starts the third as well, and a service that no flows are kept of.
+    pub fn with_two_frontends(form: &'static str) -> Self {
+        Self::begin(&format!("edge-{form}"), form, &["cluster.yaml", "stateless.yaml"])
+    }
+
+    fn begin(name: &str, form: &'static str, manifests: &[&str]) -> Self {
+        let laboratory = Laboratory::new(name, path()).expect("a laboratory");
         let wire = laboratory.namespace("wire").expect("a namespace");
         wire.ip("link add br0 type bridge").expect("a bridge");
         wire.ip("link set br0 up").expect("up");
@@ -65,15 +85,19 @@ impl Nodes {
         client.features("uplink", "tx off").expect("features");
         let [one, other] = [("node-a", A), ("node-b", B)]
             .map(|(name, own)| on_wire(&laboratory, &wire, name, own));
-        for namespace in [&one, &other] {
+        let has_third = manifests.len() > 1;
+        let third = has_third.then(|| on_wire(&laboratory, &wire, "node-c", C));
+        for namespace in [&one, &other].into_iter().chain(&third) {
             let off = [("net/ipv4/ip_forward", "0"), ("net/ipv6/conf/all/forwarding", "0")];
             namespace.set(&off).expect("settings");
         }
-        for (prefix, gateway) in [("203.0.113.0/24", A[0]), ("2001:db8:113::/64", A[1])] {
+        for (prefix, gateway) in FRONTENDS.into_iter().zip(A) {
             client.ip(&format!("route add {prefix} via {gateway}")).expect("a route");
         }
         for (prefix, gateway) in [("10.244.1.0/24", B[0]), ("fd00:10:244:1::/64", B[1])] {
-            one.ip(&format!("route add {prefix} via {gateway}")).expect("a route");
+            for namespace in [&one].into_iter().chain(&third) {
+                namespace.ip(&format!("route add {prefix} via {gateway}")).expect("a route");
+            }
         }
         let pod = laboratory.namespace("pod").expect("a namespace");
         let inner = End { namespace: &pod, interface: "eth0" };
@@ -90,26 +114,29 @@ impl Nodes {
         ]
         .map(|agent| agent.expect("a server"));
         servers.iter().for_each(|server| server.wait_ready(PATIENCE).expect("it listens"));
-        let a = Node::start(&laboratory, &one, "node-a", form);
-        let b = Node::start(&laboratory, &other, "node-b", form);
+        let a = Node::start(&laboratory, &one, ("node-a", form), manifests);
+        let b = Node::start(&laboratory, &other, ("node-b", form), manifests);
+        let c =
+            third.as_ref().map(|own| Node::start(&laboratory, own, ("node-c", form), manifests));
         let socket = b.socket.to_string_lossy().into_owned();
         let netns = format!("/run/netns/{}", pod.system_name());
         let words = ["--socket", &socket, "endpoint", "add", "shop/web", "--interface", "web"];
         let more = ["--address", POD[0], "--address", POD[1], "--netns", &netns];
         let program = path().to_string_lossy();
         other.run(&program, &[&words[..], &more[..]].concat()).expect("added");
-        for node in [&a, &b] {
+        for node in [&a, &b].into_iter().chain(&c) {
             let is_well = || node.level().is_some_and(|level| level == Level::Ok);
             assert!(wait_until(PATIENCE, is_well).is_some(), "{}", node.process.log_tail());
         }
         Self {
             a,
             b,
+            c,
             _servers: servers,
             client,
             wire,
             _pod: pod,
-            _nodes: [one, other],
+            _nodes: [one, other].into_iter().chain(third).collect(),
             mac_of_a,
             mac_of_b,
             laboratory,
@@ -129,7 +156,26 @@ impl Nodes {
 
     /// What both nodes say of dropped packets, for a test that fails.
     pub fn say(&self) -> String {
-        [&self.a, &self.b].map(Node::drops).join("\n")
+        let all = [&self.a, &self.b].into_iter().chain(&self.c);
+        all.filter(|node| node.process.ended().is_none())
+            .map(Node::drops)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    /// Node A and node C.
+    pub fn frontends(&self) -> [&Node; 2] {
+        [&self.a, self.c.as_ref().expect("it was asked for")]
+    }
+
+    /// Leads the client's packets to frontends by these nodes, each connection by one of them.
+    pub fn lead_by(&self, gateways: &[[&str; 2]]) {
+        for (family, prefix) in FRONTENDS.into_iter().enumerate() {
+            let hops: Vec<String> =
+                gateways.iter().map(|own| format!("nexthop via {}", own[family])).collect();
+            self.client.ip(&format!("route del {prefix}")).expect("there was one");
+            self.client.ip(&format!("route add {prefix} {}", hops.join(" "))).expect("a route");
+        }
     }
 }
 
@@ -145,12 +191,18 @@ fn on_wire(laboratory: &Laboratory, wire: &Namespace, name: &str, own: [&str; 2]
 }
 
 impl Node {
-    fn start(laboratory: &Laboratory, namespace: &Namespace, name: &str, form: &str) -> Self {
+    fn start(
+        laboratory: &Laboratory,
+        namespace: &Namespace,
+        (name, form): (&str, &str),
+        of: &[&str],
+    ) -> Self {
         let directory = laboratory.directory();
         let (run, manifests) = (directory.join(format!("run-{name}")), directory.join("manifests"));
         std::fs::create_dir_all(&manifests).expect("a folder");
-        std::fs::write(manifests.join("cluster.yaml"), include_str!("cluster.yaml"))
-            .expect("written");
+        for (file, text) in MANIFESTS.into_iter().filter(|(file, _)| of.contains(file)) {
+            std::fs::write(manifests.join(file), text).expect("written");
+        }
         let balancing = match form {
             "snat" => "{mode: snat}".to_owned(),
             form => format!("{{mode: dsr, dispatch: {form}}}"),
@@ -181,6 +233,20 @@ impl Node {
 
     fn ask(&self, request: Request) -> Option<Reply> {
         Client::connect(&self.socket).ok()?.ask(request).ok()
+    }
+
+    /// What its workers count together.
+    pub fn count(&self, of: impl Fn(&WorkerStatus) -> u64) -> u64 {
+        match self.ask(Request::Status) {
+            Some(Reply::Status(status)) => status.workers.iter().map(of).sum(),
+            _ => panic!("it answers no more"),
+        }
+    }
+
+    /// Kills it, as a node dies.
+    pub fn kill(&self) {
+        self.process.signal(Signal::SIGKILL).expect("it lives");
+        self.process.wait(PATIENCE).expect("it ends");
     }
 
     fn level(&self) -> Option<Level> {

@@ -6,7 +6,8 @@
 //!
 //! `XSKIFF_CLUSTER_PODS` is how many pods there are (150,000: with 5,000 nodes, 20,000 services and
 //! 2,000 policies), `XSKIFF_CLUSTER_EVENTS` how often a pod changes. What it takes is said, not
-//! judged: judging is for whoever knows the machine.
+//! judged: judging is for whoever knows the machine. One endpoint's change is judged, since a service's users
+//! wait for it.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -23,6 +24,9 @@ use crate::followed::{ApiServer, follow};
 use crate::world::{PATIENCE, Shape, World, number_from};
 
 const SHAPE: Shape = Shape { label: "large", mtu: 1500, xdp_mode: "native" };
+/// Milliseconds that an endpoint's change may take until every worker has it, in the middle of all. What is
+/// not optimised is held to what only a fault passes.
+const ENDPOINT_IN_FORCE_MS: f64 = if cfg!(debug_assertions) { 200.0 } else { 20.0 };
 /// Between two looks at what workers have; less than the figures are about.
 const LOOK: Duration = Duration::from_micros(200);
 /// Between two changes, so that one is not taken for the other.
@@ -83,8 +87,8 @@ fn in_force_after(world: &World, change: impl FnOnce()) -> f64 {
     }
 }
 
-/// Says the middle, the slow end and the worst of `samples`.
-fn say(what: &str, mut samples: Vec<f64>) {
+/// Says the middle, the slow end and the worst of `samples`, and gives the middle.
+fn say(what: &str, mut samples: Vec<f64>) -> f64 {
     samples.sort_by(f64::total_cmp);
     let at = |part: f64| samples[((samples.len() - 1) as f64 * part).round() as usize];
     println!(
@@ -94,6 +98,7 @@ fn say(what: &str, mut samples: Vec<f64>) {
         at(1.0),
         samples.len()
     );
+    at(0.5)
 }
 
 /// A pod that moves to an address that nobody had: its node's range ends before it.
@@ -275,7 +280,8 @@ fn one_endpoints_change_among_many_services_is_in_force_soon() {
         });
         let samples: Vec<f64> = samples.collect();
         let what = if is_ready { "comes back" } else { "goes" };
-        say(&format!("one endpoint {what}, in force on all workers"), samples);
+        let median = say(&format!("one endpoint {what}, in force on all workers"), samples);
+        assert!(median <= ENDPOINT_IN_FORCE_MS, "one endpoint {what}: median {median:.2} ms");
     }
     let audit = world.ask_json(&["audit"]);
     assert_eq!(audit["found"], 0, "{audit}");

@@ -15,6 +15,7 @@ use xskiff::demo::files::Files;
 use xskiff::demo::node::Node;
 use xskiff::demo::scene::{PODS, Scene};
 use xskiff::lab::{ForwardCounters, Laboratory, Namespace, Process, wait_until};
+pub use xskiff_tests::xskiff_binary::number_from;
 use xskiff_tests::xskiff_binary::path;
 
 /// How long anything may take that takes milliseconds on an idle machine.
@@ -321,11 +322,4 @@ pub fn tcp_counters(namespace: &Namespace) -> BTreeMap<String, i64> {
     let (names, numbers) = (lines.next().expect("names"), lines.next().expect("numbers"));
     let names = names.split_whitespace().map(str::to_owned);
     names.zip(numbers.split_whitespace().map(|number| number.parse().expect("a number"))).collect()
-}
-
-/// A number from the environment, for showings larger than the usual run.
-pub fn number_from(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| {
-        text.parse().unwrap_or_else(|error| panic!("{variable}={text}: {error}"))
-    })
 }

@@ -274,6 +274,12 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
         |w| w.dispatched,
     ),
     (
+        "xskiff_packets_dispatched_without_flow",
+        "Packets to stateless services sent on to the node of their backend: no flow is kept of them",
+        true,
+        |w| w.dispatched_without_flow,
+    ),
+    (
         "xskiff_packets_directed",
         "Packets of clients that another node has chosen the backend of (direct server return)",
         true,

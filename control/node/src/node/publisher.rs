@@ -14,6 +14,7 @@ use std::sync::Arc;
 use control::audit::AbsentTargets;
 use control::compile::{Affected, Compiled, NodeView, Stage, Warning};
 use control::store::{Change, ClusterState};
+use dataplane::connections::Connections;
 use dataplane::direct::Direct;
 use dataplane::epochs::Epochs;
 use dataplane::flow_ends::Census;
@@ -72,6 +73,8 @@ pub struct FlowSettings {
     pub lost_replies_until: Nanos,
     /// See [`Tables::flows_per_endpoint_max`].
     pub per_endpoint_max: u32,
+    /// The number of this process and its workers, for [`Tables::connections`].
+    pub counted_by: (u16, usize),
     /// See [`Tables::limits`]. Another one only where a limit is another.
     pub limits: Option<Arc<Limits>>,
     /// See [`Tables::direct`]. Another one only where something of it is another.
@@ -170,6 +173,13 @@ impl Publisher {
         self.builder.next_hops_used()
     }
 
+    /// Connections of backends, once a service wants them counted, and from then on.
+    fn connections(&self, (process, workers): (u16, usize)) -> Option<Arc<Connections>> {
+        let known = self.tables.connections.clone();
+        let is_wanted = self.compiled.services.have_least_connections;
+        known.or_else(|| is_wanted.then(|| Arc::new(Connections::new(process, workers))))
+    }
+
     /// Makes the next root of the compiled state, our ports and the kernel's view.
     pub fn update(
         &mut self,
@@ -184,6 +194,7 @@ impl Publisher {
             tcp_windows,
             lost_replies_until,
             per_endpoint_max,
+            counted_by,
             limits,
             direct,
         } = flows;
@@ -235,6 +246,7 @@ impl Publisher {
                 },
                 timeouts,
                 tcp_windows,
+                connections: self.connections(counted_by),
                 flows_per_endpoint_max: per_endpoint_max,
                 lost_replies_until,
             })

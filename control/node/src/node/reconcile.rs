@@ -144,6 +144,7 @@ impl Node {
                 tcp_windows: self.settings.tcp_windows,
                 lost_replies_until: self.lost_replies_until(),
                 per_endpoint_max: self.settings.workers.capacities.per_endpoint,
+                counted_by: self.workers.counted_by(),
                 limits,
                 direct,
             };

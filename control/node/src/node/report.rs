@@ -154,6 +154,7 @@ impl Node {
                 resets_challenged: counters.resets_challenged.get(),
                 between_families: counters.between_families.get(),
                 dispatched: counters.dispatched.get(),
+                dispatched_without_flow: counters.dispatched_without_flow.get(),
                 directed: counters.directed.get(),
                 events_lost: counters.events_lost.get(),
                 captures_lost: counters.captures_lost.get(),

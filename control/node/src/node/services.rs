@@ -29,7 +29,7 @@ impl Node {
     pub(super) fn services(&self) -> Vec<ServiceInfo> {
         let table = &self.publisher.tables().services;
         let mut listed: BTreeMap<ServiceId, ServiceInfo> =
-            table.services.iter().map(|(id, service)| (*id, service_info(service))).collect();
+            table.services.iter().map(|(id, service)| (*id, self.service_info(service))).collect();
         for (id, frontends) in self.frontends(|_| true) {
             if let Some(info) = listed.get_mut(&id) {
                 info.frontends = frontends;
@@ -83,6 +83,10 @@ impl Node {
         let connections = self.connections_of(&numbers);
         for (port, number) in detail.ports.iter_mut().zip(&numbers) {
             let Some(id) = number else { continue };
+            if let Some(service) = self.publisher.tables().services.get(*id) {
+                port.choice = choice_label(service).into();
+                port.way_back = self.way_back(service);
+            }
             port.frontends = frontends.remove(id).unwrap_or_default();
             for backend in &mut port.backends {
                 let at = (*id, backend.address, backend.l4_port);
@@ -96,6 +100,32 @@ impl Node {
             check.failure = errors.find(|one| one.object == subject).map(|one| one.message);
         }
         Ok(detail)
+    }
+
+    /// A service without its frontends.
+    fn service_info(&self, service: &Service) -> ServiceInfo {
+        let backends = service.cluster.backends.iter().map(|backend| BackendInfo {
+            address: backend.address,
+            l4_port: backend.l4_port,
+            local: backend.local,
+        });
+        ServiceInfo {
+            name: service.name.to_string(),
+            frontends: Vec::new(),
+            backends: backends.collect(),
+            choice: choice_label(service).into(),
+            way_back: self.way_back(service),
+        }
+    }
+
+    /// How clients from outside are answered by backends on other nodes.
+    fn way_back(&self, service: &Service) -> String {
+        let form = self.publisher.tables().direct.as_ref().map(|direct| direct.dispatch.label());
+        match form.filter(|_| service.direct) {
+            None => "snat".into(),
+            Some(form) if service.stateless => format!("direct ({form}), stateless"),
+            Some(form) => format!("direct ({form})"),
+        }
     }
 
     /// Flows of these services by backend, with bytes where they are counted.
@@ -155,7 +185,13 @@ impl Node {
         report.outcome = match decided {
             Ok(Decision::Admit(admission)) => match &report.backend {
                 Some(backend) if admission.role == Some(Role::Dispatches) => {
-                    format!("to {backend}, whose node answers the client (direct server return)")
+                    let id = admission.findings.service;
+                    let service = id.and_then(|id| self.publisher.tables().services.get(id));
+                    let is_stateless = service.is_some_and(|service| service.stateless);
+                    let kept = if is_stateless { "; no flow is kept here" } else { "" };
+                    format!(
+                        "to {backend}, whose node answers the client (direct server return){kept}"
+                    )
                 }
                 Some(backend) => format!("to {backend}"),
                 None => "no service's: forwarded as it is".into(),
@@ -223,6 +259,9 @@ impl Node {
             (Some(_), _) => "by the client's address; the backend that it had lately comes first",
             (None, Choice::Maglev) => "by the connection's hash",
             (None, Choice::Random) => "by chance: the next may get another",
+            (None, Choice::LeastConnections) => {
+                "or another that chance draws, if that has fewer connections for its weight"
+            }
         };
         let slots = set.maglev.len();
         report.stages.push(stage("slot", format!("{slot} of {slots}, {by}")));
@@ -243,16 +282,12 @@ pub(super) fn frontend_label(kind: FrontendKind) -> &'static str {
     }
 }
 
-/// A service without its frontends.
-fn service_info(service: &Service) -> ServiceInfo {
-    let backends = service.cluster.backends.iter().map(|backend| BackendInfo {
-        address: backend.address,
-        l4_port: backend.l4_port,
-        local: backend.local,
-    });
-    ServiceInfo {
-        name: service.name.to_string(),
-        frontends: Vec::new(),
-        backends: backends.collect(),
+/// How the backend of a new connection is chosen, in one word.
+fn choice_label(service: &Service) -> &'static str {
+    match (service.affinity, service.choice) {
+        (Some(_), _) => "client-ip",
+        (None, Choice::Maglev) => "maglev",
+        (None, Choice::Random) => "random",
+        (None, Choice::LeastConnections) => "least-connections",
     }
 }

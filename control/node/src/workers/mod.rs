@@ -421,6 +421,12 @@ impl Workers {
         &mut self.growth
     }
 
+    /// Who counts connections of backends: the number of this process, and how many workers.
+    #[must_use]
+    pub fn counted_by(&self) -> (u16, usize) {
+        (self.flows.charges.process(), self.count())
+    }
+
     /// The flow tables, for listings.
     #[must_use]
     pub fn flows(&self) -> &FlowTables {

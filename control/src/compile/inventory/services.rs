@@ -124,6 +124,8 @@ impl Compiled {
             family: family.into(),
             frontends: Vec::new(),
             topology: topology_text,
+            choice: String::new(),
+            way_back: String::new(),
             backends: backends.collect(),
             left_out: endpoints.all.len().saturating_sub(BACKENDS_TOLD_MAX) as u64,
         }

@@ -9,7 +9,7 @@ use super::or_none;
 use crate::cli::table::{Table, grouped};
 
 pub(super) fn services(list: &[ServiceInfo]) -> String {
-    let mut table = Table::new(&["SERVICE", "KIND", "FRONTEND", "BACKENDS"]);
+    let mut table = Table::new(&["SERVICE", "KIND", "FRONTEND", "CHOICE", "WAY BACK", "BACKENDS"]);
     for service in list {
         let backend = |backend: &BackendInfo| {
             let peer = Peer { address: backend.address, l4_port: backend.l4_port };
@@ -18,12 +18,14 @@ pub(super) fn services(list: &[ServiceInfo]) -> String {
         let backends: Vec<String> = service.backends.iter().map(backend).collect();
         let backends = if backends.is_empty() { "none usable".into() } else { backends.join(", ") };
         for (index, frontend) in service.frontends.iter().enumerate() {
-            // Name and backends once, beside the first frontend.
+            // What holds for all of them once, beside the first.
             let once = |text: &str| if index == 0 { text.to_owned() } else { String::new() };
             table.row([
                 once(&service.name),
                 frontend.kind.clone(),
                 address(frontend),
+                once(&service.choice),
+                once(&service.way_back),
                 once(&backends),
             ]);
         }
@@ -70,6 +72,9 @@ pub(super) fn service(detail: &ServiceDetail) -> String {
             false => frontends.join(", "),
         };
         let _ = writeln!(text, "\nport {} ({}): {listens}", port.name, port.family);
+        if !port.choice.is_empty() {
+            let _ = writeln!(text, "choice: {}; way back: {}", port.choice, port.way_back);
+        }
         let _ = writeln!(text, "topology: {}", port.topology);
         let mut table = Table::new(&[
             "BACKEND",
