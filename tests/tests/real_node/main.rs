@@ -40,6 +40,7 @@ mod resizing;
 mod restart_gap;
 mod restarts;
 mod seccomp;
+mod service_ranges;
 mod services;
 mod stalls;
 mod supervised;
