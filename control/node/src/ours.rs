@@ -415,11 +415,12 @@ mod tests {
     #[test]
     fn a_range_of_services_is_one_prefix_and_what_comes_within_changes_nothing() {
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let rest = Tables::default();
         let of = |whole: &[Prefix], addresses: &[&str]| {
             let addresses: AddressSet = addresses.iter().map(|text| address(text)).collect();
             let service_ranges = Arc::new(ServiceRanges::new(whole.into(), &addresses));
             let services = Arc::new(ServiceTable { addresses, ..ServiceTable::default() });
-            Tables { services, service_ranges, ..Tables::default() }
+            Tables { services, service_ranges, ..rest.clone() }
         };
         let range = Prefix::new(address("10.96.0.0"), 12).unwrap();
         let [before, more] = [&["10.96.0.1", "203.0.113.1"][..], &["10.97.0.1", "203.0.113.1"]]

@@ -77,7 +77,7 @@ pub struct FlowSettings {
     pub limits: Option<Arc<Limits>>,
     /// See [`Tables::direct`]. Another one only where something of it is another.
     pub direct: Option<Arc<Direct>>,
-    /// See [`Tables::service_ranges`]. Another one only where something of it is another.
+    /// See [`Tables::service_ranges`].
     pub service_ranges: Arc<ServiceRanges>,
 }
 
@@ -216,7 +216,7 @@ impl Publisher {
             || old.flows_per_endpoint_max != per_endpoint_max
             || old.limits.as_ref().map(Arc::as_ptr) != limits.as_ref().map(Arc::as_ptr)
             || old.direct.as_ref().map(Arc::as_ptr) != direct.as_ref().map(Arc::as_ptr)
-            || !Arc::ptr_eq(&old.service_ranges, &service_ranges);
+            || old.service_ranges != service_ranges;
         let tables = changed.then(|| {
             let (generation, epochs) = next_epochs(&old, affected, census);
             Arc::new(Tables {
