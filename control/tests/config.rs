@@ -293,6 +293,17 @@ fn rules_of_source_translation_that_cannot_work_are_refused_by_place_and_reason(
 }
 
 #[test]
+fn services_have_a_bounded_number_of_ranges() {
+    let text = |ranges: usize| {
+        let ranges: Vec<String> = (0..ranges).map(|at| format!("10.{at}.0.0/16")).collect();
+        format!("cluster: {{service_cidrs: [{}]}}", ranges.join(", "))
+    };
+    Config::parse(&text(16)).expect("as many as there may be");
+    let message = refused(&text(17));
+    assert!(message.contains("cluster.service_cidrs") && message.contains("at most 16 ranges"));
+}
+
+#[test]
 fn pods_may_live_in_the_nodes_own_subnet_and_node_addresses_may_be_meant_widely() {
     let text = "cluster: {pod_cidrs: [10.0.0.0/16], service_cidrs: [10.96.0.0/12]}\n\
                 nat: {ipv4_source: 10.0.0.7}\nnode_ports: {address_cidrs: [10.0.0.0/8]}\n";

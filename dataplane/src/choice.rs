@@ -124,7 +124,7 @@ pub(crate) fn look_ahead<'t>(
 /// The backend of a packet that addresses a service; `None` for any other.
 ///
 /// # Errors
-/// No such port of the service, its source ranges exclude the client, or no backend is usable.
+/// No such service, or no such port of it, its source ranges exclude the client, or no backend is usable.
 pub(crate) fn choose_backend(
     tables: &Tables,
     packet: &NewPacket,
@@ -133,10 +133,7 @@ pub(crate) fn choose_backend(
 ) -> Result<Option<Backend>, DropReason> {
     let key = &packet.key;
     let Some((id, kind)) = look.frontend else {
-        return match tables.services.addresses.contains(&key.destination()) {
-            true => Err(DropReason::NoServicePort),
-            false => Ok(None),
-        };
+        return tables.unserved(key.destination()).map_or(Ok(None), Err);
     };
     let service = look.service.ok_or(DropReason::NoBackend)?;
     findings.service = Some(id);

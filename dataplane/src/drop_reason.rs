@@ -70,6 +70,8 @@ drop_reasons! {
     SourceRange = "source-range",
     /// The address belongs to a service that does not listen on this L4 port.
     NoServicePort = "no-service-port",
+    /// The address is in a range of services (`cluster.service_cidrs`), and no service has it.
+    NoService = "no-service",
     /// No route to the destination.
     NoRoute = "no-route",
     /// The next hop's link address was not resolved in time, or too many packets wait for one.

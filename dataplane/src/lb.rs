@@ -237,6 +237,33 @@ pub struct ServiceTable {
     pub have_least_connections: bool,
 }
 
+/// Ranges that services have addresses in, at most: each packet that opens a flow to no service's address
+/// is held against all of them. A cluster has one of each family, and seldom more.
+pub const SERVICE_RANGES_MAX: usize = 16;
+
+/// Where services' addresses are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServiceRanges {
+    /// Ranges that nobody else has addresses in, at most [`SERVICE_RANGES_MAX`]: a packet to one that no
+    /// service has is dropped ([`crate::DropReason::NoService`]), never routed.
+    pub whole: Box<[Prefix]>,
+    /// Services' addresses outside of them, for who has to be told of each.
+    pub apart: AddressSet,
+}
+
+impl ServiceRanges {
+    /// Of these ranges and services' `addresses`.
+    #[must_use]
+    pub fn new(whole: Box<[Prefix]>, addresses: &AddressSet) -> Self {
+        if whole.is_empty() {
+            return Self { whole, apart: addresses.clone() };
+        }
+        let is_apart = |address: &IpAddr| !whole.iter().any(|range| range.contains(*address));
+        let apart = addresses.keys().filter(is_apart).collect();
+        Self { whole, apart }
+    }
+}
+
 impl ServiceTable {
     /// The service that `key` addresses, and how.
     #[must_use]

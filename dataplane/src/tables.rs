@@ -4,14 +4,16 @@
 //! sends it to each worker; a worker adopts it between bursts and hands the old root back, so that
 //! memory is freed elsewhere.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::DropReason;
 use crate::connections::Connections;
 use crate::direct::Direct;
 use crate::epochs::Epochs;
 use crate::forwarding::Forwarding;
 use crate::identity::IdentityTable;
-use crate::lb::ServiceTable;
+use crate::lb::{ServiceRanges, ServiceTable};
 use crate::nat::SourceNat;
 use crate::pacing::Limits;
 use crate::policy::Policy;
@@ -35,6 +37,8 @@ pub struct Tables {
     pub forwarding: Arc<Forwarding>,
     /// Services and their backends.
     pub services: Arc<ServiceTable>,
+    /// Where their addresses are.
+    pub service_ranges: Arc<ServiceRanges>,
     /// What direct server return needs; `None` where no service in force has it.
     pub direct: Option<Arc<Direct>>,
     /// Address to identity.
@@ -65,6 +69,21 @@ impl Tables {
     #[must_use]
     pub fn port(&self, id: PortId) -> Option<&Port> {
         self.ports.get(usize::from(id.0))?.as_ref()
+    }
+
+    /// Why a packet to `address` that addresses no frontend goes no further; `None` where the address is not
+    /// a service's. One that a pod or the node has is theirs, whatever range it is in.
+    #[must_use]
+    pub fn unserved(&self, address: IpAddr) -> Option<DropReason> {
+        if self.services.addresses.contains(&address) {
+            return Some(DropReason::NoServicePort);
+        }
+        let is_within = self.service_ranges.whole.iter().any(|range| range.contains(address));
+        let is_anothers = || {
+            self.forwarding.endpoints.contains_key(&address)
+                || self.forwarding.node_addresses.contains(&address)
+        };
+        (is_within && !is_anothers()).then_some(DropReason::NoService)
     }
 }
 

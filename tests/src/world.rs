@@ -533,6 +533,7 @@ impl World {
             limits: self.limits.clone(),
             forwarding: Arc::new(self.forwarding.clone()),
             services: Arc::new(self.services.clone()),
+            service_ranges: Arc::default(),
             direct: self.direct.clone(),
             identities: Arc::new(self.identities.clone()),
             policy: Arc::new(self.policy.clone()),

@@ -28,8 +28,8 @@ pub const TOLD_MAX: usize = 16;
 /// Everything that is ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ours {
-    /// Destinations that are always dropped while no worker lives, since they are translated: of a
-    /// large cluster tens of thousands, which the tables share.
+    /// Destinations that are always dropped while no worker lives, since they are translated: addresses of
+    /// services, perhaps tens of thousands, which the tables share.
     translated: AddressSet,
     /// Other destinations, with whether they are translated and whether a stall passes them. What is
     /// among both is as above.
@@ -79,7 +79,8 @@ impl Ours {
             let is_policed = tables.policy.subjects.contains_key(&identity);
             ours.prefixes.insert(Prefix::host(address), (false, pass_on_stall && !is_policed));
         }
-        ours.translated = tables.services.addresses.clone();
+        ours.translated = tables.service_ranges.apart.clone();
+        ours.prefixes.extend(tables.service_ranges.whole.iter().map(|range| (*range, TRANSLATED)));
         ours.node_addresses = tables.forwarding.node_addresses.keys().collect();
         // Only the ports that sources are translated to are ours of them, and what is about these.
         ours.node_addresses.extend(tables.source_nat.addresses.keys());
@@ -167,15 +168,14 @@ impl Ours {
     pub fn is_surely_same(one: &Tables, other: &Tables, pass_on_stall: bool) -> bool {
         let (own, others) = (&one.services, &other.services);
         let same_services = Arc::ptr_eq(own, others)
-            || own.addresses == others.addresses
-                && own.node_ports == others.node_ports
-                && own.host_backends == others.host_backends;
+            || own.node_ports == others.node_ports && own.host_backends == others.host_backends;
         let [one_form, other_form] =
             [one, other].map(|tables| tables.direct.as_ref().map(|direct| direct.dispatch));
         let same_policy = !pass_on_stall
             || Arc::ptr_eq(&one.identities, &other.identities)
                 && Arc::ptr_eq(&one.policy, &other.policy);
         same_services
+            && one.service_ranges == other.service_ranges
             && same_policy
             && one_form == other_form
             && Arc::ptr_eq(&one.forwarding, &other.forwarding)
@@ -379,7 +379,7 @@ mod tests {
     use dataplane::direct::Direct;
     use dataplane::forwarding::{Forwarding, NextHopId};
     use dataplane::identity::{Identity, IdentityTable};
-    use dataplane::lb::ServiceTable;
+    use dataplane::lb::{ServiceRanges, ServiceTable};
     use dataplane::nat::SourceNat;
     use dataplane::policy::{Policy, SubjectPolicy};
 
@@ -410,6 +410,33 @@ mod tests {
         let ours = Ours::of(&tables, false);
         let prefixes = [true, false].map(|v4| ours.counts(|a| a.is_ipv4() == v4).prefixes);
         assert_eq!(prefixes, [2, 1]);
+    }
+
+    #[test]
+    fn a_range_of_services_is_one_prefix_and_what_comes_within_changes_nothing() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let rest = Tables::default();
+        let of = |whole: &[Prefix], addresses: &[&str]| {
+            let addresses: AddressSet = addresses.iter().map(|text| address(text)).collect();
+            let service_ranges = Arc::new(ServiceRanges::new(whole.into(), &addresses));
+            let services = Arc::new(ServiceTable { addresses, ..ServiceTable::default() });
+            Tables { services, service_ranges, ..rest.clone() }
+        };
+        let range = Prefix::new(address("10.96.0.0"), 12).unwrap();
+        let [before, more] = [&["10.96.0.1", "203.0.113.1"][..], &["10.97.0.1", "203.0.113.1"]]
+            .map(|services| of(&[range], services));
+        let ours = Ours::of(&before, true);
+        let told: BTreeSet<Prefix> = ours.all().collect();
+        assert_eq!(told, [range, Prefix::host(address("203.0.113.1"))].into());
+        assert!(told.iter().all(|prefix| ours.settings(prefix) == Some(TRANSLATED)));
+        assert_eq!(ours, Ours::of(&more, true));
+        assert!(Ours::is_surely_same(&before, &more, false));
+        let outside = of(&[range], &["10.96.0.1", "203.0.113.2"]);
+        let alone = of(&[], &["10.96.0.1", "203.0.113.1"]);
+        for other in [outside, alone] {
+            assert!(!Ours::is_surely_same(&before, &other, false));
+            assert_ne!(ours, Ours::of(&other, true));
+        }
     }
 
     #[test]

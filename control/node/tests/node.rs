@@ -72,6 +72,7 @@ fn settings(run_directory: &Path) -> Settings {
             cluster: Vec::new(),
             non_masquerade: Vec::new(),
         },
+        service_ranges: Vec::new(),
         node_port_addresses: Vec::new(),
         node_port_range: 30_000..=32_767,
         timeouts: Timeouts::default(),

@@ -399,7 +399,9 @@ impl Nat {
 pub struct Cluster {
     /// Ranges that pods of all nodes are in (`--cluster-cidr`).
     pub pod_cidrs: Vec<IpNet>,
-    /// Ranges that ClusterIPs are in (`--service-cluster-ip-range`).
+    /// Ranges that ClusterIPs are in (`--service-cluster-ip-range`), at most
+    /// [`dataplane::lb::SERVICE_RANGES_MAX`]. Nobody else has addresses there: what is sent to one that no
+    /// service has is dropped.
     pub service_cidrs: Vec<IpNet>,
 }
 

@@ -7,12 +7,20 @@
 
 use std::net::IpAddr;
 
+use dataplane::lb::SERVICE_RANGES_MAX;
 use ipnet::IpNet;
 
 use super::Config;
 use super::validate::Findings;
 
 pub(super) fn check(config: &Config, findings: &mut Findings) {
+    let ranges = config.cluster.service_cidrs.len();
+    findings.check(
+        ranges <= SERVICE_RANGES_MAX,
+        "cluster.service_cidrs",
+        format!("a list of {ranges}"),
+        &format!("at most {SERVICE_RANGES_MAX} ranges"),
+    );
     for (at, service) in config.cluster.service_cidrs.iter().enumerate() {
         let setting = format!("cluster.service_cidrs[{at}]");
         for (other, pods) in config.cluster.pod_cidrs.iter().enumerate() {

@@ -19,7 +19,7 @@ pub mod written;
 
 pub use authority::Authority;
 pub use faults::{Fault, Faults, Live, On};
-pub use synthetic::{Detail, Size, Synthetic};
+pub use synthetic::{Detail, SERVICES, Size, Synthetic};
 pub use written::{Write, Written};
 
 /// How often a port that is not free yet is asked for again.

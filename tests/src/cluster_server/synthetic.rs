@@ -1,7 +1,7 @@
 //! Clusters of any size as the API server would list them: the same for the same size and seed.
 //!
 //! Node `n` has 10.(n/256).(n%256).0/24, so pods' addresses are unique below 65,536 nodes' worth
-//! of 254 pods; services lie in 172.20.0.0/14, nodes in 192.168.0.0/16 and on. Pod `i` is of
+//! of 254 pods; services lie in [`SERVICES`], nodes in 192.168.0.0/16 and on. Pod `i` is of
 //! namespace `i % namespaces` and of one of its applications; a service is one application of one
 //! namespace, and its slices name the pods of it.
 
@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 use crate::random::Random;
 
+/// The range that services lie in.
+pub const SERVICES: &str = "172.20.0.0/14";
 /// Endpoints of a slice at most (Kubernetes, the controller's default).
 const SLICE_ENDPOINTS: usize = 100;
 

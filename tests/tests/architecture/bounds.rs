@@ -177,6 +177,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("dataplane/src/reset.rs RESET_FRAME_MAX", Input),
     ("dataplane/src/icmp.rs IPV4_ERROR_MAX", Input),
     ("dataplane/src/icmp.rs IPV6_ERROR_MAX", Input),
+    ("dataplane/src/lb.rs SERVICE_RANGES_MAX", Input),
     ("dataplane/src/mailbox.rs COMMANDS_MAX", Table(&["worker_commands"])),
     ("dataplane/src/mailbox.rs RETIRED_MAX", Table(&["retired_objects"])),
     ("dataplane/src/fragment/waiting.rs WAITING_BYTES_MAX", Part("waiting_fragments")),

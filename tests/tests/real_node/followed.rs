@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use xskiff::demo::files::MANIFESTS;
 use xskiff::lab::Namespace;
-use xskiff_tests::cluster_server::{ClusterServer, Faults, Setup};
+use xskiff_tests::cluster_server::{ClusterServer, Faults, SERVICES, Setup};
 
 use crate::world::{PATIENCE, Shape, Source, Stage, World};
 
@@ -114,7 +114,9 @@ pub fn follow(
     patience: Duration,
     fill: impl FnOnce(&ApiServer),
 ) -> (World, ApiServer) {
-    let mut stage = Stage::build(shape, |text| text);
+    let mut stage = Stage::build(shape, |text| {
+        text.replace("service_cidrs: [", &format!("service_cidrs: [{SERVICES}, "))
+    });
     let state = stage.scene.laboratory.directory().join("state").display().to_string();
     let section = format!("\nkubernetes: {{state_directory: {state}, {more}}}\n");
     stage.edit_configuration(|text| text + &section);

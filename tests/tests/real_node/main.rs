@@ -41,6 +41,7 @@ mod restart_gap;
 mod restarts;
 mod seccomp;
 mod segments;
+mod service_ranges;
 mod services;
 mod stalls;
 mod supervised;

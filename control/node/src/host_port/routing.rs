@@ -104,8 +104,8 @@ fn wanted_rules(plan: &HostPortPlan, routes: &HostRoutes) -> BTreeSet<OwnRule> {
 #[derive(Debug)]
 pub struct Making {
     making: route_batch::Making,
-    gone: Vec<OwnRoute>,
     new: Vec<OwnRoute>,
+    gone: Vec<OwnRoute>,
     /// `None`: they are what they should be.
     rules: Option<BTreeSet<OwnRule>>,
 }
@@ -138,6 +138,20 @@ pub fn begin_change(
     Making::begin(interface, &present, &wanted, rules)
 }
 
+/// Which routes are to come, and which are to go after them: what is led here by another route than before
+/// is led here all the while. One to the same destination takes the place of the one before.
+fn apart(
+    present: &BTreeSet<OwnRoute>,
+    wanted: &BTreeSet<OwnRoute>,
+) -> (Vec<OwnRoute>, Vec<OwnRoute>) {
+    let new: Vec<OwnRoute> = wanted.difference(present).copied().collect();
+    let at = |route: &OwnRoute| (route.table, route.prefix);
+    let replaced: BTreeSet<_> = new.iter().map(at).collect();
+    let gone = present.difference(wanted).filter(|route| !replaced.contains(&at(route)));
+    let gone = gone.copied().collect();
+    (new, gone)
+}
+
 impl Making {
     fn begin(
         interface: u32,
@@ -145,12 +159,11 @@ impl Making {
         wanted: &BTreeSet<OwnRoute>,
         rules: Option<BTreeSet<OwnRule>>,
     ) -> Self {
-        let gone: Vec<OwnRoute> = present.difference(wanted).copied().collect();
-        let new: Vec<OwnRoute> = wanted.difference(present).copied().collect();
+        let (new, gone) = apart(present, wanted);
         let message = |route| route_message(route, interface);
         let deletions = gone.iter().map(message).map(Change::Delete);
-        let changes = deletions.chain(new.iter().map(message).map(Change::Set)).collect();
-        Self { making: route_batch::begin(changes), gone, new, rules }
+        let changes = new.iter().map(message).map(Change::Set).chain(deletions).collect();
+        Self { making: route_batch::begin(changes), new, gone, rules }
     }
 
     /// Waits until all is made.
@@ -158,10 +171,10 @@ impl Making {
     /// # Errors
     /// [`HostPortError::Kernel`], naming the route or rule.
     pub async fn made(self, handle: &Handle) -> Result<(), HostPortError> {
-        let Self { making, gone, new, rules } = self;
+        let Self { making, new, gone, rules } = self;
         making.made().await.map_err(|Refused { place, source }| {
-            let action = if place < gone.len() { "delete" } else { "add" };
-            let route = gone.iter().chain(&new).nth(place);
+            let action = if place < new.len() { "add" } else { "delete" };
+            let route = new.iter().chain(&gone).nth(place);
             let named = |own: &OwnRoute| format!(" {} of table {}", own.prefix, own.table);
             let of = route.map_or_else(String::new, named);
             HostPortError::Kernel { action: format!("{action} route{of}"), source }
@@ -352,6 +365,22 @@ mod tests {
         assert_eq!(decode_route(&route_message(&route, 5), &plan()), Some(route));
         let foreign = OwnRoute { table: 7500, ..route };
         assert_eq!(decode_route(&route_message(&foreign, 5), &plan()), None);
+    }
+
+    #[test]
+    fn a_route_that_only_changes_its_source_is_replaced_and_none_goes_before_another_comes() {
+        let route = |text: &str, length, source: Option<&str>| OwnRoute {
+            table: 7411,
+            prefix: Prefix::new(text.parse().unwrap(), length).unwrap(),
+            source: source.map(|text| text.parse().unwrap()),
+        };
+        let single = route("10.96.0.1", 32, None);
+        let kept = route("10.1.0.1", 32, None);
+        let [before, after] =
+            ["192.0.2.1", "192.0.2.2"].map(|own| route("10.1.0.2", 32, Some(own)));
+        let range = route("10.96.0.0", 12, None);
+        let (new, gone) = apart(&[single, kept, before].into(), &[kept, after, range].into());
+        assert_eq!((new, gone), (vec![after, range], vec![single]));
     }
 
     #[test]

@@ -219,6 +219,7 @@ impl Settings {
                 cluster: Vec::new(),
                 non_masquerade: Vec::new(),
             },
+            service_ranges: Vec::new(),
             node_port_addresses: Vec::new(),
             node_port_range: config.node_ports.range(),
             returns_directly: false,
@@ -245,6 +246,7 @@ impl Settings {
             NatMapping::EndpointDependent => Mapping::EndpointDependent,
             NatMapping::EndpointIndependent => Mapping::EndpointIndependent,
         };
+        self.service_ranges = config.cluster.service_cidrs.iter().filter_map(prefix).collect();
         self.node_port_addresses =
             config.node_ports.address_cidrs.iter().filter_map(prefix).collect();
         self.node_port_range = config.node_ports.range();
@@ -321,7 +323,7 @@ mod tests {
                     nat: {mapping: endpoint-independent, \
                     snat: [{sources: [10.1.3.0/24], to: [192.0.2.9]}], \
                     non_masquerade_cidrs: [198.18.0.0/15]}\n\
-                    cluster: {pod_cidrs: [10.1.0.0/16]}\n\
+                    cluster: {pod_cidrs: [10.1.0.0/16], service_cidrs: [10.2.0.0/16]}\n\
                     node_ports: {first: 30100, last: 30200, address_cidrs: [192.0.2.0/24]}\n\
                     load_balancing: {mode: dsr, dispatch: geneve}\n\
                     policy: {lost_replies_seconds: 7, unknown_pods: deny}\n\
@@ -346,6 +348,10 @@ mod tests {
         assert_eq!(settings.snat, fresh.snat);
         assert_eq!(settings.lost_replies, Duration::from_secs(7));
         assert_eq!(settings.unknown_pods, control::config::UnknownPods::Deny);
+        assert_eq!(
+            (&settings.service_ranges, settings.service_ranges.len()),
+            (&fresh.service_ranges, 1)
+        );
         assert_eq!(settings.node_port_addresses, fresh.node_port_addresses);
         assert_eq!(settings.node_port_range, fresh.node_port_range);
         assert_eq!((settings.returns_directly, settings.dispatch), (true, Dispatch::Geneve));

@@ -8,7 +8,7 @@
 //! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
 //! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`], [`endpoint_state`],
 //! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
-//! [`socket_audit`], [`kube_proxy_audit`], [`health`], [`services`], [`source_nat`], [`filter`], [`fitting`], [`trace`], [`caught`] and
+//! [`socket_audit`], [`kube_proxy_audit`], [`health`], [`services`], [`service_ranges`], [`host_routes`], [`source_nat`], [`filter`], [`fitting`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts, [`worker_health`] sees to workers that fail, [`faults`] makes things fail
 //! by order, and [`supervised`] tells the service manager.
 //!
@@ -70,6 +70,7 @@ pub mod flow_watch;
 pub mod from_config;
 mod hand_over;
 mod health;
+mod host_routes;
 mod host_way;
 mod kube_proxy_audit;
 pub mod launch;
@@ -86,6 +87,7 @@ mod reconcile;
 mod reconciles;
 mod report;
 mod requests;
+mod service_ranges;
 mod services;
 pub mod settings;
 mod socket_audit;
@@ -122,6 +124,7 @@ use network_claim::NetworkClaim;
 use prepared::Prepared;
 use publisher::Publisher;
 use reconciles::{Reconcile, Reconciles};
+use service_ranges::KnownRanges;
 use socket_audit::SocketAudit;
 use source_nat::{Inside, RuleAddresses};
 use supervised::{Supervised, stalled_workers};
@@ -199,7 +202,7 @@ pub struct Node {
     /// What [`Self::ours`] was made of; `None` until the XDP program has taken it.
     told: Option<(Arc<Tables>, OnStall)>,
     host_routes: crate::host_port::HostRoutes,
-    host_routes_of: Option<reconcile::MadeOf>,
+    host_routes_of: Option<host_routes::MadeOf>,
     cluster: feed::Receiver,
     config: watch::Receiver<ConfigUpdate>,
     in_force: Option<InForce>,
@@ -209,6 +212,7 @@ pub struct Node {
     kube_proxy_audit: KubeProxyAudit,
     rule_addresses: RuleAddresses,
     inside: Inside,
+    known_ranges: KnownRanges,
     /// What direct server return needs.
     direct: direct::Known,
     /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
@@ -382,6 +386,7 @@ impl Node {
             kube_proxy_audit: KubeProxyAudit::default(),
             rule_addresses: RuleAddresses::default(),
             inside: Inside::default(),
+            known_ranges: KnownRanges::default(),
             direct: direct::Known::default(),
             stall_after_ns,
             asked: BTreeMap::new(),

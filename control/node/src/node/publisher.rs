@@ -18,6 +18,7 @@ use dataplane::connections::Connections;
 use dataplane::direct::Direct;
 use dataplane::epochs::Epochs;
 use dataplane::flow_ends::Census;
+use dataplane::lb::ServiceRanges;
 use dataplane::nat::SourceNat;
 use dataplane::pacing::Limits;
 use dataplane::port::{Port, PortKind};
@@ -79,6 +80,8 @@ pub struct FlowSettings {
     pub limits: Option<Arc<Limits>>,
     /// See [`Tables::direct`]. Another one only where something of it is another.
     pub direct: Option<Arc<Direct>>,
+    /// See [`Tables::service_ranges`].
+    pub service_ranges: Arc<ServiceRanges>,
 }
 
 /// What the kernel's view gave beside tables.
@@ -197,6 +200,7 @@ impl Publisher {
             counted_by,
             limits,
             direct,
+            service_ranges,
         } = flows;
         let built = self.builder.build(inputs);
         let old = Arc::clone(&self.tables);
@@ -222,7 +226,8 @@ impl Publisher {
             || old.lost_replies_until != lost_replies_until
             || old.flows_per_endpoint_max != per_endpoint_max
             || old.limits.as_ref().map(Arc::as_ptr) != limits.as_ref().map(Arc::as_ptr)
-            || old.direct.as_ref().map(Arc::as_ptr) != direct.as_ref().map(Arc::as_ptr);
+            || old.direct.as_ref().map(Arc::as_ptr) != direct.as_ref().map(Arc::as_ptr)
+            || old.service_ranges != service_ranges;
         let tables = changed.then(|| {
             let (generation, epochs) = next_epochs(&old, affected, census);
             Arc::new(Tables {
@@ -236,6 +241,7 @@ impl Publisher {
                     Arc::clone(&old.forwarding)
                 },
                 services: Arc::clone(&self.compiled.services),
+                service_ranges,
                 direct,
                 identities: Arc::clone(&self.compiled.identities),
                 policy: Arc::clone(&self.compiled.policy),

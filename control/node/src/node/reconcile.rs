@@ -10,11 +10,7 @@ use std::time::{Duration, Instant};
 use control::compile::NodeView;
 use control::config::Segments;
 use control::model::ObjectName;
-use dataplane::address::Protocol;
-use dataplane::address_map::AddressSet;
 use dataplane::event::NeighbourRequest;
-use dataplane::forwarding::Forwarding;
-use dataplane::lpm::Prefix;
 use dataplane::port::{Checksums, Port, PortId, PortKind};
 use dataplane::time::Nanos;
 use xdp_redirect::rules::OnStall;
@@ -26,9 +22,7 @@ use super::reconciles::Reconcile;
 use super::settings::{Settings, Uplink};
 use super::{Node, NodeError, check_mtu};
 use crate::forwarding_view::{EndpointAddress, ForwardingPort, HostWay, Inputs};
-use crate::host_port::{
-    HOST_INTERFACE, HOST_V6, HostPortError, HostRoutes, Making, PORT_INTERFACE,
-};
+use crate::host_port::{HOST_V6, PORT_INTERFACE};
 use crate::netlink::KernelView;
 use crate::netlink::neighbours::{ASKED_MAX, FORGET_FAILED};
 use crate::ours::Ours;
@@ -126,7 +120,8 @@ impl Node {
             self.lap(Reconcile::Changes, &mut began);
             self.compile(&view);
             began = Instant::now();
-            let source_nat = self.source_nat(&view);
+            let service_ranges = self.service_ranges(&view);
+            let source_nat = self.source_nat(&view, &service_ranges);
             let (limits, direct) = (self.limits(), self.direct(&view));
             self.lap(Reconcile::SourceNat, &mut began);
             let (forwarding, endpoints) = (self.forwarding_ports(&view), self.endpoint_addresses());
@@ -147,6 +142,7 @@ impl Node {
                 counted_by: self.workers.counted_by(),
                 limits,
                 direct,
+                service_ranges,
             };
             let census = self.workers.census_mut();
             self.publisher.update(ports, &inputs, &source_nat, flows, census)
@@ -332,17 +328,8 @@ impl Node {
                 Some((format!("interface {}", port.interface), detail))
             })
             .collect();
-        for (object, detail) in &self.wrong_mtus {
-            if wrong.get(object) != Some(detail) {
-                self.errors.clear(object);
-            }
-        }
-        for (object, detail) in &wrong {
-            if self.wrong_mtus.get(object) != Some(detail) {
-                self.failed(Reconcile::Interfaces, object.as_str(), detail);
-            }
-        }
-        self.wrong_mtus = wrong;
+        let before = std::mem::replace(&mut self.wrong_mtus, wrong.clone());
+        self.failed_anew(Reconcile::Interfaces, &before, &wrong);
     }
 
     fn node_view(&self, view: &KernelView) -> NodeView {
@@ -449,82 +436,6 @@ impl Node {
         })
     }
 
-    /// Begins to lead host processes to local pods and services, and replies of host backends back.
-    async fn begin_to_lead_host(&mut self, view: &KernelView) -> Option<Leading> {
-        let host = self.host.as_ref()?;
-        let tables = self.publisher.tables();
-        let (source_v4, source_v6) = self.uplink_addresses(view);
-        let made_of = MadeOf {
-            forwarding: Arc::clone(&tables.forwarding),
-            sources: (source_v4, source_v6),
-            addresses: tables.services.addresses.clone(),
-            host_backends: tables.services.host_backends.clone(),
-        };
-        let before = self.host_routes_of.as_ref();
-        if before == Some(&made_of) {
-            return None;
-        }
-        let began = Instant::now();
-        let pods = before.and_then(|before| made_of.pods_since(before));
-        let is_first = before.is_none();
-        self.host_routes_of = Some(made_of);
-        if let Some([came, gone]) = pods {
-            // Routes to services, of which a large cluster has tens of thousands, are not looked at.
-            gone.iter().for_each(|prefix| _ = self.host_routes.destinations.remove(prefix));
-            self.host_routes.destinations.extend(&came);
-            let backend_l4_ports = self.host_routes.backend_l4_ports.clone();
-            let routes = HostRoutes { destinations: came, source_v4, source_v6, backend_l4_ports };
-            let before = HostRoutes { destinations: gone, ..routes.clone() };
-            return Some(Leading { began, made: Ok(host.pair.begin_change(&before, &routes)) });
-        }
-        let nodes = &tables.forwarding.node_addresses;
-        let services = tables.services.addresses.keys().filter(|address| !nodes.contains(address));
-        let destinations = tables.forwarding.endpoints.keys().chain(services);
-        let routes = HostRoutes {
-            destinations: destinations.map(Prefix::host).collect(),
-            source_v4,
-            source_v6,
-            backend_l4_ports: tables.services.host_backends.iter().copied().collect(),
-        };
-        if routes == self.host_routes {
-            return None;
-        }
-        let before = std::mem::replace(&mut self.host_routes, routes);
-        let made = match is_first {
-            // What a process before has left is there, too.
-            true => host.pair.begin_routes(&self.host_routes).await,
-            false => Ok(host.pair.begin_change(&before, &self.host_routes)),
-        };
-        Some(Leading { began, made })
-    }
-
-    /// Waits until that is done. What else may have changed routes or rules is found a second later.
-    async fn end_to_lead_host(&mut self, leading: Option<Leading>) {
-        let (Some(host), Some(Leading { began, made })) = (&self.host, leading) else { return };
-        let made = match made {
-            Ok(making) => host.pair.made(making).await,
-            Err(error) => Err(error),
-        };
-        match made {
-            Ok(()) => self.reconciles.ran(Reconcile::HostRoutes, began.elapsed()),
-            Err(_) => self.mend_host_routes().await,
-        }
-    }
-
-    /// Makes the host's routes and rules what they should be, also when something else changed
-    /// them.
-    pub(super) async fn mend_host_routes(&mut self) {
-        let Some(host) = &self.host else { return };
-        let object = format!("routes by {HOST_INTERFACE}");
-        let began = Instant::now();
-        let set = host.pair.set_routes(&self.host_routes).await;
-        self.reconciles.ran(Reconcile::HostRoutes, began.elapsed());
-        match set {
-            Ok(()) => self.errors.clear(&object),
-            Err(error) => self.failed(Reconcile::HostRoutes, object, error),
-        }
-    }
-
     /// Asks the kernel for a neighbour that a worker needs. Gives whether tables must say so.
     pub(super) fn ask_neighbour(&mut self, request: NeighbourRequest) -> bool {
         let key = (request.port, request.address);
@@ -543,50 +454,6 @@ impl Node {
     pub(super) fn forget_silent_neighbours(&mut self) {
         let now = Instant::now();
         self.asked.retain(|_, at| now.duration_since(*at) < FORGET_FAILED);
-    }
-}
-
-/// The host's routes, while they are being made.
-struct Leading {
-    began: Instant,
-    made: Result<Making, HostPortError>,
-}
-
-/// What the host's routes were made of: most changes of a cluster leave it alone.
-#[derive(Debug)]
-pub(super) struct MadeOf {
-    forwarding: Arc<Forwarding>,
-    sources: (Option<Ipv4Addr>, Option<Ipv6Addr>),
-    addresses: AddressSet,
-    host_backends: hashbrown::HashSet<(Protocol, u16)>,
-}
-
-impl MadeOf {
-    /// Which pods came and went where nothing else differs from `before`. What is a service's address,
-    /// too, stays.
-    fn pods_since(&self, before: &Self) -> Option<[BTreeSet<Prefix>; 2]> {
-        let is_alike = self.sources == before.sources
-            && self.addresses == before.addresses
-            && self.host_backends == before.host_backends
-            && self.forwarding.node_addresses == before.forwarding.node_addresses;
-        let apart = |one: &Self, other: &Self| {
-            let other = &other.forwarding.endpoints;
-            let own = one.forwarding.endpoints.keys();
-            own.filter(|address| !other.contains_key(address))
-                .filter(|address| !self.addresses.contains(address))
-                .map(Prefix::host)
-                .collect()
-        };
-        is_alike.then(|| [apart(self, before), apart(before, self)])
-    }
-}
-
-impl PartialEq for MadeOf {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.forwarding, &other.forwarding)
-            && self.sources == other.sources
-            && self.addresses == other.addresses
-            && self.host_backends == other.host_backends
     }
 }
 

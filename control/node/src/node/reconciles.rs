@@ -1,6 +1,7 @@
 //! What brings one thing in step with another, and how each of those fares: runs, failures, time,
 //! and the last error with its object.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use control::admin::kubernetes::KindStatus;
@@ -209,6 +210,25 @@ impl Node {
         let (object, message) = (object.into(), message.to_string());
         self.reconciles.failed(what, &object, &message);
         self.errors.note(object, message);
+    }
+
+    /// Takes down what is wrong now, by object, where it was not wrong `before`, and what is well again.
+    pub(super) fn failed_anew(
+        &mut self,
+        what: Reconcile,
+        before: &BTreeMap<String, String>,
+        wrong: &BTreeMap<String, String>,
+    ) {
+        for (object, message) in before {
+            if wrong.get(object) != Some(message) {
+                self.errors.clear(object);
+            }
+        }
+        for (object, message) in wrong {
+            if before.get(object) != Some(message) {
+                self.failed(what, object.as_str(), message);
+            }
+        }
     }
 
     /// How each fares: the node's own, those of the sources of its objects, and what is beside them.

@@ -229,10 +229,10 @@ impl Node {
         let tables = self.publisher.tables();
         let services = &tables.services;
         let Some((id, kind)) = services.frontend(key) else {
-            let none = if services.addresses.contains(&key.destination()) {
-                "none on this port of a service's address"
-            } else {
-                "none: the address is no service's"
+            let none = match tables.unserved(key.destination()) {
+                Some(DropReason::NoServicePort) => "none on this port of a service's address",
+                Some(_) => "none: the address is in a range of services, and no service's",
+                None => "none: the address is no service's",
             };
             report.stages.push(stage("frontend", none.into()));
             return;

@@ -106,6 +106,8 @@ pub struct Settings {
     pub host_port: Option<HostPortSettings>,
     /// Source translation.
     pub snat: SnatSettings,
+    /// Ranges that services have addresses in.
+    pub service_ranges: Vec<Prefix>,
     /// Which of the node's addresses serve node ports; empty: all.
     pub node_port_addresses: Vec<Prefix>,
     /// Node ports that are redirected.

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use control::compile::Compiled;
 use dataplane::address_map::AddressSet;
+use dataplane::lb::ServiceRanges;
 use dataplane::lpm::{Prefix, PrefixTable};
 use dataplane::nat::rules::{SNAT_ADDRESSES_MAX, SnatRule};
 use dataplane::nat::{SourceNat, Translation};
@@ -60,14 +61,15 @@ pub(super) struct Inside {
 }
 
 impl Inside {
-    /// The ranges of each of `configured`, with all of the cluster and what is `here`.
+    /// The ranges of each of `configured`, with all of the cluster, `services`' addresses among it, and what
+    /// is `here`.
     fn tables(
         &mut self,
         configured: [&[Prefix]; 2],
         compiled: &Compiled,
+        services: &AddressSet,
         here: BTreeSet<IpAddr>,
     ) -> [PrefixTable<()>; 2] {
-        let services = &compiled.services.addresses;
         let is_known = self.made_of.as_ref().is_some_and(|(ranges, nodes, addresses)| {
             ranges.iter().zip(configured).all(|(own, configured)| own == configured)
                 && *nodes == compiled.node_changes()
@@ -116,7 +118,7 @@ fn usable(rules: &[SnatRule], other_use: &BTreeMap<IpAddr, String>) -> Box<[Snat
 }
 
 impl Node {
-    pub(super) fn source_nat(&mut self, view: &KernelView) -> SourceNat {
+    pub(super) fn source_nat(&mut self, view: &KernelView, services: &ServiceRanges) -> SourceNat {
         let configured: BTreeSet<IpAddr> =
             self.settings.snat.rules.iter().flat_map(|rule| &rule.to).copied().collect();
         let other_use = self.other_uses(&configured);
@@ -129,6 +131,7 @@ impl Node {
         let [non_masquerade, cluster] = self.inside.tables(
             [&snat.non_masquerade, &snat.cluster],
             self.publisher.compiled(),
+            &services.apart,
             here,
         );
         let known = self.rule_addresses.known.iter().copied();
@@ -198,17 +201,8 @@ impl Node {
             );
             wrong.insert(format!("{OBJECT}addresses"), what);
         }
-        for (object, what) in &self.rule_addresses.wrong {
-            if wrong.get(object) != Some(what) {
-                self.errors.clear(object);
-            }
-        }
-        for (object, what) in &wrong {
-            if self.rule_addresses.wrong.get(object) != Some(what) {
-                self.failed(Reconcile::SourceNat, object.as_str(), what);
-            }
-        }
-        self.rule_addresses.wrong = wrong;
+        let before = std::mem::replace(&mut self.rule_addresses.wrong, wrong.clone());
+        self.failed_anew(Reconcile::SourceNat, &before, &wrong);
     }
 
     /// The uplink on whose link `address` is, by the prefixes of its own addresses.
@@ -249,8 +243,6 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use control::model::Object;
     use control::store::Change;
 
@@ -286,22 +278,21 @@ mod tests {
                 mode: control::model::PolicyMode::Enforce,
             }))
         };
-        let mut compiled = Compiled::default();
+        let (mut compiled, none) = (Compiled::default(), AddressSet::default());
         compiled.take(node(1));
         let (mut inside, range) = (Inside::default(), [Prefix::host(address(9))]);
-        let mut seen = |compiled: &Compiled, here: &[u8]| {
+        let mut seen = |compiled: &Compiled, services: &AddressSet, here: &[u8]| {
             let here = here.iter().map(|low| address(*low)).collect();
-            let [one, other] = inside.tables([&range, &[]], compiled, here);
+            let [one, other] = inside.tables([&range, &[]], compiled, services, here);
             assert_eq!(one.len(), other.len() + 1);
             (0..8).filter(|low| other.lookup(address(*low)).is_some()).collect::<Vec<u8>>()
         };
-        assert_eq!(seen(&compiled, &[2]), [1, 2]);
-        assert_eq!(seen(&compiled, &[2]), [1, 2]);
-        assert_eq!(seen(&compiled, &[3]), [1, 3], "what was here before is not");
+        assert_eq!(seen(&compiled, &none, &[2]), [1, 2]);
+        assert_eq!(seen(&compiled, &none, &[2]), [1, 2]);
+        assert_eq!(seen(&compiled, &none, &[3]), [1, 3], "what was here before is not");
         compiled.take(node(4));
-        assert_eq!(seen(&compiled, &[3]), [1, 3, 4]);
-        Arc::make_mut(&mut compiled.services).addresses.insert(address(5), ());
-        assert_eq!(seen(&compiled, &[]), [1, 4, 5]);
+        assert_eq!(seen(&compiled, &none, &[3]), [1, 3, 4]);
+        assert_eq!(seen(&compiled, &AddressSet::from([address(5)]), &[]), [1, 4, 5]);
     }
 
     #[test]
