@@ -475,3 +475,22 @@ fn times_of_following_have_bounds() {
         assert!(error.contains(&format!("kubernetes.{field}")), "{error}");
     }
 }
+
+#[test]
+fn whole_segments_need_room_and_programs_that_leave_their_offload_on() {
+    let parsed = |text: &str| Config::parse(text).map_err(|error| error.to_string());
+    let told =
+        |text: &str| parsed(text).expect("taken").cautions().first().map(ToString::to_string);
+    let small = told("segments: whole").expect("a caution");
+    assert!(small.contains("packet_memory.frame_bytes: 2048") && small.contains("4096"), "{small}");
+    assert_eq!(told("segments: whole\npacket_memory: {frame_bytes: 4096}"), None);
+    assert_eq!(told("segments: cut"), None);
+    for (text, way_out) in [
+        ("segments: whole\npacket_memory: {jumbo: false}", "packet_memory.jumbo must be true"),
+        ("segments: whole\npods: {xdp_mode: native}", "pods.xdp_mode must be auto or generic"),
+        ("segments: halves", "segments"),
+    ] {
+        let refused = parsed(text).expect_err("refused");
+        assert!(refused.contains(way_out), "{text}: {refused}");
+    }
+}

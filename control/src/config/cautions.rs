@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Config, OnStall, Timeouts};
+use super::{Config, OnStall, Segments, Timeouts};
 
 /// A setting that works, at a price that should be known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,9 @@ const MINIMA: [(&str, u32, &str); 9] = [
     ("icmp_seconds", 60, "RFC 5508, REQ-2 (an ICMP query session)"),
 ];
 
+/// Bytes of a frame that go well with segments of 64 KB.
+const WHOLE_FRAME_BYTES: u32 = 4096;
+
 impl Config {
     /// What is accepted and should be thought over; empty for the defaults.
     ///
@@ -45,7 +48,24 @@ impl Config {
         let given = self.timeouts.by_name().zip(defaults.by_name());
         let short =
             given.filter_map(|((name, seconds), (_, default))| short(name, seconds, default));
-        short.chain(self.passes_nowhere()).chain(self.host_loses()).collect()
+        short
+            .chain(self.passes_nowhere())
+            .chain(self.host_loses())
+            .chain(self.takes_many_frames())
+            .collect()
+    }
+
+    /// A segment takes 37 frames of the smaller kind, and a queue has as many of either.
+    fn takes_many_frames(&self) -> Option<Caution> {
+        let is_small = self.packet_memory.frame_bytes < WHOLE_FRAME_BYTES;
+        (self.segments == Segments::Whole && is_small).then(|| Caution {
+            field: "packet_memory.frame_bytes".into(),
+            value: self.packet_memory.frame_bytes.to_string(),
+            reason: format!(
+                "whole segments take twice as many frames as of {WHOLE_FRAME_BYTES} bytes, so that bursts \
+                 of several connections of a pod lose some: {WHOLE_FRAME_BYTES} is recommended"
+            ),
+        })
     }
 
     /// Only the pipeline can tell whose a fragment or an ICMP error is, and hands it on by the host

@@ -56,6 +56,7 @@ fn configured(segments: &str, core: CpuId) -> String {
          uplinks: [{{interface: {UPLINK}}}]\n\
          workers: {{cores: [{core}]}}\n\
          segments: {segments}\n\
+         packet_memory: {{frame_bytes: 4096}}\n\
          nat: {{ipv4_source: {node4}, ipv6_source: '{node6}'}}\n\
          cluster: {{pod_cidrs: [{pods4}, '{pods6}'], service_cidrs: [{services4}, '{services6}']}}\n"
     )
