@@ -234,3 +234,48 @@ fn what_says_more_than_data_is_not_joined() {
     let little = join::Piece::of(&data(ACK, &[7; 255])).expect("data");
     assert!(join::Join::begin(little).is_none());
 }
+
+/// A packet of a stream at `from`, with this acknowledgement and the right sum.
+fn piece(is_ipv4: bool, from: usize, payload: &[u8], (flags, acknowledged): (u8, u8)) -> Vec<u8> {
+    let mut frame = long(is_ipv4, 0, payload, flags);
+    let l4 = frame.len() - payload.len() - TCP_LEN;
+    let sequence = 0xffff_ff00u32.wrapping_add(u32::try_from(from).expect("short"));
+    frame[l4 + 4..l4 + 8].copy_from_slice(&sequence.to_be_bytes());
+    frame[l4 + 11] = acknowledged;
+    let mut buffer = HeapBuffer::new(&frame);
+    let (layout, packet) = Layout::read(&buffer).expect("TCP");
+    layout.leave_checksum(&mut buffer);
+    finish_checksum(&packet, &mut buffer);
+    buffer.bytes().to_vec()
+}
+
+proptest! {
+    /// Whatever is joined can be cut into what it was made of: nothing is lost, closed up, or said of data
+    /// that its sender did not say it of.
+    #[test]
+    fn what_is_joined_says_what_its_packets_said(
+        is_ipv4: bool,
+        sizes in proptest::collection::vec((300usize..330, 0u8..12, 0u8..8), 2..40),
+        missing in proptest::option::of(0usize..40),
+    ) {
+        let (mut from, mut acknowledged, mut packets) = (0, 9, Vec::new());
+        for (number, (size, push, news)) in sizes.iter().enumerate() {
+            // Mostly of one length, as from one sender.
+            let size = if size % 10 == 0 { *size } else { 320 };
+            acknowledged += u8::from(*news == 0);
+            let flags = ACK | if *push == 0 { PSH } else { 0 };
+            let payload = vec![u8::try_from(number).expect("few"); size];
+            if missing != Some(number) {
+                packets.push(piece(is_ipv4, from, &payload, (flags, acknowledged)));
+            }
+            from += size;
+        }
+        let again = joined(&packets).into_iter().flat_map(|(buffer, size)| {
+            if size == 0 { vec![buffer.bytes().to_vec()] } else { cut(&buffer) }
+        });
+        let tcp = if is_ipv4 { ETHERNET_LEN + IPV4_LEN } else { ETHERNET_LEN + IPV6_LEN };
+        let told = |packet: &Vec<u8>| packet[tcp..].to_vec();
+        let again: Vec<Vec<u8>> = again.map(|packet| told(&packet)).collect();
+        prop_assert_eq!(again, packets.iter().map(told).collect::<Vec<_>>());
+    }
+}
