@@ -15,10 +15,7 @@ use crate::wire::{self, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TCP_LEN};
 /// Payload of the first packet at least, in bytes: less is not worth waiting for more.
 const PAYLOAD_MIN: usize = 256;
 /// Payload of a whole segment at most, in bytes: with any headers it stays below what an IP packet holds.
-pub const PAYLOAD_MAX: usize = 65_000;
-/// Packets that are joined at most, as the kernel's fragments of one socket buffer go (`MAX_SKB_FRAGS`, by
-/// pages of which each takes two).
-pub const PIECES_MAX: usize = 44;
+const PAYLOAD_MAX: usize = 65_000;
 const PUSH: u8 = 0x08;
 
 /// A packet that may be joined with others of its stream.
@@ -129,7 +126,6 @@ impl Join {
     pub fn take(&mut self, first: &[u8], next: &Piece, bytes: &[u8]) -> bool {
         let size = self.first.layout.payload;
         let follows = !self.is_over
-            && self.pieces < PIECES_MAX
             && self.payload + next.layout.payload <= PAYLOAD_MAX
             && next.sequence == self.first.sequence.wrapping_add(offset(self.payload))
             && next.layout.payload <= size

@@ -197,6 +197,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("dataplane/src/pacing/queue.rs PACED_MAX", Table(&["paced_frames"])),
     ("dataplane/src/pacing/queue.rs QUEUES_MAX", Part("paced_frames")),
     ("dataplane/src/wire/mod.rs EXTENSIONS_MAX", Input),
+    ("dataplane/src/segments/join.rs PAYLOAD_MAX", Input),
     ("dataplane/src/worker.rs HELD_MAX", Table(&["held_packets"])),
     ("pinning/src/cpu_set.rs CPUS_MAX", Setting),
     ("xdp-redirect/src/frame.rs CHUNKS_MAX", Input),
