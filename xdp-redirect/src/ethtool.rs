@@ -101,14 +101,18 @@ pub fn offload(interface: &str, offload: Offload) -> Result<bool, OffloadError> 
     offload.read(interface).map_err(refuse)
 }
 
-/// Switches `offload` at `interface` in this thread's network namespace, and reads back whether
-/// the kernel did so.
+/// Switches `offload` at `interface` in this thread's network namespace where it is otherwise, and reads back
+/// whether the kernel did so. To switch what is so already may be refused: that of a veth's end whose other
+/// end has an XDP program in native mode.
 ///
 /// # Errors
 /// [`OffloadError`] with the kernel's reason, such as EOPNOTSUPP where the device cannot, or
 /// EPERM without CAP_NET_ADMIN.
 pub fn set_offload(interface: &str, offload: Offload, on: bool) -> Result<(), OffloadError> {
-    let switched = offload.write(interface, on).and_then(|()| offload.read(interface));
+    let switched = offload.read(interface).and_then(|is_on| match is_on == on {
+        true => Ok(on),
+        false => offload.write(interface, on).and_then(|()| offload.read(interface)),
+    });
     let result = switched.and_then(|is_on| {
         if is_on == on {
             Ok(())

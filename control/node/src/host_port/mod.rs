@@ -205,8 +205,11 @@ impl HostPort {
         if let Some((host, port)) = find_pair(&handle, &plan).await? {
             let range = plan.snat_l4_ports.clone();
             let reserved = ReservedPorts::reserve(&plan.state_directory, range)?;
-            set_offloads(&plan)?;
-            match set_up(&handle, &host, &port).await {
+            let is_up = match set_offloads(&plan) {
+                Ok(()) => set_up(&handle, &host, &port).await,
+                Err(error) => Err(error),
+            };
+            match is_up {
                 Ok(()) => return Ok(Self { handle, driver, plan, reserved, host, port }),
                 Err(error) => tracing::warn!(%error, "the host port is made anew"),
             }
