@@ -30,6 +30,43 @@ pub fn prefix(purpose: &str) -> Result<String> {
     Ok(format!("{PREFIX}{}-{purpose}-", std::process::id()))
 }
 
+/// Namespaces of this process for one purpose; removed when dropped.
+pub struct Namespaces {
+    prefix: String,
+    made: Vec<String>,
+}
+
+impl Namespaces {
+    /// None yet; removes what killed runs left behind.
+    ///
+    /// # Errors
+    /// Not root.
+    pub fn new(purpose: &str) -> Result<Self> {
+        Ok(Self { prefix: prefix(purpose)?, made: Vec::new() })
+    }
+
+    /// Makes one, and answers the name that `ip netns` knows it by.
+    ///
+    /// # Errors
+    /// `ip` is missing, or fails.
+    pub fn add(&mut self, whose: &str) -> Result<String> {
+        let name = format!("{}{whose}", self.prefix);
+        run("ip", &["netns", "add", &name], "")?;
+        self.made.push(name.clone());
+        Ok(name)
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        for name in &self.made {
+            if let Err(error) = run("ip", &["netns", "del", name], "") {
+                eprintln!("{error:#}");
+            }
+        }
+    }
+}
+
 /// The namespace of the calling thread, to go back to.
 ///
 /// # Errors

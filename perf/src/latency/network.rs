@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use pinning::CpuId;
 
-use crate::netns::{self, run, shell, within};
+use crate::netns::{self, Namespaces, run, shell, within};
 use crate::veth::kernel::pin_receiver;
 
 /// Interface of the node toward the client.
@@ -36,13 +36,9 @@ const CLIENT_ADDRESS: &str = "192.0.2.2";
 /// The gateway of pods, which no interface carries.
 const POD_GATEWAY: &str = "169.254.1.1";
 const POD_MAC: &str = "02:00:00:00:02:01";
-const WHOSE: [&str; 3] = ["node", "client", "pod"];
 
 /// All namespaces of a run; removed when dropped.
-pub struct Network {
-    prefix: String,
-    made: Vec<String>,
-}
+pub struct Network(Namespaces);
 
 /// The three namespaces of one subject, by the names that `ip netns` knows.
 #[derive(Debug, Clone)]
@@ -61,7 +57,7 @@ impl Network {
     /// # Errors
     /// Not root.
     pub fn new() -> Result<Self> {
-        Ok(Self { prefix: netns::prefix("latency")?, made: Vec::new() })
+        Namespaces::new("latency").map(Self)
     }
 
     /// Adds a subject's namespaces with their links.
@@ -69,26 +65,11 @@ impl Network {
     /// # Errors
     /// A missing tool, or a kernel without veth.
     pub fn add(&mut self, subject: &str) -> Result<Place> {
-        for whose in WHOSE {
-            let name = format!("{}{subject}-{whose}", self.prefix);
-            run("ip", &["netns", "add", &name], "")?;
-            self.made.push(name);
-        }
-        let name = |whose: &str| format!("{}{subject}-{whose}", self.prefix);
-        let place = Place { node: name("node"), client: name("client"), pod: name("pod") };
+        let mut add = |whose| self.0.add(&format!("{subject}-{whose}"));
+        let place = Place { node: add("node")?, client: add("client")?, pod: add("pod")? };
         place.quiet()?;
         place.link()?;
         Ok(place)
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        for name in &self.made {
-            if let Err(error) = run("ip", &["netns", "del", name], "") {
-                eprintln!("{error:#}");
-            }
-        }
     }
 }
 

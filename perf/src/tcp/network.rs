@@ -10,7 +10,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::netns::{self, run, shell};
+use crate::netns::{self, Namespaces, run, shell};
 
 /// Interfaces of the node.
 pub const UPLINK: &str = "uplink";
@@ -42,13 +42,9 @@ pub const SERVER_PORT: u16 = 8080;
 /// The gateways of pods, which no interface carries.
 const GATEWAY: [&str; 2] = ["169.254.1.1", "fe80::1"];
 const MACS: [&str; 2] = ["02:00:00:00:03:01", "02:00:00:00:03:02"];
-const WHOSE: [&str; 4] = ["node", "client", "server", "outside"];
 
 /// All namespaces of a run; removed when dropped.
-pub struct Network {
-    prefix: String,
-    made: Vec<String>,
-}
+pub struct Network(Namespaces);
 
 /// The four namespaces of one subject, by the names that `ip netns` knows.
 #[derive(Debug, Clone)]
@@ -69,7 +65,7 @@ impl Network {
     /// # Errors
     /// Not root.
     pub fn new() -> Result<Self> {
-        Ok(Self { prefix: netns::prefix("tcp")?, made: Vec::new() })
+        Namespaces::new("tcp").map(Self)
     }
 
     /// Adds a subject's namespaces; its links are made by [`Place::route_pods`] or [`Place::bridge_pods`].
@@ -77,12 +73,10 @@ impl Network {
     /// # Errors
     /// A missing tool.
     pub fn add(&mut self, subject: &str) -> Result<Place> {
-        let name = |whose: &str| format!("{}{subject}-{whose}", self.prefix);
-        let [node, client, server, outside] = WHOSE.map(name);
-        let place = Place { node, client, server, outside };
+        let mut add = |whose| self.0.add(&format!("{subject}-{whose}"));
+        let (node, client) = (add("node")?, add("client")?);
+        let place = Place { node, client, server: add("server")?, outside: add("outside")? };
         for name in [&place.node, &place.client, &place.server, &place.outside] {
-            run("ip", &["netns", "add", name], "")?;
-            self.made.push(name.clone());
             // No address is looked for twice, and nothing is announced.
             let quiet = "echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad; \
                          echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad; \
@@ -90,16 +84,6 @@ impl Network {
             shell(name, quiet)?;
         }
         Ok(place)
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        for name in &self.made {
-            if let Err(error) = run("ip", &["netns", "del", name], "") {
-                eprintln!("{error:#}");
-            }
-        }
     }
 }
 

@@ -11,14 +11,15 @@ use std::fs::File;
 use anyhow::Result;
 use dataplane::address::MacAddr;
 
-use crate::netns::{self, enter, run};
+use crate::netns::{self, Namespaces, enter, run};
 
 const FAR: &str = "far";
 
 /// All namespaces of a run; removed when dropped.
 pub struct Network {
-    prefix: String,
-    made: Vec<String>,
+    namespaces: Namespaces,
+    /// Of clients and servers.
+    far: String,
     home: File,
 }
 
@@ -79,9 +80,9 @@ impl Network {
     /// The namespace of clients and servers, which the calling thread enters until this drops.
     /// Removes first what killed runs left behind.
     pub fn new() -> Result<Self> {
-        let prefix = netns::prefix("veth")?;
-        let mut network = Self { prefix, made: Vec::new(), home: netns::current()? };
-        let far = network.add(FAR)?;
+        let mut namespaces = Namespaces::new("veth")?;
+        let far = add(&mut namespaces, FAR)?;
+        let network = Self { namespaces, far: far.clone(), home: netns::current()? };
         // Keeps the kernel's dispatcher of XDP programs in place; see `LiveFrames::load`.
         run("ip", &["-n", &far, "-batch", "-"], "link add spare type veth peer name spare-peer")?;
         enter(&far)?;
@@ -90,9 +91,9 @@ impl Network {
 
     /// Adds a node's namespace with its links.
     pub fn add_node(&mut self, number: u8) -> Result<Links> {
-        let far = self.name(FAR);
+        let far = self.far.clone();
         let links = Links {
-            namespace: self.add(&format!("node{number}"))?,
+            namespace: add(&mut self.namespaces, &format!("node{number}"))?,
             uplink: format!("up{number}"),
             pod: format!("pod{number}"),
             client: format!("c{number}"),
@@ -115,30 +116,21 @@ impl Network {
         run("ip", &["-n", &far, "-batch", "-"], &up)?;
         Ok(links)
     }
+}
 
-    fn name(&self, namespace: &str) -> String {
-        format!("{}{namespace}", self.prefix)
-    }
-
-    fn add(&mut self, namespace: &str) -> Result<String> {
-        let name = self.name(namespace);
-        run("ip", &["netns", "add", &name], "")?;
-        self.made.push(name.clone());
-        let quiet = "for scope in all default; do \
-                     file=/proc/sys/net/ipv6/conf/$scope/disable_ipv6; \
-                     [ ! -e $file ] || echo 1 >$file; done; ip link set lo up";
-        run("ip", &["netns", "exec", &name, "sh", "-ec", quiet], "")?;
-        Ok(name)
-    }
+/// Adds a namespace whose ends speak IPv4 only.
+fn add(namespaces: &mut Namespaces, whose: &str) -> Result<String> {
+    let name = namespaces.add(whose)?;
+    let quiet = "for scope in all default; do \
+                 file=/proc/sys/net/ipv6/conf/$scope/disable_ipv6; \
+                 [ ! -e $file ] || echo 1 >$file; done; ip link set lo up";
+    run("ip", &["netns", "exec", &name, "sh", "-ec", quiet], "")?;
+    Ok(name)
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
+        // Before the namespace that this thread is in goes.
         netns::go_back(&self.home);
-        for name in &self.made {
-            if let Err(error) = run("ip", &["netns", "del", name], "") {
-                eprintln!("{error:#}");
-            }
-        }
     }
 }
