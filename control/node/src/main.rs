@@ -7,6 +7,11 @@ use clap::Parser;
 use xskiff::cli::execute::ExecuteError;
 use xskiff::cli::{Cli, EXIT_USAGE, execute};
 
+/// Hundreds of thousands of objects are made by the thread that reads a cluster and kept and freed by
+/// those that compile it. glibc's grows such a thread's arena page by page, a system call each.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

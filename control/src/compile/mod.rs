@@ -77,7 +77,7 @@ const SERVICES_APART: usize = 1000;
 
 /// Of so many services beside identities the thread of these drafts one first: then both end at about
 /// the same time in a large cluster, which has seven pods to a service.
-const SERVICES_TO_ONE_HERE: usize = 6;
+const SERVICES_TO_ONE_HERE: usize = 4;
 
 /// What the node itself contributes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -132,9 +132,16 @@ impl Compiled {
             }
             let is_local = self.is_local(name, Some(pod));
             let tag = tag_of(pod);
+            // Nearly always the same blocks contain all addresses of a pod, or none does.
+            let mut last: Option<(&[SelectorId], usize)> = None;
             for address in &pod.addresses {
                 if let Ok(place) = addresses.binary_search(address) {
-                    let key = self.key_of(pod, *address, keys);
+                    let blocks = self.selectors.of_address(*address);
+                    let key = match last {
+                        Some((same, key)) if same == blocks => key,
+                        _ => self.key_of(pod, blocks, keys),
+                    };
+                    last = Some((blocks, key));
                     let who = Who { key, is_local, pod: tag };
                     claimants[place] = Some(Claimant { pod: name, who });
                 }
@@ -145,18 +152,16 @@ impl Compiled {
 
     fn name_pod<'a>(&'a self, name: &ObjectName, address: IpAddr, keys: &mut Keys<'a>) -> Who {
         let pod = self.state.pod(name);
+        let blocks = self.selectors.of_address(address);
         let key = match pod {
-            Some(pod) => self.key_of(pod, address, keys),
-            None => {
-                let blocks = self.selectors.of_address(address);
-                keys.push(self.unknown_pod_key(&name.namespace, blocks))
-            }
+            Some(pod) => self.key_of(pod, blocks, keys),
+            None => keys.push(self.unknown_pod_key(&name.namespace, blocks)),
         };
         Who { key, is_local: self.is_local(name, pod), pod: pod.map_or(PodTag::Unknown, tag_of) }
     }
 
-    fn key_of<'a>(&'a self, pod: &'a Pod, address: IpAddr, keys: &mut Keys<'a>) -> usize {
-        let blocks = self.selectors.of_address(address);
+    /// The place of the key of `pod`'s addresses that `blocks` contain.
+    fn key_of<'a>(&'a self, pod: &'a Pod, blocks: &'a [SelectorId], keys: &mut Keys<'a>) -> usize {
         self.liken(&mut keys.looked_for, pod, blocks);
         if let Some(known) = keys.alike.get(&keys.looked_for) {
             return *known;
