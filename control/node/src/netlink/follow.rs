@@ -5,8 +5,8 @@
 //! does not answer all the same is given up after [`ANSWER`], and the node never waits for the task.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dataplane::counters::Level;
@@ -72,6 +72,10 @@ pub enum NetlinkError {
 pub struct FollowCounts {
     /// Full readings.
     pub resyncs: AtomicU64,
+    /// Time of all of them together, and of the longest, in microseconds.
+    pub resync_microseconds: AtomicU64,
+    /// See there.
+    pub longest_resync_microseconds: AtomicU64,
     /// Notifications lost by the kernel because we read too slowly (ENOBUFS).
     pub overruns: AtomicU64,
     /// Full readings that found something no notification had said.
@@ -82,13 +86,56 @@ pub struct FollowCounts {
     pub neighbour_requests_refused: AtomicU64,
     /// Failures of any kind.
     pub failures: AtomicU64,
+    last_failure: Mutex<Option<Failure>>,
     /// Requests under way from the node to the task, of [`COMMANDS_MAX`].
     pub requests: Level,
+}
+
+/// What went wrong with the kernel's view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// With what: the netlink socket, or a neighbour.
+    pub object: String,
+    /// What.
+    pub message: String,
+    /// Since then.
+    pub at: std::time::Instant,
+    /// How often in a row.
+    pub count: u64,
+}
+
+impl FollowCounts {
+    /// A full reading that took so long.
+    fn read(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        count(&self.resyncs);
+        self.resync_microseconds.fetch_add(took, Ordering::Relaxed);
+        self.longest_resync_microseconds.fetch_max(took, Ordering::Relaxed);
+    }
+
+    fn failed(&self, object: impl Into<String>, message: impl ToString) {
+        count(&self.failures);
+        let (object, message) = (object.into(), message.to_string());
+        let mut last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = last.take().filter(|last| last.object == object && last.message == message);
+        let times = same.map_or(0, |last| last.count) + 1;
+        let at = std::time::Instant::now();
+        *last = Some(Failure { object, message, at, count: times });
+    }
+
+    /// The last failure.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<Failure> {
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
+
+/// What fails as a whole.
+const SOCKET: &str = "netlink socket";
 
 enum Command {
     Ask(NeighbourKey),
@@ -113,12 +160,13 @@ impl Follower {
     /// and logged.
     pub async fn start() -> Result<Self, NetlinkError> {
         let session = Session::open()?;
+        let began = Instant::now();
         let first = Arc::new(session.read_all().await?);
         let (publish, view) = watch::channel(first.clone());
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let (gateways, kept) = watch::channel(BTreeSet::new());
         let counts = Arc::new(FollowCounts::default());
-        count(&counts.resyncs);
+        counts.read(began.elapsed());
         let state = State {
             view: (*first).clone(),
             tracker: Tracker::default(),
@@ -329,12 +377,13 @@ impl State {
     async fn run(mut self, first: Session) {
         let mut session = first;
         loop {
-            match self.follow(&mut session).await {
+            let error = match self.follow(&mut session).await {
                 Ok(Ended::Stop) => break,
-                Ok(Ended::Broken) => tracing::warn!("netlink socket broke; opening another"),
-                Err(error) => tracing::warn!(%error, "following the kernel failed; starting over"),
-            }
-            count(&self.counts.failures);
+                Ok(Ended::Broken) => "it broke".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            tracing::warn!(error, "following the kernel failed; another socket is opened");
+            self.counts.failed(SOCKET, error);
             session = self.reopen().await;
         }
         for key in self.tracker.tracked() {
@@ -345,14 +394,17 @@ impl State {
     async fn reopen(&mut self) -> Session {
         loop {
             sleep(REOPEN).await;
-            match Session::open() {
-                Ok(session) => match self.resync(&session).await {
-                    Ok(()) => return session,
-                    Err(error) => tracing::warn!(%error, "the kernel's state cannot be read"),
-                },
-                Err(error) => tracing::warn!(%error, "netlink cannot be opened"),
+            let opened = match Session::open() {
+                Ok(session) => self.resync(&session).await.map(|()| session),
+                Err(error) => Err(error),
+            };
+            match opened {
+                Ok(session) => return session,
+                Err(error) => {
+                    tracing::warn!(%error, "the kernel's state cannot be read");
+                    self.counts.failed(SOCKET, error);
+                }
             }
-            count(&self.counts.failures);
         }
     }
 
@@ -418,8 +470,9 @@ impl State {
     }
 
     async fn resync(&mut self, session: &Session) -> Result<(), NetlinkError> {
+        let began = Instant::now();
         let fresh = session.read_all().await?;
-        count(&self.counts.resyncs);
+        self.counts.read(began.elapsed());
         if self.view != fresh {
             count(&self.counts.repairs);
             self.view = fresh;
@@ -444,8 +497,8 @@ impl State {
             let asked = timeout(ANSWER, session.request_neighbour(key)).await;
             if let Err(error) = asked.map_err(|_| NetlinkError::Silent { what: "a neighbour" })? {
                 let (interface, address) = key;
-                count(&self.counts.failures);
                 tracing::debug!(interface, %address, %error, "neighbour request failed");
+                self.counts.failed(format!("neighbour {address} on interface {interface}"), error);
             }
         }
         Ok(())

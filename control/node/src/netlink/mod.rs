@@ -15,5 +15,5 @@ mod main_table;
 pub mod neighbours;
 pub mod view;
 
-pub use follow::{FollowCounts, Follower, NetlinkError};
+pub use follow::{Failure, FollowCounts, Follower, NetlinkError};
 pub use view::{KernelView, Link, Neighbour, RouteEntry, RouteHop, RouteKind};

@@ -11,6 +11,7 @@ use control::compile::Stage;
 
 use super::Node;
 use super::error_log::unix_ms;
+use crate::netlink::Failure;
 
 /// What is brought in step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,7 +243,9 @@ impl Node {
             reconcile: "kernel-view".into(),
             runs: load(&follow.resyncs),
             failures: load(&follow.failures),
-            ..ReconcileStatus::default()
+            microseconds: Some(load(&follow.resync_microseconds)),
+            longest_microseconds: Some(load(&follow.longest_resync_microseconds)),
+            last_error: follow.last_failure().map(of_failure),
         });
         let report = self.cluster.report();
         let manifests = &report.manifests;
@@ -283,6 +286,12 @@ impl Node {
         });
         rows
     }
+}
+
+fn of_failure(failure: Failure) -> ObjectError {
+    let Failure { object, message, at, count } = failure;
+    let then = SystemTime::now().checked_sub(at.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
+    ObjectError { object, message, time_unix_ms: unix_ms(then), count }
 }
 
 /// A kind that is followed: lists and events that were applied, and attempts that failed.

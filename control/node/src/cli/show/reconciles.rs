@@ -69,9 +69,11 @@ mod tests {
             last_error: Some(error),
         };
         let idle = ReconcileStatus { reconcile: "audit".into(), ..ReconcileStatus::default() };
-        let text = at(&[ran, idle], 1061);
+        let text = at(&[ran.clone(), idle], 1061);
         let row = "xdp-maps      4         1  2.500 ms  1 234.567 ms  XDP rules: no room (1 min 1 s ago)\n";
         assert!(text.ends_with(row) && !text.contains("audit"), "{text}");
         assert_eq!(table(&[]), "");
+        // The clock was set back meanwhile.
+        assert!(at(&[ran], 500).ends_with("XDP rules: no room (0 s ago)\n"));
     }
 }
