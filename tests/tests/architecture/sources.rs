@@ -28,6 +28,22 @@ const IMPURE: &[&str] = &[
     "eprintln",
 ];
 
+/// Who may ask what time it is by the wall clock, which jumps: they write it down for people. Whatever waits,
+/// expires or is paced goes by the monotonic clock.
+const WALL_CLOCK: &[&str] = &[
+    "control/cluster/src/follow/standing.rs",
+    "control/cluster/src/snapshot/file.rs",
+    "control/cluster/src/snapshot/mod.rs",
+    "control/cni/src/log.rs",
+    "control/node/src/cli/show/reconciles.rs",
+    "control/node/src/health_checks.rs",
+    "control/node/src/lab/agent/hold.rs",
+    "control/node/src/node/error_log.rs",
+    "control/node/src/node/manifests.rs",
+    "control/node/src/node/mod.rs",
+    "control/node/src/node/reconciles.rs",
+];
+
 fn may_be_unsafe(path: &Path) -> bool {
     MAY_BE_UNSAFE.iter().any(|folder| path.starts_with(root().join(folder)))
 }
@@ -98,6 +114,33 @@ fn the_core_reads_no_clock_and_does_no_io() {
         }
     }
     assert_none(&offenders, "impure calls in the core");
+}
+
+#[test]
+fn nothing_but_what_people_read_goes_by_a_clock_that_jumps() {
+    let mut offenders = Vec::new();
+    let mut readers = Vec::new();
+    for path in files(&root().join("control"), &[".rs"]) {
+        let is_test = path.components().any(|part| part.as_os_str() == "tests")
+            || path.file_stem().is_some_and(|stem| {
+                let stem = stem.to_string_lossy();
+                stem == "tests" || stem.ends_with("_tests")
+            });
+        let code = code_only(&read(&path));
+        let lines = lines_with_word(without_tests(&code), "SystemTime");
+        if is_test || lines.is_empty() {
+            continue;
+        }
+        let shown = shown(&path);
+        if WALL_CLOCK.contains(&&*shown) {
+            readers.push(shown);
+        } else {
+            offenders.extend(lines.iter().map(|line| format!("{shown}:{line}")));
+        }
+    }
+    assert_none(&offenders, "readers of the wall clock");
+    readers.sort();
+    assert_eq!(readers, WALL_CLOCK, "who reads it no more has no need to be named");
 }
 
 #[test]

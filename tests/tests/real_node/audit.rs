@@ -1,11 +1,14 @@
 //! What a node says of its own tables, and policies under audit, on real traffic.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use xskiff::demo::scene::{CLUSTER_IP, HTTP, STRANGER, to};
 use xskiff::demo::traffic::fetch;
 use xskiff::lab::wait_until;
 use xskiff_tests::xskiff_binary::root_or_skip;
 
+use crate::bpf_objects;
 use crate::world::{PATIENCE, Shape, World};
 
 /// Whether the pod that no rule names is answered.
@@ -28,6 +31,59 @@ fn a_running_node_finds_its_own_tables_as_the_objects_say() {
     assert!(audit.rounds >= 1 && audit.repairs == 0, "{audit:?}");
     assert_eq!(audit.differences.len(), 6);
     assert!(audit.differences.iter().all(|(_, found)| *found == 0), "{audit:?}");
+}
+
+/// Keys of a map of the kernel's, as bpftool takes them.
+fn keys(world: &World, map: &str) -> BTreeSet<Vec<String>> {
+    let told = world.scene.node.run("bpftool", &["-j", "map", "dump", "id", map]).expect("a dump");
+    let entries: Vec<Value> = serde_json::from_str(&told).expect("JSON");
+    let octets = |entry: &Value| -> Vec<String> {
+        let key = entry["key"].as_array().expect("a key").iter();
+        key.map(|octet| octet.as_str().expect("an octet").to_owned()).collect()
+    };
+    entries.iter().map(octets).collect()
+}
+
+#[test]
+fn what_somebody_takes_out_of_the_kernels_table_is_named_counted_and_put_back() {
+    if !root_or_skip("the audit of a broken table") {
+        return;
+    }
+    let world = World::start(Shape { label: "broken", mtu: 1500, xdp_mode: "native" });
+    let map = bpf_objects::map_of(world.status().pid, "prefixes4").to_string();
+    let whole = keys(&world, &map);
+    let lost = whole.first().expect("prefixes are there").clone();
+    let program = xskiff_tests::xskiff_binary::path().to_string_lossy();
+    let socket = world.files.socket.to_string_lossy();
+    let found = (0..5).find_map(|_| {
+        let delete = ["map", "delete", "id", &*map, "key"].map(str::to_owned);
+        let words: Vec<String> = delete.into_iter().chain(lost.iter().cloned()).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        world.scene.node.run("bpftool", &words).expect("deleted");
+        // A round that the node began by itself may find it before.
+        world.scene.node.run(&program, &["--socket", &socket, "audit"]).err()
+    });
+    let said = found.expect("it exits with a failure").to_string();
+    assert!(said.contains("1 differences") && said.contains("report what stays"), "{said}");
+
+    let is_whole = || keys(&world, &map) == whole;
+    assert!(wait_until(PATIENCE, is_whole).is_some(), "{:?}", keys(&world, &map));
+    let status = world.status();
+    assert!(status.audit.repairs >= 1, "{:?}", status.audit);
+    let of_kernel = status.audit.differences.iter().find(|(audited, _)| audited == "kernel");
+    assert!(of_kernel.is_some_and(|(_, found)| *found >= 1), "{:?}", status.audit);
+    let maps = status.reconciles.iter().find(|row| row.reconcile == "xdp-maps").expect("a row");
+    let error = maps.last_error.as_ref().expect("the last error");
+    assert!(maps.failures >= 1 && error.object.contains("XDP rules"), "{maps:?}");
+    let metrics = world.metrics();
+    let counted = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("xskiff_audit_differences_total{audited=\"kernel\"} "));
+    assert!(counted.is_some_and(|count| count != "0"), "{metrics}");
+    let log = std::fs::read_to_string(world.node.process().log()).expect("its log");
+    let is_named = |line: &str| line.contains("audit: XDP rules") && line.contains("WARN");
+    assert!(log.lines().any(is_named), "{log}");
+    assert_eq!(world.ask_json(&["audit"])["found"], 0, "it is mended");
 }
 
 #[test]

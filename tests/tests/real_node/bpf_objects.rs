@@ -33,6 +33,13 @@ pub fn of(process: u32) -> String {
     format!("{} programs, {links} links, {} maps", programs.len(), maps.len())
 }
 
+/// The kernel's number of the map of this name that `process` holds.
+pub fn map_of(process: u32, name: &str) -> u32 {
+    let ([maps, _], loaded) = (held(process), Loaded::now());
+    let own = maps.into_iter().find(|map| loaded.maps.get(map).is_some_and(|own| **own == *name));
+    own.unwrap_or_else(|| panic!("no map {name} among {:?}", loaded.maps))
+}
+
 /// Maps that no program uses. Those of a node that is about to load its program are so for a moment.
 pub fn maps_without_program() -> BTreeSet<u32> {
     Loaded::now().maps_without_program().map(|(map, _)| map).collect()

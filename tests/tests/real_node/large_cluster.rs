@@ -5,9 +5,8 @@
 //! worker has it.
 //!
 //! `XSKIFF_CLUSTER_PODS` is how many pods there are (150,000: with 5,000 nodes, 20,000 services and
-//! 2,000 policies), `XSKIFF_CLUSTER_EVENTS` how often a pod changes. What it takes is said, not
-//! judged: judging is for whoever knows the machine. One endpoint's change is judged, since a service's users
-//! wait for it.
+//! 2,000 policies), `XSKIFF_CLUSTER_EVENTS` how often a pod changes. What each takes is said, and
+//! judged: at full size by what is promised, which is for an optimised build ([`Wanted`]).
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -24,13 +23,29 @@ use crate::followed::{ApiServer, follow};
 use crate::world::{PATIENCE, Shape, World, number_from};
 
 const SHAPE: Shape = Shape { label: "large", mtu: 1500, xdp_mode: "native" };
-/// Milliseconds that an endpoint's change may take until every worker has it, in the middle of all. What is
-/// not optimised is held to what only a fault passes.
-const ENDPOINT_IN_FORCE_MS: f64 = if cfg!(debug_assertions) { 200.0 } else { 20.0 };
+/// What things may take at most, as the issue of this subsystem names it.
+struct Wanted;
+
+impl Wanted {
+    const FROM_NOTHING_CPU_SECONDS: f64 = 30.0;
+    const POD_MS: [f64; 2] = [20.0, 100.0];
+    const POLICY_MS: f64 = 500.0;
+    const FROM_DISK_MS: f64 = 1000.0;
+    const ENDPOINT_MS: f64 = 20.0;
+
+    /// `limit` at full size. What is smaller is run by builds that are not optimised, on machines that have
+    /// other work: it is held to what only a fault passes.
+    fn held_to(limit: f64, is_full: bool) -> f64 {
+        if is_full { limit } else { 10.0 * limit }
+    }
+}
+
 /// Between two looks at what workers have; less than the figures are about.
 const LOOK: Duration = Duration::from_micros(200);
 /// Between two changes, so that one is not taken for the other.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Services among which one endpoint's change is promised to be quick.
+const MANY_SERVICES: usize = 50_000;
 /// Pods for each of many services.
 const PODS_EACH: usize = 5;
 /// How often the policy comes and goes.
@@ -59,7 +74,7 @@ fn cpu_seconds(process: u32) -> f64 {
 }
 
 /// Bytes of a process's memory that are in RAM (proc_pid_status(5)).
-fn resident_mib(process: u32) -> f64 {
+pub fn resident_mib(process: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("its status");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
     let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
@@ -87,8 +102,8 @@ fn in_force_after(world: &World, change: impl FnOnce()) -> f64 {
     }
 }
 
-/// Says the middle, the slow end and the worst of `samples`, and gives the middle.
-fn say(what: &str, mut samples: Vec<f64>) -> f64 {
+/// Says the middle, the slow end and the worst of `samples`, and gives the first two.
+fn say(what: &str, mut samples: Vec<f64>) -> [f64; 2] {
     samples.sort_by(f64::total_cmp);
     let at = |part: f64| samples[((samples.len() - 1) as f64 * part).round() as usize];
     println!(
@@ -98,7 +113,12 @@ fn say(what: &str, mut samples: Vec<f64>) -> f64 {
         at(1.0),
         samples.len()
     );
-    at(0.5)
+    [at(0.5), at(0.99)]
+}
+
+/// Whether it is the whole of the cluster that the figures are promised for.
+fn is_full(cluster: &Synthetic) -> bool {
+    cluster.size.pods >= Size::LARGE.pods
 }
 
 /// A pod that moves to an address that nobody had: its node's range ends before it.
@@ -152,7 +172,10 @@ fn events(world: &World, server: &ApiServer, cluster: &Synthetic, count: usize) 
         let object = moved(cluster, pod, turn);
         in_force_after(world, || server.set(Kind::Pod, object))
     });
-    say("one pod's change in force on all workers", samples.collect());
+    let took = say("one pod's change in force on all workers", samples.collect());
+    let held_to = |limit| Wanted::held_to(limit, is_full(cluster));
+    assert!(took[0] <= held_to(Wanted::POD_MS[0]), "one pod: median {} ms", took[0]);
+    assert!(took[1] <= held_to(Wanted::POD_MS[1]), "one pod: p99 {} ms", took[1]);
     let (names, pods) = applications(cluster);
     let samples = (0..POLICY_CHANGES).map(|turn| {
         in_force_after(world, || {
@@ -163,7 +186,8 @@ fn events(world: &World, server: &ApiServer, cluster: &Synthetic, count: usize) 
             }
         })
     });
-    say(&format!("a policy that {pods} pods are told apart by"), samples.collect());
+    let took = say(&format!("a policy that {pods} pods are told apart by"), samples.collect());
+    assert!(took[1] <= held_to(Wanted::POLICY_MS), "one policy: p99 {} ms", took[1]);
 }
 
 fn objects(world: &World) -> u64 {
@@ -216,13 +240,15 @@ fn a_large_cluster_is_in_force_soon_and_each_change_of_it_too() {
     let in_force = filled.elapsed().as_secs_f64();
     let all = objects(&world);
     let process = world.node.process().id();
+    let cpu = cpu_seconds(process);
     println!(
         "{:?}, {all} objects: in force {in_force:.2} s after the process began, four pods plugged in \
-         and all well; {:.2} s of CPU, {:.0} MiB",
+         and all well; {cpu:.2} s of CPU, {:.0} MiB",
         cluster.size,
-        cpu_seconds(process),
         resident_mib(process),
     );
+    // As on one core: all its threads' time together.
+    assert!(cpu <= Wanted::FROM_NOTHING_CPU_SECONDS, "{cpu} s of CPU");
     assert!(all as usize > cluster.size.pods + cluster.size.services);
 
     events(&world, &server, &cluster, changes);
@@ -236,6 +262,8 @@ fn a_large_cluster_is_in_force_soon_and_each_change_of_it_too() {
     let followed = world.status().kubernetes.expect("an API server is to be followed");
     assert_eq!((followed.snapshot.restored, followed.snapshot.not_restored), (all, None));
     println!("{all} objects from disk, nobody serves: the node answers after {milliseconds:.0} ms");
+    let held_to = Wanted::held_to(Wanted::FROM_DISK_MS, is_full(&cluster));
+    assert!(milliseconds <= held_to, "{milliseconds} ms from disk");
     server.come_back();
     let in_step = || {
         let followed = world.status().kubernetes.expect("an API server is followed");
@@ -280,8 +308,9 @@ fn one_endpoints_change_among_many_services_is_in_force_soon() {
         });
         let samples: Vec<f64> = samples.collect();
         let what = if is_ready { "comes back" } else { "goes" };
-        let median = say(&format!("one endpoint {what}, in force on all workers"), samples);
-        assert!(median <= ENDPOINT_IN_FORCE_MS, "one endpoint {what}: median {median:.2} ms");
+        let [median, _] = say(&format!("one endpoint {what}, in force on all workers"), samples);
+        let held_to = Wanted::held_to(Wanted::ENDPOINT_MS, services >= MANY_SERVICES);
+        assert!(median <= held_to, "one endpoint {what}: median {median:.2} ms");
     }
     let audit = world.ask_json(&["audit"]);
     assert_eq!(audit["found"], 0, "{audit}");

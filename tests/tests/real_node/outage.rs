@@ -18,6 +18,7 @@ use xskiff_tests::xskiff_binary::root_or_skip;
 
 use crate::clients::Client;
 use crate::followed::follow;
+use crate::small_memory::SmallMemory;
 use crate::world::{PATIENCE, Shape, World, number_from};
 
 const SHAPE: Shape = Shape { label: "outage", mtu: 1500, xdp_mode: "native" };
@@ -82,4 +83,52 @@ fn without_api_server_and_disk_traffic_goes_on_and_so_does_the_next_process() {
     // No client saw a reset. (The node's own stack sends some, for the API server that is gone.)
     let answered = clients.into_iter().map(|client| client.end_whole(PATIENCE).answered_last);
     println!("{} connections, none broken, no reset", answered.sum::<u64>());
+}
+
+#[test]
+fn a_disk_that_is_full_or_read_only_is_named_until_it_can_be_written_to_again() {
+    if !root_or_skip("a full disk") {
+        return;
+    }
+    let shape = Shape { label: "full-disk", ..SHAPE };
+    let (world, server) = follow(shape, (Setup::default(), FOLLOWING), PATIENCE, |_| {});
+    assert!(wait_until(PATIENCE, || snapshot(&world).writes > 0).is_some());
+    let clients =
+        BALANCER.map(|address| Client::start(&world.scene.client, &to(address, HTTP[0]), 20, 5));
+    let state = world.scene.laboratory.directory().join("state");
+    let before = snapshot(&world);
+    let Some(disk) = SmallMemory::full_over(&state, world.status().pid) else {
+        return eprintln!("skipped: no tmpfs");
+    };
+    let is_refused = |change: &str, why: &str| {
+        server.set(Kind::Namespace, json!({ "metadata": { "name": change } }));
+        let is_told = || snapshot(&world).last_error.is_some_and(|error| error.contains(why));
+        assert!(wait_until(PATIENCE, is_told).is_some(), "{:?}", snapshot(&world));
+        let log = std::fs::read_to_string(world.node.process().log()).expect("its log");
+        let is_logged = |line: &str| line.contains("ERROR") && line.contains(why);
+        assert!(log.lines().any(is_logged), "{why} is not in the log");
+        assert_undisturbed(&world, &clients);
+    };
+    is_refused("first", "No space left on device");
+    disk.make_read_only();
+    is_refused("second", "Read-only file system");
+    let told = snapshot(&world);
+    assert!(told.failures >= before.failures + 2 && told.writes == before.writes, "{told:?}");
+    // It is tried again and again.
+    let metrics = world.metrics();
+    let mut lines = metrics.lines();
+    let counted = lines.find_map(|line| line.strip_prefix("xskiff_snapshot_failures_total{} "));
+    let counted = counted.unwrap_or_else(|| panic!("{metrics}"));
+    let counted: u64 = counted.parse().expect("a number");
+    assert!(counted >= told.failures, "{counted}, {told:?}");
+    drop(disk);
+    // What waits to be written is, without another change.
+    let is_written = || {
+        let now = snapshot(&world);
+        now.writes > before.writes && now.last_error.is_none()
+    };
+    assert!(wait_until(PATIENCE, is_written).is_some(), "{:?}", snapshot(&world));
+    for client in clients {
+        client.end_whole(PATIENCE);
+    }
 }

@@ -1,8 +1,6 @@
 //! Flow tables that grow, shrink and are resized under traffic, and are as large as they were after
 //! the process has ended: no connection notices any of it.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use control::admin::status::FlowTableFill;
@@ -11,35 +9,13 @@ use xskiff::lab::wait_until;
 use xskiff_tests::xskiff_binary::{path, root_or_skip};
 
 use crate::clients::{Client, resets};
+use crate::small_memory::SmallMemory;
 use crate::world::{PATIENCE, Shape, World};
 
 const CONNECTIONS: u64 = 60;
 const ACTIVE: u64 = 12;
 /// How long there is no node process.
 const GONE: Duration = Duration::from_millis(300);
-
-/// A small tmpfs for the tables' files.
-struct SmallMemory(tempfile::TempDir);
-
-impl SmallMemory {
-    fn mount(megabytes: u32) -> Option<Self> {
-        let memory = Self(tempfile::tempdir().expect("a directory"));
-        let options = format!("size={megabytes}m,mode=700");
-        let mut mount = Command::new("mount");
-        let status = mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(memory.path());
-        status.status().is_ok_and(|status| status.success()).then_some(memory)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallMemory {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
-    }
-}
 
 fn fill(world: &World) -> FlowTableFill {
     let mut tables = world.status().flow_tables.into_iter();
@@ -74,7 +50,7 @@ fn a_flow_table_grows_and_is_resized_under_traffic_and_outlives_its_process_as_i
     if !root_or_skip("resizing") {
         return;
     }
-    let Some(memory) = SmallMemory::mount(16) else { return eprintln!("skipped: no tmpfs") };
+    let Some(memory) = SmallMemory::of_megabytes(16) else { return eprintln!("skipped: no tmpfs") };
     let shape = Shape { label: "resize", mtu: 1500, xdp_mode: "native" };
     let directory = format!("flow_table:\n  directory: {}\n", memory.path().display());
     let mut world = World::start_edited(shape, |text| {

@@ -9,6 +9,10 @@ use crate::compact;
 use crate::follow::known::{Known, key};
 
 fn namespaces(names: &[&str]) -> Vec<u8> {
+    namespaces_of(names, SystemTime::now())
+}
+
+fn namespaces_of(names: &[&str], written: SystemTime) -> Vec<u8> {
     let mut known = Kind::ALL.map(Known::new);
     for name in names {
         let labels = [("tier".to_owned(), "one".to_owned())].into_iter().collect();
@@ -16,7 +20,7 @@ fn namespaces(names: &[&str]) -> Vec<u8> {
             Object::Namespace(Namespace { name: (*name).into(), labels, mode: PolicyMode::Audit });
         known[0].set(key(&object.key().name), compact::encode(&object));
     }
-    encode(Kind::ALL.into_iter().zip(&known), SystemTime::now())
+    encode(Kind::ALL.into_iter().zip(&known), written)
 }
 
 fn names(directory: &Path) -> Vec<String> {
@@ -48,6 +52,19 @@ fn what_was_written_is_read_and_takes_the_place_of_what_was_there() {
     assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
     let age = read(&directory).unwrap().written.elapsed().unwrap();
     assert!(age < Duration::from_secs(60), "{age:?}");
+}
+
+#[test]
+fn what_a_clock_that_was_wrong_dates_is_read_all_the_same() {
+    let state = tempfile::tempdir().unwrap();
+    let day = Duration::from_secs(86_400);
+    let future = SystemTime::now() + 400 * day;
+    write(state.path(), &namespaces_of(&["shop"], future)).unwrap();
+    let written = read(state.path()).unwrap().written;
+    assert!(written.elapsed().is_err() && names(state.path()) == ["Namespace shop"]);
+    write(state.path(), &namespaces_of(&["shop"], SystemTime::UNIX_EPOCH - day)).unwrap();
+    assert_eq!(read(state.path()).unwrap().written, SystemTime::UNIX_EPOCH);
+    assert_eq!(names(state.path()), ["Namespace shop"]);
 }
 
 #[test]

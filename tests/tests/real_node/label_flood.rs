@@ -1,0 +1,109 @@
+//! Pods whose labels no other pod has: identities are what selectors make, however many pods come.
+//!
+//! `XSKIFF_FLOOD_PODS` is how many there are (100,000, under 200 policies), `XSKIFF_FLOOD_JOBS` how many more
+//! come and go one after the other, as Jobs' do (1,000). Of 100,000 the memory of the whole process is judged.
+
+use control::model::Kind;
+use serde_json::{Value, json};
+use xskiff::lab::wait_until;
+use xskiff_tests::cluster_server::{Setup, Size, Synthetic};
+use xskiff_tests::xskiff_binary::root_or_skip;
+
+use crate::followed::{ApiServer, follow};
+use crate::large_cluster::resident_mib;
+use crate::world::{PATIENCE, Shape, World, number_from};
+
+/// Pods of which the memory is judged, and bytes that each may take of the whole process.
+const JUDGED_PODS: usize = 100_000;
+const BYTES_A_POD: f64 = 1024.0;
+
+/// A pod of a Job: what tells it apart is its own.
+fn unique(cluster: &Synthetic, number: usize) -> Value {
+    let mut pod = cluster.pod(number);
+    let uid = pod["metadata"]["uid"].clone();
+    let job = format!("nightly-report-{number:06}");
+    pod["metadata"]["labels"]["job-name"] = json!(job);
+    pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] = json!(job);
+    pod["metadata"]["labels"]["controller-uid"] = uid.clone();
+    pod["metadata"]["labels"]["batch.kubernetes.io/controller-uid"] = uid;
+    pod["metadata"]["labels"][format!("only-of-{number}")] = json!("me");
+    pod
+}
+
+fn identities(world: &World) -> u64 {
+    let told = world.ask_json(&["policy", "status"]);
+    told["identities"].as_u64().unwrap_or_else(|| panic!("{told}"))
+}
+
+/// Pods that the node follows, and failures of the source.
+fn pods(world: &World) -> u64 {
+    let followed = world.status().kubernetes.expect("an API server is followed");
+    let row = followed.kinds.iter().find(|row| row.kind == "Pod").expect("pods");
+    let failures: u64 = row.failures.iter().map(|(_, count)| count).sum();
+    assert_eq!((row.refused, failures), (0, 0), "{row:?}");
+    row.objects
+}
+
+fn wait_for(world: &World, wanted: u64) {
+    let is_there = || pods(world) == wanted;
+    assert!(wait_until(PATIENCE * 4, is_there).is_some(), "{} of {wanted}", pods(world));
+    // What was published for the last of them came before this answer.
+    assert_eq!(world.ask_json(&["audit"])["found"], 0);
+}
+
+fn come(server: &ApiServer, cluster: &Synthetic, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        server.set(Kind::Pod, unique(cluster, number));
+    }
+}
+
+#[test]
+fn a_flood_of_pods_with_labels_of_their_own_makes_no_identities() {
+    if !root_or_skip("a flood of labels") {
+        return;
+    }
+    let flood = usize::try_from(number_from("XSKIFF_FLOOD_PODS", 2000)).expect("a size");
+    let jobs = usize::try_from(number_from("XSKIFF_FLOOD_JOBS", 200)).expect("a size");
+    let size =
+        Size { nodes: 400, namespaces: 50, pods: flood + jobs, services: 300, policies: 200 };
+    let cluster = Synthetic { size, detail: Default::default(), seed: 3 };
+    let shape = Shape { label: "flood-of-labels", mtu: 1500, xdp_mode: "native" };
+    // The snapshot's copy, which is made and freed again, would be counted as pods'.
+    let (world, server) =
+        follow(shape, (Setup::default(), "snapshot_seconds: 3600"), PATIENCE * 4, |server| {
+            let but_pods = cluster.objects().filter(|(kind, _)| *kind != Kind::Pod);
+            but_pods.for_each(|(kind, object)| server.set(kind, object));
+            // One pod of each application of each namespace, for every selector to match one.
+            let applications = (0..flood).take(size.services * 4);
+            applications.for_each(|number| server.set(Kind::Pod, cluster.pod(number)));
+        });
+    let (own, process) = (pods(&world), world.node.process().id());
+    let (before, memory) = (identities(&world), resident_mib(process));
+    let plain = flood.min(size.services * 4);
+
+    come(&server, &cluster, 0..flood);
+    wait_for(&world, own + (flood - plain) as u64);
+    let now = identities(&world);
+    let bytes = (resident_mib(process) - memory) * f64::from(1 << 20) / flood as f64;
+    println!(
+        "{flood} pods with labels of their own under {} policies: {now} identities, {before} before \
+         them; {bytes:.0} bytes of the process for each",
+        size.policies
+    );
+    assert_eq!(now, before, "labels that no selector asks about tell nobody apart");
+    assert!(flood < JUDGED_PODS || bytes <= BYTES_A_POD, "{bytes:.0} bytes a pod");
+
+    for number in flood..flood + jobs {
+        let job = unique(&cluster, number);
+        let name = job["metadata"]["name"].as_str().expect("a name").to_owned();
+        let namespace = job["metadata"]["namespace"].as_str().expect("a namespace").to_owned();
+        server.set(Kind::Pod, job);
+        if number % 50 == 0 {
+            assert_eq!(identities(&world), before);
+        }
+        server.store.delete(Kind::Pod, &namespace, &name).expect("it is there");
+    }
+    wait_for(&world, own + (flood - plain) as u64);
+    assert_eq!(identities(&world), before);
+    println!("{jobs} pods of Jobs came and went: {before} identities");
+}
