@@ -287,12 +287,26 @@ fn own_resets(world: &World) -> i64 {
     resets_of([&world.scene.client].into_iter().chain(&world.scene.pods))
 }
 
-/// Failures by reason, as the metrics have them.
+/// Failures by reason, as status has them.
 fn failures(world: &World) -> BTreeMap<String, u64> {
     let kinds = world.status().kubernetes.expect("followed").kinds;
     let mut all = BTreeMap::new();
     for (reason, count) in kinds.into_iter().flat_map(|kind| kind.failures) {
         *all.entry(reason).or_default() += count;
+    }
+    all
+}
+
+/// The same, as the metrics have them.
+fn failures_measured(world: &World) -> BTreeMap<String, u64> {
+    let mut all = BTreeMap::new();
+    for line in world.metrics().lines() {
+        let Some(of_kind) = line.strip_prefix("xskiff_kubernetes_failures_total{kind=") else {
+            continue;
+        };
+        let (labels, count) = of_kind.rsplit_once("\"} ").expect("labels and a value");
+        let (_, reason) = labels.rsplit_once("reason=\"").expect("a reason");
+        *all.entry(reason.to_owned()).or_default() += count.parse::<u64>().expect("a number");
     }
     all
 }
@@ -360,7 +374,9 @@ fn whatever_befalls_the_api_server_no_connection_ends_and_no_verdict_is_wrong() 
     world.assert_kernel_forwarded_nothing();
     assert_eq!(world.ask_json(&["audit"])["found"], 0);
 
-    let failures = failures(&world);
+    // All is well and followed, so that nothing fails any more.
+    let (failures, measured) = (failures(&world), failures_measured(&world));
+    assert_eq!(failures, measured, "status and metrics");
     let log = std::fs::read_to_string(world.node.process().log()).expect("its log");
     for reason in ["connection", "silent", "expired", "garbage"] {
         assert!(failures.get(reason).is_some_and(|count| *count > 0), "{reason}: {failures:?}");
