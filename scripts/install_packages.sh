@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 BUILD=(ca-certificates clang gcc libc6-dev linux-libc-dev llvm make)
 DEMO=("${BUILD[@]}" curl ethtool iproute2 iputils-ping)
 TEST=("${DEMO[@]}" bpftool containernetworking-plugins git iperf3 iptables nftables python3-scapy
-    shellcheck tcpdump)
+    shellcheck systemd tcpdump)
 # A peer that only benchmarks are compared with.
 BENCH=("${TEST[@]}" libdpdk-dev pkg-config)
 

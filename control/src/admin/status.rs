@@ -399,6 +399,9 @@ pub struct WorkerStatus {
     /// How often it has gone on after a panic.
     #[serde(default)]
     pub restarts: u64,
+    /// How often it has stalled: what is ours on its queues was dropped until it was back.
+    #[serde(default)]
+    pub stalls: u64,
     /// Bursts taken in while it had more to do than it can: new flows were shed.
     #[serde(default)]
     pub pressed_bursts: u64,

@@ -467,7 +467,7 @@ pub struct Stall {
 impl Default for Stall {
     fn default() -> Self {
         Self {
-            after_ms: 500,
+            after_ms: 400,
             restart_after_ms: 10_000,
             on_stall: OnStall::Drop,
             on_exit: OnExit::Detach,

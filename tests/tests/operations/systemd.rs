@@ -58,10 +58,6 @@ fn the_unit_runs_a_node_that_tells_when_it_is_ready_and_is_watched() {
 
 #[test]
 fn systemd_takes_the_unit_and_its_filter_holds_all_of_the_profile() {
-    if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: no systemd here, its unit was read and not verified");
-        return;
-    }
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("xskiff.service");
     let text = unit().replace("/usr/local/bin/xskiff", &path().to_string_lossy());

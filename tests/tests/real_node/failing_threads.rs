@@ -21,7 +21,9 @@ const CONNECTIONS_PER_CLIENT: u64 = 500;
 /// One in so many asks all the time; the others are idle.
 const ACTIVE_SHARE: u64 = 10;
 /// When a worker counts as stalled.
-const STALL_AFTER: Duration = Duration::from_millis(500);
+const STALL_AFTER: Duration = Duration::from_millis(400);
+/// Where the node's health is asked for.
+const LIVEZ: &str = "http://127.0.0.1:9964/livez";
 /// How long a worker stands still.
 const STALL: Duration = Duration::from_secs(4);
 /// What may come between a stall and a client that hears of it.
@@ -82,6 +84,8 @@ fn a_stalled_worker_is_noticed_and_its_connections_are_there_when_it_is_back() {
     assert!(noticed < STALL_AFTER + NOTICED_WITHIN, "{noticed:?}");
     let status = world.status();
     assert!(status.verdict.summary.starts_with("worker 0 has stalled"), "{:?}", status.verdict);
+    let livez = world.scene.node.run("curl", &["-s", "-w", "%{http_code}", LIVEZ]).expect("asked");
+    assert!(livez.contains("heartbeat: [0]") && livez.trim().ends_with("503"), "{livez}");
     // Clients ask on: what is theirs is dropped.
     let dropped = || world.status().xdp.stalled > before.xdp.stalled;
     assert!(wait_until(PATIENCE, dropped).is_some(), "nothing was dropped");
@@ -89,6 +93,9 @@ fn a_stalled_worker_is_noticed_and_its_connections_are_there_when_it_is_back() {
     let back = wait_until(PATIENCE, || alive(&world.status()) == workers).is_some();
     let gone = stalled.elapsed();
     assert!(back && gone >= STALL, "back after {gone:?}");
+    let stalls: Vec<u64> = world.status().workers.iter().map(|worker| worker.stalls).collect();
+    assert_eq!(stalls, [1, 0]);
+    assert!(world.metrics().contains("xskiff_worker_stalls_total{worker=\"0\"} 1\n"));
     clients.iter().for_each(Client::goes_on);
     let after = world.status();
     assert_eq!((after.pid, after.xdp.passed_on_stall), (before.pid, 0));

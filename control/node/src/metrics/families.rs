@@ -132,6 +132,7 @@ const WORKER_COLUMNS: &[Column<WorkerStatus>] = &[
         u64::from(w.alive)
     }),
     ("xskiff_worker_restarts", "Times the worker went on after a panic", true, |w| w.restarts),
+    ("xskiff_worker_stalls", "Times the worker stood still for stall.after_ms", true, |w| w.stalls),
     (
         "xskiff_worker_pressed_bursts",
         "Bursts taken in while the worker had more to do than it can: new flows were shed",

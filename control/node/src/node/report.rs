@@ -111,6 +111,7 @@ impl Node {
                 mode: self.workers.idle().label().into(),
                 alive: self.workers.is_alive(number, limit),
                 restarts: counters.restarts.get(),
+                stalls: self.worker_health.stalls(number),
                 pressed_bursts: counters.pressed_bursts.get(),
                 tables_adopted: counters.tables_adopted.get(),
                 received: counters.received.get(),

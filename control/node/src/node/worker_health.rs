@@ -20,6 +20,15 @@ struct Health {
     /// Rounds in a row in which it stood still. Counted in rounds of this thread, so that a machine
     /// that stood still as a whole is not taken for a worker that does.
     still: u32,
+    /// How often it has come to that.
+    stalls: u64,
+}
+
+impl WorkerHealth {
+    /// How often `worker` has stalled.
+    pub(super) fn stalls(&self, worker: usize) -> u64 {
+        self.0.get(worker).map_or(0, |health| health.stalls)
+    }
 }
 
 impl Node {
@@ -60,6 +69,7 @@ impl Node {
             return Ok(());
         }
         if health.still == 0 {
+            health.stalls += 1;
             tracing::error!(
                 worker,
                 "the worker has stalled: what is ours on its queues is dropped"

@@ -61,7 +61,9 @@ fn has_legacy_tables() -> bool {
 fn of(owner: &str, chains: usize) -> Finding {
     let remedy = match owner {
         "kube-proxy" => "end kube-proxy, then `xskiff kube-proxy clean`",
-        "portmap (CNI)" => "hostPorts are not reached through redirected packets: use a Service",
+        "portmap (CNI)" => {
+            "its port mappings are not asked for redirected packets: hostPorts are served by the node itself"
+        }
         "Calico" => {
             "its policies do not see redirected packets: NetworkPolicy is enforced here; its own \
              kinds of policy are not"

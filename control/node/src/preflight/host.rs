@@ -79,7 +79,7 @@ fn bpf_filesystem() -> Finding {
     Finding::warn(
         "bpf-filesystem",
         "not mounted at /sys/fs/bpf",
-        "nothing is pinned there by this version; `mount -t bpf bpf /sys/fs/bpf` before one that does",
+        "programs are pinned there, so that a restart leaves none out: `mount -t bpf bpf /sys/fs/bpf`",
     )
 }
 
