@@ -13,3 +13,4 @@ mod configurations;
 mod driver;
 mod golden;
 mod life;
+mod starting;
