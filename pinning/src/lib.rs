@@ -3,7 +3,8 @@
 //! Reading order: [`cpu_set`] (lists of CPUs as the kernel writes them), [`topology`] (what the
 //! machine has and what this process may use), [`plan`] (pure: which worker on which CPU, and why),
 //! [`apply`] (pins threads), [`interrupts`] (moves an interface's interrupts, and back),
-//! [`memory`] (huge pages), [`memory_file`] (memory that outlives the process), [`growing`] (memory
+//! [`memory`] (huge pages), [`memory_file`] (memory that outlives the process), [`peek`] (a look at
+//! another process's), [`growing`] (memory
 //! that is taken before it is used), [`machine_memory`] (how much there is), [`limits`] (what the
 //! kernel lets this process have).
 //!
@@ -18,6 +19,7 @@ pub mod limits;
 pub mod machine_memory;
 pub mod memory;
 pub mod memory_file;
+pub mod peek;
 pub mod plan;
 pub mod topology;
 

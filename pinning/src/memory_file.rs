@@ -86,7 +86,7 @@ pub enum FileError {
     },
 }
 
-fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> FileError {
+pub(crate) fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> FileError {
     let path = path.display().to_string();
     move |source| FileError::Io { path, action, source }
 }
@@ -159,7 +159,7 @@ fn file_system(file: &File) -> io::Result<FileSystem> {
 }
 
 /// What a file must have to tell what is in it.
-const HEADER_BYTES: usize = 4096;
+pub(crate) const HEADER_BYTES: usize = 4096;
 
 /// What is known of a file that is held; the lock stays with the mapping.
 #[derive(Debug)]
@@ -224,42 +224,10 @@ impl MemoryFile {
     /// # Errors
     /// Any [`FileError`] but those of directories.
     pub fn open(path: &Path) -> Result<Option<Self>, FileError> {
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
-            .open(path);
-        let foreign = |detail: &str| FileError::Foreign {
-            path: path.display().to_string(),
-            detail: detail.to_owned(),
-        };
-        let file = match opened {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ELOOP) => return Err(foreign("is a symbolic link")),
-                Some(libc::EISDIR | libc::ENXIO) => return Err(foreign("is no file")),
-                _ => return Err(failed(path, "open it")(error)),
-            },
-        };
-        let metadata = file.metadata().map_err(failed(path, "look at it"))?;
-        if !metadata.is_file() {
-            return Err(foreign("is no file"));
-        }
-        if metadata.uid() != own_user() {
-            return Err(foreign(&format!("belongs to user {}", metadata.uid())));
-        }
-        if metadata.mode() & 0o077 != 0 {
-            let mode = metadata.mode() & 0o777;
-            return Err(foreign(&format!("has mode {mode:o}, which lets others in")));
-        }
-        if metadata.nlink() != 1 {
-            return Err(foreign(&format!("has {} names", metadata.nlink())));
-        }
+        let Some((file, bytes)) = open_own(path)? else { return Ok(None) };
         lock(&file, path)?;
-        let bytes = usize::try_from(metadata.size()).unwrap_or(usize::MAX);
         if bytes == 0 {
-            return Err(foreign("is empty"));
+            return Err(empty(path));
         }
         let system = file_system(&file).map_err(failed(path, "ask its file system"))?;
         let mapping = Mapping::of(&file, bytes).map_err(failed(path, "map it"))?;
@@ -356,6 +324,49 @@ impl Drop for MemoryFile {
         // executes its program, and closing ours alone would leave the file in use until then.
         held.growing.unlock();
     }
+}
+
+/// The file at `path` and its length, if nobody but this process's user can have written it; `None` when
+/// there is none.
+pub(crate) fn open_own(path: &Path) -> Result<Option<(File, usize)>, FileError> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .open(path);
+    let foreign = |detail: &str| FileError::Foreign {
+        path: path.display().to_string(),
+        detail: detail.to_owned(),
+    };
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ELOOP) => return Err(foreign("is a symbolic link")),
+            Some(libc::EISDIR | libc::ENXIO) => return Err(foreign("is no file")),
+            _ => return Err(failed(path, "open it")(error)),
+        },
+    };
+    let metadata = file.metadata().map_err(failed(path, "look at it"))?;
+    if !metadata.is_file() {
+        return Err(foreign("is no file"));
+    }
+    if metadata.uid() != own_user() {
+        return Err(foreign(&format!("belongs to user {}", metadata.uid())));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        let mode = metadata.mode() & 0o777;
+        return Err(foreign(&format!("has mode {mode:o}, which lets others in")));
+    }
+    if metadata.nlink() != 1 {
+        return Err(foreign(&format!("has {} names", metadata.nlink())));
+    }
+    let bytes = usize::try_from(metadata.size()).unwrap_or(usize::MAX);
+    Ok(Some((file, bytes)))
+}
+
+pub(crate) fn empty(path: &Path) -> FileError {
+    FileError::Foreign { path: path.display().to_string(), detail: "is empty".to_owned() }
 }
 
 fn no_room(path: &Path, bytes: usize) -> impl FnOnce(io::Error) -> FileError {

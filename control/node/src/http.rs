@@ -115,15 +115,39 @@ impl HttpServer {
     }
 }
 
-/// Listens on `address` and answers from `sources`.
+/// An address that is ours, where nothing is answered yet: who asks waits.
+#[derive(Debug)]
+pub struct Listening {
+    listener: std::net::TcpListener,
+    address: SocketAddr,
+}
+
+/// Listens on `address`.
 ///
 /// # Errors
-/// [`HttpError`], before anything is served.
-pub fn start(address: SocketAddr, sources: Sources) -> Result<HttpServer, HttpError> {
+/// [`HttpError::Listen`].
+pub fn listen(address: SocketAddr) -> Result<Listening, HttpError> {
     let failed = |source| HttpError::Listen { address, source };
     let listener = std::net::TcpListener::bind(address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok(Listening { listener, address })
+}
+
+impl HttpError {
+    /// Whether somebody listens there already.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse)
+    }
+}
+
+/// Answers from `sources`.
+///
+/// # Errors
+/// [`HttpError::Thread`], before anything is served.
+pub fn start(listening: Listening, sources: Sources) -> Result<HttpServer, HttpError> {
+    let Listening { listener, address: bound } = listening;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(HttpError::Thread)?;
     let (stop, stopped) = oneshot::channel();
@@ -291,7 +315,7 @@ mod tests {
         // Nobody ever answers a status request: the control thread hangs.
         let (status, requests) = mpsc::channel(4);
         let server = start(
-            "127.0.0.1:0".parse().unwrap(),
+            listen("127.0.0.1:0".parse().unwrap()).unwrap(),
             Sources {
                 stalled_workers: Arc::new(move || shared.lock().unwrap().clone()),
                 readiness,
@@ -314,11 +338,8 @@ mod tests {
     fn an_address_in_use_is_named() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let (_keep, readiness) = watch::channel(Readiness::Ready);
-        let (status, _requests) = mpsc::channel(1);
-        let sources = Sources { stalled_workers: Arc::new(Vec::new), readiness, status };
-        let error = start(address, sources).unwrap_err().to_string();
-        assert!(error.contains(&address.to_string()), "{error}");
+        let error = listen(address).unwrap_err();
+        assert!(error.is_taken() && error.to_string().contains(&address.to_string()), "{error}");
     }
 
     #[tokio::test]

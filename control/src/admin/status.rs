@@ -1,6 +1,8 @@
 //! The node's state in full. `xskiff status`, its `--json`, and `/metrics` are all made from this
 //! one value, so that they cannot disagree.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use super::arrivals::ArrivalsStatus;
@@ -36,6 +38,9 @@ pub struct Status {
     /// What became of the sockets of the process that this one took over from; absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handed_on: Option<HandedOn>,
+    /// Where metrics and probes are answered; absent where they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_listen: Option<SocketAddr>,
     /// Every bounded table.
     pub tables: Vec<TableUsage>,
     /// How the flow tables began, and where they lie.

@@ -4,6 +4,7 @@
 mod bounds;
 mod imports;
 mod licences;
+mod plugin;
 mod rust_source;
 mod sources;
 mod workspace;

@@ -69,6 +69,7 @@ fn values_reach_where_they_belong() {
         "--set=image.tag=9.9",
         "--set=node.config.uplinks[0].interface=bond0",
         "--set=node.maxUnavailable=25%",
+        "--set=node.config.cni.bin_dir=/var/lib/cni/bin",
     ]);
     assert!(!chart.contains_key("\"Deployment\" \"xskiff-relay\""), "{:?}", chart.keys());
     let config = &chart["\"ConfigMap\" \"xskiff-node\""]["data"]["xskiff.yaml"];
@@ -76,7 +77,17 @@ fn values_reach_where_they_belong() {
     assert_eq!(config["uplinks"][0]["interface"], "bond0");
     let node = &chart["\"DaemonSet\" \"xskiff-node\""]["spec"];
     assert_eq!(node["updateStrategy"]["rollingUpdate"]["maxUnavailable"], "25%");
-    assert_eq!(node["template"]["spec"]["containers"][0]["image"], "registry.example/xskiff:9.9");
+    let pod = &node["template"]["spec"];
+    assert_eq!(pod["containers"][0]["image"], "registry.example/xskiff:9.9");
+    // The plugin is copied to, and looked for in, the directory that the configuration names.
+    assert_eq!(config["cni"]["bin_dir"], "/var/lib/cni/bin");
+    let named = |list: &Value| {
+        let mut all = list.as_array().expect("a list").iter();
+        all.find(|one| one["name"] == "cni-plugins").expect("the plugins").clone()
+    };
+    assert_eq!(named(&pod["volumes"])["hostPath"]["path"], "/var/lib/cni/bin");
+    let mount = named(&pod["containers"][0]["volumeMounts"]);
+    assert_eq!(mount["mountPath"], "/var/lib/cni/bin");
 }
 
 #[test]
@@ -86,6 +97,7 @@ fn values_that_cannot_work_are_refused_by_name() {
         ("--set=apiServers={http://192.0.2.11}", "apiServers"),
         ("--set-json=node.config.uplinks=[]", "uplinks"),
         ("--set=relay.replicas=0", "replicas"),
+        ("--set=node.config.cni.bin_dir=opt/cni/bin", "bin_dir"),
     ] {
         let output = helm(&[value]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -12,4 +12,6 @@ mod cluster;
 mod configurations;
 mod driver;
 mod golden;
+mod installing;
 mod life;
+mod starting;

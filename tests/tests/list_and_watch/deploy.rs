@@ -11,13 +11,14 @@ use cluster::resource::{VERBS, WATCHED};
 use control::config::Config;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, Namespace, PodSpec, Secret, ServiceAccount,
+    ConfigMap, Container, Namespace, PodSpec, Secret, ServiceAccount, Volume,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use xskiff::cli::cni::CniCommand;
 use xskiff::cli::{Cli, Command};
 
 fn folder() -> PathBuf {
@@ -275,20 +276,69 @@ fn the_node_has_the_privileges_that_are_used_and_the_profile_that_is_tested() {
         let text = std::fs::read_to_string(folder().join(path)).unwrap();
         assert_eq!(*held, text, "{path}");
     }
-    let [init] = &node.init_containers.unwrap()[..] else { panic!("one init container") };
+    let init = init_container(&node, "seccomp-profile");
     let [program, from, to] = &init.command.as_ref().unwrap()[..] else { panic!("{init:?}") };
     assert_eq!(program, "cp");
-    let volume_of = |path: &str| {
-        let mut mounts = init.volume_mounts.iter().flatten();
-        let mount = mounts.rfind(|mount| path.starts_with(&mount.mount_path)).unwrap();
-        let volume = node.volumes.iter().flatten().find(|volume| volume.name == mount.name);
-        (volume.unwrap().clone(), path.strip_prefix(&*mount.mount_path).unwrap().to_owned())
-    };
+    let volume_of = |path: &str| volume_of(&node, &init, path);
     let (source, name) = volume_of(from);
     assert_eq!(source.config_map.unwrap().name, "xskiff-seccomp");
     let (target, copied) = volume_of(to);
     assert_eq!(target.host_path.unwrap().path, "/var/lib/kubelet/seccomp");
     assert_eq!((&*name, &*copied), (&*format!("/{file}"), &*format!("/{file}")));
+}
+
+fn init_container(node: &PodSpec, name: &str) -> Container {
+    let mut all = node.init_containers.iter().flatten();
+    all.find(|container| container.name == name).expect("an init container of that name").clone()
+}
+
+/// The volume that a path of a container is on, and its name in it.
+fn volume_of(node: &PodSpec, container: &Container, path: &str) -> (Volume, String) {
+    let mut mounts = container.volume_mounts.iter().flatten();
+    let mount = mounts.rfind(|mount| path.starts_with(&mount.mount_path)).unwrap();
+    let volume = node.volumes.iter().flatten().find(|volume| volume.name == mount.name);
+    (volume.unwrap().clone(), path.strip_prefix(&*mount.mount_path).unwrap().to_owned())
+}
+
+/// A host's directory that a path of a container is, and whether it may be written.
+fn host_directory(node: &PodSpec, container: &Container, path: &Path) -> (String, bool) {
+    let path = path.to_str().unwrap();
+    let (volume, name) = volume_of(node, container, path);
+    assert_eq!(name, "", "{path} is mounted itself");
+    let mut mounts = container.volume_mounts.iter().flatten();
+    let is_written = mounts.any(|mount| mount.mount_path == path && mount.read_only != Some(true));
+    (volume.host_path.unwrap().path, is_written)
+}
+
+/// The plugin is copied where the node looks for it, by a container that has nothing else; the node puts
+/// it into the configuration, and cannot change the plugin.
+#[test]
+fn the_plugin_is_copied_by_an_init_container_and_chained_by_the_node() {
+    let node = of_kind::<DaemonSet>("DaemonSet").remove(0).spec.template.spec.unwrap();
+    let maps = of_kind::<ConfigMap>("ConfigMap");
+    let text = maps.iter().find_map(|map| map.data.as_ref()?.get("xskiff.yaml"));
+    let cni = Config::parse(text.expect("a configuration")).unwrap().cni;
+    assert!(cni.keep_chained);
+
+    let init = init_container(&node, "cni-plugin");
+    let Command::Cni(CniCommand::Install(arguments)) = command(&init) else { panic!("{init:?}") };
+    // Of the image, where it lies beside the program.
+    assert!(arguments.plugin_only && arguments.plugin.is_none());
+    let context = init.security_context.as_ref().unwrap();
+    let capabilities = context.capabilities.as_ref().unwrap();
+    assert_eq!(
+        (&capabilities.add, capabilities.drop.as_deref().unwrap().join(" ")),
+        (&None, "ALL".into())
+    );
+    assert_eq!(context.allow_privilege_escalation, Some(false));
+    assert!(!context.privileged.unwrap_or_default());
+    assert_eq!(init.volume_mounts.as_ref().map(Vec::len), Some(1), "it has that directory alone");
+    let copied = host_directory(&node, &init, &arguments.directories.bin_dir);
+    assert_eq!(copied, ("/opt/cni/bin".to_owned(), true));
+
+    let own = &node.containers[0];
+    assert_eq!(host_directory(&node, own, &cni.bin_dir), ("/opt/cni/bin".to_owned(), false));
+    assert_eq!(host_directory(&node, own, &cni.conf_dir), ("/etc/cni/net.d".to_owned(), true));
 }
 
 fn plain(server: &http::Uri) -> String {

@@ -3,8 +3,10 @@
 //! `XSKIFF_RESTART_CONNECTIONS` TCP connections and `XSKIFF_RESTART_DATAGRAMS` UDP flows, of which
 //! `XSKIFF_RESTART_SEED` chooses the busy ones; the others are idle.
 
+use std::fs::Permissions;
 use std::io::ErrorKind;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,9 +18,22 @@ use xskiff_tests::xskiff_binary::root_or_skip;
 use crate::clients::{Client, Datagrams, resets};
 use crate::world::{PATIENCE, Shape, World, number_from, within};
 
+/// What a process says once the one before hands over.
+const ASKED: &str = "the process before hands over";
+/// Where flow tables of the node are not.
+const ELSEWHERE: &str = "/dev/shm/xskiff-test-elsewhere";
 const EVERY: Duration = Duration::from_millis(1);
 /// What a restart may take on a machine that does much else.
 const GAP_MAX: Duration = Duration::from_secs(20);
+
+/// Says so when it is dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// When answers came, while `work` went on, which can see how many there were.
 fn answers_during(world: &World, target: &str, work: impl FnOnce(&AtomicUsize)) -> Vec<Instant> {
@@ -50,8 +65,10 @@ fn answers_during(world: &World, target: &str, work: impl FnOnce(&AtomicUsize)) 
             }
             answers
         });
+        // Also when it panics, or nobody would be told.
+        let over = Over(is_over);
         work(count);
-        is_over.store(true, Ordering::Relaxed);
+        drop(over);
         asking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
@@ -209,25 +226,44 @@ fn a_successor_that_fails_leaves_its_predecessor_serving_and_no_packet_is_lost()
     let (before, held) = (world.status(), 100);
     let client = Client::start(&world.scene.client, &to(BALANCER[0], HTTP[0]), held, held);
     let target = format!("{}:{ECHO}", BALANCER[0]);
+    let address = "127.0.0.1:9977";
+    let _taken = within(&world.scene.node, || TcpListener::bind(address).expect("bound"));
+    let flows = before.flow_tables[1].file.clone().expect("flow tables are in files");
+    let mode = |mode: u32| {
+        std::fs::set_permissions(&flows, Permissions::from_mode(mode)).expect("set");
+    };
+    let (run, flow_table) = ("run_directory:", "ipv4_flows_max: 65536");
     let wrong = [
-        ("interface: uplink", "interface: uplink9", "uplink9"),
-        ("ipv4_flows_max: 65536", "ipv4_flows_max: none", "ipv4_flows_max"),
+        ("interface: uplink", "interface: uplink9".to_owned(), "uplink9"),
+        (flow_table, "ipv4_flows_max: none".to_owned(), "ipv4_flows_max"),
+        // What could be seen only by trying was tried once there was no way back.
+        (run, format!("http: {{listen: \"{address}\"}}\nrun_directory:"), address),
+        (flow_table, format!("directory: {ELSEWHERE}\n  {flow_table}"), "flow_table.directory"),
+        (run, run.to_owned(), "mode 644"),
     ];
     let answers = answers_during(&world, &target, |_| {
-        for (old, new, told) in wrong {
+        for (old, new, told) in &wrong {
             world.rewrite_configuration(old, new);
+            mode(if *told == "mode 644" { 0o644 } else { 0o600 });
             let successor = world.spawn_node(&["--take-over"]);
             let ended = successor.wait(PATIENCE).expect("it ends");
             assert_eq!(ended.code(), Some(1), "{}", successor.log_tail());
-            assert!(successor.log_tail().contains(told), "{}", successor.log_tail());
+            assert!(successor.log_tail().contains(told), "{told}: {}", successor.log_tail());
+            assert!(!successor.log_tail().contains(ASKED), "{told}: {}", successor.log_tail());
             world.rewrite_configuration(new, old);
         }
         client.goes_on();
     });
+    mode(0o600);
+    let _ = std::fs::remove_dir(ELSEWHERE);
     let gap = longest_gap(&answers);
     assert!(gap < Duration::from_secs(1), "{gap:?}");
     assert_eq!(world.status().pid, before.pid);
+    // With all that put right, the next one takes over, from where each of them has left it.
+    let process = world.take_over();
+    client.goes_on();
     client.end_whole(PATIENCE);
+    drop(process);
 }
 
 #[test]
@@ -256,7 +292,7 @@ fn a_process_that_is_killed_while_it_hands_over_or_takes_over_is_followed_by_the
     for is_successor_killed in [true, false, true] {
         let successor = world.spawn_node(&["--take-over"]);
         let log = || std::fs::read_to_string(successor.log()).unwrap_or_default();
-        let has_asked = || log().contains("the process before hands over");
+        let has_asked = || log().contains(ASKED);
         assert!(wait_until(PATIENCE, has_asked).is_some(), "{}", log());
         let before = serving.take();
         let before = before.as_ref().unwrap_or(world.node.process());

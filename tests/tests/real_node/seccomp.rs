@@ -16,6 +16,10 @@ use crate::world::{PATIENCE, Shape, Stage, World};
 
 const PROFILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/seccomp/xskiff.json");
 
+/// A runtime's configuration, as the primary plugin writes it.
+const CONFLIST: &str =
+    "{\"name\":\"pods\",\"cniVersion\":\"1.0.0\",\"plugins\":[{\"type\":\"ptp\"}]}\n";
+
 fn under(profile: &str) -> [&str; 2] {
     [env!("CARGO_BIN_EXE_under_seccomp"), profile]
 }
@@ -78,7 +82,14 @@ fn a_node_lives_and_ends_under_the_profile() {
         return;
     }
     let shape = Shape { label: "seccomp", mtu: 1500, xdp_mode: "native" };
-    let world = Stage::build(shape, |text| text + "timeouts: {udp_seconds: 31}\n")
+    let runtime = tempfile::tempdir().expect("a runtime's directories");
+    let conflist = runtime.path().join("10-pods.conflist");
+    std::fs::write(&conflist, CONFLIST).expect("written");
+    std::fs::write(runtime.path().join("xskiff-cni"), "").expect("written");
+    let directory = runtime.path().display();
+    let chain =
+        format!("cni: {{keep_chained: true, conf_dir: {directory}, bin_dir: {directory}}}\n");
+    let world = Stage::build(shape, |text| text + "timeouts: {udp_seconds: 31}\n" + &chain)
         .begin_behind(&under(PROFILE));
     let status = format!("/proc/{}/status", world.node.process().id());
     let status = std::fs::read_to_string(status).expect("it runs");
@@ -95,6 +106,9 @@ fn a_node_lives_and_ends_under_the_profile() {
     assert!(metrics.is_ok_and(|text| text.contains("xskiff_")));
     let name = format!("{}/{}", BUYER.kubernetes_namespace, BUYER.name);
     world.ask(&["endpoint", "remove", &name]);
+    let is_chained =
+        || std::fs::read_to_string(&conflist).is_ok_and(|text| text.contains("xskiff-cni"));
+    assert!(wait_until(PATIENCE, is_chained).is_some(), "{:#?}", world.status().cni);
     // Long enough for everything that comes round by itself.
     let later = world.status().uptime_seconds + 12;
     assert!(wait_until(PATIENCE, || world.status().uptime_seconds >= later).is_some());

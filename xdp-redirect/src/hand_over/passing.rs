@@ -1,21 +1,21 @@
 //! A message and its descriptors through a Unix stream socket (unix(7), `SCM_RIGHTS`).
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 
 use super::message::{HEADER_BYTES, Header, Message, MessageError};
 
 /// Descriptors that go with one byte: the kernel takes 253 (`SCM_MAX_FD`).
 const BATCH: usize = 250;
 /// Bytes of the control message for a batch.
-// SAFETY: both compute a size from a size.
-const CONTROL_BYTES: usize =
-    unsafe { libc::CMSG_SPACE((BATCH * size_of::<RawFd>()) as u32) } as usize;
-
-/// Room for control messages, aligned as the kernel wants it.
-#[repr(C, align(8))]
-struct Control([u8; CONTROL_BYTES]);
+const CONTROL_BYTES: usize = rustix::cmsg_space!(ScmRights(BATCH));
 
 /// Why nothing whole came.
 #[derive(Debug, thiserror::Error)]
@@ -68,69 +68,100 @@ pub fn receive(mut from: &UnixStream) -> Result<(Message, Vec<OwnedFd>), Receive
 }
 
 fn send_batch(to: &UnixStream, batch: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut control = Control([0; CONTROL_BYTES]);
-    let mut byte = 0u8;
-    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    let length = u32::try_from(size_of_val(batch)).map_err(io::Error::other)?;
-    // SAFETY: an all-zero `msghdr` is a value.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    header.msg_iov = &raw mut part;
-    header.msg_iovlen = 1;
-    header.msg_control = control.0.as_mut_ptr().cast();
-    // SAFETY: computes a size from a size, which a batch keeps small.
-    header.msg_controllen = unsafe { libc::CMSG_SPACE(length) } as usize;
-    // SAFETY: the buffer is aligned and longer than one header; a batch of descriptors fits behind it.
-    unsafe {
-        let first = libc::CMSG_FIRSTHDR(&raw const header);
-        (*first).cmsg_level = libc::SOL_SOCKET;
-        (*first).cmsg_type = libc::SCM_RIGHTS;
-        (*first).cmsg_len = libc::CMSG_LEN(length) as usize;
-        let data = libc::CMSG_DATA(first).cast::<RawFd>();
-        for (place, fd) in batch.iter().enumerate() {
-            data.add(place).write_unaligned(fd.as_raw_fd());
-        }
+    let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(batch)) {
+        return Err(io::Error::other("too many descriptors for one message"));
     }
-    // SAFETY: header, part and buffer live through the call.
-    let sent = unsafe { libc::sendmsg(to.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    sendmsg(to, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
 fn receive_batch(from: &UnixStream, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
-    let mut control = Control([0; CONTROL_BYTES]);
-    let mut byte = 0u8;
-    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    // SAFETY: an all-zero `msghdr` is a value.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    header.msg_iov = &raw mut part;
-    header.msg_iovlen = 1;
-    header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = CONTROL_BYTES;
-    // SAFETY: header, part and buffer live through the call.
-    let received =
-        unsafe { libc::recvmsg(from.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
-    if received < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has written whole control messages into the buffer, and says how long they
-    // are; descriptors in them are open, and nobody else's.
-    unsafe {
-        let mut message = libc::CMSG_FIRSTHDR(&raw const header);
-        while !message.is_null() {
-            if (*message).cmsg_level == libc::SOL_SOCKET && (*message).cmsg_type == libc::SCM_RIGHTS
-            {
-                let bytes = (*message).cmsg_len - libc::CMSG_LEN(0) as usize;
-                let data = libc::CMSG_DATA(message).cast::<RawFd>();
-                for place in 0..bytes / size_of::<RawFd>() {
-                    fds.push(OwnedFd::from_raw_fd(data.add(place).read_unaligned()));
-                }
-            }
-            message = libc::CMSG_NXTHDR(&raw const header, message);
+    let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
+    // Closes what is not taken out of it.
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let parts = &mut [IoSliceMut::new(&mut byte)];
+    let received = recvmsg(from, parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
         }
     }
-    if header.msg_flags & libc::MSG_CTRUNC != 0 {
+    if received.flags.contains(ReturnFlags::CTRUNC) {
         return Err(io::Error::other(
             "descriptors were lost on the way: this process may open no more",
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Set in the process that may open few descriptors.
+    const FEW: &str = "XSKIFF_TEST_FEW_DESCRIPTORS";
+    const MAY_OPEN: usize = 5;
+
+    fn open_now() -> usize {
+        std::fs::read_dir("/proc/self/fd").unwrap().count()
+    }
+
+    #[test]
+    fn descriptors_arrive_in_order_a_batch_at_a_time() {
+        let (sender, receiver) = UnixStream::pair().unwrap();
+        let files: Vec<_> = (0..BATCH).map(|_| tempfile()).collect();
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        send_batch(&sender, &fds).unwrap();
+        send_batch(&sender, &fds[..3]).unwrap();
+        let mut received = Vec::new();
+        receive_batch(&receiver, &mut received).unwrap();
+        assert_eq!(received.len(), BATCH);
+        receive_batch(&receiver, &mut received).unwrap();
+        let inodes = |of: Vec<BorrowedFd<'_>>| -> Vec<u64> {
+            of.into_iter().map(|fd| rustix::fs::fstat(fd).unwrap().st_ino).collect()
+        };
+        let wanted = inodes(fds.iter().chain(&fds[..3]).copied().collect());
+        assert_eq!(inodes(received.iter().map(AsFd::as_fd).collect()), wanted);
+        // Whoever hangs up has sent none.
+        drop(sender);
+        receive_batch(&receiver, &mut received).unwrap();
+        assert_eq!(received.len(), BATCH + 3);
+    }
+
+    fn tempfile() -> std::fs::File {
+        rustix::fs::memfd_create("descriptor", rustix::fs::MemfdFlags::CLOEXEC).unwrap().into()
+    }
+
+    /// Those that did arrive would stay open, and their sockets bound, so that none could be bound anew.
+    #[test]
+    fn where_no_more_may_be_opened_it_is_an_error_and_nothing_stays_open() {
+        if std::env::var_os(FEW).is_none() {
+            // The limit is a process's.
+            let own = std::env::current_exe().unwrap();
+            let name = std::thread::current().name().unwrap().to_owned();
+            let few = Command::new(own).args(["--exact", &name]).env(FEW, "1").output().unwrap();
+            let said = String::from_utf8_lossy(&few.stdout).into_owned();
+            assert!(few.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        let (sender, receiver) = UnixStream::pair().unwrap();
+        send_batch(&sender, &[sender.as_fd(); 3 * MAY_OPEN]).unwrap();
+        let before = open_now();
+        // `open_now` has one open itself.
+        let most = libc::rlim_t::try_from(before - 1 + MAY_OPEN).unwrap();
+        let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+        // SAFETY: a request that lives through the call.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+        let mut received = Vec::new();
+        let error = receive_batch(&receiver, &mut received).unwrap_err().to_string();
+        assert!(error.contains("may open no more"), "{error}");
+        drop(received);
+        assert_eq!(open_now(), before);
+    }
 }

@@ -47,11 +47,17 @@ pub struct Directories {
 /// Of `cni install`.
 #[derive(Debug, Args)]
 pub struct InstallArgs {
+    /// Where the runtime keeps its files.
     #[command(flatten)]
-    directories: Directories,
+    pub directories: Directories,
     /// The plugin's file; beside this program when absent.
     #[arg(long, value_name = "FILE")]
-    plugin: Option<PathBuf>,
+    pub plugin: Option<PathBuf>,
+    /// Copy the plugin and leave configurations as they are: a node with `cni.keep_chained` puts it
+    /// into the one in force.
+    #[arg(long, conflicts_with_all = ["conf_dir", "node_absent", "wait_seconds", "log_file",
+        "bandwidth_limits"])]
+    pub plugin_only: bool,
     /// What a new pod does while no node process is there.
     #[arg(long, value_enum, default_value_t = NodeAbsentArg::Wait)]
     node_absent: NodeAbsentArg,
@@ -126,7 +132,8 @@ pub enum CniCommandError {
 /// What `cni install` did.
 #[derive(Debug, Serialize)]
 struct Installed {
-    file: PathBuf,
+    /// `None` when it was not asked for.
+    file: Option<PathBuf>,
     file_changed: bool,
     plugin: PathBuf,
     plugin_changed: bool,
@@ -179,21 +186,17 @@ fn install(arguments: &InstallArgs, socket: &Path, json: bool) -> Result<(), Cni
     // First: a chain with a plugin that is not there would let no pod be added.
     let Directories { conf_dir, bin_dir } = &arguments.directories;
     let plugin_changed = files::install_plugin(&plugin, bin_dir)?;
-    let chained = files::chain(conf_dir, &entry)?;
-    let installed = Installed {
-        file: chained.file,
-        file_changed: chained.written,
-        plugin: bin_dir.join(PLUGIN),
-        plugin_changed,
-        cautions: chained.cautions,
-    };
+    let chained = (!arguments.plugin_only).then(|| files::chain(conf_dir, &entry)).transpose()?;
+    let (file, file_changed, cautions) = chained.map_or_else(Default::default, |chained| {
+        (Some(chained.file), chained.written, chained.cautions)
+    });
+    let plugin = bin_dir.join(PLUGIN);
+    let installed = Installed { file, file_changed, plugin, plugin_changed, cautions };
     let said = |path: &Path, changed: bool, did: &str| {
         format!("{}: {}", path.display(), if changed { did } else { "nothing to do" })
     };
-    let mut lines = vec![
-        said(&installed.plugin, plugin_changed, "copied"),
-        said(&installed.file, installed.file_changed, "chained"),
-    ];
+    let mut lines = vec![said(&installed.plugin, plugin_changed, "copied")];
+    lines.extend(installed.file.iter().map(|file| said(file, file_changed, "chained")));
     lines.extend(installed.cautions.iter().map(|caution| format!("caution: {caution}")));
     print(&installed, json, &lines)
 }

@@ -18,6 +18,8 @@ const CONFLIST_BYTES_MAX: u64 = 1 << 20;
 /// What the configuration of a single plugin is called while a conflist stands in its place: nothing
 /// that runtimes read.
 const SET_ASIDE: &str = "before-xskiff";
+/// Permissions of the plugin: root's, and for everybody to run.
+const PLUGIN_MODE: u32 = 0o755;
 
 /// The configuration cannot be looked after.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,19 @@ pub enum CniFileError {
     Changed {
         /// The file.
         path: PathBuf,
+    },
+    /// The plugin cannot be put where runtimes look for it.
+    #[error(
+        "{}: the plugin cannot be put there: {source}; what was there is as it was. The directory must \
+         be writable and have room for {bytes} bytes", path.display()
+    )]
+    NotCopied {
+        /// Where it was to be.
+        path: PathBuf,
+        /// What it needs.
+        bytes: usize,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// A conflist of that name is there already.
     #[error(
@@ -243,7 +258,11 @@ fn draft(path: &Path, text: &str, like: &fs::Metadata) -> Result<PathBuf, CniFil
         let mut options = OpenOptions::new();
         let mut file = options.create_new(true).write(true).mode(0o600).open(&draft)?;
         file.write_all(text.as_bytes())?;
-        fchown(&file, Some(like.uid()), Some(like.gid()))?;
+        let own = file.metadata()?;
+        // Asked for only where it changes something: a node in a container may not.
+        if (own.uid(), own.gid()) != (like.uid(), like.gid()) {
+            fchown(&file, Some(like.uid()), Some(like.gid()))?;
+        }
         file.set_permissions(Permissions::from_mode(mode))?;
         file.sync_all()
     };
@@ -262,34 +281,43 @@ fn settle(path: &Path) -> Result<(), CniFileError> {
     File::open(directory).and_then(|open| open.sync_all()).map_err(io_error(directory))
 }
 
-/// Copies the plugin into the directory of plugins, all at once; answers whether it was another one.
+/// Copies the plugin into the directory of plugins, all at once; answers whether it had to. One that is
+/// called meanwhile goes on as it is, and whoever is called next is the new one.
 ///
 /// # Errors
-/// [`CniFileError::Io`].
+/// [`CniFileError::Io`] when the plugin cannot be read, [`CniFileError::NotCopied`]: what was there is
+/// then as it was, and nothing is beside it.
 pub fn install_plugin(plugin: &Path, directory: &Path) -> Result<bool, CniFileError> {
     let bytes = fs::read(plugin).map_err(io_error(plugin))?;
     let target = directory.join(PLUGIN);
-    if fs::read(&target).is_ok_and(|there| there == bytes) {
+    if is_installed(&target, &bytes) {
         return Ok(false);
     }
-    fs::create_dir_all(directory).map_err(io_error(directory))?;
     // A running plugin's file cannot be written, and a half written one must not be run.
     let draft = directory.join(format!(".{PLUGIN}.xskiff-new"));
-    let _ = fs::remove_file(&draft);
     let copied = || -> io::Result<()> {
+        fs::create_dir_all(directory)?;
+        // A killed process's.
+        let _ = fs::remove_file(&draft);
         let mut options = OpenOptions::new();
-        let mut file = options.create_new(true).write(true).mode(0o755).open(&draft)?;
+        let mut file = options.create_new(true).write(true).mode(PLUGIN_MODE).open(&draft)?;
         file.write_all(&bytes)?;
-        file.set_permissions(Permissions::from_mode(0o755))?;
+        file.set_permissions(Permissions::from_mode(PLUGIN_MODE))?;
         file.sync_all()?;
         fs::rename(&draft, &target)
     };
     copied().map_err(|source| {
         let _ = fs::remove_file(&draft);
-        CniFileError::Io { path: target.clone(), source }
+        CniFileError::NotCopied { path: target.clone(), bytes: bytes.len(), source }
     })?;
     settle(&target)?;
     Ok(true)
+}
+
+/// Whether the plugin is there to the byte, and may be run.
+fn is_installed(target: &Path, bytes: &[u8]) -> bool {
+    let mode = fs::metadata(target).map(|found| found.mode() & 0o7777);
+    mode.is_ok_and(|mode| mode == PLUGIN_MODE) && fs::read(target).is_ok_and(|there| there == bytes)
 }
 
 /// Removes the plugin; answers whether it was there.

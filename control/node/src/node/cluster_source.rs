@@ -106,7 +106,7 @@ pub async fn follow_cluster(config: &Config, node: feed::Sender) -> Result<Follo
 impl Followed {
     /// Waits until the whole cluster is known, unless `stop` is ready first; gives whether it is. What
     /// comes meanwhile is given to `take`, so that little is left to do in the end. Probes are
-    /// answered at `probes`: the node lives, and is not ready.
+    /// answered at `probes`, where nobody else answers them: the node lives, and is not ready.
     ///
     /// # Errors
     /// What `stop` gave; [`SourceError::Http`] when probes cannot be served.
@@ -157,7 +157,8 @@ fn probe_server(
     let (readiness, ready) = watch::channel(Readiness::NotReady(waiting("API servers")));
     let (status, _) = mpsc::channel(STATUS_REQUESTS_MAX);
     let sources = http::Sources { stalled_workers: Arc::new(Vec::new), readiness: ready, status };
-    let server = address.map(|address| http::start(address, sources)).transpose()?;
+    let listening = address.map(http::listen).transpose()?;
+    let server = listening.map(|listening| http::start(listening, sources)).transpose()?;
     Ok((readiness, server))
 }
 

@@ -1,6 +1,7 @@
 //! One process hands over to the next: the next makes everything ready that touches nothing (program
-//! loaded, packet memory mapped, cluster compiled), and only then asks the one before to end. Whatever
-//! goes wrong before leaves its predecessor serving.
+//! loaded, packet memory mapped, cluster compiled), tries what it can make ready only behind that (flow
+//! tables, threads), and only then asks the one before to end. Whatever goes wrong before leaves its
+//! predecessor serving.
 //!
 //! The one before stops its workers and sends its sockets and packet memory ([`xdp_redirect::hand_over`])
 //! to a Unix socket that the next one listens at in the run directory, root's alone like the admin socket,
@@ -8,6 +9,7 @@
 //! one serves. What cannot be handed on is closed and bound anew, and dropped meanwhile.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -22,7 +24,9 @@ use super::network_claim::NetworkClaim;
 use super::{Node, NodeError, Settings};
 use crate::admin_server::{AdminSocketError, RunDirectory};
 use crate::cli::client::{Client, ClientError};
+use crate::http::{self, Listening};
 use crate::leaving::close_all;
+use crate::workers::beforehand;
 
 /// How long the process before may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
@@ -66,6 +70,30 @@ impl Predecessor {
             Ok(client) => Ok(Some(Self { client })),
             Err(ClientError::Connect { source, .. }) if nobody_listens(&source) => Ok(None),
             Err(error) => Err(NodeError::HandOver(error)),
+        }
+    }
+
+    /// Tries what would fail a start behind the point of no return. Gives the HTTP server's address, if
+    /// it is anybody's but that process's own, which it has until it ends.
+    ///
+    /// # Errors
+    /// [`NodeError`]; the process before has not been asked for anything but its status.
+    pub(super) fn try_what_may_fail(
+        &mut self,
+        settings: &Settings,
+    ) -> Result<Option<Listening>, NodeError> {
+        let status = match self.client.ask(Request::Status).map_err(NodeError::HandOver)? {
+            Reply::Status(status) => status,
+            _ => return Err(NodeError::HandOver(ClientError::Silent)),
+        };
+        let files = status.flow_tables.iter().filter_map(|table| table.file.as_deref());
+        let files: Vec<&Path> = files.map(Path::new).collect();
+        beforehand::try_out(&settings.workers, &files)?;
+        let Some(address) = settings.http else { return Ok(None) };
+        match http::listen(address) {
+            Ok(listening) => Ok(Some(listening)),
+            Err(error) if error.is_taken() && is_its_own(status.http_listen, address) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -166,6 +194,14 @@ impl Drop for Listener {
     }
 }
 
+/// Whether an address that is taken is taken by the process before, which listens at `its`.
+fn is_its_own(its: Option<SocketAddr>, address: SocketAddr) -> bool {
+    its.is_some_and(|its| {
+        let is_every = its.ip().is_unspecified() || address.ip().is_unspecified();
+        its.port() == address.port() && (is_every || its.ip() == address.ip())
+    })
+}
+
 /// Whether the other side is of our user.
 fn is_ours(stream: &UnixStream) -> Result<(), String> {
     let other = getsockopt(stream, PeerCredentials).map_err(|error| error.to_string())?;
@@ -244,4 +280,24 @@ fn send(
     let limited = stream.set_write_timeout(Some(SENT_WITHIN));
     let sent = limited.and_then(|()| hand_over::send(&stream, regions, workers, sockets));
     sent.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_the_process_befores_own_where_it_listens_there() {
+        let at = |text: &str| text.parse().unwrap();
+        for (its, wanted, is_own) in [
+            ("127.0.0.1:9964", "127.0.0.1:9964", true),
+            ("0.0.0.0:9964", "127.0.0.1:9964", true),
+            ("127.0.0.1:9964", "[::]:9964", true),
+            ("127.0.0.1:9964", "127.0.0.1:9965", false),
+            ("127.0.0.1:9964", "127.0.0.2:9964", false),
+        ] {
+            assert_eq!(is_its_own(Some(at(its)), at(wanted)), is_own, "{its} {wanted}");
+        }
+        assert!(!is_its_own(None, at("127.0.0.1:9964")));
+    }
 }

@@ -129,7 +129,11 @@ pub fn run(path: &Path, overrides: Overrides, take_over: bool) -> Result<(), Lau
         let stop = async { termination().await.map_err(LaunchError::from) };
         let mut publisher = Publisher::default();
         let take = |changes| publisher.take(changes);
-        let probes = config.http.listen;
+        let run_directory = preparing.settings().run_directory.clone();
+        let find = || take_over.then(|| Predecessor::find(&run_directory)).transpose();
+        // Where a process is that serves, it answers them until it has handed over.
+        let is_served = find()?.flatten().is_some();
+        let probes = config.http.listen.filter(|_| !is_served);
         if !followed.complete(probes, stop, &mut cluster_updates, take).await? {
             supervisor.stopping();
             return Ok(());
@@ -145,8 +149,7 @@ pub fn run(path: &Path, overrides: Overrides, take_over: bool) -> Result<(), Lau
             in_force: Some(in_force),
             chain,
         };
-        let predecessor = take_over.then(|| Predecessor::find(&preparing.settings().run_directory));
-        let predecessor = predecessor.transpose()?.flatten();
+        let predecessor = find()?.flatten();
         let mut node = Node::start(preparing, sources, predecessor).await?;
         privileges::settle();
         node.supervise(supervisor).map_err(|source| LaunchError::System {

@@ -35,7 +35,7 @@ use xdp_redirect::rules::OnStall;
 
 use crate::admin_server::{AdminServer, Call, RunDirectory};
 use crate::host_port::HostPort;
-use crate::http::{self, HttpServer, Readiness, StatusRequest};
+use crate::http::{self, HttpServer, Listening, Readiness, StatusRequest};
 use crate::netlink::Follower;
 use crate::ours::RulesInForce;
 use crate::ports::PortTable;
@@ -286,16 +286,20 @@ impl Node {
         let claims = nobody.then(|| Claims::take(preparing.settings())).transpose()?;
         let prepared = Prepared::new(preparing, &mut sources).await?;
         let settings = &prepared.settings;
-        let (claims, taken) = match (claims, predecessor) {
-            (Some(claims), _) => (claims, None),
-            (None, Some(predecessor)) => {
+        let (claims, taken, listening) = match (claims, predecessor) {
+            (None, Some(mut predecessor)) => {
+                let listening = predecessor.try_what_may_fail(settings)?;
+                // There is no way back from here.
                 let (claims, taken) = predecessor.hand_over(settings, &prepared.regions).await?;
-                (claims, Some(taken))
+                (claims, Some(taken), listening)
             }
-            (None, None) => (Claims::take(settings)?, None),
+            (claims, _) => {
+                let claims = claims.map_or_else(|| Claims::take(settings), Ok)?;
+                (claims, None, settings.http.map(http::listen).transpose()?)
+            }
         };
         let pair = make_host_port(settings, &prepared.follower.view(), taken.is_some()).await?;
-        match Self::assemble(sources, claims, prepared, pair.as_ref()) {
+        match Self::assemble(sources, claims, prepared, pair.as_ref(), listening) {
             Ok((mut node, port)) => {
                 node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
                 node.take_over_endpoints();
@@ -324,6 +328,7 @@ impl Node {
         Claims { directory, network }: Claims,
         prepared: Prepared,
         pair: Option<&HostPort>,
+        listening: Option<Listening>,
     ) -> Result<(Self, Option<PortId>), NodeError> {
         let Prepared { settings, follower, redirect, unpinned, regions, live, publisher } =
             prepared;
@@ -353,7 +358,11 @@ impl Node {
             status,
         };
         let health = Health::start(sources.stalled_workers.clone())?;
-        let http = settings.http.map(|address| http::start(address, sources)).transpose()?;
+        let listening = match (listening, settings.http) {
+            (None, Some(address)) => Some(http::listen(address)?),
+            (listening, _) => listening,
+        };
+        let http = listening.map(|listening| http::start(listening, sources)).transpose()?;
         let (admin, calls) = AdminServer::start(&directory)?;
         let mut node = Self {
             started: Instant::now(),

@@ -62,6 +62,7 @@ impl Node {
             drops: drop_counts(&workers),
             workers,
             handed_on: self.handed_on.clone(),
+            http_listen: self.http.as_ref().map(|server| server.address),
             tables: self.table_usages(),
             live_frames: self.live_frames_status(),
             segments: self.segments_status(),

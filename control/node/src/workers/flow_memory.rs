@@ -185,7 +185,7 @@ impl Left {
         };
         let (found, reason) = match opened {
             Ok(None) => (None, None),
-            Ok(Some(file)) => match check::<W>(&file, boot) {
+            Ok(Some(file)) => match check::<W>(file.bytes(), boot) {
                 Ok(mark) => (Some((file, mark)), None),
                 Err(reason) => (None, Some(format!("{}: {reason}", path.display()))),
             },
@@ -197,8 +197,8 @@ impl Left {
 }
 
 /// The mark of the table in a file, or why its flows are not ours to go on with.
-fn check<const W: usize>(file: &MemoryFile, boot: [u64; 2]) -> Result<Mark, String> {
-    let inspected = Table::<W>::inspect(file.bytes()).map_err(|error| error.to_string())?;
+pub(super) fn check<const W: usize>(bytes: &[u8], boot: [u64; 2]) -> Result<Mark, String> {
+    let inspected = Table::<W>::inspect(bytes).map_err(|error| error.to_string())?;
     let mark = Mark::of(&inspected.tag)
         .ok_or("its flows are laid out by another version of xskiff: an empty table begins")?;
     if mark.boot != boot {
@@ -364,7 +364,7 @@ fn with_room<const W: usize, T>(
 }
 
 /// The kernel's name for this boot (random(4)).
-fn boot_id() -> Result<[u64; 2], WorkersError> {
+pub(super) fn boot_id() -> Result<[u64; 2], WorkersError> {
     let failed = |source| WorkersError::BootId { source };
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(failed)?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();

@@ -2,11 +2,12 @@
 //!
 //! [`thread`] is what a thread does, [`handle`] what both sides have of it, [`restarts`] how often it
 //! goes on after a panic, [`fault`] what it is made to suffer for a showing; [`flow_memory`] where its
-//! flows live, [`capacity`] how many, and [`growth`] how they come to be more; [`levels`] how full its
-//! queues are. Here is the control side's end: start, publish, ask, stop. Nothing here waits for a
+//! flows live, [`capacity`] how many, and [`growth`] how they come to be more; [`beforehand`] what is tried
+//! before a process takes over; [`levels`] how full its queues are. Here is the control side's end: start, publish, ask, stop. Nothing here waits for a
 //! worker, except [`Workers::stop`], for a bounded time, and a worker waits for nothing here.
 
 mod adoption;
+pub mod beforehand;
 pub mod capacity;
 mod fault;
 pub mod flow_memory;
@@ -127,6 +128,15 @@ pub enum WorkersError {
     /// A file of a flow table, which another process has or which cannot be given its name.
     #[error("flow table {0}")]
     File(#[from] FileError),
+    /// Flow tables that a process would lose by taking over.
+    #[error(
+        "the flow tables of the process before cannot be gone on with: {detail}; it goes on serving. \
+         Put that right, or restart instead of taking over, which loses these flows"
+    )]
+    FlowsBefore {
+        /// Which, and why.
+        detail: String,
+    },
     /// The kernel does not tell which boot this is.
     #[error("cannot read /proc/sys/kernel/random/boot_id: {source}; mount /proc")]
     BootId {
