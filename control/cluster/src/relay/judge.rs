@@ -15,7 +15,7 @@ use super::writes::reason::{
 };
 use super::writes::{Finding, Findings, LeaseName, Regarding};
 use crate::decode::{Decoded, decode};
-use crate::follow::hold::is_live;
+use crate::hold::is_live;
 use crate::list_watch::wire::metadata;
 use crate::resource::Resource;
 use crate::serve::{Encoded, Store};

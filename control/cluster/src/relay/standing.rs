@@ -103,11 +103,17 @@ impl Standing {
         }
     }
 
-    pub(super) fn listed(&self, kind: Kind, replaced: Replaced, held: usize) {
+    pub(super) fn listed(&self, kind: Kind, replaced: Replaced) {
         let own = &mut self.lock()[index(kind)];
         own.lists += 1;
         own.resets += u64::from(replaced.reset);
-        own.held = held;
+    }
+
+    /// How many objects of each kind are held, in the order of [`Kind::ALL`].
+    pub(super) fn held(&self, held: [usize; Kind::ALL.len()]) {
+        for (own, held) in self.lock().iter_mut().zip(held) {
+            own.held = held;
+        }
     }
 
     pub(super) fn event(&self, kind: Kind, bytes: usize) {

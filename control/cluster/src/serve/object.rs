@@ -176,6 +176,11 @@ impl Stored {
         }
     }
 
+    /// `namespace/name`, or the name alone for kinds of the cluster.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// The namespace, empty for kinds of the cluster.
     pub(super) fn namespace(&self) -> &str {
         self.key.split_once('/').map_or("", |(namespace, _)| namespace)

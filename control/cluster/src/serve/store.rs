@@ -239,6 +239,24 @@ impl Store {
         replaced
     }
 
+    /// Believes what the last list said, of objects that were kept nevertheless: `gone` (by their keys)
+    /// go, and `changed` are as it had them.
+    pub(crate) fn believe(&self, kind: Kind, gone: &BTreeSet<Box<str>>, changed: &[Encoded]) {
+        let mut state = self.write(kind);
+        let resource = Resource::of(kind);
+        let version = state.counts.version;
+        // Of that version there were two: who has seen it may have seen either.
+        let known_at = version + 1;
+        for key in gone {
+            state.remove(resource, key, version, known_at, self.limits);
+        }
+        for encoded in changed {
+            state.put(resource, encoded, version, known_at, self.limits);
+        }
+        drop(state);
+        self.announce(kind);
+    }
+
     /// Gives up the past, as an API server does when it is started again: every watch ends, and
     /// none can begin at a resourceVersion older than the present one.
     pub fn forget_history(&self) {
@@ -325,9 +343,19 @@ impl Store {
         Ok((events, Moment { version, turn: reached }))
     }
 
+    /// All objects of `kind`.
+    pub(crate) fn all(&self, kind: Kind) -> Vec<Arc<Stored>> {
+        self.read(kind).objects.values().cloned().collect()
+    }
+
+    /// One object as it is now, by its key.
+    pub(crate) fn stored(&self, kind: Kind, key: &str) -> Option<Arc<Stored>> {
+        self.read(kind).objects.get(key).cloned()
+    }
+
     /// One object as it is now.
     pub(crate) fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<Stored>> {
-        self.read(kind).objects.get(key(namespace, name).as_str()).cloned()
+        self.stored(kind, &key(namespace, name))
     }
 
     /// Objects as of `moment`, in order, behind the key `after`, until `take` has enough.

@@ -94,6 +94,19 @@ fn what_a_spoilt_list_lost_and_the_next_one_finds_is_announced_both_times() {
 }
 
 #[test]
+fn what_is_believed_after_its_list_is_told_to_who_has_seen_that_list() {
+    let store = following(&["a", "b", "c"].map(|name| encoded(name, 10)), 20);
+    let kept = ["shop/a", "shop/b"].map(str::to_owned).into();
+    store.replace(Kind::Pod, &[encoded("c", 10)], 30, &kept);
+    assert_eq!(changes(&store, 30), []);
+    store.believe(Kind::Pod, &["shop/a".into()].into(), &[encoded("b", 25)]);
+    let wanted =
+        [("a".to_owned(), EventType::Deleted, 30), ("b".to_owned(), EventType::Modified, 25)];
+    assert_eq!(changes(&store, 30), wanted);
+    assert_eq!(store.now(Kind::Pod).version, 30);
+}
+
+#[test]
 fn a_change_of_nothing_but_the_version_is_kept_and_not_announced() {
     let with_mark = |version| Encoded { mark: Some(mark(b"the same")), ..encoded("a", version) };
     let store = following(&[with_mark(10)], 10);
