@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use super::standing::Standing;
 use crate::decode::{Decoded, decode};
 use crate::follow::known::Key;
-use crate::hold::{Gained, Hold, Losses, is_held, is_live, lost_addresses};
+use crate::hold::{Gained, Hold, Losses, is_held, is_live, lost_addresses, lost_endpoints};
 use crate::resource::index;
 use crate::serve::{Encoded, Replaced, Store, Stored};
 
@@ -136,9 +136,9 @@ impl Holds {
         let mut state = self.lock();
         let known: HashMap<Key, Arc<Stored>> =
             self.store.all(kind).into_iter().map(|own| (own.key().into(), own)).collect();
-        let mut losses = lost(&known, &list);
+        let mut losses = lost(kind, &known, &list);
         let agreed = state.kinds[index(kind)].agree(&mut losses);
-        let (number, of) = extent(&known, &losses, &agreed);
+        let (number, of) = extent(kind, &known, &losses, &agreed);
         if is_held(number, of, HELD_PERCENT) {
             self.hold(&mut state, kind, losses, &known, &list);
         }
@@ -203,19 +203,61 @@ impl Holds {
 }
 
 /// What `list` has lost of what is known.
-fn lost(known: &HashMap<Key, Arc<Stored>>, list: &[Encoded]) -> Losses<Encoded> {
-    let listed: BTreeMap<String, &Encoded> = list.iter().map(|own| (own.key(), own)).collect();
+fn lost(kind: Kind, known: &HashMap<Key, Arc<Stored>>, list: &[Encoded]) -> Losses<Encoded> {
+    let listed: HashMap<String, &Encoded> = list.iter().map(|own| (own.key(), own)).collect();
     let gone = known.keys().filter(|key| !listed.contains_key(&***key)).cloned().collect();
-    Losses { gone, shrunk: BTreeMap::new() }
+    let mut losses = Losses { gone, shrunk: BTreeMap::new() };
+    if kind == Kind::EndpointSlice {
+        for (key, before) in known {
+            let after = listed.get(&**key).filter(|after| after.version != before.version);
+            if let Some(after) = after
+                && lost_of_slice(before, Some(after)) > 0
+            {
+                losses.shrunk.insert(key.clone(), (*after).clone());
+            }
+        }
+    }
+    losses
 }
 
-/// How much was lost, of how much.
+/// Endpoints that a slice has lost; all of them, where it is gone. One that cannot be read has lost
+/// none: nodes keep what was good of it.
+fn lost_of_slice(before: &Stored, after: Option<&Encoded>) -> usize {
+    let slice = |text: &[u8]| match read(Kind::EndpointSlice, text) {
+        Some(Object::EndpointSlice(slice)) => Some(slice),
+        _ => None,
+    };
+    let Some(before) = slice(&before.object()) else { return 0 };
+    match after.map(|after| slice(&after.fields)) {
+        None => before.endpoints.len(),
+        Some(None) => 0,
+        Some(Some(after)) => lost_endpoints(&before, &after),
+    }
+}
+
+/// How much was lost, of how much: endpoints of slices, and of all else objects. What `agreed` says is
+/// past.
 fn extent(
+    kind: Kind,
     known: &HashMap<Key, Arc<Stored>>,
     losses: &Losses<Encoded>,
     agreed: &Losses<Encoded>,
 ) -> (usize, usize) {
-    (losses.gone.len(), known.len() - agreed.gone.len())
+    if kind != Kind::EndpointSlice || losses.is_empty() {
+        return (losses.gone.len(), known.len() - agreed.gone.len());
+    }
+    let lost = |(key, after): (&Key, Option<&Encoded>)| {
+        known.get(key).map_or(0, |before| lost_of_slice(before, after))
+    };
+    let gone = losses.gone.iter().map(|key| lost((key, None)));
+    let shrunk = losses.shrunk.iter().map(|(key, after)| lost((key, Some(after))));
+    let number = gone.chain(shrunk).sum();
+    let left = known.iter().filter(|(key, _)| !agreed.gone.contains(*key));
+    let of = left.map(|(key, before)| {
+        lost_of_slice(before, None)
+            - agreed.shrunk.get(key).map_or(0, |own| lost_of_slice(before, Some(own)))
+    });
+    (number, of.sum())
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ pub struct KindStanding {
     pub failures: u64,
     /// Objects that could not be read.
     pub refused: u64,
-    /// Objects that are served though the last list did not have them.
+    /// Objects that are served though the last list did not have them, or had fewer endpoints.
     pub held: usize,
     /// Times that lists made every watcher begin anew.
     pub resets: u64,
@@ -236,9 +236,12 @@ fn metrics(standing: &Standing, store: &Store, counts: &Counts) -> String {
     by_kind("upstream_event_bytes_total", counter, "Their bytes.", &|at| up(at).event_bytes);
     by_kind("upstream_bookmarks_total", counter, "Bookmarks received.", &|at| up(at).bookmarks);
     by_kind("objects_refused_total", counter, "Objects that cannot be read.", &|at| up(at).refused);
-    by_kind("objects_held", gauge, "Served, though the last list lost them.", &|at| {
-        up(at).held as u64
-    });
+    by_kind(
+        "objects_held",
+        gauge,
+        "Served, though the last list lost them, or endpoints of theirs.",
+        &|at| up(at).held as u64,
+    );
     by_kind("objects", gauge, "Objects served.", &|at| stored(at).objects as u64);
     by_kind("object_bytes", gauge, "Their bytes.", &|at| stored(at).bytes as u64);
     by_kind("history_events", gauge, "Changes kept.", &|at| stored(at).history as u64);

@@ -44,6 +44,12 @@ impl World {
         self.store.counts(kind).objects
     }
 
+    /// Endpoints of all slices, as they are served.
+    fn endpoints(&self) -> usize {
+        let slices = self.store.all(Kind::EndpointSlice);
+        slices.iter().map(|slice| lost_of_slice(slice, None)).sum()
+    }
+
     fn has(&self, name: &str) -> bool {
         self.store.get(Kind::Pod, "shop", name).is_some()
     }
@@ -161,4 +167,54 @@ fn a_slice_whose_address_a_new_pod_claims_is_not_held() {
     assert_eq!(world.held(Kind::EndpointSlice), 28);
     world.list(Kind::Pod, &[pods(100..110), vec![pod_at("later", &address(32))]].concat());
     assert_eq!((world.held(Kind::EndpointSlice), world.len(Kind::EndpointSlice)), (27, 37));
+}
+
+#[test]
+fn endpoints_that_a_list_lost_are_held_in_slices_that_went_and_that_shrank() {
+    let mut world = world();
+    let before = [slice("a", 0..50), slice("b", 50..100)];
+    world.list(Kind::EndpointSlice, &before);
+    assert_eq!(world.endpoints(), 100);
+    assert_eq!(world.list(Kind::EndpointSlice, &before[..1]), 1, "half of them went");
+    assert_eq!(world.endpoints(), 100);
+    assert_eq!(world.list(Kind::EndpointSlice, &before), 0);
+    let shrunk = [slice("a", 0..10), before[1].clone()];
+    assert_eq!(world.list(Kind::EndpointSlice, &shrunk), 1, "one has less");
+    assert_eq!(world.endpoints(), 100);
+    assert_eq!(world.list(Kind::EndpointSlice, &shrunk), 0, "and so it is");
+    assert_eq!(world.endpoints(), 60);
+    // Less than 30 % is believed at once, and so is a change of a single slice.
+    assert_eq!(world.list(Kind::EndpointSlice, &[slice("a", 0..10), slice("b", 60..100)]), 0);
+    world.put(Kind::EndpointSlice, &slice("b", 0..0));
+    assert_eq!(world.endpoints(), 10);
+}
+
+#[test]
+fn slices_without_endpoints_are_no_loss() {
+    let mut world = world();
+    let empty: Vec<Value> = (0..30).map(|at| slice(&format!("s{at}"), 0..0)).collect();
+    world.list(Kind::EndpointSlice, &[empty, vec![slice("a", 0..50)]].concat());
+    assert_eq!(world.list(Kind::EndpointSlice, &[slice("a", 0..50)]), 0);
+    assert_eq!(world.len(Kind::EndpointSlice), 1);
+}
+
+#[test]
+fn a_shrunk_slice_whose_address_a_new_pod_claims_is_as_its_list_had_it() {
+    let mut world = world();
+    world.list(Kind::EndpointSlice, &[slice("a", 0..100)]);
+    world.list(Kind::Pod, &pods(0..1));
+    assert_eq!(world.list(Kind::EndpointSlice, &[slice("a", 0..50)]), 1);
+    world.put(Kind::Pod, &pod_at("kept", &address(8)));
+    assert_eq!(world.endpoints(), 100, "it still has that one");
+    world.put(Kind::Pod, &pod_at("heir", &address(60)));
+    assert_eq!((world.endpoints(), world.held(Kind::EndpointSlice)), (50, 0));
+}
+
+#[test]
+fn what_is_said_of_a_shrunk_slice_ends_its_hold() {
+    let mut world = world();
+    world.list(Kind::EndpointSlice, &[slice("a", 0..100)]);
+    assert_eq!(world.list(Kind::EndpointSlice, &[slice("a", 0..50)]), 1);
+    world.put(Kind::EndpointSlice, &slice("a", 0..40));
+    assert_eq!((world.endpoints(), world.held(Kind::EndpointSlice)), (40, 0));
 }
