@@ -3,7 +3,8 @@
 //! one to the other and back without listing anew, as far as the history reaches.
 //!
 //! Last known good holds here too: while the API server is away, what was there is served. Before
-//! the first complete lists nothing is. A list that misses much of what there was is believed only
+//! the first complete lists nothing is; a kind that the API server does not have is answered as there,
+//! and picked up when it is installed. A list that misses much of what there was is believed only
 //! when a second one agrees, but for addresses that another pod claims.
 //!
 //! Reading order: [`strip`] (what nodes need), [`upstream`] (what becomes of one kind, as

@@ -55,7 +55,7 @@ impl Times {
             watch: (self.watch, self.watch),
             list: answer.saturating_mul(LIST_ANSWERS),
             stream_retry: STREAM_RETRY,
-            // Nothing is served before every kind is there: an absent one is like one that fails.
+            // For all nodes at once: not as rarely as each of them would ask.
             absent_retry: self.backoff.1,
             backoff: self.backoff,
             hold: self.hold,
@@ -196,7 +196,11 @@ impl Sink for OfKind {
         tracing::debug!(kind = self.kind.name(), %error, "a watch was quiet from its beginning");
     }
 
-    fn failed(&mut self, error: &ClientError, _: bool) {
+    fn failed(&mut self, error: &ClientError, is_absent: bool) {
+        if is_absent && self.store.set_absent(self.kind) {
+            self.standing.absent(self.kind);
+            return;
+        }
         self.standing.failed(self.kind, &error.to_string());
     }
 

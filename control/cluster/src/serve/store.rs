@@ -106,6 +106,8 @@ struct State {
     /// Watches from here on can be served.
     oldest: u64,
     filled: bool,
+    /// The server whose objects these would be does not have the kind.
+    absent: bool,
     counts: StoreCounts,
 }
 
@@ -270,10 +272,23 @@ impl Store {
         }
     }
 
-    /// Whether every kind has been filled once.
+    /// Notes that the server whose objects are passed on does not have `kind`, which is answered as that
+    /// server does, until there is a list of it. Gives whether it is so: what was listed once stays.
+    pub(crate) fn set_absent(&self, kind: Kind) -> bool {
+        let mut state = self.write(kind);
+        state.absent = !state.filled;
+        state.absent
+    }
+
+    pub(crate) fn is_absent(&self, kind: Kind) -> bool {
+        self.read(kind).absent
+    }
+
+    /// Whether every kind has been filled once, but for those that there are not.
     #[must_use]
     pub fn is_filled(&self) -> bool {
-        Kind::ALL.into_iter().all(|kind| self.read(kind).filled)
+        let is_known = |state: &State| state.filled || state.absent;
+        Kind::ALL.into_iter().all(|kind| is_known(&self.read(kind)))
     }
 
     /// What it holds of `kind`.
@@ -524,7 +539,7 @@ impl State {
             self.put(resource, encoded, at, known_at, limits);
         }
         self.counts.version = version;
-        self.filled = true;
+        (self.filled, self.absent) = (true, false);
         if first || reset {
             self.forget(version);
             self.counts.resets += u64::from(reset);
