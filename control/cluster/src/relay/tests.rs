@@ -272,6 +272,28 @@ async fn a_list_that_lost_much_is_believed_when_a_second_one_agrees() {
 }
 
 #[tokio::test]
+async fn an_api_server_that_was_restored_from_a_copy_makes_everybody_begin_anew() {
+    let mut upstream = ApiServer::start().await;
+    for _ in 0..5 {
+        upstream.pods(20);
+    }
+    let own = settings(upstream.address);
+    let times = Times { watch: Duration::from_secs(2), ..own.times };
+    let relay = Relay::start(Settings { times, ..own }).await.unwrap();
+    watching(&relay).await;
+    let before = relay.store().counts(Kind::Pod).version;
+    upstream.server = None;
+    upstream.store = Arc::new(Store::numbering(HistoryLimits::default()));
+    upstream.pods(18);
+    upstream.come_up().await;
+    until("the copy", || relay.store().versions(Kind::Pod) == upstream.store.versions(Kind::Pod))
+        .await;
+    let after = relay.store().counts(Kind::Pod);
+    assert!(after.version < before && after.resets == 1, "{after:?}");
+    assert_eq!(relay.standing().of(Kind::Pod).held, 0);
+}
+
+#[tokio::test]
 async fn the_end_is_told_and_orderly() {
     let upstream = ApiServer::start().await;
     upstream.pods(1);

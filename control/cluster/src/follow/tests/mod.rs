@@ -3,6 +3,7 @@
 mod access;
 mod faults;
 mod restarts;
+mod restored;
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -33,6 +34,8 @@ enum Fault {
     No,
     /// This status is sent in its place.
     Code(u16),
+    /// The version asked for is called one of the future.
+    TooLarge,
     /// Its head is sent, and nothing more, ever.
     Silent,
     /// Nothing is sent, ever.
@@ -74,6 +77,11 @@ async fn spoil(judge: Judge, parts: Parts, answer: Answer) -> Answer {
             }
             answer
         }
+        Fault::TooLarge => plain(
+            504,
+            r#"{"kind":"Status","reason":"Timeout","code":504,
+            "message":"Too large resource version: 900, current: 50"}"#,
+        ),
         Fault::Never => std::future::pending().await,
         Fault::Silent => {
             let frames = futures_util::stream::pending::<Result<Frame<Bytes>, BoxError>>();
