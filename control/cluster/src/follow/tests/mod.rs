@@ -2,6 +2,7 @@
 
 mod access;
 mod faults;
+mod relay;
 mod restarts;
 mod restored;
 
