@@ -1,6 +1,7 @@
 //! The follower against a server that speaks the protocol, over real connections.
 
 mod access;
+mod bookmarks;
 mod faults;
 mod relay;
 mod restarts;
@@ -173,6 +174,9 @@ struct Node {
     handle: Option<Handle>,
     feed: feed::Receiver,
     state: ClusterState,
+    /// Changes that it was sent.
+    sent: usize,
+    /// Those of them that are removals.
     gone: usize,
 }
 
@@ -180,7 +184,7 @@ impl Node {
     fn start(settings: Settings) -> Self {
         let (sender, feed) = feed::feed();
         let handle = Some(start(settings, sender).unwrap());
-        Self { handle, feed, state: ClusterState::default(), gone: 0 }
+        Self { handle, feed, state: ClusterState::default(), sent: 0, gone: 0 }
     }
 
     fn reporter(&self) -> &Reporter {
@@ -200,12 +204,18 @@ impl Node {
         failures.iter().find(|(own, _)| own == reason).unwrap().1
     }
 
+    /// Kinds of which a list was complete.
+    fn kinds_listed(&self) -> usize {
+        self.status().kinds.iter().filter(|own| own.lists > 0).count()
+    }
+
     fn has(&self, pod: &str) -> bool {
         self.state.pods.contains_key(&ObjectName::new("shop", pod))
     }
 
     fn take(&mut self) {
         for change in self.feed.take() {
+            self.sent += 1;
             self.gone += usize::from(matches!(change, Change::Gone(_)));
             self.state.apply(change);
         }
