@@ -18,6 +18,8 @@ use tokio::sync::watch;
 use super::object::{Encoded, EventType, InvalidValue, Stored, key};
 use crate::resource::{Resource, index};
 
+mod lists;
+
 /// How much of the past each kind keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryLimits {
@@ -108,6 +110,8 @@ struct State {
     filled: bool,
     /// The server whose objects these would be does not have the kind.
     absent: bool,
+    /// Something is kept that the last list did not have: see [`lists`].
+    is_doubted: bool,
     counts: StoreCounts,
 }
 
@@ -199,8 +203,8 @@ impl Store {
     /// Creates or changes an object by another server's number.
     pub fn put(&self, kind: Kind, encoded: &Encoded) {
         let mut state = self.write(kind);
-        let version = state.counts.version.max(encoded.version);
-        state.put(Resource::of(kind), encoded, version, version, self.limits);
+        let (version, known_at) = state.told_at(encoded.version);
+        state.put(Resource::of(kind), encoded, version, known_at, self.limits);
         drop(state);
         self.announce(kind);
     }
@@ -208,8 +212,8 @@ impl Store {
     /// Deletes an object by another server's number. One that is not there is nobody's loss.
     pub fn remove(&self, kind: Kind, namespace: &str, name: &str, version: u64) {
         let mut state = self.write(kind);
-        let version = state.counts.version.max(version);
-        state.remove(Resource::of(kind), &key(namespace, name), version, version, self.limits);
+        let (version, known_at) = state.told_at(version);
+        state.remove(Resource::of(kind), &key(namespace, name), version, known_at, self.limits);
         state.counts.version = version;
         drop(state);
         self.announce(kind);
@@ -218,7 +222,7 @@ impl Store {
     /// Notes that all changes up to `version` are here.
     pub fn advance(&self, kind: Kind, version: u64) {
         let mut state = self.write(kind);
-        if version > state.counts.version {
+        if version > state.counts.version && !state.is_doubted {
             state.counts.version = version;
             drop(state);
             self.announce(kind);
@@ -436,6 +440,9 @@ impl State {
         known_at: u64,
         limits: HistoryLimits,
     ) {
+        // Who goes on from an object's version must not miss what that version would promise.
+        let earlier = (encoded.version > version).then(|| encoded.with_version(resource, version));
+        let encoded = earlier.as_ref().unwrap_or(encoded);
         let key: Arc<str> = encoded.key().into();
         let previous = self.objects.get(&key).cloned();
         self.counts.version = self.counts.version.max(version);
@@ -492,59 +499,6 @@ impl State {
         self.history.clear();
         self.history_bytes = 0;
         self.oldest = version;
-    }
-
-    fn replace(
-        &mut self,
-        resource: &Resource,
-        list: &[Encoded],
-        version: u64,
-        kept: &BTreeSet<String>,
-        limits: HistoryLimits,
-    ) -> Replaced {
-        let known = self.counts.version;
-        // Two lists of one version that differ: who has seen that version has seen either.
-        let known_at = version.max(known + 1);
-        let first = !self.filled;
-        let reset = version < known;
-        let mut replaced = Replaced { reset, ..Replaced::default() };
-        let listed: BTreeMap<String, &Encoded> =
-            list.iter().map(|encoded| (encoded.key(), encoded)).collect();
-        let is_gone = |key: &&Arc<str>| !listed.contains_key(&***key) && !kept.contains(&***key);
-        let gone: Vec<Arc<str>> = self.objects.keys().filter(is_gone).cloned().collect();
-        replaced.deleted = gone.len();
-        for key in gone {
-            // Not at the list's resourceVersion: a client that got only some of these and goes on
-            // at another server from there would never hear of the rest.
-            self.remove(resource, &key, known, known_at, limits);
-        }
-        let mut changed: Vec<&Encoded> = Vec::new();
-        for (key, encoded) in &listed {
-            match self.objects.get(key.as_str()) {
-                Some(object) if object.version == encoded.version => {}
-                Some(_) => {
-                    replaced.modified += 1;
-                    changed.push(encoded);
-                }
-                None => {
-                    replaced.added += 1;
-                    changed.push(encoded);
-                }
-            }
-        }
-        changed.sort_by_key(|encoded| encoded.version);
-        for encoded in changed {
-            let at = known.max(encoded.version);
-            let known_at = if encoded.version > known { at } else { known_at };
-            self.put(resource, encoded, at, known_at, limits);
-        }
-        self.counts.version = version;
-        (self.filled, self.absent) = (true, false);
-        if first || reset {
-            self.forget(version);
-            self.counts.resets += u64::from(reset);
-        }
-        replaced
     }
 }
 

@@ -8,6 +8,10 @@ use crate::serve::{Counts, Limits};
 
 /// A relay between `server` and whoever asks at `listen`, once it is ready.
 async fn relay(server: &Server, listen: SocketAddr) -> Relay {
+    relay_that_holds(server, listen, Duration::from_secs(1)).await
+}
+
+async fn relay_that_holds(server: &Server, listen: SocketAddr, hold: Duration) -> Relay {
     let backoff = (Duration::from_millis(10), Duration::from_millis(100));
     let settings = relay::Settings {
         listen,
@@ -19,7 +23,7 @@ async fn relay(server: &Server, listen: SocketAddr) -> Relay {
             watch: Duration::from_secs(60),
             silence: Duration::from_secs(2),
             backoff,
-            hold: Duration::from_secs(1),
+            hold,
         },
         limits: Limits { bookmarks: Duration::from_millis(100), ..Limits::default() },
         history: HistoryLimits::default(),
@@ -133,33 +137,63 @@ async fn a_kind_that_no_server_has_is_normal_behind_a_relay_and_picked_up() {
     assert_eq!(node.status().server, Some(at(&relay)));
 }
 
-#[tokio::test]
-async fn endpoints_that_a_list_lost_are_held_for_nodes_behind_a_relay() {
-    let endpoints = |numbers: std::ops::Range<u8>| {
-        let all: Vec<Value> =
-            numbers.map(|number| json!({"addresses": [format!("10.1.0.{number}")]})).collect();
-        json!({"metadata": {"name": "s", "namespace": "shop"}, "addressType": "IPv4", "ports": [],
-               "endpoints": all})
-    };
-    let store = store();
-    fill(&store, 5);
-    store.set(Kind::EndpointSlice, endpoints(0..100)).unwrap();
+/// A slice of these endpoints.
+fn slice(numbers: std::ops::Range<u8>) -> Value {
+    let all: Vec<Value> =
+        numbers.map(|number| json!({"addresses": [format!("10.1.0.{number}")]})).collect();
+    json!({"metadata": {"name": "s", "namespace": "shop"}, "addressType": "IPv4", "ports": [],
+           "endpoints": all})
+}
+
+fn endpoints(node: &Node) -> usize {
+    node.state.endpoint_slices.values().map(|own| own.endpoints.len()).sum()
+}
+
+/// A relay whose last list has lost most of a slice's endpoints, until a second one says so after
+/// `hold`, and a node behind it.
+async fn holding(store: &Arc<Store>, hold: Duration) -> (Server, Relay, Node) {
+    fill(store, 5);
+    store.set(Kind::EndpointSlice, slice(0..100)).unwrap();
     let faults = judge(|_| Fault::No);
-    let server = serve_at("127.0.0.1:0", &store, &faults).await;
-    let relay = relay(&server, any()).await;
+    let server = serve_at("127.0.0.1:0", store, &faults).await;
+    let relay = relay_that_holds(&server, any(), hold).await;
     let mut node = Node::start(behind(&relay, &server));
     node.complete().await;
-    let count = |node: &Node| {
-        node.state.endpoint_slices.values().map(|own| own.endpoints.len()).sum::<usize>()
-    };
-    assert_eq!(count(&node), 100);
-    set(&faults, |asked| if asked.contains("/endpointslices") { Fault::Cut(0) } else { Fault::No });
+    assert_eq!(endpoints(&node), 100);
+    // Nobody hears of it but by a list.
+    set(&faults, |asked| match asked.contains("/endpointslices") {
+        true => Fault::Code(500),
+        false => Fault::No,
+    });
     store.forget_history();
-    store.set(Kind::EndpointSlice, endpoints(0..20)).unwrap();
+    node.until("a failure", |_| relay.standing().of(Kind::EndpointSlice).failures > 0).await;
+    store.set(Kind::EndpointSlice, slice(0..20)).unwrap();
     store.forget_history();
     set(&faults, |_| Fault::No);
     node.until("a hold", |_| relay.standing().of(Kind::EndpointSlice).held == 1).await;
-    assert_eq!(count(&node), 100);
-    node.until("the second list", |node| count(node) == 20).await;
+    (server, relay, node)
+}
+
+#[tokio::test]
+async fn endpoints_that_a_list_lost_are_held_for_nodes_behind_a_relay() {
+    let store = store();
+    let (_server, relay, mut node) = holding(&store, Duration::from_secs(1)).await;
+    node.take();
+    assert_eq!(endpoints(&node), 100);
+    node.until("the second list", |node| endpoints(node) == 20).await;
     assert_eq!(relay.standing().of(Kind::EndpointSlice).held, 0);
+}
+
+#[tokio::test]
+async fn a_relay_that_dies_while_it_holds_leaves_nothing_behind_that_is_gone() {
+    let store = store();
+    let (server, relay, mut node) = holding(&store, Duration::from_secs(600)).await;
+    // A node that begins now learns what is held, too.
+    let mut late = Node::start(behind(&relay, &server));
+    late.complete().await;
+    assert_eq!(endpoints(&late), 100);
+    drop(relay);
+    node.until("the truth", |node| endpoints(node) == 20).await;
+    late.until("the truth", |late| endpoints(late) == 20).await;
+    assert_eq!(node.gone + late.gone, 0);
 }
