@@ -6,10 +6,10 @@
 
 use control::model::read::{UnknownFields, network_policy_closed, object};
 use control::model::{Kind, Object, ObjectName};
-use serde_json::Value;
+use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
-use crate::list_watch::wire::{Metadata, metadata};
 use crate::resource::Resource;
 
 /// Largest object, in bytes of JSON. An API server takes requests of at most 3 MiB, and etcd 1.5 MiB
@@ -49,10 +49,23 @@ pub enum Decoded {
     },
 }
 
+/// An object's name; what else it has is passed by and kept nowhere, however large it is.
+#[derive(Deserialize)]
+struct Named {
+    metadata: Names,
+}
+
+#[derive(Deserialize)]
+struct Names {
+    name: Option<String>,
+    namespace: Option<String>,
+}
+
 /// The object's name, whatever the rest of it is.
 #[must_use]
 pub fn name(kind: Kind, text: &RawValue) -> Option<ObjectName> {
-    let Metadata { name, namespace, .. } = metadata(text)?;
+    let named: Named = serde_json::from_str(text.get()).ok()?;
+    let Names { name, namespace } = named.metadata;
     let namespace = if Resource::of(kind).namespaced { namespace? } else { String::new() };
     Some(ObjectName::new(namespace, name?))
 }
@@ -63,13 +76,17 @@ pub fn decode(kind: Kind, text: &RawValue) -> Decoded {
     let bytes = text.get().len();
     let refused = |why: String| Decoded::Refused { name: name(kind, text), why };
     if bytes > OBJECT_BYTES_MAX {
-        return refused(format!(
+        let why = format!(
             "has {bytes} bytes, more than the {OBJECT_BYTES_MAX} that are read: shorten its \
              annotations or split it"
-        ));
+        );
+        return match kind {
+            Kind::NetworkPolicy => unread_policy(text, why),
+            _ => refused(why),
+        };
     }
     if kind == Kind::NetworkPolicy {
-        return policy(text, refused);
+        return policy(text);
     }
     let mut from = serde_json::Deserializer::from_str(text.get());
     match object(kind, &mut from, UnknownFields::PassBy) {
@@ -91,14 +108,13 @@ fn labels(object: &Object) -> usize {
     }
 }
 
-fn policy(text: &RawValue, refused: impl Fn(String) -> Decoded) -> Decoded {
-    let document: Value = match serde_json::from_str(text.get()) {
-        Ok(document) => document,
-        Err(error) => return refused(error.to_string()),
-    };
-    let closed = match network_policy_closed(&document) {
+fn policy(text: &RawValue) -> Decoded {
+    let closed = serde_json::from_str::<Value>(text.get())
+        .map_err(|error| error.to_string())
+        .and_then(|document| network_policy_closed(&document).map_err(|error| error.to_string()));
+    let closed = match closed {
         Ok(closed) => closed,
-        Err(error) => return refused(error.to_string()),
+        Err(why) => return unread_policy(text, why),
     };
     let object = Object::from(closed.policy);
     match (closed.invalid.as_slice(), closed.unknown.as_slice()) {
@@ -112,6 +128,18 @@ fn policy(text: &RawValue, refused: impl Fn(String) -> Decoded) -> Decoded {
             ),
         },
         (invalid, _) => Decoded::Unreadable { object, why: told(invalid) },
+    }
+}
+
+/// A NetworkPolicy of which nothing but the name is read: whom it isolates nobody knows, so that it is
+/// everybody of its namespace, in both directions.
+fn unread_policy(text: &RawValue, why: String) -> Decoded {
+    let name = name(Kind::NetworkPolicy, text);
+    let metadata = |name: &ObjectName| json!({ "name": *name.name, "namespace": *name.namespace });
+    let document = name.as_ref().map(|name| json!({ "metadata": metadata(name) }));
+    match document.map(|document| network_policy_closed(&document)) {
+        Some(Ok(closed)) => Decoded::Unreadable { object: closed.policy.into(), why },
+        _ => Decoded::Refused { name, why },
     }
 }
 
@@ -164,6 +192,28 @@ mod tests {
         let (name, why) = refusal(Kind::Pod, &pod(json!({"a": "b".repeat(300_000)})));
         assert_eq!(name, shop_a);
         assert!(why.contains("label") && why.len() < 800, "{why}");
+    }
+
+    #[test]
+    fn a_policy_that_is_too_large_or_too_deep_to_be_read_isolates_its_whole_namespace() {
+        let policy = |port: Value, note: String| {
+            json!({"metadata": {"name": "p", "namespace": "shop", "annotations": {"x": note}},
+                   "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
+                            "ingress": [{"ports": [{"port": port}]}]}})
+        };
+        let deep = (0..200).fold(json!(80), |inner, _| json!([inner]));
+        let large = policy(json!(80), "y".repeat(OBJECT_BYTES_MAX));
+        for (document, told) in [(large, "bytes"), (policy(deep, String::new()), "recursion")] {
+            let Decoded::Unreadable { object: Object::NetworkPolicy(own), why } =
+                decode(Kind::NetworkPolicy, &raw(&document))
+            else {
+                panic!("{told}: it is not in force")
+            };
+            assert!(why.contains(told) && why.len() < 200, "{why}");
+            assert_eq!(own.name, ObjectName::new("shop", "p"));
+            assert_eq!(own.subject, control::model::LabelSelector::default());
+            assert_eq!((&own.ingress, &own.egress), (&Some(Vec::new()), &Some(Vec::new())));
+        }
     }
 
     #[test]

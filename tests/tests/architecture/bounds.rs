@@ -51,7 +51,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/cluster/src/decode.rs LABELS_MAX", Input),
     ("control/cluster/src/decode.rs OBJECT_BYTES_MAX", Input),
     // Forgets its oldest for a new one.
-    ("control/cluster/src/follow/hold.rs GAINED_MAX", Part("kubernetes_objects")),
+    ("control/cluster/src/hold.rs GAINED_MAX", Part("kubernetes_objects")),
     ("control/cluster/src/client/servers.rs ANSWER_BYTES_MAX", Input),
     ("control/cluster/src/list_watch/lines.rs LINE_BYTES_MAX", Input),
     ("control/cluster/src/list_watch/wire.rs PAGE_BYTES_MAX", Input),

@@ -145,8 +145,10 @@ impl Server {
         *self.health() = Health::default();
     }
 
-    /// It rests, longer with each failure. Requests that fail together are one failure.
-    pub(super) fn failed(&self, error: &ClientError, retry_after: Option<Duration>) {
+    /// It rests, longer with each failure. Requests that fail together are one failure. When to come back
+    /// (`Retry-After`) it tells everybody alike, so that the rest comes on top: all at once is what made
+    /// it say so.
+    pub(crate) fn failed(&self, error: &ClientError, retry_after: Option<Duration>) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let mut health = self.health();
         health.last_error = Some(error.to_string());
@@ -157,7 +159,7 @@ impl Server {
         health.in_a_row = health.in_a_row.saturating_add(1);
         let rest = backoff(self.access.rest, health.in_a_row);
         let asked = retry_after.unwrap_or_default().min(self.access.rest.1);
-        health.rests_until = Some(now + rest.max(asked));
+        health.rests_until = Some(now + asked + rest);
     }
 
     /// Reads the files that it is asked by.
@@ -216,3 +218,6 @@ impl Server {
         *self.client.lock().await = None;
     }
 }
+
+#[cfg(test)]
+mod tests;

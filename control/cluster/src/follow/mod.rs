@@ -2,8 +2,8 @@
 //!
 //! Reading order: this file (a thread of its own, and what runs on it), [`kind`] (what
 //! [`crate::list_watch`] says of one kind), [`whole`] (what is in force, and what changes it),
-//! [`known`] (the objects of a kind), [`hold`] (losses that are not believed at once), [`standing`]
-//! (how it stands, for people).
+//! [`known`] (the objects of a kind), [`crate::hold`] (losses that are not believed at once),
+//! [`standing`] (how it stands, for people).
 //!
 //! Everything runs on one thread with a runtime of its own: reading 150,000 pods takes seconds,
 //! which the node's control thread does not have.
@@ -23,7 +23,6 @@ use crate::client::{Access, Frontends, Servers};
 use crate::list_watch::{Follower, Times};
 use crate::{feed, snapshot};
 
-pub(crate) mod hold;
 mod kind;
 pub(crate) mod known;
 pub mod standing;

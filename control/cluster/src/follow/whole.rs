@@ -13,13 +13,13 @@ use control::admin::status::{ERRORS_MAX, ObjectError};
 use control::model::{Kind, Object, ObjectKey, ObjectName, Pod};
 use control::store::Change;
 
-use super::hold::{Gained, Held, Losses, is_held, is_live, lost_endpoints};
 use super::known::{Key, Known, Set, key, name};
 use super::standing::{OfKind as Standing, Reporter, unix_ms_now};
 use crate::client::Frontends;
 use crate::compact::{self, Damaged, SharedNames};
 use crate::decode::Decoded;
 use crate::feed;
+use crate::hold::{Gained, Hold, Losses, is_held, is_live, lost_addresses, lost_endpoints};
 use crate::resource::index;
 use crate::snapshot::file::{Objects, Snapshot};
 
@@ -42,7 +42,7 @@ struct OfKind {
     /// While a list is read: EndpointSlices that it has with fewer endpoints.
     shrunk: BTreeMap<Key, Object>,
     is_listing: bool,
-    held: Option<Held>,
+    hold: Hold<Object>,
 }
 
 struct Refusal {
@@ -80,7 +80,7 @@ impl Whole {
             refused: BTreeMap::new(),
             shrunk: BTreeMap::new(),
             is_listing: false,
-            held: None,
+            hold: Hold::default(),
         });
         Self {
             kinds,
@@ -251,9 +251,7 @@ impl Whole {
             own.shrunk.insert(key, object);
             return;
         }
-        if let Some(held) = own.held.as_mut() {
-            held.losses.forget(&key);
-        }
+        own.hold.forget(&key);
         if own.known.set(key, bytes) == Set::Same {
             return;
         }
@@ -284,8 +282,7 @@ impl Whole {
 
     fn release(&mut self, address: IpAddr) {
         for kind in [Kind::Pod, Kind::EndpointSlice] {
-            let Some(held) = self.own(kind).held.as_mut() else { continue };
-            let released = held.claimed(address);
+            let released = self.own(kind).hold.claimed(address);
             if !released.is_empty() {
                 tracing::info!(kind = kind.name(), %address, "a held loss is believed: another pod claims its address");
                 self.lose(kind, released);
@@ -302,9 +299,7 @@ impl Whole {
         self.well(kind, key);
         let own = self.own(kind);
         own.shrunk.remove(key);
-        if let Some(held) = own.held.as_mut() {
-            held.losses.forget(key);
-        }
+        own.hold.forget(key);
         if !own.known.remove(key) {
             return;
         }
@@ -324,10 +319,10 @@ impl Whole {
             gone: own.known.missing().into_iter().collect(),
             shrunk: std::mem::take(&mut own.shrunk),
         };
-        let earlier = own.held.take();
-        if let Some(earlier) = &earlier {
-            let agreed = losses.split_agreed(&earlier.losses);
-            let (held, agreed_on) = (earlier.losses.len(), agreed.len());
+        let held = own.hold.len();
+        if held > 0 {
+            let agreed = own.hold.agree(&mut losses);
+            let agreed_on = agreed.len();
             tracing::warn!(
                 kind = kind.name(),
                 held,
@@ -346,11 +341,11 @@ impl Whole {
         self.flush();
         self.reporter.complete(kind);
         self.note_refusals();
-        self.own(kind).held.is_some()
+        self.own(kind).hold.is_holding()
     }
 
     /// How many pods or endpoints were lost, of how many.
-    fn extent(&self, kind: Kind, losses: &Losses) -> (usize, usize) {
+    fn extent(&self, kind: Kind, losses: &Losses<Object>) -> (usize, usize) {
         let known = &self.kinds[index(kind)].known;
         match kind {
             _ if losses.is_empty() => (0, 0),
@@ -375,7 +370,7 @@ impl Whole {
         }
     }
 
-    fn hold(&mut self, kind: Kind, losses: Losses, (lost, of): (usize, usize)) {
+    fn hold(&mut self, kind: Kind, losses: Losses<Object>, (lost, of): (usize, usize)) {
         let claimed: HashSet<IpAddr> = match kind {
             Kind::Pod => {
                 let pods = self.kinds[index(kind)].known.objects();
@@ -390,34 +385,30 @@ impl Whole {
             }
             _ => HashSet::new(),
         };
-        let own = self.own(kind);
-        let mut held = Held::new(losses, |key| own.known.get(key));
         let now = Instant::now();
-        let mut free = Losses::default();
-        for address in held.addresses() {
-            let is_taken = match kind {
-                Kind::Pod => claimed.contains(&address),
-                _ => self.gained.has(address, now),
-            };
-            if is_taken {
-                let Losses { gone, shrunk } = held.claimed(address);
-                free.gone.extend(gone);
-                free.shrunk.extend(shrunk);
-            }
-        }
+        let OfKind { known, hold, .. } = &mut self.kinds[index(kind)];
+        let gained = &self.gained;
+        let free = hold.hold(
+            losses,
+            |key, after| known.get(key).map_or_else(Vec::new, |own| lost_addresses(&own, after)),
+            |address| match kind {
+                Kind::Pod => claimed.contains(address),
+                _ => gained.has(*address, now),
+            },
+        );
+        let held = hold.len();
         tracing::warn!(
             kind = kind.name(),
             lost,
             of,
-            held = held.losses.len(),
+            held,
             "a list lost more than is believed at once: its losses are held until a second agrees"
         );
-        self.own(kind).held = (!held.losses.is_empty()).then_some(held);
         self.reporter.kind(kind, |own| own.status.holds += 1);
         self.lose(kind, free);
     }
 
-    fn lose(&mut self, kind: Kind, losses: Losses) {
+    fn lose(&mut self, kind: Kind, losses: Losses<Object>) {
         let Losses { gone, shrunk } = losses;
         let keys: BTreeSet<Key> = gone;
         for key in &keys {
@@ -470,7 +461,7 @@ impl Whole {
 
     fn note_counts(&self, kind: Kind) {
         let own = &self.kinds[index(kind)];
-        let held = own.held.as_ref().map_or(0, |held| held.losses.len()) as u64;
+        let held = own.hold.len() as u64;
         let (objects, refused) = (own.known.len() as u64, own.refused.len() as u64);
         self.reporter.kind(kind, |standing: &mut Standing| {
             let status = &mut standing.status;

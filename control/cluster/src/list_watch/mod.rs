@@ -98,6 +98,8 @@ pub(crate) struct Follower<S> {
     streams_from: Instant,
     /// A second list is due then, since losses of the first are held.
     held_until: Option<Instant>,
+    /// The last watch said nothing to its end: perhaps there was nothing to say.
+    is_unsure: bool,
 }
 
 /// How one turn ended well.
@@ -119,6 +121,7 @@ impl<S: Sink> Follower<S> {
             failures: 0,
             streams_from: Instant::now(),
             held_until: None,
+            is_unsure: false,
         }
     }
 
@@ -140,6 +143,9 @@ impl<S: Sink> Follower<S> {
     async fn turn(&mut self) -> Result<Ended, ClientError> {
         if self.held_until.is_some_and(|due| due <= Instant::now()) {
             self.version = None;
+        }
+        if self.is_unsure {
+            self.assure().await?;
         }
         let version = self.version.clone();
         let is_list = version.is_none();
@@ -164,6 +170,24 @@ impl<S: Sink> Follower<S> {
         outcome
     }
 
+    /// Asks how far the server is. One whose store was restored from an older copy is not as far as it
+    /// was, and has nothing to say of a watch that begins where it has yet to come (kube-apiserver
+    /// leaves out bookmarks, too, that are not newer than where the watch began).
+    async fn assure(&mut self) -> Result<(), ClientError> {
+        if let Some(held) = self.version.clone() {
+            let asked = format!("{}?limit=1", self.path());
+            let answer = self.servers.get(&asked, self.times.answer).await?;
+            let server = answer.server().name();
+            let bytes = answer.whole(PAGE_BYTES_MAX).await?;
+            let page: Page<'_> = serde_json::from_slice(&bytes)
+                .map_err(|error| garbage(&server, format!("this is no list: {error}")))?;
+            self.alive();
+            went_back(&held, page.metadata.resource_version.as_deref(), &server)?;
+        }
+        self.is_unsure = false;
+        Ok(())
+    }
+
     fn path(&self) -> String {
         Resource::of(self.kind).path()
     }
@@ -172,8 +196,8 @@ impl<S: Sink> Follower<S> {
     fn failed(&mut self, error: ClientError) -> Duration {
         let is_expired = matches!(error, ClientError::Http { status: 410, .. });
         let is_unfound = matches!(error, ClientError::Http { status: 404, .. });
-        if is_expired || is_unfound {
-            self.version = None;
+        if is_expired || is_unfound || is_ahead(&error) {
+            (self.version, self.is_unsure) = (None, false);
         }
         self.failures = self.failures.saturating_add(1);
         let is_absent = is_unfound && self.may_be_absent();
@@ -239,7 +263,7 @@ impl<S: Sink> Follower<S> {
         let is_held = ended.map_err(|message| garbage(server, message))?;
         let due = Instant::now() + jittered(self.times.hold);
         self.held_until = is_held.then_some(due);
-        self.version = version;
+        (self.version, self.is_unsure) = (version, false);
         self.alive();
         Ok(())
     }
@@ -281,6 +305,7 @@ impl<S: Sink> Follower<S> {
                     Err(error @ ClientError::Silent { .. })
                         if may_be_quiet && events == 0 && list_until.is_none() =>
                     {
+                        self.is_unsure = true;
                         self.sink.quiet(&error);
                         return Ok(Ended::Next);
                     }
@@ -302,6 +327,7 @@ impl<S: Sink> Follower<S> {
                     return Err(ClientError::Connection { server: lines.server(), message });
                 }
                 let is_early = lasted + Duration::from_secs(1) < Duration::from_secs(seconds);
+                self.is_unsure = events == 0 && !is_early;
                 return Ok(if is_early { Ended::Early } else { Ended::Next });
             };
             self.alive();
@@ -336,6 +362,8 @@ impl<S: Sink> Follower<S> {
                     return self.listed(metadata.resource_version, true, server);
                 }
                 if let Some(version) = metadata.resource_version.filter(|_| !is_list) {
+                    let held = self.version.as_deref().unwrap_or_default();
+                    went_back(held, Some(&version), server)?;
                     self.sink.bookmark(&version).map_err(bad)?;
                     self.version = Some(version);
                 }
@@ -364,6 +392,37 @@ fn garbage(server: &str, message: String) -> ClientError {
     ClientError::Garbage { server: server.to_owned(), message }
 }
 
+/// Whether the server is past `held`, which it or another has told before. ResourceVersions are compared
+/// as decimal numbers (Kubernetes API concepts, "Resource versions"); what is none proves nothing.
+///
+/// # Errors
+/// As a version that has expired (410): a list takes its place, and what is in force stays meanwhile.
+fn went_back(held: &str, told: Option<&str>, server: &str) -> Result<(), ClientError> {
+    let number = |version: &str| version.parse::<u64>().ok();
+    match (number(held), told.and_then(number)) {
+        (Some(held), Some(told)) if told < held => Err(ClientError::Http {
+            server: server.to_owned(),
+            status: 410,
+            message: format!(
+                "its resourceVersion {told} is older than {held}, which was told before: its store \
+                 was restored from an older copy, or it lags behind; all is listed anew"
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a server has yet to come to the resourceVersion that was asked for (kube-apiserver's
+/// `NewTooLargeResourceVersionError`).
+fn is_ahead(error: &ClientError) -> bool {
+    match error {
+        ClientError::Http { status: 504, message, .. } => {
+            message.contains("Too large resource version")
+        }
+        _ => false,
+    }
+}
+
 /// Whether a server does not know streamed lists: it refuses the question, or does not end one.
 fn is_unknown(error: &ClientError) -> bool {
     match error {
@@ -383,3 +442,6 @@ async fn until(due: Option<Instant>) {
 fn cut(text: &str) -> String {
     text.chars().take(32).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use super::writes::reason::{
 };
 use super::writes::{Finding, Findings, LeaseName, Regarding};
 use crate::decode::{Decoded, decode};
-use crate::follow::hold::is_live;
+use crate::hold::is_live;
 use crate::list_watch::wire::metadata;
 use crate::resource::Resource;
 use crate::serve::{Encoded, Store};
@@ -70,8 +70,8 @@ impl Judge {
         }
     }
 
-    /// A whole list is served, of which `lost` objects are held though it does not have them.
-    pub(super) fn listed(&mut self, list: &[Encoded], lost: usize) {
+    /// A whole list is served, but for `held` objects that are as they were before it.
+    pub(super) fn listed(&mut self, list: &[Encoded], held: usize) {
         let (kind, store) = (self.kind, Arc::clone(&self.store));
         let is_there = |namespace: &str, name: &str| store.get(kind, namespace, name).is_some();
         self.findings.lock().settle_missing(kind.name(), is_there);
@@ -87,10 +87,14 @@ impl Judge {
             self.came(object);
         }
         let plural = Resource::of(kind).plural;
-        if lost > 0 {
+        if held > 0 {
             let there = store.counts(kind).objects;
+            let lacks = match kind {
+                Kind::EndpointSlice => "lacks endpoints of",
+                _ => "lacks",
+            };
             let note = format!(
-                "{plural}: a list of the API server's lacks {lost} of {there} objects, which is \
+                "{plural}: a list of the API server's {lacks} {held} of {there} objects, which is \
                  more than is believed at once: they are served until a second list agrees"
             );
             self.find_of_list(LIST_HELD, note);
@@ -99,7 +103,7 @@ impl Judge {
             let note = format!("{plural}: the second list is taken, and {there} objects are left");
             self.find_of_list(LIST_TAKEN, note);
         }
-        self.is_holding = lost > 0;
+        self.is_holding = held > 0;
     }
 
     /// An object cannot be served at all.

@@ -3,12 +3,13 @@
 //! one to the other and back without listing anew, as far as the history reaches.
 //!
 //! Last known good holds here too: while the API server is away, what was there is served. Before
-//! the first complete lists nothing is. A list that misses much of what there was is believed only
-//! when a second one agrees.
+//! the first complete lists nothing is; a kind that the API server does not have is answered as there,
+//! and picked up when it is installed. A list that misses much of what there was is believed only
+//! when a second one agrees, but for addresses that another pod claims.
 //!
 //! Reading order: [`strip`] (what nodes need), [`upstream`] (what becomes of one kind, as
-//! [`crate::list_watch`] hands it over), [`hold`] (losses
-//! that are not believed at once), [`judge`] (what nodes cannot use), [`writes`] (the leader and its
+//! [`crate::list_watch`] hands it over), [`hold`] (losses that are not believed at once, by
+//! [`crate::hold`]), [`judge`] (what nodes cannot use), [`writes`] (the leader and its
 //! Events), [`standing`] (how it stands), [`access`] (certificates and tokens).
 
 use std::future::Future;
@@ -35,6 +36,7 @@ mod upstream;
 pub mod writes;
 
 use access::{Access, AccessError};
+use hold::Holds;
 use judge::Judge;
 use standing::Standing;
 use upstream::OfKind;
@@ -153,18 +155,20 @@ impl Relay {
                 Some(serve::start(options, Arc::clone(&store)).await?)
             }
         };
+        let holds = Arc::new(Holds::new(Arc::clone(&store), Arc::clone(&standing)));
         for kind in Kind::ALL {
             let (servers, store) = (Arc::clone(&servers), Arc::clone(&store));
             let times = settings.times.of_loop(settings.upstream.request_timeout);
             let judged = lead.as_ref().map(|lead| lead.findings.clone());
             let judged = judged.zip(settings.writes.as_ref().map(|own| own.lease.clone()));
             let sink = {
-                let standing = Arc::clone(&standing);
+                let (standing, holds) = (Arc::clone(&standing), Arc::clone(&holds));
                 move || {
                     let judge = judged.clone().map(|(findings, lease)| {
                         Judge::new(kind, Arc::clone(&store), findings, lease)
                     });
-                    OfKind::new(kind, Arc::clone(&store), Arc::clone(&standing), judge)
+                    let (store, standing) = (Arc::clone(&store), Arc::clone(&standing));
+                    OfKind::new(kind, store, standing, Arc::clone(&holds), judge)
                 }
             };
             tasks.spawn(supervise(kind, Arc::clone(&standing), move || {

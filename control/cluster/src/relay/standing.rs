@@ -27,6 +27,8 @@ pub enum Doing {
     Watching,
     /// The API server failed, and is asked again soon; what is known is served.
     Away,
+    /// The API server does not have the kind, nor has the relay; it is asked for now and then.
+    Absent,
 }
 
 /// How one kind stands.
@@ -50,12 +52,14 @@ pub struct KindStanding {
     pub failures: u64,
     /// Objects that could not be read.
     pub refused: u64,
-    /// Objects that are served though the last list did not have them.
+    /// Objects that are served though the last list did not have them, or had fewer endpoints.
     pub held: usize,
     /// Times that lists made every watcher begin anew.
     pub resets: u64,
     /// The last failure.
     pub last_error: Option<String>,
+    /// The log says that no server has the kind.
+    is_told_absent: bool,
 }
 
 /// How all kinds stand.
@@ -103,11 +107,18 @@ impl Standing {
         }
     }
 
-    pub(super) fn listed(&self, kind: Kind, replaced: Replaced, held: usize) {
+    pub(super) fn listed(&self, kind: Kind, replaced: Replaced) {
         let own = &mut self.lock()[index(kind)];
         own.lists += 1;
+        own.is_told_absent = false;
         own.resets += u64::from(replaced.reset);
-        own.held = held;
+    }
+
+    /// How many objects of each kind are held, in the order of [`Kind::ALL`].
+    pub(super) fn held(&self, held: [usize; Kind::ALL.len()]) {
+        for (own, held) in self.lock().iter_mut().zip(held) {
+            own.held = held;
+        }
     }
 
     pub(super) fn event(&self, kind: Kind, bytes: usize) {
@@ -125,6 +136,19 @@ impl Standing {
         own.refused += 1;
         own.last_error = Some(shortened(error));
         tracing::warn!(kind = kind.name(), error, "an object cannot be read, and is left out");
+    }
+
+    /// The API server answers that it does not have the kind.
+    pub(super) fn absent(&self, kind: Kind) {
+        let own = &mut self.lock()[index(kind)];
+        Self::answered(own, kind);
+        if !own.is_told_absent {
+            tracing::info!(
+                kind = kind.name(),
+                "the API server does not have the kind: nor has the relay"
+            );
+        }
+        (own.doing, own.is_told_absent) = (Doing::Absent, true);
     }
 
     pub(super) fn failed(&self, kind: Kind, error: &str) {
@@ -173,7 +197,7 @@ pub(super) fn pages(
     })
 }
 
-/// Ready as soon as every kind was listed once; an API server that is away is told, and changes
+/// Ready as soon as every kind was listed once, but for those that there are not; an API server that is away is told, and changes
 /// nothing.
 fn readiness(standing: &Standing, store: &Store) -> (StatusCode, String) {
     if standing.ends.load(Ordering::Relaxed) {
@@ -186,6 +210,9 @@ fn readiness(standing: &Standing, store: &Store) -> (StatusCode, String) {
             let error = own.last_error.as_deref().unwrap_or("no answer");
             let seconds = since.elapsed().as_secs();
             let _ = writeln!(text, "{}: away for {seconds} s: {error}", resource.plural);
+        }
+        if store.is_absent(resource.kind) {
+            let _ = writeln!(text, "{}: the API server does not have the kind", resource.plural);
         }
     }
     match store.is_filled() {
@@ -223,6 +250,9 @@ fn metrics(standing: &Standing, store: &Store, counts: &Counts) -> String {
     by_kind("upstream_away_seconds", gauge, "For how long it has not.", &|at| {
         up(at).away_since.map_or(0, |since| since.elapsed().as_secs())
     });
+    by_kind("upstream_absent", gauge, "Whether the API server has no such kind.", &|at| {
+        u64::from(store.is_absent(WATCHED[at].kind))
+    });
     by_kind("upstream_failures_total", counter, "Failed lists and watches.", &|at| up(at).failures);
     by_kind("upstream_lists_total", counter, "Whole lists.", &|at| up(at).lists);
     by_kind("upstream_watches_total", counter, "Watches begun.", &|at| up(at).watches);
@@ -230,9 +260,12 @@ fn metrics(standing: &Standing, store: &Store, counts: &Counts) -> String {
     by_kind("upstream_event_bytes_total", counter, "Their bytes.", &|at| up(at).event_bytes);
     by_kind("upstream_bookmarks_total", counter, "Bookmarks received.", &|at| up(at).bookmarks);
     by_kind("objects_refused_total", counter, "Objects that cannot be read.", &|at| up(at).refused);
-    by_kind("objects_held", gauge, "Served, though the last list lost them.", &|at| {
-        up(at).held as u64
-    });
+    by_kind(
+        "objects_held",
+        gauge,
+        "Served, though the last list lost them, or endpoints of theirs.",
+        &|at| up(at).held as u64,
+    );
     by_kind("objects", gauge, "Objects served.", &|at| stored(at).objects as u64);
     by_kind("object_bytes", gauge, "Their bytes.", &|at| stored(at).bytes as u64);
     by_kind("history_events", gauge, "Changes kept.", &|at| stored(at).history as u64);

@@ -1,6 +1,7 @@
 //! The relay between an API server and kube's own client.
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
 
 use control::model::Kind;
 use serde_json::{Value, json};
@@ -47,19 +48,29 @@ struct ApiServer {
     store: Arc<Store>,
     server: Option<Server>,
     address: SocketAddr,
+    /// Paths that contain this are not found.
+    lacks: Arc<Mutex<Option<&'static str>>>,
 }
 
 impl ApiServer {
     async fn start() -> Self {
         let store = Arc::new(Store::numbering(HistoryLimits::default()));
-        let mut this = Self { store, server: None, address: "127.0.0.1:0".parse().unwrap() };
+        let address = "127.0.0.1:0".parse().unwrap();
+        let mut this = Self { store, server: None, address, lacks: Arc::default() };
         this.come_up().await;
         this
     }
 
     async fn come_up(&mut self) {
         for _ in 0..500 {
-            let options = Options::plain(self.address);
+            let mut options = Options::plain(self.address);
+            let lacks = Arc::clone(&self.lacks);
+            options.layer = Some(Arc::new(move |parts, mut answer| {
+                if lacks.lock().unwrap().is_some_and(|own| parts.uri.path().contains(own)) {
+                    *answer.status_mut() = http::StatusCode::NOT_FOUND;
+                }
+                Box::pin(std::future::ready(answer))
+            }));
             if let Ok(server) = serve::start(options, Arc::clone(&self.store)).await {
                 self.address = server.address();
                 self.server = Some(server);
@@ -193,6 +204,54 @@ async fn nothing_is_served_before_the_first_lists() {
 }
 
 #[tokio::test]
+async fn a_kind_that_no_api_server_has_is_served_as_absent_and_picked_up_when_installed() {
+    let upstream = ApiServer::start().await;
+    upstream.pods(5);
+    *upstream.lacks.lock().unwrap() = Some("/networkpolicies");
+    let relay = Relay::start(settings(upstream.address)).await.unwrap();
+    let (at, metrics) = (relay.address(), relay.metrics_address().unwrap());
+    until("the first lists", || relay.store().is_filled()).await;
+    let policies = "/apis/networking.k8s.io/v1/networkpolicies";
+    for path in [policies.to_owned(), format!("{policies}?watch=1&resourceVersion=1")] {
+        let (code, text) = page(at, &path).await;
+        assert!(code == 404 && text.contains("\"NotFound\""), "{text}");
+    }
+    assert_eq!(page(at, "/api/v1/pods").await.0, 200);
+    let (code, text) = page(metrics, "/readyz").await;
+    assert!(code == 200 && text.contains("networkpolicies: the API server does not"), "{text}");
+    let policy = relay.standing().of(Kind::NetworkPolicy);
+    assert_eq!((policy.doing, policy.failures), (standing::Doing::Absent, 0));
+    assert!(policy.away_since.is_none(), "it answers");
+
+    *upstream.lacks.lock().unwrap() = None;
+    let object =
+        json!({"metadata": {"name": "deny", "namespace": "shop"}, "spec": {"podSelector": {}}});
+    upstream.store.set(Kind::NetworkPolicy, object).unwrap();
+    until("the kind", || relay.store().counts(Kind::NetworkPolicy).objects == 1).await;
+    let (code, text) = page(at, policies).await;
+    assert!(code == 200 && text.contains("deny"), "{text}");
+
+    // What was there once stays, whatever is said of it.
+    *upstream.lacks.lock().unwrap() = Some("/networkpolicies");
+    upstream.store.forget_history();
+    until("a failure", || relay.standing().of(Kind::NetworkPolicy).failures >= 2).await;
+    let (code, text) = page(at, policies).await;
+    assert!(code == 200 && text.contains("deny"), "{text}");
+}
+
+#[tokio::test]
+async fn a_kind_of_the_core_is_waited_for() {
+    let upstream = ApiServer::start().await;
+    upstream.pods(5);
+    *upstream.lacks.lock().unwrap() = Some("/pods");
+    let relay = Relay::start(settings(upstream.address)).await.unwrap();
+    until("failures", || relay.standing().of(Kind::Pod).failures >= 2).await;
+    assert_eq!(page(relay.address(), "/api/v1/nodes").await.0, 503);
+    *upstream.lacks.lock().unwrap() = None;
+    until("the first lists", || relay.store().is_filled()).await;
+}
+
+#[tokio::test]
 async fn a_list_that_lost_much_is_believed_when_a_second_one_agrees() {
     let mut upstream = ApiServer::start().await;
     upstream.pods(60);
@@ -210,6 +269,28 @@ async fn a_list_that_lost_much_is_believed_when_a_second_one_agrees() {
     until("the third list", || relay.standing().of(Kind::Pod).lists == 3).await;
     assert_eq!(relay.standing().of(Kind::Pod).held, 0);
     assert_eq!(relay.store().versions(Kind::Pod), upstream.store.versions(Kind::Pod));
+}
+
+#[tokio::test]
+async fn an_api_server_that_was_restored_from_a_copy_makes_everybody_begin_anew() {
+    let mut upstream = ApiServer::start().await;
+    for _ in 0..5 {
+        upstream.pods(20);
+    }
+    let own = settings(upstream.address);
+    let times = Times { watch: Duration::from_secs(2), ..own.times };
+    let relay = Relay::start(Settings { times, ..own }).await.unwrap();
+    watching(&relay).await;
+    let before = relay.store().counts(Kind::Pod).version;
+    upstream.server = None;
+    upstream.store = Arc::new(Store::numbering(HistoryLimits::default()));
+    upstream.pods(18);
+    upstream.come_up().await;
+    until("the copy", || relay.store().versions(Kind::Pod) == upstream.store.versions(Kind::Pod))
+        .await;
+    let after = relay.store().counts(Kind::Pod);
+    assert!(after.version < before && after.resets == 1, "{after:?}");
+    assert_eq!(relay.standing().of(Kind::Pod).held, 0);
 }
 
 #[tokio::test]

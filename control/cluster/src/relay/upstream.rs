@@ -1,14 +1,14 @@
 //! What servers say of one kind becomes what is served: bytes as they are, but for what nodes do not
 //! read. A list is taken whole at its end, so that nobody sees a part of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use control::model::Kind;
 use serde_json::value::RawValue;
 
-use super::hold::Hold;
+use super::hold::{Holds, Taken};
 use super::judge::Judge;
 use super::standing::Standing;
 use super::strip::strip;
@@ -55,7 +55,7 @@ impl Times {
             watch: (self.watch, self.watch),
             list: answer.saturating_mul(LIST_ANSWERS),
             stream_retry: STREAM_RETRY,
-            // Nothing is served before every kind is there: an absent one is like one that fails.
+            // For all nodes at once: not as rarely as each of them would ask.
             absent_retry: self.backoff.1,
             backoff: self.backoff,
             hold: self.hold,
@@ -72,7 +72,7 @@ pub(super) struct OfKind {
     kind: Kind,
     store: Arc<Store>,
     standing: Arc<Standing>,
-    hold: Hold,
+    holds: Arc<Holds>,
     /// Absent where nothing is written.
     judge: Option<Judge>,
     /// What the list that is being read has named.
@@ -84,9 +84,10 @@ impl OfKind {
         kind: Kind,
         store: Arc<Store>,
         standing: Arc<Standing>,
+        holds: Arc<Holds>,
         judge: Option<Judge>,
     ) -> Self {
-        Self { kind, store, standing, hold: Hold::default(), judge, listed: BTreeMap::new() }
+        Self { kind, store, standing, holds, judge, listed: BTreeMap::new() }
     }
 
     /// The object as it is served; absent when it cannot be.
@@ -133,24 +134,15 @@ impl Sink for OfKind {
     fn end_list(&mut self, version: Option<&str>, is_streamed: bool) -> Result<bool, String> {
         let version = number(version.unwrap_or_default())?;
         let list: Vec<Encoded> = std::mem::take(&mut self.listed).into_values().collect();
-        let keys: Vec<String> = list.iter().map(Encoded::key).collect();
-        let listed: BTreeSet<&str> = keys.iter().map(String::as_str).collect();
-        let known = self.store.versions(self.kind);
-        let kept = self.hold.judge(known.iter().map(|(name, _)| name.as_str()), &listed);
-        let replaced = self.store.replace(self.kind, &list, version, &kept);
-        self.standing.listed(self.kind, replaced, self.hold.len());
+        let Taken { replaced, list, held } = self.holds.list(self.kind, list, version);
+        self.standing.listed(self.kind, replaced);
         if let Some(judge) = &mut self.judge {
-            judge.listed(&list, self.hold.len());
-        }
-        let is_holding = self.hold.is_holding();
-        if is_holding {
-            let (kind, lost) = (self.kind.name(), self.hold.len());
-            tracing::warn!(kind, lost, "a list lost much of what there was; a second one decides");
+            judge.listed(&list, held);
         }
         if is_streamed {
             self.standing.watching(self.kind);
         }
-        Ok(is_holding)
+        Ok(held > 0)
     }
 
     fn put(&mut self, object: &RawValue, is_list: bool) {
@@ -162,8 +154,12 @@ impl Sink for OfKind {
         }
         self.standing.event(self.kind, bytes);
         if let Some(object) = object {
-            self.store.put(self.kind, &object);
+            let released = self.holds.put(self.kind, &object);
             if let Some(judge) = &mut self.judge {
+                for key in &released {
+                    let (namespace, name) = key.split_once('/').unwrap_or(("", key));
+                    judge.went(namespace, name);
+                }
                 judge.came(&object);
             }
         }
@@ -180,7 +176,7 @@ impl Sink for OfKind {
         }
         self.standing.event(self.kind, bytes);
         if let Some(object) = object {
-            self.store.remove(self.kind, &object.namespace, &object.name, object.version);
+            self.holds.gone(self.kind, &object);
             if let Some(judge) = &mut self.judge {
                 judge.went(&object.namespace, &object.name);
             }
@@ -200,7 +196,11 @@ impl Sink for OfKind {
         tracing::debug!(kind = self.kind.name(), %error, "a watch was quiet from its beginning");
     }
 
-    fn failed(&mut self, error: &ClientError, _: bool) {
+    fn failed(&mut self, error: &ClientError, is_absent: bool) {
+        if is_absent && self.store.set_absent(self.kind) {
+            self.standing.absent(self.kind);
+            return;
+        }
         self.standing.failed(self.kind, &error.to_string());
     }
 

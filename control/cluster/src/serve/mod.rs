@@ -26,6 +26,7 @@ mod watch;
 mod tests;
 
 pub use counts::Counts;
+pub(crate) use object::Stored;
 pub use object::{Encoded, InvalidValue, mark};
 pub use server::{
     Access, Answer, AnswerBody, Denied, Layer, Limits, ListenError, Options, Page, Pages, Server,

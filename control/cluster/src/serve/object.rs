@@ -116,6 +116,17 @@ impl Encoded {
     }
 }
 
+impl Encoded {
+    /// The same object with another resourceVersion.
+    pub(super) fn with_version(&self, resource: &Resource, version: u64) -> Self {
+        let rebuilt = serde_json::from_slice::<Value>(&self.fields)
+            .ok()
+            .and_then(|value| Self::from_value(resource, value, version).ok());
+        let own = rebuilt.unwrap_or_else(|| Self { version, ..self.clone() });
+        Self { node: self.node.clone(), mark: self.mark, ..own }
+    }
+}
+
 /// Namespace and name as one word, which orders objects as the API server does.
 pub(super) fn key(namespace: &str, name: &str) -> String {
     match namespace {
@@ -174,6 +185,11 @@ impl Stored {
             object_at,
             fields_at,
         }
+    }
+
+    /// `namespace/name`, or the name alone for kinds of the cluster.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
     }
 
     /// The namespace, empty for kinds of the cluster.

@@ -85,8 +85,11 @@ impl Asked {
     }
 }
 
+/// What is said of a collection that is not served.
+pub(super) const UNKNOWN: &str = "the server could not find the requested resource";
+
 fn unknown() -> Failure {
-    Failure::not_found("the server could not find the requested resource")
+    Failure::not_found(UNKNOWN)
 }
 
 fn resource_of(group: &str, version: &str, plural: &str) -> Result<&'static Resource, Failure> {

@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use super::counts::{Counts, add, one_less};
 use super::guard::Guarded;
 use super::list::Listing;
-use super::request::{Asked, is_api, parse};
+use super::request::{Asked, UNKNOWN, is_api, parse};
 use super::status::Failure;
 use super::store::Store;
 use super::watch::{Place, Times, Watching};
@@ -366,6 +366,9 @@ async fn respond(parts: &Parts, shared: &Arc<Shared>) -> Result<Answer, Failure>
         let text = "the first lists are not complete yet";
         return Err(Failure::unavailable(text, RETRY_SECONDS));
     }
+    if shared.store.is_absent(asked.resource().kind) {
+        return Err(Failure::not_found(UNKNOWN));
+    }
     match asked {
         Asked::Get(resource, namespace, name) => {
             let object = shared.store.get(resource.kind, &namespace, &name).ok_or_else(|| {
@@ -414,7 +417,7 @@ fn probe(path: &str, shared: &Shared) -> Result<Answer, Failure> {
         "/livez" => text(StatusCode::OK, "ok"),
         "/readyz" if shared.store.is_filled() => text(StatusCode::OK, "ok"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the first lists are not complete yet"),
-        _ => Err(Failure::not_found("the server could not find the requested resource")),
+        _ => Err(Failure::not_found(UNKNOWN)),
     }
 }
 

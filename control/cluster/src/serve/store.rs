@@ -18,6 +18,8 @@ use tokio::sync::watch;
 use super::object::{Encoded, EventType, InvalidValue, Stored, key};
 use crate::resource::{Resource, index};
 
+mod lists;
+
 /// How much of the past each kind keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryLimits {
@@ -106,6 +108,10 @@ struct State {
     /// Watches from here on can be served.
     oldest: u64,
     filled: bool,
+    /// The server whose objects these would be does not have the kind.
+    absent: bool,
+    /// Something is kept that the last list did not have: see [`lists`].
+    is_doubted: bool,
     counts: StoreCounts,
 }
 
@@ -197,8 +203,8 @@ impl Store {
     /// Creates or changes an object by another server's number.
     pub fn put(&self, kind: Kind, encoded: &Encoded) {
         let mut state = self.write(kind);
-        let version = state.counts.version.max(encoded.version);
-        state.put(Resource::of(kind), encoded, version, version, self.limits);
+        let (version, known_at) = state.told_at(encoded.version);
+        state.put(Resource::of(kind), encoded, version, known_at, self.limits);
         drop(state);
         self.announce(kind);
     }
@@ -206,8 +212,8 @@ impl Store {
     /// Deletes an object by another server's number. One that is not there is nobody's loss.
     pub fn remove(&self, kind: Kind, namespace: &str, name: &str, version: u64) {
         let mut state = self.write(kind);
-        let version = state.counts.version.max(version);
-        state.remove(Resource::of(kind), &key(namespace, name), version, version, self.limits);
+        let (version, known_at) = state.told_at(version);
+        state.remove(Resource::of(kind), &key(namespace, name), version, known_at, self.limits);
         state.counts.version = version;
         drop(state);
         self.announce(kind);
@@ -216,7 +222,7 @@ impl Store {
     /// Notes that all changes up to `version` are here.
     pub fn advance(&self, kind: Kind, version: u64) {
         let mut state = self.write(kind);
-        if version > state.counts.version {
+        if version > state.counts.version && !state.is_doubted {
             state.counts.version = version;
             drop(state);
             self.announce(kind);
@@ -239,6 +245,24 @@ impl Store {
         replaced
     }
 
+    /// Believes what the last list said, of objects that were kept nevertheless: `gone` (by their keys)
+    /// go, and `changed` are as it had them.
+    pub(crate) fn believe(&self, kind: Kind, gone: &BTreeSet<Box<str>>, changed: &[Encoded]) {
+        let mut state = self.write(kind);
+        let resource = Resource::of(kind);
+        let version = state.counts.version;
+        // Of that version there were two: who has seen it may have seen either.
+        let known_at = version + 1;
+        for key in gone {
+            state.remove(resource, key, version, known_at, self.limits);
+        }
+        for encoded in changed {
+            state.put(resource, encoded, version, known_at, self.limits);
+        }
+        drop(state);
+        self.announce(kind);
+    }
+
     /// Gives up the past, as an API server does when it is started again: every watch ends, and
     /// none can begin at a resourceVersion older than the present one.
     pub fn forget_history(&self) {
@@ -252,10 +276,23 @@ impl Store {
         }
     }
 
-    /// Whether every kind has been filled once.
+    /// Notes that the server whose objects are passed on does not have `kind`, which is answered as that
+    /// server does, until there is a list of it. Gives whether it is so: what was listed once stays.
+    pub(crate) fn set_absent(&self, kind: Kind) -> bool {
+        let mut state = self.write(kind);
+        state.absent = !state.filled;
+        state.absent
+    }
+
+    pub(crate) fn is_absent(&self, kind: Kind) -> bool {
+        self.read(kind).absent
+    }
+
+    /// Whether every kind has been filled once, but for those that there are not.
     #[must_use]
     pub fn is_filled(&self) -> bool {
-        Kind::ALL.into_iter().all(|kind| self.read(kind).filled)
+        let is_known = |state: &State| state.filled || state.absent;
+        Kind::ALL.into_iter().all(|kind| is_known(&self.read(kind)))
     }
 
     /// What it holds of `kind`.
@@ -325,9 +362,19 @@ impl Store {
         Ok((events, Moment { version, turn: reached }))
     }
 
+    /// All objects of `kind`.
+    pub(crate) fn all(&self, kind: Kind) -> Vec<Arc<Stored>> {
+        self.read(kind).objects.values().cloned().collect()
+    }
+
+    /// One object as it is now, by its key.
+    pub(crate) fn stored(&self, kind: Kind, key: &str) -> Option<Arc<Stored>> {
+        self.read(kind).objects.get(key).cloned()
+    }
+
     /// One object as it is now.
     pub(crate) fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<Stored>> {
-        self.read(kind).objects.get(key(namespace, name).as_str()).cloned()
+        self.stored(kind, &key(namespace, name))
     }
 
     /// Objects as of `moment`, in order, behind the key `after`, until `take` has enough.
@@ -393,6 +440,9 @@ impl State {
         known_at: u64,
         limits: HistoryLimits,
     ) {
+        // Who goes on from an object's version must not miss what that version would promise.
+        let earlier = (encoded.version > version).then(|| encoded.with_version(resource, version));
+        let encoded = earlier.as_ref().unwrap_or(encoded);
         let key: Arc<str> = encoded.key().into();
         let previous = self.objects.get(&key).cloned();
         self.counts.version = self.counts.version.max(version);
@@ -449,59 +499,6 @@ impl State {
         self.history.clear();
         self.history_bytes = 0;
         self.oldest = version;
-    }
-
-    fn replace(
-        &mut self,
-        resource: &Resource,
-        list: &[Encoded],
-        version: u64,
-        kept: &BTreeSet<String>,
-        limits: HistoryLimits,
-    ) -> Replaced {
-        let known = self.counts.version;
-        // Two lists of one version that differ: who has seen that version has seen either.
-        let known_at = version.max(known + 1);
-        let first = !self.filled;
-        let reset = version < known;
-        let mut replaced = Replaced { reset, ..Replaced::default() };
-        let listed: BTreeMap<String, &Encoded> =
-            list.iter().map(|encoded| (encoded.key(), encoded)).collect();
-        let is_gone = |key: &&Arc<str>| !listed.contains_key(&***key) && !kept.contains(&***key);
-        let gone: Vec<Arc<str>> = self.objects.keys().filter(is_gone).cloned().collect();
-        replaced.deleted = gone.len();
-        for key in gone {
-            // Not at the list's resourceVersion: a client that got only some of these and goes on
-            // at another server from there would never hear of the rest.
-            self.remove(resource, &key, known, known_at, limits);
-        }
-        let mut changed: Vec<&Encoded> = Vec::new();
-        for (key, encoded) in &listed {
-            match self.objects.get(key.as_str()) {
-                Some(object) if object.version == encoded.version => {}
-                Some(_) => {
-                    replaced.modified += 1;
-                    changed.push(encoded);
-                }
-                None => {
-                    replaced.added += 1;
-                    changed.push(encoded);
-                }
-            }
-        }
-        changed.sort_by_key(|encoded| encoded.version);
-        for encoded in changed {
-            let at = known.max(encoded.version);
-            let known_at = if encoded.version > known { at } else { known_at };
-            self.put(resource, encoded, at, known_at, limits);
-        }
-        self.counts.version = version;
-        self.filled = true;
-        if first || reset {
-            self.forget(version);
-            self.counts.resets += u64::from(reset);
-        }
-        replaced
     }
 }
 

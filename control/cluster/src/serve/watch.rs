@@ -291,9 +291,11 @@ impl Watching {
             () = tokio::time::sleep_until(wake) => {
                 let now = Instant::now();
                 if self.next_bookmark.is_some_and(|due| due <= now) {
-                    // A kind that was never filled has nothing to say.
+                    // A kind that was never filled has nothing to say, nor has one of which the client
+                    // knows more than is here, as at the API server.
                     let counts = self.store.counts(self.resource.kind);
-                    if counts.changes > 0 || counts.objects > 0 {
+                    let is_filled = counts.changes > 0 || counts.objects > 0;
+                    if is_filled && counts.version >= self.told {
                         self.bookmark(false);
                     }
                     self.plan_bookmark(now);

@@ -57,19 +57,19 @@ impl Authority {
 }
 
 /// An authority's certificate as PEM, and a server's configuration that it vouches for.
-fn tls() -> (String, Arc<rustls::ServerConfig>) {
+pub(super) fn tls() -> (String, Arc<rustls::ServerConfig>) {
     let authority = Authority::new();
     (authority.pem(), authority.server(false))
 }
 
-fn account(authority: &str, token: &str) -> tempfile::TempDir {
+pub(super) fn account(authority: &str, token: &str) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("ca.crt"), authority).unwrap();
     std::fs::write(directory.path().join("token"), token).unwrap();
     directory
 }
 
-fn secure(server: &Server, account: &Path) -> Settings {
+pub(super) fn secure(server: &Server, account: &Path) -> Settings {
     let mut settings = settings(&[format!("https://{}", server.address())]);
     settings.access.credentials = Credentials::ServiceAccount(account.to_owned());
     settings

@@ -2,16 +2,43 @@
 
 use super::*;
 
+use super::access::{account, secure, tls};
+
+/// What becomes of an answer, by the path and query that were asked for.
+type Judged = fn(&str) -> Fault;
+
 /// Follows a cluster whose pods' watches meet `fault`, until `reason` was counted; then the fault
 /// ends and a change arrives.
-async fn survives(reason: &str, fault: fn(&str) -> Fault) {
+async fn survives(reason: &str, fault: Judged) {
     let store = store();
-    fill(&store, 30);
     let faults = judge(|_| Fault::No);
     let server = serve_at("127.0.0.1:0", &store, &faults).await;
-    let mut node = Node::start(settings(&[url(&server)]));
+    let own = settings(&[url(&server)]);
+    follows_beyond(own, &store, &faults, reason, fault).await;
+}
+
+async fn survives_over_tls(reason: &str, fault: Judged) {
+    let store = store();
+    let faults = judge(|_| Fault::No);
+    let (authority, config) = tls();
+    let account = account(&authority, "one");
+    let tls = |options: &mut Options| options.tls = Some(config);
+    let server = serve_with("127.0.0.1:0", &store, &faults, tls).await;
+    let own = secure(&server, account.path());
+    follows_beyond(own, &store, &faults, reason, fault).await;
+}
+
+async fn follows_beyond(
+    settings: Settings,
+    store: &Store,
+    faults: &Judge,
+    reason: &str,
+    fault: Judged,
+) {
+    fill(store, 30);
+    let mut node = Node::start(settings);
     node.complete().await;
-    set(&faults, move |asked| if is_of_pods(asked) { fault(asked) } else { Fault::No });
+    set(faults, move |asked| if is_of_pods(asked) { fault(asked) } else { Fault::No });
     store.set(Kind::Namespace, json!({"metadata": {"name": "bank"}})).unwrap();
     // Something to be said.
     let mut changed = pod("p0");
@@ -22,7 +49,7 @@ async fn survives(reason: &str, fault: fn(&str) -> Fault) {
     assert!(error.is_none_or(|error| error.object == "Pod" && !error.message.is_empty()));
     node.until("others", |node| node.state.namespaces.contains_key("bank")).await;
     assert_eq!((node.state.pods.len(), node.gone), (30, 0), "what is in force stays");
-    set(&faults, |_| Fault::No);
+    set(faults, |_| Fault::No);
     store.set(Kind::Pod, pod("after")).unwrap();
     node.until("a change after the fault", |node| node.has("after")).await;
     node.until("health", |node| node.kind(Kind::Pod).last_error.is_none()).await;
@@ -63,6 +90,48 @@ async fn a_connection_that_ends_in_the_middle_of_an_object_changes_nothing() {
 #[tokio::test]
 async fn what_may_not_be_read_is_named() {
     survives("forbidden", |_| Fault::Code(403)).await;
+}
+
+#[tokio::test]
+async fn the_same_faults_are_survived_over_tls() {
+    let faults: [(&str, Judged); 8] = [
+        ("silent", |_| Fault::Silent),
+        ("timeout", |_| Fault::Never),
+        ("busy", |_| Fault::Code(429)),
+        ("server-error", |_| Fault::Code(500)),
+        ("garbage", |_| Fault::Text("{\"type\":\"ADDED\",\"obj\n")),
+        ("connection", |_| Fault::Cut(40)),
+        ("forbidden", |_| Fault::Code(403)),
+        ("expired", |_| Fault::Code(410)),
+    ];
+    let all = faults.map(|(reason, fault)| survives_over_tls(reason, fault));
+    futures_util::future::join_all(all).await;
+}
+
+#[tokio::test]
+async fn a_pause_that_a_busy_server_asks_for_is_kept() {
+    let store = store();
+    fill(&store, 5);
+    let asked_at = Arc::new(Mutex::new(Vec::new()));
+    let times = Arc::clone(&asked_at);
+    let faults = judge(move |asked| {
+        if !is_of_pods(asked) {
+            return Fault::No;
+        }
+        let mut times = times.lock().unwrap();
+        times.push(std::time::Instant::now());
+        // With `Retry-After: 1`.
+        if times.len() == 1 { Fault::Code(429) } else { Fault::No }
+    });
+    let server = serve_at("127.0.0.1:0", &store, &faults).await;
+    let mut own = settings(&[url(&server)]);
+    own.access.rest = (Duration::from_millis(20), Duration::from_secs(5));
+    let mut node = Node::start(own);
+    node.complete().await;
+    let times = asked_at.lock().unwrap();
+    let pause = times[1].duration_since(times[0]);
+    assert!(pause >= Duration::from_secs(1), "{pause:?}");
+    assert_eq!(node.failures(Kind::Pod, "busy"), 1);
 }
 
 #[tokio::test]

@@ -1,8 +1,11 @@
 //! The follower against a server that speaks the protocol, over real connections.
 
 mod access;
+mod bookmarks;
 mod faults;
+mod relay;
 mod restarts;
+mod restored;
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -33,6 +36,8 @@ enum Fault {
     No,
     /// This status is sent in its place.
     Code(u16),
+    /// The version asked for is called one of the future.
+    TooLarge,
     /// Its head is sent, and nothing more, ever.
     Silent,
     /// Nothing is sent, ever.
@@ -74,6 +79,11 @@ async fn spoil(judge: Judge, parts: Parts, answer: Answer) -> Answer {
             }
             answer
         }
+        Fault::TooLarge => plain(
+            504,
+            r#"{"kind":"Status","reason":"Timeout","code":504,
+            "message":"Too large resource version: 900, current: 50"}"#,
+        ),
         Fault::Never => std::future::pending().await,
         Fault::Silent => {
             let frames = futures_util::stream::pending::<Result<Frame<Bytes>, BoxError>>();
@@ -164,6 +174,9 @@ struct Node {
     handle: Option<Handle>,
     feed: feed::Receiver,
     state: ClusterState,
+    /// Changes that it was sent.
+    sent: usize,
+    /// Those of them that are removals.
     gone: usize,
 }
 
@@ -171,7 +184,7 @@ impl Node {
     fn start(settings: Settings) -> Self {
         let (sender, feed) = feed::feed();
         let handle = Some(start(settings, sender).unwrap());
-        Self { handle, feed, state: ClusterState::default(), gone: 0 }
+        Self { handle, feed, state: ClusterState::default(), sent: 0, gone: 0 }
     }
 
     fn reporter(&self) -> &Reporter {
@@ -191,12 +204,18 @@ impl Node {
         failures.iter().find(|(own, _)| own == reason).unwrap().1
     }
 
+    /// Kinds of which a list was complete.
+    fn kinds_listed(&self) -> usize {
+        self.status().kinds.iter().filter(|own| own.lists > 0).count()
+    }
+
     fn has(&self, pod: &str) -> bool {
         self.state.pods.contains_key(&ObjectName::new("shop", pod))
     }
 
     fn take(&mut self) {
         for change in self.feed.take() {
+            self.sent += 1;
             self.gone += usize::from(matches!(change, Change::Gone(_)));
             self.state.apply(change);
         }

@@ -66,10 +66,35 @@ async fn a_node_without_a_server_serves_what_was_in_force_and_later_only_differe
 
     store.delete(Kind::Pod, "shop", "p3").unwrap();
     store.set(Kind::Pod, pod("newest")).unwrap();
+    let mut changed = pod("p5");
+    changed["metadata"]["labels"] = json!({"changed": "yes"});
+    store.set(Kind::Pod, changed).unwrap();
+    let restored = node.sent;
+    assert_eq!(restored, 44);
     let _server = serve_at(&address, &store, &faults).await;
     node.until("the difference", |node| node.has("newest") && !node.has("p3")).await;
-    assert_eq!(node.gone, 1);
-    node.until("lists", |node| node.status().unlisted.is_empty()).await;
+    node.until("lists", |node| node.kinds_listed() == 6).await;
+    assert_eq!((node.sent - restored, node.gone), (3, 1), "what is as it was is not sent again");
+}
+
+#[tokio::test]
+async fn a_first_list_that_lacks_much_of_what_was_restored_is_held() {
+    let state = tempfile::tempdir().unwrap();
+    let store = store();
+    fill(&store, 40);
+    let server = serve_at("127.0.0.1:0", &store, &judge(|_| Fault::No)).await;
+    let mut node = Node::start(with_snapshot(&[url(&server)], &state));
+    node.complete().await;
+    node.handle = None;
+    for number in 0..25 {
+        store.delete(Kind::Pod, "shop", &format!("p{number}")).unwrap();
+    }
+    let own = with_snapshot(&[url(&server)], &state);
+    let mut node = Node::start(Settings { hold_after: Duration::from_secs(2), ..own });
+    node.until("a hold", |node| node.kind(Kind::Pod).held == 25).await;
+    assert_eq!((node.state.pods.len(), node.gone), (40, 0), "what was in force stays");
+    node.until("agreement", |node| node.state.pods.len() == 15).await;
+    assert_eq!((node.kind(Kind::Pod).held, node.kind(Kind::Pod).holds), (0, 1));
 }
 
 #[tokio::test]

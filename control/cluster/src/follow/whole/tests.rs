@@ -292,6 +292,31 @@ fn an_invalid_policy_leaves_its_last_good_version_and_a_new_one_is_closed() {
 }
 
 #[test]
+fn a_policy_that_is_too_large_is_closed_and_named_and_one_that_was_good_stays() {
+    let mut world = world();
+    let rules = |world: &World| {
+        let own = world.state.network_policies.values().next().cloned();
+        own.map(|own| (own.ingress.clone(), own.egress.clone()))
+    };
+    let mut large = policy(&json!({}));
+    large["metadata"]["annotations"] = json!({"x": "y".repeat(crate::decode::OBJECT_BYTES_MAX)});
+    world.take(Kind::NetworkPolicy, &large);
+    world.sent();
+    assert_eq!(rules(&world), Some((Some(vec![]), Some(vec![]))));
+    let refused = world.refused();
+    assert_eq!(refused[0].object, "NetworkPolicy shop/web");
+    assert!(refused[0].message.contains("bytes"), "{}", refused[0].message);
+    assert!(refused[0].message.contains("allows nothing"), "{}", refused[0].message);
+    world.take(Kind::NetworkPolicy, &policy(&json!({})));
+    world.sent();
+    let good = rules(&world);
+    assert_eq!(good.as_ref().map(|(_, egress)| egress.is_none()), Some(true));
+    world.take(Kind::NetworkPolicy, &large);
+    assert_eq!((world.sent(), rules(&world)), (0, good));
+    assert!(world.refused()[0].message.contains("last good version"));
+}
+
+#[test]
 fn a_policy_with_a_field_of_the_future_is_closed_even_where_it_was_good() {
     let mut world = world();
     world.take(Kind::NetworkPolicy, &policy(&json!({})));

@@ -94,6 +94,59 @@ fn what_a_spoilt_list_lost_and_the_next_one_finds_is_announced_both_times() {
 }
 
 #[test]
+fn what_is_believed_after_its_list_is_told_to_who_has_seen_that_list() {
+    let store = following(&["a", "b", "c"].map(|name| encoded(name, 10)), 20);
+    let kept = ["shop/a", "shop/b"].map(str::to_owned).into();
+    store.replace(Kind::Pod, &[encoded("c", 10)], 30, &kept);
+    let seen = store.now(Kind::Pod).version;
+    assert_eq!(changes(&store, seen), []);
+    store.believe(Kind::Pod, &["shop/a".into()].into(), &[encoded("b", 15)]);
+    let wanted =
+        [("a".to_owned(), EventType::Deleted, 20), ("b".to_owned(), EventType::Modified, 15)];
+    assert_eq!(changes(&store, seen), wanted);
+}
+
+#[test]
+fn while_a_list_is_doubted_nobody_is_told_a_version_from_which_what_it_lost_is_never_heard_of() {
+    let store = following(&["a", "b", "c"].map(|name| encoded(name, 10)), 20);
+    let kept: BTreeSet<String> = ["shop/a".to_owned()].into();
+    let list = [encoded("b", 10), encoded("c", 25)];
+    store.replace(Kind::Pod, &list, 30, &kept);
+    assert_eq!(store.now(Kind::Pod).version, 20);
+    store.put(Kind::Pod, &encoded("d", 31));
+    store.remove(Kind::Pod, "shop", "b", 32);
+    store.advance(Kind::Pod, 33);
+    assert_eq!(store.now(Kind::Pod).version, 20);
+    let told = [("c", EventType::Modified), ("d", EventType::Added), ("b", EventType::Deleted)];
+    let told = told.map(|(name, kind)| (name.to_owned(), kind, 20));
+    assert_eq!(changes(&store, 20), told, "who has seen all up to 20 is told");
+    // Who comes from the API server is told what it has not seen there.
+    assert_eq!(changes(&store, 31), told[2..]);
+    assert_eq!(changes(&store, 32), []);
+    // A second list ends it.
+    let list = [encoded("c", 25), encoded("d", 31)];
+    store.replace(Kind::Pod, &list, 40, &BTreeSet::new());
+    assert_eq!(store.now(Kind::Pod).version, 40);
+    let versions = [("shop/c".to_owned(), 25), ("shop/d".to_owned(), 31)];
+    assert_eq!(store.versions(Kind::Pod), versions);
+    assert!(changes(&store, 33).iter().any(|own| own.0 == "a" && own.1 == EventType::Deleted));
+    store.put(Kind::Pod, &encoded("e", 41));
+    assert_eq!(changes(&store, 40), [("e".to_owned(), EventType::Added, 41)]);
+}
+
+#[test]
+fn while_a_list_of_an_older_store_is_doubted_who_goes_elsewhere_lists_anew() {
+    let store = following(&["a", "b"].map(|name| encoded(name, 10)), 20);
+    let kept: BTreeSet<String> = ["shop/a".to_owned()].into();
+    assert!(store.replace(Kind::Pod, &[encoded("b", 4)], 8, &kept).reset);
+    assert_eq!(store.now(Kind::Pod).version, 1);
+    let replaced = store.replace(Kind::Pod, &[encoded("b", 4)], 9, &BTreeSet::new());
+    assert!(!replaced.reset && replaced.deleted == 1);
+    assert_eq!(store.now(Kind::Pod).version, 9);
+    assert_eq!(changes(&store, 1).first().map(|own| own.1), Some(EventType::Deleted));
+}
+
+#[test]
 fn a_change_of_nothing_but_the_version_is_kept_and_not_announced() {
     let with_mark = |version| Encoded { mark: Some(mark(b"the same")), ..encoded("a", version) };
     let store = following(&[with_mark(10)], 10);
