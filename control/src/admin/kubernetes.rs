@@ -66,6 +66,10 @@ pub struct KindStatus {
     pub watches: u64,
     /// Events of watches: objects that came, changed or went.
     pub events: u64,
+    /// Time of all lists and events together, from an object's bytes to its change on the way to the tables.
+    pub apply_microseconds: u64,
+    /// Time of the longest, a list as a whole.
+    pub longest_apply_microseconds: u64,
     /// Failures, by reason.
     pub failures: Vec<(String, u64)>,
     /// Seconds since a server last said anything about it; absent before the first time.

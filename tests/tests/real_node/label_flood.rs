@@ -118,5 +118,9 @@ fn a_flood_of_pods_with_labels_of_their_own_makes_no_identities() {
     }
     wait_for(&world, own + flood as u64);
     assert_eq!(identities(&world), before);
+    let rows = world.status().reconciles;
+    let source = rows.iter().find(|row| row.reconcile == "source-Pod").expect("a row");
+    let (all, longest) = (source.microseconds, source.longest_microseconds);
+    assert!(longest > Some(0) && all >= longest && source.runs > jobs as u64, "{source:?}");
     println!("{jobs} pods of Jobs came and went: {before} identities");
 }

@@ -1,6 +1,7 @@
 //! One kind as a node follows it: what servers say of it is read at once, and told to people.
 
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use control::admin::status::ObjectError;
 use control::model::{Kind, ObjectName};
@@ -18,11 +19,13 @@ pub(super) struct OfKind {
     kind: Kind,
     /// A list was complete before.
     was_listed: bool,
+    /// What the list that is read has taken so far.
+    listing: Duration,
 }
 
 impl OfKind {
     pub(super) fn new(shared: Rc<Shared>, kind: Kind) -> Self {
-        Self { shared, kind, was_listed: false }
+        Self { shared, kind, was_listed: false, listing: Duration::ZERO }
     }
 
     fn note(&self, error: &ClientError) {
@@ -68,10 +71,22 @@ impl OfKind {
         });
     }
 
-    fn event(&self, is_list: bool) {
-        if !is_list {
-            self.shared.reporter.kind(self.kind, |own| own.status.events += 1);
+    /// An object was taken over, which took since `began`.
+    fn took(&mut self, began: Instant, is_list: bool) {
+        if is_list {
+            self.listing += began.elapsed();
+            return;
         }
+        self.shared.reporter.kind(self.kind, |own| own.status.events += 1);
+        self.applied(began.elapsed());
+    }
+
+    fn applied(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.shared.reporter.kind(self.kind, |own| {
+            own.status.apply_microseconds += took;
+            own.status.longest_apply_microseconds = own.status.longest_apply_microseconds.max(took);
+        });
     }
 }
 
@@ -87,7 +102,7 @@ impl Sink for OfKind {
 
     fn alive(&mut self) {
         self.shared.reporter.kind(self.kind, |own| {
-            own.sign_of_life = Some(std::time::Instant::now());
+            own.sign_of_life = Some(Instant::now());
             own.status.absent = false;
             if let Some(error) = own.status.last_error.take() {
                 tracing::info!(kind = own.status.kind, failures = error.count, "followed again");
@@ -96,6 +111,7 @@ impl Sink for OfKind {
     }
 
     fn begin_list(&mut self) {
+        self.listing = Duration::ZERO;
         self.shared.whole.borrow_mut().begin_list(self.kind);
     }
 
@@ -104,7 +120,9 @@ impl Sink for OfKind {
     }
 
     fn end_list(&mut self, _: Option<&str>, is_streamed: bool) -> Result<bool, String> {
+        let began = Instant::now();
         let is_held = self.shared.whole.borrow_mut().end_list(self.kind);
+        self.applied(self.listing + began.elapsed());
         let is_relist = std::mem::replace(&mut self.was_listed, true);
         self.shared.reporter.kind(self.kind, |own| {
             own.status.lists += 1;
@@ -116,16 +134,18 @@ impl Sink for OfKind {
     }
 
     fn put(&mut self, object: &RawValue, is_list: bool) {
+        let began = Instant::now();
         let decoded = decode(self.kind, object);
         self.shared.whole.borrow_mut().take(self.kind, decoded);
-        self.event(is_list);
+        self.took(began, is_list);
     }
 
     fn gone(&mut self, object: &RawValue, is_list: bool) -> Result<(), String> {
+        let began = Instant::now();
         let name: ObjectName =
             name(self.kind, object).ok_or_else(|| "a removal names no object".to_owned())?;
         self.shared.whole.borrow_mut().gone(self.kind, &name);
-        self.event(is_list);
+        self.took(began, is_list);
         Ok(())
     }
 

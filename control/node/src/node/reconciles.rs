@@ -300,8 +300,9 @@ fn of_kind(kind: &KindStatus) -> ReconcileStatus {
         reconcile: format!("source-{}", kind.kind),
         runs: kind.lists + kind.events,
         failures: kind.failures.iter().map(|(_, count)| count).sum(),
+        microseconds: Some(kind.apply_microseconds),
+        longest_microseconds: Some(kind.longest_apply_microseconds),
         last_error: kind.last_error.clone(),
-        ..ReconcileStatus::default()
     }
 }
 
