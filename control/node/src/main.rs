@@ -8,7 +8,8 @@ use xskiff::cli::execute::ExecuteError;
 use xskiff::cli::{Cli, EXIT_USAGE, execute};
 
 /// Hundreds of thousands of objects are made by the thread that reads a cluster and kept and freed by
-/// those that compile it. glibc's grows such a thread's arena page by page, a system call each.
+/// those that compile it. glibc's grows such a thread's arena page by page, a system call each. It asks for
+/// no huge pages: where memory is in pieces, the kernel moves others' about for as long as all else takes.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
