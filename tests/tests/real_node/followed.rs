@@ -11,6 +11,7 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use xskiff::demo::files::MANIFESTS;
+use xskiff::demo::scene::Scene;
 use xskiff::lab::Namespace;
 use xskiff_tests::cluster_server::{ClusterServer, Faults, SERVICES, Setup};
 
@@ -110,9 +111,19 @@ pub fn demo_objects() -> Vec<(Kind, Value)> {
 /// what the node's configuration says of following.
 pub fn follow(
     shape: Shape,
-    (setup, more): (Setup, &str),
+    of_following: (Setup, &str),
     patience: Duration,
     fill: impl FnOnce(&ApiServer),
+) -> (World, ApiServer) {
+    follow_beside(shape, of_following, patience, |_, server| fill(server))
+}
+
+/// The same; `fill` may start something else in the scene.
+pub fn follow_beside(
+    shape: Shape,
+    (setup, more): (Setup, &str),
+    patience: Duration,
+    fill: impl FnOnce(&Scene, &ApiServer),
 ) -> (World, ApiServer) {
     let mut stage = Stage::build(shape, |text| {
         text.replace("service_cidrs: [", &format!("service_cidrs: [{SERVICES}, "))
@@ -122,7 +133,7 @@ pub fn follow(
     stage.edit_configuration(|text| text + &section);
     let server = ApiServer::start(&stage.scene.node, setup);
     demo_objects().into_iter().for_each(|(kind, object)| server.set(kind, object));
-    fill(&server);
+    fill(&stage.scene, &server);
     let words = vec!["--api-server".to_owned(), server.url.clone()];
     stage.source = Source { words, patience };
     (stage.begin(), server)

@@ -37,6 +37,7 @@ mod outage;
 mod policies;
 mod privileges;
 mod refused_starts;
+mod relayed;
 mod relist;
 mod resizing;
 mod restart_gap;

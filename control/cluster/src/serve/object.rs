@@ -114,9 +114,7 @@ impl Encoded {
     pub fn key(&self) -> String {
         key(&self.namespace, &self.name)
     }
-}
 
-impl Encoded {
     /// The same object with another resourceVersion.
     pub(super) fn with_version(&self, resource: &Resource, version: u64) -> Self {
         let rebuilt = serde_json::from_slice::<Value>(&self.fields)
