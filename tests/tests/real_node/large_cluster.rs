@@ -23,7 +23,7 @@ use crate::followed::{ApiServer, follow};
 use crate::world::{PATIENCE, Shape, World, number_from};
 
 const SHAPE: Shape = Shape { label: "large", mtu: 1500, xdp_mode: "native" };
-/// What things may take at most, as the issue of this subsystem names it.
+/// What is promised of the largest cluster: what things may take at most.
 struct Wanted;
 
 impl Wanted {
