@@ -48,6 +48,15 @@ fn may_be_unsafe(path: &Path) -> bool {
     MAY_BE_UNSAFE.iter().any(|folder| path.starts_with(root().join(folder)))
 }
 
+/// Whether the file is a module of tests, or in a folder of them.
+fn is_of_tests(path: &Path) -> bool {
+    let is_named_so = path.file_stem().is_some_and(|stem| {
+        let stem = stem.to_string_lossy();
+        stem == "tests" || stem.ends_with("_tests")
+    });
+    is_named_so || path.components().any(|part| part.as_os_str() == "tests")
+}
+
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", shown(path)))
 }
@@ -99,14 +108,7 @@ fn the_core_reads_no_clock_and_does_no_io() {
     let mut offenders = Vec::new();
     let sources = files(&root().join("dataplane/src"), &[".rs"]);
     assert!(!sources.is_empty(), "dataplane/src has no sources");
-    for path in sources {
-        let is_test = path.file_stem().is_some_and(|stem| {
-            let stem = stem.to_string_lossy();
-            stem == "tests" || stem.ends_with("_tests")
-        });
-        if is_test || path.components().any(|part| part.as_os_str() == "tests") {
-            continue;
-        }
+    for path in sources.into_iter().filter(|path| !is_of_tests(path)) {
         let code = code_only(&read(&path));
         for word in IMPURE {
             let lines = lines_with_word(without_tests(&code), word);
@@ -120,15 +122,11 @@ fn the_core_reads_no_clock_and_does_no_io() {
 fn nothing_but_what_people_read_goes_by_a_clock_that_jumps() {
     let mut offenders = Vec::new();
     let mut readers = Vec::new();
-    for path in files(&root().join("control"), &[".rs"]) {
-        let is_test = path.components().any(|part| part.as_os_str() == "tests")
-            || path.file_stem().is_some_and(|stem| {
-                let stem = stem.to_string_lossy();
-                stem == "tests" || stem.ends_with("_tests")
-            });
+    let sources = files(&root().join("control"), &[".rs"]);
+    for path in sources.into_iter().filter(|path| !is_of_tests(path)) {
         let code = code_only(&read(&path));
         let lines = lines_with_word(without_tests(&code), "SystemTime");
-        if is_test || lines.is_empty() {
+        if lines.is_empty() {
             continue;
         }
         let shown = shown(&path);

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::client::{Access, Credentials, Frontends};
+use crate::client::{Access, Frontends};
 
 /// Takes nothing.
 struct Nobody;
@@ -32,15 +32,8 @@ impl Sink for Nobody {
 
 fn follower(kind: Kind) -> Follower<Nobody> {
     let second = Duration::from_secs(1);
-    let access = Access {
-        relays: Vec::new(),
-        api_servers: vec!["http://127.0.0.1:1".parse().unwrap()],
-        credentials: Credentials::ServiceAccount("/none".into()),
-        ca_file: None,
-        connect_timeout: second,
-        request_timeout: second,
-        rest: (second, 30 * second),
-    };
+    let server = "http://127.0.0.1:1".to_owned();
+    let access = Access::in_a_test([server], second, (second, 30 * second));
     let servers = Arc::new(Servers::new(access, Frontends::default()));
     let times = Times {
         answer: second,

@@ -1,20 +1,11 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::client::Credentials;
 
 const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 fn server() -> Server {
-    let access = Access {
-        relays: Vec::new(),
-        api_servers: Vec::new(),
-        credentials: Credentials::ServiceAccount("/none".into()),
-        ca_file: None,
-        connect_timeout: Duration::from_secs(1),
-        request_timeout: Duration::from_secs(1),
-        rest: REST,
-    };
+    let access = Access::in_a_test([], Duration::from_secs(1), REST);
     // Nobody listens there.
     Server::new("http://127.0.0.1:1".parse().unwrap(), false, Arc::new(access))
 }

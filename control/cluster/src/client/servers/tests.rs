@@ -1,19 +1,14 @@
 use futures_util::future::join_all;
 
 use super::*;
-use crate::client::Credentials;
 
 /// A relay and an API server, at neither of which anybody listens.
 fn servers() -> Servers {
     let second = Duration::from_secs(1);
+    let api_server = "http://127.0.0.1:2".to_owned();
     let access = Access {
         relays: vec!["http://127.0.0.1:1".parse().unwrap()],
-        api_servers: vec!["http://127.0.0.1:2".parse().unwrap()],
-        credentials: Credentials::ServiceAccount("/none".into()),
-        ca_file: None,
-        connect_timeout: 10 * second,
-        request_timeout: 10 * second,
-        rest: (10 * second, 10 * second),
+        ..Access::in_a_test([api_server], 10 * second, (10 * second, 10 * second))
     };
     Servers::new(access, Frontends::default())
 }

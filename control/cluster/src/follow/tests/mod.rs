@@ -146,15 +146,8 @@ fn url(server: &Server) -> String {
 }
 
 fn settings(servers: &[String]) -> Settings {
-    let access = Access {
-        relays: Vec::new(),
-        api_servers: servers.iter().map(|server| server.parse().unwrap()).collect(),
-        credentials: Credentials::ServiceAccount("/none".into()),
-        ca_file: None,
-        connect_timeout: Duration::from_secs(2),
-        request_timeout: Duration::from_secs(2),
-        rest: (Duration::from_millis(20), Duration::from_millis(200)),
-    };
+    let rest = (Duration::from_millis(20), Duration::from_millis(200));
+    let access = Access::in_a_test(servers.to_vec(), Duration::from_secs(2), rest);
     Settings {
         access,
         silence: Duration::from_secs(3),

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::client::{Access, Credentials, Servers};
+use crate::client::{Access, Servers};
 use crate::decode::decode;
 
 /// A follower's whole, and the node that takes what it sends.
@@ -18,15 +18,8 @@ struct World {
 }
 
 fn world() -> World {
-    let access = Access {
-        relays: Vec::new(),
-        api_servers: Vec::new(),
-        credentials: Credentials::ServiceAccount("/none".into()),
-        ca_file: None,
-        connect_timeout: Duration::from_secs(1),
-        request_timeout: Duration::from_secs(1),
-        rest: (Duration::from_secs(1), Duration::from_secs(1)),
-    };
+    let second = Duration::from_secs(1);
+    let access = Access::in_a_test([], second, (second, second));
     let (sender, node) = feed::feed();
     let frontends = Frontends::default();
     let reporter = Reporter::new(Arc::new(Servers::new(access, frontends.clone())));
