@@ -5,6 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$ROOT_DIR"
 
+trap tell_disk_on_failure EXIT
 want_root "make demo"
 scripts/install_packages.sh demo
 scripts/check_rust.sh

@@ -33,6 +33,14 @@ want_root() {
     done) </dev/null >/dev/null 2>&1 &
 }
 
+# Says at the end of a script that failed how full the disk is: compilers and linkers that find no
+# room end in many ways, few of which name it.
+tell_disk_on_failure() {
+    local code=$?
+    ((code == 0)) || df -h "$ROOT_DIR" "${TMPDIR:-/tmp}" | sed 's/^/disk: /' >&2
+    return "$code"
+}
+
 # Runs a command as root, with the variables that cargo and the tests set.
 as_root() {
     if [[ $EUID -eq 0 ]]; then

@@ -20,6 +20,7 @@ if [[ -z "${PROPTEST_RNG_SEED:-}" ]] && commit="$(git rev-parse --verify --quiet
     export PROPTEST_RNG_SEED="$((16#${commit:0:15}))"
 fi
 
+trap tell_disk_on_failure EXIT
 want_root "make test"
 step "packages and Rust"
 "$scripts/install_packages.sh" test

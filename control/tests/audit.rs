@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use control::audit::{
-    AbsentTargets, Audited, Auditor, DIFFERENCES_MAX, Difference, Moment, Round, SLICES_NAMED_MAX,
-    check_endpoint,
+    AbsentTargets, Audited, Auditor, CHANGES_MAX, DIFFERENCES_MAX, Difference, Moment, Round,
+    SLICES_NAMED_MAX, check_endpoint,
 };
 use control::compile::{Compiled, NodeView, compile};
 use control::manifests;
-use control::model::{ObjectName, Pod};
-use control::store::ClusterState;
+use control::model::{Kind, Object, ObjectKey, ObjectName, Pod};
+use control::store::{Change, ClusterState};
 use dataplane::address::{MacAddr, Protocol};
 use dataplane::forwarding::{Forwarding, NextHop, NextHopId};
 use dataplane::identity::{Holder, Identity, PodTag};
@@ -380,6 +380,57 @@ fn a_round_in_small_steps_finds_what_a_whole_one_does_and_begins_anew() {
         assert!(steps > 10, "one object a step");
         assert_eq!(round, whole);
     }
+}
+
+#[test]
+fn what_changes_in_the_midst_of_a_round_is_looked_at_as_it_is_by_then() {
+    let mut cluster = shop();
+    let before = compile(&cluster.state, &cluster.node, &Compiled::default());
+    let cart =
+        cluster.state.pods.get(&"shop/cart".parse().expect("a name")).expect("there").clone();
+    let next = Pod { name: ObjectName::new("shop", "next"), terminating: false, ..*cart.clone() };
+    let ending = Pod { terminating: true, ..*cart };
+    let changes = [ending, next].map(|pod| Change::Set(Object::from(pod)));
+    // After as many looks as a round takes, it is over: until then, `next` comes at each moment.
+    for looks in 0.. {
+        let mut auditor = Auditor::default();
+        let tables_before = tables(&before);
+        let moment_before = moment(&cluster, &before, &tables_before);
+        let mut rounds = (0..looks).filter_map(|_| auditor.step(&moment_before, || true));
+        if rounds.next().is_some() {
+            assert!(looks > 50, "{looks}");
+            return;
+        }
+        let known = cluster.state.clone();
+        for change in &changes {
+            auditor.note(change);
+            cluster.state.apply(change.clone());
+        }
+        let compiled = compile(&cluster.state, &cluster.node, &Compiled::default());
+        let tables_now = tables(&compiled);
+        let moment_now = moment(&cluster, &compiled, &tables_now);
+        let round = std::iter::from_fn(|| Some(auditor.step(&moment_now, || true)));
+        let round = round.flatten().next().expect("a round ends");
+        assert_eq!(round.differences, [], "after {looks} looks");
+        cluster.state = known;
+    }
+}
+
+#[test]
+fn where_more_changes_at_once_than_can_wait_a_round_begins_anew() {
+    let cluster = shop();
+    let compiled = compile(&cluster.state, &cluster.node, &Compiled::default());
+    let mut tables = tables(&compiled);
+    Arc::make_mut(&mut tables.identities).exact.remove(&ip("10.1.0.2"));
+    let moment = moment(&cluster, &compiled, &tables);
+    let mut auditor = Auditor::default();
+    (0..9).for_each(|_| assert_eq!(auditor.step(&moment, || true), None));
+    let change = Change::Gone(ObjectKey::new(Kind::Pod, ObjectName::new("shop", "gone")));
+    (0..=CHANGES_MAX).for_each(|_| auditor.note(&change));
+    let steps =
+        (0..CHANGES_MAX).map_while(|_| auditor.step(&moment, || true).is_none().then_some(()));
+    assert!(steps.count() < 1000, "nothing waits");
+    assert_eq!(Auditor::whole(&moment).found, 1);
 }
 
 #[test]

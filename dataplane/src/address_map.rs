@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::shared_map::SharedMap;
+use crate::shared_map::{self, SharedMap};
 
 /// A map from addresses, whose copies share what they have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,13 @@ pub struct AddressMap<T> {
 
 /// A set of addresses.
 pub type AddressSet = AddressMap<()>;
+
+/// How far somebody has come who goes through an [`AddressMap`] a little at a time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Place {
+    v4: shared_map::Place,
+    v6: shared_map::Place,
+}
 
 impl<T> Default for AddressMap<T> {
     fn default() -> Self {
@@ -35,6 +42,15 @@ impl<T> AddressMap<T> {
         }
     }
 
+    /// Asks for the line of memory where `address` is looked for first.
+    #[inline(always)]
+    pub fn prefetch(&self, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => self.v4.prefetch(&address.to_bits()),
+            IpAddr::V6(address) => self.v6.prefetch(&address.to_bits()),
+        }
+    }
+
     /// Whether `address` maps to anything.
     #[inline(always)]
     #[must_use]
@@ -47,6 +63,16 @@ impl<T> AddressMap<T> {
         let v4 = self.v4.iter().map(|(bits, value)| (Ipv4Addr::from_bits(*bits).into(), value));
         let v6 = self.v6.iter().map(|(bits, value)| (Ipv6Addr::from_bits(*bits).into(), value));
         v4.chain(v6)
+    }
+
+    /// The same as [`SharedMap::next_from`].
+    pub fn next_from(&self, place: &mut Place) -> Option<(IpAddr, &T)> {
+        let v4 = self.v4.next_from(&mut place.v4);
+        let v4 = v4.map(|(bits, value)| (Ipv4Addr::from_bits(*bits).into(), value));
+        v4.or_else(|| {
+            let v6 = self.v6.next_from(&mut place.v6);
+            v6.map(|(bits, value)| (Ipv6Addr::from_bits(*bits).into(), value))
+        })
     }
 
     /// Every address, in no particular order.
@@ -161,6 +187,9 @@ mod tests {
         let mut all: Vec<_> = map.iter().map(|(address, value)| (address, *value)).collect();
         all.sort();
         assert_eq!(all, [(four, 5), (six, 6)]);
+        let mut place = Place::default();
+        let walked: Vec<_> = std::iter::from_fn(|| map.next_from(&mut place)).collect();
+        assert_eq!(walked, [(four, &5), (six, &6)]);
         assert_eq!((map.remove(&four), map.len()), (Some(5), 1));
         let set = AddressSet::from([six]);
         assert!(set.contains(&six) && !set.contains(&four));

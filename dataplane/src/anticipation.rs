@@ -81,6 +81,10 @@ impl Anticipated {
         let Beginnings { all, packets } = beginnings;
         let mut anticipated = Self::default();
         let looks = choice::look_ahead(tables, packets);
+        for ((_, new), look) in packets.iter().zip(&looks) {
+            tables.identities.prefetch(new.key.source());
+            tables.identities.prefetch(look.destination(&new.key));
+        }
         for ((Beginning { place, hash }, (ingress, new)), look) in
             all.iter().zip(packets).zip(&looks)
         {

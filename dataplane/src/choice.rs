@@ -84,6 +84,12 @@ impl<'t> Look<'t> {
         self.backend = place.and_then(|(place, set)| set.backends.get(place)).copied();
     }
 
+    /// Where the packet with this key goes, as far as services decide it.
+    #[inline(always)]
+    pub(crate) fn destination(&self, key: &FlowKey) -> IpAddr {
+        self.backend.map_or_else(|| key.destination(), |backend| backend.address)
+    }
+
     /// Whether clients from outside are answered by the backend's node ([`crate::direct`]).
     pub(crate) fn is_direct(&self) -> bool {
         self.service.is_some_and(|service| service.direct)

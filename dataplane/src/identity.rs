@@ -89,6 +89,13 @@ impl IdentityTable {
         self.holder(address).identity
     }
 
+    /// Asks for what [`Self::holder`] will read of `address`. In a large cluster the wait for it is longer
+    /// than the verdict, so that those who have a burst of questions ask for all of them first.
+    #[inline(always)]
+    pub fn prefetch(&self, address: IpAddr) {
+        self.exact.prefetch(address);
+    }
+
     /// Who has `address`.
     #[inline(always)]
     #[must_use]

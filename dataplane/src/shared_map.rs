@@ -52,6 +52,14 @@ impl<K, V> Default for SharedMap<K, V> {
     }
 }
 
+/// How far somebody has come who goes through a [`SharedMap`] a little at a time; at first, at its
+/// beginning.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Place {
+    shard: usize,
+    slot: usize,
+}
+
 #[inline(always)]
 fn hash(key: &impl Hash) -> u64 {
     BuildHasherDefault::<TableHasher>::default().hash_one(key)
@@ -82,6 +90,14 @@ impl<K: Eq + Hash, V> SharedMap<K, V> {
         None
     }
 
+    /// Asks for the line of memory where `key` is looked for first, without waiting for it.
+    #[inline(always)]
+    pub fn prefetch(&self, key: &K) {
+        let hash = hash(key);
+        let Some(shard) = self.shards.get(self.shard_of(hash)) else { return };
+        shard.slots.get(home(hash, shard.slots.len())).into_iter().for_each(flow_table::prefetch);
+    }
+
     /// Whether `key` maps to anything.
     #[inline(always)]
     #[must_use]
@@ -101,6 +117,21 @@ impl<K, V> SharedMap<K, V> {
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         let slots = self.shards.iter().flat_map(|shard| shard.slots.iter());
         slots.flatten().map(|(key, value)| (key, value))
+    }
+
+    /// The entry at `place` or the next behind it; `place` is behind that then. Of a map that is changed
+    /// between two calls some entries may be met twice, or not at all.
+    pub fn next_from(&self, place: &mut Place) -> Option<(&K, &V)> {
+        while let Some(shard) = self.shards.get(place.shard) {
+            while let Some(slot) = shard.slots.get(place.slot) {
+                place.slot += 1;
+                if let Some((key, value)) = slot {
+                    return Some((key, value));
+                }
+            }
+            *place = Place { shard: place.shard + 1, slot: 0 };
+        }
+        None
     }
 
     /// Every key, in no particular order.
@@ -343,6 +374,9 @@ mod tests {
                 }
             }
             prop_assert_eq!(sorted(&map), model.clone().into_iter().collect::<Vec<_>>());
+            let mut place = Place::default();
+            let walked = std::iter::from_fn(|| map.next_from(&mut place));
+            prop_assert!(walked.eq(map.iter()));
             prop_assert!(map == model.into_iter().rev().collect());
         }
     }

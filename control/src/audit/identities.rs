@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use dataplane::identity::{Holder, PodTag};
 
-use super::objects::{self, Owner, Selectors};
+use super::objects::{self, Owner};
 use super::{Audited, Auditor, Moment};
 use crate::model::{Pod, WEIGHT_DEFAULT};
 
@@ -31,17 +31,13 @@ impl Auditor {
 
     /// An address, with a look at everything that may claim it.
     pub(super) fn check_address(&mut self, moment: &Moment<'_>, address: IpAddr) {
-        let owner = objects::owner(moment, address);
+        let owner = objects::owner(moment, &self.index, address);
         let (found, tag) = self.found_at(moment, address);
-        if found != self.selectors.name(moment.state, owner, address) {
-            // Policies may have changed since the round began.
-            self.selectors = Selectors::of(moment.state);
-            let expected = self.selectors.name(moment.state, owner, address);
-            if found != expected {
-                let detail = format!("{address} should be {expected}; it is {found}");
-                self.round.note(Audited::Identities, title(owner, address), detail);
-                return;
-            }
+        let expected = self.selectors.name(moment.state, owner, address);
+        if found != expected {
+            let detail = format!("{address} should be {expected}; it is {found}");
+            self.round.note(Audited::Identities, title(owner, address), detail);
+            return;
         }
         let wanted = objects::tag(owner);
         if tag != wanted {
@@ -53,22 +49,10 @@ impl Auditor {
         self.met(moment, address, owner);
     }
 
-    /// An address at the edge of a range. What was not met as somebody's is mostly nobody's.
-    pub(super) fn check_edge(&mut self, moment: &Moment<'_>, address: IpAddr) {
-        let is_nobodys = !self.met.contains(&address)
-            && self.found_at(moment, address).0
-                == self.selectors.name(moment.state, Owner::World, address);
-        if is_nobodys {
-            self.met(moment, address, Owner::World);
-        } else {
-            self.check_address(moment, address);
-        }
-    }
-
     /// An address that the table knows by itself: somebody must have it.
     pub(super) fn check_stray(&mut self, moment: &Moment<'_>, address: IpAddr) {
-        // What was met as somebody's needs no second look at everything.
-        if !self.met.contains(&address) && !is_claimed(moment, address) {
+        let is_pods = self.index.pods(moment.state, address).next().is_some();
+        if !is_pods && matches!(objects::owner(moment, &self.index, address), Owner::World) {
             let (found, _) = self.found_at(moment, address);
             let detail = format!("nobody has {address} any more; it is {found}");
             self.round.note(Audited::Identities, format!("address {address}"), detail);
@@ -83,7 +67,6 @@ impl Auditor {
     }
 
     fn met(&mut self, moment: &Moment<'_>, address: IpAddr, owner: Owner<'_>) {
-        self.met.insert(address);
         let identity = moment.tables.identities.lookup(address);
         let key = (identity, address.is_ipv4());
         self.peers.entry(key).or_insert_with(|| (address, owner.into()));
@@ -93,10 +76,6 @@ impl Auditor {
             self.subjects.entry(key).or_insert_with(|| (address, owner.into()));
         }
     }
-}
-
-fn is_claimed(moment: &Moment<'_>, address: IpAddr) -> bool {
-    !matches!(objects::owner(moment, address), Owner::World)
 }
 
 fn title(owner: Owner<'_>, address: IpAddr) -> String {

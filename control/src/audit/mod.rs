@@ -4,35 +4,42 @@
 //! none of that memory, and asks the tables as a worker does. It reads only: who finds a difference
 //! compiles from nothing, and says what was wrong ([`Difference`]).
 //!
-//! Reading order: this file (rounds and their stages), [`objects`] (what the objects say),
-//! [`identities`], [`policies`], [`services`], [`endpoints`] (what the tables say to that), [`targets`] (pods
+//! Reading order: this file (rounds and their stages), [`index`] (which objects to look at),
+//! [`objects`] (what they say), [`identities`], [`policies`], [`services`], [`endpoints`] (what the tables say to that), [`targets`] (pods
 //! that slices name in vain).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::IpAddr;
 
+use dataplane::address_map;
 use dataplane::identity::Identity;
+use dataplane::shared_map;
 use dataplane::tables::Tables;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
 use crate::compile::{Compiled, NodeView};
-use crate::model::ObjectName;
-use crate::store::ClusterState;
+use crate::model::{Kind, ObjectKey, ObjectName};
+use crate::store::{Change, ClusterState};
 
 mod endpoints;
 mod identities;
+mod index;
 mod objects;
 mod policies;
 mod services;
 mod targets;
 
 pub use endpoints::check_endpoint;
+use index::Index;
 use objects::{Holder, Selectors};
 pub use targets::{AbsentTargets, SLICES_NAMED_MAX};
 
 /// Differences that one round tells; more are counted.
 pub const DIFFERENCES_MAX: usize = 64;
+/// Changed objects that wait to be read anew. Where more come at once, a round that begins anew is done
+/// sooner.
+pub const CHANGES_MAX: usize = 1 << 16;
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -135,28 +142,36 @@ impl Round {
 enum Stage {
     #[default]
     Begin,
+    /// Objects are read for the index: pods, then nodes, slices and policies.
+    ReadPods(Option<ObjectName>),
+    ReadNodes(Option<String>),
+    ReadSlices(Option<ObjectName>),
+    ReadPolicies(Option<ObjectName>),
     Pods(Option<ObjectName>),
     Nodes(Option<String>),
     Endpoints(Option<ObjectName>),
     Blocks(Option<ObjectName>),
-    /// Addresses of the table that are still to be looked at.
-    Strays(Vec<IpAddr>),
+    /// Addresses that the table knows. What moves in it meanwhile may be missed until the next round.
+    Strays(address_map::Place),
     /// Pairs of a subject and a peer, by their places in the round's lists.
     Pairs(usize, usize),
     Services(Option<ObjectName>),
     /// Slices, for whom they name.
     Targets(Option<ObjectName>),
-    /// Frontends of the table, likewise.
-    StrayFrontends(Vec<dataplane::lb::Frontend>),
+    /// Frontends that the table knows, likewise.
+    StrayFrontends(shared_map::Place),
+    /// What was read goes a little at a time, too: it is as much as there are pods.
+    Forget,
 }
 
 /// Goes round and round over all objects.
 #[derive(Debug, Default)]
 pub struct Auditor {
     stage: Stage,
+    /// What changed since it was read.
+    changed: VecDeque<ObjectKey>,
+    index: Index,
     selectors: Selectors,
-    /// Addresses that are somebody's.
-    met: HashSet<IpAddr>,
     /// An address of each identity that was met, of either family, to ask policy about.
     peers: BTreeMap<(Identity, bool), (IpAddr, Holder)>,
     /// The same for pods of this node.
@@ -195,19 +210,80 @@ impl Auditor {
         }
     }
 
+    /// Notes what changes, before the step that sees it so.
+    pub fn note(&mut self, change: &Change) {
+        // Nothing that was read is of use before a round and after it.
+        if matches!(self.stage, Stage::Begin | Stage::Forget) {
+            return;
+        }
+        self.changed.push_back(change.key());
+        if self.changed.len() > CHANGES_MAX {
+            *self = Self::default();
+        }
+    }
+
+    /// Reads an object as it is now.
+    fn read(&mut self, state: &ClusterState, ObjectKey { kind, name }: &ObjectKey) {
+        match kind {
+            Kind::Pod => state.pod(name).into_iter().for_each(|pod| self.index.note_pod(pod)),
+            Kind::Node => {
+                let node = state.nodes.get(&*name.name);
+                node.into_iter().for_each(|node| self.index.note_node(node));
+            }
+            Kind::EndpointSlice => {
+                let slice = state.endpoint_slices.get(name);
+                slice.into_iter().for_each(|slice| self.index.note_slice(slice));
+            }
+            Kind::NetworkPolicy => self.selectors.read(state, name),
+            // They are looked at where they are.
+            Kind::Namespace | Kind::Service => {}
+        }
+    }
+
     /// Looks at the next object; tells the round that is over.
     fn next(&mut self, moment: &Moment<'_>) -> Option<Round> {
         let state = moment.state;
+        if let Some(key) = self.changed.pop_front() {
+            self.read(state, &key);
+            return None;
+        }
         self.stage = match std::mem::take(&mut self.stage) {
             Stage::Begin => {
-                self.selectors = Selectors::of(state);
-                self.met.clear();
-                self.peers.clear();
-                self.subjects.clear();
-                self.weights.clear();
                 let somewhere = (objects::SOMEWHERE, Holder::World);
                 self.peers.insert((Identity::WORLD, true), somewhere);
-                Stage::Pods(None)
+                Stage::ReadPods(None)
+            }
+            Stage::ReadPods(last) => match objects::after(&state.pods, last.as_ref()) {
+                Some((name, pod)) => {
+                    self.index.note_pod(pod);
+                    Stage::ReadPods(Some(name.clone()))
+                }
+                None => Stage::ReadNodes(None),
+            },
+            Stage::ReadNodes(last) => match objects::after(&state.nodes, last.as_ref()) {
+                Some((name, node)) => {
+                    self.index.note_node(node);
+                    Stage::ReadNodes(Some(name.clone()))
+                }
+                None => Stage::ReadSlices(None),
+            },
+            Stage::ReadSlices(last) => {
+                match objects::after(&state.endpoint_slices, last.as_ref()) {
+                    Some((name, slice)) => {
+                        self.index.note_slice(slice);
+                        Stage::ReadSlices(Some(name.clone()))
+                    }
+                    None => Stage::ReadPolicies(None),
+                }
+            }
+            Stage::ReadPolicies(last) => {
+                match objects::after(&state.network_policies, last.as_ref()) {
+                    Some((name, _)) => {
+                        self.selectors.read(state, name);
+                        Stage::ReadPolicies(Some(name.clone()))
+                    }
+                    None => Stage::Pods(None),
+                }
             }
             Stage::Pods(last) => match objects::after(&state.pods, last.as_ref()) {
                 Some((name, pod)) => {
@@ -238,19 +314,21 @@ impl Auditor {
             Stage::Blocks(last) => match objects::after(&state.network_policies, last.as_ref()) {
                 Some((name, policy)) => {
                     for address in objects::at_edges_of_blocks(policy) {
-                        self.check_edge(moment, address);
+                        self.check_address(moment, address);
                     }
                     Stage::Blocks(Some(name.clone()))
                 }
-                None => Stage::Strays(moment.tables.identities.exact.keys().collect()),
+                None => Stage::Strays(address_map::Place::default()),
             },
-            Stage::Strays(mut rest) => match rest.pop() {
-                Some(address) => {
-                    self.check_stray(moment, address);
-                    Stage::Strays(rest)
+            Stage::Strays(mut place) => {
+                match moment.tables.identities.exact.next_from(&mut place) {
+                    Some((address, _)) => {
+                        self.check_stray(moment, address);
+                        Stage::Strays(place)
+                    }
+                    None => Stage::Pairs(0, 0),
                 }
-                None => Stage::Pairs(0, 0),
-            },
+            }
             Stage::Pairs(subject, peer) => self.check_pair(moment, subject, peer),
             Stage::Services(last) => match objects::after(&state.services, last.as_ref()) {
                 Some((name, service)) => {
@@ -264,18 +342,19 @@ impl Auditor {
                     self.check_targets(moment, slice);
                     Stage::Targets(Some(name.clone()))
                 }
-                None => Stage::StrayFrontends(services::frontends(moment.tables)),
+                None => Stage::StrayFrontends(shared_map::Place::default()),
             },
-            Stage::StrayFrontends(mut rest) => match rest.pop() {
-                Some(frontend) => {
-                    self.check_stray_frontend(moment, frontend);
-                    Stage::StrayFrontends(rest)
+            Stage::StrayFrontends(mut place) => {
+                match moment.tables.services.frontends.next_from(&mut place) {
+                    Some((frontend, _)) => {
+                        self.check_stray_frontend(moment, *frontend);
+                        Stage::StrayFrontends(place)
+                    }
+                    None => Stage::Forget,
                 }
-                None => {
-                    self.stage = Stage::Begin;
-                    return Some(std::mem::take(&mut self.round));
-                }
-            },
+            }
+            Stage::Forget if self.index.forget_one() => Stage::Forget,
+            Stage::Forget => return Some(std::mem::take(self).round),
         };
         None
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use dataplane::identity::PodTag;
 
 use super::Moment;
+use super::index::Index;
 use crate::compile::naming::tag_of;
 use crate::compile::selectors::{Scope, Selector, namespace_labels};
 use crate::model::{NetworkPolicy, ObjectName, Peer, Pod, WEIGHT_DEFAULT};
@@ -71,32 +72,34 @@ impl Holder {
 }
 
 /// Who has `address`: nodes before local endpoints, these before live pods, these before those that
-/// are ending. Looks at every pod: for what a quick look found odd.
-pub(super) fn owner<'a>(moment: &Moment<'a>, address: IpAddr) -> Owner<'a> {
+/// are ending.
+pub(super) fn owner<'a>(moment: &Moment<'a>, index: &Index, address: IpAddr) -> Owner<'a> {
     let (state, node) = (moment.state, moment.node);
     if node.addresses.contains(&address) {
         return Owner::Host;
     }
     // Of two that have it, the last by name.
-    let mut nodes = state.nodes.values().rev();
-    if let Some(holder) = nodes.find(|holder| holder.addresses.contains(&address)) {
+    if let Some(holder) = index.nodes(state, address).max_by(|one, other| one.name.cmp(&other.name))
+    {
         return if holder.name == node.name { Owner::Host } else { Owner::RemoteNode };
     }
-    match pod_at(moment, address) {
+    match pod_at(moment, index, address) {
         Some((name, pod)) => Owner::Pod(name, pod),
         None => Owner::World,
     }
 }
 
 /// The pod or endpoint that has `address`, whatever nodes have.
-fn pod_at<'a>(moment: &Moment<'a>, address: IpAddr) -> Option<(&'a ObjectName, Option<&'a Pod>)> {
+fn pod_at<'a>(
+    moment: &Moment<'a>,
+    index: &Index,
+    address: IpAddr,
+) -> Option<(&'a ObjectName, Option<&'a Pod>)> {
     let (state, node) = (moment.state, moment.node);
     if let Some((name, _)) = node.endpoints.iter().find(|(_, own)| own.contains(&address)) {
         return Some((name, state.pod(name)));
     }
-    let claims = |pod: &&Pod| claims(pod) && pod.addresses.contains(&address);
-    let all = || state.pods.values().map(|pod| &**pod).filter(claims);
-    let holder = all().find(|pod| !pod.terminating).or_else(|| all().next());
+    let holder = index.pods(state, address).min_by_key(|pod| (pod.terminating, &pod.name));
     holder.map(|pod| (&pod.name, Some(pod)))
 }
 
@@ -113,9 +116,9 @@ pub(super) fn weight(pod: &Pod) -> u16 {
     pod.weight.unwrap_or(WEIGHT_DEFAULT)
 }
 
-/// What a backend at `address` weighs. Looks at every pod, as [`owner`] does.
-pub(super) fn weight_at(moment: &Moment<'_>, address: IpAddr) -> u16 {
-    pod_at(moment, address).and_then(|(_, pod)| pod).map_or(WEIGHT_DEFAULT, weight)
+/// What a backend at `address` weighs.
+pub(super) fn weight_at(moment: &Moment<'_>, index: &Index, address: IpAddr) -> u16 {
+    pod_at(moment, index, address).and_then(|(_, pod)| pod).map_or(WEIGHT_DEFAULT, weight)
 }
 
 /// Whether policy of the pod or endpoint of this name is enforced here.
@@ -129,46 +132,76 @@ pub(super) fn claims(pod: &Pod) -> bool {
     !pod.host_network && !pod.is_completed()
 }
 
-/// Every selector of every policy, with its text. Those of pods of one namespace are asked about no
-/// others: of most clusters' selectors that leaves a handful for each address.
+/// A selector, and how many times policies have it.
+#[derive(Debug)]
+struct Held {
+    selector: Selector,
+    times: usize,
+}
+
+/// Every selector of every policy, by its text.
+type ByText = BTreeMap<String, Held>;
+
+/// Where a policy's selector is: its namespace, if it is of the pods of one, and its text.
+type Kept = (Option<Arc<str>>, String);
+
+/// Those of pods of one namespace are asked about no others: of most clusters' selectors that leaves a
+/// handful for each address.
 #[derive(Debug, Default)]
 pub(super) struct Selectors {
-    of_namespace: BTreeMap<Arc<str>, Vec<(Selector, String)>>,
-    others: Vec<(Selector, String)>,
+    of_namespace: BTreeMap<Arc<str>, ByText>,
+    others: ByText,
+    of_policy: BTreeMap<ObjectName, Vec<Kept>>,
 }
 
 impl Selectors {
-    pub(super) fn of(state: &ClusterState) -> Self {
-        let mut all = BTreeMap::new();
-        for policy in state.network_policies.values() {
-            let namespace = &policy.name.namespace;
-            let rules = policy.ingress.iter().chain(&policy.egress).flatten();
-            let peers = rules.flat_map(|rule| &rule.peers);
-            let peers = peers.map(|peer| Selector::peer(namespace, peer));
-            for selector in std::iter::once(Selector::subject(policy)).chain(peers) {
-                all.entry(selector.to_string()).or_insert(selector);
+    /// Takes up those of the policy of this name as it is now, in place of what it had.
+    pub(super) fn read(&mut self, state: &ClusterState, name: &ObjectName) {
+        for (namespace, text) in self.of_policy.remove(name).unwrap_or_default() {
+            let among = match &namespace {
+                Some(namespace) => self.of_namespace.get_mut(namespace),
+                None => Some(&mut self.others),
+            };
+            let Some(among) = among else { continue };
+            if let Some(held) = among.get_mut(&text) {
+                held.times -= 1;
+                if held.times == 0 {
+                    among.remove(&text);
+                }
             }
         }
-        let mut selectors = Self::default();
-        for (text, selector) in all {
-            let kept = match &selector {
+        let Some(policy) = state.network_policies.get(name) else { return };
+        let namespace = &policy.name.namespace;
+        let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+        let peers = rules.flat_map(|rule| &rule.peers);
+        let peers = peers.map(|peer| Selector::peer(namespace, peer));
+        let mut texts = Vec::new();
+        for selector in std::iter::once(Selector::subject(policy)).chain(peers) {
+            let within = match &selector {
                 Selector::Pods { scope: Scope::Named(namespace), .. } => {
-                    selectors.of_namespace.entry(Arc::clone(namespace)).or_default()
+                    Some(Arc::clone(namespace))
                 }
-                Selector::Pods { .. } | Selector::Block { .. } => &mut selectors.others,
+                Selector::Pods { .. } | Selector::Block { .. } => None,
             };
-            kept.push((selector, text));
+            let among = match &within {
+                Some(namespace) => self.of_namespace.entry(Arc::clone(namespace)).or_default(),
+                None => &mut self.others,
+            };
+            let text = selector.to_string();
+            among.entry(text.clone()).or_insert(Held { selector, times: 0 }).times += 1;
+            texts.push((within, text));
         }
-        selectors
+        self.of_policy.insert(name.clone(), texts);
     }
 
     /// Those that may match it.
-    fn about(&self, owner: Owner<'_>) -> impl Iterator<Item = &(Selector, String)> {
+    fn about(&self, owner: Owner<'_>) -> impl Iterator<Item = (&str, &Selector)> {
         let own = match owner {
             Owner::Pod(name, _) => self.of_namespace.get(&name.namespace),
             Owner::Host | Owner::RemoteNode | Owner::World => None,
         };
-        self.others.iter().chain(own.into_iter().flatten())
+        let all = self.others.iter().chain(own.into_iter().flatten());
+        all.map(|(text, held)| (text.as_str(), &held.selector))
     }
 
     /// What is said of who has `address`.
@@ -201,8 +234,8 @@ impl Selectors {
             }
             (Selector::Pods { .. }, _) => false,
         };
-        let matching = self.about(owner).filter(|(selector, _)| matches(selector));
-        let mut matching: Vec<&str> = matching.map(|(_, text)| text.as_str()).collect();
+        let matching = self.about(owner).filter(|(_, selector)| matches(selector));
+        let mut matching: Vec<&str> = matching.map(|(text, _)| text).collect();
         matching.sort_unstable();
         match (matching.is_empty(), owner) {
             (false, _) => format!("{kind} in {}", matching.join("; ")),

@@ -48,7 +48,7 @@ impl Auditor {
                 true => odd,
                 false => {
                     let [own, other] =
-                        [*own, *other].map(|address| (address, objects::owner(moment, address)));
+                        [*own, *other].map(|at| (at, objects::owner(moment, &self.index, at)));
                     compare(moment, own, other)
                 }
             };

@@ -5,19 +5,13 @@ use std::net::IpAddr;
 
 use dataplane::address::Protocol;
 use dataplane::lb::{BackendSet, Frontend, FrontendKind, ServiceId};
-use dataplane::tables::Tables;
 
-use super::objects::{self, within};
+use super::objects;
 use super::{Audited, Auditor, Moment};
 use crate::compile::maglev;
 use crate::model::{Endpoint, EndpointSlice, Hints, Pod, Service, ServicePort, WEIGHT_DEFAULT};
 
 type Backends = BTreeSet<(IpAddr, u16)>;
-
-/// Every frontend of the tables.
-pub(super) fn frontends(tables: &Tables) -> Vec<Frontend> {
-    tables.services.frontends.iter().map(|(frontend, _)| *frontend).collect()
-}
 
 impl Auditor {
     /// A service's frontends and their backends.
@@ -130,7 +124,8 @@ impl Auditor {
             return if shares { Ok(()) } else { Err(format!("is answered by {holder:?}")) };
         }
         let held = services.get(*id).ok_or("has no service behind it")?;
-        let wanted = serving(moment, service, port, frontend.address.is_ipv4());
+        let slices = self.index.slices(moment.state, &service.name);
+        let wanted = serving(moment, slices, port, frontend.address.is_ipv4());
         for (word, set, local_only) in [("", &held.cluster, false), ("local ", &held.local, true)] {
             let wanted = usable(moment, &wanted, local_only);
             let found: Backends =
@@ -154,7 +149,7 @@ impl Auditor {
             if one.weight == likely {
                 continue;
             }
-            let wanted = objects::weight_at(moment, one.address);
+            let wanted = objects::weight_at(moment, &self.index, one.address);
             if one.weight != wanted {
                 return Err(format!("{} weighs {}, not {wanted}", one.address, one.weight));
             }
@@ -251,12 +246,10 @@ type Target<'a> = ((IpAddr, u16), &'a Endpoint);
 /// count.
 fn serving<'a>(
     moment: &Moment<'a>,
-    service: &'a Service,
+    slices: Vec<&'a EndpointSlice>,
     port: &'a ServicePort,
     ipv4: bool,
 ) -> Vec<Target<'a>> {
-    let of_service = |slice: &&EndpointSlice| slice.service.as_deref() == Some(&*service.name.name);
-    let slices = within(&moment.state.endpoint_slices, &service.name.namespace).filter(of_service);
     let mut known: BTreeMap<(IpAddr, u16), &'a Endpoint> = BTreeMap::new();
     for slice in slices {
         let named = |target: &&crate::model::SlicePort| {

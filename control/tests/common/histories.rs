@@ -167,7 +167,12 @@ fn event() -> impl Strategy<Value = Event> {
 struct World {
     compiled: Compiled,
     node: NodeView,
+    /// It goes on a little after each step, and sees what changes in the midst of its rounds.
+    auditor: Auditor,
 }
+
+/// Objects that the audit looks at after each step: rounds last some steps.
+const LOOKS: usize = 25;
 
 fn keys(state: &ClusterState) -> Vec<ObjectKey> {
     ClusterState::default().changes_to(state).iter().map(Change::key).collect()
@@ -178,11 +183,31 @@ fn chosen<T: Clone>(index: &Index, all: &[T]) -> Option<T> {
 }
 
 impl World {
+    fn new(node: NodeView) -> Self {
+        Self { compiled: Compiled::default(), node, auditor: Auditor::default() }
+    }
+
+    fn take(&mut self, change: Change) {
+        self.auditor.note(&change);
+        self.compiled.take(change);
+    }
+
+    /// Some looks of the audit, at tables that are right.
+    fn audit_a_little(&mut self) {
+        let (compiled, node) = (&self.compiled, &self.node);
+        let (state, tables) = (compiled.state(), tables(compiled));
+        let moment = Moment { state, node, compiled, tables: &tables };
+        let auditor = &mut self.auditor;
+        for round in (0..LOOKS).filter_map(|_| auditor.step(&moment, || true)) {
+            assert_eq!(round.differences, []);
+        }
+    }
+
     fn let_happen(&mut self, event: &Event) {
         let state = self.compiled.state();
         let pods: Vec<Pod> = state.pods.values().map(|pod| (**pod).clone()).collect();
         match event {
-            Event::Changes(change) => self.compiled.take(change.clone()),
+            Event::Changes(change) => self.take(change.clone()),
             Event::PodChanges(index, change) => {
                 let Some(mut pod) = chosen(index, &pods) else { return };
                 match change.clone() {
@@ -195,11 +220,11 @@ impl World {
                     PodChange::HostNetwork => pod.host_network = !pod.host_network,
                     PodChange::Node(node) => pod.node = node.map(Into::into),
                 }
-                self.compiled.take(Change::Set(Object::from(pod)));
+                self.take(Change::Set(Object::from(pod)));
             }
             Event::Goes(index) => {
                 if let Some(key) = chosen(index, &keys(state)) {
-                    self.compiled.take(Change::Gone(key));
+                    self.take(Change::Gone(key));
                 }
             }
             Event::EndpointComes(name, addresses) => {
@@ -396,14 +421,18 @@ fn check_affected(before: &Compiled, after: &Compiled, nodes: [&NodeView; 2]) {
     }
 }
 
-/// The audit reads the objects once more, and must agree with tables that are right.
-pub fn check_audit(compiled: &Compiled, node: &NodeView) {
-    let tables = Tables {
+fn tables(compiled: &Compiled) -> Tables {
+    Tables {
         identities: Arc::clone(&compiled.identities),
         policy: Arc::clone(&compiled.policy),
         services: Arc::clone(&compiled.services),
         ..Tables::default()
-    };
+    }
+}
+
+/// The audit reads the objects once more, and must agree with tables that are right.
+pub fn check_audit(compiled: &Compiled, node: &NodeView) {
+    let tables = tables(compiled);
     let state = compiled.state();
     let round = Auditor::whole(&Moment { state, node, compiled, tables: &tables });
     assert_eq!(round.differences, []);
@@ -420,7 +449,7 @@ proptest! {
     #[test]
     fn change_by_change_is_as_from_nothing(steps in vec(vec(event(), 1..4), 1..24)) {
         let node = NodeView { name: "one".into(), ..NodeView::default() };
-        let mut world = World { compiled: Compiled::default(), node };
+        let mut world = World::new(node);
         for events in steps {
             let (before, was_node) = (world.compiled.clone(), world.node.clone());
             events.iter().for_each(|event| world.let_happen(event));
@@ -430,10 +459,11 @@ proptest! {
             prop_assert_eq!(Named::of(&world.compiled), Named::of(&fresh), "{:?}", events);
             check_affected(&before, &world.compiled, [&was_node, &world.node]);
             check_audit(&world.compiled, &world.node);
+            world.audit_a_little();
         }
         // Nothing is left over of what is gone.
         for key in keys(world.compiled.state()) {
-            world.compiled.take(Change::Gone(key));
+            world.take(Change::Gone(key));
         }
         world.compiled.compile(&NodeView::default());
         let nothing = Named::of(&Compiled::default());

@@ -11,7 +11,7 @@ use crate::index::Bucket;
 
 /// Asks for the cache line of `place`, without waiting for it.
 #[inline(always)]
-pub(crate) fn prefetch<T>(place: &T) {
+pub fn prefetch<T>(place: &T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing that the program sees and never faults.
     unsafe {

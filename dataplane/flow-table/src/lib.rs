@@ -83,6 +83,7 @@ mod table;
 #[cfg(not(any(loom, shuttle)))]
 mod take_over;
 
+pub use arch::prefetch;
 pub use entry::{Entry, Handle, Key};
 pub use error::{InsertError, RemoveError, SetupError, TakeOverError};
 pub use geometry::Regions;

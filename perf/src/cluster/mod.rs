@@ -40,6 +40,7 @@ use dataplane::lb::ServiceTable;
 use dataplane::policy::{Direction, Policy, Query};
 use dataplane::table_map::TableMap;
 use dataplane::tables::Tables;
+use dataplane::worker::BURST;
 
 use crate::choice::chosen;
 use crate::figure::Figure;
@@ -366,8 +367,16 @@ fn measure_lookup(
             let query = Query { subject, peer, protocol: Protocol::TCP, l4_port: 8080 };
             usize::from(compiled.policy.judge(Direction::Ingress, &query).allowed)
         };
+        // As workers do it: a burst's lines are asked for before the first is read.
+        let burst = |burst: &[(IpAddr, IpAddr)]| -> usize {
+            for (subject, peer) in burst {
+                compiled.identities.prefetch(*subject);
+                compiled.identities.prefetch(*peer);
+            }
+            burst.iter().map(|flow| may(who(flow))).sum()
+        };
         let began = Instant::now();
-        let allowed: usize = flows.iter().map(|flow| may(who(flow))).sum();
+        let allowed: usize = flows.chunks(BURST).map(burst).sum();
         both.push(per_flow(began));
         ensure!(allowed < FLOWS, "policy denies nothing");
         let began = Instant::now();

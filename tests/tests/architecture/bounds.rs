@@ -129,6 +129,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/src/admin/policy.rs TEXT_BYTES_MAX", Input),
     ("control/src/admin/service.rs BACKENDS_TOLD_MAX", Input),
     ("control/src/admin/status.rs ERRORS_MAX", Table(&["recent_errors"])),
+    ("control/src/audit/mod.rs CHANGES_MAX", Work),
     ("control/src/audit/mod.rs DIFFERENCES_MAX", Input),
     ("control/src/audit/targets.rs SLICES_NAMED_MAX", Input),
     ("control/src/audit/policies.rs PORTS_MAX", Work),

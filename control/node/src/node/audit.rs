@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use control::admin::reply::{AuditDifference, AuditReport, Reply};
 use control::admin::status::AuditStatus;
 use control::audit::{Audited, Auditor, Moment, Round, check_endpoint};
+use control::store::Change;
 use tokio::sync::mpsc;
 
 use super::Node;
@@ -39,6 +40,18 @@ pub(super) struct Audit {
     found: BTreeMap<Audited, u64>,
 }
 
+impl Audit {
+    /// Notes what changes, before it is in force.
+    pub(super) fn note(&mut self, change: &Change) {
+        self.auditor.note(change);
+    }
+
+    /// Forgets what a round has read so far.
+    pub(super) fn begin_anew(&mut self) {
+        self.auditor = Auditor::default();
+    }
+}
+
 impl Node {
     /// Begins a round at once, in larger steps, and answers when it is over.
     pub(super) fn begin_audit(&mut self, client: &mpsc::Sender<Reply>) -> Option<Reply> {
@@ -49,7 +62,8 @@ impl Node {
         }
         if audit.waiting.is_empty() {
             // One that runs may have passed by what the client asks about.
-            (audit.auditor, audit.begun) = (Auditor::default(), Some(Instant::now()));
+            audit.begin_anew();
+            audit.begun = Some(Instant::now());
         }
         audit.waiting.push(client.clone());
         None

@@ -128,7 +128,7 @@ pub fn run(path: &Path, overrides: Overrides, take_over: bool) -> Result<(), Lau
         let preparing = Preparing::begin(settings)?;
         let stop = async { termination().await.map_err(LaunchError::from) };
         let mut publisher = Publisher::default();
-        let take = |changes| publisher.take(changes);
+        let take = |changes| publisher.take(changes, |_| {});
         let run_directory = preparing.settings().run_directory.clone();
         let find = || take_over.then(|| Predecessor::find(&run_directory)).transpose();
         // Where a process is that serves, it answers them until it has handed over.

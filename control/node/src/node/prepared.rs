@@ -111,7 +111,7 @@ impl Prepared {
         let (settings, Loaded { redirect, unpinned, regions, live }) = preparing.loaded()?;
         check_uplinks(&settings, &follower.view())?;
         let mut publisher = std::mem::take(&mut sources.publisher);
-        publisher.take(sources.cluster.take());
+        publisher.take(sources.cluster.take(), |_| {});
         publisher.compile(&first_view(&settings, &follower), |_| {});
         Ok(Self { settings, follower, redirect, unpinned, regions, live, publisher })
     }

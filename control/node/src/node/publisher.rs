@@ -102,13 +102,15 @@ impl Publisher {
         Self { tables: Arc::clone(tables), ..self }
     }
 
-    /// Takes over what changed in the cluster. It is in force once it was compiled and published.
-    pub fn take<C>(&mut self, changes: C)
+    /// Takes over what changed in the cluster, and tells `taken` of each change. It is in force once it
+    /// was compiled and published.
+    pub fn take<C>(&mut self, changes: C, mut taken: impl FnMut(&Change))
     where
         C: IntoIterator<Item = Change, IntoIter: Send + 'static>,
     {
         self.waiting.0.push_back(Box::new(changes.into_iter()));
         while let Some(change) = self.waiting.next() {
+            taken(&change);
             self.compiled.take(change);
         }
     }
@@ -137,7 +139,7 @@ impl Publisher {
         let changes = nothing.changes_to(before.whole_state());
         // Before those that wait, which are newer.
         changes.into_iter().for_each(|change| self.compiled.take(change));
-        self.take([]);
+        self.take([], |_| {});
         self.affected = Affected::Everything;
     }
 

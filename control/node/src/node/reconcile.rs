@@ -116,7 +116,8 @@ impl Node {
         self.check_mtus(&view);
         self.lap(Reconcile::Interfaces, &mut began);
         let update = {
-            self.publisher.take(self.cluster.take());
+            let audit = &mut self.audit;
+            self.publisher.take(self.cluster.take(), |change| audit.note(change));
             self.lap(Reconcile::Changes, &mut began);
             self.compile(&view);
             began = Instant::now();
