@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::decision::{Decision, NewPacket, Refusal, decide_with};
 use crate::flows::WorkerFlows;
 use crate::packet::{Packet, PacketKind};
-use crate::port::PortId;
+use crate::port::{PortId, PortKind};
 use crate::tables::Tables;
 use crate::time::Nanos;
 use crate::worker::BURST;
@@ -81,9 +81,11 @@ impl Anticipated {
         let Beginnings { all, packets } = beginnings;
         let mut anticipated = Self::default();
         let looks = choice::look_ahead(tables, packets);
-        for ((_, new), look) in packets.iter().zip(&looks) {
-            tables.identities.prefetch(new.key.source());
-            tables.identities.prefetch(look.destination(&new.key));
+        for ((ingress, new), look) in packets.iter().zip(&looks) {
+            // Pods of this node are few, so that it is the other side that is waited for.
+            let by_pod = tables.port(*ingress).is_some_and(|port| port.kind == PortKind::Pod);
+            let other = if by_pod { look.destination(&new.key) } else { new.key.source() };
+            tables.identities.prefetch(other);
         }
         for ((Beginning { place, hash }, (ingress, new)), look) in
             all.iter().zip(packets).zip(&looks)

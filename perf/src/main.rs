@@ -32,6 +32,10 @@ use clap::{Parser, Subcommand};
 
 use report::Report;
 
+/// The product's own: where tables lie in memory is part of what a look into them takes.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures the pipeline in memory, AF_XDP on veth, and the peers beside it.
 #[derive(Debug, Parser)]
 #[command(name = "xskiff-perf", version)]

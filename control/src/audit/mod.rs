@@ -222,6 +222,14 @@ impl Auditor {
         }
     }
 
+    /// Takes out one thing that was read; whether there was any.
+    fn forget_one(&mut self) -> bool {
+        self.index.forget_one()
+            || self.selectors.forget_one()
+            || self.peers.pop_first().is_some()
+            || self.subjects.pop_first().is_some()
+    }
+
     /// Reads an object as it is now.
     fn read(&mut self, state: &ClusterState, ObjectKey { kind, name }: &ObjectKey) {
         match kind {
@@ -353,7 +361,7 @@ impl Auditor {
                     None => Stage::Forget,
                 }
             }
-            Stage::Forget if self.index.forget_one() => Stage::Forget,
+            Stage::Forget if self.forget_one() => Stage::Forget,
             Stage::Forget => return Some(std::mem::take(self).round),
         };
         None

@@ -155,9 +155,15 @@ pub(super) struct Selectors {
 }
 
 impl Selectors {
-    /// Takes up those of the policy of this name as it is now, in place of what it had.
-    pub(super) fn read(&mut self, state: &ClusterState, name: &ObjectName) {
-        for (namespace, text) in self.of_policy.remove(name).unwrap_or_default() {
+    /// Takes one policy's out; whether there was any.
+    pub(super) fn forget_one(&mut self) -> bool {
+        let Some((_, texts)) = self.of_policy.pop_first() else { return false };
+        self.forget(texts);
+        true
+    }
+
+    fn forget(&mut self, texts: Vec<Kept>) {
+        for (namespace, text) in texts {
             let among = match &namespace {
                 Some(namespace) => self.of_namespace.get_mut(namespace),
                 None => Some(&mut self.others),
@@ -169,6 +175,13 @@ impl Selectors {
                     among.remove(&text);
                 }
             }
+        }
+    }
+
+    /// Takes up those of the policy of this name as it is now, in place of what it had.
+    pub(super) fn read(&mut self, state: &ClusterState, name: &ObjectName) {
+        if let Some(texts) = self.of_policy.remove(name) {
+            self.forget(texts);
         }
         let Some(policy) = state.network_policies.get(name) else { return };
         let namespace = &policy.name.namespace;
