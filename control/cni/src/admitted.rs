@@ -31,7 +31,7 @@ pub fn leave(socket: &Path, endpoint: EndpointAdd, ifindex: u32) -> io::Result<(
     let boot_id = fs::read_to_string(BOOT_ID)?.trim().to_owned();
     let text = serde_json::to_vec(&Admitted { boot_id, ifindex, endpoint })?;
     let name = attachment.file_name();
-    let draft = directory.join(format!("{name}.{}", std::process::id()));
+    let draft = directory.join(format!("{}{}", draft_prefix(&attachment), std::process::id()));
     let written = OpenOptions::new()
         .create_new(true)
         .write(true)
@@ -45,12 +45,36 @@ pub fn leave(socket: &Path, endpoint: EndpointAdd, ifindex: u32) -> io::Result<(
     written
 }
 
-/// Takes the word back; answers whether there was any.
+/// How the names of an attachment's drafts begin: that of its file, which ends in no dot.
+fn draft_prefix(attachment: &Attachment) -> String {
+    attachment.file_name() + "."
+}
+
+/// Takes the word back, and drafts of it that a call left which was killed; answers whether there was
+/// any.
 ///
 /// # Errors
 /// The kernel's.
 pub fn take_back(socket: &Path, attachment: &Attachment) -> io::Result<bool> {
-    match fs::remove_file(directory(socket).join(attachment.file_name())) {
+    let directory = directory(socket);
+    let files = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        files => files?,
+    };
+    // Drafts first: one that is being written must not become the word afterwards.
+    let prefix = draft_prefix(attachment);
+    for file in files {
+        let name = file?.file_name();
+        if name.as_encoded_bytes().starts_with(prefix.as_bytes()) {
+            remove(&directory.join(name))?;
+        }
+    }
+    remove(&directory.join(attachment.file_name()))
+}
+
+/// Answers whether it was there.
+fn remove(file: &Path) -> io::Result<bool> {
+    match fs::remove_file(file) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
@@ -97,7 +121,13 @@ mod tests {
         assert_eq!(files[0].metadata().unwrap().mode() & 0o777, 0o600);
         let run = fs::metadata(parent.path().join("run")).unwrap();
         assert_eq!(run.mode() & 0o777, 0o700, "the node refuses any other");
+        // A call that was killed left a draft; another container's is none of ours.
+        fs::write(directory.join("0123abc@eth0.json.7"), "{").unwrap();
+        fs::write(directory.join("0123abcd@eth0.json.7"), "{").unwrap();
         assert!(take_back(&socket, &attachment).unwrap());
         assert!(!take_back(&socket, &attachment).unwrap());
+        let left: Vec<_> = fs::read_dir(&directory).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert_eq!(left[0].file_name(), "0123abcd@eth0.json.7");
     }
 }

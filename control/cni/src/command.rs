@@ -5,6 +5,8 @@
 //! and an error would keep the plugins before from removing that. Nothing has code 3, by which a
 //! runtime would leave their work undone.
 
+use std::io;
+
 use control::admin::status::Level;
 use control::admin::{AdminError, Attachment, EndpointAdd, Reply, Request, Retained};
 
@@ -29,18 +31,28 @@ pub struct Outcome {
     pub success: bool,
 }
 
-/// Does what environment and standard input ask for. Never panics, whatever they are.
+/// Does what environment and standard input, as far as it could be read, ask for. Never panics,
+/// whatever they are.
 #[must_use]
-pub fn run(variable: impl Fn(&str) -> Option<String>, input: &[u8]) -> Outcome {
-    let text = std::str::from_utf8(input).unwrap_or_default();
+pub fn run(variable: impl Fn(&str) -> Option<String>, input: io::Result<&[u8]>) -> Outcome {
+    let bytes = input.as_ref().copied().unwrap_or_default();
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
     match answer(variable, input) {
         Ok(output) => Outcome { output, success: true },
         Err(error) => Outcome { output: error.json(&version_text(text)), success: false },
     }
 }
 
-fn answer(variable: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<String, CniError> {
+fn answer(
+    variable: impl Fn(&str) -> Option<String>,
+    input: io::Result<&[u8]>,
+) -> Result<String, CniError> {
     let environment = Environment::read(variable)?;
+    // Part of a configuration could be taken for the whole of another one.
+    let input = input.map_err(|error| {
+        let message = "the network configuration does not come";
+        CniError::new(Code::InputOutput, message, format!("standard input: {error}"))
+    })?;
     let undecodable = |details: String| {
         CniError::new(Code::Undecodable, "the network configuration cannot be read", details)
     };
@@ -338,7 +350,7 @@ mod tests {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        run(variable, input.as_bytes())
+        run(variable, Ok(input.as_bytes()))
     }
 
     #[test]
@@ -374,7 +386,7 @@ mod tests {
     fn bytes_that_are_no_text_and_too_many_of_them_have_code_6() {
         let variable = |name: &str| (name == "CNI_COMMAND").then(|| "STATUS".to_owned());
         for input in [vec![0xff; 10], vec![b' '; CONFIGURATION_BYTES_MAX + 1]] {
-            let told = run(variable, &input);
+            let told = run(variable, Ok(&input));
             assert!(!told.success && told.output.contains("\"code\":6,"), "{}", told.output);
         }
     }

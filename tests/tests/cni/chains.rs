@@ -1,11 +1,11 @@
 //! Pods of real chains: reachable, policed, served and checked; and gone without a trace.
 
 use serde_json::json;
-use xskiff::demo::expectation::Outcome;
+use xskiff::demo::expectation::{Outcome, Seen};
 use xskiff::demo::scene::{
-    BALANCER, BUYER, CLIENT, CLUSTER_IP, HTTP, NODE, PODS, STRANGER, WEB_1, address,
+    BALANCER, BUYER, CLIENT, CLUSTER_IP, HTTP, NODE, PODS, STRANGER, WEB_1, address, to,
 };
-use xskiff::demo::traffic::{echo, forbidden, http, ping};
+use xskiff::demo::traffic::{echo, fetch, forbidden, http, ping};
 use xskiff::lab::{ForwardCounters, wait_until};
 use xskiff_tests::xskiff_binary::root_or_skip;
 
@@ -15,7 +15,7 @@ use crate::cluster::{Cluster, PATIENCE, Primary};
 fn assert_served(cluster: &Cluster) {
     let webs = ["web-1", "web-2"];
     let (buyer, stranger) = (cluster.pod(BUYER), cluster.pod(STRANGER));
-    let ok = |what: &str, seen: xskiff::demo::expectation::Seen| {
+    let ok = |what: &str, seen: Seen| {
         assert_eq!(seen.outcome, Outcome::Ok, "{what}: {seen:?}, {:#?}", cluster.status().drops);
     };
     let from_outside = http(&cluster.client, BALANCER, HTTP[0], &webs, Some(CLIENT));
@@ -97,9 +97,10 @@ fn pods_of_a_bridge_are_served_and_policed_and_go_without_a_trace() {
     }
 }
 
-/// A port mapping is the kernel's work: what it has translated comes to the pod by the host port.
+/// A port mapping is the kernel's work: what it has translated comes to the pod by the host port, and
+/// answers go back the same way, or whoever asked would be answered by a stranger.
 #[test]
-fn a_mapped_port_of_portmap_leads_to_its_pod() {
+fn a_mapped_port_of_portmap_leads_to_its_pod_from_the_node_and_from_outside() {
     if !root_or_skip("portmap") {
         return;
     }
@@ -109,10 +110,26 @@ fn a_mapped_port_of_portmap_leads_to_its_pod() {
     let (container, result) = &pods[0];
     network.delete(&cluster.node, container, Some(result)).expect("gone");
     let mut mapped = cluster.container(WEB_1, "mapped");
-    let mapping = json!([{ "hostPort": 8085, "containerPort": 8080, "protocol": "tcp" }]);
+    let mapping = json!([
+        { "hostPort": 8085, "containerPort": 8080, "protocol": "tcp" },
+        { "hostPort": 5355, "containerPort": 5353, "protocol": "udp" },
+    ]);
     mapped.runtime.insert("portMappings".into(), mapping);
-    network.add(&cluster.node, &mapped).unwrap_or_else(|refusal| panic!("{refusal:?}"));
+    let result = network.add(&cluster.node, &mapped).unwrap_or_else(|r| panic!("{r:?}"));
+    let ok = |what: &str, seen: Seen| {
+        assert_eq!(seen.outcome, Outcome::Ok, "{what}: {seen:?}, {:#?}", cluster.status().drops);
+    };
     // A new link in the same namespace: the server listens on every address.
-    let seen = http(&cluster.client, [NODE[0], NODE[0]], 8085, &["web-1"], None).expect("asked");
-    assert_eq!(seen.outcome, Outcome::Ok, "{seen:?}, {:#?}", cluster.status().drops);
+    let webs = ["web-1"];
+    ok("the node", http(&cluster.node, NODE, 8085, &webs, None).expect("asked"));
+    let outside = &cluster.client;
+    ok("outside", http(outside, NODE, 8085, &webs, Some(CLIENT)).expect("asked"));
+    ok("datagrams from outside", echo(outside, NODE, 5355).expect("asked"));
+    // And the mapping goes with its pod.
+    network.delete(&cluster.node, &mapped, Some(&result)).expect("gone");
+    for node in NODE {
+        let answers = fetch(outside, &to(node, 8085), 1, &["--timeout-ms=1200"]).expect("asked");
+        assert!(answers.iter().all(|answer| answer.error.is_some()), "{answers:?}");
+    }
+    assert_eq!(cluster.endpoints().len(), PODS.len() - 1);
 }

@@ -243,6 +243,22 @@ impl Cluster {
         format!("{names:?}\n{routes:#?}\n{}{}", ip("rule show"), ip("-6 rule show"))
     }
 
+    /// Ports of the node, and interfaces that its program is attached to.
+    pub fn served(&self) -> (usize, usize) {
+        let links = self.node.ip("-details link show").expect("ip");
+        let programs = links.lines().filter(|line| line.contains("prog/xdp")).count();
+        (self.status().ports.len(), programs)
+    }
+
+    /// Waits until nothing is being added or taken away.
+    pub fn settle(&self) {
+        let is_settled = || {
+            let arrivals = self.status().arrivals;
+            (arrivals.waiting, arrivals.under_way, arrivals.closing_sockets) == (0, 0, 0)
+        };
+        assert!(wait_until(PATIENCE, is_settled).is_some(), "{:?}", self.status().arrivals);
+    }
+
     /// Files that were left for a node that was not there.
     pub fn words_left(&self) -> usize {
         let directory = self.files.socket.with_file_name("admitted");

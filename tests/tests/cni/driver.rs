@@ -3,9 +3,12 @@
 //! spoken and every byte between plugins seen.
 
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 use xskiff::lab::Namespace;
 use xskiff_tests::xskiff_binary::plugin;
@@ -80,6 +83,16 @@ impl Call<'_> {
 
     pub fn run(&self) -> Output {
         self.start().wait_with_output().expect("a plugin ends")
+    }
+
+    /// Starts it, and kills it by SIGKILL after so long; whether it was in the middle of its work.
+    pub fn kill_after(&self, after: Duration) -> bool {
+        let mut child = self.start();
+        std::thread::sleep(after);
+        // It may have ended by itself.
+        let _ = child.kill();
+        let status = child.wait().expect("it ends");
+        status.signal() == Some(Signal::SIGKILL as i32)
     }
 
     /// Its standard output when it succeeds, its error otherwise.
@@ -197,6 +210,17 @@ impl Network {
         container: Option<&Container>,
         more: Value,
     ) -> Result<String, Refusal> {
+        self.our_call(host, verb, container, more).answer()
+    }
+
+    /// The call of [`Network::ours`], not made yet.
+    pub fn our_call<'a>(
+        &self,
+        host: &'a Namespace,
+        verb: &'a str,
+        container: Option<&Container>,
+        more: Value,
+    ) -> Call<'a> {
         let own = self.plugins.iter().find(|own| own["type"] == "xskiff-cni").expect("ours");
         let mut input = own.clone();
         let all = json!({ "cniVersion": self.version, "name": self.name });
@@ -204,6 +228,6 @@ impl Network {
             input[key] = value.clone();
         }
         let variables = container.map(variables).unwrap_or_default();
-        Call { host, verb, program: plugin(), variables, input: input.to_string() }.answer()
+        Call { host, verb, program: plugin(), variables, input: input.to_string() }
     }
 }

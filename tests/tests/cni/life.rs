@@ -1,20 +1,20 @@
-//! Containers come twice, overlap, are killed in the middle, come all at once, and are forgotten.
+//! Containers come twice, overlap, come all at once, and are forgotten.
 
 use std::path::Path;
-use std::time::Duration;
 
 use control::admin::status::LimitInfo;
 use serde_json::{Value, json};
 use xskiff::demo::scene::{PODS, WEB_1};
 use xskiff::lab::wait_until;
-use xskiff_tests::xskiff_binary::{plugin, root_or_skip};
+use xskiff_tests::xskiff_binary::root_or_skip;
 
 use crate::cluster::{Cluster, PATIENCE, Primary};
-use crate::driver::{Call, Container, Network, PLUGINS, variables};
+use crate::driver::{Container, Network, PLUGINS};
 
 const WEB: &str = "shop/web-1";
 
-fn attached(label: &str) -> (Cluster, Network, Container, Value) {
+/// A node, and a pod that a chain has added.
+pub fn attached(label: &str) -> (Cluster, Network, Container, Value) {
     let cluster = Cluster::start(label);
     let network = cluster.network(Primary::Ptp, "1.1.0", json!({}));
     // Debian's plugins speak no 1.1.0: the first ones are called in 1.0.0, ours in either.
@@ -153,41 +153,6 @@ fn a_second_interface_of_a_pod_is_refused_by_name() {
     assert!(refusal.text.contains(WEB), "{refusal:?}");
     network.ours(&cluster.node, "DEL", Some(&container), json!({})).expect("gone");
     assert_eq!(cluster.container_of(WEB).as_deref(), Some("one"));
-}
-
-#[test]
-fn what_is_killed_in_the_middle_leaves_nothing_once_its_container_goes() {
-    if !root_or_skip("killed plugins") {
-        return;
-    }
-    let (cluster, network, first, result) = attached("killed");
-    network.delete(&cluster.node, &first, Some(&result)).expect("gone");
-    assert!(wait_until(PATIENCE, || !cluster.state().contains("veth")).is_some());
-    let before = cluster.state();
-    for (round, after_ms) in [0, 1, 2, 4, 8, 16, 32, 64].into_iter().enumerate() {
-        let container = cluster.container(WEB_1, &format!("killed-{round}"));
-        // What stands before ours works; ours dies.
-        let others = network.plugins[..network.plugins.len() - 1].to_vec();
-        let others = Network { plugins: others, ..network.clone() };
-        let result = others.add(&cluster.node, &container).unwrap_or_else(|r| panic!("{r:?}"));
-        let ours = network.plugins.last().expect("ours");
-        let call = Call {
-            host: &cluster.node,
-            verb: "ADD",
-            program: plugin(),
-            variables: variables(&container),
-            input: network.input(ours, &container, Some(&result)).to_string(),
-        };
-        let mut child = call.start();
-        std::thread::sleep(Duration::from_millis(after_ms));
-        let _ = child.kill();
-        child.wait().expect("it ends");
-        network.delete(&cluster.node, &container, None).expect("gone");
-        assert!(wait_until(PATIENCE, || cluster.endpoints().is_empty()).is_some(), "{round}");
-        assert!(wait_until(PATIENCE, || cluster.state() == before).is_some(), "{round}");
-    }
-    assert_eq!((cluster.leased(), cluster.words_left()), (0, 0));
-    cluster.wait_well();
 }
 
 /// More at once than the node serves clients: they queue, and none is refused.

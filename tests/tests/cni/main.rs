@@ -6,12 +6,15 @@
 #![forbid(unsafe_code)]
 
 mod absent_nodes;
+mod at_once;
 mod bad_input;
 mod chains;
 mod cluster;
+mod codes;
 mod configurations;
 mod driver;
 mod golden;
 mod installing;
+mod interrupted;
 mod life;
 mod starting;

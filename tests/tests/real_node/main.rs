@@ -19,6 +19,7 @@ mod churn;
 mod claims;
 mod clients;
 mod configuration;
+mod cycles;
 mod egress_addresses;
 mod endurance;
 mod everything;

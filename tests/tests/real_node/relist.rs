@@ -88,7 +88,7 @@ fn pods_that_come_while_a_large_cluster_is_listed_again_come_as_fast_as_ever() {
     let churn = Churn::in_world(world, count);
     let caller = &churn.caller;
     let quiet = {
-        let mut taken = caller.add_steadily(count, |_| ());
+        let mut taken = caller.add_steadily(count, |number| caller.add(number), |_| ());
         caller.with_threads(count, |number| caller.remove(number));
         churn.wait_until_all_is_closed();
         per_mille(&mut taken, 990)
@@ -100,7 +100,7 @@ fn pods_that_come_while_a_large_cluster_is_listed_again_come_as_fast_as_ever() {
         scope.spawn(|| list_again(caller, &server, &listed, &ended));
         scope.spawn(|| change_policies(&server, &ended));
         while taken.len() < SAMPLES_MIN || listed.load(Ordering::Relaxed) < LISTS_MIN {
-            taken.extend(caller.add_steadily(count, |_| ()));
+            taken.extend(caller.add_steadily(count, |number| caller.add(number), |_| ()));
             caller.with_threads(count, |number| caller.remove(number));
             churn.wait_until_all_is_closed();
             let began = Instant::now();

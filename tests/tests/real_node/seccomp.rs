@@ -6,12 +6,14 @@ use std::os::unix::process::ExitStatusExt;
 
 use nix::sys::signal::Signal;
 use xskiff::demo::expectation::Outcome;
-use xskiff::demo::scene::{BUYER, CLIENT, CLUSTER_IP, HTTP, WEB_1};
-use xskiff::demo::traffic::http;
+use xskiff::demo::scene::{BALANCER, BUYER, CLIENT, CLUSTER_IP, HTTP, WEB_1, to};
+use xskiff::demo::traffic::{http, upload};
 use xskiff::lab::wait_until;
 use xskiff_tests::seccomp_profile::Profile;
 use xskiff_tests::xskiff_binary::root_or_skip;
 
+use crate::clients::Client;
+use crate::ways_out;
 use crate::world::{PATIENCE, Shape, Stage, World};
 
 const PROFILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/seccomp/xskiff.json");
@@ -115,7 +117,55 @@ fn a_node_lives_and_ends_under_the_profile() {
     assert_eq!(world.node.end().expect("ended"), Some(0));
 }
 
-/// The test above would see it: with a profile that lacks one call the node does not live.
+/// Lives under the profile, hands over to a successor under it, does
+/// `work` with each of them, and no process ends by SIGSYS.
+fn live_and_hand_over(world: World, work: impl Fn(&World)) {
+    let held = Client::start(&world.scene.client, &to(BALANCER[0], HTTP[0]), 50, 10);
+    serves(&world);
+    work(&world);
+    let successor = world.take_over_behind(&under(PROFILE));
+    let ended = world.node.process().wait(PATIENCE).expect("the predecessor ends");
+    assert_eq!(ended.code(), Some(0), "{}", world.node.process().log_tail());
+    held.goes_on();
+    serves(&world);
+    work(&world);
+    held.end_whole(PATIENCE);
+    // Twice: the first successor took sockets over, and hands them on.
+    let last = world.take_over_behind(&under(PROFILE));
+    let ended = successor.wait(PATIENCE).expect("the successor ends in its turn");
+    assert_eq!(ended.code(), Some(0), "{}", successor.log_tail());
+    serves(&world);
+    last.signal(Signal::SIGTERM).expect("told");
+    assert_eq!(last.wait(PATIENCE).expect("ended").code(), Some(0), "{}", last.log_tail());
+}
+
+#[test]
+fn a_node_that_carries_whole_segments_lives_and_hands_over_under_the_profile() {
+    if !root_or_skip("whole segments under a seccomp profile") {
+        return;
+    }
+    let shape = Shape { label: "seccomp-whole", mtu: 1500, xdp_mode: "auto" };
+    let stage = Stage::build(shape, |text| text + "segments: whole\n");
+    live_and_hand_over(stage.begin_behind(&under(PROFILE)), |world| {
+        let before = world.status().segments.whole_packets;
+        let seen = upload(world.scene.pod(BUYER), CLUSTER_IP[0], 8 << 20).expect("asked");
+        assert_eq!(seen.outcome, Outcome::Ok, "{seen:?}");
+        assert!(world.status().segments.whole_packets > before, "{:?}", world.status().segments);
+    });
+}
+
+#[test]
+fn a_node_that_sends_live_frames_lives_and_hands_over_under_the_profile() {
+    if !root_or_skip("live frames under a seccomp profile") {
+        return;
+    }
+    let shape = Shape { label: "seccomp-live", mtu: 1500, xdp_mode: "native" };
+    let stage = Stage::build(shape, |text| text + "transmit: live-frames\n");
+    stage.scene.pod(WEB_1).features("eth0", "gro on").expect("switched");
+    live_and_hand_over(stage.begin_behind(&under(PROFILE)), ways_out::flood);
+}
+
+/// The tests above would see it: with a profile that lacks one call the node does not live.
 #[test]
 fn a_call_that_the_profile_lacks_ends_the_node() {
     if !root_or_skip("a seccomp profile with a gap") {

@@ -32,7 +32,7 @@ fn assert_serves(world: &World) {
 }
 
 /// Sends bursts to the service until the pod got live frames.
-fn flood(world: &World) {
+pub fn flood(world: &World) {
     let before = world.port(WEB_1.name).live_packets;
     let is_sent = || {
         within(&world.scene.client, || {

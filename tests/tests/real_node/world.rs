@@ -229,7 +229,12 @@ impl World {
 
     /// Starts another node process that takes over from the one that runs, and waits until it serves.
     pub fn take_over(&self) -> Process {
-        let process = self.spawn_node(&["--take-over"]);
+        self.take_over_behind(&[])
+    }
+
+    /// As [`World::take_over`], behind words of another command line.
+    pub fn take_over_behind(&self, before: &[&str]) -> Process {
+        let process = self.spawn_node_behind(before, &["--take-over"]);
         let serves = || self.node.status().is_ok_and(|status| status.pid == process.id());
         assert!(wait_until(PATIENCE, serves).is_some(), "{}", process.log_tail());
         process
@@ -237,12 +242,16 @@ impl World {
 
     /// Starts another node process, whatever becomes of it.
     pub fn spawn_node(&self, more: &[&str]) -> Process {
+        self.spawn_node_behind(&[], more)
+    }
+
+    fn spawn_node_behind(&self, before: &[&str], more: &[&str]) -> Process {
         let program = path().to_string_lossy();
         let [configuration, manifests] =
             [&self.files.configuration, &self.files.manifests].map(|file| file.to_string_lossy());
-        let words = ["run", "--config", &*configuration, "--manifests", &*manifests];
-        let words = [&words, more].concat();
-        self.scene.node.spawn("again", &program, &words).expect("started")
+        let run = [&*program, "run", "--config", &*configuration, "--manifests", &*manifests];
+        let words = [before, &run, more].concat();
+        self.scene.node.spawn("again", words[0], &words[1..]).expect("started")
     }
 
     /// Replaces `old` in the node's configuration.
@@ -304,7 +313,12 @@ fn with_mode(configuration: &str, mode: &str) -> String {
 
 /// Runs `work` in a thread that is in the namespace.
 pub fn within<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
-    let namespace = format!("/run/netns/{}", namespace.system_name());
+    within_named(namespace.system_name(), work)
+}
+
+/// The same by the namespace's name in the system.
+pub fn within_named<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
+    let namespace = format!("/run/netns/{namespace}");
     std::thread::scope(|scope| {
         let inside = scope.spawn(move || {
             let file = File::open(&namespace).expect("the namespace is there");
