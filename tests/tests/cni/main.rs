@@ -7,6 +7,7 @@
 
 mod absent_nodes;
 mod bad_input;
+mod bypassed;
 mod chains;
 mod cluster;
 mod configurations;

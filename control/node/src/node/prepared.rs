@@ -121,7 +121,7 @@ impl Prepared {
 fn first_view(settings: &Settings, follower: &Follower) -> NodeView {
     // What is wrong with it is told when it is taken over.
     let recorded = EndpointRecord::new(&settings.run_directory).read().unwrap_or_default();
-    let endpoints = recorded.into_iter().filter_map(|recorded| {
+    let endpoints = recorded.endpoints.into_iter().filter_map(|recorded| {
         let endpoint = recorded.endpoint;
         Some((endpoint.name.parse().ok()?, endpoint.addresses.into_iter().collect()))
     });
