@@ -101,6 +101,7 @@ pub mod verdict;
 mod worker_health;
 
 pub use arrivals::{ARRIVALS_MAX, UNDER_WAY_MAX};
+pub use capacity::{mappings_allowed, too_few_mappings};
 pub use error::NodeError;
 pub use fitting::packet_bytes_max;
 pub use hand_over::Predecessor;

@@ -41,6 +41,7 @@ impl Preparing {
         super::privileges::check()?;
         nat_ports::check(&settings.snat.l4_ports)?;
         capacity::raise_open_files(settings.workers.cores.len());
+        capacity::check_mappings(settings.workers.cores.len());
         let given = settings.clone();
         let thread = std::thread::Builder::new().name("xskiff-prepare".into());
         let thread = thread.spawn(move || Loaded::new(given));
