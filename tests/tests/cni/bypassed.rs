@@ -16,7 +16,9 @@ const RATE: u64 = 10_000_000;
 fn network(cluster: &Cluster, limits: &str, capable: bool) -> Network {
     let mut network = cluster.network(Primary::Ptp, "1.0.0", json!({ "bandwidthLimits": limits }));
     let ours = network.plugins.last_mut().expect("ours");
-    ours["capabilities"]["bandwidth"] = json!(capable);
+    if !capable {
+        ours["capabilities"] = json!({});
+    }
     let bandwidth = json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } });
     network.plugins.insert(network.plugins.len() - 1, bandwidth);
     network

@@ -113,6 +113,13 @@ impl Node {
         let request = self.pod_port(spec);
         let port = add_port(&mut self.ports, &self.workers, &request)
             .map_err(|error| AdminError::Failed { detail: error.to_string() })?;
+        if self.settings.segments == Segments::Whole {
+            // Until now a program of the process before, in native mode, may have hidden what it masks.
+            // What went wrong with that is told; the port is up.
+            let look = Look::at(spec, self.settings.ways(), changed);
+            let again = look.and_then(|look| prepare(spec, look.pod, Segments::Whole));
+            changed.note(&again.unwrap_or_default().switched);
+        }
         let (spec, changed) = (spec.clone(), changed.clone());
         let Prepared { checksums, mtu, .. } = prepared;
         self.insert_endpoint(Endpoint { spec, port, checksums, mtu, queueing, changed });
