@@ -86,6 +86,7 @@ fn taking_over_what_is_live_leaves_only_what_needs_a_restart() {
                 http: {proxy_listen: \"127.0.0.1:10257\"}\n\
                 transmit: live-frames\n\
                 packet_memory: {pod_frames: 2048}\n\
+                cni: {adopt_running_pods: false}\n\
                 policy: {lost_replies_seconds: 0, unknown_pods: allow}\n\
                 conntrack: {details: true, tcp_windows: strict}\n\
                 flow_table: {ipv4_flows: 100, ipv4_flows_max: 200, ipv6_flows: 300, \

@@ -160,7 +160,6 @@ impl Call<'_> {
     fn endpoint(&self) -> Result<(EndpointAdd, PodLink), CniError> {
         let Environment { netns, interface, pod, .. } = &self.environment;
         let previous = Previous::parse(self.configuration.previous, interface)?;
-        self.mind_bandwidth(&previous)?;
         let name = self.environment.pod_name()?;
         if pod.sandbox.as_ref().is_some_and(|id| *id != self.environment.container_id) {
             self.log
@@ -169,6 +168,7 @@ impl Call<'_> {
         let netns = netns.clone().unwrap_or_default();
         let link = link::find(&netns, interface)?;
         self.log.note(&format!("{name} is on {}", link.interface));
+        self.mind_bandwidth(&previous, &link)?;
         let endpoint = EndpointAdd {
             name,
             interface: link.interface.clone(),
@@ -184,9 +184,12 @@ impl Call<'_> {
     }
 
     /// A bandwidth plugin before us whose rates are in its own configuration: what it made limits
-    /// nothing any more.
-    fn mind_bandwidth(&self, previous: &Previous) -> Result<(), CniError> {
-        let Some(device) = previous.bandwidth_device() else { return Ok(()) };
+    /// nothing any more. For what a pod sends it makes a device, for what goes to the pod none.
+    fn mind_bandwidth(&self, previous: &Previous, link: &PodLink) -> Result<(), CniError> {
+        let device = previous.bandwidth_device().map(str::to_owned);
+        let on_link =
+            || link::is_limited(link.ifindex).then(|| format!("tbf on {}", link.interface));
+        let Some(device) = device.or_else(on_link) else { return Ok(()) };
         if self.configuration.bandwidth.is_some() {
             self.log.note(&format!("{device} limits nothing: the node keeps the limits itself"));
             return Ok(());

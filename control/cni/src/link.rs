@@ -7,9 +7,12 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ECHO, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::sched::{CloneFlags, setns};
@@ -18,6 +21,8 @@ use super::error::{CniError, Code};
 
 /// The kernel's index of an interface that is not there.
 const NO_SUCH_DEVICE: i32 = 19;
+/// What a bandwidth plugin gives the node's end of a veth pair.
+const LIMITING: &str = "tbf";
 
 /// A pod's link.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,9 +133,34 @@ fn link(wanted: Wanted<'_>) -> io::Result<Option<Link>> {
         Wanted::Name(name) => request.attributes.push(LinkAttribute::IfName(name.to_owned())),
         Wanted::Index(index) => request.header.index = index,
     }
-    let payload = NetlinkPayload::from(RouteNetlinkMessage::GetLink(request));
+    match ask(RouteNetlinkMessage::GetLink(request)) {
+        Ok(Some(RouteNetlinkMessage::NewLink(link))) => Ok(Some(decode(&link))),
+        Ok(other) => Err(io::Error::other(format!("an answer to another question: {other:?}"))),
+        Err(gone) if gone.raw_os_error() == Some(NO_SUCH_DEVICE) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+/// Whether the node's end has the discipline by which a bandwidth plugin limits what goes to the pod. A
+/// kernel that does not tell has none.
+#[must_use]
+pub fn is_limited(ifindex: u32) -> bool {
+    let mut request = TcMessage::default();
+    request.header.index = i32::try_from(ifindex).unwrap_or_default();
+    request.header.parent = TcHandle::ROOT;
+    let answer = ask(RouteNetlinkMessage::GetQueueDiscipline(request));
+    let Ok(Some(RouteNetlinkMessage::NewQueueDiscipline(answer))) = answer else { return false };
+    let kinds = |one: &TcAttribute| matches!(one, TcAttribute::Kind(kind) if kind == LIMITING);
+    answer.attributes.iter().any(kinds)
+}
+
+/// The kernel's answer, in this thread's namespace; `None` where it says nothing, as about a discipline that
+/// it has made by itself.
+fn ask(question: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+    let payload = NetlinkPayload::from(question);
     let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
-    message.header.flags = NLM_F_REQUEST;
+    // Kernel 6.8 and newer answer about a discipline only whoever wants an echo.
+    message.header.flags = NLM_F_REQUEST | NLM_F_ECHO;
     message.header.sequence_number = 1;
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
@@ -138,17 +168,19 @@ fn link(wanted: Wanted<'_>) -> io::Result<Option<Link>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
+    socket.set_non_blocking(true)?;
     socket.send(&bytes, 0)?;
     // The kernel answers before `send` returns.
-    let (answer, _) = socket.recv_from_full()?;
+    let answer = match socket.recv_from_full() {
+        Ok((answer, _)) => answer,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+        Err(error) => return Err(error),
+    };
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
         .map_err(|error| io::Error::other(error.to_string()))?;
     match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Some(decode(&link))),
-        NetlinkPayload::Error(error) => match error.to_io() {
-            gone if gone.raw_os_error() == Some(NO_SUCH_DEVICE) => Ok(None),
-            other => Err(other),
-        },
+        NetlinkPayload::InnerMessage(message) => Ok(Some(message)),
+        NetlinkPayload::Error(error) => Err(error.to_io()),
         other => Err(io::Error::other(format!("an answer to another question: {other:?}"))),
     }
 }
@@ -194,6 +226,12 @@ mod tests {
         assert_eq!(link(Wanted::Index(lo.index)).unwrap(), Some(lo));
         assert_eq!(link(Wanted::Name("xskiff-none")).unwrap(), None);
         assert_eq!(link(Wanted::Index(1 << 30)).unwrap(), None);
+    }
+
+    #[test]
+    fn an_interface_without_a_discipline_of_its_own_is_not_limited_and_nobody_waits_for_it() {
+        let lo = link(Wanted::Name("lo")).unwrap().unwrap();
+        assert!(!is_limited(lo.index) && !is_limited(1 << 30));
     }
 
     #[test]

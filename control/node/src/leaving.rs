@@ -126,12 +126,6 @@ impl Leaving {
         self.left.is_empty()
     }
 
-    /// Ports of which something is left.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.left.len()
-    }
-
     /// Sockets that are not closed yet.
     #[must_use]
     pub fn sockets(&self) -> usize {

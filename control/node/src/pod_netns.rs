@@ -8,7 +8,8 @@ use futures_util::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
 use xdp_redirect::ethtool::{Offload, OffloadError, offload, set_offload};
 
-use crate::netlink::decode;
+use crate::netlink::{Link, decode};
+use crate::offloads::Switch;
 use crate::privileges;
 
 /// Something inside the namespace failed.
@@ -41,30 +42,32 @@ pub enum PodNetnsError {
     Offload(#[from] OffloadError),
 }
 
-/// Which of `offloads` are on at the interface that has one of `addresses` in the namespace at path
-/// `netns`; asked within `limit`.
+/// A pod's end of its link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodEnd {
+    /// Its offloads that are on.
+    pub on: Vec<Offload>,
+    /// Largest packet that it takes, in bytes.
+    pub mtu: u32,
+}
+
+/// Looks at the interface that has one of `addresses` in the namespace at path `netns`, within `limit`.
 ///
 /// # Errors
 /// [`PodNetnsError`].
-pub fn offloads_on(
-    netns: &str,
-    addresses: &[IpAddr],
-    limit: Duration,
-    offloads: &[Offload],
-) -> Result<Vec<Offload>, PodNetnsError> {
-    let offloads = offloads.to_vec();
-    inside(netns, addresses, limit, move |interface| {
+pub fn look(netns: &str, addresses: &[IpAddr], limit: Duration) -> Result<PodEnd, PodNetnsError> {
+    inside(netns, addresses, limit, |link| {
         let mut on = Vec::new();
-        for one in offloads {
-            if offload(interface, one)? {
+        for one in Offload::ALL {
+            if offload(&link.name, one)? {
                 on.push(one);
             }
         }
-        Ok(on)
+        Ok(PodEnd { on, mtu: link.mtu })
     })
 }
 
-/// Switches `offloads` at the same interface.
+/// Switches offloads at the same interface, in order.
 ///
 /// # Errors
 /// [`PodNetnsError`]; those before the one that failed are switched.
@@ -72,27 +75,26 @@ pub fn switch_offloads(
     netns: &str,
     addresses: &[IpAddr],
     limit: Duration,
-    offloads: &[Offload],
-    on: bool,
+    switches: &[Switch],
 ) -> Result<(), PodNetnsError> {
-    let offloads = offloads.to_vec();
-    inside(netns, addresses, limit, move |interface| {
-        offloads.iter().try_for_each(|one| set_offload(interface, *one, on))
+    let switches = switches.to_vec();
+    inside(netns, addresses, limit, move |link| {
+        switches.iter().try_for_each(|(one, on)| set_offload(&link.name, *one, *on))
     })
 }
 
-/// Runs `act` in the namespace, with the interface's name there.
+/// Runs `act` in the namespace, with the interface as it is there.
 fn inside<T: Send + 'static>(
     netns: &str,
     addresses: &[IpAddr],
     limit: Duration,
-    act: impl FnOnce(&str) -> Result<T, OffloadError> + Send + 'static,
+    act: impl FnOnce(&Link) -> Result<T, OffloadError> + Send + 'static,
 ) -> Result<T, PodNetnsError> {
     let (path, wanted) = (netns.to_owned(), addresses.to_vec());
     let inside = std::thread::Builder::new().name("pod-netns".into()).spawn(move || {
         enter(&path)?;
-        let interface = interface_with(&path, &wanted, limit)?;
-        Ok(act(&interface)?)
+        let link = interface_with(&path, &wanted, limit)?;
+        Ok(act(&link)?)
     });
     let refuse = |source| PodNetnsError::Enter { netns: netns.to_owned(), source };
     let joined = inside.map_err(refuse)?.join();
@@ -111,21 +113,21 @@ fn interface_with(
     netns: &str,
     addresses: &[IpAddr],
     limit: Duration,
-) -> Result<String, PodNetnsError> {
+) -> Result<Link, PodNetnsError> {
     let refuse = |detail: String| PodNetnsError::Netlink { netns: netns.to_owned(), detail };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let found = runtime
         .map_err(|error| refuse(error.to_string()))?
         .block_on(async { tokio::time::timeout(limit, find(addresses)).await });
     match found {
-        Ok(Ok(Some(interface))) => Ok(interface),
+        Ok(Ok(Some(link))) => Ok(link),
         Ok(Ok(None)) => Err(PodNetnsError::NoInterface { netns: netns.to_owned() }),
         Ok(Err(detail)) => Err(refuse(detail)),
         Err(_) => Err(refuse("the kernel did not answer in time".into())),
     }
 }
 
-async fn find(addresses: &[IpAddr]) -> Result<Option<String>, String> {
+async fn find(addresses: &[IpAddr]) -> Result<Option<Link>, String> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(|error| error.to_string())?;
     let driver = tokio::spawn(connection);
     let mut index = None;
@@ -136,12 +138,12 @@ async fn find(addresses: &[IpAddr]) -> Result<Option<String>, String> {
             .filter(|(_, own)| addresses.contains(&own.address))
             .map(|(index, _)| index));
     }
-    let mut name = None;
+    let mut found = None;
     if let Some(index) = index {
         let mut links = std::pin::pin!(handle.link().get().match_index(index).execute());
         let link = links.try_next().await.map_err(|error| error.to_string())?;
-        name = link.as_ref().and_then(decode::decode_link).map(|(_, link)| link.name);
+        found = link.as_ref().and_then(decode::decode_link).map(|(_, link)| link);
     }
     driver.abort();
-    Ok(name)
+    Ok(found)
 }

@@ -80,6 +80,7 @@ fn settings(run_directory: &Path) -> Settings {
         returns_directly: false,
         dispatch: dataplane::direct::Dispatch::default(),
         lost_replies: Duration::ZERO,
+        adopt_running_pods: false,
         unknown_pods: UnknownPods::default(),
         http: Some("127.0.0.1:0".parse().unwrap()),
         proxy_http: None,

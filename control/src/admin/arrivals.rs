@@ -38,6 +38,8 @@ pub struct ArrivalsStatus {
     pub late: u64,
     /// Endpoints removed.
     pub removed: u64,
+    /// Endpoints with limits or filters of `tc` that their packets go past.
+    pub with_bypassed_rules: u64,
     /// Sockets of removed ports that are not closed yet.
     pub closing_sockets: u64,
     /// The longest time from a port's removal until its interface was free again, in microseconds.
@@ -48,6 +50,30 @@ pub struct ArrivalsStatus {
     pub made: Durations,
     /// From there until tables, XDP maps and routes were made, and every worker had adopted them.
     pub adopted: Durations,
+}
+
+/// Pods of this node that ran before the node process was installed, so that nobody registered them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunningPodsStatus {
+    /// Those that became endpoints since the process began.
+    pub adopted: u64,
+    /// Those that are being adopted.
+    pub under_way: u64,
+    /// Those that are not served, and that no policy holds for.
+    pub outside: u64,
+    /// Some of these.
+    pub named: Vec<PodOutside>,
+}
+
+/// A Pod of this node that is not served.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodOutside {
+    /// `namespace/pod`.
+    pub pod: String,
+    /// Why it is not.
+    pub why: String,
 }
 
 /// How often something took how long.

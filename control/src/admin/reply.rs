@@ -185,6 +185,10 @@ pub struct EndpointInfo {
     /// Its bandwidth limits in force, ingress first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<LimitInfo>,
+    /// Limits and filters of `tc` on its interface, as they were when it was added, that its packets go past
+    /// and that nothing here stands in for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bypassed: Vec<String>,
 }
 
 /// One service port and its backends.

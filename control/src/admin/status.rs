@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::arrivals::ArrivalsStatus;
+use super::arrivals::{ArrivalsStatus, RunningPodsStatus};
 use super::cni::CniStatus;
 use super::kubernetes::KubernetesStatus;
 use super::reply::{DropCount, ManifestsStatus};
@@ -61,6 +61,9 @@ pub struct Status {
     /// How pods' ports come and go.
     #[serde(default)]
     pub arrivals: ArrivalsStatus,
+    /// Pods that ran before the node process was installed.
+    #[serde(default)]
+    pub running_pods: RunningPodsStatus,
     /// Pods of the CNI plugin, and its place in the runtime's configuration.
     #[serde(default)]
     pub cni: CniStatus,

@@ -42,6 +42,8 @@ pub struct Cni {
     pub conf_dir: PathBuf,
     /// The runtime's directory of plugins, where `xskiff-cni` must be.
     pub bin_dir: PathBuf,
+    /// Whether pods that ran before the plugin was in the chain are adopted.
+    pub adopt_running_pods: bool,
     /// The plugin's `nodeAbsent`.
     pub node_absent: NodeAbsent,
     /// The plugin's `waitSeconds`.
@@ -54,6 +56,7 @@ impl Default for Cni {
             keep_chained: false,
             conf_dir: PathBuf::from("/etc/cni/net.d"),
             bin_dir: PathBuf::from("/opt/cni/bin"),
+            adopt_running_pods: true,
             node_absent: NodeAbsent::Wait,
             wait_seconds: 10,
         }

@@ -50,6 +50,7 @@ const LIVE: &[&str] = &[
     "node_ports",
     "load_balancing",
     "packet_memory.pod_frames",
+    "cni.adopt_running_pods",
     "policy",
     "stall",
     "debug",

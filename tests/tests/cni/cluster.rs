@@ -127,7 +127,10 @@ impl Cluster {
 
     pub fn endpoints(&self) -> Vec<EndpointInfo> {
         match self.ask(Request::EndpointList) {
-            Reply::Endpoints(endpoints) => endpoints,
+            // One that is being taken away is none any more.
+            Reply::Endpoints(list) => {
+                list.into_iter().filter(|one| one.state != "leaving").collect()
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -8,6 +8,7 @@
 mod absent_nodes;
 mod at_once;
 mod bad_input;
+mod bypassed;
 mod chains;
 mod cluster;
 mod codes;

@@ -12,7 +12,7 @@ use xdp_redirect::umem::{Umem, UmemConfig};
 use xskiff::demo::expectation::Outcome;
 use xskiff::demo::scene::{BUYER, CLIENT, HTTP, WEB_1};
 use xskiff::demo::traffic::http;
-use xskiff::pod_netns::offloads_on;
+use xskiff::pod_netns::look;
 use xskiff::privileges::{Held, NEEDED};
 use xskiff_tests::xskiff_binary::root_or_skip;
 
@@ -146,8 +146,7 @@ fn tried(netns: &str) -> Vec<(Capability, String)> {
         note(Capability::CAP_NET_RAW, error.to_string());
     }
     let address: IpAddr = "192.0.2.1".parse().expect("an address");
-    let entered =
-        offloads_on(netns, &[address], Duration::from_secs(5), &[Offload::TcpSegmentation]);
+    let entered = look(netns, &[address], Duration::from_secs(5));
     if let Err(error) = entered {
         note(Capability::CAP_SYS_ADMIN, error.to_string());
     }

@@ -56,12 +56,13 @@ fn pod_that_takes_live_frames_is_sent_them_until_it_loses_some() {
     let shape = Shape { label: "ways", mtu: 1500, xdp_mode: "native" };
     // Links have a queue for each worker.
     let world = World::start_edited(shape, |text| text + "\ntransmit: live-frames\n");
-    // As pods are: neither XDP nor GRO.
-    wait_for(&world, BUYER.name, DEAF);
+    // An ADD turns GRO on at the pod's end for it.
+    wait_for(&world, WEB_1.name, LIVE);
+    wait_for(&world, BUYER.name, LIVE);
     assert_serves(&world);
 
     let pod = world.scene.pod(WEB_1);
-    pod.features("eth0", "gro on").expect("switched");
+    world.scene.pod(BUYER).features("eth0", "gro off").expect("switched");
     // Both at once are looked at anew.
     world.change_configuration("transmit: live-frames", "transmit: af-xdp");
     wait_for(&world, WEB_1.name, "af-xdp: as configured");

@@ -113,6 +113,7 @@ fn show_status(status: &Status) -> String {
         let _ = writeln!(out, "{}", show_drops(&status.drops));
     }
     out += &arrivals::arrivals(&status.arrivals);
+    out += &arrivals::running_pods(&status.running_pods);
     out += &show_cni(&status.cni);
     if status.manifests.folder.is_some() {
         let _ = writeln!(out, "{}", show_manifests(&status.manifests));
@@ -299,6 +300,9 @@ fn endpoints(list: &[EndpointInfo]) -> String {
     for endpoint in list {
         if let Some(reason) = &endpoint.state_reason {
             let _ = writeln!(out, "{}: {}: {reason}", endpoint.name, endpoint.state);
+        }
+        for rule in &endpoint.bypassed {
+            let _ = writeln!(out, "{}: goes past {rule}", endpoint.name);
         }
     }
     out

@@ -18,7 +18,19 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
         .states
         .iter()
         .map(|(state, number)| Sample { labels: vec![("state", state.clone())], value: *number });
+    let running = &status.running_pods;
     vec![
+        counter(
+            "xskiff_running_pods_adopted",
+            "Pods that ran before the node process was installed, and are served since",
+            one(running.adopted),
+        ),
+        gauge(
+            "xskiff_pods_outside",
+            "Pods of this node that have no endpoint, so that they are not served and no policy holds \
+             for them",
+            one(running.outside),
+        ),
         gauge("xskiff_endpoints", "Endpoints by state", states.collect()),
         gauge(
             "xskiff_endpoint_adds_waiting",
@@ -47,6 +59,12 @@ pub(super) fn families(status: &Status) -> Vec<Family> {
             one(arrivals.without_memory),
         ),
         counter("xskiff_endpoints_removed", "Endpoints removed on request", one(arrivals.removed)),
+        gauge(
+            "xskiff_endpoints_bypassing_tc",
+            "Endpoints with limits or filters of tc that their packets go past, and that no limit of \
+             the node's stands in for",
+            one(arrivals.with_bypassed_rules),
+        ),
         gauge(
             "xskiff_closing_sockets",
             "AF_XDP sockets of removed ports that are not closed yet",

@@ -27,16 +27,17 @@ use control::admin::arrivals::ArrivalsStatus;
 use control::admin::{AddStep, AdminError, EndpointAdd, Reply};
 use control::config::Segments;
 use dataplane::counters::PORTS_MAX;
-use dataplane::port::{Checksums, PortId};
+use dataplane::port::PortId;
 use tokio::sync::mpsc;
 use xdp_redirect::loader::Attaching;
 
 use super::Node;
 use super::endpoint_record::{Changed, Recorded};
 use super::endpoints::{Admission, Endpoint, EndpointSpec};
-use super::local_pods::{BEFORE, LETTING_GO, Look, give_back, prepare};
+use super::local_pods::{BEFORE, LETTING_GO, Look, PodLook, Prepared, give_back, prepare};
 use super::reconciles::Reconcile;
 use crate::admin_server::Call;
+use crate::netlink::queueing::Queueing;
 use crate::pool::Pool;
 use crate::ports::{self, Bound, PortError, PortRequest, Serving, Tools};
 use crate::privileges;
@@ -61,7 +62,7 @@ enum Outcome {
     /// Nothing: it panicked.
     Lost,
     Looked(Result<Look, AdminError>),
-    Bound(Result<(Checksums, Bound), AdminError>),
+    Bound(Result<(Prepared, Bound), AdminError>),
     Attached(Box<Serving>, Result<Attaching, PortError>),
 }
 
@@ -85,7 +86,8 @@ struct Arrival {
     step: Step,
     port: Option<PortId>,
     changed: Changed,
-    checksums: Checksums,
+    queueing: Queueing,
+    prepared: Prepared,
     /// What the record says of it until it is an endpoint.
     recorded: Option<Recorded>,
 }
@@ -167,7 +169,8 @@ impl Arrivals {
             step: Step::Away,
             port: None,
             changed: Changed::default(),
-            checksums: Checksums::Unknown,
+            queueing: Queueing::default(),
+            prepared: Prepared::default(),
             recorded: None,
         });
         let waiting = self.waiting.len() as u64;
@@ -291,13 +294,15 @@ impl Node {
         arrival.begun = Some(begun);
         arrival.step = Step::InHand;
         let (number, spec) = (arrival.number, arrival.spec.clone());
-        let segments = self.settings.segments;
+        let ways = self.settings.ways();
         self.arrivals.under_way.push(arrival);
         self.take_outlived_away(&spec).await;
         match self.admit_arrival(number, &spec) {
             Ok(Admission::Present) => self.answer_arrival(number),
             Ok(Admission::New) => {
-                self.arrivals.give(number, move || Outcome::Looked(Look::at(&spec, segments)));
+                let before = self.arrivals.get_mut(number).map(|arrival| arrival.changed.clone());
+                let before = before.unwrap_or_default();
+                self.arrivals.give(number, move || Outcome::Looked(Look::at(&spec, ways, &before)));
             }
             Err(error) => self.fail_arrival(number, error),
         }
@@ -349,7 +354,7 @@ impl Node {
                 }
                 Outcome::Looked(look) => look
                     .and_then(|look| self.note_look(number, &spec, look))
-                    .map(|offloads| looked.push((number, offloads))),
+                    .map(|pod| looked.push((number, pod))),
                 Outcome::Bound(bound) => {
                     bound.and_then(|bound| self.serve_arrival(number, &spec, bound))
                 }
@@ -371,27 +376,28 @@ impl Node {
         self.look_after_arrivals().await;
     }
 
-    /// Notes what will be changed; answers which offloads are to be turned off.
+    /// Notes what will be changed; answers what is to be switched at the pod's end.
     fn note_look(
         &mut self,
         number: u64,
         spec: &EndpointSpec,
         look: Look,
-    ) -> Result<Option<Vec<xdp_redirect::ethtool::Offload>>, AdminError> {
+    ) -> Result<Option<PodLook>, AdminError> {
         let found = self.judge(spec, &look)?;
         let Some(arrival) = self.arrivals.get_mut(number) else { return Ok(None) };
         arrival.changed.add(&found);
+        arrival.queueing = look.queueing;
         if !arrival.changed.is_empty()
             && let Some(ifindex) = ports::index(&spec.interface)
         {
             let (endpoint, changed) = (EndpointAdd::from(spec), arrival.changed.clone());
             arrival.recorded = Some(Recorded { endpoint, ifindex, changed });
         }
-        Ok(look.offloads)
+        Ok(look.pod)
     }
 
     /// Records what will be changed, and has it changed and sockets bound.
-    fn bind_looked(&mut self, looked: Vec<(u64, Option<Vec<xdp_redirect::ethtool::Offload>>)>) {
+    fn bind_looked(&mut self, looked: Vec<(u64, Option<PodLook>)>) {
         if looked.is_empty() {
             return;
         }
@@ -399,13 +405,13 @@ impl Node {
         self.record_endpoints();
         let tools = self.ports.tools(&self.workers);
         let segments = self.settings.segments;
-        for (number, offloads) in looked {
+        for (number, pod) in looked {
             let Some(arrival) = self.arrivals.get_mut(number) else { continue };
             let (spec, tools) = (arrival.spec.clone(), tools.clone());
             let request = self.pod_port(&spec);
             self.arrivals.give(number, move || {
                 let (tools, request) = (&tools, &request);
-                Outcome::Bound(prepare_and_bind(&spec, (offloads, segments), tools, request))
+                Outcome::Bound(prepare_and_bind(&spec, (pod, segments), tools, request))
             });
         }
     }
@@ -415,11 +421,12 @@ impl Node {
         &mut self,
         number: u64,
         spec: &EndpointSpec,
-        (checksums, bound): (Checksums, Bound),
+        (prepared, bound): (Prepared, Bound),
     ) -> Result<(), AdminError> {
         let arrival = self.arrivals.get_mut(number);
         let port = arrival.and_then(|arrival| {
-            arrival.checksums = checksums;
+            arrival.changed.note(&prepared.switched);
+            arrival.prepared = prepared;
             arrival.port
         });
         let Some(port) = port else {
@@ -446,13 +453,15 @@ impl Node {
             let endpoint = Endpoint {
                 spec: arrival.spec.clone(),
                 port: *port,
-                checksums: arrival.checksums,
+                checksums: arrival.prepared.checksums,
+                mtu: arrival.prepared.mtu,
+                queueing: arrival.queueing.clone(),
                 changed: arrival.changed.clone(),
             };
             self.arrivals.counts.made.note(taken);
             self.reconciles.ran(Reconcile::Endpoints, taken);
             self.errors.clear(&format!("endpoint {}", endpoint.spec.name));
-            self.endpoints.insert(endpoint);
+            self.insert_endpoint(endpoint);
         }
         self.errors.clear(BEFORE);
         self.record_endpoints();
@@ -469,6 +478,7 @@ impl Node {
     /// Answers for those that every worker has adopted, and begins what can be now.
     pub(super) async fn look_after_arrivals(&mut self) {
         self.ports.collect(&self.workers);
+        self.forget_left_endpoints();
         let mut adopted = Vec::new();
         for arrival in &self.arrivals.under_way {
             match &arrival.step {
@@ -535,6 +545,7 @@ impl Node {
             states: self.endpoint_states(),
             waiting: waiting as u64,
             under_way: under_way as u64,
+            with_bypassed_rules: self.with_bypassed_rules(),
             closing_sockets: leaving.sockets() as u64,
             without_memory: self.ports.regions().usage().refused,
             closing_longest_us: u64::try_from(leaving.longest().as_micros()).unwrap_or(u64::MAX),
@@ -549,13 +560,13 @@ fn port_failed(spec: &EndpointSpec, error: &PortError) -> AdminError {
 
 fn prepare_and_bind(
     spec: &EndpointSpec,
-    (offloads, segments): (Option<Vec<xdp_redirect::ethtool::Offload>>, Segments),
+    (pod, segments): (Option<PodLook>, Segments),
     tools: &Tools,
     request: &PortRequest,
-) -> Result<(Checksums, Bound), AdminError> {
-    let checksums = prepare(spec, offloads, segments)?;
+) -> Result<(Prepared, Bound), AdminError> {
+    let prepared = prepare(spec, pod, segments)?;
     let bound = tools.bind(request).map_err(|error| port_failed(spec, &error))?;
-    Ok((checksums, bound))
+    Ok((prepared, bound))
 }
 
 #[cfg(test)]

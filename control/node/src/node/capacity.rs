@@ -1,4 +1,4 @@
-//! What as many ports as there may be take from the machine: packet memory and file descriptors.
+//! What as many ports as there may be take from the machine: packet memory, file descriptors and mappings.
 //! Planned before anything is opened, and told when it will not do.
 
 use dataplane::counters::PORTS_MAX;
@@ -97,6 +97,42 @@ fn too_few_files(error: &LimitError, allowed: u64, workers: usize) -> String {
     format!("{error}; until then {fit} of {PORTS_MAX} ports fit, further pods will be refused")
 }
 
+/// Where the kernel tells how many mappings a process may have.
+const MAPPINGS_ALLOWED: &str = "/proc/sys/vm/max_map_count";
+/// Rings of a socket that receives, each mapped by itself; of one that only transmits it is one.
+const RINGS: u64 = 4;
+/// Mappings of everything that is no port: allocator, threads, packet memory, flow tables, libraries.
+const OTHER_MAPPINGS: u64 = 4096;
+
+/// What is wrong when so many mappings, as `vm.max_map_count` allows, do not do for [`PORTS_MAX`] ports
+/// of one queue. The kernel's own 65,530 are too few from 57 workers on.
+#[must_use]
+pub fn too_few_mappings(allowed: u64, workers: usize) -> Option<String> {
+    let per_port = RINGS + workers.saturating_sub(1) as u64;
+    let needed = PORTS_MAX as u64 * per_port + OTHER_MAPPINGS;
+    let fit = allowed.saturating_sub(OTHER_MAPPINGS) / per_port;
+    (allowed < needed).then(|| {
+        format!(
+            "vm.max_map_count is {allowed}, and rings of {PORTS_MAX} ports for {workers} workers need \
+             {needed}: raise it (`sysctl vm.max_map_count={needed}`); until then {fit} ports of one queue fit, \
+             further pods will be refused"
+        )
+    })
+}
+
+/// How many mappings the kernel allows a process; `None` where it does not tell.
+#[must_use]
+pub fn mappings_allowed() -> Option<u64> {
+    std::fs::read_to_string(MAPPINGS_ALLOWED).ok()?.trim().parse().ok()
+}
+
+/// Says when the machine allows too few mappings.
+pub(super) fn check_mappings(workers: usize) {
+    if let Some(why) = mappings_allowed().and_then(|allowed| too_few_mappings(allowed, workers)) {
+        tracing::warn!("{why}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +169,17 @@ mod tests {
         };
         let told = too_few_files(&error, allowed, 1);
         assert!(told.contains("LimitNOFILE") && told.contains("384 of 1024 ports"), "{told}");
+    }
+
+    #[test]
+    fn too_few_mappings_are_told_with_how_many_ports_fit_and_the_way_out() {
+        assert_eq!(too_few_mappings(65_530, 1), None);
+        assert_eq!(too_few_mappings(65_530, 56), None);
+        let told = too_few_mappings(65_530, 64).expect("too few");
+        assert!(told.contains("916 ports of one queue"), "{told}");
+        assert!(told.contains("sysctl vm.max_map_count=72704"), "{told}");
+        assert!(too_few_mappings(100, 1).expect("too few").contains("0 ports"));
+        assert!(mappings_allowed().is_some());
     }
 
     #[test]

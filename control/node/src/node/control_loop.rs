@@ -233,6 +233,7 @@ impl Node {
     /// Reads what workers report.
     async fn drain(&mut self) {
         self.ports.collect(&self.workers);
+        self.forget_left_endpoints();
         self.tend_flow_tables();
         self.log_events();
         self.look_at_watched();
@@ -263,6 +264,7 @@ impl Node {
         self.retry_uplinks().await;
         self.retry_awaited().await;
         self.adopt_admitted().await;
+        self.adopt_running_pods().await;
         self.note_chain();
         self.follow_health_checks();
         self.mend_host_routes().await;

@@ -37,7 +37,7 @@ pub async fn detach(settings: &Settings) -> Result<Detached, NodeError> {
         detached.interfaces += usize::from(pins.detach(ifindex)?);
     }
     let mut record = EndpointRecord::new(directory.path());
-    for recorded in record.read()? {
+    for recorded in record.read()?.endpoints {
         let is_there = ports::index(&recorded.endpoint.interface) == Some(recorded.ifindex);
         if let Some(spec) = EndpointSpec::try_from(recorded.endpoint).ok().filter(|_| is_there) {
             give_back(&spec, &recorded.changed);

@@ -16,6 +16,8 @@ use dataplane::counters::PORTS_MAX;
 use serde::{Deserialize, Serialize};
 use xdp_redirect::ethtool::Offload;
 
+use crate::offloads::{self, Switch};
+
 /// In the run directory.
 const FILE: &str = "endpoints.json";
 /// What the file begins as, before it is given its name.
@@ -44,7 +46,7 @@ pub struct Recorded {
 pub struct Changed {
     /// The interface's source validation (`rp_filter`) as it was.
     pub source_validation: Option<String>,
-    /// Offloads of the pod's end that were on, in `ethtool`'s words.
+    /// Offloads of the pod's end that were switched, in `ethtool`'s words: `gro` was off, all others on.
     pub offloads: BTreeSet<String>,
 }
 
@@ -59,6 +61,24 @@ impl Changed {
     pub fn add(&mut self, later: &Self) {
         self.source_validation = later.source_validation.clone().or(self.source_validation.take());
         self.offloads.extend(later.offloads.iter().cloned());
+    }
+
+    /// Notes what was switched; what is as it was again needs no giving back.
+    pub fn note(&mut self, switches: &[Switch]) {
+        for (offload, on) in switches {
+            let label = offload.label();
+            if offloads::is_a_change((*offload, *on)) {
+                self.offloads.insert(label.to_owned());
+            } else {
+                self.offloads.remove(label);
+            }
+        }
+    }
+
+    /// The switches that give the offloads back.
+    #[must_use]
+    pub fn back(&self) -> Vec<Switch> {
+        self.offloads().map(|one| (one, offloads::is_a_change((one, false)))).collect()
     }
 
     /// The offloads, as far as their words are known, in the order in which they can be turned on.
@@ -80,13 +100,30 @@ impl Changed {
     }
 }
 
+/// All that is remembered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// The endpoints.
+    pub endpoints: Vec<Recorded>,
+    /// Indices of interfaces that are there still, and whose endpoints were removed on request: whoever
+    /// looks for pods by itself leaves them alone.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub removed: BTreeSet<u32>,
+}
+
+impl From<Vec<Recorded>> for Remembered {
+    fn from(endpoints: Vec<Recorded>) -> Self {
+        Self { endpoints, ..Self::default() }
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Contents {
     version: u32,
     /// The boot it was written in.
     boot_id: String,
-    endpoints: Vec<Recorded>,
+    #[serde(flatten)]
+    remembered: Remembered,
 }
 
 /// The record cannot be kept or used.
@@ -119,7 +156,7 @@ pub struct EndpointRecord {
     directory: PathBuf,
     boot_id: String,
     /// What the file holds, so that it is written only when that changes.
-    written: Option<Vec<Recorded>>,
+    written: Option<Remembered>,
 }
 
 impl EndpointRecord {
@@ -142,16 +179,18 @@ impl EndpointRecord {
         self.directory.join(FILE)
     }
 
-    /// The endpoints of the process before; none when there was none in this boot.
+    /// What the process before remembered; nothing when there was none in this boot.
     ///
     /// # Errors
     /// [`RecordError::Read`], [`RecordError::Unusable`].
-    pub fn read(&self) -> Result<Vec<Recorded>, RecordError> {
+    pub fn read(&self) -> Result<Remembered, RecordError> {
         let path = self.path();
         let refuse =
             |detail: String| RecordError::Unusable { path: path.display().to_string(), detail };
         match std::fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Remembered::default());
+            }
             Ok(found) if found.is_symlink() => return Err(refuse("it is a link".into())),
             Ok(found) if found.mode() & 0o077 != 0 => {
                 return Err(refuse(format!("mode {:o} lets others in", found.mode() & 0o777)));
@@ -165,33 +204,33 @@ impl EndpointRecord {
             return Err(refuse(format!("version {} is not {VERSION}", contents.version)));
         }
         if contents.boot_id != self.boot_id {
-            return Ok(Vec::new());
+            return Ok(Remembered::default());
         }
-        if contents.endpoints.len() > PORTS_MAX {
+        if contents.remembered.endpoints.len() > PORTS_MAX {
             return Err(refuse(format!("more than {PORTS_MAX} endpoints")));
         }
-        for recorded in &contents.endpoints {
+        for recorded in &contents.remembered.endpoints {
             recorded.endpoint.validate().map_err(|error| refuse(error.to_string()))?;
             recorded.changed.validate().map_err(refuse)?;
         }
-        Ok(contents.endpoints)
+        Ok(contents.remembered)
     }
 
-    /// Writes `endpoints`, all at once: whoever reads finds the old record or the new one.
+    /// Writes what is to be remembered, all at once: whoever reads finds the old record or the new one.
     ///
     /// # Errors
     /// [`RecordError::Write`]; the old record stands then.
-    pub fn write(&mut self, endpoints: Vec<Recorded>) -> Result<(), RecordError> {
-        if self.written.as_ref() == Some(&endpoints) {
+    pub fn write(&mut self, remembered: Remembered) -> Result<(), RecordError> {
+        if self.written.as_ref() == Some(&remembered) {
             return Ok(());
         }
-        let contents = Contents { version: VERSION, boot_id: self.boot_id.clone(), endpoints };
+        let contents = Contents { version: VERSION, boot_id: self.boot_id.clone(), remembered };
         self.replace(&contents).map_err(|source| {
             // Whatever stands there now, it is not known.
             self.written = None;
             RecordError::Write { path: self.path().display().to_string(), source }
         })?;
-        self.written = Some(contents.endpoints);
+        self.written = Some(contents.remembered);
         Ok(())
     }
 
@@ -203,13 +242,13 @@ impl EndpointRecord {
         &mut self,
         still_changed: impl Fn(&Recorded) -> bool,
     ) -> Result<(), RecordError> {
-        let Some(mut endpoints) = self.written.clone() else { return Ok(()) };
-        for recorded in &mut endpoints {
+        let Some(mut remembered) = self.written.clone() else { return Ok(()) };
+        for recorded in &mut remembered.endpoints {
             if !still_changed(recorded) {
                 recorded.changed = Changed::default();
             }
         }
-        self.write(endpoints)
+        self.write(remembered)
     }
 
     /// Not flushed to the disk: a power loss begins another boot, of which it says nothing.
@@ -252,12 +291,13 @@ mod tests {
     fn what_was_written_is_read_by_the_next_process_and_by_root_alone() {
         let directory = tempfile::tempdir().unwrap();
         let mut record = EndpointRecord::new(directory.path());
-        assert_eq!(record.read().unwrap(), []);
+        assert_eq!(record.read().unwrap(), Remembered::default());
         let endpoints = vec![recorded("shop/cart-0"), recorded("shop/cart-1")];
-        record.write(vec![recorded("shop/cart-9")]).unwrap();
-        record.write(endpoints.clone()).unwrap();
+        record.write(vec![recorded("shop/cart-9")].into()).unwrap();
+        let all = Remembered { endpoints, removed: [7, 9].into() };
+        record.write(all.clone()).unwrap();
         let next = EndpointRecord::new(directory.path());
-        assert_eq!(next.read().unwrap(), endpoints);
+        assert_eq!(next.read().unwrap(), all);
         let mode = std::fs::metadata(record.path()).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "no draft stays");
@@ -268,15 +308,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut record = EndpointRecord::new(directory.path());
         record.boot_id = "another".into();
-        record.write(vec![recorded("shop/cart-0")]).unwrap();
-        assert_eq!(EndpointRecord::new(directory.path()).read().unwrap(), []);
+        record.write(vec![recorded("shop/cart-0")].into()).unwrap();
+        assert_eq!(EndpointRecord::new(directory.path()).read().unwrap(), Remembered::default());
     }
 
     #[test]
     fn a_record_that_was_tampered_with_is_refused_by_name() {
         let directory = tempfile::tempdir().unwrap();
         let mut record = EndpointRecord::new(directory.path());
-        record.write(vec![recorded("shop/cart-0")]).unwrap();
+        record.write(vec![recorded("shop/cart-0")].into()).unwrap();
         let good = std::fs::read_to_string(record.path()).unwrap();
         for (text, word) in [
             (String::new(), "EOF"),
@@ -302,8 +342,8 @@ mod tests {
         assert!(record.read().unwrap_err().to_string().contains("link"));
         // And the next write mends it.
         record.written = None;
-        record.write(vec![recorded("shop/cart-1")]).unwrap();
-        assert_eq!(record.read().unwrap(), [recorded("shop/cart-1")]);
+        record.write(vec![recorded("shop/cart-1")].into()).unwrap();
+        assert_eq!(record.read().unwrap(), vec![recorded("shop/cart-1")].into());
     }
 
     #[test]
@@ -314,16 +354,16 @@ mod tests {
         // A process that finds everything changed already.
         changed.add(&Changed::default());
         assert_eq!(changed, recorded("shop/cart-0").changed);
-        record.write(vec![recorded("shop/cart-0"), recorded("shop/cart-1")]).unwrap();
+        record.write(vec![recorded("shop/cart-0"), recorded("shop/cart-1")].into()).unwrap();
         record.forget_changes(|one| one.endpoint.name == "shop/cart-1").unwrap();
-        let read = record.read().unwrap();
+        let read = record.read().unwrap().endpoints;
         assert!(read[0].changed.is_empty() && !read[1].changed.is_empty(), "{read:?}");
     }
 
     #[test]
     fn a_directory_that_cannot_be_written_is_named() {
         let mut record = EndpointRecord::new(Path::new("/nonexistent"));
-        let error = record.write(vec![recorded("shop/cart-0")]).unwrap_err().to_string();
+        let error = record.write(vec![recorded("shop/cart-0")].into()).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/endpoints.json"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! How each endpoint stands.
 
+use control::admin::EndpointInfo;
 use control::admin::arrivals::ENDPOINT_STATES;
 
 use super::Node;
@@ -37,12 +38,29 @@ impl Node {
         (READY, None)
     }
 
+    /// Every endpoint, and those whose port is being taken away.
+    pub(super) fn endpoint_infos(&self) -> Vec<EndpointInfo> {
+        let there = self.endpoints.iter().map(|endpoint| self.endpoint_info(endpoint));
+        let leaving = self.leaving.iter().map(|endpoint| EndpointInfo {
+            state: LEAVING.into(),
+            state_reason: Some("removed; its sockets are not closed yet".into()),
+            ..self.endpoint_info(endpoint)
+        });
+        there.chain(leaving).collect()
+    }
+
+    /// Forgets endpoints that have left: the kernel has closed the last socket of each one's port.
+    pub(super) fn forget_left_endpoints(&mut self) {
+        let ports = self.ports.leaving();
+        self.leaving.retain(|endpoint| ports.has(endpoint.port));
+    }
+
     /// How many endpoints are in each state.
     pub(super) fn endpoint_states(&self) -> Vec<(String, u64)> {
         let (waiting, under_way) = self.arrivals.lengths();
         let count = |state: &str| match state {
             ARRIVING => waiting + under_way,
-            LEAVING => self.ports.leaving().len(),
+            LEAVING => self.leaving.len(),
             state => {
                 let endpoints = self.endpoints.iter();
                 endpoints.filter(|endpoint| self.endpoint_state(endpoint).0 == state).count()

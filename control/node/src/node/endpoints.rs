@@ -9,6 +9,7 @@ use dataplane::address::MacAddr;
 use dataplane::port::{Checksums, PortId};
 
 use super::endpoint_record::Changed;
+use crate::netlink::queueing::Queueing;
 
 /// What an endpoint is asked to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +37,12 @@ impl EndpointSpec {
     #[must_use]
     pub fn is_same_port(&self, other: &Self) -> bool {
         let (attachment, pod_uid) = (other.attachment.clone(), other.pod_uid.clone());
-        Self { attachment, pod_uid, bandwidth: other.bandwidth, ..self.clone() } == *other
+        // What one does not tell is no other: a node that finds a pod itself knows its link address.
+        let is_told_twice = self.netns.is_some() && other.netns.is_some();
+        let netns = if is_told_twice { &self.netns } else { &other.netns }.clone();
+        let mac = self.mac.and(other.mac).map_or(other.mac, |_| self.mac);
+        let bandwidth = other.bandwidth;
+        Self { attachment, pod_uid, netns, mac, bandwidth, ..self.clone() } == *other
     }
 
     /// Whether this is a port of another container than `other`'s, both known.
@@ -93,6 +99,10 @@ pub struct Endpoint {
     pub port: PortId,
     /// Whether its frames' checksums are finished.
     pub checksums: Checksums,
+    /// Largest packet that the pod's end takes, in bytes, where that is known.
+    pub mtu: Option<u16>,
+    /// What `tc` has at its interface.
+    pub queueing: Queueing,
     /// What to give back when it is removed.
     pub changed: Changed,
 }
@@ -278,6 +288,8 @@ mod tests {
             spec,
             port: PortId(3),
             checksums: Checksums::Unknown,
+            mtu: None,
+            queueing: Queueing::default(),
             changed: Changed::default(),
         });
         endpoints

@@ -228,6 +228,7 @@ impl Settings {
             tcp_windows: tables::TcpWindows::Off,
             lost_replies: Duration::ZERO,
             unknown_pods: config.policy.unknown_pods,
+            adopt_running_pods: false,
             http: config.http.listen,
             proxy_http: None,
         };
@@ -270,6 +271,7 @@ impl Settings {
         };
         self.lost_replies = Duration::from_secs(config.policy.lost_replies_seconds.into());
         self.unknown_pods = config.policy.unknown_pods;
+        self.adopt_running_pods = config.cni.adopt_running_pods;
         self.stall_after = Duration::from_millis(config.stall.after_ms.into());
         self.on_stall = match config.stall.on_stall {
             OnStall::Drop => rules::OnStall::Drop,
@@ -330,6 +332,7 @@ mod tests {
                     conntrack: {details: true, tcp_windows: relaxed}\n\
                     stall: {after_ms: 700, restart_after_ms: 0, on_stall: pass, on_exit: drop}\n\
                     packet_memory: {pod_frames: 4096}\n\
+                    cni: {adopt_running_pods: false}\n\
                     debug: {faults: true}\n\
                     http: {proxy_listen: \"127.0.0.1:10257\"}\n";
         let changed = Config::parse(text).unwrap();
@@ -348,6 +351,7 @@ mod tests {
         assert_eq!(settings.snat, fresh.snat);
         assert_eq!(settings.lost_replies, Duration::from_secs(7));
         assert_eq!(settings.unknown_pods, control::config::UnknownPods::Deny);
+        assert!(!settings.adopt_running_pods);
         assert_eq!(
             (&settings.service_ranges, settings.service_ranges.len()),
             (&fresh.service_ranges, 1)

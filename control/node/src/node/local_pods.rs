@@ -4,22 +4,23 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use control::admin::{AdminError, EndpointAdd};
-use control::config::Segments;
+use control::config::{Segments, Transmit};
 use control::model::ObjectName;
 use dataplane::lpm::Prefix;
 use dataplane::mailbox::{Command, FlushFilter};
 use dataplane::port::{Checksums, PortId, PortKind};
 use xdp_redirect::ethtool::Offload;
 
-use super::endpoint_record::{Changed, Recorded};
+use super::endpoint_record::{Changed, Recorded, Remembered};
 use super::endpoints::{Admission, Endpoint, EndpointSpec};
 use super::fitting::check_link_layer;
 use super::reconcile::add_port;
 use super::reconciles::Reconcile;
 use super::{Node, check_mtu};
 use crate::host_port::sysctl;
-use crate::offloads;
-use crate::pod_netns;
+use crate::netlink::queueing::Queueing;
+use crate::offloads::{self, Switch, is_a_change};
+use crate::pod_netns::{self, PodEnd};
 use crate::ports::{self, PortRequest};
 
 /// What errors about the record are called.
@@ -99,19 +100,29 @@ impl Node {
         if self.endpoints.admit(spec, &addresses)? == Admission::Present {
             return Ok(Admission::Present);
         }
-        let look = Look::at(spec, self.settings.segments)?;
+        let mut look = Look::at(spec, self.settings.ways(), changed)?;
+        let queueing = std::mem::take(&mut look.queueing);
         let found = self.judge(spec, &look)?;
         if !found.is_empty() {
             changed.add(&found);
             // First, so that it is known even if this process is killed before the next line.
             self.record_with(spec, changed);
         }
-        let checksums = prepare(spec, look.offloads, self.settings.segments)?;
+        let prepared = prepare(spec, look.pod, self.settings.segments)?;
+        changed.note(&prepared.switched);
         let request = self.pod_port(spec);
         let port = add_port(&mut self.ports, &self.workers, &request)
             .map_err(|error| AdminError::Failed { detail: error.to_string() })?;
+        if self.settings.segments == Segments::Whole {
+            // Until now a program of the process before, in native mode, may have hidden what it masks.
+            // What went wrong with that is told; the port is up.
+            let look = Look::at(spec, self.settings.ways(), changed);
+            let again = look.and_then(|look| prepare(spec, look.pod, Segments::Whole));
+            changed.note(&again.unwrap_or_default().switched);
+        }
         let (spec, changed) = (spec.clone(), changed.clone());
-        self.endpoints.insert(Endpoint { spec, port, checksums, changed });
+        let Prepared { checksums, mtu, .. } = prepared;
+        self.insert_endpoint(Endpoint { spec, port, checksums, mtu, queueing, changed });
         Ok(Admission::New)
     }
 
@@ -121,9 +132,22 @@ impl Node {
         check_mtu(&self.settings, look.mtu).map_err(|detail| AdminError::Failed {
             detail: format!("interface {interface}: {detail}"),
         })?;
-        let labels = look.offloads.iter().flatten().map(|one| one.label().to_owned());
+        if let Some(pod) = &look.pod
+            && pod.mtu > look.mtu
+        {
+            let (own, others) = (look.mtu, pod.mtu);
+            tracing::warn!(
+                interface,
+                own,
+                others,
+                "the pod's end has a larger MTU: what is longer is lost"
+            );
+        }
         let source_validation = look.source_validation.clone();
-        Ok(Changed { source_validation, offloads: labels.collect() })
+        let mut changed = Changed { source_validation, ..Changed::default() };
+        let switches = look.pod.iter().flat_map(|pod| &pod.switches).copied();
+        changed.note(&switches.filter(|one| is_a_change(*one)).collect::<Vec<_>>());
+        Ok(changed)
     }
 
     /// What a pod's port is to be.
@@ -150,22 +174,26 @@ impl Node {
             removed.push(is_waited_for || endpoint.is_some());
             gone.extend(endpoint);
         }
-        if !gone.is_empty() {
+        let is_any = !gone.is_empty();
+        if is_any {
             self.reconcile().await;
         }
-        for endpoint in &gone {
+        for endpoint in gone {
             if !self.is_ending {
                 self.flush_addresses(&endpoint.spec.addresses);
             }
-            self.ports.remove(&self.workers, endpoint.port);
+            if let Some(port) = self.ports.remove(&self.workers, endpoint.port) {
+                self.running_pods.leave_out([port.attachment.ifindex]);
+            }
             self.seen.remove(&endpoint.port);
             give_back(&endpoint.spec, &endpoint.changed);
+            self.leaving.push(endpoint);
         }
         if removed.contains(&true) {
             // Last, so that whoever comes after a kill gives back what was not.
             self.record_endpoints();
         }
-        if !gone.is_empty() {
+        if is_any {
             // The ports are out of the tables now, too.
             self.reconcile().await;
             self.reconciles.ran(Reconcile::Endpoints, began.elapsed());
@@ -189,7 +217,10 @@ impl Node {
     /// Takes the endpoints of the process before over, as far as their interfaces are there still.
     pub(super) fn take_over_endpoints(&mut self) {
         match self.record.read() {
-            Ok(recorded) => self.awaited = recorded,
+            Ok(remembered) => {
+                self.awaited = remembered.endpoints;
+                self.running_pods.leave_out(remembered.removed);
+            }
             Err(error) => self.failed(Reconcile::Endpoints, BEFORE, error),
         }
         self.bring_up_awaited();
@@ -274,7 +305,8 @@ impl Node {
         if self.is_ending {
             return;
         }
-        match self.record.write(all) {
+        let removed = self.running_pods.removed().clone();
+        match self.record.write(Remembered { endpoints: all, removed }) {
             Ok(()) => self.errors.clear(RECORD),
             Err(error) => self.failed(Reconcile::Endpoints, RECORD, error),
         }
@@ -303,13 +335,25 @@ pub(super) struct Look {
     mtu: u32,
     /// Its source validation, where that is to be loosened.
     source_validation: Option<String>,
-    /// Offloads to be turned off; `None` when that cannot be known.
-    pub offloads: Option<Vec<Offload>>,
+    /// What `tc` has there.
+    pub queueing: Queueing,
+    /// The pod's end; `None` when that cannot be known.
+    pub pod: Option<PodLook>,
+}
+
+/// What a pod's end is, and what is to be switched there.
+pub(super) struct PodLook {
+    mtu: u32,
+    switches: Vec<Switch>,
 }
 
 impl Look {
-    /// Asks the kernel, on any thread.
-    pub fn at(spec: &EndpointSpec, segments: Segments) -> Result<Self, AdminError> {
+    /// Asks the kernel, on any thread; `changed` is what a process before has changed.
+    pub fn at(
+        spec: &EndpointSpec,
+        ways: (Segments, Transmit),
+        changed: &Changed,
+    ) -> Result<Self, AdminError> {
         let failed = |detail: String| AdminError::Failed { detail };
         let interface = &spec.interface;
         check_link_layer(interface)
@@ -317,48 +361,85 @@ impl Look {
         let mtu = ports::mtu(interface).map_err(|error| failed(error.to_string()))?;
         let source_validation = sysctl::strict_source_validation(interface)
             .map_err(|error| failed(error.to_string()))?;
-        Ok(Self { mtu, source_validation, offloads: unwanted_offloads(spec, segments) })
+        let pod = look_at_pod(spec).map(|PodEnd { on, mtu }| {
+            let changed: Vec<Offload> = changed.offloads().collect();
+            PodLook { mtu, switches: offloads::switches(ways, &on, &changed) }
+        });
+        Ok(Self { mtu, source_validation, queueing: look_at_queueing(interface), pod })
+    }
+}
+
+fn look_at_queueing(interface: &str) -> Queueing {
+    // One that is gone is told by what comes next.
+    let Some(ifindex) = ports::index(interface) else { return Queueing::default() };
+    let queueing = Queueing::at(ifindex).inspect_err(|error| {
+        tracing::warn!(interface, %error, "limits by tc, if there are any, are not known");
+    });
+    queueing.unwrap_or_default()
+}
+
+/// The pod's end; `None` when it cannot be known.
+fn look_at_pod(spec: &EndpointSpec) -> Option<PodEnd> {
+    let netns = spec.netns.as_ref()?;
+    let end = pod_netns::look(netns, &spec.addresses, INSIDE);
+    end.inspect_err(|error| {
+        tracing::warn!(netns, %error, "offloads are not known; checksums are finished here");
+    })
+    .ok()
+}
+
+/// What a pod's port can rely on.
+#[derive(Debug, Clone)]
+pub(super) struct Prepared {
+    /// Whether checksums are finished in frames that come from it.
+    pub checksums: Checksums,
+    /// Largest packet that the pod's end takes, where that is known.
+    pub mtu: Option<u16>,
+    /// What was switched at the pod's end.
+    pub switched: Vec<Switch>,
+}
+
+impl Default for Prepared {
+    /// On nothing.
+    fn default() -> Self {
+        Self { checksums: Checksums::Unknown, mtu: None, switched: Vec::new() }
     }
 }
 
 /// Changes what must be changed, on any thread; what it was is recorded by then.
 pub(super) fn prepare(
     spec: &EndpointSpec,
-    offloads: Option<Vec<Offload>>,
+    pod: Option<PodLook>,
     segments: Segments,
-) -> Result<Checksums, AdminError> {
+) -> Result<Prepared, AdminError> {
     sysctl::loosen_source_validation(&spec.interface)
         .map_err(|error| AdminError::Failed { detail: error.to_string() })?;
-    let checksums = switch_off(spec, offloads);
-    Ok(if segments == Segments::Whole { Checksums::Unknown } else { checksums })
+    let (Some(netns), Some(PodLook { mtu, switches })) = (&spec.netns, pod) else {
+        return Ok(Prepared::default());
+    };
+    // Off: so that the pod's checksums are finished, and no segment is larger than the MTU. Where that
+    // fails the pipeline finishes them itself.
+    let (on, off): (Vec<Switch>, Vec<Switch>) = switches.iter().copied().partition(|one| one.1);
+    let is_on = switch(spec, netns, &on, "a way out that needs them is not used");
+    let is_off = switch(spec, netns, &off, "checksums are finished here");
+    let checksums = match segments {
+        Segments::Cut if is_off => Checksums::Complete,
+        Segments::Cut | Segments::Whole => Checksums::Unknown,
+    };
+    let done = [(on, is_on), (off, is_off)].into_iter().filter(|(_, is_done)| *is_done);
+    let switched = done.flat_map(|(switches, _)| switches).collect();
+    Ok(Prepared { checksums, mtu: u16::try_from(mtu).ok(), switched })
 }
 
-/// Offloads that are on at the pod's end and leave to others what is not done here; `None` when that cannot
-/// be known.
-fn unwanted_offloads(spec: &EndpointSpec, segments: Segments) -> Option<Vec<Offload>> {
-    let netns = spec.netns.as_ref()?;
-    let unwanted = offloads::unwanted(segments);
-    let on = pod_netns::offloads_on(netns, &spec.addresses, INSIDE, unwanted);
-    on.inspect_err(|error| {
-        tracing::warn!(netns, %error, "offloads are not known; checksums are finished here");
-    })
-    .ok()
-}
-
-/// Turns those offloads off, so that the pod's checksums are finished and no segment is larger than
-/// the MTU. Where that fails the pipeline finishes them itself.
-fn switch_off(spec: &EndpointSpec, on: Option<Vec<Offload>>) -> Checksums {
-    let (Some(netns), Some(on)) = (&spec.netns, on) else { return Checksums::Unknown };
-    if on.is_empty() {
-        return Checksums::Complete;
+fn switch(spec: &EndpointSpec, netns: &str, switches: &[Switch], otherwise: &str) -> bool {
+    if switches.is_empty() {
+        return true;
     }
-    match pod_netns::switch_offloads(netns, &spec.addresses, INSIDE, &on, false) {
-        Ok(()) => Checksums::Complete,
-        Err(error) => {
-            tracing::warn!(netns, %error, "offloads stay on; checksums are finished here");
-            Checksums::Unknown
-        }
-    }
+    let switched = pod_netns::switch_offloads(netns, &spec.addresses, INSIDE, switches);
+    let told = switched.inspect_err(|error| {
+        tracing::warn!(netns, %error, "offloads stay as they are: {otherwise}");
+    });
+    told.is_ok()
 }
 
 /// Puts back what was changed for an endpoint. Its interface is gone in most cases, and with it
@@ -370,9 +451,9 @@ pub(super) fn give_back(spec: &EndpointSpec, changed: &Changed) {
             tracing::debug!(%error, "not given back");
         }
     }
-    let offloads: Vec<_> = changed.offloads().collect();
-    if let Some(netns) = spec.netns.as_ref().filter(|_| !offloads.is_empty()) {
-        let given = pod_netns::switch_offloads(netns, &spec.addresses, INSIDE, &offloads, true);
+    let switches = changed.back();
+    if let Some(netns) = spec.netns.as_ref().filter(|_| !switches.is_empty()) {
+        let given = pod_netns::switch_offloads(netns, &spec.addresses, INSIDE, &switches);
         if let Err(error) = given {
             tracing::debug!(netns, %error, "offloads not given back");
         }

@@ -4,7 +4,7 @@
 //! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start and end),
 //! [`prepared`] and [`hand_over`] (before and from the process before), [`control_loop`] (what happens in
 //! between), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
-//! what published), [`arrivals`], [`local_pods`] and [`attachments`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
+//! what published), [`arrivals`], [`local_pods`], [`attachments`], [`running_pods`] and [`bypassed_rules`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
 //! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
 //! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`], [`endpoint_state`],
 //! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
@@ -46,6 +46,7 @@ mod arrivals;
 mod attachments;
 mod audit;
 mod bandwidth;
+mod bypassed_rules;
 mod capacity;
 pub mod captures;
 pub(crate) mod caught;
@@ -87,6 +88,7 @@ mod reconcile;
 mod reconciles;
 mod report;
 mod requests;
+mod running_pods;
 mod service_ranges;
 mod services;
 pub mod settings;
@@ -99,6 +101,7 @@ pub mod verdict;
 mod worker_health;
 
 pub use arrivals::{ARRIVALS_MAX, UNDER_WAY_MAX};
+pub use capacity::{mappings_allowed, too_few_mappings};
 pub use error::NodeError;
 pub use fitting::packet_bytes_max;
 pub use hand_over::Predecessor;
@@ -111,7 +114,7 @@ use captures::Capture;
 use configuration::InForce;
 use control_loop::ControlRestarts;
 use endpoint_record::{EndpointRecord, Recorded};
-use endpoints::Endpoints;
+use endpoints::{Endpoint, Endpoints};
 use error_log::ErrorLog;
 use fitting::{check_mtu, check_uplinks, lower_first};
 use flow_log::FlowLog;
@@ -124,6 +127,7 @@ use network_claim::NetworkClaim;
 use prepared::Prepared;
 use publisher::Publisher;
 use reconciles::{Reconcile, Reconciles};
+use running_pods::RunningPods;
 use service_ranges::KnownRanges;
 use socket_audit::SocketAudit;
 use source_nat::{Inside, RuleAddresses};
@@ -183,9 +187,12 @@ pub struct Node {
     host: Option<HostWay>,
     arrivals: Arrivals,
     endpoints: Endpoints,
+    /// Those that were removed and whose ports' sockets are not closed yet.
+    leaving: Vec<Endpoint>,
     record: EndpointRecord,
     /// Endpoints of the process before that could not be taken over yet.
     awaited: Vec<Recorded>,
+    running_pods: RunningPods,
     /// How the CNI plugin's endpoints fared.
     attached: CniStatus,
     chain: Option<watch::Receiver<ChainStatus>>,
@@ -373,8 +380,10 @@ impl Node {
             host: None,
             arrivals: Arrivals::new(),
             endpoints: Endpoints::default(),
+            leaving: Vec::new(),
             record: EndpointRecord::new(directory.path()),
             awaited: Vec::new(),
+            running_pods: RunningPods::default(),
             attached: CniStatus::default(),
             chain: told.chain,
             programs_left: 0,

@@ -41,6 +41,7 @@ impl Preparing {
         super::privileges::check()?;
         nat_ports::check(&settings.snat.l4_ports)?;
         capacity::raise_open_files(settings.workers.cores.len());
+        capacity::check_mappings(settings.workers.cores.len());
         let given = settings.clone();
         let thread = std::thread::Builder::new().name("xskiff-prepare".into());
         let thread = thread.spawn(move || Loaded::new(given));
@@ -121,7 +122,7 @@ impl Prepared {
 fn first_view(settings: &Settings, follower: &Follower) -> NodeView {
     // What is wrong with it is told when it is taken over.
     let recorded = EndpointRecord::new(&settings.run_directory).read().unwrap_or_default();
-    let endpoints = recorded.into_iter().filter_map(|recorded| {
+    let endpoints = recorded.endpoints.into_iter().filter_map(|recorded| {
         let endpoint = recorded.endpoint;
         Some((endpoint.name.parse().ok()?, endpoint.addresses.into_iter().collect()))
     });

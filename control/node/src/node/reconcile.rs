@@ -258,7 +258,7 @@ impl Node {
             let name = self.endpoints.by_port(port).map(|endpoint| endpoint.spec.name.clone());
             match name {
                 Some(name) => {
-                    self.endpoints.remove(&name);
+                    self.leaving.extend(self.endpoints.remove(&name));
                     self.flush_addresses_of_port(port);
                     self.record_endpoints();
                 }
@@ -376,13 +376,15 @@ impl Node {
             .map(|port| {
                 // The link may have changed since the port was made.
                 let link = view.links.get(&port.attachment.ifindex);
-                let mtu = link.and_then(|link| u16::try_from(link.mtu).ok());
+                let mtu = link.and_then(|link| u16::try_from(link.mtu).ok()).unwrap_or(port.mtu);
+                // What the other end does not take is lost there without a word.
+                let others = self.endpoints.by_port(port.port).and_then(|endpoint| endpoint.mtu);
                 ForwardingPort {
                     port: port.port,
                     kind: port.kind,
                     interface: port.attachment.ifindex,
                     mac: link.and_then(|link| link.mac).unwrap_or(port.mac),
-                    mtu: mtu.unwrap_or(port.mtu),
+                    mtu: others.map_or(mtu, |others| others.min(mtu)),
                 }
             })
             .collect()

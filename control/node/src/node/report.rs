@@ -72,6 +72,7 @@ impl Node {
             reconciles: self.reconcile_statuses(),
             audit: self.audit_status(),
             arrivals: self.arrivals_status(),
+            running_pods: self.running_pods_status(),
             cni: self.cni_status(),
             manifests: self.manifests_status(),
             kubernetes: self.cluster.report().kubernetes.map(|reporter| reporter.status()),
@@ -318,6 +319,7 @@ impl Node {
             attachment: endpoint.spec.attachment.clone(),
             pod_uid: endpoint.spec.pod_uid.clone(),
             limits: self.limit_infos(endpoint.port),
+            bypassed: self.bypassed_rules(endpoint),
         }
     }
 

@@ -76,10 +76,7 @@ impl Node {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::EndpointCheck(endpoint) => self.check_endpoint(endpoint)?,
             Request::EndpointRetain(retained) => self.retain_endpoints(&retained).await,
-            Request::EndpointList => {
-                let list = self.endpoints.iter().map(|endpoint| self.endpoint_info(endpoint));
-                Reply::Endpoints(list.collect())
-            }
+            Request::EndpointList => Reply::Endpoints(self.endpoint_infos()),
             Request::ServiceList => Reply::Services(self.services()),
             Request::ServiceShow { name } => Reply::Service(Box::new(self.service_show(&name)?)),
             Request::ServiceTrace(question) => Reply::ServiceTraced(self.service_trace(&question)?),

@@ -122,10 +122,20 @@ pub struct Settings {
     pub tcp_windows: TcpWindows,
     /// How long after a start without flows what policy denies may be a lost flow's reply.
     pub lost_replies: Duration,
+    /// Whether pods that nobody registered are adopted.
+    pub adopt_running_pods: bool,
     /// What endpoints may that have no Pod object.
     pub unknown_pods: UnknownPods,
     /// Where metrics and probes are served; `None`: nowhere.
     pub http: Option<SocketAddr>,
     /// Where kube-proxy's probes are answered; `None`: nowhere.
     pub proxy_http: Option<SocketAddr>,
+}
+
+impl Settings {
+    /// What decides how a pod's end is to be set up.
+    #[must_use]
+    pub fn ways(&self) -> (Segments, Transmit) {
+        (self.segments, self.transmit)
+    }
 }

@@ -7,6 +7,7 @@ use pinning::limits::{Resource, read};
 use xdp_redirect::loader::{FRAGS_SINCE, kernel_release};
 
 use super::finding::Finding;
+use crate::node::{mappings_allowed, too_few_mappings};
 use crate::privileges;
 
 /// The check that decides whether others are tried.
@@ -27,6 +28,7 @@ pub fn check() -> Vec<Finding> {
         bpf_filesystem(),
         locked_memory(),
         open_files(),
+        mappings(),
         tap(),
         settings(),
     ]
@@ -120,6 +122,19 @@ fn open_files() -> Finding {
             format!("LimitNOFILE={OPEN_FILES} or more in a systemd unit"),
         ),
         Err(error) => Finding::warn(name, error.to_string(), ""),
+    }
+}
+
+/// For a worker on each CPU.
+fn mappings() -> Finding {
+    let name = "mappings";
+    let workers = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let Some(allowed) = mappings_allowed() else {
+        return Finding::warn(name, "vm.max_map_count cannot be read", "mount /proc");
+    };
+    match too_few_mappings(allowed, workers) {
+        None => Finding::pass(name, format!("a process may have {allowed}")),
+        Some(why) => Finding::warn(name, why, ""),
     }
 }
 

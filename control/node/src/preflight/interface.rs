@@ -16,8 +16,8 @@ use xdp_redirect::umem::{CopyMode, UmemConfig};
 use xdp_redirect::{Redirect, Socket, Umem};
 
 use super::finding::Finding;
-use crate::netlink::decode;
 use crate::netlink::view::Link;
+use crate::netlink::{decode, queueing};
 use crate::node::packet_bytes_max;
 use crate::ports::receive_queues;
 
@@ -199,15 +199,12 @@ fn offloads(name: &str) -> Finding {
     }
 }
 
-/// Disciplines that only order what the link sends.
-const UNLIMITED: [&str; 6] = ["noqueue", "mq", "fq_codel", "fq", "pfifo_fast", "pfifo"];
-
 /// What AF_XDP sends does not pass the interface's discipline; what it receives, no filter of an
 /// ingress one.
 fn shaping(name: &str, kinds: &[String]) -> Finding {
     let check = of("qdisc", name);
     let limits: Vec<&str> =
-        kinds.iter().map(String::as_str).filter(|kind| !UNLIMITED.contains(kind)).collect();
+        kinds.iter().map(String::as_str).filter(|kind| queueing::limits(kind)).collect();
     if limits.is_empty() {
         return Finding::pass(&check, "none that limits or filters");
     }
@@ -225,18 +222,33 @@ fn driver(name: &str, queues: u32, attach: bool) -> Vec<Finding> {
     let mut findings = vec![attachment(name, queues)];
     for (mode, word) in [(CopyMode::ZeroCopy, "zero-copy"), (CopyMode::Copy, "copy")] {
         let check = of(&format!("bind-{word}"), name);
-        let config = UmemConfig { frames: 4096, copy_mode: mode, ..UmemConfig::default() };
-        let bound = Umem::new(config)
-            .and_then(|umem| Socket::bind(&umem, name, 0, &SocketConfig::default()));
-        findings.push(match (bound, mode) {
-            (Ok(_), _) => Finding::pass(&check, "a socket binds to queue 0"),
-            (Err(error), CopyMode::ZeroCopy) => {
-                Finding::warn(&check, error.to_string(), "packets are copied; all works")
+        findings.push(match (bind_all(name, queues, mode), mode) {
+            (Ok(1), _) => Finding::pass(&check, "a socket binds to its queue"),
+            (Ok(bound), _) => Finding::pass(&check, format!("a socket binds to each of {bound} queues")),
+            (Err((queue, error)), CopyMode::ZeroCopy) => {
+                let said = format!("queue {queue} of {queues}: {error}");
+                Finding::warn(&check, said, "packets are copied; all works")
             }
-            (Err(error), _) => Finding::fail(&check, error.to_string(), ""),
+            (Err((queue, error)), _) => {
+                let said = format!("queue {queue} of {queues}: {error}");
+                let remedy = "what comes by a queue without a socket is lost: give the interface fewer \
+                              (`ethtool -L`)";
+                Finding::fail(&check, said, remedy)
+            }
         });
     }
     findings
+}
+
+/// Binds a socket to each queue, as a node does, all at once: a driver may have memory or hardware for some
+/// alone. Says how many, or which one could not be bound.
+fn bind_all(name: &str, queues: u32, mode: CopyMode) -> Result<usize, (u32, xdp_redirect::Error)> {
+    let config = UmemConfig { frames: 4096, copy_mode: mode, ..UmemConfig::default() };
+    let umem = Umem::new(config).map_err(|error| (0, error))?;
+    let bind = |queue| Socket::bind(&umem, name, queue, &SocketConfig::small());
+    let bound: Result<Vec<Socket>, _> =
+        (0..queues).map(|queue| bind(queue).map_err(|error| (queue, error))).collect();
+    bound.map(|sockets| sockets.len())
 }
 
 /// With no rule that anything is ours, so that everything passes.

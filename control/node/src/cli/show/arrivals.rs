@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use control::admin::arrivals::{ArrivalsStatus, Durations};
+use control::admin::arrivals::{ArrivalsStatus, Durations, PodOutside, RunningPodsStatus};
 
 /// Nothing before the first.
 pub(super) fn arrivals(arrivals: &ArrivalsStatus) -> String {
@@ -38,8 +38,32 @@ pub(super) fn arrivals(arrivals: &ArrivalsStatus) -> String {
         let refused = arrivals.without_memory;
         let _ = writeln!(out, "  {refused} failed for want of packet memory (pod_packet_frames)");
     }
+    if arrivals.with_bypassed_rules > 0 {
+        let number = arrivals.with_bypassed_rules;
+        let _ =
+            writeln!(out, "  {number} go past limits or filters of tc (`xskiff endpoint list`)");
+    }
     if arrivals.closing_sockets > 0 {
         let _ = writeln!(out, "  {} sockets are being closed", arrivals.closing_sockets);
+    }
+    out.push('\n');
+    out
+}
+
+/// Nothing where there are none.
+pub(super) fn running_pods(pods: &RunningPodsStatus) -> String {
+    let RunningPodsStatus { adopted, under_way, outside, named } = pods;
+    if adopted + under_way + outside == 0 {
+        return String::new();
+    }
+    let mut out = format!(
+        "pods that ran before: {adopted} adopted, {under_way} being adopted, {outside} outside\n"
+    );
+    for PodOutside { pod, why } in named {
+        let _ = writeln!(out, "  outside: {pod}: {why}");
+    }
+    if *outside > named.len() as u64 {
+        let _ = writeln!(out, "  and {} more", outside - named.len() as u64);
     }
     out.push('\n');
     out
@@ -62,5 +86,14 @@ mod tests {
         let text = arrivals(&status);
         assert!(text.contains("7 waiting") && text.contains("waited at most 4.0 ms"), "{text}");
         assert!(text.contains("3 failed for want of packet memory"), "{text}");
+    }
+    #[test]
+    fn pods_that_are_outside_are_named() {
+        assert_eq!(running_pods(&RunningPodsStatus::default()), "");
+        let named = vec![PodOutside { pod: "shop/cart-0".into(), why: "no veth pair".into() }];
+        let status = RunningPodsStatus { adopted: 2, outside: 3, named, ..Default::default() };
+        let text = running_pods(&status);
+        assert!(text.contains("2 adopted, 0 being adopted, 3 outside"), "{text}");
+        assert!(text.contains("shop/cart-0: no veth pair") && text.contains("2 more"), "{text}");
     }
 }
