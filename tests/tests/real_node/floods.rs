@@ -143,7 +143,7 @@ fn a_worker_that_starves_for_a_processor_sheds_new_flows_and_keeps_those_that_st
     std::thread::scope(|scope| {
         let _starved = Starved(&is_over);
         scope.spawn(|| compute(&cpus, &is_over));
-        assert_answered_beside_a_flood(&world, |(shed, _)| shed > 1000);
+        assert_answered_beside_a_flood(&world, |(shed, _)| shed > 0);
     });
     let status = world.status();
     assert!(status.workers[0].pressed_bursts > 0, "{:?}", status.workers);
