@@ -163,6 +163,7 @@ impl Node {
     async fn begin_anew(&mut self) {
         self.publisher.begin_anew();
         self.audit = Audit::default();
+        self.running_pods.begin_anew();
         (self.told, self.host_routes_of) = (None, None);
         self.end_lost_arrivals();
         self.reconcile().await;

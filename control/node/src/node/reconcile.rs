@@ -116,8 +116,11 @@ impl Node {
         self.check_mtus(&view);
         self.lap(Reconcile::Interfaces, &mut began);
         let update = {
-            let audit = &mut self.audit;
-            self.publisher.take(self.cluster.take(), |change| audit.note(change));
+            let (audit, pods) = (&mut self.audit, &mut self.running_pods);
+            self.publisher.take(self.cluster.take(), |change| {
+                audit.note(change);
+                pods.note(&self.settings.node_name, change);
+            });
             self.lap(Reconcile::Changes, &mut began);
             self.compile(&view);
             began = Instant::now();

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use control::admin::arrivals::{PodOutside, RunningPodsStatus};
 use control::admin::{EndpointAdd, Reply};
-use control::model::{ObjectName, Pod, Uid};
+use control::model::{Kind, Object, ObjectName, Pod, Uid};
+use control::store::Change;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -22,7 +23,7 @@ use super::endpoints::EndpointSpec;
 use super::reconciles::Reconcile;
 use crate::netlink::pod_ends::{PodEnd, pod_ends};
 
-/// How often it is looked whether there are any. A cluster of 150,000 Pods is gone through for it.
+/// How often it is looked whether there are any.
 const LOOK: Duration = Duration::from_secs(4);
 /// Pods that are named; more are counted.
 const NAMED: usize = 64;
@@ -35,6 +36,9 @@ type Outcome = Result<std::io::Result<Vec<PodEnd>>, Panicked>;
 #[derive(Debug, Default)]
 pub(super) struct RunningPods {
     begun: Option<Instant>,
+    /// Pods of this node: of 150,000 to be found at each look they would take too long. `None` until all
+    /// were gone through once.
+    ours: Option<BTreeSet<ObjectName>>,
     looking: Option<JoinHandle<Outcome>>,
     /// Where the last look found each: the index of the node's end.
     found: BTreeMap<ObjectName, u32>,
@@ -48,6 +52,24 @@ pub(super) struct RunningPods {
 }
 
 impl RunningPods {
+    /// Notes what changes of the pods of the node of this name.
+    pub(super) fn note(&mut self, node: &str, change: &Change) {
+        let Some(ours) = &mut self.ours else { return };
+        match change {
+            Change::Set(Object::Pod(pod)) if pod.node.as_deref() == Some(node) => {
+                ours.insert(pod.name.clone());
+            }
+            Change::Set(Object::Pod(pod)) => _ = ours.remove(&pod.name),
+            Change::Gone(key) if key.kind == Kind::Pod => _ = ours.remove(&key.name),
+            Change::Set(_) | Change::Gone(_) => {}
+        }
+    }
+
+    /// Forgets which pods are this node's: changes may have come that were not told.
+    pub(super) fn begin_anew(&mut self) {
+        self.ours = None;
+    }
+
     /// Interfaces whose endpoints were removed on request.
     pub(super) fn removed(&self) -> &BTreeSet<u32> {
         &self.removed
@@ -79,6 +101,11 @@ impl Node {
             return;
         }
         self.running_pods.begun = Some(Instant::now());
+        let (pods, node) = (&self.publisher.cluster().pods, &*self.settings.node_name);
+        self.running_pods.ours.get_or_insert_with(|| {
+            let own = pods.values().filter(|pod| pod.node.as_deref() == Some(node));
+            own.map(|pod| pod.name.clone()).collect()
+        });
         let is_any = self.settings.adopt_running_pods && self.unregistered_pods().next().is_some();
         if is_any {
             let known = self.ports.iter().map(|port| port.attachment.ifindex).collect();
@@ -91,20 +118,18 @@ impl Node {
 
     /// Those of this node that should have an interface here and are no endpoint, nor about to be one.
     fn unregistered_pods(&self) -> impl Iterator<Item = &Pod> {
-        let is_ours = |pod: &&Pod| {
-            pod.node.as_deref() == Some(&*self.settings.node_name)
-                && !pod.host_network
-                && !pod.is_completed()
-                && !pod.addresses.is_empty()
-        };
+        let has_interface =
+            |pod: &&Pod| !pod.host_network && !pod.is_completed() && !pod.addresses.is_empty();
         let is_known = |pod: &Pod| {
             let awaited = |name: &str| self.awaited.iter().any(|one| one.endpoint.name == name);
             self.endpoints.get(&pod.name).is_some()
                 || self.running_pods.asked.contains_key(&pod.name)
                 || (!self.awaited.is_empty() && awaited(&pod.name.to_string()))
         };
-        let pods = self.publisher.cluster().pods.values().map(|pod| &**pod);
-        pods.filter(is_ours).filter(move |pod| !is_known(pod))
+        let cluster = self.publisher.cluster();
+        let ours = self.running_pods.ours.iter().flatten();
+        let pods = ours.filter_map(|name| cluster.pod(name)).filter(has_interface);
+        pods.filter(move |pod| !is_known(pod))
     }
 
     async fn note_pod_ends(&mut self, outcome: Outcome) {
@@ -245,6 +270,8 @@ fn spec(pod: &Pod, end: &PodEnd) -> EndpointSpec {
 
 #[cfg(test)]
 mod tests {
+    use control::model::ObjectKey;
+
     use super::*;
 
     fn addresses(texts: &[&str]) -> Vec<IpAddr> {
@@ -258,6 +285,36 @@ mod tests {
             addresses: addresses(own),
             mac: None,
             netns: None,
+        }
+    }
+
+    #[test]
+    fn pods_of_this_node_are_followed_once_all_were_gone_through() {
+        let name = ObjectName::new("shop", "web");
+        let set = |node: &str| {
+            let text = format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: web, namespace: shop}}, \
+                 spec: {{nodeName: {node}, containers: []}}}}"
+            );
+            let objects = control::manifests::parse(std::path::Path::new("pod.yaml"), &text);
+            let pod = objects.unwrap().state.pods.remove(&name).unwrap();
+            Change::Set(Object::from(*pod))
+        };
+        let mut pods = RunningPods::default();
+        pods.note("one", &set("one"));
+        assert_eq!(pods.ours, None, "nobody has looked yet");
+        pods.ours = Some(BTreeSet::new());
+        let all = |pods: &RunningPods| pods.ours.clone().unwrap();
+        for (change, known) in [
+            (set("two"), false),
+            (set("one"), true),
+            (Change::Gone(ObjectKey::new(Kind::Service, name.clone())), true),
+            (Change::Gone(ObjectKey::new(Kind::Pod, name.clone())), false),
+            (set("one"), true),
+            (set("two"), false),
+        ] {
+            pods.note("one", &change);
+            assert_eq!(all(&pods).contains(&name), known, "{change:?}");
         }
     }
 
