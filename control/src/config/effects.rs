@@ -106,6 +106,7 @@ impl Config {
         let directory = self.flow_table.directory.take();
         self.flow_table = FlowTable { directory, ..candidate.flow_table.clone() };
         self.packet_memory.pod_frames = candidate.packet_memory.pod_frames;
+        self.cni.adopt_running_pods = candidate.cni.adopt_running_pods;
         self.nat.mapping = candidate.nat.mapping;
         self.nat.snat.clone_from(&candidate.nat.snat);
         self.nat.non_masquerade_cidrs.clone_from(&candidate.nat.non_masquerade_cidrs);
