@@ -2,7 +2,7 @@
 # asks for sudo where interfaces are made.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench chart fuzz clean
+.PHONY: help demo test bench chart fuzz mutants clean
 
 help:
 	@echo "make demo   a node does its whole job on real traffic, in network namespaces; 2 minutes"
@@ -11,6 +11,7 @@ help:
 	@echo "make bench  measures; BENCH_ARGS='SUBCOMMAND OPTION...' runs one benchmark"
 	@echo "make chart  holds deploy/chart to deploy/kubernetes; needs helm"
 	@echo "make fuzz   fuzzes every parser, FUZZ_SECONDS=60 for each"
+	@echo "make mutants  makes the policy compiler wrong, and sees that its tests notice; 15 minutes"
 	@echo "make clean  removes what was built"
 
 demo:
@@ -27,6 +28,9 @@ chart:
 
 fuzz:
 	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+mutants:
+	@scripts/mutants.sh
 
 clean:
 	@cargo clean

@@ -1,15 +1,11 @@
-//! A flood of new connections from outside, faster than a worker opens flows, also one that gets little of a
-//! processor or has few frames: those that stand, from a pod and from the node, are answered all the
+//! A flood of new connections from outside, faster than a worker opens flows, also one that has few frames:
+//! those that stand, from a pod and from the node, are answered all the
 //! while, and what is not served is counted.
 //!
 //! `XSKIFF_FLOOD_RATE` is how many begin each second (300,000), as far as the sender gets.
 
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use xskiff::demo::expectation::Outcome;
 use xskiff::demo::scene::{BALANCER, BUYER, CLIENT, CLUSTER_IP, FLOOD_SOURCES, HTTP, WEB_1, to};
 use xskiff::demo::traffic::http;
@@ -99,56 +95,6 @@ fn assert_serves_again(world: &World) {
         asked.is_ok_and(|seen| seen.outcome == Outcome::Ok)
     };
     assert!(wait_until(PATIENCE, serves).is_some(), "{:#?}", world.status().drops);
-}
-
-/// What takes the processor of the first worker, which gets a twentieth of it at most, until it is
-/// dropped.
-struct Starved<'a>(&'a AtomicBool);
-
-impl Drop for Starved<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-fn worker_thread(process: u32) -> Pid {
-    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("threads").flatten();
-    let name = |task: &std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
-    let mut found = tasks.filter(|task| name(task).is_ok_and(|name| name.trim() == "worker-0"));
-    let task = found.next().expect("a worker");
-    Pid::from_raw(task.file_name().to_string_lossy().parse().expect("a number"))
-}
-
-/// Computes on `cpus` alone until told otherwise.
-fn compute(cpus: &CpuSet, is_over: &AtomicBool) {
-    sched_setaffinity(Pid::from_raw(0), cpus).expect("a processor");
-    while !is_over.load(Ordering::Relaxed) {
-        std::hint::spin_loop();
-    }
-}
-
-#[test]
-fn a_worker_that_starves_for_a_processor_sheds_new_flows_and_keeps_those_that_stand() {
-    if !root_or_skip("a worker that starves") {
-        return;
-    }
-    // A worker this slow may not tick for a while, and is no stalled one.
-    let world =
-        start("starved", |text| text + "stall: {after_ms: 5000, restart_after_ms: 60000}\n");
-    let worker = worker_thread(world.status().pid);
-    let cpus = sched_getaffinity(worker).expect("its processors");
-    let renice = Command::new("renice").args(["-n", "19", "-p", &worker.to_string()]).output();
-    assert!(renice.expect("renice").status.success());
-    let is_over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _starved = Starved(&is_over);
-        scope.spawn(|| compute(&cpus, &is_over));
-        assert_answered_beside_a_flood(&world, |(shed, _)| shed > 0);
-    });
-    let status = world.status();
-    assert!(status.workers[0].pressed_bursts > 0, "{:?}", status.workers);
-    assert_eq!(status.xdp.passed_on_stall, 0);
-    assert_serves_again(&world);
 }
 
 #[test]
