@@ -51,6 +51,7 @@ impl Auditor {
 
     /// An address that the table knows by itself: somebody must have it.
     pub(super) fn check_stray(&mut self, moment: &Moment<'_>, address: IpAddr) {
+        // Most are pods', and for the others all local endpoints are gone through.
         let is_pods = self.index.pods(moment.state, address).next().is_some();
         if !is_pods && matches!(objects::owner(moment, &self.index, address), Owner::World) {
             let (found, _) = self.found_at(moment, address);

@@ -6,7 +6,7 @@ use xskiff::lab::wait_until;
 use xskiff_tests::xskiff_binary::{plugin, root_or_skip};
 
 use crate::cluster::{Cluster, PATIENCE, Primary};
-use crate::driver::{Call, Network, variables};
+use crate::driver::{Call, variables};
 
 type Variables = Vec<(&'static str, String)>;
 
@@ -18,8 +18,7 @@ fn each_bad_input_has_its_code_and_leaves_nothing() {
     let cluster = Cluster::start("bad");
     let network = cluster.network(Primary::Ptp, "1.0.0", json!({}));
     let container = cluster.container(WEB_1, "one");
-    let others = network.plugins[..network.plugins.len() - 1].to_vec();
-    let others = Network { plugins: others, ..network.clone() };
+    let others = network.without_ours();
     let result = others.add(&cluster.node, &container).unwrap_or_else(|r| panic!("{r:?}"));
     let ours = network.plugins.last().expect("ours");
     let honest = network.input(ours, &container, Some(&result));

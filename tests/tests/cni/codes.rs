@@ -183,8 +183,7 @@ fn each_verb_has_the_specifications_code_for_whatever_is_wrong_with_the_node() {
     let cluster = Cluster::build("codes");
     let network = cluster.network(Primary::Ptp, "1.0.0", json!({}));
     let container = cluster.container(WEB_1, "one");
-    let others = network.plugins[..network.plugins.len() - 1].to_vec();
-    let others = Network { plugins: others, ..network.clone() };
+    let others = network.without_ours();
     let result = others.add(&cluster.node, &container).unwrap_or_else(|r| panic!("{r:?}"));
     let newest = Network { version: "1.1.0", ..network.clone() };
     for (number, (name, listener, wanted)) in cases().into_iter().enumerate() {

@@ -123,6 +123,12 @@ pub fn variables(container: &Container) -> Vec<(&'static str, String)> {
 }
 
 impl Network {
+    /// The chain without its last plugin, which is ours.
+    pub fn without_ours(&self) -> Self {
+        let plugins = self.plugins[..self.plugins.len() - 1].to_vec();
+        Self { plugins, ..self.clone() }
+    }
+
     /// What a plugin is given.
     pub fn input(&self, own: &Value, container: &Container, previous: Option<&Value>) -> Value {
         let mut input = own.clone();

@@ -77,8 +77,7 @@ fn the_result_goes_on_to_the_byte_in_every_version() {
     let cluster = Cluster::start("versions");
     let network = cluster.network(Primary::Ptp, "0.3.1", json!({}));
     let container = cluster.container(WEB_1, "one");
-    let others = network.plugins[..network.plugins.len() - 1].to_vec();
-    let others = Network { plugins: others, ..network.clone() };
+    let others = network.without_ours();
     others.add(&cluster.node, &container).unwrap_or_else(|refusal| panic!("{refusal:?}"));
     for version in VERSIONS {
         let result = RESULT.replace("VERSION", version);

@@ -90,8 +90,7 @@ fn what_is_killed_in_the_middle_leaves_nothing_once_its_container_goes() {
     for (round, after_ms) in [0, 1, 2, 4, 8, 16, 32, 64].into_iter().enumerate() {
         let container = cluster.container(WEB_1, &format!("killed-{round}"));
         // What stands before ours works; ours dies.
-        let others = network.plugins[..network.plugins.len() - 1].to_vec();
-        let others = Network { plugins: others, ..network.clone() };
+        let others = network.without_ours();
         let result = others.add(&cluster.node, &container).unwrap_or_else(|r| panic!("{r:?}"));
         let ours = network.plugins.last().expect("ours");
         let call = Call {

@@ -1,6 +1,6 @@
 //! A flood of new connections from outside, faster than a worker opens flows, also one that has few frames:
-//! those that stand, from a pod and from the node, are answered all the
-//! while, and what is not served is counted.
+//! those that stand, from a pod and from the node, are answered all the while, and what is not served is
+//! counted.
 //!
 //! `XSKIFF_FLOOD_RATE` is how many begin each second (300,000), as far as the sender gets.
 

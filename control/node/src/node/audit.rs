@@ -45,11 +45,6 @@ impl Audit {
     pub(super) fn note(&mut self, change: &Change) {
         self.auditor.note(change);
     }
-
-    /// Forgets what a round has read so far.
-    pub(super) fn begin_anew(&mut self) {
-        self.auditor = Auditor::default();
-    }
 }
 
 impl Node {
@@ -62,8 +57,7 @@ impl Node {
         }
         if audit.waiting.is_empty() {
             // One that runs may have passed by what the client asks about.
-            audit.begin_anew();
-            audit.begun = Some(Instant::now());
+            (audit.auditor, audit.begun) = (Auditor::default(), Some(Instant::now()));
         }
         audit.waiting.push(client.clone());
         None
