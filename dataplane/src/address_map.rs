@@ -2,17 +2,40 @@
 //!
 //! Asked with an [`IpAddr`], but kept by number: an `IpAddr` lies in memory as a tag and octets, and
 //! to read it as a whole right after it was put together waits for the processor's store buffer,
-//! which is longer than the look into the table.
+//! which is longer than the look into the table. An IPv6 address is kept as two halves, since a slot
+//! with a number of 16 octets would be aligned to as many, and a third of it empty.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::flow_key::halves;
 use crate::shared_map::{self, SharedMap};
 
 /// A map from addresses, whose copies share what they have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddressMap<T> {
     v4: SharedMap<u32, T>,
-    v6: SharedMap<u128, T>,
+    v6: SharedMap<Halves, T>,
+}
+
+/// The bits of an IPv6 address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Halves {
+    high: u64,
+    low: u64,
+}
+
+impl From<Ipv6Addr> for Halves {
+    #[inline(always)]
+    fn from(address: Ipv6Addr) -> Self {
+        let (high, low) = halves(address.to_bits());
+        Self { high, low }
+    }
+}
+
+impl From<Halves> for IpAddr {
+    fn from(Halves { high, low }: Halves) -> Self {
+        Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low)).into()
+    }
 }
 
 /// A set of addresses.
@@ -38,7 +61,7 @@ impl<T> AddressMap<T> {
     pub fn get(&self, address: &IpAddr) -> Option<&T> {
         match address {
             IpAddr::V4(address) => self.v4.get(&address.to_bits()),
-            IpAddr::V6(address) => self.v6.get(&address.to_bits()),
+            IpAddr::V6(address) => self.v6.get(&Halves::from(*address)),
         }
     }
 
@@ -47,7 +70,7 @@ impl<T> AddressMap<T> {
     pub fn prefetch(&self, address: IpAddr) {
         match address {
             IpAddr::V4(address) => self.v4.prefetch(&address.to_bits()),
-            IpAddr::V6(address) => self.v6.prefetch(&address.to_bits()),
+            IpAddr::V6(address) => self.v6.prefetch(&address.into()),
         }
     }
 
@@ -61,7 +84,7 @@ impl<T> AddressMap<T> {
     /// Every address with what it maps to, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &T)> {
         let v4 = self.v4.iter().map(|(bits, value)| (Ipv4Addr::from_bits(*bits).into(), value));
-        let v6 = self.v6.iter().map(|(bits, value)| (Ipv6Addr::from_bits(*bits).into(), value));
+        let v6 = self.v6.iter().map(|(bits, value)| (IpAddr::from(*bits), value));
         v4.chain(v6)
     }
 
@@ -71,7 +94,7 @@ impl<T> AddressMap<T> {
         let v4 = v4.map(|(bits, value)| (Ipv4Addr::from_bits(*bits).into(), value));
         v4.or_else(|| {
             let v6 = self.v6.next_from(&mut place.v6);
-            v6.map(|(bits, value)| (Ipv6Addr::from_bits(*bits).into(), value))
+            v6.map(|(bits, value)| (IpAddr::from(*bits), value))
         })
     }
 
@@ -95,7 +118,7 @@ impl<T> AddressMap<T> {
     /// Addresses that `other` has not, in no particular order. What both share is not looked at.
     pub fn keys_apart<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = IpAddr> + 'a {
         let v4 = self.v4.keys_apart(&other.v4).map(|bits| Ipv4Addr::from_bits(*bits).into());
-        let v6 = self.v6.keys_apart(&other.v6).map(|bits| Ipv6Addr::from_bits(*bits).into());
+        let v6 = self.v6.keys_apart(&other.v6).map(|bits| IpAddr::from(*bits));
         v4.chain(v6)
     }
 
@@ -117,7 +140,7 @@ impl<T: Clone> AddressMap<T> {
     pub fn insert(&mut self, address: IpAddr, value: T) -> Option<T> {
         match address {
             IpAddr::V4(address) => self.v4.insert(address.to_bits(), value),
-            IpAddr::V6(address) => self.v6.insert(address.to_bits(), value),
+            IpAddr::V6(address) => self.v6.insert(address.into(), value),
         }
     }
 
@@ -125,7 +148,7 @@ impl<T: Clone> AddressMap<T> {
     pub fn remove(&mut self, address: &IpAddr) -> Option<T> {
         match address {
             IpAddr::V4(address) => self.v4.remove(&address.to_bits()),
-            IpAddr::V6(address) => self.v6.remove(&address.to_bits()),
+            IpAddr::V6(address) => self.v6.remove(&Halves::from(*address)),
         }
     }
 

@@ -90,12 +90,16 @@ impl<K: Eq + Hash, V> SharedMap<K, V> {
         None
     }
 
-    /// Asks for the line of memory where `key` is looked for first, without waiting for it.
+    /// Asks for the lines of memory where `key` is looked for first, without waiting for them: one
+    /// lookup of three goes beyond a line, by the slot's own length or by others in its way.
     #[inline(always)]
     pub fn prefetch(&self, key: &K) {
         let hash = hash(key);
         let Some(shard) = self.shards.get(self.shard_of(hash)) else { return };
-        shard.slots.get(home(hash, shard.slots.len())).into_iter().for_each(flow_table::prefetch);
+        let first = home(hash, shard.slots.len());
+        for slot in [first, first + 2] {
+            shard.slots.get(slot).into_iter().for_each(flow_table::prefetch);
+        }
     }
 
     /// Whether `key` maps to anything.
