@@ -264,9 +264,16 @@ impl Objects {
         let namespace_matches = match &peer.namespace_selector {
             // Absent: the policy's own namespace. Empty: every namespace.
             None => own == namespace,
-            Some(selector) => matches(Some(selector), &self.namespace_labels(&own)),
+            Some(selector) => {
+                matches(Some(selector), &self.namespace_labels(&own))
+                    && (self.is_known(&own) || !asks_for_lack(selector))
+            }
         };
         namespace_matches && self.selector_matches(peer.pod_selector.as_ref(), pod)
+    }
+
+    fn is_known(&self, namespace: &str) -> bool {
+        self.namespaces.iter().any(|own| own.metadata.name.as_deref() == Some(namespace))
     }
 
     fn namespace_labels(&self, name: &str) -> Vec<(String, String)> {
@@ -282,6 +289,15 @@ impl Objects {
         all.push((name_label.to_owned(), name.to_owned()));
         all
     }
+}
+
+/// Whether it depends on what a namespace does not have, which nobody can say of one whose object is not
+/// known; its name is always known.
+fn asks_for_lack(selector: &LabelSelector) -> bool {
+    selector.match_expressions.iter().flatten().any(|one| {
+        matches!(&*one.operator, "NotIn" | "DoesNotExist")
+            && one.key != "kubernetes.io/metadata.name"
+    })
 }
 
 type Rule<'a> = (&'a [NetworkPolicyPeer], &'a [NetworkPolicyPort]);

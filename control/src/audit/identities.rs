@@ -20,7 +20,7 @@ impl Auditor {
                 self.weights.insert(*address, weight);
             }
             let own = Owner::Pod(&pod.name, Some(pod));
-            let expected = self.selectors.name(moment.state, own, *address);
+            let expected = self.selectors.name(moment, own, *address);
             if self.found_at(moment, *address) == (expected, objects::tag(own)) {
                 self.met(moment, *address, own);
             } else {
@@ -33,7 +33,7 @@ impl Auditor {
     pub(super) fn check_address(&mut self, moment: &Moment<'_>, address: IpAddr) {
         let owner = objects::owner(moment, &self.index, address);
         let (found, tag) = self.found_at(moment, address);
-        let expected = self.selectors.name(moment.state, owner, address);
+        let expected = self.selectors.name(moment, owner, address);
         if found != expected {
             let detail = format!("{address} should be {expected}; it is {found}");
             self.round.note(Audited::Identities, title(owner, address), detail);

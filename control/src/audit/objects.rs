@@ -71,17 +71,16 @@ impl Holder {
     }
 }
 
-/// Who has `address`: nodes before local endpoints, these before live pods, these before those that
-/// are ending.
+/// Who has `address`: this node as the kernel says, before local endpoints, these before other nodes as
+/// their objects say, these before live pods, these before those that are ending.
 pub(super) fn owner<'a>(moment: &Moment<'a>, index: &Index, address: IpAddr) -> Owner<'a> {
     let (state, node) = (moment.state, moment.node);
     if node.addresses.contains(&address) {
         return Owner::Host;
     }
-    // Of two that have it, the last by name.
-    if let Some(holder) = index.nodes(state, address).max_by(|one, other| one.name.cmp(&other.name))
-    {
-        return if holder.name == node.name { Owner::Host } else { Owner::RemoteNode };
+    let endpoint = node.endpoints.values().any(|own| own.contains(&address));
+    if !endpoint && index.nodes(state, address).next().is_some() {
+        return Owner::RemoteNode;
     }
     match pod_at(moment, index, address) {
         Some((name, pod)) => Owner::Pod(name, pod),
@@ -218,7 +217,7 @@ impl Selectors {
     }
 
     /// What is said of who has `address`.
-    pub(super) fn name(&self, state: &ClusterState, owner: Owner<'_>, address: IpAddr) -> String {
+    pub(super) fn name(&self, moment: &Moment<'_>, owner: Owner<'_>, address: IpAddr) -> String {
         let kind = match owner {
             Owner::Host => "host",
             Owner::RemoteNode => "remote-node",
@@ -227,12 +226,14 @@ impl Selectors {
             Owner::World => "world",
         };
         let labels = match owner {
-            Owner::Pod(name, _) => Some(namespace_labels(state, &name.namespace)),
+            Owner::Pod(name, _) => Some(namespace_labels(moment.state, &name.namespace)),
             _ => None,
         };
         let matches = |selector: &Selector| match (selector, owner) {
             (Selector::Block { cidr, except }, _) => {
-                cidr.contains(address) && !except.iter().any(|range| range.contains(address))
+                cidr.contains(address)
+                    && !except.iter().any(|range| range.contains(address))
+                    && !moment.compiled.is_left_out(cidr, except)
             }
             (Selector::Pods { scope, pods }, Owner::Pod(name, pod)) => {
                 // Of a pod that is not known only what all pods have is sure.
@@ -240,7 +241,7 @@ impl Selectors {
                 let is_there = match scope {
                     Scope::Named(namespace) => *namespace == name.namespace,
                     Scope::Labelled(selector) => {
-                        labels.as_ref().is_some_and(|labels| selector.matches(labels))
+                        labels.as_ref().is_some_and(|labels| labels.fulfil(selector))
                     }
                 };
                 is_there && are_pods

@@ -171,14 +171,14 @@ fn rule_allows(
 fn peer_matches(moment: &Moment<'_>, pair: &Pair<'_>, policy: &NetworkPolicy, peer: &Peer) -> bool {
     match (peer, pair.other) {
         (Peer::Block { cidr, except }, _) => {
-            cidr.contains(pair.peer) && !except.iter().any(|range| range.contains(pair.peer))
+            cidr.contains(pair.peer)
+                && !except.iter().any(|range| range.contains(pair.peer))
+                && !moment.compiled.is_left_out(cidr, except)
         }
         (Peer::Pods { namespaces, pods }, Owner::Pod(name, pod)) => {
             let is_there = match namespaces {
                 None => name.namespace == policy.name.namespace,
-                Some(selector) => {
-                    selector.matches(&namespace_labels(moment.state, &name.namespace))
-                }
+                Some(selector) => namespace_labels(moment.state, &name.namespace).fulfil(selector),
             };
             is_there && pod.map_or(pods.is_empty(), |pod| pods.matches(&pod.labels))
         }

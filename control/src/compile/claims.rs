@@ -136,6 +136,12 @@ impl Claims {
         Some(holder)
     }
 
+    /// Whether a local endpoint has `address`.
+    pub(super) fn is_endpoints(&self, address: IpAddr) -> bool {
+        let mut claims = self.by_address.get(&address).into_iter().flat_map(Claimants::all);
+        claims.any(|(_, claim)| claim == Claim::Endpoint)
+    }
+
     /// Whether `address` is claimed more than once: where it is not, whoever claims it has it.
     pub(super) fn is_contested(&self, address: IpAddr) -> bool {
         self.contested.contains(&address)

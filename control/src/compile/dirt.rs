@@ -401,7 +401,7 @@ impl Compiled {
                     let within = scopes.entry(namespaces).or_insert_with(|| {
                         let labels = |name: &Arc<str>| namespace_labels(&self.state, name);
                         let all = self.pods_in.keys();
-                        all.filter(|name| namespaces.matches(&labels(name))).collect()
+                        all.filter(|name| labels(name).fulfil(namespaces)).collect()
                     });
                     let count = |name: &&Arc<str>| self.pods_in.get(*name).copied().unwrap_or(0);
                     to_look_at += within.iter().map(count).sum::<usize>();

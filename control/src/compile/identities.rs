@@ -74,6 +74,8 @@ pub(super) struct Turn {
     /// Numbers that came, and those that nothing has any more.
     pub(super) came: BTreeSet<Identity>,
     pub(super) went: BTreeMap<Identity, Arc<Key>>,
+    /// Some blocks found no room any more, or found it again.
+    pub(super) blocks_moved: bool,
     /// Names of ports that some pod began to have, or none has any more.
     pub(super) port_names: BTreeSet<PortName>,
     /// Addresses that were local and are not, or not by this number, any more.

@@ -22,6 +22,7 @@ use std::thread::ScopedJoinHandle;
 
 use dataplane::identity::{Holder, Identity, IdentityTable};
 use dataplane::lb::ServiceTable;
+use dataplane::lpm::Prefix;
 use dataplane::policy::{Direction, Policy, RuleId};
 use hashbrown::{HashMap, HashSet};
 
@@ -60,7 +61,7 @@ use drafts::Draft;
 use identities::{Identities, Kind, Turn};
 use naming::{Names, Who};
 use policies::Policies;
-use selectors::Selectors;
+use selectors::{Selector, Selectors};
 use services::{Owner, Services};
 use verdicts::Verdicts;
 use warnings::{Source, Told};
@@ -70,6 +71,7 @@ pub use affected::Affected;
 pub use explain::{Examined, Finding, Reading};
 pub use health_checks::HealthCheck;
 pub use policies::{RuleName, direction_name};
+pub use selectors::BLOCKS_AT_CUTS_MAX;
 pub use warnings::{Warning, Warnings};
 
 /// From this many services on they are compiled in a second thread: most of it is Maglev's tables.
@@ -266,6 +268,21 @@ impl Compiled {
         self.known.len()
     }
 
+    /// How often blocks of policies lie at a boundary of the address space, of
+    /// [`BLOCKS_AT_CUTS_MAX`] at most.
+    #[must_use]
+    pub fn blocks_at_cuts(&self) -> usize {
+        self.selectors.at_boundaries()
+    }
+
+    /// Whether the `ipBlock` found no room among those of all policies, and matches nothing.
+    pub(crate) fn is_left_out(&self, cidr: &Prefix, except: &[Prefix]) -> bool {
+        let left_out = self.selectors.left_out();
+        let block = || Selector::Block { cidr: *cidr, except: except.to_vec() };
+        !left_out.is_empty()
+            && self.selectors.get(&block()).is_some_and(|id| left_out.contains(&id))
+    }
+
     /// Compiles the changes taken since the last time, as `node` sees them. Identities and policy
     /// become what they are together: one without the other would judge wrongly.
     pub fn compile(&mut self, node: &NodeView) {
@@ -305,10 +322,13 @@ impl Compiled {
 
     /// Who addresses are, and the verdicts of the local pods.
     fn compile_policy(&mut self, dirt: &mut Dirt, turn: &mut Turn, ended: &mut impl FnMut(Stage)) {
-        let uses = self.follow_policies(dirt);
+        let mut uses = self.follow_policies(dirt);
         let blocks_changed = uses.added.iter().chain(&uses.dropped).any(|(_, one)| one.is_block());
         if blocks_changed {
-            self.selectors.cut_address_space();
+            let moved = self.selectors.cut_address_space();
+            turn.blocks_moved = !moved.in_again.is_empty() || !moved.left_out.is_empty();
+            uses.added.extend(moved.in_again);
+            uses.dropped.extend(moved.left_out);
             self.known.set_prefixes(&self.selectors, turn);
         }
         let addresses = std::mem::take(&mut dirt.addresses);
@@ -378,9 +398,11 @@ impl Compiled {
 
     fn warn_of_policies(&mut self, changed: &BTreeSet<ObjectName>, turn: &Turn) {
         let named = turn.port_names.iter().flat_map(|name| self.policies.users_of_port_name(name));
-        let concerned: BTreeSet<&ObjectName> = named.chain(changed).collect();
+        let all = self.state.network_policies.keys().filter(|_| turn.blocks_moved);
+        let concerned: BTreeSet<&ObjectName> = named.chain(changed).chain(all).collect();
         for name in concerned {
             let mut told = self.policies.unresolved_names(name, &self.known);
+            told.extend(self.policies.without_room(name, &self.selectors));
             let policy = self.state.network_policies.get(name);
             told.extend(
                 policy.and_then(|policy| complaint(format!("NetworkPolicy {name}"), &policy.mode)),
@@ -398,8 +420,8 @@ impl Compiled {
             let is_known = self.state.namespaces.contains_key(&**namespace);
             let mut told = BTreeSet::new();
             if has_policies && !is_known && self.pods_in.contains_key(namespace) {
-                let message =
-                    "has no Namespace object, so selectors see no labels but its name; add it";
+                let message = "has no Namespace object, so selectors see no labels but its name, and none that \
+                     asks for the lack of one picks it; add it";
                 told.insert(Warning::new(format!("Namespace {namespace}"), message));
             }
             let object = self.state.namespaces.get(&**namespace);

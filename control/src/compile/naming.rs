@@ -95,6 +95,11 @@ impl Compiled {
                 let key = keys.push(Key::plain(kind, self.selectors.of_address(address)));
                 Some(Who { key, is_local: false, pod: PodTag::Unknown })
             } else {
+                if let (Some(pod), Some(node)) = (holder, self.node_addresses.holder(address)) {
+                    let message =
+                        format!("names {address}, which {pod} has on this node; {pod} keeps it");
+                    told.insert(Warning::new(format!("Node {node}"), message));
+                }
                 // By its place in memory at first: who claims it alone has it.
                 let has_it = |claimant: &Claimant<'_>| {
                     holder.is_some_and(|name| {
@@ -171,12 +176,18 @@ impl Compiled {
         place
     }
 
+    /// Which node has `address`, this one or another, if any has.
+    ///
+    /// What is this node's the kernel says. A Node object may be stale, or name an address that a
+    /// translation in front of the node has: policy admits this node to all its pods, so that whoever
+    /// sends from such an address would be let in everywhere; and a pod of this node whose address it
+    /// names would be without policy.
     pub(super) fn node_kind(&self, address: IpAddr) -> Option<Kind> {
         if self.node.addresses.contains(&address) {
             return Some(Kind::Host);
         }
-        let holder = self.node_addresses.holder(address)?;
-        Some(if *holder == self.node.name { Kind::Host } else { Kind::RemoteNode })
+        self.node_addresses.holder(address)?;
+        (!self.claims.is_endpoints(address)).then_some(Kind::RemoteNode)
     }
 
     /// Makes `likeness` that of `pod`, in the memory that it has.

@@ -11,7 +11,7 @@ use hashbrown::{Equivalent, HashMap};
 use super::NodeView;
 use super::identities::{Identities, Key, Kind};
 use super::interner::Interner;
-use super::selectors::{Selector, SelectorId, Selectors};
+use super::selectors::{BLOCKS_AT_CUTS_MAX, Selector, SelectorId, Selectors};
 use super::warnings::Warning;
 use crate::model::{L4Ports, NetworkPolicy, ObjectName, PolicyRule, PortMatch};
 use crate::store::ClusterState;
@@ -340,6 +340,36 @@ impl Policies {
         let first = ObjectName::new(Arc::clone(namespace), "");
         let names = self.numbered.range(first..).map(|(name, _)| name);
         names.take_while(move |name| name.namespace == *namespace)
+    }
+
+    /// A block that found no room matches nothing.
+    pub(super) fn without_room(
+        &self,
+        name: &ObjectName,
+        selectors: &Selectors,
+    ) -> BTreeSet<Warning> {
+        let mut warnings = BTreeSet::new();
+        let left_out = selectors.left_out();
+        let Some(policy) = self.numbered.get(name).filter(|_| !left_out.is_empty()) else {
+            return warnings;
+        };
+        for direction in DIRECTIONS {
+            let rules = policy.side(direction).into_iter().flat_map(|rules| rules.iter());
+            for (index, rule) in rules.enumerate() {
+                let without = rule.peers.iter().filter(|peer| left_out.contains(*peer)).count();
+                if without == 0 {
+                    continue;
+                }
+                let message = format!(
+                    "spec.{}[{index}]: {without} ipBlocks allow nothing: the blocks of all policies \
+                     lie in each other more than {BLOCKS_AT_CUTS_MAX} times; make fewer of them, or \
+                     narrower ones",
+                    direction_name(direction),
+                );
+                warnings.insert(Warning::new(format!("NetworkPolicy {name}"), message));
+            }
+        }
+        warnings
     }
 
     /// A port name that no pod has allows nothing: probably a misspelling.

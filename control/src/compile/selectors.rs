@@ -13,6 +13,14 @@ use super::interner::Interner;
 use crate::model::{LabelSelector, Labels, NetworkPolicy, Operator, Peer};
 use crate::store::ClusterState;
 
+/// Blocks at all cuts of the address space together, at most. Where blocks lie in each other their number
+/// grows as the square of what is written: 15,000 times `0.0.0.0/0` with another `except` are less than
+/// a megabyte in one policy, and 225 million here. Those that do not fit are left out and match nothing,
+/// so that rules allow less by them, and are named.
+pub const BLOCKS_AT_CUTS_MAX: usize = 4 << 20;
+/// From so many on, an `except` is looked for in their order and not one after the other.
+const EXCEPTS_IN_ORDER: usize = 64;
+
 /// A number for a [`Selector`].
 pub(super) type SelectorId = u32;
 
@@ -163,6 +171,17 @@ pub(super) struct Selectors {
     blocks: BTreeMap<SelectorId, Arc<Selector>>,
     /// For each boundary among the blocks, which blocks contain what lies there.
     boundaries: PrefixTable<Vec<SelectorId>>,
+    /// How many that are, of all boundaries together.
+    at_boundaries: usize,
+    /// Those of the blocks that found no room there.
+    left_out: BTreeSet<SelectorId>,
+}
+
+/// Blocks that found no room among the boundaries, or room again.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    pub(super) in_again: Vec<(SelectorId, Arc<Selector>)>,
+    pub(super) left_out: Vec<(SelectorId, Arc<Selector>)>,
 }
 
 impl Default for Selectors {
@@ -175,6 +194,8 @@ impl Default for Selectors {
             asked_about: HashMap::new(),
             blocks: BTreeMap::new(),
             boundaries: PrefixTable::default(),
+            at_boundaries: 0,
+            left_out: BTreeSet::new(),
         }
     }
 }
@@ -262,31 +283,61 @@ impl Selectors {
         self.interner.key(id)
     }
 
-    /// To be called once blocks came or went.
-    pub(super) fn cut_address_space(&mut self) {
+    /// To be called once blocks came or went. Those that found no room go first by their numbers, so
+    /// that what was there before a flood of them stays.
+    pub(super) fn cut_address_space(&mut self) -> Moved {
         let blocks = self.blocks.iter().filter_map(|(id, selector)| match &**selector {
             Selector::Block { cidr, except } => Some((*id, *cidr, except.as_slice())),
             Selector::Pods { .. } => None,
         });
-        self.boundaries = boundaries(&blocks.collect::<Vec<_>>());
+        let blocks: Vec<_> = blocks.collect();
+        let fits = |count: usize| at_boundaries(&blocks[..count]) <= BLOCKS_AT_CUTS_MAX;
+        let (mut fitting, mut too_many) = (blocks.len(), blocks.len());
+        if !fits(fitting) {
+            fitting = 0;
+            while too_many - fitting > 1 {
+                let middle = fitting.midpoint(too_many);
+                *(if fits(middle) { &mut fitting } else { &mut too_many }) = middle;
+            }
+        }
+        let (within, beyond) = blocks.split_at(fitting);
+        self.boundaries = boundaries(within);
+        self.at_boundaries = at_boundaries(within);
+        let left_out: BTreeSet<SelectorId> = beyond.iter().map(|(id, ..)| *id).collect();
+        let before = std::mem::replace(&mut self.left_out, left_out);
+        let named = |id: &SelectorId| Some((*id, Arc::clone(self.blocks.get(id)?)));
+        Moved {
+            in_again: before.difference(&self.left_out).filter_map(named).collect(),
+            left_out: self.left_out.difference(&before).filter_map(named).collect(),
+        }
+    }
+
+    /// How many blocks there are at all cuts of the address space together.
+    pub(super) fn at_boundaries(&self) -> usize {
+        self.at_boundaries
+    }
+
+    /// Blocks that match nothing for want of room.
+    pub(super) fn left_out(&self) -> &BTreeSet<SelectorId> {
+        &self.left_out
     }
 
     /// The pod selectors that match a pod with `labels` in a namespace with its own labels, in
     /// ascending order.
     pub(super) fn of_pod(
         &self,
-        (namespace, namespace_labels): (&str, &Labels),
+        (namespace, of_namespace): (&str, &NamespaceLabels<'_>),
         labels: &Labels,
     ) -> Vec<SelectorId> {
         let named = self.named.get(namespace).into_iter();
         let candidates = named
             .flat_map(|index| index.candidates(labels))
             .chain(self.by_pod.candidates(labels))
-            .chain(self.by_namespace.candidates(namespace_labels));
+            .chain(self.by_namespace.candidates(&of_namespace.labels));
         let matches = |(_, selector): &&Filed| match &**selector {
             Selector::Pods { scope: Scope::Named(_), pods } => pods.matches(labels),
             Selector::Pods { scope: Scope::Labelled(namespaces), pods } => {
-                pods.matches(labels) && namespaces.matches(namespace_labels)
+                pods.matches(labels) && of_namespace.fulfil(namespaces)
             }
             Selector::Block { .. } => false,
         };
@@ -298,14 +349,14 @@ impl Selectors {
     /// The pod selectors that match whatever a pod in the namespace has for labels.
     pub(super) fn of_any_pod(
         &self,
-        (namespace, namespace_labels): (&str, &Labels),
+        (namespace, of_namespace): (&str, &NamespaceLabels<'_>),
     ) -> Vec<SelectorId> {
         let named = self.named.get(namespace).into_iter().flat_map(|index| &index.others);
-        let labelled = self.by_namespace.candidates(namespace_labels);
+        let labelled = self.by_namespace.candidates(&of_namespace.labels);
         let matches = |(_, selector): &&Filed| match &**selector {
             Selector::Pods { scope: Scope::Named(_), pods } => pods.is_empty(),
             Selector::Pods { scope: Scope::Labelled(namespaces), pods } => {
-                pods.is_empty() && namespaces.matches(namespace_labels)
+                pods.is_empty() && of_namespace.fulfil(namespaces)
             }
             Selector::Block { .. } => false,
         };
@@ -332,17 +383,68 @@ fn wants_a_label(selector: &LabelSelector) -> bool {
     requirements.any(|one| matches!(one.operator, Operator::In(_) | Operator::Exists))
 }
 
-/// A namespace's labels; one whose object is not known has only the label every namespace has.
-pub(crate) fn namespace_labels<'a>(state: &'a ClusterState, namespace: &str) -> Cow<'a, Labels> {
-    match state.namespaces.get(namespace) {
-        Some(object) => Cow::Borrowed(&object.labels),
-        None => Cow::Owned(Labels::from([("kubernetes.io/metadata.name", namespace)])),
+/// What is known of a namespace's labels.
+pub(crate) struct NamespaceLabels<'a> {
+    labels: Cow<'a, Labels>,
+    /// Of one whose object is not known only the label that every namespace has is.
+    are_all: bool,
+}
+
+impl NamespaceLabels<'_> {
+    /// Whether `selector` picks the namespace. What it must not have nobody knows that it has not, where
+    /// its object is not known: a rule allows nothing by that.
+    pub(crate) fn fulfil(&self, selector: &LabelSelector) -> bool {
+        match self.are_all {
+            true => selector.matches(&self.labels),
+            false => selector.surely_matches(&self.labels),
+        }
     }
+}
+
+/// The labels of a namespace.
+pub(crate) fn namespace_labels<'a>(
+    state: &'a ClusterState,
+    namespace: &str,
+) -> NamespaceLabels<'a> {
+    let known = state.namespaces.get(namespace);
+    NamespaceLabels {
+        labels: match known {
+            Some(object) => Cow::Borrowed(&object.labels),
+            None => Cow::Owned(Labels::from([("kubernetes.io/metadata.name", namespace)])),
+        },
+        are_all: known.is_some(),
+    }
+}
+
+type Block<'a> = (SelectorId, Prefix, &'a [Prefix]);
+
+/// How many blocks [`boundaries`] has at most: some of them have their `except` there. Counted no further
+/// than there may be.
+fn at_boundaries(blocks: &[Block<'_>]) -> usize {
+    let mut at: HashMap<Prefix, usize> = HashMap::new();
+    let mut lengths = BTreeSet::new();
+    let mut cuts: BTreeSet<Prefix> = BTreeSet::new();
+    for (_, cidr, except) in blocks {
+        *at.entry(*cidr).or_default() += 1;
+        lengths.insert(cidr.length());
+        cuts.insert(*cidr);
+        cuts.extend(except.iter().copied());
+    }
+    let mut all = 0;
+    for cut in cuts {
+        let lengths = lengths.iter().copied().take_while(|length| *length <= cut.length());
+        let around = lengths.filter_map(|length| at.get(&Prefix::new(cut.address(), length)?));
+        all += around.sum::<usize>();
+        if all > BLOCKS_AT_CUTS_MAX {
+            break;
+        }
+    }
+    all
 }
 
 /// Cuts the address space at every `cidr` and `except`: between two boundaries the set of blocks
 /// that contain an address is constant, so a longest-prefix match finds it.
-fn boundaries(blocks: &[(SelectorId, Prefix, &[Prefix])]) -> PrefixTable<Vec<SelectorId>> {
+fn boundaries(blocks: &[Block<'_>]) -> PrefixTable<Vec<SelectorId>> {
     let mut at: BTreeMap<Prefix, Vec<usize>> = BTreeMap::new();
     let mut cuts: BTreeSet<Prefix> = BTreeSet::new();
     for (index, (_, cidr, except)) in blocks.iter().enumerate() {
@@ -355,13 +457,22 @@ fn boundaries(blocks: &[(SelectorId, Prefix, &[Prefix])]) -> PrefixTable<Vec<Sel
         let mut ids: Vec<SelectorId> = (0..=cut.length())
             .filter_map(|length| at.get(&Prefix::new(cut.address(), length)?))
             .flatten()
-            .filter(|index| !blocks[**index].2.iter().any(|range| covers(range, &cut)))
+            .filter(|index| !is_excepted(blocks[**index].2, &cut))
             .map(|index| blocks[*index].0)
             .collect();
         ids.sort_unstable();
         table.insert(cut, ids);
     }
     table
+}
+
+/// Whether one of `except`, which ascend, has all of `cut`.
+fn is_excepted(except: &[Prefix], cut: &Prefix) -> bool {
+    if except.len() < EXCEPTS_IN_ORDER {
+        return except.iter().any(|range| covers(range, cut));
+    }
+    let mut around = (0..=cut.length()).filter_map(|length| Prefix::new(cut.address(), length));
+    around.any(|range| except.binary_search(&range).is_ok())
 }
 
 fn covers(range: &Prefix, other: &Prefix) -> bool {

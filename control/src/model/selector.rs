@@ -28,6 +28,13 @@ pub struct Requirement {
 }
 
 impl Requirement {
+    /// Whether `labels` fulfil it, whatever others there are.
+    fn surely_matches(&self, labels: &Labels) -> bool {
+        let is_known = labels.get(&self.key).is_some();
+        let denies = matches!(self.operator, Operator::NotIn(_) | Operator::DoesNotExist);
+        (is_known || !denies) && self.matches(labels)
+    }
+
     fn matches(&self, labels: &Labels) -> bool {
         let value = labels.get(&self.key);
         match &self.operator {
@@ -63,6 +70,12 @@ impl LabelSelector {
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
         self.requirements.iter().all(|requirement| requirement.matches(labels))
+    }
+
+    /// The same of labels beside which there may be others that nobody has told of.
+    #[must_use]
+    pub fn surely_matches(&self, labels: &Labels) -> bool {
+        self.requirements.iter().all(|requirement| requirement.surely_matches(labels))
     }
 
     /// Whether it has no condition, and so matches everything.

@@ -53,6 +53,8 @@ const BOUNDS: &[(&str, Bounds)] = &[
     // Forgets its oldest for a new one.
     ("control/cluster/src/hold.rs GAINED_MAX", Part("kubernetes_objects")),
     ("control/cluster/src/client/servers.rs ANSWER_BYTES_MAX", Input),
+    // Beyond it, addresses that names resolve to are not kept free of Services.
+    ("control/cluster/src/client/servers.rs SERVER_ADDRESSES_MAX", Part("kubernetes_objects")),
     ("control/cluster/src/list_watch/lines.rs LINE_BYTES_MAX", Input),
     ("control/cluster/src/list_watch/wire.rs PAGE_BYTES_MAX", Input),
     ("control/cluster/src/follow/whole.rs OBJECTS_MAX", Table(&["kubernetes_objects"])),
@@ -65,6 +67,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/cluster/src/serve/watch.rs EVENTS_MAX", Work),
     ("control/cluster/src/serve/watch.rs LOOKED_AT_MAX", Work),
     ("control/cluster/src/snapshot/file.rs FILE_BYTES_MAX", Input),
+    ("control/src/compile/selectors.rs BLOCKS_AT_CUTS_MAX", Table(&["policy_blocks_at_cuts"])),
     ("control/src/config/kubernetes.rs SERVERS_MAX", Input),
     ("control/cni/src/configuration.rs CONFIGURATION_BYTES_MAX", Input),
     ("control/cni/src/configuration.rs SECONDS_MAX", Setting),

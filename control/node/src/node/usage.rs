@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use cluster::follow::whole::{OBJECTS_MAX as KUBERNETES_OBJECTS_MAX, REFUSED_MAX};
 use control::admin::status::{ERRORS_MAX, TableUsage};
+use control::compile::BLOCKS_AT_CUTS_MAX;
 use control::manifests::OBJECTS_MAX;
 use dataplane::capture::CAPTURE_PACKETS_MAX;
 use dataplane::counters::PORTS_MAX;
@@ -30,7 +31,7 @@ use crate::netlink::neighbours::ASKED_MAX;
 use crate::netlink::view::{LINKS_MAX, NEIGHBOURS_MAX, ROUTES_MAX};
 
 /// Every row of `tables` in a status, in order.
-pub const ROWS: [&str; 51] = [
+pub const ROWS: [&str; 52] = [
     "flows_ipv4",
     "flows_ipv6",
     "flows_per_endpoint",
@@ -71,6 +72,7 @@ pub const ROWS: [&str; 51] = [
     "manifest_objects",
     "kubernetes_objects",
     "kubernetes_refused_objects",
+    "policy_blocks_at_cuts",
     "flow_followers",
     "watched_flows",
     "snat_addresses",
@@ -260,6 +262,11 @@ impl Node {
             Row::new("manifest_objects", from_folder, 0, OBJECTS_MAX),
             Row::new("kubernetes_objects", from_servers, 0, KUBERNETES_OBJECTS_MAX),
             Row::new("kubernetes_refused_objects", refused, 0, REFUSED_MAX),
+            of(
+                "policy_blocks_at_cuts",
+                self.publisher.compiled().blocks_at_cuts(),
+                BLOCKS_AT_CUTS_MAX,
+            ),
             of("flow_followers", self.flows.followers(), FOLLOWERS_MAX),
             of("watched_flows", self.watch.len(), WATCHED_MAX),
             of("snat_addresses", self.rule_addresses.known().len(), SNAT_ADDRESSES_MAX),
