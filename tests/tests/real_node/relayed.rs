@@ -17,8 +17,18 @@ const LISTEN: &str = "127.0.0.1:8444";
 const RELAY: &str = "http://127.0.0.1:8444";
 const FOLLOWING: &str = "relays: [\"http://127.0.0.1:8444\"], request_timeout_seconds: 2";
 
-fn start_relay(scene: &Scene, server: &ApiServer) -> Process {
-    let words = ["relay", "--listen", LISTEN, "--api-server", &*server.url, "--read-only"];
+/// Starts a relay in the node's namespace, and waits until it knows everything.
+pub fn start_relay(scene: &Scene, server: &ApiServer) -> Process {
+    let words = [
+        "relay",
+        "--listen",
+        LISTEN,
+        "--api-server",
+        &*server.url,
+        "--read-only",
+        "--request-timeout",
+        "2",
+    ];
     let relay = scene.node.spawn("relay", &path().to_string_lossy(), &words).expect("started");
     let ready = format!("{RELAY}/readyz");
     let is_ready = || scene.node.run("curl", &["-sf", &ready]).is_ok();

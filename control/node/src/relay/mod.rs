@@ -54,6 +54,10 @@ pub struct Arguments {
     /// Whom the API servers' certificates must come from, PEM. Default: as the credentials say.
     #[arg(long, value_name = "FILE")]
     pub authority: Option<PathBuf>,
+    /// For an answer of the API server to begin, and for a list to go on, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = Kubernetes::default().request_timeout_seconds,
+          value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub request_timeout: u32,
     /// The Lease by which relays agree on a leader, which alone writes Events about objects that
     /// nodes cannot use as they are.
     #[arg(long, value_name = "NAMESPACE/NAME", default_value = "xskiff/xskiff-relay")]
@@ -178,6 +182,7 @@ fn access(
         api_servers: arguments.api_servers.clone(),
         kubeconfig: arguments.kubeconfig.clone(),
         ca_file: arguments.authority.clone(),
+        request_timeout_seconds: arguments.request_timeout,
         ..Kubernetes::default()
     };
     Ok(Access::settle(&of_node, environment)?)
@@ -332,12 +337,14 @@ mod tests {
         let settings = parse(&format!(
             "--listen 127.0.0.1:8443 --metrics-listen [::]:9464 --tls-certificate a.pem \
              --tls-key a.key --client-authority ca.pem --api-server https://10.0.0.1:6443 \
-             --api-server https://[fd00::1]:6443 --kubeconfig {kubeconfig} --watches 7 --history 9",
+             --api-server https://[fd00::1]:6443 --kubeconfig {kubeconfig} --watches 7 --history 9 \
+             --request-timeout 3",
         ))
         .unwrap();
         assert_eq!(settings.upstream.api_servers.len(), 2);
         assert_eq!(settings.upstream.credentials, Credentials::Kubeconfig(kubeconfig.into()));
         assert_eq!((settings.limits.watches, settings.history.events), (7, 9));
+        assert_eq!(settings.upstream.request_timeout.as_secs(), 3);
         let lease = settings.writes.unwrap().lease;
         assert_eq!((&*lease.namespace, &*lease.name), ("xskiff", "xskiff-relay"));
         assert_eq!(settings.tls.unwrap().client_authority, Some("ca.pem".into()));

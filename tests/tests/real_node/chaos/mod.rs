@@ -5,6 +5,7 @@
 
 mod changes;
 mod objects;
+mod troubles;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,29 +13,29 @@ use std::time::{Duration, Instant};
 
 use control::admin::status::Level;
 use control::admin::{PolicyQuestion, Reply, Request};
-use control::model::Kind;
-use serde_json::Value;
 use xskiff::demo::scene::{BALANCER, BUYER, CLIENT, CLUSTER_IP, ECHO, HTTP, NODE, PODS, to};
 use xskiff::lab::agent::report::Report;
 use xskiff::lab::{Agent, wait_until};
-use xskiff_tests::cluster_server::{Fault, Live, On, Setup, Size, Synthetic};
+use xskiff_tests::cluster_server::{Setup, Size, Synthetic};
 use xskiff_tests::policy_model::Transport;
 use xskiff_tests::random::Random;
 use xskiff_tests::xskiff_binary::root_or_skip;
 
 use crate::clients::{Client, Datagrams, resets_of};
-use crate::followed::{ApiServer, demo_objects, follow};
+use crate::followed::{ApiServer, demo_objects, follow_beside};
+use crate::relayed::start_relay;
 use crate::world::{PATIENCE, Shape, World, number_from};
 
 use changes::Changes;
 use objects::Question;
+use troubles::{Chaos, Trouble};
 
-const SHAPE: Shape = Shape { label: "chaos", mtu: 1500, xdp_mode: "native" };
 /// How the node follows: soon impatient, so that much happens in little time; but what a list has
 /// lost is held for longer than any trouble lasts.
 const FOLLOWING: &str = "connect_timeout_seconds: 1, request_timeout_seconds: 2, \
     silence_seconds: 3, watch_seconds_min: 5, watch_seconds_max: 8, hold_seconds: 10, \
     snapshot_seconds: 2";
+const RELAYS: &str = ", relays: [\"http://127.0.0.1:8444\"]";
 const CLUSTER: Size = Size { nodes: 6, namespaces: 4, pods: 90, services: 24, policies: 8 };
 /// Addresses that UDP flows come from.
 const DATAGRAM_SOURCES: &str = "100.64.0.0/20";
@@ -44,46 +45,6 @@ const PACE: Duration = Duration::from_millis(150);
 const SETTLE: Duration = Duration::from_millis(400);
 /// Questions after each change.
 const QUESTIONS: usize = 6;
-
-/// What goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Trouble {
-    /// The server dies, and comes back without its past.
-    Death,
-    /// It comes back having forgotten a third of all pods and endpoints, which it then hears of again.
-    Amnesia,
-    /// Watches stay open and say nothing.
-    Silence,
-    /// Watches end in mid-object.
-    Cuts,
-    /// Watches end with bytes that are no JSON.
-    Garbage,
-    /// The past is lost: 410.
-    Expiry,
-    /// One answer of two is refused, stalls, is slow, is cut or is garbage.
-    Everything,
-}
-
-const TROUBLES: [Trouble; 7] = [
-    Trouble::Death,
-    Trouble::Amnesia,
-    Trouble::Silence,
-    Trouble::Cuts,
-    Trouble::Garbage,
-    Trouble::Expiry,
-    Trouble::Everything,
-];
-
-const FAULTS: [Fault; 8] = [
-    Fault::Stall,
-    Fault::HalfOpen { after: 700 },
-    Fault::TOO_MANY,
-    Fault::GONE,
-    Fault::INTERNAL,
-    Fault::Garbage { after: 900 },
-    Fault::Cut { after: 1100 },
-    Fault::Slow { bytes: 400, pause: Duration::from_millis(20) },
-];
 
 /// Who goes on meanwhile.
 struct Traffic {
@@ -168,81 +129,6 @@ fn verdict(world: &World, question: Question) -> bool {
     }
 }
 
-/// The API server and what is wrong with it now.
-struct Chaos {
-    server: ApiServer,
-    /// What it has forgotten.
-    forgotten: Vec<(Kind, Value)>,
-    is_down: bool,
-}
-
-impl Chaos {
-    fn begin(&mut self, trouble: Trouble, cluster: &Synthetic) {
-        let faults = &self.server.faults;
-        match trouble {
-            Trouble::Death => {
-                self.server.kill();
-                self.is_down = true;
-            }
-            Trouble::Amnesia => {
-                self.server.kill();
-                self.forget(cluster);
-                self.server.come_back();
-            }
-            Trouble::Silence => faults.live(Live::Silent),
-            Trouble::Cuts => faults.live(Live::Cut),
-            Trouble::Garbage => faults.live(Live::Garbage),
-            Trouble::Expiry => {
-                faults.always(On::ALL, Fault::GONE);
-                self.server.store.forget_history();
-            }
-            Trouble::Everything => {
-                faults.by_chance(2, FAULTS.to_vec());
-                // Whatever is open ends, so that it is asked for.
-                faults.live(Live::Cut);
-                std::thread::sleep(Duration::from_millis(50));
-                faults.live(Live::Flowing);
-            }
-        }
-    }
-
-    /// Two of five pods and endpoints, the demo's own among them.
-    fn forget(&mut self, cluster: &Synthetic) {
-        let demo = demo_objects().into_iter();
-        let demo = demo.filter(|(kind, object)| match kind {
-            Kind::Pod => object["metadata"]["name"] != "stranger",
-            Kind::EndpointSlice => object["metadata"]["name"] != "web-ipv4",
-            _ => false,
-        });
-        let rest = cluster.objects().filter(|(kind, object)| match kind {
-            Kind::Pod => object["metadata"]["uid"].as_str().is_some_and(|uid| uid < "6"),
-            Kind::EndpointSlice => true,
-            _ => false,
-        });
-        for (kind, object) in demo.chain(rest) {
-            let metadata = &object["metadata"];
-            let [namespace, name] = ["namespace", "name"].map(|key| metadata[key].as_str());
-            let [namespace, name] = [namespace, name].map(Option::unwrap_or_default);
-            // Pods of other nodes may have gone before.
-            if self.server.store.delete(kind, namespace, name).is_some() {
-                self.forgotten.push((kind, object));
-            }
-        }
-    }
-
-    /// All is well again. What was forgotten comes back as it was in the beginning.
-    fn end(&mut self, changes: &mut Changes) {
-        self.server.faults.clear();
-        if std::mem::take(&mut self.is_down) {
-            self.server.come_back();
-        }
-        for (kind, object) in self.forgotten.drain(..) {
-            changes.history.set(kind, &object);
-            self.server.set(kind, object);
-        }
-    }
-}
-
 /// Goes on changing the cluster for so long; no verdict may be one that policy never gave.
 fn change_and_ask(
     world: &World,
@@ -311,9 +197,41 @@ fn failures_measured(world: &World) -> BTreeMap<String, u64> {
     all
 }
 
+/// One way to follow the cluster, and what befalls it.
+struct Plan {
+    shape: Shape,
+    /// What the configuration says of following, beside [`FOLLOWING`].
+    more: &'static str,
+    troubles: &'static [Trouble],
+    is_relayed: bool,
+    /// Reasons of failures that the node must have met.
+    reasons: &'static [&'static str],
+}
+
 #[test]
 fn whatever_befalls_the_api_server_no_connection_ends_and_no_verdict_is_wrong() {
-    if !root_or_skip("chaos") {
+    go_through(&Plan {
+        shape: Shape { label: "chaos", mtu: 1500, xdp_mode: "native" },
+        more: "",
+        troubles: Trouble::DIRECT,
+        is_relayed: false,
+        reasons: &["connection", "silent", "expired", "garbage"],
+    });
+}
+
+#[test]
+fn nor_where_a_relay_is_between_and_dies() {
+    go_through(&Plan {
+        shape: Shape { label: "chaos-relay", mtu: 1500, xdp_mode: "native" },
+        more: RELAYS,
+        troubles: Trouble::RELAYED,
+        is_relayed: true,
+        reasons: &["connection"],
+    });
+}
+
+fn go_through(plan: &Plan) {
+    if !root_or_skip(plan.shape.label) {
         return;
     }
     let lasting = Duration::from_secs(number_from("XSKIFF_CHAOS_SECONDS", 15));
@@ -322,10 +240,13 @@ fn whatever_befalls_the_api_server_no_connection_ends_and_no_verdict_is_wrong() 
     let mut objects = demo_objects();
     objects.extend(cluster.objects());
     let setup = Setup { seed, ..Setup::default() };
-    let (world, server) = follow(SHAPE, (setup, FOLLOWING), PATIENCE, |server| {
-        cluster.objects().for_each(|(kind, object)| server.set(kind, object));
-    });
-    let mut chaos = Chaos { server, forgotten: Vec::new(), is_down: false };
+    let (mut relay, following) = (None, [FOLLOWING, plan.more].concat());
+    let (world, server) =
+        follow_beside(plan.shape, (setup, &following), PATIENCE, |scene, server| {
+            cluster.objects().for_each(|(kind, object)| server.set(kind, object));
+            relay = plan.is_relayed.then(|| start_relay(scene, server));
+        });
+    let mut chaos = Chaos::new(server, relay);
     let mut changes = Changes::new(&objects, cluster, seed);
     let (questions, mut random) = (questions(&cluster), Random::new(seed));
     wait_in_step(&world, &mut changes, &questions);
@@ -334,10 +255,10 @@ fn whatever_befalls_the_api_server_no_connection_ends_and_no_verdict_is_wrong() 
 
     let (began, mut asked, mut met) = (Instant::now(), 0, BTreeMap::<Trouble, u64>::new());
     let mut order: Vec<Trouble> = Vec::new();
-    while began.elapsed() < lasting || met.len() < TROUBLES.len() {
+    while began.elapsed() < lasting || met.len() < plan.troubles.len() {
         // Each in turn, in an order of chance.
         if order.is_empty() {
-            order = TROUBLES.to_vec();
+            order = plan.troubles.to_vec();
             (1..order.len()).rev().for_each(|last| order.swap(last, random.below(last + 1)));
         }
         let Some(trouble) = order.pop() else { break };
@@ -352,14 +273,16 @@ fn whatever_befalls_the_api_server_no_connection_ends_and_no_verdict_is_wrong() 
         let server = (trouble != Trouble::Amnesia).then_some(&chaos.server);
         let about = (&*questions, &mut random);
         asked += change_and_ask(&world, (&mut changes, server), about, for_long);
-        if trouble == Trouble::Death && for_long > Duration::from_secs(2) {
+        // A relay tells what it knows meanwhile.
+        let is_missed = trouble == Trouble::Death && !plan.is_relayed;
+        if is_missed && for_long > Duration::from_secs(2) {
             // The summary may name a list that is held from before.
             let status = world.status();
             assert_eq!(status.verdict.level, Level::Degraded, "{:?}", status.verdict);
             let kinds = status.kubernetes.expect("followed").kinds;
             assert!(kinds.iter().any(|kind| kind.last_error.is_some()), "{kinds:?}");
         }
-        chaos.end(&mut changes);
+        chaos.end(trouble, &mut changes, &world.scene);
         // Now and then trouble meets trouble.
         if random.one_in(3) {
             continue;
@@ -378,16 +301,19 @@ fn whatever_befalls_the_api_server_no_connection_ends_and_no_verdict_is_wrong() 
     let (failures, measured) = (failures(&world), failures_measured(&world));
     assert_eq!(failures, measured, "status and metrics");
     let log = std::fs::read_to_string(world.node.process().log()).expect("its log");
-    for reason in ["connection", "silent", "expired", "garbage"] {
-        assert!(failures.get(reason).is_some_and(|count| *count > 0), "{reason}: {failures:?}");
+    for reason in plan.reasons {
+        assert!(failures.get(*reason).is_some_and(|count| *count > 0), "{reason}: {failures:?}");
     }
     for (reason, count) in failures.iter().filter(|(_, count)| **count > 0) {
         let line = format!("reason=\"{reason}\"");
         assert!(log.contains(&line), "{count} times {line} and no line of log");
     }
+    let servers = world.status().kubernetes.expect("followed").servers;
+    assert!(servers.iter().all(|server| server.requests > 0), "each is asked: {servers:?}");
     println!(
-        "seed {seed}, {:.0} s: {met:?}, {:?}, failures {failures:?}; {told}, no reset; {asked} \
+        "{}: seed {seed}, {:.0} s: {met:?}, {:?}, failures {failures:?}; {told}, no reset; {asked} \
          verdicts; {} lines of log",
+        plan.shape.label,
         began.elapsed().as_secs_f64(),
         chaos.server.faults.met(),
         log.lines().count(),
