@@ -82,10 +82,13 @@ impl<T> Default for Hold<T> {
 }
 
 impl<T> Hold<T> {
-    /// A second list: gives what both have lost, which is true. `losses` keeps the rest, and nothing
-    /// is held any more.
-    pub(crate) fn agree(&mut self, losses: &mut Losses<T>) -> Losses<T> {
+    /// Another list: gives what both have lost, which is true, if it `is_second`, a while after the
+    /// first. `losses` keeps the rest, and nothing is held any more.
+    pub(crate) fn agree(&mut self, losses: &mut Losses<T>, is_second: bool) -> Losses<T> {
         let earlier = std::mem::take(self).losses;
+        if !is_second {
+            return Losses::default();
+        }
         let keys = losses.gone.iter().chain(losses.shrunk.keys());
         let both = keys.filter(|key| earlier.has(key)).cloned().collect();
         losses.split(&both)

@@ -29,7 +29,8 @@ pub struct Kubernetes {
     pub service_account: PathBuf,
     /// PEM file of whom servers' certificates must come from; absent: what the credentials say.
     pub ca_file: Option<PathBuf>,
-    /// Seconds that a connection may take to be made.
+    /// Seconds that a connection may take to be made; one is given up when nobody is there for four
+    /// times that.
     pub connect_timeout_seconds: u32,
     /// Seconds that an answer may take to begin, and a list to go on.
     pub request_timeout_seconds: u32,

@@ -5,7 +5,7 @@
 //! (how), [`written`] (Leases and Events, which clients write), [`synthetic`] (clusters),
 //! [`authority`] (certificates).
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ const REBINDS: u32 = 100;
 /// How the server is set up.
 #[derive(Clone, Default)]
 pub struct Setup {
+    /// Where it listens; on the loopback interface when absent.
+    pub address: Option<IpAddr>,
     /// Speaks TLS by a certificate of this authority.
     pub authority: Option<Arc<Authority>>,
     /// Who may ask; everybody when absent.
@@ -51,7 +53,7 @@ pub struct ClusterServer {
 }
 
 impl ClusterServer {
-    /// Listens on a loopback port of the kernel's choice.
+    /// Listens on a port of the kernel's choice.
     ///
     /// # Errors
     /// [`ListenError`].
@@ -64,7 +66,7 @@ impl ClusterServer {
             writes: Some(written.taker()),
             layer: Some(faults.layer()),
             limits: setup.limits,
-            ..Options::plain((Ipv4Addr::LOCALHOST, 0).into())
+            ..Options::plain((setup.address.unwrap_or(Ipv4Addr::LOCALHOST.into()), 0).into())
         };
         let store = Arc::new(Store::numbering(setup.history));
         let authority = setup.authority;
@@ -149,5 +151,14 @@ impl ClusterServer {
     pub async fn come_back(&mut self) -> Result<(), ListenError> {
         self.store.forget_history();
         self.listen().await
+    }
+
+    /// The same, with the same port at another address.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub async fn come_back_at(&mut self, address: IpAddr) -> Result<(), ListenError> {
+        self.options.address.set_ip(address);
+        self.come_back().await
     }
 }

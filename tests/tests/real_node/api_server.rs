@@ -6,7 +6,8 @@ use control::admin::status::Level;
 use control::model::Kind;
 use nix::sys::signal::Signal;
 use serde_json::json;
-use xskiff::lab::wait_until;
+use xskiff::lab::link::{self, End};
+use xskiff::lab::{Process, wait_until};
 use xskiff_tests::cluster_server::Setup;
 use xskiff_tests::xskiff_binary::{path, root_or_skip};
 
@@ -121,4 +122,82 @@ fn a_node_that_knows_the_api_servers_service_alone_does_not_start_and_says_the_w
     let both = "manifests: /etc/xskiff\nkubernetes: {enabled: true}";
     let said = bare.refused(&[], &bare.configuration("up0", &bare.directory("run"), both));
     assert!(said.contains("kubernetes.enabled") && said.contains("/etc/xskiff"), "{said}");
+}
+
+/// What the node says of the API server: objects that it has, and why it failed last.
+fn followed(bare: &Bare, socket: &str) -> (u64, Vec<String>) {
+    let kinds = status(bare, socket).expect("a status").kubernetes.expect("followed").kinds;
+    let objects = kinds.iter().map(|kind| kind.objects).sum();
+    (objects, kinds.into_iter().filter_map(|kind| Some(kind.last_error?.message)).collect())
+}
+
+/// In the hosts file of [`spawn_by_name`]: that is the one name that is spoken to without TLS.
+fn localhost_is(bare: &Bare, address: &str) {
+    std::fs::write(bare.directory("hosts"), format!("{address} localhost\n")).expect("written");
+}
+
+/// Starts a node with a hosts file of its own.
+fn spawn_by_name(bare: &Bare, file: &str, url: &str) -> Process {
+    let script = format!("mount --bind {} /etc/hosts && exec \"$@\"", bare.directory("hosts"));
+    let before = ["unshare", "--mount", "sh", "-c", &*script, "sh"];
+    bare.spawn_with(&before, file, &["--api-server", url])
+}
+
+#[test]
+fn a_name_is_resolved_anew_when_its_server_is_gone() {
+    if !root_or_skip("an API server with a name") {
+        return;
+    }
+    let bare = Bare::new("api-name");
+    let socket = bare.directory("run/admin.sock");
+    let state = bare.directory("state");
+    let kubernetes =
+        format!("kubernetes: {{state_directory: {state}, request_timeout_seconds: 2}}");
+    let file = bare.configuration("up0", &bare.directory("run"), &kubernetes);
+    let server = ApiServer::start(&bare.node, Setup::default());
+    fill(&server);
+    localhost_is(&bare, "127.0.0.1");
+    let process = spawn_by_name(&bare, &file, &server.url.replace("127.0.0.1", "localhost"));
+    bare.ready(&process, &socket);
+    assert_eq!(followed(&bare, &socket).0, 3);
+
+    server.kill();
+    let missed = || !followed(&bare, &socket).1.is_empty();
+    assert!(wait_until(PATIENCE, missed).is_some(), "{}", process.log_tail());
+    server.come_back_at("127.0.0.2".parse().expect("an address"));
+    server.set(Kind::Namespace, json!({"metadata": {"name": "bank"}}));
+    localhost_is(&bare, "127.0.0.2");
+    let is_found = || followed(&bare, &socket) == (4, Vec::new());
+    assert!(wait_until(PATIENCE, is_found).is_some(), "{:?}", followed(&bare, &socket));
+}
+
+#[test]
+fn a_server_whose_machine_is_gone_is_missed_before_a_watch_is_silent_for_too_long() {
+    if !root_or_skip("an API server that vanishes") {
+        return;
+    }
+    let bare = Bare::new("api-gone");
+    let outside = "192.0.2.18";
+    let end = End { namespace: &bare.outside, interface: "up1" };
+    link::address(end, &format!("{outside}/28")).expect("an address");
+    let (socket, state) = (bare.directory("run/admin.sock"), bare.directory("state"));
+    // Given up after four times the second that a connection may take, although no watch is silent for long.
+    let kubernetes = format!(
+        "kubernetes: {{state_directory: {state}, connect_timeout_seconds: 1, silence_seconds: 3600, \
+         watch_seconds_min: 3000, watch_seconds_max: 3600}}"
+    );
+    let file = bare.configuration("up0", &bare.directory("run"), &kubernetes);
+    let address = Some(outside.parse().expect("an address"));
+    let server = ApiServer::start(&bare.outside, Setup { address, ..Setup::default() });
+    fill(&server);
+    localhost_is(&bare, outside);
+    let process = spawn_by_name(&bare, &file, &server.url.replace(outside, "localhost"));
+    bare.ready(&process, &socket);
+    bare.outside.ip("link set up1 down").expect("down");
+    let missed = || followed(&bare, &socket).1.len() == Kind::ALL.len();
+    assert!(wait_until(PATIENCE, missed).is_some(), "{:?}", followed(&bare, &socket));
+    bare.outside.ip("link set up1 up").expect("up");
+    server.set(Kind::Namespace, json!({"metadata": {"name": "bank"}}));
+    let is_back = || followed(&bare, &socket) == (4, Vec::new());
+    assert!(wait_until(PATIENCE * 2, is_back).is_some(), "{:?}", followed(&bare, &socket));
 }

@@ -11,7 +11,8 @@ use crate::world::PATIENCE;
 /// A node with two uplinks and nothing behind them.
 pub struct Bare {
     pub node: Namespace,
-    _outside: Namespace,
+    /// At the other end of its links.
+    pub outside: Namespace,
     pub laboratory: Laboratory,
 }
 
@@ -26,7 +27,7 @@ impl Bare {
             link::pair(End { namespace: &outside, interface }, own, 1, 1500).expect("a link");
             link::address(own, &format!("192.0.2.{}/28", 16 * number + 1)).expect("an address");
         }
-        let bare = Self { node, _outside: outside, laboratory };
+        let bare = Self { node, outside, laboratory };
         // The kernel settles the state of links in its own time.
         let settled = || bare.state().matches("state UP").count() == 2;
         assert!(wait_until(PATIENCE, settled).is_some(), "{}", bare.state());

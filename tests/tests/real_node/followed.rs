@@ -1,6 +1,7 @@
 //! An API server inside a node's network namespace, and a world whose node follows it.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::world::{PATIENCE, Shape, Source, Stage, World};
 enum Order {
     Kill,
     ComeBack,
+    ComeBackAt(IpAddr),
 }
 
 /// An API server; ends when dropped.
@@ -48,6 +50,9 @@ impl ApiServer {
                 match order {
                     Order::Kill => server.kill(),
                     Order::ComeBack => server.come_back().await.expect("it listens again"),
+                    Order::ComeBackAt(address) => {
+                        server.come_back_at(address).await.expect("it listens there");
+                    }
                 }
                 done.send(()).expect("somebody waits");
             }
@@ -77,6 +82,11 @@ impl ApiServer {
     /// Back at the same place, without its past.
     pub fn come_back(&self) {
         self.order(Order::ComeBack);
+    }
+
+    /// Back at another address, with the same port.
+    pub fn come_back_at(&self, address: IpAddr) {
+        self.order(Order::ComeBackAt(address));
     }
 
     /// Serves this object.

@@ -198,9 +198,6 @@ impl Access {
             config.root_cert_file = Some(file.clone());
         }
         config.cluster_url = server.clone();
-        config.connect_timeout = Some(self.connect_timeout);
-        config.read_timeout = None;
-        config.default_retry = false;
         Ok(config)
     }
 }

@@ -1,8 +1,8 @@
 //! The servers that a node follows, and how they are reached.
 //!
 //! Reading order: [`access`] (which servers, as whom; decided once, at start), [`servers`] (which of
-//! them is asked now), [`server`] (one of them), [`timed`] (an answer that may not pause for ever),
-//! [`error`].
+//! them is asked now), [`server`] (one of them), `connection` (how it is connected to), [`timed`] (an
+//! answer that may not pause for ever), [`error`].
 //!
 //! Each server is reached by a [`kube::Client`] of its own: TLS, the authority's file and the token's,
 //! which are read again as they rotate, kubeconfig files and plugins are kube's. What is ours is what
@@ -13,6 +13,7 @@
 //! would share one, and a stream that stalls could not be told from a connection that does.
 
 pub mod access;
+mod connection;
 pub mod error;
 pub mod server;
 pub mod servers;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::access::Access;
+use super::connection;
 use super::error::{ClientError, chain};
 
 /// One server.
@@ -208,7 +209,7 @@ impl Server {
         }
         let refuse = |message| ClientError::Credentials { server: self.name(), message };
         let config = self.access.config(&self.uri).await.map_err(refuse)?;
-        let made = Client::try_from(config).map_err(|error| refuse(chain(&error)))?;
+        let made = connection::client(&config, self.access.connect_timeout).map_err(refuse)?;
         *client = Some(made.clone());
         Ok(made)
     }

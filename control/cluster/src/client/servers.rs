@@ -1,6 +1,6 @@
 //! Which server is asked: the first in order that is well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,16 +22,29 @@ const TURN: Duration = Duration::from_millis(200);
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
 /// Largest answer that is one object: those that are asked for one by one have a few hundred bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Addresses that servers were found at, at most: as many as a name resolves to over the years, and
+/// more are not kept free of Services.
+pub const SERVER_ADDRESSES_MAX: usize = 1024;
 
-/// By Service, its addresses with the port that it has there; 0: all.
-type Listening = BTreeMap<Box<str>, Box<[(IpAddr, u16)]>>;
-
-/// Addresses of Services, which this node serves itself: no server may be reached through one.
+/// Addresses of Services, which this node serves itself, and of servers: no server may be reached
+/// through a Service.
+///
+/// Whoever may create Services may give them any external address, and kube-vip and its like publish
+/// the API servers' own. Such an address stays the server's: a node that took it for the Service's would
+/// never hear that the Service is gone.
 #[derive(Debug, Default, Clone)]
-pub struct Frontends(Arc<Mutex<Listening>>);
+pub struct Frontends(Arc<Mutex<Addresses>>);
+
+#[derive(Debug, Default)]
+struct Addresses {
+    /// By Service, its addresses with the port that it has there; 0: all.
+    services: BTreeMap<Box<str>, Box<[(IpAddr, u16)]>>,
+    /// Where servers are, as they are named or their names were resolved.
+    servers: BTreeSet<SocketAddr>,
+}
 
 impl Frontends {
-    fn lock(&self) -> MutexGuard<'_, Listening> {
+    fn lock(&self) -> MutexGuard<'_, Addresses> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -39,11 +52,36 @@ impl Frontends {
     /// shares with a node is its own only on its ports.
     pub fn set(&self, service: &Service) {
         let whole = service.cluster_ips.iter().map(|address| (*address, 0));
-        let shared = service.external_ips.iter().chain(&service.load_balancer_ips);
-        let shared = shared
-            .flat_map(|address| service.ports.iter().map(move |port| (*address, port.l4_port)));
-        let addresses: Box<[_]> = whole.chain(shared).collect();
-        self.lock().insert(service.name.to_string().into(), addresses);
+        let addresses: Box<[_]> = match service.headless {
+            // Nothing is served of it.
+            true => Box::default(),
+            false => whole.chain(external(service)).collect(),
+        };
+        self.lock().services.insert(service.name.to_string().into(), addresses);
+    }
+
+    /// External addresses of `service` that are a server's on one of its ports.
+    #[must_use]
+    pub fn of_servers(&self, service: &Service) -> BTreeSet<SocketAddr> {
+        let own = self.lock();
+        let all = external(service).map(SocketAddr::from);
+        all.filter(|address| own.servers.contains(address)).collect()
+    }
+
+    /// A server is at `address`. Gives whether it may be reached there: no Service is.
+    pub(crate) fn take(&self, address: SocketAddr) -> bool {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        let mut own = self.lock();
+        let of_services = || own.services.values().flat_map(|all| all.iter());
+        let (ip, port) = (address.ip(), address.port());
+        if of_services().any(|one| *one == (ip, 0)) {
+            return false;
+        }
+        let is_free = !of_services().any(|one| *one == (ip, port));
+        if own.servers.len() < SERVER_ADDRESSES_MAX {
+            own.servers.insert(address);
+        }
+        is_free
     }
 
     /// With the API servers' own Service, if the environment of a Pod names it.
@@ -59,22 +97,19 @@ impl Frontends {
 
     /// The API servers' own Service, of which a Pod is told before any is known.
     fn set_service_host(&self, host: IpAddr) {
-        self.lock().insert("".into(), [(host, 0)].into());
+        self.lock().services.insert("".into(), [(host, 0)].into());
     }
 
     /// A Service went.
     pub fn remove(&self, name: &str) {
-        self.lock().remove(name);
+        self.lock().services.remove(name);
     }
+}
 
-    /// Whether a Service listens there.
-    #[must_use]
-    pub fn contain(&self, address: SocketAddr) -> bool {
-        let ip = address.ip().to_canonical();
-        let frontends = self.lock();
-        let mut all = frontends.values().flat_map(|own| own.iter());
-        all.any(|(own, port)| *own == ip && (*port == 0 || *port == address.port()))
-    }
+/// Addresses outside the cluster's ranges, with the ports that it has there.
+fn external(service: &Service) -> impl Iterator<Item = (IpAddr, u16)> {
+    let addresses = service.external_ips.iter().chain(&service.load_balancer_ips);
+    addresses.flat_map(|address| service.ports.iter().map(move |port| (*address, port.l4_port)))
 }
 
 /// All servers.
@@ -98,6 +133,11 @@ impl Servers {
         let turn = if list.is_empty() { 0 } else { fastrand::usize(..list.len()) };
         list.rotate_left(turn);
         list.extend(access.api_servers.iter().map(server(false)));
+        for (host, port) in list.iter().map(|server| place(&server.uri)) {
+            if let Ok(address) = host.parse() {
+                frontends.take(SocketAddr::new(address, port));
+            }
+        }
         Self { access, list, frontends, in_use: AtomicUsize::new(usize::MAX) }
     }
 
@@ -153,6 +193,16 @@ impl Servers {
         Ok(())
     }
 
+    /// A server has spoilt what it had begun to say, and which of them, `error` tells: the next is asked
+    /// in its place for a while.
+    pub(crate) fn spoilt(&self, error: &ClientError) {
+        if let ClientError::Garbage { server: name, .. } = error
+            && let Some(server) = self.list.iter().find(|server| server.name() == *name)
+        {
+            server.failed(error, None);
+        }
+    }
+
     async fn answer(&self, ask: &Ask, silence: Duration) -> Result<Timed, ClientError> {
         let mut failure = None;
         for index in self.candidates() {
@@ -167,10 +217,7 @@ impl Servers {
                     return Ok(answer);
                 }
                 Err((error, retry_after)) => {
-                    // What is about the request is the same everywhere.
-                    let is_final = matches!(&error,
-                        ClientError::Http { status: 400..=499, .. } if error.reason() != "busy");
-                    if is_final {
+                    if is_about_request(&error, server.is_relay) {
                         server.answered();
                         self.in_use.store(index, Ordering::Relaxed);
                         return Err(error);
@@ -223,10 +270,7 @@ impl Servers {
 
     /// Whether a connection to `server` would stay out of this node's own tables.
     async fn check_way(&self, server: &Server) -> Result<(), ClientError> {
-        let host = server.uri.host().unwrap_or_default();
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let default = if server.uri.scheme_str() == Some("http") { 80 } else { 443 };
-        let port = server.uri.port_u16().unwrap_or(default);
+        let (host, port) = place(&server.uri);
         let after = self.access.connect_timeout;
         let looked_up = tokio::time::timeout(after, tokio::net::lookup_host((host, port))).await;
         let mut addresses = match looked_up {
@@ -237,10 +281,28 @@ impl Servers {
             }
             Err(_) => return Err(ClientError::Timeout { server: server.name(), after }),
         };
-        match addresses.find(|address| self.frontends.contain(*address)) {
+        match addresses.find(|address| !self.frontends.take(*address)) {
             Some(address) => Err(ClientError::Frontend { server: server.name(), address }),
             None => Ok(()),
         }
+    }
+}
+
+/// The host and the port that a server is named by.
+fn place(server: &Uri) -> (&str, u16) {
+    let host = server.host().unwrap_or_default();
+    let default = if server.scheme_str() == Some("http") { 80 } else { 443 };
+    (host.trim_start_matches('[').trim_end_matches(']'), server.port_u16().unwrap_or(default))
+}
+
+/// Whether an answer is about the request, and the same everywhere: not one that knows us as nobody,
+/// and not a relay's refusal, whose tokens are its own.
+fn is_about_request(error: &ClientError, is_relay: bool) -> bool {
+    match error {
+        ClientError::Http { status: 401 | 429, .. } => false,
+        ClientError::Http { status: 403, .. } => !is_relay,
+        ClientError::Http { status: 400..=499, .. } => true,
+        _ => false,
     }
 }
 

@@ -68,7 +68,9 @@ impl Timed {
                 }
                 Poll::Ready(Some(Err(error))) => {
                     let (server, message) = (self.server.name(), chain(&error));
-                    Poll::Ready(Err(ClientError::Connection { server, message }))
+                    let error = ClientError::Connection { server, message };
+                    self.server.failed(&error, None);
+                    Poll::Ready(Err(error))
                 }
                 Poll::Pending => match self.silence.as_mut().poll(context) {
                     Poll::Ready(()) => {

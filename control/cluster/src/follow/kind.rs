@@ -11,7 +11,7 @@ use super::Shared;
 use super::standing::unix_ms_now;
 use crate::client::ClientError;
 use crate::decode::{decode, name};
-use crate::list_watch::Sink;
+use crate::list_watch::{List, Sink};
 
 /// Where one kind's objects go.
 pub(super) struct OfKind {
@@ -119,14 +119,14 @@ impl Sink for OfKind {
         self.shared.whole.borrow_mut().abort_list(self.kind);
     }
 
-    fn end_list(&mut self, _: Option<&str>, is_streamed: bool) -> Result<bool, String> {
+    fn end_list(&mut self, list: &List<'_>) -> Result<bool, String> {
         let began = Instant::now();
-        let is_held = self.shared.whole.borrow_mut().end_list(self.kind);
+        let is_held = self.shared.whole.borrow_mut().end_list(self.kind, list.is_second);
         self.applied(self.listing + began.elapsed());
         let is_relist = std::mem::replace(&mut self.was_listed, true);
         self.shared.reporter.kind(self.kind, |own| {
             own.status.lists += 1;
-            own.status.streamed_lists += u64::from(is_streamed);
+            own.status.streamed_lists += u64::from(list.is_streamed);
             own.status.relists += u64::from(is_relist);
             own.status.in_step = true;
         });
@@ -165,6 +165,9 @@ impl Sink for OfKind {
 
     fn failed(&mut self, error: &ClientError, is_absent: bool) {
         self.note(error);
+        if let ClientError::Frontend { .. } = error {
+            self.shared.whole.borrow_mut().yield_to_servers();
+        }
         if is_absent {
             self.shared.reporter.kind(self.kind, |own| own.status.absent = true);
             self.shared.reporter.complete(self.kind);

@@ -154,8 +154,10 @@ impl Whole {
         let mut names = SharedNames::default();
         for restored in objects {
             let (kind, bytes) = restored?;
-            let object = names.decode(kind, bytes)?;
+            let mut object = names.decode(kind, bytes)?;
             counts[index(kind)] += 1;
+            // Said again, and told, once servers name it.
+            self.leave_to_servers(&mut object);
             if let Object::Service(service) = &object {
                 self.frontends.set(service);
             }
@@ -190,9 +192,12 @@ impl Whole {
     /// An object came or changed, or a list names it.
     pub(super) fn take(&mut self, kind: Kind, decoded: Decoded) {
         match decoded {
-            Decoded::Good(object) => {
+            Decoded::Good(mut object) => {
                 let key = key(&object.key().name);
-                self.well(kind, &key);
+                match self.leave_to_servers(&mut object) {
+                    None => self.well(kind, &key),
+                    Some(why) => self.refuse(kind, Some(key.clone()), why, true),
+                }
                 self.set(kind, key, object);
             }
             Decoded::Closed { object, why } => {
@@ -251,6 +256,8 @@ impl Whole {
             own.shrunk.insert(key, object);
             return;
         }
+        // What a list said of it before is older.
+        own.shrunk.remove(&key);
         own.hold.forget(&key);
         if own.known.set(key, bytes) == Set::Same {
             return;
@@ -262,6 +269,34 @@ impl Whole {
         }
         self.is_unsaved = true;
         self.batch.push(Change::Set(object));
+    }
+
+    /// Takes external addresses out of a Service where servers are that we follow. Gives what was wrong.
+    fn leave_to_servers(&self, object: &mut Object) -> Option<String> {
+        let Object::Service(service) = object else { return None };
+        let taken = self.frontends.of_servers(service);
+        let first = taken.first()?;
+        let is_free = |own: &IpAddr| !taken.iter().any(|address| address.ip() == *own);
+        service.external_ips.retain(is_free);
+        service.load_balancer_ips.retain(is_free);
+        Some(format!(
+            "{first} is an address by which this node follows the cluster: the Service is not served \
+             there, or an outage could never be ended"
+        ))
+    }
+
+    /// A server turned out to be where a Service is served: from now on it is not.
+    pub(super) fn yield_to_servers(&mut self) {
+        self.file_restored();
+        let services: Vec<Object> = self.own(Kind::Service).known.objects().collect();
+        for mut object in services {
+            if let Some(why) = self.leave_to_servers(&mut object) {
+                let key = key(&object.key().name);
+                self.refuse(Kind::Service, Some(key.clone()), why, true);
+                self.set(Kind::Service, key, object);
+            }
+        }
+        self.flush();
     }
 
     /// What a pod's new address was before is not held any more.
@@ -311,7 +346,7 @@ impl Whole {
     }
 
     /// A list is complete. Gives whether what it has lost is held.
-    pub(super) fn end_list(&mut self, kind: Kind) -> bool {
+    pub(super) fn end_list(&mut self, kind: Kind, is_second: bool) -> bool {
         let own = self.own(kind);
         own.is_listing = false;
         own.refused.retain(|_, refusal| refusal.is_listed);
@@ -321,14 +356,16 @@ impl Whole {
         };
         let held = own.hold.len();
         if held > 0 {
-            let agreed = own.hold.agree(&mut losses);
+            let agreed = own.hold.agree(&mut losses, is_second);
             let agreed_on = agreed.len();
-            tracing::warn!(
-                kind = kind.name(),
-                held,
-                agreed_on,
-                "a second list says what of the losses is true"
-            );
+            if is_second {
+                tracing::warn!(
+                    kind = kind.name(),
+                    held,
+                    agreed_on,
+                    "a second list says what of the losses is true"
+                );
+            }
             self.lose(kind, agreed);
         }
         let (lost, of) = self.extent(kind, &losses);
@@ -344,12 +381,11 @@ impl Whole {
         self.own(kind).hold.is_holding()
     }
 
-    /// How many pods or endpoints were lost, of how many.
+    /// How many endpoints of slices, or objects of another kind, were lost, of how many.
     fn extent(&self, kind: Kind, losses: &Losses<Object>) -> (usize, usize) {
         let known = &self.kinds[index(kind)].known;
         match kind {
             _ if losses.is_empty() => (0, 0),
-            Kind::Pod => (losses.gone.len(), known.len()),
             Kind::EndpointSlice => {
                 let slice = |key: &Key| match known.get(key) {
                     Some(Object::EndpointSlice(slice)) => Some(slice),
@@ -366,7 +402,7 @@ impl Whole {
                 });
                 (gone.sum::<usize>() + shrunk.sum::<usize>(), all.sum())
             }
-            _ => (0, 0),
+            _ => (losses.gone.len(), known.len()),
         }
     }
 

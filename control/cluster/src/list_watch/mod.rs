@@ -30,6 +30,8 @@ use wire::{Event, PAGE, PAGE_BYTES_MAX, Page, Status, escaped, metadata};
 
 /// A watch that ended sooner, without an event, was none.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
+/// Expiries are apart that lie further from each other than so many of the longest pauses.
+const EXPIRIES_APART: u32 = 4;
 
 /// When to lose patience, and when to ask again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +67,8 @@ pub(crate) trait Sink {
     fn begin_list(&mut self);
     /// The list that was begun will not end.
     fn abort_list(&mut self);
-    /// The list is whole, as of `version`. Gives whether some of what it has lost is held, so that
-    /// a second one is due.
-    fn end_list(&mut self, version: Option<&str>, is_streamed: bool) -> Result<bool, String>;
+    /// The list is whole. Gives whether some of what it has lost is held, so that a second one is due.
+    fn end_list(&mut self, list: &List<'_>) -> Result<bool, String>;
     /// An object came or changed, or the list that is being read names it.
     fn put(&mut self, object: &RawValue, is_list: bool);
     /// An object went.
@@ -84,6 +85,16 @@ pub(crate) trait Sink {
     fn is_abandoned(&self) -> bool;
 }
 
+/// A list that is whole.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct List<'a> {
+    /// Its resourceVersion.
+    pub(crate) version: &'a str,
+    pub(crate) is_streamed: bool,
+    /// It was asked for so long after one whose losses are held that it is a second opinion.
+    pub(crate) is_second: bool,
+}
+
 /// Follows one kind.
 pub(crate) struct Follower<S> {
     servers: Arc<Servers>,
@@ -94,10 +105,15 @@ pub(crate) struct Follower<S> {
     version: Option<String>,
     /// Failures since a server last said something of it.
     failures: u32,
+    /// When what was known last expired, and how often it did one soon after the other: a server whose
+    /// past is shorter than a list takes says so again and again.
+    expired: Option<(Instant, u32)>,
     /// Not before then, lists are asked for as streams.
     streams_from: Instant,
     /// A second list is due then, since losses of the first are held.
     held_until: Option<Instant>,
+    /// The list that is read was asked for after that.
+    is_second: bool,
     /// The last watch said nothing to its end: perhaps there was nothing to say.
     is_unsure: bool,
 }
@@ -119,8 +135,10 @@ impl<S: Sink> Follower<S> {
             sink,
             version: None,
             failures: 0,
+            expired: None,
             streams_from: Instant::now(),
             held_until: None,
+            is_second: false,
             is_unsure: false,
         }
     }
@@ -141,7 +159,8 @@ impl<S: Sink> Follower<S> {
 
     /// One list or one watch.
     async fn turn(&mut self) -> Result<Ended, ClientError> {
-        if self.held_until.is_some_and(|due| due <= Instant::now()) {
+        self.is_second = self.held_until.is_some_and(|due| due <= Instant::now());
+        if self.is_second {
             self.version = None;
         }
         if self.is_unsure {
@@ -200,16 +219,24 @@ impl<S: Sink> Follower<S> {
             (self.version, self.is_unsure) = (None, false);
         }
         self.failures = self.failures.saturating_add(1);
+        self.servers.spoilt(&error);
         let is_absent = is_unfound && self.may_be_absent();
         self.sink.failed(&error, is_absent);
         if is_absent {
             return jittered(self.times.absent_retry);
         }
-        // A list takes the place of what expired at once: nothing is wrong with the server.
-        if is_expired && self.failures == 1 {
-            return Duration::ZERO;
-        }
-        backoff(self.times.backoff, self.failures).max(self.servers.rest())
+        // Nothing is wrong with the server, but all that it told of may come to list at once.
+        let in_a_row = if is_expired { self.expiries() } else { self.failures };
+        backoff(self.times.backoff, in_a_row).max(self.servers.rest())
+    }
+
+    /// Another expiry: how many there were, each soon after the one before.
+    fn expiries(&mut self) -> u32 {
+        let (now, soon) = (Instant::now(), self.times.backoff.1 * EXPIRIES_APART);
+        let before = self.expired.filter(|(at, _)| now.duration_since(*at) < soon);
+        let count = before.map_or(1, |(_, count)| count.saturating_add(1));
+        self.expired = Some((now, count));
+        count
     }
 
     /// Whether a server may do without the kind: those of the core are never left out.
@@ -259,11 +286,16 @@ impl<S: Sink> Follower<S> {
         is_streamed: bool,
         server: &str,
     ) -> Result<(), ClientError> {
-        let ended = self.sink.end_list(version.as_deref(), is_streamed);
-        let is_held = ended.map_err(|message| garbage(server, message))?;
-        let due = Instant::now() + jittered(self.times.hold);
+        let version = version.filter(|version| !version.is_empty());
+        let version =
+            version.ok_or_else(|| garbage(server, "a list without resourceVersion".to_owned()))?;
+        let list = List { version: &version, is_streamed, is_second: self.is_second };
+        let is_held = self.sink.end_list(&list).map_err(|message| garbage(server, message))?;
+        // A list before its time decides nothing, and puts nothing off.
+        let due = self.held_until.filter(|_| !self.is_second);
+        let due = due.unwrap_or_else(|| Instant::now() + jittered(self.times.hold));
         self.held_until = is_held.then_some(due);
-        (self.version, self.is_unsure) = (version, false);
+        (self.version, self.is_unsure) = (Some(version), false);
         self.alive();
         Ok(())
     }

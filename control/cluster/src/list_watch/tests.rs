@@ -3,8 +3,13 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::client::{Access, Frontends};
 
-/// Takes nothing.
-struct Nobody;
+/// Takes nothing, and holds what lists have lost.
+#[derive(Default)]
+struct Nobody {
+    holds: bool,
+    /// Which lists were second ones.
+    lists: Vec<bool>,
+}
 
 impl Sink for Nobody {
     fn asks(&mut self, _: bool) {}
@@ -12,8 +17,9 @@ impl Sink for Nobody {
     fn alive(&mut self) {}
     fn begin_list(&mut self) {}
     fn abort_list(&mut self) {}
-    fn end_list(&mut self, _: Option<&str>, _: bool) -> Result<bool, String> {
-        Ok(false)
+    fn end_list(&mut self, list: &List<'_>) -> Result<bool, String> {
+        self.lists.push(list.is_second);
+        Ok(self.holds)
     }
     fn put(&mut self, _: &RawValue, _: bool) {}
     fn gone(&mut self, _: &RawValue, _: bool) -> Result<(), String> {
@@ -45,7 +51,10 @@ fn follower(kind: Kind) -> Follower<Nobody> {
         backoff: (second, 30 * second),
         hold: second,
     };
-    Follower { version: Some("7".to_owned()), ..Follower::new(servers, kind, times, Nobody) }
+    Follower {
+        version: Some("7".to_owned()),
+        ..Follower::new(servers, kind, times, Nobody::default())
+    }
 }
 
 fn refusal(status: u16, message: &str) -> ClientError {
@@ -94,6 +103,53 @@ async fn what_makes_a_version_useless_asks_for_a_list_and_what_does_not_keeps_it
         own.failed(refusal(status, message));
         assert_eq!(own.version.is_some(), is_kept, "{status} {message}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_past_that_expires_again_and_again_is_listed_less_and_less_often() {
+    fastrand::seed(4);
+    let mut own = follower(Kind::Pod);
+    let expire = |own: &mut Follower<Nobody>| {
+        // The list between says something, which ends other failures.
+        own.alive();
+        own.failed(refusal(410, "Expired"))
+    };
+    let first = expire(&mut own);
+    assert!(first >= Duration::from_millis(500) && first <= Duration::from_secs(1), "{first:?}");
+    let later = (0..8).map(|_| expire(&mut own)).last().unwrap();
+    assert!(later >= Duration::from_secs(15) && later <= Duration::from_secs(30), "{later:?}");
+    tokio::time::advance(Duration::from_secs(121)).await;
+    assert!(expire(&mut own) <= Duration::from_secs(1), "that was long ago");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_before_its_time_is_no_second_opinion_and_puts_none_off() {
+    let mut own = follower(Kind::Pod);
+    own.times.hold = Duration::from_secs(20);
+    own.sink.holds = true;
+    let listed = |own: &mut Follower<Nobody>| own.listed(Some("9".to_owned()), true, "a").unwrap();
+    listed(&mut own);
+    let due = own.held_until.unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    own.failed(refusal(410, "Expired"));
+    let early = own.turn().await;
+    assert!(early.is_err() && !own.is_second, "nobody listens there");
+    listed(&mut own);
+    assert_eq!((own.held_until, own.sink.lists.as_slice()), (Some(due), &[false, false][..]));
+    tokio::time::advance(due - Instant::now()).await;
+    let second = own.turn().await;
+    assert!(second.is_err() && own.is_second && own.version.is_none());
+    own.sink.holds = false;
+    listed(&mut own);
+    assert_eq!((own.held_until, own.sink.lists.last()), (None, Some(&true)));
+}
+
+#[test]
+fn what_is_no_list_is_not_an_empty_one() {
+    let page = |text: &str| serde_json::from_str::<Page<'_>>(text).map(|page| page.items.is_some());
+    assert!(page(r#"{"metadata":{},"items":[]}"#).unwrap());
+    assert!(!page(r#"{"metadata":{},"items":null}"#).unwrap(), "servers say so for none");
+    assert!(page(r#"{"kind":"Status","metadata":{},"status":"Success"}"#).is_err());
 }
 
 #[test]

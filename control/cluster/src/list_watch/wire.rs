@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 /// Objects of a page of a list.
@@ -30,9 +30,14 @@ pub(crate) struct Event<'a> {
 pub(crate) struct Page<'a> {
     /// Its resourceVersion, and where the rest is.
     pub(crate) metadata: Metadata,
-    /// Servers say `null` for none.
-    #[serde(borrow, default)]
+    /// Servers say `null` for none. An answer without them is no list, which would be an empty one.
+    #[serde(borrow, deserialize_with = "present")]
     pub(crate) items: Option<Vec<&'a RawValue>>,
+}
+
+/// A field that may be `null`, and is not left out.
+fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<&'de RawValue>>, D::Error> {
+    Option::deserialize(from)
 }
 
 /// As much of an object's or a list's metadata as is needed to name it and to go on from it.

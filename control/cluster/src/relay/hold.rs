@@ -131,13 +131,19 @@ impl Holds {
         pods
     }
 
-    /// A whole list: what it has lost beyond belief stays.
-    pub(super) fn list(&self, kind: Kind, mut list: Vec<Encoded>, version: u64) -> Taken {
+    /// A whole list: what it has lost beyond belief stays, until a second opinion.
+    pub(super) fn list(
+        &self,
+        kind: Kind,
+        mut list: Vec<Encoded>,
+        version: u64,
+        is_second: bool,
+    ) -> Taken {
         let mut state = self.lock();
         let known: HashMap<Key, Arc<Stored>> =
             self.store.all(kind).into_iter().map(|own| (own.key().into(), own)).collect();
         let mut losses = lost(kind, &known, &list);
-        let agreed = state.kinds[index(kind)].agree(&mut losses);
+        let agreed = state.kinds[index(kind)].agree(&mut losses, is_second);
         let (number, of) = extent(kind, &known, &losses, &agreed);
         if is_held(number, of, HELD_PERCENT) {
             self.hold(&mut state, kind, losses, &known, &list);

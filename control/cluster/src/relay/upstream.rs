@@ -13,7 +13,7 @@ use super::judge::Judge;
 use super::standing::Standing;
 use super::strip::strip;
 use crate::client::ClientError;
-use crate::list_watch::{self, Sink};
+use crate::list_watch::{self, List, Sink};
 use crate::serve::{Encoded, Store};
 
 /// When streamed lists are tried again where they were refused.
@@ -131,10 +131,11 @@ impl Sink for OfKind {
     }
 
     /// What it has lost beyond belief stays.
-    fn end_list(&mut self, version: Option<&str>, is_streamed: bool) -> Result<bool, String> {
-        let version = number(version.unwrap_or_default())?;
-        let list: Vec<Encoded> = std::mem::take(&mut self.listed).into_values().collect();
-        let Taken { replaced, list, held } = self.holds.list(self.kind, list, version);
+    fn end_list(&mut self, list: &List<'_>) -> Result<bool, String> {
+        let (version, is_streamed) = (number(list.version)?, list.is_streamed);
+        let objects: Vec<Encoded> = std::mem::take(&mut self.listed).into_values().collect();
+        let Taken { replaced, list, held } =
+            self.holds.list(self.kind, objects, version, list.is_second);
         self.standing.listed(self.kind, replaced);
         if let Some(judge) = &mut self.judge {
             judge.listed(&list, held);

@@ -205,12 +205,83 @@ async fn a_server_behind_a_service_of_ours_is_not_asked() {
     let mut node = Node::start(settings(&[url(&server)]));
     node.complete().await;
     let service = json!({"metadata": {"name": "api", "namespace": "shop"}, "spec": {
-        "clusterIPs": ["10.96.0.9"], "externalIPs": ["127.0.0.1"],
-        "ports": [{"port": server.address().port()}]}});
+        "clusterIPs": ["127.0.0.1"], "ports": [{"port": 1}]}});
     store.set(Kind::Service, service).unwrap();
     node.until("the Service", |node| node.state.services.len() == 1).await;
     node.until("a refusal", |node| node.failures(Kind::Pod, "own-service") > 0).await;
     let message = node.kind(Kind::Pod).last_error.unwrap().message;
     assert!(message.contains("--api-server"), "{message}");
     assert_eq!(node.state.pods.len(), 5);
+}
+
+/// A Service that has the server's own address for an external one.
+fn imposter(server: &Server) -> Value {
+    let port = server.address().port();
+    json!({"metadata": {"name": "imposter", "namespace": "shop"}, "spec": {
+        "clusterIPs": ["10.96.0.9"], "externalIPs": ["127.0.0.1", "192.0.2.9"],
+        "ports": [{"port": 80, "name": "a"}, {"port": port, "name": "b"}]}})
+}
+
+#[tokio::test]
+async fn a_service_that_claims_a_servers_address_is_not_served_there() {
+    for by_name in [false, true] {
+        let store = store();
+        fill(&store, 5);
+        let server = serve_at("127.0.0.1:0", &store, &judge(|_| Fault::No)).await;
+        let address =
+            url(&server).replace("127.0.0.1", if by_name { "localhost" } else { "127.0.0.1" });
+        let mut node = Node::start(settings(&[address]));
+        node.complete().await;
+        store.set(Kind::Service, imposter(&server)).unwrap();
+        node.until("the Service", |node| node.state.services.len() == 1).await;
+        let served: Vec<_> =
+            node.state.services.values().map(|own| own.external_ips.clone()).collect();
+        assert_eq!(served, [["192.0.2.9".parse::<std::net::IpAddr>().unwrap()]]);
+        let refused = node.status().refused;
+        assert!(refused[0].object.contains("shop/imposter"), "{refused:?}");
+        assert!(refused[0].message.contains("not served there"), "{refused:?}");
+        // The node goes on hearing of everything, of the Service's end as well.
+        store.forget_history();
+        store.set(Kind::Pod, pod("after")).unwrap();
+        node.until("a change", |node| node.has("after")).await;
+        store.delete(Kind::Service, "shop", "imposter").unwrap();
+        node.until("its end", |node| node.state.services.is_empty()).await;
+        assert!(node.status().refused.is_empty());
+        assert_eq!(node.failures(Kind::Pod, "own-service"), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_knows_us_as_nobody_or_spoils_its_lists_is_left_for_the_next() {
+    let store = store();
+    fill(&store, 5);
+    for fault in [401, 403, 200] {
+        let faults = judge(move |asked| match fault {
+            200 if is_of_pods(asked) => Fault::Text("no list at all\n"),
+            200 => Fault::No,
+            code => Fault::Code(code),
+        });
+        let bad = serve_at("127.0.0.1:0", &store, &faults).await;
+        let good = serve_at("127.0.0.1:0", &store, &judge(|_| Fault::No)).await;
+        let mut own = settings(&[url(&good)]);
+        own.access.relays = vec![url(&bad).parse().unwrap()];
+        let mut node = Node::start(own);
+        node.complete().await;
+        assert_eq!(node.state.pods.len(), 5);
+        assert!(node.status().servers[0].failures > 0, "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_list_empties_nothing() {
+    let store = store();
+    fill(&store, 5);
+    let faults = judge(|_| Fault::No);
+    let server = serve_at("127.0.0.1:0", &store, &faults).await;
+    let mut node = Node::start(settings(&[url(&server)]));
+    node.complete().await;
+    set(&faults, |_| Fault::Text("{\"kind\":\"Status\",\"metadata\":{},\"status\":\"Success\"}\n"));
+    store.forget_history();
+    node.until("garbage", |node| node.failures(Kind::NetworkPolicy, "garbage") > 2).await;
+    assert_eq!((node.gone, node.state.network_policies.len()), (0, 1));
 }

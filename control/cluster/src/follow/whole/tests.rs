@@ -40,11 +40,15 @@ impl World {
         self.whole.take(kind, decode(kind, &text));
     }
 
-    /// A complete list; gives whether its losses are held.
+    /// A complete list, a while after another; gives whether its losses are held.
     fn list(&mut self, kind: Kind, objects: &[Value]) -> bool {
+        self.list_at(kind, objects, true)
+    }
+
+    fn list_at(&mut self, kind: Kind, objects: &[Value], is_second: bool) -> bool {
         self.whole.begin_list(kind);
         objects.iter().for_each(|object| self.take(kind, object));
-        let held = self.whole.end_list(kind);
+        let held = self.whole.end_list(kind, is_second);
         self.sent();
         held
     }
@@ -97,7 +101,7 @@ fn a_list_sends_differences_alone_and_removes_at_its_end() {
     world.take(Kind::Pod, &pod(7));
     assert_eq!(world.sent(), 2, "what is as it was is not sent");
     assert_eq!(world.state.pods.len(), 6, "nothing goes before the list is complete");
-    world.whole.end_list(Kind::Pod);
+    world.whole.end_list(Kind::Pod, false);
     assert_eq!(world.sent(), 3);
     assert!(world.has("p0") && world.has("p1") && world.has("p7") && !world.has("p2"));
 }
@@ -345,8 +349,57 @@ fn services_addresses_are_known_as_no_servers() {
     let service = json!({"metadata": {"name": "api", "namespace": "shop"}, "spec": {
         "clusterIPs": ["10.96.0.9"], "externalIPs": ["192.0.2.1"], "ports": [{"port": 443}]}});
     world.take(Kind::Service, &service);
-    let contains = |address: &str| world.frontends.contain(address.parse().unwrap());
-    assert!(contains("10.96.0.9:6443") && contains("192.0.2.1:443") && !contains("192.0.2.1:6443"));
+    let is_free = |address: &str| world.frontends.take(address.parse().unwrap());
+    assert!(!is_free("10.96.0.9:6443") && !is_free("192.0.2.1:443") && is_free("192.0.2.1:6443"));
+    // One that was a server's all along is no longer the Service's; a cluster address stays it.
+    world.whole.yield_to_servers();
+    assert!(!is_free("10.96.0.9:6443") && is_free("192.0.2.1:443"));
+    world.sent();
+    let services: Vec<_> = world.state.services.values().collect();
+    assert_eq!((services.len(), services[0].external_ips.len()), (1, 0));
+    assert_eq!(world.refused().len(), 1);
     world.whole.gone(Kind::Service, &ObjectName::new("shop", "api"));
-    assert!(!world.frontends.contain("10.96.0.9:443".parse().unwrap()));
+    assert!(world.frontends.take("10.96.0.9:443".parse().unwrap()));
+}
+
+#[test]
+fn a_list_that_comes_too_soon_after_one_that_is_held_does_not_agree() {
+    let mut world = world();
+    world.list(Kind::Pod, &pods(0..100));
+    for _ in 0..3 {
+        assert!(world.list_at(Kind::Pod, &pods(0..50), false));
+        assert_eq!(world.state.pods.len(), 100);
+    }
+    assert!(!world.list_at(Kind::Pod, &pods(0..100), false), "they are back");
+    assert!(world.list_at(Kind::Pod, &pods(0..50), false));
+    assert!(!world.list(Kind::Pod, &pods(0..50)));
+    assert_eq!(world.state.pods.len(), 50);
+}
+
+#[test]
+fn lost_policies_are_held_as_pods_are() {
+    let mut world = world();
+    let named = |name: String| json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {"podSelector": {}}});
+    let policies: Vec<Value> = (0..20).map(|number| named(format!("deny-{number}"))).collect();
+    world.list(Kind::NetworkPolicy, &policies);
+    assert!(world.list_at(Kind::NetworkPolicy, &[], false), "all would be open");
+    assert_eq!(world.state.network_policies.len(), 20);
+    assert!(!world.list(Kind::NetworkPolicy, &[]));
+    assert!(world.state.network_policies.is_empty());
+}
+
+#[test]
+fn a_slice_that_shrinks_and_grows_again_within_a_list_is_what_was_said_last() {
+    for last in [slice("a", 0..3), slice("a", 0..2)] {
+        let mut world = world();
+        world.list(Kind::EndpointSlice, &[slice("a", 0..2)]);
+        world.whole.begin_list(Kind::EndpointSlice);
+        world.take(Kind::EndpointSlice, &slice("a", 0..1));
+        world.take(Kind::EndpointSlice, &last);
+        world.whole.end_list(Kind::EndpointSlice, false);
+        world.sent();
+        let slices: Vec<_> = world.state.endpoint_slices.values().collect();
+        let wanted = last["endpoints"].as_array().unwrap().len();
+        assert_eq!((slices.len(), slices[0].endpoints.len()), (1, wanted));
+    }
 }

@@ -27,10 +27,11 @@ impl World {
         Encoded::from_value(Resource::of(kind), object.clone(), self.version).unwrap()
     }
 
-    /// A complete list, of new versions; gives how many of its losses are held.
+    /// A complete list, of new versions and a while after another; gives how many of its losses are
+    /// held.
     fn list(&mut self, kind: Kind, objects: &[Value]) -> usize {
         let list = objects.iter().map(|object| self.encoded(kind, object)).collect();
-        let held = self.holds.list(kind, list, self.version).held;
+        let held = self.holds.list(kind, list, self.version, true).held;
         assert_eq!(self.standing.of(kind).held, held);
         held
     }
