@@ -46,29 +46,58 @@ impl Offload {
         }
     }
 
-    /// The commands that read and write it; `None` for one that is known by its name alone.
-    fn commands(self) -> Option<(u32, u32)> {
+    /// What the kernel switches for it.
+    fn parts(self) -> &'static [Part] {
         match self {
-            Self::TransmitChecksum => Some((0x16, 0x17)),
-            Self::TcpSegmentation => Some((0x1e, 0x1f)),
-            Self::GenericSegmentation => Some((0x23, 0x24)),
-            Self::GenericReceive => Some((0x2b, 0x2c)),
-            Self::UdpSegmentation => None,
+            Self::TransmitChecksum => &[Part::Commands(0x16, 0x17)],
+            // The command knows segments of AccECN (RFC 9768) not, and to turn checksums off turns
+            // every other kind off with them.
+            Self::TcpSegmentation => {
+                &[Part::Commands(0x1e, 0x1f), Part::Feature("tx-tcp-accecn-segmentation")]
+            }
+            Self::GenericSegmentation => &[Part::Commands(0x23, 0x24)],
+            Self::GenericReceive => &[Part::Commands(0x2b, 0x2c)],
+            Self::UdpSegmentation => &[Part::Feature("tx-udp-segmentation")],
         }
     }
+}
 
-    fn read(self, interface: &str) -> io::Result<bool> {
-        match self.commands() {
-            Some((read, _)) => Ok(call(interface, read, 0)? != 0),
-            None => features::read(interface, self.label()),
+/// Something that the kernel switches by itself.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// By a command that reads it and one that writes it.
+    Commands(u32, u32),
+    /// By a name, since it has no commands.
+    Feature(&'static str),
+}
+
+impl Part {
+    /// Whether it is on; `None` when the kernel does not know it.
+    fn read(self, interface: &str) -> io::Result<Option<bool>> {
+        match self {
+            Self::Commands(read, _) => Ok(Some(call(interface, read, 0)? != 0)),
+            Self::Feature(name) => features::read(interface, name),
         }
     }
 
     fn write(self, interface: &str, on: bool) -> io::Result<()> {
-        match self.commands() {
-            Some((_, write)) => call(interface, write, u32::from(on)).map(|_| ()),
-            None => features::write(interface, self.label(), on),
+        match self {
+            Self::Commands(_, write) => call(interface, write, u32::from(on)).map(|_| ()),
+            Self::Feature(name) => features::write(interface, name, on),
         }
+    }
+
+    /// Makes it so where it is otherwise; whether the kernel knows it, and did so.
+    fn set(self, interface: &str, on: bool) -> io::Result<bool> {
+        let Some(is_on) = self.read(interface)? else { return Ok(false) };
+        if is_on != on {
+            self.write(interface, on)?;
+            if self.read(interface)? != Some(on) {
+                let kind = io::ErrorKind::Unsupported;
+                return Err(io::Error::new(kind, "the device keeps it as it is"));
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -92,13 +121,18 @@ struct Value {
     data: u32,
 }
 
-/// Whether `offload` is on at `interface` in this thread's network namespace.
+/// Whether any part of `offload` is on at `interface` in this thread's network namespace.
 ///
 /// # Errors
 /// [`OffloadError`] with the kernel's reason, such as ENODEV.
 pub fn offload(interface: &str, offload: Offload) -> Result<bool, OffloadError> {
     let refuse = |source| OffloadError { interface: interface.to_owned(), offload, source };
-    offload.read(interface).map_err(refuse)
+    for part in offload.parts() {
+        if part.read(interface).map_err(refuse)? == Some(true) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Switches `offload` at `interface` in this thread's network namespace where it is otherwise, and reads back
@@ -109,23 +143,21 @@ pub fn offload(interface: &str, offload: Offload) -> Result<bool, OffloadError> 
 /// [`OffloadError`] with the kernel's reason, such as EOPNOTSUPP where the device cannot, or
 /// EPERM without CAP_NET_ADMIN.
 pub fn set_offload(interface: &str, offload: Offload, on: bool) -> Result<(), OffloadError> {
-    let switched = offload.read(interface).and_then(|is_on| match is_on == on {
-        true => Ok(on),
-        false => offload.write(interface, on).and_then(|()| offload.read(interface)),
-    });
-    let result = switched.and_then(|is_on| {
-        if is_on == on {
-            Ok(())
-        } else {
-            Err(io::Error::new(io::ErrorKind::Unsupported, "the device keeps it as it is"))
-        }
-    });
-    result.map_err(|source| OffloadError { interface: interface.to_owned(), offload, source })
+    let refuse = |source| OffloadError { interface: interface.to_owned(), offload, source };
+    let mut is_known = false;
+    for part in offload.parts() {
+        is_known |= part.set(interface, on).map_err(refuse)?;
+    }
+    // What the kernel does not know is off.
+    if is_known || !on {
+        return Ok(());
+    }
+    Err(refuse(io::Error::new(io::ErrorKind::Unsupported, "the kernel has no such feature")))
 }
 
 fn call(interface: &str, command: u32, data: u32) -> io::Result<u32> {
     let mut value = Value { command, data };
-    // SAFETY: a `Value` outlives the call and is as large as every command in `Offload::commands`
+    // SAFETY: a `Value` outlives the call and is as large as every command of a `Part`
     // reads and writes (`struct ethtool_value`).
     unsafe { control(interface, (&raw mut value).cast()) }?;
     Ok(value.data)

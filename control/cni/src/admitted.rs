@@ -1,16 +1,19 @@
 //! Leaves word of pods for a node process that is not there: a file for each, beside its socket, which
 //! it reads when it is back, and which goes when the pod goes.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use control::admin::endpoint::ADMITTED_DIRECTORY;
-use control::admin::{Admitted, Attachment, EndpointAdd};
+use control::admin::endpoint::{ADMITTED_BYTES_MAX, ADMITTED_DIRECTORY};
+use control::admin::{Admitted, Attachment, EndpointAdd, Retained};
 
 /// The kernel's name for this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// How names of words end ([`Attachment::file_name`]), after which a draft's goes on.
+const WORD_END: &str = ".json";
+const DRAFT_MIDDLE: &str = ".json.";
 
 fn directory(socket: &Path) -> PathBuf {
     socket.parent().unwrap_or(Path::new("/")).join(ADMITTED_DIRECTORY)
@@ -32,13 +35,15 @@ pub fn leave(socket: &Path, endpoint: EndpointAdd, ifindex: u32) -> io::Result<(
     let text = serde_json::to_vec(&Admitted { boot_id, ifindex, endpoint })?;
     let name = attachment.file_name();
     let draft = directory.join(format!("{}{}", draft_prefix(&attachment), std::process::id()));
-    let written = OpenOptions::new()
-        .create_new(true)
-        .write(true)
-        .mode(0o600)
-        .open(&draft)
-        .and_then(|mut file| file.write_all(&text))
-        .and_then(|()| fs::rename(&draft, directory.join(name)));
+    let written =
+        OpenOptions::new().create_new(true).write(true).mode(0o600).open(&draft).and_then(
+            |mut file| {
+                // Held until the draft has its name, and not by a call that was killed: see `collect`.
+                file.lock()?;
+                file.write_all(&text)?;
+                fs::rename(&draft, directory.join(name))
+            },
+        );
     if written.is_err() {
         let _ = fs::remove_file(&draft);
     }
@@ -72,6 +77,54 @@ pub fn take_back(socket: &Path, attachment: &Attachment) -> io::Result<bool> {
     remove(&directory.join(attachment.file_name()))
 }
 
+/// Takes back what belongs to no attachment that is to stay: words of the network's others, and drafts
+/// that nobody writes any more, whosesoever they are; names of the files that went.
+///
+/// # Errors
+/// The kernel's; what can be removed is removed all the same.
+pub fn collect(socket: &Path, retained: &Retained) -> io::Result<Vec<String>> {
+    let directory = directory(socket);
+    let files = match fs::read_dir(&directory) {
+        // Nothing was left there; that the socket can be nowhere either is told by whoever uses it.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        files => files?,
+    };
+    let (mut removed, mut refused) = (Vec::new(), None);
+    for file in files {
+        let path = file?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let gone = is_over(&path, &name, retained).and_then(|over| Ok(over && remove(&path)?));
+        match gone {
+            Ok(true) => removed.push(name),
+            Ok(false) => {}
+            Err(error) => refused = Some(error),
+        }
+    }
+    refused.map_or(Ok(removed), Err)
+}
+
+fn is_over(path: &Path, name: &str, retained: &Retained) -> io::Result<bool> {
+    let file = match File::open(path) {
+        // The node has read it, or its container went.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    if name.ends_with(WORD_END) {
+        let mut bytes = Vec::new();
+        file.take(ADMITTED_BYTES_MAX).read_to_end(&mut bytes)?;
+        // One that cannot be read is told, and removed, by the node.
+        let attachment = Admitted::decode(&bytes).ok().and_then(|word| word.endpoint.attachment);
+        return Ok(attachment.is_some_and(|attachment| !retained.keeps(&attachment)));
+    }
+    match file.try_lock() {
+        Ok(()) => Ok(name.contains(DRAFT_MIDDLE)),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// Answers whether it was there.
 fn remove(file: &Path) -> io::Result<bool> {
     match fs::remove_file(file) {
@@ -94,22 +147,26 @@ mod tests {
 
     use super::*;
 
+    fn endpoint(attachment: Attachment) -> EndpointAdd {
+        EndpointAdd {
+            name: "shop/cart-0".into(),
+            interface: "veth0".into(),
+            netns: Some("/run/netns/pod".into()),
+            addresses: vec!["10.1.0.5".parse().unwrap()],
+            mac: None,
+            attachment: Some(attachment),
+            pod_uid: None,
+            bandwidth: None,
+        }
+    }
+
     #[test]
     fn word_is_left_for_root_alone_read_as_the_node_reads_it_and_taken_back_once() {
         let parent = tempfile::tempdir().unwrap();
         let socket = parent.path().join("run/admin.sock");
         let (network, container_id) = ("pods".to_owned(), "0123abc".to_owned());
         let attachment = Attachment { network, container_id, interface: "eth0".into() };
-        let endpoint = EndpointAdd {
-            name: "shop/cart-0".into(),
-            interface: "veth0".into(),
-            netns: Some("/run/netns/pod".into()),
-            addresses: vec!["10.1.0.5".parse().unwrap()],
-            mac: None,
-            attachment: Some(attachment.clone()),
-            pod_uid: None,
-            bandwidth: None,
-        };
+        let endpoint = endpoint(attachment.clone());
         assert!(!take_back(&socket, &attachment).unwrap());
         leave(&socket, endpoint.clone(), 7).unwrap();
         leave(&socket, endpoint.clone(), 8).unwrap();
@@ -129,5 +186,41 @@ mod tests {
         let left: Vec<_> = fs::read_dir(&directory).unwrap().flatten().collect();
         assert_eq!(left.len(), 1, "{left:?}");
         assert_eq!(left[0].file_name(), "0123abcd@eth0.json.7");
+    }
+
+    #[test]
+    fn what_belongs_to_no_attachment_that_is_to_stay_is_collected_and_nothing_else() {
+        let parent = tempfile::tempdir().unwrap();
+        let socket = parent.path().join("run/admin.sock");
+        let retained = |ids: &[&str]| {
+            let attachments = ids.iter().map(|id| ((*id).to_owned(), "eth0".to_owned()));
+            Retained { network: "pods".into(), attachments: attachments.collect() }
+        };
+        assert!(collect(&socket, &retained(&[])).unwrap().is_empty(), "no directory");
+        for (network, id) in [("pods", "known"), ("pods", "lost"), ("storage", "other")] {
+            let attachment = Attachment {
+                network: network.into(),
+                container_id: id.into(),
+                interface: "eth0".into(),
+            };
+            leave(&socket, endpoint(attachment), 7).unwrap();
+        }
+        let directory = directory(&socket);
+        let write = |name: &str| fs::write(directory.join(name), "{").unwrap();
+        for name in ["broken@eth0.json", "killed@eth0.json.7", "written@eth0.json.8", "foreign"] {
+            write(name);
+        }
+        let written = File::open(directory.join("written@eth0.json.8")).unwrap();
+        written.lock().unwrap();
+        let mut removed = collect(&socket, &retained(&["known"])).unwrap();
+        removed.sort();
+        assert_eq!(removed, ["killed@eth0.json.7", "lost@eth0.json"]);
+        assert!(collect(&socket, &retained(&["known"])).unwrap().is_empty());
+        drop(written);
+        assert_eq!(collect(&socket, &retained(&["known"])).unwrap(), ["written@eth0.json.8"]);
+        let left = fs::read_dir(&directory).unwrap().flatten().map(|file| file.file_name());
+        let mut left: Vec<_> = left.collect();
+        left.sort();
+        assert_eq!(left, ["broken@eth0.json", "foreign", "known@eth0.json", "other@eth0.json"]);
     }
 }

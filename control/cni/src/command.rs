@@ -257,6 +257,11 @@ impl Call<'_> {
         let attachments = valid.map(|one| (one.container_id.clone(), one.ifname.clone())).collect();
         let retained = Retained { network: self.configuration.network.clone(), attachments };
         retained.validate().map_err(invalid_endpoint)?;
+        // First: a node that starts meanwhile must not adopt them any more.
+        match admitted::collect(&self.configuration.socket, &retained) {
+            Ok(files) => files.iter().for_each(|file| self.log.note(&format!("{file} is removed"))),
+            Err(error) => self.log.warn(&format!("what was left for a node stays: {error}")),
+        }
         match self.ask(&Request::EndpointRetain(retained), false) {
             Ok(Reply::RemovedEndpoints(names)) => {
                 for name in &names {

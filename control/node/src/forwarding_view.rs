@@ -31,6 +31,10 @@ use crate::netlink::{KernelView, RouteEntry, RouteHop, RouteKind};
 /// Next hops at once, at most; more are left out, and what needs them has no route.
 pub const NEXT_HOPS_MAX: usize = 32_768;
 
+/// Pods' next hops among them that are gone and keep their numbers; more have all of these given back,
+/// which has every flow look whether it is concerned. Each is copied with every table that is published.
+pub const NEXT_HOPS_OF_GONE_PODS_MAX: usize = 512;
+
 /// A port as far as forwarding goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForwardingPort {
@@ -93,6 +97,14 @@ struct NextHopKey {
     route_mtu: Option<u16>,
 }
 
+/// A next hop that has a number.
+#[derive(Debug, Clone, Copy)]
+struct Numbered {
+    key: NextHopKey,
+    /// Only flows that have its neighbour for an end ever learnt the number.
+    of_pod: bool,
+}
+
 /// What came out.
 #[derive(Debug)]
 pub struct Built {
@@ -100,6 +112,9 @@ pub struct Built {
     pub forwarding: Forwarding,
     /// Whose cached decisions may be wrong now.
     pub affected: Affected,
+    /// Whether numbers were given back, to become other next hops'. Whoever is affected must know it by the
+    /// generation then: a flow that a worker opens by older tables may have such a number.
+    pub renumbered: bool,
     /// Whether anything differs from the last build at all.
     pub changed: bool,
     /// Gateways, and endpoints without a given link address, to be kept resolved.
@@ -112,7 +127,7 @@ pub struct Built {
 #[derive(Debug, Default)]
 pub struct ForwardingBuilder {
     numbers: HashMap<NextHopKey, NextHopId>,
-    keys: Vec<Option<NextHopKey>>,
+    keys: Vec<Option<Numbered>>,
     last: Forwarding,
 }
 
@@ -139,41 +154,64 @@ impl ForwardingBuilder {
             gateways: BTreeSet::new(),
         };
         build.collect();
-        let reclaimed = self.make_room(&build.wanted);
+        let mut whose = self.make_room(&build.wanted);
+        let renumbered = whose != Affected::Nothing;
         let left_out = self.number(&mut build);
-        // A number that became another next hop's stands in flows of anybody.
-        let affected =
-            if reclaimed { Affected::Everything } else { affected(&self.last, &build.out) };
+        whose.merge(affected(&self.last, &build.out));
+        let affected = whose;
         let changed = affected != Affected::Nothing
             || self.last.next_hops != build.out.next_hops
             || self.last.neighbours != build.out.neighbours;
         self.last = build.out.clone();
-        Built { forwarding: build.out, affected, changed, gateways: build.gateways, left_out }
+        Built {
+            forwarding: build.out,
+            affected,
+            renumbered,
+            changed,
+            gateways: build.gateways,
+            left_out,
+        }
     }
 
-    /// Numbers of next hops that nothing uses any more are kept until there is no room, since
-    /// giving a number to another next hop makes every flow be judged again.
-    fn make_room(&mut self, wanted: &BTreeMap<NextHopKey, Vec<User>>) -> bool {
+    /// Gives numbers of next hops back that nothing uses any more, and tells whose flows have them: of
+    /// pods when there are [`NEXT_HOPS_OF_GONE_PODS_MAX`], and of all, which are anybody's, when there
+    /// is no room. Whoever asks for many neighbours must not have every flow judged again, again and again.
+    fn make_room(&mut self, wanted: &BTreeMap<NextHopKey, Vec<User>>) -> Affected {
         let new = wanted.keys().filter(|key| !self.numbers.contains_key(*key)).count();
-        if self.numbers.len() + new <= NEXT_HOPS_MAX {
-            return false;
+        let is_full = self.numbers.len() + new > NEXT_HOPS_MAX;
+        let is_gone = |one: &Numbered| (one.of_pod || is_full) && !wanted.contains_key(&one.key);
+        let gone = self.keys.iter().flatten().filter(|one| is_gone(one)).count();
+        if gone <= NEXT_HOPS_OF_GONE_PODS_MAX && !is_full {
+            return Affected::Nothing;
         }
+        let mut whose = Affected::Nothing;
         for slot in &mut self.keys {
-            if let Some(key) = slot.as_ref().filter(|key| !wanted.contains_key(*key)) {
-                self.numbers.remove(key);
-                *slot = None;
+            if let Some(one) = slot.take_if(|one| is_gone(one)) {
+                self.numbers.remove(&one.key);
+                match one.of_pod {
+                    true => whose.add(one.key.neighbour),
+                    false => whose = Affected::Everything,
+                }
             }
         }
-        true
+        while self.keys.pop_if(|last| last.is_none()).is_some() {}
+        whose
     }
 
     fn number(&mut self, build: &mut Build<'_>) -> u64 {
+        // The least last: it is taken first, so that the greatest can go.
         let mut free: Vec<usize> =
-            (0..self.keys.len()).filter(|i| self.keys[*i].is_none()).collect();
+            (0..self.keys.len()).rev().filter(|i| self.keys[*i].is_none()).collect();
         let mut left_out = 0;
         for (key, users) in std::mem::take(&mut build.wanted) {
+            let of_pod = users.iter().all(|user| matches!(user, User::Endpoint(_)));
             let id = match self.numbers.get(&key) {
-                Some(id) => *id,
+                Some(id) => {
+                    if let Some(one) = &mut self.keys[usize::from(id.0)] {
+                        one.of_pod &= of_pod;
+                    }
+                    *id
+                }
                 None => {
                     let index = free.pop().unwrap_or(self.keys.len());
                     let Some(id) =
@@ -185,7 +223,7 @@ impl ForwardingBuilder {
                     if index == self.keys.len() {
                         self.keys.push(None);
                     }
-                    self.keys[index] = Some(key);
+                    self.keys[index] = Some(Numbered { key, of_pod });
                     self.numbers.insert(key, id);
                     id
                 }
@@ -194,7 +232,8 @@ impl ForwardingBuilder {
                 build.point(user, id);
             }
         }
-        build.out.next_hops = self.keys.iter().map(|key| build.next_hop(*key)).collect();
+        build.out.next_hops =
+            self.keys.iter().map(|one| build.next_hop(one.map(|one| one.key))).collect();
         left_out
     }
 }

@@ -57,7 +57,8 @@ pub fn switches(
     let all = Offload::ALL.into_iter();
     let switches = all.filter_map(|one| is_to_be(one).map(|to_be| (one, to_be)));
     let (mut on_first, off): (Vec<Switch>, Vec<Switch>) = switches.partition(|(_, to_be)| *to_be);
-    on_first.retain(|(one, _)| !on.contains(one));
+    // Of what was changed, a part may be on by itself.
+    on_first.retain(|(one, _)| !on.contains(one) || changed.contains(one));
     // What needs checksums comes back with them.
     let comes_back = |one: Offload| {
         one == Offload::UdpSegmentation && on_first.contains(&(Offload::TransmitChecksum, true))

@@ -88,6 +88,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/node/src/admin_server.rs REPLIES_MAX", Part("admin_clients")),
     ("control/node/src/cli/client.rs REPLY_BYTES_MAX", Input),
     ("control/node/src/forwarding_view.rs NEXT_HOPS_MAX", Table(&["next_hops"])),
+    ("control/node/src/forwarding_view.rs NEXT_HOPS_OF_GONE_PODS_MAX", Part("next_hops")),
     ("control/node/src/health_checks.rs CHECKS_MAX", Table(&["health_checks"])),
     ("control/node/src/health_checks.rs CONNECTIONS_MAX", Table(&["health_connections"])),
     ("control/node/src/http.rs CONNECTIONS_MAX", Table(&["http_connections"])),

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use xskiff::demo::scene::WEB_1;
+use xskiff::demo::scene::{BUYER, WEB_1};
 use xskiff::lab::wait_until;
 use xskiff_tests::xskiff_binary::{plugin, root_or_skip};
 
@@ -133,5 +133,55 @@ fn words_for_an_absent_node_that_are_cut_off_are_taken_back_with_their_container
     }
     network.delete(&cluster.node, &container, Some(&result)).expect("gone");
     assert!(wait_until(PATIENCE, || !cluster.state().contains("veth")).is_some());
+    assert_eq!((cluster.leased(), cluster.words_left()), (0, 0));
+}
+
+/// DEL never comes for what was killed: the runtime says which containers there are, and neither a word
+/// nor a draft of any other stays, with or without a node.
+#[test]
+fn words_and_drafts_of_containers_that_never_saw_a_del_are_collected() {
+    if !root_or_skip("words that nobody takes back") {
+        return;
+    }
+    let mut cluster = Cluster::build("garbage-words");
+    let network = cluster.network(Primary::Ptp, "1.0.0", json!({ "nodeAbsent": "admit" }));
+    let newest = Network { version: "1.1.0", ..network.clone() };
+    let (kept, lost) = (cluster.container(WEB_1, "kept"), cluster.container(BUYER, "lost"));
+    let results = [&kept, &lost]
+        .map(|one| network.add(&cluster.node, one).unwrap_or_else(|refusal| panic!("{refusal:?}")));
+    let valid = json!([{ "containerID": "kept", "ifname": "eth0" }]);
+    let valid = json!({ "cni.dev/valid-attachments": valid });
+    let previous = json!({ "prevResult": results[1] });
+    let add = newest.our_call(&cluster.node, "ADD", Some(&lost), previous);
+    let usual = usual(&network, &cluster, &lost, &results[1]);
+    let collect = |network: &Network| network.ours(&cluster.node, "GC", None, valid.clone());
+    let elsewhere = Network { name: "storage", ..newest.clone() };
+    for after in moments(usual) {
+        add.kill_after(after);
+        // As one is left by a call that is killed before it has written the whole of it.
+        let admitted = cluster.files.socket.with_file_name("admitted");
+        std::fs::write(admitted.join("lost@eth0.json.4194305"), "{").expect("a draft");
+        // That no node is there is told, and no reason to keep anything.
+        assert_eq!(collect(&newest).unwrap_err().code, 11, "{after:?}");
+        assert_eq!(cluster.words_left(), 1, "{after:?}");
+        assert!(admitted.join("kept@eth0.json").exists());
+    }
+    add.answer().expect("admitted");
+    collect(&elsewhere).expect_err("no node");
+    assert_eq!(cluster.words_left(), 2, "another network's are not its matter");
+    assert_eq!(collect(&newest).unwrap_err().code, 11);
+
+    // The node that comes adopts the one that is left.
+    cluster.begin();
+    assert!(wait_until(PATIENCE, || cluster.words_left() == 0).is_some());
+    assert_eq!(cluster.container_of("shop/web-1").as_deref(), Some("kept"));
+    assert_eq!(cluster.endpoints().len(), 1);
+    let admitted = cluster.files.socket.with_file_name("admitted");
+    std::fs::write(admitted.join("late@eth0.json.4194305"), "{").expect("a draft");
+    assert_eq!(newest.ours(&cluster.node, "GC", None, valid).expect("collected"), "");
+    assert_eq!((cluster.words_left(), cluster.endpoints().len()), (0, 1));
+    for (container, result) in [&kept, &lost].into_iter().zip(&results) {
+        network.delete(&cluster.node, container, Some(result)).expect("gone");
+    }
     assert_eq!((cluster.leased(), cluster.words_left()), (0, 0));
 }

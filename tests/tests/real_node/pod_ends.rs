@@ -3,7 +3,9 @@
 
 use control::admin::EndpointInfo;
 use nix::sys::signal::Signal;
-use xskiff::demo::scene::{BUYER, PODS, PodPlan, STRANGER, WEB_1};
+use xskiff::demo::expectation::Outcome;
+use xskiff::demo::scene::{BUYER, CLUSTER_IP, PODS, PodPlan, STRANGER, WEB_1};
+use xskiff::demo::traffic::upload;
 use xskiff::lab::{Process, wait_until};
 use xskiff_tests::xskiff_binary::root_or_skip;
 
@@ -58,9 +60,21 @@ fn a_process_with_other_ways_than_the_one_before_sets_the_pods_ends_up_for_its_o
     assert_ends(&world, &whole);
     assert_eq!(world.port(WEB_1.name).transmit, "whole-segments, af-xdp");
 
+    // And back: what pods leave to others no more, their own stacks do, though the program that the
+    // process before left attached hides none of their offloads.
+    world.rewrite_configuration("segments: whole", "segments: cut\ntransmit: auto");
+    world.end_process(Some(second), Signal::SIGKILL);
+    let third = next(&world);
+    assert_ends(&world, &[(CHECKSUMS, false), (SEGMENTATION, false), (RECEIVE, true)]);
+    for address in [CLUSTER_IP[0], CLUSTER_IP[1]] {
+        let seen = upload(world.scene.pod(BUYER), address, 8 << 20).expect("asked");
+        assert_eq!(seen.outcome, Outcome::Ok, "{seen:?}");
+    }
+    assert_eq!(world.dropped("uncuttable"), 0);
+
     // And all is as it was when nobody serves them.
-    second.signal(Signal::SIGTERM).expect("told");
-    second.wait(PATIENCE).expect("ended");
+    third.signal(Signal::SIGTERM).expect("told");
+    third.wait(PATIENCE).expect("ended");
     assert_ends(&world, &[(CHECKSUMS, true), (SEGMENTATION, true), (RECEIVE, false)]);
 }
 

@@ -51,13 +51,13 @@ struct Write {
     features: [[u32; 2]; BLOCKS],
 }
 
-/// Whether the feature of this name is on. One that the kernel does not know is off.
-pub(super) fn read(interface: &str, name: &str) -> io::Result<bool> {
-    let Some((block, bit, blocks)) = place(interface, name)? else { return Ok(false) };
+/// Whether the feature of this name is on; `None` when the kernel does not know it.
+pub(super) fn read(interface: &str, name: &str) -> io::Result<Option<bool>> {
+    let Some((block, bit, blocks)) = place(interface, name)? else { return Ok(None) };
     let mut request = Read { command: GET_FEATURES, blocks, features: [[0; 4]; BLOCKS] };
     // SAFETY: the kernel writes at most as many blocks as it is told there are, of `BLOCKS`.
     unsafe { control(interface, (&raw mut request).cast()) }?;
-    Ok(request.features[block][2] & bit != 0)
+    Ok(Some(request.features[block][2] & bit != 0))
 }
 
 /// Switches the feature of this name.

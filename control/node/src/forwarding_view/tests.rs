@@ -255,6 +255,56 @@ fn numbers_of_the_dead_are_given_anew_only_when_there_is_no_room_and_affect_ever
     assert!(world.builder.next_hops_used() <= NEXT_HOPS_MAX);
 }
 
+/// Pods that come and go, each with another address, for as long as a node lives: they took a number each
+/// until there were 32,768, and every table that was published was made of all of them.
+#[test]
+fn numbers_of_pods_that_are_gone_are_few_and_given_anew_to_the_concern_of_their_own_flows() {
+    let mut world = World::new();
+    let gateway_of = |built: &Built| built.forwarding.resolve(ip("203.0.113.9")).ok();
+    let first = world.build();
+    let [mut most, mut renumbered] = [0, 0];
+    for pod in 0..4 * NEXT_HOPS_OF_GONE_PODS_MAX {
+        let before = world.endpoints.clone();
+        let address = IpAddr::V4((0x0a02_0000 + u32::try_from(pod).unwrap()).into());
+        let endpoint = EndpointAddress { address, port: POD, mac: Some(mac(6)) };
+        world.endpoints = vec![endpoint];
+        let built = world.build();
+        assert_eq!(hop_to(&built, &address.to_string()).neighbour, address);
+        assert_eq!(gateway_of(&built), gateway_of(&first), "it keeps its number");
+        most = most.max(built.forwarding.next_hops.len());
+        let Affected::Addresses(whose) = &built.affected else { panic!("{:?}", built.affected) };
+        assert!(whose.contains(&address) && whose.contains(&before[0].address));
+        if built.renumbered {
+            renumbered += 1;
+            assert_eq!(whose.len(), NEXT_HOPS_OF_GONE_PODS_MAX + 2, "theirs, and of the newest");
+        } else {
+            assert_eq!(whose.len(), 2);
+        }
+    }
+    assert!(most <= NEXT_HOPS_OF_GONE_PODS_MAX + 4, "{most}");
+    assert_eq!(renumbered, 3);
+}
+
+/// A pod of ours that others reach by a route, too: its number may stand in anybody's flows.
+#[test]
+fn a_number_that_was_not_pods_alone_is_kept_until_there_is_no_room() {
+    let mut world = World::new();
+    let routes = || vec![unicast("0.0.0.0/0", 0, vec![hop(10, Some("192.0.2.1"))])];
+    let routed = unicast("198.51.100.0/24", 0, vec![hop(12, Some("10.1.0.5"))]);
+    world.view.set_routes([routes(), vec![routed]].concat());
+    let built = world.build();
+    let Ok(Resolved::NextHop(shared)) = built.forwarding.resolve(ip("198.51.100.1")) else {
+        panic!("{:?}", built.forwarding.routes)
+    };
+    world.view.set_routes(routes());
+    for pod in 0..2 * NEXT_HOPS_OF_GONE_PODS_MAX {
+        let address = IpAddr::V4((0x0a02_0000 + u32::try_from(pod).unwrap()).into());
+        world.endpoints = vec![EndpointAddress { address, port: POD, mac: Some(mac(6)) }];
+        let built = world.build();
+        assert_eq!(built.forwarding.next_hop(shared).unwrap().neighbour, ip("10.1.0.5"));
+    }
+}
+
 #[test]
 fn link_local_and_loopback_addresses_are_not_the_nodes() {
     let mut world = World::new();

@@ -231,7 +231,7 @@ impl Publisher {
             || old.direct.as_ref().map(Arc::as_ptr) != direct.as_ref().map(Arc::as_ptr)
             || old.service_ranges != service_ranges;
         let tables = changed.then(|| {
-            let (generation, epochs) = next_epochs(&old, affected, census);
+            let (generation, epochs) = next_epochs(&old, affected, census, built.renumbered);
             Arc::new(Tables {
                 generation,
                 epochs: Some(epochs),
@@ -267,11 +267,22 @@ impl Publisher {
     }
 }
 
-/// The generation that follows `old`, and since when what holds.
-fn next_epochs(old: &Tables, affected: Affected, census: &mut Census) -> (u32, Arc<Epochs>) {
+/// The generation that follows `old`, and since when what holds. It grows where numbers are
+/// `renumbered`, whether or not some flow is known to be concerned.
+fn next_epochs(
+    old: &Tables,
+    affected: Affected,
+    census: &mut Census,
+    renumbered: bool,
+) -> (u32, Arc<Epochs>) {
     let next = old.generation.wrapping_add(1);
     match (affected, &old.epochs) {
         (Affected::Nothing, Some(epochs)) => (old.generation, Arc::clone(epochs)),
+        (Affected::Addresses(addresses), Some(epochs)) if renumbered => {
+            let mut epochs = Epochs::clone(epochs);
+            epochs.concern(next, addresses);
+            (next, Arc::new(epochs))
+        }
         (Affected::Addresses(addresses), _) => census.next(old, addresses),
         (Affected::Everything, _) | (_, None) => (next, Epochs::beginning_at(next).into()),
     }
@@ -314,7 +325,7 @@ mod tests {
     use flow_table::Memory;
 
     use super::*;
-    use crate::forwarding_view::{EndpointAddress, ForwardingPort};
+    use crate::forwarding_view::{EndpointAddress, ForwardingPort, NEXT_HOPS_OF_GONE_PODS_MAX};
     use crate::netlink::KernelView;
     use crate::netlink::view::{Change, Neighbour};
 
@@ -501,5 +512,35 @@ mod tests {
         assert_eq!(publish(&mut publisher, &[other]), Some(4), "asked for, and nothing else new");
         publisher.concern([pod].into());
         assert_eq!(publish(&mut publisher, &[other]), Some(4), "asked for, and no flow's");
+    }
+
+    /// A worker may open a flow to a pod that is gone, by older tables, while its number is given back.
+    #[test]
+    fn numbers_that_are_given_back_begin_a_generation_though_no_flow_is_known_to_be_concerned() {
+        let mut publisher = Publisher::default();
+        let (view, asked, mut census) = (KernelView::default(), BTreeSet::new(), census(&[]));
+        let mac = MacAddr([2, 0, 0, 0, 0, 1]);
+        let (own, kind) = (PortId(0), PortKind::Pod);
+        let ports = [ForwardingPort { port: own, kind, interface: 3, mac, mtu: 1500 }];
+        let mut publish = |number: usize| {
+            let address = IpAddr::V4((0x0a02_0000 + u32::try_from(number).unwrap()).into());
+            let endpoints = [EndpointAddress { address, port: own, mac: Some(mac) }];
+            let inputs = Inputs {
+                view: &view,
+                ports: &ports,
+                endpoints: &endpoints,
+                host: None,
+                asked: &asked,
+            };
+            let (nat, flows) = (SourceNat::default(), FlowSettings::default());
+            let update = publisher.update(Vec::new(), &inputs, &nat, flows, &mut census);
+            let tables = update.tables.unwrap();
+            let epochs = tables.epochs.clone().unwrap();
+            (tables.generation, epochs.hold_since(1, [address.into(), address.into()]))
+        };
+        for number in 0..=NEXT_HOPS_OF_GONE_PODS_MAX {
+            assert_eq!(publish(number), (1, true), "pod {number}");
+        }
+        assert_eq!(publish(NEXT_HOPS_OF_GONE_PODS_MAX + 1), (2, false));
     }
 }
