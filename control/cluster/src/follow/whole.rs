@@ -534,7 +534,7 @@ impl Whole {
     }
 
     /// Everything that is in force, as bytes.
-    pub(crate) fn bytes(&mut self) -> impl Iterator<Item = (Kind, &Known)> {
+    pub(crate) fn bytes(&mut self) -> impl Iterator<Item = (Kind, &Known)> + Clone {
         self.file_restored();
         Kind::ALL.into_iter().zip(self.kinds.iter().map(|own| &own.known))
     }

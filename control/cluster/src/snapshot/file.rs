@@ -136,12 +136,39 @@ fn refuse(path: &Path) -> impl Fn(io::Error) -> SnapshotError {
     move |error| SnapshotError::Io { path: path.to_owned(), message: error.to_string() }
 }
 
+/// Of a count at most.
+const COUNT_BYTES: usize = 5;
+
+/// A file that has no checksum yet: of a large cluster that takes longer than to put it together, which
+/// alone needs whoever knows the objects.
+pub(crate) struct Draft(Vec<u8>);
+
+impl Draft {
+    /// The file.
+    pub(crate) fn seal(self) -> Vec<u8> {
+        let Self(mut file) = self;
+        let digest = digest(&file[..HEADER], &file[HEADER + DIGEST..]);
+        file[HEADER..HEADER + DIGEST].copy_from_slice(&digest);
+        file
+    }
+
+    /// Its length.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
 /// All objects as a file.
 pub(crate) fn encode<'a>(
-    kinds: impl Iterator<Item = (Kind, &'a Known)>,
+    kinds: impl Iterator<Item = (Kind, &'a Known)> + Clone,
     written: SystemTime,
-) -> Vec<u8> {
-    let mut file = vec![0; HEADER + DIGEST];
+) -> Draft {
+    let size = |(_, known): (Kind, &Known)| -> usize {
+        known.bytes().map(|bytes| bytes.len() + COUNT_BYTES).sum()
+    };
+    let all: usize = kinds.clone().map(size).sum();
+    let mut file = Vec::with_capacity(HEADER + DIGEST + all + Kind::ALL.len() * (1 + COUNT_BYTES));
+    file.resize(HEADER + DIGEST, 0);
     for (place, (_, known)) in kinds.enumerate() {
         file.push(u8::try_from(place).unwrap_or(u8::MAX));
         let objects = known.bytes();
@@ -158,10 +185,8 @@ pub(crate) fn encode<'a>(
     header.extend(VERSION.to_le_bytes());
     header.extend(seconds.to_le_bytes());
     header.extend(length.to_le_bytes());
-    let digest = digest(&header, &file[HEADER + DIGEST..]);
     file[..HEADER].copy_from_slice(&header);
-    file[HEADER..HEADER + DIGEST].copy_from_slice(&digest);
-    file
+    Draft(file)
 }
 
 fn digest(header: &[u8], body: &[u8]) -> [u8; DIGEST] {

@@ -14,7 +14,7 @@ use crate::follow::whole::Whole;
 
 pub mod file;
 
-use file::SnapshotError;
+use file::{Draft, SnapshotError};
 
 /// Bytes written a second, on average at most: a large cluster changes all the time.
 const BYTES_PER_SECOND: u64 = 1 << 20;
@@ -66,8 +66,8 @@ impl Keeper {
         }
     }
 
-    /// The bytes to be written now, if it is time.
-    pub(crate) fn due(&mut self, whole: &mut Whole) -> Option<Vec<u8>> {
+    /// What is to be written now, if it is time.
+    pub(crate) fn due(&mut self, whole: &mut Whole) -> Option<Draft> {
         let (_, after) = self.place.as_ref()?;
         if !whole.is_unsaved() || !self.reporter.is_complete() {
             return None;
@@ -83,12 +83,13 @@ impl Keeper {
         Some(file::encode(whole.bytes(), SystemTime::now()))
     }
 
-    /// Writes `bytes`, beside the thread that follows.
-    pub(crate) async fn write(&mut self, bytes: Vec<u8>, whole: &std::cell::RefCell<Whole>) {
+    /// Writes `draft`, beside the thread that follows.
+    pub(crate) async fn write(&mut self, draft: Draft, whole: &std::cell::RefCell<Whole>) {
         let Some((directory, after)) = self.place.clone() else { return };
-        let count = bytes.len() as u64;
+        let count = draft.len() as u64;
         let began = Instant::now();
-        let written = tokio::task::spawn_blocking(move || file::write(&directory, &bytes)).await;
+        let write = move || file::write(&directory, &draft.seal());
+        let written = tokio::task::spawn_blocking(write).await;
         let took = began.elapsed();
         let paced = Duration::from_secs(count / BYTES_PER_SECOND);
         self.pause_until = Some(Instant::now() + after.max(paced));
@@ -103,7 +104,7 @@ impl Keeper {
     pub(crate) fn finish(&mut self, whole: &mut Whole) {
         let Some((directory, _)) = self.place.clone() else { return };
         if whole.is_unsaved() && self.reporter.is_complete() {
-            let bytes = file::encode(whole.bytes(), SystemTime::now());
+            let bytes = file::encode(whole.bytes(), SystemTime::now()).seal();
             let count = bytes.len() as u64;
             let began = Instant::now();
             let written = file::write(&directory, &bytes);

@@ -20,7 +20,7 @@ fn namespaces_of(names: &[&str], written: SystemTime) -> Vec<u8> {
             Object::Namespace(Namespace { name: (*name).into(), labels, mode: PolicyMode::Audit });
         known[0].set(key(&object.key().name), compact::encode(&object));
     }
-    encode(Kind::ALL.into_iter().zip(&known), written)
+    encode(Kind::ALL.into_iter().zip(&known), written).seal()
 }
 
 fn names(directory: &Path) -> Vec<String> {
