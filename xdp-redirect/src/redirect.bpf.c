@@ -242,7 +242,10 @@ static inline enum owner owner_by_l4(u8 protocol, struct l4 *l4)
 		if (l4->type == 3 || l4->type == 4 || l4->type == 5 || l4->type == 11 ||
 		    l4->type == 12)
 			return OURS;
-		return l4->type == 0 && has_bit(BITMAP_ICMP, l4->identifier) ? OURS : KERNEL;
+		// Replies to an echo and to a timestamp query.
+		return (l4->type == 0 || l4->type == 14) && has_bit(BITMAP_ICMP, l4->identifier)
+			       ? OURS
+			       : KERNEL;
 	case IP_ICMPV6:
 		// RFC 4443 section 2.1: error messages have types below 128.
 		if (l4->type < 128)

@@ -163,6 +163,8 @@ fn uplink_redirects_what_is_ours_and_passes_the_rest() {
             ("answer to the node's ping", ipv4(NODE4, 1, 0, &icmp(0, 7)), "passed"),
             ("answer to our ping", ipv4(NODE4, 1, 0, &icmp(0, 61_001)), "redirected"),
             ("answer to our ping, IPv6", ipv6(NODE6, 58, &icmp(129, 61_001)), "redirected"),
+            ("answer to our timestamp query", ipv4(NODE4, 1, 0, &icmp(14, 61_001)), "redirected"),
+            ("timestamp query to the node", ipv4(NODE4, 1, 0, &icmp(13, 61_001)), "passed"),
             ("ping of the node, IPv6", ipv6(NODE6, 58, &icmp(128, 61_001)), "passed"),
             ("GRE to the node", ipv4(NODE4, 47, 0, &[0; 24]), "passed"),
             ("ESP to the node, IPv6", ipv6(NODE6, 50, &[0; 24]), "passed"),
