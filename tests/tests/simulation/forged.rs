@@ -1,0 +1,95 @@
+//! What somebody who forges packets without seeing any can do to others' flows where nobody looks at
+//! sequence numbers.
+
+use std::time::Duration;
+
+use dataplane::DropReason;
+use dataplane::conntrack::FlowState;
+use dataplane::port::PortId;
+use xskiff_tests::packet_builder::{FrameBuilder, read, tcp};
+use xskiff_tests::simulation::Simulation;
+use xskiff_tests::world::{UPLINK, World, address, pod_port};
+
+const OUTSIDE: &str = "192.0.2.7:80";
+const INSIDE: &str = "10.1.0.1:1000";
+
+fn one(node: &mut Simulation, at: (usize, PortId), frame: &FrameBuilder) -> (PortId, Vec<u8>) {
+    let mut out = node.pass_to(at.0, at.1, &frame.build());
+    assert_eq!(out.len(), 1, "{}", node.moved_counters());
+    out.remove(0)
+}
+
+/// A connection of pod 1 to the outside that stands, and its source as the outside sees it.
+fn to_outside(node: &mut Simulation) -> String {
+    let (_, frame) = one(node, (0, pod_port(1)), &tcp(INSIDE, OUTSIDE, "S"));
+    let own = read(&frame).expect("whole").source.to_string();
+    one(node, (0, UPLINK), &tcp(OUTSIDE, &own, "SA"));
+    one(node, (0, pod_port(1)), &tcp(INSIDE, OUTSIDE, "A"));
+    own
+}
+
+fn is_dropped(node: &mut Simulation, worker: usize, frame: &FrameBuilder, reason: DropReason) {
+    let before = node.dropped(reason);
+    let out = node.pass_to(worker, UPLINK, &frame.build());
+    let dropped = node.dropped(reason) - before;
+    assert_eq!((dropped, out.len()), (1, 0), "for {reason}:\n{}", node.moved_counters());
+}
+
+/// The SYN was refused after the entry had been removed for it: what its pod went on to send found no
+/// flow, for good.
+#[test]
+fn forged_reset_and_syn_do_not_end_a_translated_connection() {
+    for workers in 1..=4 {
+        for by in 0..workers {
+            let mut node = Simulation::new(workers, 1000, &World::with_pods(1).tables());
+            let own = to_outside(&mut node);
+            one(&mut node, (by, UPLINK), &tcp(OUTSIDE, &own, "R"));
+            assert_eq!(node.flows()[0].life.state(), FlowState::Closed);
+            let syn = tcp(OUTSIDE, &own, "S");
+            is_dropped(&mut node, by, &syn, DropReason::InvalidState);
+            node.wait(Duration::from_secs(3));
+            is_dropped(&mut node, by, &syn, DropReason::NoFlow);
+            let (port, frame) = one(&mut node, (by, pod_port(1)), &tcp(INSIDE, OUTSIDE, "A"));
+            assert_eq!(port, UPLINK);
+            assert_eq!(read(&frame).expect("whole").source.to_string(), own);
+            assert_eq!(one(&mut node, (by, UPLINK), &tcp(OUTSIDE, &own, "A")).0, pod_port(1));
+            assert_eq!(node.flows()[0].life.state(), FlowState::Established);
+        }
+    }
+}
+
+#[test]
+fn other_side_of_a_connection_that_was_reset_opens_another_one_once_nobody_went_on() {
+    for workers in 1..=4 {
+        for by in 0..workers {
+            let mut node = Simulation::new(workers, 1000, &World::with_pods(2).tables());
+            let (from, to) = ("10.1.0.1:1000", "10.1.0.2:80");
+            one(&mut node, (by, pod_port(1)), &tcp(from, to, "S"));
+            one(&mut node, (0, pod_port(2)), &tcp(to, from, "SA"));
+            one(&mut node, (by, pod_port(1)), &tcp(from, to, "A"));
+            one(&mut node, (by, pod_port(2)), &tcp(to, from, "R"));
+            let syn = tcp(to, from, "S").build();
+            assert!(node.pass_to(by, pod_port(2), &syn).is_empty(), "too soon");
+            assert_eq!(node.dropped(DropReason::InvalidState), 1);
+            node.wait(Duration::from_secs(3));
+            one(&mut node, (by, pod_port(2)), &tcp(to, from, "S"));
+            let flows = node.flows();
+            assert_eq!((flows.len(), flows[0].life.state()), (1, FlowState::Opening));
+            assert_eq!(flows[0].original.source(), address("10.1.0.2"));
+            assert_eq!(flows[0].original.source_port(), 80);
+        }
+    }
+}
+
+/// Whoever opened a connection needs not wait: a client uses its port again at once.
+#[test]
+fn client_that_was_reset_opens_the_next_connection_at_once() {
+    let mut node = Simulation::new(2, 1000, &World::with_pods(1).tables());
+    let own = to_outside(&mut node);
+    one(&mut node, (1, UPLINK), &tcp(OUTSIDE, &own, "R"));
+    one(&mut node, (1, pod_port(1)), &tcp(INSIDE, OUTSIDE, "S"));
+    assert_eq!(node.flows()[0].life.state(), FlowState::Opening);
+}
+
+/// It made a black hole of a connection whose path takes less, or small packets of a fast one.
+/// A request passed as part of a flow that policy had judged for the other direction.
