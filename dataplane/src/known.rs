@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use crate::DropReason;
 use crate::buffer::Buffer;
 use crate::conntrack::details::{Asked, Details, Effect};
-use crate::conntrack::{FlowDirection, Seen};
+use crate::conntrack::{FlowDirection, FlowState, Seen};
 use crate::context::{Context, Stop};
 use crate::decision::{self, Ended};
 use crate::direct::dispatch;
@@ -228,6 +228,10 @@ pub(crate) fn note<K: TableKey<W>, B: Buffer, const W: usize>(
     found: Found,
 ) -> Result<(), DropReason> {
     let view = view::<K, W>(flows, found).ok_or(DropReason::NoFlow)?;
+    // On a connection that stands a SYN is forged, or its receiver's to challenge (RFC 9293, 3.10.7.4).
+    let offers = packet.tcp_flags & Seen::SYN != 0
+        && packet.kind == PacketKind::Tcp
+        && view.life().state() < FlowState::Established;
     let effect = match flows.table.details(found.handle) {
         Some(words) => {
             let asked = Asked {
@@ -244,9 +248,12 @@ pub(crate) fn note<K: TableKey<W>, B: Buffer, const W: usize>(
         Effect::Counts => {
             view.advance(found.direction, packet.shows(), now, &context.tables.timeouts);
         }
-        Effect::PassesOnly => view.count(found.direction),
+        Effect::PassesOnly => {
+            view.count(found.direction);
+            return Ok(());
+        }
     }
-    if packet.tcp_flags & Seen::SYN != 0 && packet.kind == PacketKind::Tcp {
+    if offers {
         let offered = SegmentLimit::offered(packet, received.buffer.bytes());
         view.note_segment_limit(offered, packet.tcp_flags);
     }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use dataplane::DropReason;
 use dataplane::conntrack::FlowState;
+use dataplane::lb::FrontendKind;
 use dataplane::port::PortId;
 use xskiff_tests::packet_builder::{FrameBuilder, read, tcp};
 use xskiff_tests::simulation::Simulation;
-use xskiff_tests::world::{UPLINK, World, address, pod_port};
+use xskiff_tests::world::{UPLINK, World, address, pod_port, pod4};
 
 const OUTSIDE: &str = "192.0.2.7:80";
 const INSIDE: &str = "10.1.0.1:1000";
@@ -92,4 +93,21 @@ fn client_that_was_reset_opens_the_next_connection_at_once() {
 }
 
 /// It made a black hole of a connection whose path takes less, or small packets of a fast one.
+#[test]
+fn syn_on_a_connection_that_stands_offers_nothing() {
+    let world =
+        World::with_pods(1).with_service(FrontendKind::NodePort, "", 30_080, &[(pod4(1), 8080)]);
+    let mut node = Simulation::single(&world.tables());
+    let (client, frontend) = ("192.0.2.9:2000", "10.0.0.1:30080");
+    let at_uplink = (0, UPLINK);
+    one(&mut node, at_uplink, &tcp(client, frontend, "S").offering_segment(1460));
+    let answer = tcp("10.1.0.1:8080", client, "SA").offering_segment(1400);
+    one(&mut node, (0, pod_port(1)), &answer);
+    one(&mut node, at_uplink, &tcp(client, frontend, "A"));
+    for offered in [8960, 536] {
+        one(&mut node, at_uplink, &tcp(client, frontend, "S").offering_segment(offered));
+        assert_eq!(node.flows()[0].life.segment_limit().bytes(), 1400);
+    }
+}
+
 /// A request passed as part of a flow that policy had judged for the other direction.
