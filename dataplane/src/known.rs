@@ -141,9 +141,12 @@ fn free_way<'t, K: crate::flow::FlowFamily>(
     packet: &Packet,
 ) -> Option<&'t NextHop> {
     let is_current = view.is_current(tables) && !view.life().expired(now);
-    // A SYN-ACK may have to be changed.
-    let is_special = matches!(packet.kind, PacketKind::FirstFragment { .. } | PacketKind::Sctp)
-        || packet.tcp_flags & Seen::SYN != 0
+    // A SYN-ACK may have to be changed. An echo request goes one way only, which is looked at where it
+    // costs others nothing.
+    let is_special = matches!(
+        packet.kind,
+        PacketKind::FirstFragment { .. } | PacketKind::Sctp | PacketKind::IcmpQuery { .. }
+    ) || packet.tcp_flags & Seen::SYN != 0
         || packet.is_long;
     if !is_current || is_special {
         return None;
@@ -166,7 +169,7 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
     found: Found,
 ) -> Result<Action, Stop> {
     let view = view::<K, W>(flows, found).ok_or(DropReason::NoFlow)?;
-    if !view.life().admits(found.direction, packet.tcp_flags) {
+    if !view.life().admits(found.direction, packet.tcp_flags) || !packet.goes(found.direction) {
         return Err(DropReason::InvalidState.into());
     }
     let target = view.tuple(found.direction.reversed()).generic().reversed();

@@ -188,7 +188,12 @@ impl Model {
             let is_reply = step.by_pod != flow.opened_by;
             let stands =
                 matches!(state(&flow.history), FlowState::Established | FlowState::Closing);
-            if step.what.is_first_syn() && is_reply && stands {
+            let goes = match step.what {
+                What::Ping => !is_reply,
+                What::Pong => is_reply,
+                what => !(what.is_first_syn() && is_reply && stands),
+            };
+            if !goes {
                 return Err(DropReason::InvalidState);
             }
             flow.history.push(Past { is_reply, what: step.what, at: now });

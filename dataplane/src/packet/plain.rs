@@ -5,7 +5,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::{Packet, PacketKind};
+use super::{Packet, PacketKind, Turn};
 use crate::DropReason;
 use crate::address::Protocol;
 use crate::flow_key::{FlowKey, FlowKey4};
@@ -74,7 +74,7 @@ pub(super) fn parse<const N: usize>(
         is_long: false,
         ttl: header[8],
         tcp_flags,
-        is_reply: false,
+        turn: Turn::Neither,
     }));
     Some(key)
 }

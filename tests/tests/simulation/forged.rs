@@ -7,7 +7,7 @@ use dataplane::DropReason;
 use dataplane::conntrack::FlowState;
 use dataplane::lb::FrontendKind;
 use dataplane::port::PortId;
-use xskiff_tests::packet_builder::{FrameBuilder, read, tcp};
+use xskiff_tests::packet_builder::{FrameBuilder, ping, pong, read, tcp};
 use xskiff_tests::simulation::Simulation;
 use xskiff_tests::world::{UPLINK, World, address, pod_port, pod4};
 
@@ -111,3 +111,27 @@ fn syn_on_a_connection_that_stands_offers_nothing() {
 }
 
 /// A request passed as part of a flow that policy had judged for the other direction.
+#[test]
+fn echo_requests_go_one_way_and_replies_the_other() {
+    let (inside, outside) = (address("10.1.0.1"), address("192.0.2.7"));
+    let mut node = Simulation::single(&World::with_pods(1).tables());
+    let at_pod = (0, pod_port(1));
+    let (_, frame) = one(&mut node, at_pod, &ping(inside, outside, 7));
+    let (own, identifier) = {
+        let source = read(&frame).expect("whole").source;
+        (source.ip(), source.port())
+    };
+    is_dropped(&mut node, 0, &ping(outside, own, identifier), DropReason::InvalidState);
+    assert_eq!(one(&mut node, (0, UPLINK), &pong(outside, own, identifier)).0, pod_port(1));
+    is_dropped(&mut node, 0, &ping(outside, own, identifier), DropReason::InvalidState);
+    // In fragments as well.
+    let payload = [7; 72];
+    let fragment = |of: FrameBuilder, number| of.payload(&payload).fragment(number, 0, true);
+    let request = fragment(ping(outside, own, identifier), 9);
+    is_dropped(&mut node, 0, &request, DropReason::InvalidState);
+    one(&mut node, (0, UPLINK), &fragment(pong(outside, own, identifier), 10));
+    one(&mut node, at_pod, &fragment(ping(inside, outside, 7), 11));
+    one(&mut node, at_pod, &ping(inside, outside, 7));
+    let answer = pong(inside, outside, 7).build();
+    node.expect_drop(pod_port(1), &answer, DropReason::InvalidState);
+}
