@@ -502,7 +502,7 @@ impl Pipeline {
     /// Whether the first fragment of this packet is known.
     #[must_use]
     pub fn knows_first(&self, key: &FragmentKey, now: Nanos) -> bool {
-        self.context.fragments.l4_ports(key, now).is_ok()
+        self.context.fragments.transport(key, now).is_ok()
     }
 
     /// Whether another [`flush`](Self::flush) can begin now: 64 may be under way.
