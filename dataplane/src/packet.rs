@@ -116,19 +116,29 @@ impl Packet {
     }
 
     /// As [`Self::parse`], but appends the result to `parsed`, which must have room, and answers
-    /// the packet's tuple if that names its flow.
+    /// the packet's tuple if that names its flow, and what length the frame is to be cut to, if any
+    /// ([`Self::end_of_frame`]).
     #[inline(always)]
     pub fn parse_onto<const N: usize>(
         bytes: &[u8],
         len: usize,
         parsed: &mut ArrayVec<Result<Self, DropReason>, N>,
-    ) -> Option<FlowKey> {
+    ) -> (Option<FlowKey>, Option<usize>) {
         if let Some(key) = plain::parse(bytes, len, parsed) {
-            return Some(FlowKey::V4(key));
+            return (Some(FlowKey::V4(key)), None);
         }
         let packet = Self::parse_any(bytes, len);
         parsed.push(packet);
-        packet.ok().filter(|packet| packet.kind.has_tuple()).map(|packet| packet.key)
+        let Ok(packet) = packet else { return (None, None) };
+        let end = packet.end_of_frame();
+        (packet.kind.has_tuple().then_some(packet.key), (end < len).then_some(end))
+    }
+
+    /// Where its frame ends. What lies behind the IP packet is the link's, which every forwarder cuts
+    /// off; were it to go on, a frame could be longer than the packet that is judged, and than the links
+    /// it leaves by. What pads a short frame stays.
+    fn end_of_frame(&self) -> usize {
+        (ETHERNET_LEN + self.ip_len).max(wire::FRAME_LEN_MIN)
     }
 
     /// The careful way, for everything that is not plain.

@@ -14,7 +14,7 @@ use arrayvec::ArrayVec;
 
 use crate::DropReason;
 use crate::anticipation::{Anticipated, Beginnings, Early};
-use crate::buffer::Buffer;
+use crate::buffer::{self, Buffer};
 use crate::context::{Context, Stop};
 use crate::counters::WorkerCounters;
 use crate::direct::Directed;
@@ -141,7 +141,14 @@ impl Pipeline {
             parsed.push(Err(DropReason::UnknownPort));
             return None;
         };
-        let key = Packet::parse_onto(received.buffer.bytes(), received.buffer.len(), parsed);
+        let (key, cut) = Packet::parse_onto(received.buffer.bytes(), received.buffer.len(), parsed);
+        if let Some(len) = cut
+            && let Err(reason) = buffer::cut(&mut received.buffer, len)
+        {
+            parsed.pop();
+            parsed.push(Err(reason));
+            return None;
+        }
         if port.checksums == Checksums::Unknown
             && let Some(Ok(packet)) = parsed.last_mut()
         {
