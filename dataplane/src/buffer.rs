@@ -50,3 +50,15 @@ pub trait Buffer {
     /// [`DropReason::NoRoom`] when the first chunk's memory is smaller.
     fn set_len(&mut self, bytes: usize) -> Result<(), DropReason>;
 }
+
+/// Cuts off what lies behind a packet that ends at `len`.
+///
+/// # Errors
+/// [`DropReason::Malformed`] when it does not end in the first chunk: no link adds so much.
+#[cold]
+pub(crate) fn cut<B: Buffer>(buffer: &mut B, len: usize) -> Result<(), DropReason> {
+    if len > buffer.bytes().len() {
+        return Err(DropReason::Malformed);
+    }
+    buffer.set_len(len)
+}

@@ -318,12 +318,14 @@ pub fn check_source(tables: &Tables, port: &Port, source: IpAddr) -> Result<(), 
     }
 }
 
-/// Who speaks from `address` through `port`. What enters by the host port is the node, whatever it
-/// says; a pod's address was compared with its port before ([`check_source`]).
+/// Who speaks from `address` through `port`. By the host port it is the node, if the address is one of its
+/// own: what its stack only forwards, from a container's bridge or a tunnel, is not its own. (The kernel
+/// takes no forwarded packet in that bears an address of its own.) A pod's address was compared with its
+/// port before ([`check_source`]).
 fn source_identity(tables: &Tables, port: &Port, address: IpAddr) -> Identity {
     match port.kind {
-        PortKind::Host => Identity::HOST,
-        PortKind::Pod | PortKind::Uplink => tables.identities.lookup(address),
+        PortKind::Host if tables.forwarding.is_own(&address) => Identity::HOST,
+        _ => tables.identities.lookup(address),
     }
 }
 
@@ -539,7 +541,7 @@ impl From<DropReason> for Ended {
 pub fn rejudge(tables: &Tables, original: &FlowKey, backend: (IpAddr, u16)) -> Result<Ways, Ended> {
     let translated = original.with_destination(backend.0, backend.1);
     let (hop, to) = way_to(tables, backend.0)?;
-    let (reverse_hop, from) = way_to(tables, original.source())?;
+    let (reverse_hop, from) = way_back(tables, original.source())?;
     let hop = hop.ok_or(DropReason::Unresolved)?;
     let identities = (
         source_identity(tables, from.1, original.source()),
@@ -552,6 +554,18 @@ pub fn rejudge(tables: &Tables, original: &FlowKey, backend: (IpAddr, u16)) -> R
             Ended { reason, denied: Some((rule, source, destination)) }
         })?;
     Ok(Ways { hop, reverse_hop, rule, audited })
+}
+
+/// The same as [`way_to`], to one that may be the node by an address that means nothing beyond its link.
+fn way_back(
+    tables: &Tables,
+    source: IpAddr,
+) -> Result<(Option<NextHopId>, (PortId, &Port)), DropReason> {
+    let forwarding = &tables.forwarding;
+    let host = forwarding.host.filter(|_| forwarding.link_addresses.contains(&source));
+    let Some(host) = host else { return way_to(tables, source) };
+    let port = forwarding.next_hop(host).ok_or(DropReason::PortGone)?.port;
+    Ok((Some(host), (port, tables.port(port).ok_or(DropReason::PortGone)?)))
 }
 
 /// The next hop to `address`, `None` while its neighbour is unresolved, and the port it leaves by.

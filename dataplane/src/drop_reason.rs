@@ -111,7 +111,7 @@ drop_reasons! {
     HandoffFull = "handoff-full",
     /// The packet may not be longer than its headroom or buffer allows.
     NoRoom = "no-room",
-    /// The TCP segment does not fit its connection's state.
+    /// The TCP segment does not fit its connection's state, or the echo request or reply its direction.
     InvalidState = "invalid-state",
     /// The TCP segment lies outside of its connection's windows (`conntrack.tcp_windows`).
     TcpOutOfWindow = "tcp-out-of-window",

@@ -308,6 +308,15 @@ impl FlowKey {
         }
     }
 
+    /// The same of another protocol.
+    #[must_use]
+    pub fn with_protocol(self, protocol: Protocol) -> Self {
+        match self {
+            Self::V4(key) => Self::V4(FlowKey4 { protocol, ..key }),
+            Self::V6(key) => Self::V6(FlowKey6 { protocol, ..key }),
+        }
+    }
+
     /// The same with these L4 ports.
     #[must_use]
     pub fn with_l4_ports(self, source: u16, destination: u16) -> Self {

@@ -63,6 +63,9 @@ pub struct Forwarding {
     pub endpoints: AddressMap<NextHopId>,
     /// The node's own addresses.
     pub node_addresses: AddressSet,
+    /// Those of its own that mean nothing beyond their link: nobody is sent there by them, but by the
+    /// host port it speaks from them.
+    pub link_addresses: AddressSet,
     /// The way to the node's own stack; `None` without a host port.
     pub host: Option<NextHopId>,
     /// On-link neighbours that are known or were asked for.
@@ -76,6 +79,12 @@ impl Forwarding {
     #[must_use]
     pub fn next_hop(&self, id: NextHopId) -> Option<&NextHop> {
         self.next_hops.get(usize::from(id.0))
+    }
+
+    /// Whether `source` is one of the node's own, within a link or beyond.
+    #[must_use]
+    pub fn is_own(&self, source: &IpAddr) -> bool {
+        self.node_addresses.contains(source) || self.link_addresses.contains(source)
     }
 
     /// The way to `destination`: local endpoint, the node itself, else the kernel's route.

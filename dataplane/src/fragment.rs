@@ -1,6 +1,6 @@
 //! Fragments: later ones carry no L4 header, so they follow what their first one showed.
 //!
-//! A worker remembers the L4 ports of first fragments for [`FRAGMENT_SECONDS`], or until there are
+//! A worker remembers protocol and L4 ports of first fragments for [`FRAGMENT_SECONDS`], or until there are
 //! so many that the oldest makes room: its packet has passed long ago, unless a flood comes, and
 //! that of one source pushes out few others'. All fragments of a packet reach the same worker, which
 //! the caller sees to. A later fragment that comes before its
@@ -40,19 +40,29 @@ pub struct FragmentKey {
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
-    /// Protocol of the payload. For IPv6 always that of the first fragment.
+    /// IPv4: protocol of the payload. IPv6: 0; there it is no part of the key (RFC 8200, 4.5), since later
+    /// fragments name what follows the fragment header, and the transport may lie behind options.
     pub protocol: Protocol,
     /// Identification.
     pub identification: u32,
 }
 
+/// What a first fragment shows of its packet's flow, and later ones do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transport {
+    /// The transport's protocol.
+    pub protocol: Protocol,
+    /// L4 ports: source, destination.
+    pub l4_ports: (u16, u16),
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Known {
-    l4_ports: (u16, u16),
+    transport: Transport,
     until: Nanos,
 }
 
-/// L4 ports by fragmented packet.
+/// Transports by fragmented packet.
 #[derive(Debug)]
 pub struct FragmentTable {
     known: HashMap<FragmentKey, Known>,
@@ -75,12 +85,12 @@ impl Default for FragmentTable {
 }
 
 impl FragmentTable {
-    /// Remembers the (source, destination) L4 ports that a first fragment showed; forgets the
-    /// oldest of its group of sources when there are [`FRAGMENTED_PACKETS_MAX`] / 16.
-    pub fn remember(&mut self, key: FragmentKey, l4_ports: (u16, u16), now: Nanos) {
+    /// Remembers what a first fragment showed; forgets the oldest of its group of sources when there are
+    /// [`FRAGMENTED_PACKETS_MAX`] / 16.
+    pub fn remember(&mut self, key: FragmentKey, transport: Transport, now: Nanos) {
         let until = now.after(std::time::Duration::from_secs(FRAGMENT_SECONDS));
         self.has_news = true;
-        let is_new = self.known.insert(key, Known { l4_ports, until }).is_none();
+        let is_new = self.known.insert(key, Known { transport, until }).is_none();
         if !is_new {
             return;
         }
@@ -93,18 +103,18 @@ impl FragmentTable {
         arrivals.push_back(key);
     }
 
-    /// Whether a first fragment that shows `l4_ports` may be one of `key`'s.
+    /// Whether a first fragment that shows `transport` may be one of `key`'s.
     ///
     /// # Errors
-    /// [`DropReason::FragmentOverlap`] when another showed other ports.
+    /// [`DropReason::FragmentOverlap`] when another showed something else.
     pub fn check_first(
         &self,
         key: &FragmentKey,
-        l4_ports: (u16, u16),
+        transport: Transport,
         now: Nanos,
     ) -> Result<(), DropReason> {
-        match self.l4_ports(key, now) {
-            Ok(known) if key.source.is_ipv6() && known != l4_ports => {
+        match self.transport(key, now) {
+            Ok(known) if key.source.is_ipv6() && known != transport => {
                 Err(DropReason::FragmentOverlap)
             }
             _ => Ok(()),
@@ -116,13 +126,13 @@ impl FragmentTable {
         std::mem::take(&mut self.has_news)
     }
 
-    /// The L4 ports of a later fragment.
+    /// The transport of a later fragment.
     ///
     /// # Errors
     /// [`DropReason::FragmentUnknown`] when its first was not seen, or too long ago.
-    pub fn l4_ports(&self, key: &FragmentKey, now: Nanos) -> Result<(u16, u16), DropReason> {
+    pub fn transport(&self, key: &FragmentKey, now: Nanos) -> Result<Transport, DropReason> {
         match self.known.get(key) {
-            Some(known) if known.until > now => Ok(known.l4_ports),
+            Some(known) if known.until > now => Ok(known.transport),
             _ => Err(DropReason::FragmentUnknown),
         }
     }
@@ -166,6 +176,10 @@ mod tests {
 
     use super::*;
 
+    fn udp(source: u16, destination: u16) -> Transport {
+        Transport { protocol: Protocol::UDP, l4_ports: (source, destination) }
+    }
+
     fn key(identification: u32) -> FragmentKey {
         FragmentKey {
             source: Ipv4Addr::new(10, 0, 0, 1).into(),
@@ -178,11 +192,11 @@ mod tests {
     #[test]
     fn later_fragment_follows_its_first_until_it_is_forgotten() {
         let mut table = FragmentTable::default();
-        assert_eq!(table.l4_ports(&key(7), Nanos(0)), Err(DropReason::FragmentUnknown));
-        table.remember(key(7), (1, 2), Nanos(0));
-        assert_eq!(table.l4_ports(&key(7), Nanos(1)), Ok((1, 2)));
+        assert_eq!(table.transport(&key(7), Nanos(0)), Err(DropReason::FragmentUnknown));
+        table.remember(key(7), udp(1, 2), Nanos(0));
+        assert_eq!(table.transport(&key(7), Nanos(1)), Ok(udp(1, 2)));
         let late = Nanos(FRAGMENT_SECONDS * 1_000_000_000);
-        assert_eq!(table.l4_ports(&key(7), late), Err(DropReason::FragmentUnknown));
+        assert_eq!(table.transport(&key(7), late), Err(DropReason::FragmentUnknown));
     }
 
     #[test]
@@ -195,12 +209,14 @@ mod tests {
         let overlap = Err(DropReason::FragmentOverlap);
         for (key, other) in [(key(7), Ok(())), (key6, overlap)] {
             let mut table = FragmentTable::default();
-            assert_eq!(table.check_first(&key, (1, 2), Nanos(0)), Ok(()));
-            table.remember(key, (1, 2), Nanos(0));
-            assert_eq!(table.check_first(&key, (1, 2), Nanos(1)), Ok(()), "sent again");
-            assert_eq!(table.check_first(&key, (1, 3), Nanos(1)), other);
+            assert_eq!(table.check_first(&key, udp(1, 2), Nanos(0)), Ok(()));
+            table.remember(key, udp(1, 2), Nanos(0));
+            assert_eq!(table.check_first(&key, udp(1, 2), Nanos(1)), Ok(()), "sent again");
+            assert_eq!(table.check_first(&key, udp(1, 3), Nanos(1)), other);
             let late = Nanos(FRAGMENT_SECONDS * 1_000_000_000);
-            assert_eq!(table.check_first(&key, (1, 3), late), Ok(()));
+            assert_eq!(table.check_first(&key, udp(1, 3), late), Ok(()));
+            let sctp = Transport { protocol: Protocol::SCTP, ..udp(1, 2) };
+            assert_eq!(table.check_first(&key, sctp, Nanos(1)), other);
         }
     }
 
@@ -209,27 +225,27 @@ mod tests {
     fn flood_of_first_fragments_pushes_out_its_own_oldest_and_nobody_elses() {
         let mut table = FragmentTable::default();
         let other = FragmentKey { source: Ipv4Addr::new(10, 0, 0, 2).into(), ..key(1) };
-        table.remember(other, (5, 6), Nanos(0));
+        table.remember(other, udp(5, 6), Nanos(0));
         for id in 0..100_000 {
-            table.remember(key(id), (1, 2), Nanos(id.into()));
+            table.remember(key(id), udp(1, 2), Nanos(id.into()));
             // What a sender has under way is known, however much it sends.
             let before = id.saturating_sub(200);
-            assert_eq!(table.l4_ports(&key(before), Nanos(id.into())), Ok((1, 2)));
+            assert_eq!(table.transport(&key(before), Nanos(id.into())), Ok(udp(1, 2)));
         }
         assert_eq!(table.known.len(), GROUP_MAX + 1);
-        assert_eq!(table.l4_ports(&key(1), Nanos(100_000)), Err(DropReason::FragmentUnknown));
-        assert_eq!(table.l4_ports(&other, Nanos(100_000)), Ok((5, 6)));
+        assert_eq!(table.transport(&key(1), Nanos(100_000)), Err(DropReason::FragmentUnknown));
+        assert_eq!(table.transport(&other, Nanos(100_000)), Ok(udp(5, 6)));
     }
 
     #[test]
     fn identification_that_comes_again_is_the_packet_that_came_last() {
         let mut table = FragmentTable::default();
-        for (round, ports) in [(0, (1, 2)), (1, (3, 4))] {
+        for (round, ports) in [(0, udp(1, 2)), (1, udp(3, 4))] {
             for id in 0..100 {
                 table.remember(key(id), ports, Nanos(round));
             }
         }
-        assert_eq!(table.l4_ports(&key(7), Nanos(1)), Ok((3, 4)));
+        assert_eq!(table.transport(&key(7), Nanos(1)), Ok(udp(3, 4)));
         assert_eq!(table.arrivals.iter().map(VecDeque::len).sum::<usize>(), table.known.len());
     }
 
@@ -238,7 +254,7 @@ mod tests {
     fn the_table_empties_by_itself_when_no_more_fragments_come() {
         let mut table = FragmentTable::default();
         for id in 0..100 {
-            table.remember(key(id), (1, 2), Nanos(0));
+            table.remember(key(id), udp(1, 2), Nanos(0));
         }
         table.forget_old(Nanos(1_000_000_000));
         assert_eq!(table.len(), 100);

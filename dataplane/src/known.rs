@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use crate::DropReason;
 use crate::buffer::Buffer;
 use crate::conntrack::details::{Asked, Details, Effect};
-use crate::conntrack::{FlowDirection, Seen};
+use crate::conntrack::{FlowDirection, FlowState, Seen};
 use crate::context::{Context, Stop};
 use crate::decision::{self, Ended};
 use crate::direct::dispatch;
@@ -141,9 +141,12 @@ fn free_way<'t, K: crate::flow::FlowFamily>(
     packet: &Packet,
 ) -> Option<&'t NextHop> {
     let is_current = view.is_current(tables) && !view.life().expired(now);
-    // A SYN-ACK may have to be changed.
-    let is_special = matches!(packet.kind, PacketKind::FirstFragment { .. } | PacketKind::Sctp)
-        || packet.tcp_flags & Seen::SYN != 0
+    // A SYN-ACK may have to be changed. An echo request goes one way only, which is looked at where it
+    // costs others nothing.
+    let is_special = matches!(
+        packet.kind,
+        PacketKind::FirstFragment { .. } | PacketKind::Sctp | PacketKind::IcmpQuery { .. }
+    ) || packet.tcp_flags & Seen::SYN != 0
         || packet.is_long;
     if !is_current || is_special {
         return None;
@@ -166,7 +169,7 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
     found: Found,
 ) -> Result<Action, Stop> {
     let view = view::<K, W>(flows, found).ok_or(DropReason::NoFlow)?;
-    if !view.life().admits(found.direction, packet.tcp_flags) {
+    if !view.life().admits(found.direction, packet.tcp_flags) || !packet.goes(found.direction) {
         return Err(DropReason::InvalidState.into());
     }
     let target = view.tuple(found.direction.reversed()).generic().reversed();
@@ -228,6 +231,10 @@ pub(crate) fn note<K: TableKey<W>, B: Buffer, const W: usize>(
     found: Found,
 ) -> Result<(), DropReason> {
     let view = view::<K, W>(flows, found).ok_or(DropReason::NoFlow)?;
+    // On a connection that stands a SYN is forged, or its receiver's to challenge (RFC 9293, 3.10.7.4).
+    let offers = packet.tcp_flags & Seen::SYN != 0
+        && packet.kind == PacketKind::Tcp
+        && view.life().state() < FlowState::Established;
     let effect = match flows.table.details(found.handle) {
         Some(words) => {
             let asked = Asked {
@@ -244,9 +251,12 @@ pub(crate) fn note<K: TableKey<W>, B: Buffer, const W: usize>(
         Effect::Counts => {
             view.advance(found.direction, packet.shows(), now, &context.tables.timeouts);
         }
-        Effect::PassesOnly => view.count(found.direction),
+        Effect::PassesOnly => {
+            view.count(found.direction);
+            return Ok(());
+        }
     }
-    if packet.tcp_flags & Seen::SYN != 0 && packet.kind == PacketKind::Tcp {
+    if offers {
         let offered = SegmentLimit::offered(packet, received.buffer.bytes());
         view.note_segment_limit(offered, packet.tcp_flags);
     }

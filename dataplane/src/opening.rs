@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use flow_table::InsertError;
+use flow_table::{Handle, InsertError};
 
 use crate::DropReason;
 use crate::address::Protocol;
@@ -11,7 +11,7 @@ use crate::anticipation::Early;
 use crate::buffer::Buffer;
 use crate::charge;
 use crate::connections::Counted;
-use crate::conntrack::{FlowDirection, Life, Seen};
+use crate::conntrack::{FlowDirection, FlowState, Life, Seen};
 use crate::context::{Context, Stop};
 use crate::decision::{Admission, Decision, Findings, NewPacket, Refusal, decide};
 use crate::direct::{Directed, Role, stateless};
@@ -67,36 +67,52 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
         || matches!(packet.kind, PacketKind::FirstFragment { .. });
     // An entry that is over makes room. Where the burst's look found nothing, the insert will find
     // what an earlier packet of the burst has opened.
+    let mut over = None;
     if (found.is_some() || early.is_none())
         && let Some(hit) = flows.table.lookup(hash, &key)
     {
         let found = Found { handle: hit.handle, direction: hit.matched };
-        if known::serves::<K, W>(flows, found, now, packet) {
-            return known::forward::<K, B, W>(context, flows, now, received, packet, found);
-        }
-        if binding::remove::<K, W>(context, flows, found.handle) {
-            context.counters.flows_expired.add(1);
-        } else if directed.is_none()
-            && let Some(holder) = holder_elsewhere(context, flows, packet, found)
-        {
-            // It was dealt out when the tables were taken over: who has it removes it, and hands
-            // the packet back.
-            return Ok(context.hand_to(holder, HandoffCause::Holder));
-        } else if is_here {
-            return Err(DropReason::NoFlow.into());
+        let may_travel = directed.is_none();
+        match former::<K, W>(context, flows, now, packet, found)? {
+            Former::Serves => {
+                return known::forward::<K, B, W>(context, flows, now, received, packet, found);
+            }
+            Former::GivesWay => over = Some(found.handle),
+            Former::Removed => {}
+            Former::Elsewhere => match holder_elsewhere(context, flows, packet, found) {
+                // It was dealt out when the tables were taken over: who has it removes it, and hands
+                // the packet back.
+                Some(holder) if may_travel => {
+                    return Ok(context.hand_to(holder, HandoffCause::Holder));
+                }
+                _ if is_here => return Err(DropReason::NoFlow.into()),
+                _ => {}
+            },
         }
     }
+    let mut new = NewPacket { directed, ..NewPacket::of(packet, now, &context.tables) };
+    if is_mapped && (is_here || over.is_some()) {
+        new.hairpin = endpoint::behind::<K, W>(context, flows, now, &generic);
+    }
     if !is_here {
+        // Its owner cannot remove the entry, so that it is decided here whether it goes.
+        if let Some(handle) = over {
+            match decide(&context.tables, received.port, &new) {
+                Ok(Decision::Unresolved(port, address)) => {
+                    return Ok(context.hold(NeighbourRequest { port, address }));
+                }
+                Ok(_) => give_way::<K, W>(context, flows, handle),
+                Err(refusal) => {
+                    return Err(refuse(context, now, received.port, &new.key, &refusal));
+                }
+            }
+        }
         let cause = match affinity {
             _ if is_mapped => HandoffCause::Mapping,
             Some(_) => HandoffCause::Affinity,
             None => HandoffCause::Miss,
         };
         return Ok(context.hand_to(owner, cause));
-    }
-    let mut new = NewPacket { directed, ..NewPacket::of(packet, now, &context.tables) };
-    if is_mapped {
-        new.hairpin = endpoint::behind::<K, W>(context, flows, now, &generic);
     }
     if let Some(affinity) = affinity {
         let client = generic.source();
@@ -112,6 +128,9 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
             &late
         }
     };
+    if let (Some(handle), Ok(Decision::Admit(_) | Decision::Foreign(_))) = (over, decided) {
+        give_way::<K, W>(context, flows, handle);
+    }
     let admission = match decided {
         Ok(Decision::Admit(admission)) => admission,
         Ok(Decision::Foreign(host)) => return context.to_host(received.buffer.bytes_mut(), *host),
@@ -153,6 +172,63 @@ pub(crate) fn open<K: TableKey<W>, B: Buffer, const W: usize>(
         report(context, now, kind, received.port, &new.key, findings);
     }
     known::forward::<K, B, W>(context, flows, now, received, packet, found)
+}
+
+/// What an entry is to a packet of its tuple.
+enum Former {
+    /// Its flow.
+    Serves,
+    /// A connection that is over, to which this packet is the next one's first; its entry goes once that is
+    /// admitted. Whoever forges a reset forges a SYN behind it as easily, and the connection may stand.
+    GivesWay,
+    /// Its time was over, and it is gone.
+    Removed,
+    /// The same, or one that is to give way; but the entry is another worker's.
+    Elsewhere,
+}
+
+/// # Errors
+/// [`DropReason::InvalidState`]: the side that was opened to begins another connection while this one may
+/// not be over.
+fn former<K: TableKey<W>, const W: usize>(
+    context: &mut Context,
+    flows: &mut Flows<W>,
+    now: Nanos,
+    packet: &Packet,
+    found: Found,
+) -> Result<Former, DropReason> {
+    if known::serves::<K, W>(flows, found, now, packet) {
+        return Ok(Former::Serves);
+    }
+    let life = known::view::<K, W>(flows, found).map(|view| view.life());
+    if let Some(life) = life.filter(|life| !life.expired(now)) {
+        if found.direction == FlowDirection::Reply
+            && life.state() == FlowState::Closed
+            && !binding::is_silent(life, now, &context.tables.timeouts)
+        {
+            return Err(DropReason::InvalidState);
+        }
+        return match flows.table.holder(found.handle) == Some(context.worker) {
+            true => Ok(Former::GivesWay),
+            false => Ok(Former::Elsewhere),
+        };
+    }
+    if binding::remove::<K, W>(context, flows, found.handle) {
+        context.counters.flows_expired.add(1);
+        return Ok(Former::Removed);
+    }
+    Ok(Former::Elsewhere)
+}
+
+/// Removes an entry of this worker's for the flow that comes after it.
+fn give_way<K: TableKey<W>, const W: usize>(
+    context: &mut Context,
+    flows: &mut Flows<W>,
+    handle: Handle,
+) {
+    if binding::remove::<K, W>(context, flows, handle) {
+        context.counters.flows_expired.add(1);
+    }
 }
 
 /// The other worker that has the entry of a flow that is over. A first fragment stays where its

@@ -12,8 +12,8 @@ pub use quoted::{Quoted, quoted};
 
 use crate::DropReason;
 use crate::address::Protocol;
-use crate::conntrack::Seen;
 use crate::conntrack::sctp::Chunks;
+use crate::conntrack::{FlowDirection, Seen};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::wire::checksum::Sum;
 use crate::wire::{self, ETHERNET_LEN, Fragment, IPV4_LEN, IPV6_LEN};
@@ -70,7 +70,19 @@ pub struct Packet {
     /// TCP flags (RFC 9293, 3.1), or what SCTP's chunks show in the same terms
     /// ([`crate::conntrack::sctp`]); 0 for other protocols.
     pub tcp_flags: u8,
-    is_reply: bool,
+    turn: Turn,
+}
+
+/// What an ICMP message, whole or in fragments, is of a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Turn {
+    /// Neither, as is everything but ICMP queries.
+    #[default]
+    Neither,
+    /// The question.
+    Query,
+    /// The reply to it.
+    Reply,
 }
 
 /// What stands between the IP header and the transport.
@@ -88,7 +100,7 @@ struct Transport {
 struct Header {
     ports: (u16, u16),
     tcp_flags: u8,
-    is_reply: bool,
+    turn: Turn,
 }
 
 impl Packet {
@@ -104,19 +116,29 @@ impl Packet {
     }
 
     /// As [`Self::parse`], but appends the result to `parsed`, which must have room, and answers
-    /// the packet's tuple if that names its flow.
+    /// the packet's tuple if that names its flow, and what length the frame is to be cut to, if any
+    /// ([`Self::end_of_frame`]).
     #[inline(always)]
     pub fn parse_onto<const N: usize>(
         bytes: &[u8],
         len: usize,
         parsed: &mut ArrayVec<Result<Self, DropReason>, N>,
-    ) -> Option<FlowKey> {
+    ) -> (Option<FlowKey>, Option<usize>) {
         if let Some(key) = plain::parse(bytes, len, parsed) {
-            return Some(FlowKey::V4(key));
+            return (Some(FlowKey::V4(key)), None);
         }
         let packet = Self::parse_any(bytes, len);
         parsed.push(packet);
-        packet.ok().filter(|packet| packet.kind.has_tuple()).map(|packet| packet.key)
+        let Ok(packet) = packet else { return (None, None) };
+        let end = packet.end_of_frame();
+        (packet.kind.has_tuple().then_some(packet.key), (end < len).then_some(end))
+    }
+
+    /// Where its frame ends. What lies behind the IP packet is the link's, which every forwarder cuts
+    /// off; were it to go on, a frame could be longer than the packet that is judged, and than the links
+    /// it leaves by. What pads a short frame stays.
+    fn end_of_frame(&self) -> usize {
+        (ETHERNET_LEN + self.ip_len).max(wire::FRAME_LEN_MIN)
     }
 
     /// The careful way, for everything that is not plain.
@@ -175,7 +197,18 @@ impl Packet {
     /// Whether it may open a flow: the reply to an ICMP query may not, whole or in fragments.
     #[must_use]
     pub fn may_begin_flow(&self) -> bool {
-        !self.is_reply
+        self.turn != Turn::Reply
+    }
+
+    /// Whether a packet of its kind goes in this direction of a flow: the question of an ICMP query in
+    /// the one that the flow was opened in, the reply in the other.
+    #[inline(always)]
+    pub(crate) fn goes(&self, direction: FlowDirection) -> bool {
+        match self.turn {
+            Turn::Neither => true,
+            Turn::Query => direction == FlowDirection::Original,
+            Turn::Reply => direction == FlowDirection::Reply,
+        }
     }
 }
 
@@ -243,7 +276,7 @@ fn parse_ipv4(bytes: &[u8], len: usize) -> Result<Packet, DropReason> {
         is_long: false,
         ttl: header[8],
         tcp_flags: l4.tcp_flags,
-        is_reply: l4.is_reply,
+        turn: l4.turn,
     })
 }
 
@@ -332,7 +365,7 @@ fn parse_ipv6(bytes: &[u8], len: usize) -> Result<Packet, DropReason> {
         is_long: false,
         ttl: header[7],
         tcp_flags: l4.tcp_flags,
-        is_reply: l4.is_reply,
+        turn: l4.turn,
     })
 }
 
@@ -426,7 +459,7 @@ fn parse_tcp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
     if !is_sound(flags) {
         return Err(DropReason::Malformed);
     }
-    Ok(Header { ports: ports(tcp), tcp_flags: flags, is_reply: false })
+    Ok(Header { ports: ports(tcp), tcp_flags: flags, turn: Turn::Neither })
 }
 
 /// Whether TCP has a use for these flags (RFC 9293, 3.10.7); scanners have for the others.
@@ -453,7 +486,7 @@ fn parse_udp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
 fn parse_sctp(bytes: &[u8], at: &Transport) -> Result<Header, DropReason> {
     let common: &[u8; wire::SCTP_LEN] = l4_header(bytes, at)?;
     let chunks = Chunks::read(bytes, at.offset, at.end, at.fragment.is_none())?;
-    Ok(Header { ports: ports(common), tcp_flags: chunks.shown, is_reply: false })
+    Ok(Header { ports: ports(common), tcp_flags: chunks.shown, turn: Turn::Neither })
 }
 
 #[inline(always)]
@@ -474,7 +507,8 @@ fn l4_header<'a, const N: usize>(
 
 fn query(icmp: &[u8; wire::ICMP_LEN], is_reply: bool) -> (PacketKind, Header) {
     let identifier = u16::from_be_bytes([icmp[4], icmp[5]]);
-    let header = Header { ports: (identifier, identifier), tcp_flags: 0, is_reply };
+    let turn = if is_reply { Turn::Reply } else { Turn::Query };
+    let header = Header { ports: (identifier, identifier), tcp_flags: 0, turn };
     (PacketKind::IcmpQuery { is_reply }, header)
 }
 

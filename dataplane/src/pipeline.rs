@@ -14,7 +14,7 @@ use arrayvec::ArrayVec;
 
 use crate::DropReason;
 use crate::anticipation::{Anticipated, Beginnings, Early};
-use crate::buffer::Buffer;
+use crate::buffer::{self, Buffer};
 use crate::context::{Context, Stop};
 use crate::counters::WorkerCounters;
 use crate::direct::Directed;
@@ -141,7 +141,14 @@ impl Pipeline {
             parsed.push(Err(DropReason::UnknownPort));
             return None;
         };
-        let key = Packet::parse_onto(received.buffer.bytes(), received.buffer.len(), parsed);
+        let (key, cut) = Packet::parse_onto(received.buffer.bytes(), received.buffer.len(), parsed);
+        if let Some(len) = cut
+            && let Err(reason) = buffer::cut(&mut received.buffer, len)
+        {
+            parsed.pop();
+            parsed.push(Err(reason));
+            return None;
+        }
         if port.checksums == Checksums::Unknown
             && let Some(Ok(packet)) = parsed.last_mut()
         {
@@ -502,7 +509,7 @@ impl Pipeline {
     /// Whether the first fragment of this packet is known.
     #[must_use]
     pub fn knows_first(&self, key: &FragmentKey, now: Nanos) -> bool {
-        self.context.fragments.l4_ports(key, now).is_ok()
+        self.context.fragments.transport(key, now).is_ok()
     }
 
     /// Whether another [`flush`](Self::flush) can begin now: 64 may be under way.

@@ -1,6 +1,7 @@
 //! Packets that belong to a flow without carrying its tuple: later fragments and ICMP errors.
 
 use crate::DropReason;
+use crate::address::Protocol;
 use crate::buffer::Buffer;
 use crate::conntrack::FlowDirection;
 use crate::context::{Context, Stop};
@@ -10,7 +11,7 @@ use crate::event::NeighbourRequest;
 use crate::flow::FlowView;
 use crate::flow_key::{FlowKey, FlowKey6};
 use crate::flows::{Flows, Found, TableKey, WorkerFlows};
-use crate::fragment::FragmentKey;
+use crate::fragment::{FragmentKey, Transport};
 use crate::handoff::HandoffCause;
 use crate::known::{self, Way};
 use crate::nat::{Mapping, endpoint};
@@ -39,24 +40,26 @@ pub(crate) fn fragment_owner(
     if owner != context.worker {
         return Ok(Some(owner));
     }
-    let l4_ports = (tuple.source_port(), tuple.destination_port());
-    context.fragments.check_first(&key, l4_ports, now).map(|()| None)
+    context.fragments.check_first(&key, transport_of(&tuple), now).map(|()| None)
 }
 
-/// Remembers the L4 ports of a first fragment that goes on. Those that are refused take no room.
+/// Remembers the transport of a first fragment that goes on. Those that are refused take no room.
 pub(crate) fn remember_fragment(context: &mut Context, now: Nanos, packet: &Packet) {
     if let PacketKind::FirstFragment { identification } = packet.kind {
         let key = packet.flow_key();
-        let l4_ports = (key.source_port(), key.destination_port());
-        context.fragments.remember(fragment_key(&key, identification), l4_ports, now);
+        context.fragments.remember(fragment_key(&key, identification), transport_of(&key), now);
     }
+}
+
+fn transport_of(key: &FlowKey) -> Transport {
+    Transport { protocol: key.protocol(), l4_ports: (key.source_port(), key.destination_port()) }
 }
 
 fn fragment_key(key: &FlowKey, identification: u32) -> FragmentKey {
     FragmentKey {
         source: key.source(),
         destination: key.destination(),
-        protocol: key.protocol(),
+        protocol: if key.source().is_ipv4() { key.protocol() } else { Protocol(0) },
         identification,
     }
 }
@@ -103,13 +106,14 @@ pub(crate) fn later_fragment<B: Buffer>(
     if owner != context.worker {
         return Ok(context.hand_to(owner, HandoffCause::Fragment));
     }
-    let Ok((source, destination)) = context.fragments.l4_ports(&fragment, now) else {
+    let Ok(transport) = context.fragments.transport(&fragment, now) else {
         // Nobody waits at another's expense.
         let port = context.tables.port(received.port).ok_or(DropReason::UnknownPort)?;
         check_source(&context.tables, port, addresses.source())?;
         return Ok(Action::AwaitFirst);
     };
-    let whole = addresses.with_l4_ports(source, destination);
+    let (source, destination) = transport.l4_ports;
+    let whole = addresses.with_protocol(transport.protocol).with_l4_ports(source, destination);
     let outcome = match whole {
         FlowKey::V4(key) => match follow(context, &flows.v4, now, received, packet, key) {
             Err(Stop { reason: DropReason::FragmentUnknown, .. }) if context.may_change_family => {

@@ -192,7 +192,7 @@ impl<P: Ports> Worker<P> {
             self.drop_late_fragments(now);
         }
         let mut burst = RxBurst::new();
-        packets += self.run_inbox(now, &mut burst);
+        packets += self.serve_others(now, &mut burst);
         for _ in 0..RECEIVE_BURSTS {
             self.ports.receive(&mut burst);
             let received = burst.len();
@@ -222,6 +222,17 @@ impl<P: Ports> Worker<P> {
         if is_pressed {
             self.counters.pressed_bursts.add(1);
         }
+    }
+
+    /// Handles what others handed on. Flows that it opened are known to others from then on, whose next
+    /// packets must not overtake those that wait here: they are sent at once.
+    fn serve_others(&mut self, now: Nanos, burst: &mut RxBurst<P::Buffer>) -> usize {
+        let opened = self.counters.flows_created.get();
+        let packets = self.run_inbox(now, burst);
+        if packets > 0 && self.counters.flows_created.get() != opened {
+            self.ports.flush();
+        }
+        packets
     }
 
     /// Handles what others handed on, small vectors joined to bursts.

@@ -23,6 +23,10 @@ pub struct Wire {
     pub panics_after: Option<(PortId, usize)>,
     /// Whether packets pile up.
     pub is_pressed: bool,
+    /// Frames that wait for their worker's flush, by worker.
+    unflushed: BTreeMap<usize, usize>,
+    /// The most of them that waited when their worker asked for others.
+    pub unflushed_at_receive: usize,
     /// Buffers given back.
     pub released: usize,
 }
@@ -73,6 +77,8 @@ impl Ports for MemoryPorts {
 
     fn receive(&mut self, burst: &mut RxBurst<HeapBuffer>) {
         let mut wire = self.wire.borrow_mut();
+        let unflushed = wire.unflushed.get(&self.worker).copied().unwrap_or(0);
+        wire.unflushed_at_receive = wire.unflushed_at_receive.max(unflushed);
         let Some(ring) = wire.incoming.get_mut(&self.worker) else { return };
         while burst.remaining_capacity() > 0 {
             let Some((port, frame)) = ring.pop_front() else { return };
@@ -97,10 +103,13 @@ impl Ports for MemoryPorts {
             *left = fewer;
         }
         wire.outgoing.push((port, buffer.bytes().to_vec()));
+        *wire.unflushed.entry(self.worker).or_default() += 1;
         Ok(())
     }
 
-    fn flush(&mut self) {}
+    fn flush(&mut self) {
+        self.wire.borrow_mut().unflushed.remove(&self.worker);
+    }
 
     fn is_pressed(&self) -> bool {
         self.wire.borrow().is_pressed

@@ -24,7 +24,7 @@ pub struct FrameBuilder {
 
 #[derive(Debug, Clone)]
 enum Transport {
-    Tcp { flags: u8, numbers: (u32, u32), window: u16, scale: Option<u8> },
+    Tcp { flags: u8, numbers: (u32, u32), window: u16, scale: Option<u8>, segment: Option<u16> },
     Udp,
     Echo { is_reply: bool, identifier: u16 },
     Error { kind: u8, code: u8, word: u32 },
@@ -60,7 +60,8 @@ pub fn tcp(source: &str, destination: &str, flags: &str) -> FrameBuilder {
         other => panic!("no TCP flag {other}"),
     };
     let flags = flags.chars().map(bit).sum();
-    let transport = Transport::Tcp { flags, numbers: (1, 2), window: 0xffff, scale: None };
+    let numbers = (1, 2);
+    let transport = Transport::Tcp { flags, numbers, window: 0xffff, scale: None, segment: None };
     builder(parse(source), parse(destination), transport)
 }
 
@@ -155,9 +156,11 @@ impl FrameBuilder {
     /// Sets the sequence number, acknowledgement and window of a TCP segment.
     #[must_use]
     pub fn numbers(mut self, sequence: u32, acknowledgement: u32, window: u16) -> Self {
-        let Transport::Tcp { flags, scale, .. } = self.transport else { panic!("no TCP segment") };
+        let Transport::Tcp { flags, scale, segment, .. } = self.transport else {
+            panic!("no TCP segment")
+        };
         let numbers = (sequence, acknowledgement);
-        self.transport = Transport::Tcp { flags, numbers, window, scale };
+        self.transport = Transport::Tcp { flags, numbers, window, scale, segment };
         self
     }
 
@@ -166,6 +169,15 @@ impl FrameBuilder {
     pub fn offering_scale(mut self, offer: u8) -> Self {
         if let Transport::Tcp { scale, .. } = &mut self.transport {
             *scale = Some(offer);
+        }
+        self
+    }
+
+    /// Offers a largest segment, as a SYN does.
+    #[must_use]
+    pub fn offering_segment(mut self, bytes: u16) -> Self {
+        if let Transport::Tcp { segment, .. } = &mut self.transport {
+            *segment = Some(bytes);
         }
         self
     }
@@ -206,14 +218,18 @@ impl FrameBuilder {
         let mut header = Vec::new();
         let ports = [self.source.port().to_be_bytes(), self.destination.port().to_be_bytes()];
         match self.transport {
-            Transport::Tcp { flags, numbers: (sequence, acknowledgement), window, scale } => {
+            Transport::Tcp { flags, numbers, window, scale, segment } => {
+                let (sequence, acknowledgement) = numbers;
+                let words = 5 + u8::from(scale.is_some()) + u8::from(segment.is_some());
                 header.extend(ports.concat());
                 header.extend(sequence.to_be_bytes());
                 header.extend(acknowledgement.to_be_bytes());
-                header.extend([if scale.is_some() { 0x60 } else { 0x50 }, flags]);
+                header.extend([words << 4, flags]);
                 header.extend(window.to_be_bytes());
                 header.extend([0; 4]);
                 header.extend(scale.into_iter().flat_map(|scale| [3, 3, scale, 0]));
+                let segment = segment.map(u16::to_be_bytes).into_iter();
+                header.extend(segment.flat_map(|[high, low]| [2, 4, high, low]));
             }
             Transport::Udp => {
                 header.extend(ports.concat());

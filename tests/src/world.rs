@@ -287,6 +287,15 @@ impl World {
         self
     }
 
+    /// Addresses of the node's own that mean nothing beyond their link.
+    #[must_use]
+    pub fn with_link_addresses(mut self, addresses: &[&str]) -> Self {
+        for text in addresses {
+            self.forwarding.link_addresses.insert(address(text), ());
+        }
+        self
+    }
+
     /// A neighbour on the uplink's link that can be reached at once.
     #[must_use]
     pub fn with_neighbour(mut self, text: &str) -> Self {

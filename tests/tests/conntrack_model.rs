@@ -154,6 +154,13 @@ impl Flow {
         }
         deadline
     }
+
+    /// Whether nobody spoke since the reset that ended it, for two whole seconds.
+    fn is_silent(&self, now: u64) -> bool {
+        let since_reset = now / NANOS + timeout(What::Tcp("R"), FlowState::Closed);
+        let was_last = self.history.last().is_some_and(|past| past.what.has('R'));
+        was_last && since_reset >= self.deadline_seconds() + 2
+    }
 }
 
 #[derive(Debug, Default)]
@@ -167,15 +174,26 @@ impl Model {
     fn step(&mut self, step: &Step, now: u64) -> Result<(), DropReason> {
         self.forget_expired(now);
         let name = (step.what.protocol(), step.number);
-        let is_over = |flow: &Flow| state(&flow.history) >= FlowState::TimeWait;
-        if step.what.is_first_syn() && self.0.get(&name).is_some_and(is_over) {
+        let over = self.0.get(&name).filter(|flow| state(&flow.history) >= FlowState::TimeWait);
+        if let Some(flow) = over.filter(|_| step.what.is_first_syn()) {
+            if step.by_pod != flow.opened_by {
+                // It removes nothing: pod 2 may not open a connection in the place of pod 1's.
+                let may_stand = state(&flow.history) == FlowState::Closed && !flow.is_silent(now);
+                let invalid = DropReason::InvalidState;
+                return Err(if may_stand { invalid } else { DropReason::PolicyEgress });
+            }
             self.0.remove(&name);
         }
         if let Some(flow) = self.0.get_mut(&name) {
             let is_reply = step.by_pod != flow.opened_by;
             let stands =
                 matches!(state(&flow.history), FlowState::Established | FlowState::Closing);
-            if step.what.is_first_syn() && is_reply && stands {
+            let goes = match step.what {
+                What::Ping => !is_reply,
+                What::Pong => is_reply,
+                what => !(what.is_first_syn() && is_reply && stands),
+            };
+            if !goes {
                 return Err(DropReason::InvalidState);
             }
             flow.history.push(Past { is_reply, what: step.what, at: now });

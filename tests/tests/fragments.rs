@@ -8,7 +8,7 @@ use dataplane::fragment::waiting::{WAIT, WAITING_OF_PORT_MAX, WAITING_OF_SOURCE_
 use dataplane::lb::FrontendKind;
 use xskiff_tests::packet_builder::udp;
 use xskiff_tests::simulation::Simulation;
-use xskiff_tests::world::{HOST, UPLINK, World, pod_port, pod4};
+use xskiff_tests::world::{HOST, UPLINK, World, pod_port, pod4, pod6};
 
 const TALKS: [(&str, &str); 2] =
     [("10.1.0.1:9", "192.0.2.7:53"), ("[fd01::1]:9", "[2001:db8::7]:53")];
@@ -210,6 +210,52 @@ fn many_fragmented_packets_in_a_short_time_all_pass() {
         for (nth, more) in [(0, true), (1, false)] {
             let frame = part("10.1.0.1:9", "192.0.2.7:53", identification, nth, more);
             node.forward(pod_port(1), &frame);
+        }
+    }
+}
+
+/// The same behind destination options (RFC 8200, 4.6), which come after the fragment header, and so in
+/// the first fragment alone.
+fn behind_options(mut fragment: Vec<u8>, is_first: bool) -> Vec<u8> {
+    const FRAGMENT_HEADER: usize = 14 + 40;
+    let upper = std::mem::replace(&mut fragment[FRAGMENT_HEADER], 60);
+    if is_first {
+        let options = [upper, 0, 1, 4, 0, 0, 0, 0];
+        let at = FRAGMENT_HEADER + 8;
+        fragment.splice(at..at, options);
+        let payload = u16::try_from(fragment.len() - FRAGMENT_HEADER).expect("short");
+        fragment[18..20].copy_from_slice(&payload.to_be_bytes());
+    }
+    fragment
+}
+
+/// A later fragment names the header that follows the fragment header, and its first what lies behind
+/// all of them.
+#[test]
+fn fragments_of_ipv6_meet_whatever_lies_before_the_transport() {
+    let world = World::with_pods(2).with_service(
+        FrontendKind::ClusterIp,
+        "fd02::1",
+        53,
+        &[(pod6(2), 5353)],
+    );
+    for workers in [1, 3] {
+        for to in ["[fd01::2]:53", "[2001:db8::7]:53", "[fd02::1]:53"] {
+            for first_comes in [0, 1] {
+                let mut node = Simulation::new(workers, 1000, &world.tables());
+                let first = behind_options(part("[fd01::1]:9", to, 7, 0, true), true);
+                let later = udp("[fd01::1]:9", to).payload(&[1; 64]).fragment(7, 80, false);
+                let later = behind_options(later.build(), false);
+                let mut frames = vec![first, later];
+                frames.rotate_left(first_comes);
+                let mut out = Vec::new();
+                for (worker, frame) in frames.iter().enumerate() {
+                    out.extend(node.pass_to(worker % workers, pod_port(1), frame));
+                }
+                assert_eq!(out.len(), 2, "to {to} on {workers}: {}", node.moved_counters());
+                assert!(out[0].0 == out[1].0 && out[0].1[38..54] == out[1].1[38..54]);
+                assert!(out[0].1[22..38] == out[1].1[22..38], "one source");
+            }
         }
     }
 }

@@ -87,6 +87,19 @@ fn relaxed_windows_drop_resets_alone_and_count_the_others() {
     assert_eq!(tcp.node.sum(|counters| counters.out_of_window_passed.get()), 1);
 }
 
+/// One forged datagram made 120 seconds of five days.
+#[test]
+fn fin_outside_of_the_window_passes_and_changes_nothing() {
+    let mut tcp = Connection::open(TcpWindows::Relaxed);
+    let before = tcp.node.flows()[0].life;
+    tcp.node.now = tcp.node.now.after(Duration::from_secs(5));
+    tcp.comes(&tcp.server("FA").numbers(3_000_000_000, 101, 1000));
+    assert_eq!(tcp.node.flows()[0].life, before);
+    assert_eq!(tcp.node.sum(|counters| counters.out_of_window_passed.get()), 1);
+    tcp.comes(&tcp.server("FA").numbers(501, 101, 1000));
+    assert_eq!(tcp.state(), FlowState::Closing);
+}
+
 #[test]
 fn reset_ends_a_connection_only_with_the_number_that_is_expected_next() {
     for windows in [TcpWindows::Relaxed, TcpWindows::Strict] {

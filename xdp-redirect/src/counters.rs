@@ -26,6 +26,8 @@ pub struct RedirectCounters {
     pub unknown_interface: u64,
     /// Left to the kernel without a live worker, as configured.
     pub passed_on_stall: u64,
+    /// Dropped: ours, and behind a priority tag (802.1Q, VLAN 0) on an uplink.
+    pub tagged: u64,
 }
 
 impl RedirectCounters {
@@ -43,6 +45,7 @@ impl RedirectCounters {
             malformed: sum(limits::COUNTER_MALFORMED)?,
             unknown_interface: sum(limits::COUNTER_UNKNOWN_INTERFACE)?,
             passed_on_stall: sum(limits::COUNTER_PASSED_ON_STALL)?,
+            tagged: sum(limits::COUNTER_TAGGED)?,
         })
     }
 }

@@ -217,21 +217,25 @@ impl Frame {
         Ok(())
     }
 
-    /// Every chunk of the frame, in order.
+    /// Every chunk of the frame, in order. One that was handed out may be freed at once, and be
+    /// another worker's by the next step: the way on is read before.
     #[inline]
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece> {
         let shape = self.shape();
         let first =
             Piece { chunk: self.chunk, offset: shape.offset, len: shape.len, is_live: true };
-        let mut last = self.chunk;
-        let further = (1..shape.chain).map_while(move |number| {
-            let chunk = self.link(last).next?;
-            last = chunk;
+        let mut number = 0;
+        // It looks for the one behind a piece before it hands that out.
+        std::iter::successors(Some(first), move |piece| {
+            number += 1;
+            if number >= shape.chain {
+                return None;
+            }
+            let chunk = self.link(piece.chunk).next?;
             let link = self.link(chunk);
             let is_live = number < shape.live;
             Some(Piece { chunk, offset: link.offset, len: link.len, is_live })
-        });
-        std::iter::once(first).chain(further)
+        })
     }
 
     /// Where in its chunk each piece of the packet begins, and its bytes.
@@ -455,6 +459,24 @@ mod tests {
         frame.grow_front(240).expect("all of the headroom");
         let live: Vec<bool> = frame.pieces().map(|piece| piece.is_live).collect();
         assert_eq!(live, [true, false, false], "cut chunks go when the frame does");
+    }
+
+    /// With several workers, who gave a chunk back read the way to the next one out of what another had
+    /// written there meanwhile.
+    #[test]
+    fn chunk_may_be_given_away_before_the_next_one_is_asked_for() {
+        let memory = Memory::new(3);
+        let mut frame = memory.frame(0, b"one ");
+        frame.append(memory.frame(1, b"two ")).expect("room");
+        frame.append(memory.frame(2, b"three")).expect("room");
+        let mut lengths = Vec::new();
+        for piece in frame.pieces() {
+            lengths.push(piece.len);
+            let nowhere = Link { next: None, offset: 0, len: 0, segment_size: 0 };
+            // SAFETY: a chunk of this test's memory, aligned to its size, which nobody else accesses.
+            unsafe { piece.chunk.cast::<Link>().write(nowhere) };
+        }
+        assert_eq!(lengths, [4, 4, 5]);
     }
 
     #[test]

@@ -71,5 +71,7 @@ pub const COUNTER_MALFORMED: u32 = 5;
 pub const COUNTER_UNKNOWN_INTERFACE: u32 = 6;
 /// Counter: ours without a live worker, left to the kernel as configured.
 pub const COUNTER_PASSED_ON_STALL: u32 = 7;
+/// Counter: ours, and behind a priority tag on an uplink.
+pub const COUNTER_TAGGED: u32 = 8;
 /// Number of counters.
-pub const COUNTERS: u32 = 8;
+pub const COUNTERS: u32 = 9;

@@ -102,6 +102,11 @@ static inline u16 swap16(u16 value)
 #define ETH_IPV4 0x0800
 #define ETH_ARP 0x0806
 #define ETH_IPV6 0x86dd
+#define ETH_VLAN 0x8100
+#define ETH_SERVICE_VLAN 0x88a8
+#define TAG_VLAN 0x0fff
+// Tags that are looked behind.
+#define TAGS 4
 enum { IP_HOP_BY_HOP = 0, IP_ICMP = 1, IP_TCP = 6, IP_UDP = 17, IP_ROUTING = 43, IP_FRAGMENT = 44,
        IP_AUTHENTICATION = 51, IP_ICMPV6 = 58, IP_DESTINATION = 60, IP_MOBILITY = 135, IP_HIP = 139,
        IP_SCTP = 132, IP_SHIM6 = 140 };
@@ -110,6 +115,10 @@ struct ethernet {
 	u8 destination[6], source[6];
 	u16 type;
 } __attribute__((packed));
+// What stands before the type of a tagged frame (IEEE 802.1Q, 9.6).
+struct tag {
+	u16 content, type;
+};
 struct ipv4 {
 	u8 version_length, tos;
 	u16 total_length, identification, fragment;
@@ -151,8 +160,8 @@ struct extension {
 	u8 rest[6];
 };
 
-// Whose a frame is.
-enum owner { KERNEL, OURS, OURS_MAY_PASS };
+// Whose a frame is. Of one that is cut too short the kernel says so.
+enum owner { KERNEL, OURS, OURS_MAY_PASS, CUT };
 
 static inline int count(u32 counter, int action)
 {
@@ -242,7 +251,10 @@ static inline enum owner owner_by_l4(u8 protocol, struct l4 *l4)
 		if (l4->type == 3 || l4->type == 4 || l4->type == 5 || l4->type == 11 ||
 		    l4->type == 12)
 			return OURS;
-		return l4->type == 0 && has_bit(BITMAP_ICMP, l4->identifier) ? OURS : KERNEL;
+		// Replies to an echo and to a timestamp query.
+		return (l4->type == 0 || l4->type == 14) && has_bit(BITMAP_ICMP, l4->identifier)
+			       ? OURS
+			       : KERNEL;
 	case IP_ICMPV6:
 		// RFC 4443 section 2.1: error messages have types below 128.
 		if (l4->type < 128)
@@ -253,25 +265,23 @@ static inline enum owner owner_by_l4(u8 protocol, struct l4 *l4)
 	return has_bit(BITMAP_PROTOCOL, swap16(protocol)) ? OURS : KERNEL;
 }
 
-static inline int uplink4(struct xdp_md *ctx, struct port_entry *port, void *start, void *end)
+static inline enum owner at_uplink4(void *start, void *end)
 {
 	struct ipv4 *ip = start;
 	if ((void *)(ip + 1) > end || (ip->version_length & 0x0f) < 5)
-		return count(COUNTER_MALFORMED, XDP_PASS);
+		return CUT;
 	u32 address = ip->destination;
 	if (bpf_map_lookup_elem(&node_addresses4, &address)) {
 		if (ip->fragment & swap16(0x3fff))
-			return redirect(ctx, port, OURS);
+			return OURS;
 		struct l4 *l4 = start + (ip->version_length & 0x0f) * 4;
 		if ((void *)(l4 + 1) > end)
-			return count(COUNTER_MALFORMED, XDP_PASS);
-		enum owner owner = owner_by_l4(ip->protocol, l4);
-		return owner ? redirect(ctx, port, owner) : count(COUNTER_PASSED, XDP_PASS);
+			return CUT;
+		return owner_by_l4(ip->protocol, l4);
 	}
 	struct prefix4 key = { 32, address };
 	u32 *flags = bpf_map_lookup_elem(&prefixes4, &key);
-	return flags ? redirect(ctx, port, owner_of_prefix(*flags))
-		     : count(COUNTER_PASSED, XDP_PASS);
+	return flags ? owner_of_prefix(*flags) : KERNEL;
 }
 
 static inline enum owner owner_at_node6(u8 next_header, void *start, void *end)
@@ -301,19 +311,16 @@ static inline enum owner owner_at_node6(u8 next_header, void *start, void *end)
 	return owner_by_l4(next_header, l4);
 }
 
-static inline int uplink6(struct xdp_md *ctx, struct port_entry *port, void *start, void *end)
+static inline enum owner at_uplink6(void *start, void *end)
 {
 	struct ipv6 *ip = start;
 	if ((void *)(ip + 1) > end)
-		return count(COUNTER_MALFORMED, XDP_PASS);
+		return CUT;
 	struct prefix6 key = { 128, ip->destination };
-	if (bpf_map_lookup_elem(&node_addresses6, &key.address)) {
-		enum owner owner = owner_at_node6(ip->next_header, ip + 1, end);
-		return owner ? redirect(ctx, port, owner) : count(COUNTER_PASSED, XDP_PASS);
-	}
+	if (bpf_map_lookup_elem(&node_addresses6, &key.address))
+		return owner_at_node6(ip->next_header, ip + 1, end);
 	u32 *flags = bpf_map_lookup_elem(&prefixes6, &key);
-	return flags ? redirect(ctx, port, owner_of_prefix(*flags))
-		     : count(COUNTER_PASSED, XDP_PASS);
+	return flags ? owner_of_prefix(*flags) : KERNEL;
 }
 
 // ICMPv6 type of a neighbour discovery message (RFC 4861: 133 to 137), otherwise 0.
@@ -388,6 +395,55 @@ static inline int is_of_link6(void *start, void *end)
 	return word >> 24 == 0xff || word >> 22 == 0xfe80 >> 6;
 }
 
+// An IP packet that came by an uplink.
+static inline enum owner at_uplink(struct port_entry *port, struct ethernet *ethernet, u16 type,
+				   void *ip, void *end)
+{
+	if (!(port->flags & PORT_EVERYTHING))
+		return type == ETH_IPV4 ? at_uplink4(ip, end) : at_uplink6(ip, end);
+	// Who listens there listens on this interface, and hears nothing by the host port.
+	int is_of_link = type == ETH_IPV4 ? is_of_link4(ethernet, ip, end) : is_of_link6(ip, end);
+	return is_of_link ? KERNEL : OURS;
+}
+
+static inline int is_tag(u16 type)
+{
+	return type == ETH_VLAN || type == ETH_SERVICE_VLAN;
+}
+
+// A tagged frame that came by an uplink. One of a VLAN is for an interface of its own, or nobody; but one
+// with a priority alone is this interface's, and the kernel takes as many such tags off as there are.
+// Passed, what is ours would be forwarded past services and policy. It is dropped, since the pipeline
+// reads no tags.
+static inline int tagged(struct port_entry *port, struct ethernet *ethernet, void *end)
+{
+	struct tag *tag = (void *)(ethernet + 1);
+	u16 type = 0;
+	for (int tags = 0; tags < TAGS; tags++) {
+		if ((void *)(tag + 1) > end)
+			return count(COUNTER_MALFORMED, XDP_PASS);
+		if (tag->content & swap16(TAG_VLAN))
+			return count(COUNTER_PASSED, XDP_PASS);
+		type = swap16(tag->type);
+		tag++;
+		if (!is_tag(type))
+			break;
+	}
+	if (is_tag(type))
+		return count(COUNTER_TAGGED, XDP_DROP);
+	if ((type != ETH_IPV4 && type != ETH_IPV6) ||
+	    (type == ETH_IPV6 && discovery_type(tag, end)))
+		return count(COUNTER_PASSED, XDP_PASS);
+	switch (at_uplink(port, ethernet, type, tag, end)) {
+	case KERNEL:
+		return count(COUNTER_PASSED, XDP_PASS);
+	case CUT:
+		return count(COUNTER_MALFORMED, XDP_PASS);
+	default:
+		return count(COUNTER_TAGGED, XDP_DROP);
+	}
+}
+
 static inline int answer(struct xdp_md *ctx)
 {
 	void *start = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -408,6 +464,8 @@ static inline int answer(struct xdp_md *ctx)
 			return redirect(ctx, port, OURS);
 		return count(COUNTER_PASSED, XDP_PASS);
 	}
+	if (is_uplink && is_tag(type))
+		return tagged(port, ethernet, end);
 	u8 discovery = type == ETH_IPV6 ? discovery_type(ip, end) : 0;
 	if (discovery) {
 		if (is_pod && !is_own_discovery(port, discovery, ip, end))
@@ -419,13 +477,10 @@ static inline int answer(struct xdp_md *ctx)
 				 : count(COUNTER_NOT_IP, XDP_DROP);
 	if (!is_uplink)
 		return redirect(ctx, port, OURS);
-	if (port->flags & PORT_EVERYTHING) {
-		// Who listens there listens on this interface, and hears nothing by the host port.
-		int is_of_link = type == ETH_IPV4 ? is_of_link4(ethernet, ip, end)
-						  : is_of_link6(ip, end);
-		return is_of_link ? count(COUNTER_PASSED, XDP_PASS) : redirect(ctx, port, OURS);
-	}
-	return type == ETH_IPV4 ? uplink4(ctx, port, ip, end) : uplink6(ctx, port, ip, end);
+	enum owner owner = at_uplink(port, ethernet, type, ip, end);
+	if (owner == CUT)
+		return count(COUNTER_MALFORMED, XDP_PASS);
+	return owner == KERNEL ? count(COUNTER_PASSED, XDP_PASS) : redirect(ctx, port, owner);
 }
 
 SEC("xdp") int xskiff(struct xdp_md *ctx)

@@ -284,10 +284,16 @@ impl Build<'_> {
         let stack = self.inputs.host.map(|host| host.stack_interface);
         for (interface, own) in &view.addresses {
             let address = own.address;
-            // Link-local addresses mean nothing beyond their link.
+            // Link-local addresses mean nothing beyond their link. Of IPv6's only those of the host port's
+            // link are spoken from there.
             let local_only = address.is_loopback() || is_link_local(address);
             if own.usable && !local_only && Some(*interface) != stack {
                 self.out.node_addresses.insert(address, ());
+            } else if own.usable
+                && !address.is_loopback()
+                && (Some(*interface) == stack || address.is_ipv4())
+            {
+                self.out.link_addresses.insert(address, ());
             }
             if let Some(broadcast) = own.broadcast.filter(|_| own.prefix_length < 31) {
                 let prefix = Prefix::host(IpAddr::V4(broadcast));
@@ -422,7 +428,8 @@ fn affected(old: &Forwarding, new: &Forwarding) -> Affected {
         .filter(|(key, id)| new.neighbours.get(*key).is_some_and(|now| now != *id))
         .map(|((_, address), _)| *address);
     let differing = unlike(&old.endpoints, &new.endpoints)
-        .chain(unlike(&old.node_addresses, &new.node_addresses));
+        .chain(unlike(&old.node_addresses, &new.node_addresses))
+        .chain(unlike(&old.link_addresses, &new.link_addresses));
     renumbered.chain(differing).for_each(|address| affected.add(address));
     affected
 }

@@ -374,6 +374,9 @@ pub struct XdpCounts {
     pub unknown_interface: u64,
     /// Ours without a live worker, left to the kernel as configured.
     pub passed_on_stall: u64,
+    /// Ours behind a priority tag on an uplink, dropped. 0 of a node before it was counted.
+    #[serde(default)]
+    pub tagged: u64,
 }
 
 /// XDP_STATISTICS (include/uapi/linux/if_xdp.h), summed over a port's queues.

@@ -172,7 +172,8 @@ impl<'a> Details<'a> {
             }
             Fit::Outside if asked.windows == TcpWindows::Relaxed && !is_reset => {
                 asked.counters.out_of_window_passed.add(1);
-                Ok(Effect::Counts)
+                // A FIN would leave minutes of a connection's days.
+                Ok(if segment.has(Seen::FIN) { Effect::PassesOnly } else { Effect::Counts })
             }
             Fit::Outside => Err(DropReason::TcpOutOfWindow),
         }

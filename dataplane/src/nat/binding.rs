@@ -88,13 +88,19 @@ fn is_told_apart_by_port(protocol: Protocol) -> bool {
     matches!(protocol, Protocol::TCP | Protocol::UDP | Protocol::ICMP | Protocol::ICMPV6)
 }
 
-/// A reset may be forged: a connection on which somebody spoke after it may stand, and each side has
-/// [`GRACE_SECONDS`] to do so. So long the last acknowledgement may be under way as well.
+/// Whether nobody went on after the last FIN or RST, for [`GRACE_SECONDS`] by now. A reset may be forged:
+/// a connection on which somebody spoke after it may stand, and each side has that long to do so. So long
+/// the last acknowledgement may be under way as well.
+pub(crate) fn is_silent(life: Life, now: Nanos, timeouts: &Timeouts) -> bool {
+    life.after_reset() == 0 && age_seconds(life, now, timeouts) >= GRACE_SECONDS
+}
+
 fn use_by(handle: Handle, life: Life, now: Nanos, timeouts: &Timeouts) -> PortUse {
-    let is_silent = || life.after_reset() == 0 && age_seconds(life, now, timeouts) >= GRACE_SECONDS;
     match life.state() {
         _ if life.expired(now) => PortUse::Expired(handle),
-        FlowState::TimeWait | FlowState::Closed if is_silent() => PortUse::Closed(handle),
+        FlowState::TimeWait | FlowState::Closed if is_silent(life, now, timeouts) => {
+            PortUse::Closed(handle)
+        }
         _ => PortUse::Taken,
     }
 }

@@ -5,12 +5,12 @@
 
 use arrayvec::ArrayVec;
 
-use super::{Packet, PacketKind};
+use super::{Packet, PacketKind, Turn};
 use crate::DropReason;
 use crate::address::Protocol;
 use crate::flow_key::{FlowKey, FlowKey4};
 use crate::wire::checksum::Sum;
-use crate::wire::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN, TCP_LEN, UDP_LEN};
+use crate::wire::{ETHERNET_LEN, ETHERTYPE_IPV4, FRAME_LEN_MIN, IPV4_LEN, TCP_LEN, UDP_LEN};
 
 const L4: usize = ETHERNET_LEN + IPV4_LEN;
 /// Bytes looked at. A shorter frame, though it may hold UDP, goes the careful way.
@@ -35,7 +35,7 @@ pub(super) fn parse<const N: usize>(
     let end = ETHERNET_LEN + ip_len;
     let is_whole = half(ETHERNET_LEN + 6) & 0x3fff == 0;
     let is_ipv4 = half(12) == ETHERTYPE_IPV4 && header[0] == 0x45 && frame[0] & 1 == 0;
-    if !is_ipv4 || !is_whole || end > len || Sum::default().bytes(header).fold() != 0xffff {
+    if !is_ipv4 || !is_whole || !is_all(end, len) || Sum::default().bytes(header).fold() != 0xffff {
         return None;
     }
     let addresses = u64::from_be_bytes(*header[12..].first_chunk()?);
@@ -74,9 +74,16 @@ pub(super) fn parse<const N: usize>(
         is_long: false,
         ttl: header[8],
         tcp_flags,
-        is_reply: false,
+        turn: Turn::Neither,
     }));
     Some(key)
+}
+
+/// Whether a frame of `len` bytes holds the packet that ends at `end`, and nothing behind it but what a
+/// short frame is padded with.
+#[inline(always)]
+fn is_all(end: usize, len: usize) -> bool {
+    end == len || end < len && len <= FRAME_LEN_MIN
 }
 
 /// Whether an address that begins so can be a host's beyond this link.
@@ -129,6 +136,12 @@ mod tests {
             let key = parse(&bytes, bytes.len(), &mut plain);
             let of_packet = plain.last().map(|packet| packet.map(|packet| packet.key));
             prop_assert_eq!(of_packet, key.map(|key| Ok(FlowKey::V4(key))));
+            let mut longer = bytes.clone();
+            longer.push(0);
+            if longer.len() > FRAME_LEN_MIN {
+                let ends_before = parse(&longer, longer.len(), &mut ArrayVec::<_, 1>::new());
+                prop_assert_eq!(ends_before.map(|_| "what has to be cut off is left"), None);
+            }
             if let Some(packet) = plain.pop() {
                 prop_assert_eq!(Packet::parse_any(&bytes, bytes.len()), packet);
             } else if changes.is_empty() {

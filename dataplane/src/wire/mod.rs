@@ -10,6 +10,8 @@ use crate::address::Protocol;
 
 /// Length of an Ethernet header without VLAN tags, in bytes.
 pub const ETHERNET_LEN: usize = 14;
+/// Shortest frame, without its check sequence, in bytes: shorter ones are padded (IEEE 802.3, 3.2.8).
+pub const FRAME_LEN_MIN: usize = 60;
 /// Length of an IPv4 header without options, in bytes.
 pub const IPV4_LEN: usize = 20;
 /// Length of the fixed IPv6 header, in bytes.

@@ -401,3 +401,21 @@ fn full_inbox_drops_by_name_and_the_rest_arrives() {
     assert_eq!(node.counters(1).handed_in.get(), 256);
     assert_eq!(node.take_outgoing().len(), 256);
 }
+
+/// What the worker that owns a flow sent for another waited for all that it received itself, while the
+/// flow's next packets, which the other found an entry for by now, overtook it.
+#[test]
+fn packet_that_opens_a_flow_for_another_worker_leaves_before_more_is_received() {
+    let mut handed = 0;
+    for client in 1000..1020 {
+        let mut node = Simulation::new(2, 4096, &World::with_pods(2).tables());
+        let frame = udp(&format!("10.1.0.1:{client}"), "10.1.0.2:9000").build();
+        node.deliver(0, pod_port(1), &frame);
+        node.tick_worker(0);
+        handed += node.sum(|counters| counters.handed_out.get());
+        node.tick_worker(1);
+        assert_eq!(node.take_outgoing().len(), 1);
+        assert_eq!(node.wire().borrow().unflushed_at_receive, 0);
+    }
+    assert!(handed > 0, "each was the first worker's own");
+}

@@ -7,6 +7,7 @@
 mod across_workers;
 mod churn;
 mod conversation;
+mod forged;
 mod overload;
 mod panics;
 mod pieces;

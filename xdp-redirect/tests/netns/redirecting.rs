@@ -62,7 +62,7 @@ fn node(kind: PortKind, mode: Mode) -> Option<Node> {
 
 fn total(counters: &RedirectCounters) -> u64 {
     let c = counters;
-    let dropped = c.no_socket + c.stalled + c.not_ip;
+    let dropped = c.no_socket + c.stalled + c.not_ip + c.tagged;
     c.redirected + c.passed + dropped + c.unknown_interface + c.passed_on_stall
 }
 
@@ -92,6 +92,7 @@ impl Node {
             ("passed", after.passed - before.passed),
             ("no socket", after.no_socket - before.no_socket),
             ("stalled", after.stalled - before.stalled),
+            ("tagged", after.tagged - before.tagged),
             ("not ip", after.not_ip - before.not_ip),
             ("malformed", after.malformed - before.malformed),
             ("passed on stall", after.passed_on_stall - before.passed_on_stall),
@@ -162,6 +163,8 @@ fn uplink_redirects_what_is_ours_and_passes_the_rest() {
             ("ping of the node", ipv4(NODE4, 1, 0, &icmp(8, 61_001)), "passed"),
             ("answer to the node's ping", ipv4(NODE4, 1, 0, &icmp(0, 7)), "passed"),
             ("answer to our ping", ipv4(NODE4, 1, 0, &icmp(0, 61_001)), "redirected"),
+            ("answer to our timestamp query", ipv4(NODE4, 1, 0, &icmp(14, 61_001)), "redirected"),
+            ("timestamp query to the node", ipv4(NODE4, 1, 0, &icmp(13, 61_001)), "passed"),
             ("answer to our ping, IPv6", ipv6(NODE6, 58, &icmp(129, 61_001)), "redirected"),
             ("ping of the node, IPv6", ipv6(NODE6, 58, &icmp(128, 61_001)), "passed"),
             ("GRE to the node", ipv4(NODE4, 47, 0, &[0; 24]), "passed"),
@@ -183,6 +186,49 @@ fn uplink_redirects_what_is_ours_and_passes_the_rest() {
         assert_eq!(node.fate(&node_port), "redirected", "NodePort behind hop-by-hop options");
         let routed = ipv6(NODE6, 43, &[6; 32]);
         assert_eq!(node.fate(&routed), "redirected", "only the pipeline walks routing headers");
+    }
+}
+
+/// `frame` as a switch that marks priorities sends it: with tags of these types and contents.
+fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
+    let mut tagged = frame[..12].to_vec();
+    for (kind, content) in tags {
+        tagged.extend(kind.to_be_bytes());
+        tagged.extend(content.to_be_bytes());
+    }
+    tagged.extend(&frame[12..]);
+    tagged
+}
+
+/// The kernel takes such tags off. It forwarded what is for a pod by the host port, where it was taken
+/// for the node's own.
+#[test]
+fn what_is_ours_behind_a_priority_tag_is_dropped_and_all_else_passes() {
+    for mode in [Mode::Native, Mode::Generic] {
+        let Some(mut node) = node(PortKind::Uplink, mode) else { return };
+        let (pod, pod6) = (ipv4(POD4, 17, 0, &l4(53)), ipv6(POD6, 17, &l4(53)));
+        let (ssh, node_port) = (ipv4(NODE4, 6, 0, &l4(22)), ipv4(NODE4, 6, 0, &l4(30_080)));
+        // Priority 5, drop eligible, no VLAN.
+        let priority = (0x8100, 0xb000);
+        let cases = [
+            ("to a pod", tagged(&pod, &[(0x8100, 0)]), "tagged"),
+            ("to a pod, with a priority", tagged(&pod, &[priority]), "tagged"),
+            ("to a pod, 802.1ad", tagged(&pod, &[(0x88a8, 0)]), "tagged"),
+            ("to a pod, IPv6", tagged(&pod6, &[priority]), "tagged"),
+            ("to a pod, two tags", tagged(&pod, &[(0x88a8, 0), priority]), "tagged"),
+            ("to a pod, four tags", tagged(&pod, &[priority; 4]), "tagged"),
+            ("more tags than are looked at", tagged(&ssh, &[priority; 5]), "tagged"),
+            ("to a node port", tagged(&node_port, &[priority]), "tagged"),
+            ("ssh to the node", tagged(&ssh, &[priority]), "passed"),
+            ("to another, of a VLAN", tagged(&pod, &[(0x8100, 5)]), "passed"),
+            ("of a VLAN behind a priority", tagged(&pod, &[priority, (0x8100, 5)]), "passed"),
+            ("ARP", tagged(&ethernet(0x0806, &[0; 46]), &[priority]), "passed"),
+            ("another protocol", tagged(&ethernet(0x88b5, &[0; 46]), &[priority]), "passed"),
+        ];
+        expect_fates(&mut node, &cases);
+        node.set_rule(PortRule { everything: true, ..rule(3, PortKind::Uplink) });
+        assert_eq!(node.fate(&tagged(&ssh, &[priority])), "tagged", "all is asked for");
+        assert_eq!(node.fate(&tagged(&broadcast(pod), &[priority])), "tagged");
     }
 }
 

@@ -93,18 +93,19 @@ fn show_status(status: &Status) -> String {
         out.push('\n');
     }
     let xdp = &status.xdp;
-    let lost = xdp.no_socket + xdp.stalled + xdp.malformed + xdp.not_ip;
+    let lost = xdp.no_socket + xdp.stalled + xdp.malformed + xdp.not_ip + xdp.tagged;
     let _ = writeln!(
         out,
         "XDP: {} redirected, {} passed to the kernel, {} dropped (no socket {}, stalled worker {}, \
-         malformed {}, not IP {})\n",
+         malformed {}, not IP {}, tagged {})\n",
         grouped(xdp.redirected),
         grouped(xdp.passed + xdp.unknown_interface + xdp.passed_on_stall),
         grouped(lost),
         grouped(xdp.no_socket),
         grouped(xdp.stalled),
         grouped(xdp.malformed),
-        grouped(xdp.not_ip)
+        grouped(xdp.not_ip),
+        grouped(xdp.tagged)
     );
     out.push_str(&audit::line(&status.audit));
     out.push_str(&reconciles::table(&status.reconciles));

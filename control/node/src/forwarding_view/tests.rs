@@ -308,7 +308,15 @@ fn a_number_that_was_not_pods_alone_is_kept_until_there_is_no_room() {
 #[test]
 fn link_local_and_loopback_addresses_are_not_the_nodes() {
     let mut world = World::new();
-    for (interface, address) in [(1, "127.0.0.1"), (10, "fe80::1"), (13, "169.254.7.2")] {
+    let all = [
+        (1, "127.0.0.1"),
+        (10, "fe80::1"),
+        (13, "169.254.7.2"),
+        (13, "fe80::7:2"),
+        // On an interface that is no port, as a name server's on each node.
+        (20, "169.254.20.10"),
+    ];
+    for (interface, address) in all {
         let own = InterfaceAddress {
             address: ip(address),
             prefix_length: 32,
@@ -317,5 +325,10 @@ fn link_local_and_loopback_addresses_are_not_the_nodes() {
         };
         world.view.apply(Change::Address(interface, own));
     }
-    assert_eq!(world.build().forwarding.node_addresses.len(), 1);
+    let forwarding = world.build().forwarding;
+    assert_eq!(forwarding.node_addresses.len(), 1);
+    // But it is the node that speaks from these by the host port.
+    let mut spoken: Vec<IpAddr> = forwarding.link_addresses.keys().collect();
+    spoken.sort_unstable();
+    assert_eq!(spoken, ["169.254.7.2", "169.254.20.10", "fe80::7:2"].map(ip));
 }

@@ -445,6 +445,7 @@ fn xdp(status: &Status) -> Family {
         ("malformed", xdp.malformed),
         ("unknown-interface", xdp.unknown_interface),
         ("passed-on-stall", xdp.passed_on_stall),
+        ("tagged", xdp.tagged),
     ]
     .map(|(outcome, value)| Sample { labels: vec![("outcome", outcome.into())], value });
     let help = "Frames by what the XDP program did with them, all interfaces together";

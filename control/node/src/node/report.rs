@@ -264,6 +264,7 @@ impl Node {
                 malformed: counts.malformed,
                 unknown_interface: counts.unknown_interface,
                 passed_on_stall: counts.passed_on_stall,
+                tagged: counts.tagged,
             },
             Err(error) => {
                 self.errors.note("XDP counters", error);
