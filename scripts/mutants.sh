@@ -9,11 +9,12 @@ cd "$ROOT_DIR"
 
 # File below control/src/compile, what is written there once, what is written instead.
 MUTANTS=(
-    "selectors.rs|pods.matches(labels) && namespaces.matches(namespace_labels)|pods.matches(labels)"
-    "selectors.rs|!blocks[**index].2.iter().any(|true \|\| !blocks[**index].2.iter().any("
+    "selectors.rs|pods.matches(labels) && of_namespace.fulfil(namespaces)|pods.matches(labels)"
+    "selectors.rs|!is_excepted(blocks[**index].2, &cut)|true \|\| !is_excepted(blocks[**index].2, \&cut)"
     "selectors.rs|range.length() <= other.length()|range.length() < other.length()"
     "selectors.rs|None => Scope::Named(Arc::clone(namespace)),|None => Scope::Labelled(LabelSelector::default()),"
     "selectors.rs|pods: policy.subject.clone(),|pods: LabelSelector::default(),"
+    "claims.rs|if held < claim {|if held > claim {"
     "policies.rs|Direction::Ingress => policy.ingress.as_deref(),|Direction::Ingress => policy.egress.as_deref(),"
     "policies.rs|if layer == Layer::Enforced && numbered.is_audited {|if false {"
     "verdicts.rs|if isolating.is_empty() {|if rules.iter().all(\|own\| own.is_empty()) {"

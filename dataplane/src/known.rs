@@ -169,7 +169,8 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
     found: Found,
 ) -> Result<Action, Stop> {
     let view = view::<K, W>(flows, found).ok_or(DropReason::NoFlow)?;
-    if !view.life().admits(found.direction, packet.tcp_flags) || !packet.goes(found.direction) {
+    let goes = packet.goes(found.direction) || may_ask_back(&context.tables, &view);
+    if !view.life().admits(found.direction, packet.tcp_flags) || !goes {
         return Err(DropReason::InvalidState.into());
     }
     let target = view.tuple(found.direction.reversed()).generic().reversed();
@@ -204,6 +205,16 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
     }
     context.note_hit(&flows.table, found.handle);
     Ok(Action::Transmit(hop.port))
+}
+
+/// Whether the other side of a query may ask as well: those who ping each other with one identifier share
+/// a flow, of which policy has judged one direction. A translated one has no other.
+#[cold]
+fn may_ask_back<K: crate::flow::FlowFamily>(tables: &Tables, view: &FlowView<'_, K>) -> bool {
+    let [own, reply] = [FlowDirection::Original, FlowDirection::Reply]
+        .map(|direction| view.tuple(direction).generic());
+    let to = (reply.destination(), reply.destination_port());
+    own.reversed() == reply && decision::rejudge(tables, &reply, to).is_ok()
 }
 
 /// What the backend takes, made to fit what the client's packets become on their way to it. Their link is

@@ -132,8 +132,10 @@ pub fn policy() -> impl Strategy<Value = NetworkPolicy> {
 
 fn pods() -> impl Strategy<Value = Vec<Pod>> {
     vec((pod(), 0u16..40), 1..8).prop_map(|pods| {
+        // One that is ending may have lost its address to another.
         let mut taken = BTreeSet::new();
-        let free = pods.into_iter().enumerate().filter(|(_, (_, host))| taken.insert(*host));
+        let free = pods.into_iter().enumerate();
+        let free = free.filter(|(_, (pod, host))| taken.insert((pod.terminating, *host)));
         let placed = free.map(|(index, (pod, host))| Pod {
             name: ObjectName::new(pod.name.namespace, format!("pod{index}")),
             addresses: [at(true, host), at(false, host)].into(),

@@ -39,14 +39,15 @@ impl Packet {
 }
 
 impl Cluster {
-    /// The live pod that has `address`.
+    /// The pod that has `address`: one that is ending only where no other has.
     pub fn pod(&self, address: IpAddr) -> Option<&Pod> {
         self.state
             .pods
             .values()
             .map(|pod| &**pod)
             .filter(|pod| !pod.host_network && !pod.is_completed())
-            .find(|pod| pod.addresses.contains(&address))
+            .filter(|pod| pod.addresses.contains(&address))
+            .min_by_key(|pod| pod.terminating)
     }
 
     pub fn is_local(&self, pod: &Pod) -> bool {

@@ -135,3 +135,23 @@ fn echo_requests_go_one_way_and_replies_the_other() {
     let answer = pong(inside, outside, 7).build();
     node.expect_drop(pod_port(1), &answer, DropReason::InvalidState);
 }
+
+/// In containers identifiers are small numbers of processes, and everybody's are the same.
+#[test]
+fn pods_that_ping_each_other_with_one_identifier_both_get_their_answers() {
+    let (one_pod, other) = (pod4(1), pod4(2));
+    let (at_one, at_other) = ((0, pod_port(1)), (0, pod_port(2)));
+    let mut node = Simulation::single(&World::with_pods(2).tables());
+    for _ in 0..2 {
+        assert_eq!(one(&mut node, at_one, &ping(one_pod, other, 1)).0, pod_port(2));
+        assert_eq!(one(&mut node, at_other, &ping(other, one_pod, 1)).0, pod_port(1));
+        assert_eq!(one(&mut node, at_other, &pong(other, one_pod, 1)).0, pod_port(1));
+        assert_eq!(one(&mut node, at_one, &pong(one_pod, other, 1)).0, pod_port(2));
+    }
+    let closed = World::with_pods(2).with_no_egress(2).tables();
+    let mut node = Simulation::single(&closed);
+    assert_eq!(one(&mut node, at_one, &ping(one_pod, other, 1)).0, pod_port(2));
+    let request = ping(other, one_pod, 1).build();
+    node.expect_drop(pod_port(2), &request, DropReason::InvalidState);
+    assert_eq!(one(&mut node, at_other, &pong(other, one_pod, 1)).0, pod_port(1));
+}
