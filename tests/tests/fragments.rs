@@ -246,7 +246,7 @@ fn fragments_of_ipv6_meet_whatever_lies_before_the_transport() {
                 let first = behind_options(part("[fd01::1]:9", to, 7, 0, true), true);
                 let later = udp("[fd01::1]:9", to).payload(&[1; 64]).fragment(7, 80, false);
                 let later = behind_options(later.build(), false);
-                let mut frames = vec![first, later];
+                let mut frames = [first, later];
                 frames.rotate_left(first_comes);
                 let mut out = Vec::new();
                 for (worker, frame) in frames.iter().enumerate() {
