@@ -47,8 +47,7 @@ impl Trouble {
         Self::Expiry,
         Self::Everything,
     ];
-    /// What befalls one that asks a relay. How long a relay believes in silence is not to be set: two
-    /// minutes.
+    /// What befalls one that asks a relay, which believes in a watch's silence for two minutes.
     pub const RELAYED: &[Self] = &[
         Self::Death,
         Self::Amnesia,
@@ -106,7 +105,10 @@ impl Chaos {
                 self.server.store.forget_history();
             }
             Trouble::Everything => {
-                faults.by_chance(2, FAULTS.to_vec());
+                let is_borne = |fault: &Fault| {
+                    self.relay.is_none() || !matches!(fault, Fault::HalfOpen { .. })
+                };
+                faults.by_chance(2, FAULTS.into_iter().filter(is_borne).collect());
                 // Whatever is open ends, so that it is asked for.
                 faults.live(Live::Cut);
                 std::thread::sleep(Duration::from_millis(50));
