@@ -2,7 +2,8 @@
 //!
 //! An entry means the same to the next process as to the one before, if both write and hash flows
 //! alike, and their clocks have one origin. [`Mark`] stands in the table's header to tell: flows of
-//! another boot or of another layout are not taken.
+//! another boot are not taken, and those that an earlier version wrote are moved, each translated
+//! ([`format`]).
 //!
 //! What an entry caches of the tables in force (next hops, the rule that admitted it) is of the
 //! process before. Its generation tells, as long as generations go on where that one stopped: so
@@ -24,8 +25,9 @@ use crate::forwarding::NextHopId;
 use crate::lb::ServiceId;
 use crate::policy::RuleId;
 
-/// To be raised when an entry's words come to mean something else though they are written alike.
-const FORMAT: u64 = 3;
+pub mod format;
+
+use format::Format;
 
 /// What stands in a flow table's header for the next process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub struct Mark {
     pub generation: u32,
     /// The process's number for [`crate::charge::Charges`].
     pub process: u16,
+    /// What its words mean.
+    pub format: Format,
 }
 
 /// The number of the tag's word that tells the generation.
@@ -50,7 +54,7 @@ impl Mark {
         let (boot, key) = (self.boot, self.hash_key);
         let words = fingerprint(&Hasher::new(key));
         [
-            FORMAT,
+            self.format.number(),
             boot[0],
             boot[1],
             key[0],
@@ -61,7 +65,7 @@ impl Mark {
         ]
     }
 
-    /// What the words tell; `None` when flows are written or hashed otherwise here.
+    /// What the words tell; `None` when flows are written in a way that this version does not know.
     #[must_use]
     pub fn of(tag: &flow_table::Tag) -> Option<Self> {
         let mark = Self {
@@ -69,8 +73,9 @@ impl Mark {
             hash_key: [tag[3], tag[4]],
             generation: u32::try_from(tag[GENERATION]).ok()?,
             process: u16::try_from(tag[7]).ok()?,
+            format: Format::of(tag[0])?,
         };
-        (mark.tag() == *tag).then_some(mark)
+        (mark.format != Format::CURRENT || mark.tag() == *tag).then_some(mark)
     }
 }
 
@@ -130,13 +135,13 @@ pub fn take_over<K: TableKey<W>, const W: usize>(
     Ok(((table, owners), taken))
 }
 
-/// Moves the flows of one family in `memory` to another table, each to the worker whose it is.
-/// Returns how many were moved, and how many found no room.
+/// Moves the flows of one family in `memory`, of this format, to another table, each to the worker whose
+/// it is. Returns how many were moved, and how many found no room.
 ///
 /// # Errors
 /// As [`Table::salvage`]; then none was moved.
 pub fn move_flows<K: TableKey<W>, const W: usize>(
-    memory: &mut [u8],
+    (memory, format): (&mut [u8], Format),
     owners: &mut [Owner<W>],
     hash_key: [u64; 2],
 ) -> Result<(u64, u64), TakeOverError> {
@@ -144,6 +149,7 @@ pub fn move_flows<K: TableKey<W>, const W: usize>(
     let workers = owners.len();
     let (mut moved, mut lost) = (0, 0);
     Table::<W>::salvage(memory, |words| {
+        let words = format.translate::<K, W>(&hasher, words);
         let atomic = words.map(std::sync::atomic::AtomicU64::new);
         let view = FlowView::<K>::new(&atomic);
         let tuple = |direction| view.tuple(direction);

@@ -291,18 +291,22 @@ impl Selectors {
             Selector::Pods { .. } => None,
         });
         let blocks: Vec<_> = blocks.collect();
-        let fits = |count: usize| at_boundaries(&blocks[..count]) <= BLOCKS_AT_CUTS_MAX;
-        let (mut fitting, mut too_many) = (blocks.len(), blocks.len());
-        if !fits(fitting) {
-            fitting = 0;
+        // How many of the first blocks fit, and what they make at the cuts.
+        let (mut fitting, mut made) = (blocks.len(), at_boundaries(&blocks));
+        if made > BLOCKS_AT_CUTS_MAX {
+            let mut too_many = fitting;
+            (fitting, made) = (0, 0);
             while too_many - fitting > 1 {
                 let middle = fitting.midpoint(too_many);
-                *(if fits(middle) { &mut fitting } else { &mut too_many }) = middle;
+                match at_boundaries(&blocks[..middle]) {
+                    all if all > BLOCKS_AT_CUTS_MAX => too_many = middle,
+                    all => (fitting, made) = (middle, all),
+                }
             }
         }
         let (within, beyond) = blocks.split_at(fitting);
         self.boundaries = boundaries(within);
-        self.at_boundaries = at_boundaries(within);
+        self.at_boundaries = made;
         let left_out: BTreeSet<SelectorId> = beyond.iter().map(|(id, ..)| *id).collect();
         let before = std::mem::replace(&mut self.left_out, left_out);
         let named = |id: &SelectorId| Some((*id, Arc::clone(self.blocks.get(id)?)));

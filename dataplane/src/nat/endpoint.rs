@@ -180,7 +180,7 @@ pub(crate) fn is_mapping(original: &FlowKey) -> bool {
 }
 
 /// The tuple that stands for the end point `key` comes from, and its being mapped to `address`.
-fn inside(hasher: &Hasher, key: &FlowKey, address: IpAddr) -> Option<FlowKey> {
+pub(crate) fn inside(hasher: &Hasher, key: &FlowKey, address: IpAddr) -> Option<FlowKey> {
     let source = (key.source(), key.source_port());
     // TCP's keys have ports; a mapping's life is that of an established connection, which nothing
     // evicts.
@@ -203,6 +203,24 @@ fn nobody(hasher: &Hasher, protocol: Protocol, address: IpAddr) -> (IpAddr, u16)
     let [high, low, ..] = hasher.hash(&words(address)).to_be_bytes();
     let of_address = u16::from_be_bytes([high, low]) << PROTOCOL_BITS;
     (unspecified, of_address | u16::from(protocol.0))
+}
+
+/// The tuples of a mapping that has the protocol alone for its far end, as those of one that has the address
+/// as well; `None` for what is no mapping.
+pub(crate) fn with_address_named(
+    hasher: &Hasher,
+    original: &FlowKey,
+    reply: &FlowKey,
+) -> Option<(FlowKey, FlowKey)> {
+    if !is_mapping(original) {
+        return None;
+    }
+    let protocol = Protocol(u8::try_from(original.destination_port()).ok()?);
+    let far_end = nobody(hasher, protocol, reply.destination());
+    let inside = (original.source(), original.source_port());
+    let outside = (reply.destination(), reply.destination_port());
+    let original = FlowKey::new(Protocol::TCP, inside, far_end)?;
+    Some((original, FlowKey::new(Protocol::TCP, far_end, outside)?))
 }
 
 fn words(address: IpAddr) -> [u64; 2] {

@@ -40,8 +40,7 @@ pub(crate) async fn until(what: &str, mut is: impl FnMut() -> bool) {
 
 pub(crate) fn settings(server: SocketAddr) -> Settings {
     let times = Times {
-        watch: Duration::from_secs(2),
-        silence: Duration::from_secs(1),
+        silence: Duration::from_secs(3),
         backoff: (Duration::from_millis(10), Duration::from_millis(100)),
         hold: Duration::from_secs(1),
     };

@@ -28,6 +28,8 @@ pub fn start_relay(scene: &Scene, server: &ApiServer) -> Process {
         "--read-only",
         "--request-timeout",
         "2",
+        "--silence",
+        "4",
     ];
     let relay = scene.node.spawn("relay", &path().to_string_lossy(), &words).expect("started");
     let ready = format!("{RELAY}/readyz");

@@ -3,13 +3,15 @@
 //! `XSKIFF_RESTART_CONNECTIONS` TCP connections and `XSKIFF_RESTART_DATAGRAMS` UDP flows, of which
 //! `XSKIFF_RESTART_SEED` chooses the busy ones; the others are idle.
 
-use std::fs::Permissions;
+use std::fs::{OpenOptions, Permissions};
 use std::io::ErrorKind;
 use std::net::{TcpListener, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use dataplane::take_over::format::Format;
 use nix::sys::signal::Signal;
 use xskiff::demo::scene::{BALANCER, ECHO, HTTP, to};
 use xskiff::lab::{Process, wait_until};
@@ -85,17 +87,19 @@ struct Restart {
     signal: Option<Signal>,
     /// Words of the configuration, and what they become.
     changed: Option<[&'static str; 2]>,
+    /// Whether flow tables are as an earlier version of xskiff wrote them.
+    is_upgrade: bool,
     /// What the next process finds of the flow table.
     outcome: &'static str,
 }
 
 impl Restart {
     const fn new(how: &'static str, signal: Option<Signal>, outcome: &'static str) -> Self {
-        Self { how, signal, changed: None, outcome }
+        Self { how, signal, changed: None, is_upgrade: false, outcome }
     }
 }
 
-const RESTARTS: [Restart; 6] = [
+const RESTARTS: [Restart; 8] = [
     Restart::new("SIGTERM", Some(Signal::SIGTERM), "taken-over"),
     Restart::new("SIGKILL", Some(Signal::SIGKILL), "rebuilt"),
     Restart::new("take-over", None, "taken-over"),
@@ -111,7 +115,24 @@ const RESTARTS: [Restart; 6] = [
         changed: Some(["details: false", "details: true"]),
         ..Restart::new("take-over, entries of two lines for one", None, "moved")
     },
+    Restart {
+        is_upgrade: true,
+        ..Restart::new("SIGTERM, an earlier version's flows", Some(Signal::SIGTERM), "moved")
+    },
+    Restart {
+        is_upgrade: true,
+        ..Restart::new("SIGKILL, an earlier version's flows", Some(Signal::SIGKILL), "moved")
+    },
 ];
+
+/// Makes the flow table in `file` one that an earlier version wrote: by the number of its format, and by a
+/// layout that is its own affair (words 16 and 22 of the header).
+fn write_as_earlier_version(file: &Path) {
+    let file = OpenOptions::new().write(true).open(file).expect("the flow table's file");
+    for (word, value) in [(16, Format::OneMapping.number()), (22, 0x0bad_f00d)] {
+        file.write_all_at(&value.to_ne_bytes(), word * 8).expect("written");
+    }
+}
 
 /// One TCP connection in so many asks all the time.
 const ACTIVE_SHARE: u64 = 10;
@@ -157,8 +178,9 @@ fn no_connection_breaks_from_one_process_to_the_next_and_the_gap_is_told() {
     flows.wait_open(patience);
 
     let mut running: Option<Process> = None;
-    for Restart { how, signal, changed, outcome } in RESTARTS {
+    for Restart { how, signal, changed, is_upgrade, outcome } in RESTARTS {
         let mut next = None;
+        let flow_table = world.status().flow_tables.swap_remove(0).file.expect("it is in a file");
         let probed = format!("{}:{ECHO}", BALANCER[0]);
         let answers = answers_during(&world, &probed, |count| {
             std::thread::sleep(Duration::from_millis(500));
@@ -169,6 +191,9 @@ fn no_connection_breaks_from_one_process_to_the_next_and_the_gap_is_told() {
             next = Some(match signal {
                 Some(signal) => {
                     world.end_process(running.take(), signal);
+                    if is_upgrade {
+                        write_as_earlier_version(Path::new(&flow_table));
+                    }
                     world.start_again()
                 }
                 None => world.take_over(),

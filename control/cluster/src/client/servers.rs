@@ -12,6 +12,7 @@ use http::{Response, Uri, header};
 use super::access::Access;
 use super::error::{ClientError, chain, cut};
 use super::server::{Ask, Server, jittered};
+use super::spoilers::Spoilers;
 use super::timed::Timed;
 use crate::list_watch::wire::Status;
 
@@ -164,12 +165,17 @@ impl Servers {
     }
 
     /// Asks for `path`, query included, of the first server that is well; of the next when it is
-    /// not. `silence` bounds every pause of the answer's body.
+    /// not, and of `spoilers` last. `silence` bounds every pause of the answer's body.
     ///
     /// # Errors
     /// What the last one that was asked said. Answers with another status than 200 are errors.
-    pub async fn get(&self, path: &str, silence: Duration) -> Result<Timed, ClientError> {
-        self.answer(&Ask::get(path), silence).await
+    pub(crate) async fn get(
+        &self,
+        path: &str,
+        silence: Duration,
+        spoilers: &Spoilers,
+    ) -> Result<Timed, ClientError> {
+        self.answer(&Ask::get(path), silence, spoilers).await
     }
 
     /// Asks for one object, or writes one, and gives the answer's body. A write may have been done
@@ -179,7 +185,8 @@ impl Servers {
     /// As [`Self::get`]; any status of success is one. [`ClientError::Garbage`] for an answer of more
     /// than an object may have.
     pub async fn call(&self, ask: &Ask) -> Result<Vec<u8>, ClientError> {
-        self.answer(ask, self.access.request_timeout).await?.whole(ANSWER_BYTES_MAX).await
+        let answer = self.answer(ask, self.access.request_timeout, &Spoilers::default()).await?;
+        answer.whole(ANSWER_BYTES_MAX).await
     }
 
     /// Reads the files that every server is asked by, so that a start fails where it can be mended.
@@ -193,19 +200,23 @@ impl Servers {
         Ok(())
     }
 
-    /// A server has spoilt what it had begun to say, and which of them, `error` tells: the next is asked
-    /// in its place for a while.
-    pub(crate) fn spoilt(&self, error: &ClientError) {
-        if let ClientError::Garbage { server: name, .. } = error
-            && let Some(server) = self.list.iter().find(|server| server.name() == *name)
-        {
-            server.failed(error, None);
+    /// What was asked for failed as `error` says: a server that spoilt what it had begun to say is counted,
+    /// and becomes one of `spoilers`.
+    pub(crate) fn spoilt(&self, error: &ClientError, spoilers: &mut Spoilers) {
+        let name = spoilers.take(error, self.access.rest);
+        if let Some(server) = self.list.iter().find(|server| Some(&*server.name()) == name) {
+            server.failures.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    async fn answer(&self, ask: &Ask, silence: Duration) -> Result<Timed, ClientError> {
+    async fn answer(
+        &self,
+        ask: &Ask,
+        silence: Duration,
+        spoilers: &Spoilers,
+    ) -> Result<Timed, ClientError> {
         let mut failure = None;
-        for index in self.candidates() {
+        for index in self.candidates(spoilers) {
             let Some(server) = self.list.get(index) else { continue };
             if failure.is_some() {
                 tokio::time::sleep(jittered(TURN)).await;
@@ -234,15 +245,16 @@ impl Servers {
         }))
     }
 
-    /// Those that do not rest, in order; when all do, the one that is due next.
-    fn candidates(&self) -> Vec<usize> {
+    /// Those that do not rest, in order, and `spoilers` last; when all rest, the one that is due next.
+    fn candidates(&self, spoilers: &Spoilers) -> Vec<usize> {
         let rests: Vec<_> = self.list.iter().map(|server| server.rests_until()).collect();
-        let well: Vec<usize> =
+        let mut well: Vec<usize> =
             rests.iter().enumerate().filter(|(_, rest)| rest.is_none()).map(|(at, _)| at).collect();
         if well.is_empty() {
             let due = rests.iter().enumerate().min_by_key(|(_, rest)| **rest);
             return due.map(|(at, _)| at).into_iter().collect();
         }
+        well.sort_by_key(|at| self.list.get(*at).is_some_and(|own| spoilers.holds(&own.name())));
         well
     }
 

@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::client::server::{backoff, jittered};
-use crate::client::{ClientError, Servers};
+use crate::client::{ClientError, Servers, Spoilers};
 use crate::resource::Resource;
 
 mod lines;
@@ -101,6 +101,8 @@ pub(crate) struct Follower<S> {
     kind: Kind,
     times: Times,
     sink: S,
+    /// Servers that are asked last.
+    spoilers: Spoilers,
     /// Where to go on watching; `None`: a list is needed.
     version: Option<String>,
     /// Failures since a server last said something of it.
@@ -133,6 +135,7 @@ impl<S: Sink> Follower<S> {
             kind,
             times,
             sink,
+            spoilers: Spoilers::default(),
             version: None,
             failures: 0,
             expired: None,
@@ -195,7 +198,7 @@ impl<S: Sink> Follower<S> {
     async fn assure(&mut self) -> Result<(), ClientError> {
         if let Some(held) = self.version.clone() {
             let asked = format!("{}?limit=1", self.path());
-            let answer = self.servers.get(&asked, self.times.answer).await?;
+            let answer = self.servers.get(&asked, self.times.answer, &self.spoilers).await?;
             let server = answer.server().name();
             let bytes = answer.whole(PAGE_BYTES_MAX).await?;
             let page: Page<'_> = serde_json::from_slice(&bytes)
@@ -219,7 +222,7 @@ impl<S: Sink> Follower<S> {
             (self.version, self.is_unsure) = (None, false);
         }
         self.failures = self.failures.saturating_add(1);
-        self.servers.spoilt(&error);
+        self.servers.spoilt(&error, &mut self.spoilers);
         let is_absent = is_unfound && self.may_be_absent();
         self.sink.failed(&error, is_absent);
         if is_absent {
@@ -259,7 +262,7 @@ impl<S: Sink> Follower<S> {
             let next =
                 rest.map_or_else(String::new, |rest| format!("&continue={}", escaped(&rest)));
             let asked = format!("{path}?limit={PAGE}{next}");
-            let answer = self.servers.get(&asked, self.times.answer).await?;
+            let answer = self.servers.get(&asked, self.times.answer, &self.spoilers).await?;
             let server = answer.server().name();
             let bytes = answer.whole(PAGE_BYTES_MAX).await?;
             let page: Page<'_> = serde_json::from_slice(&bytes)
@@ -296,6 +299,7 @@ impl<S: Sink> Follower<S> {
         let due = due.unwrap_or_else(|| Instant::now() + jittered(self.times.hold));
         self.held_until = is_held.then_some(due);
         (self.version, self.is_unsure) = (Some(version), false);
+        self.spoilers.forgive(server);
         self.alive();
         Ok(())
     }
@@ -313,7 +317,8 @@ impl<S: Sink> Follower<S> {
         let query = format!("watch=1&allowWatchBookmarks=true&timeoutSeconds={seconds}&{from}");
         let began = Instant::now();
         let mut list_until = version.is_none().then(|| began + self.times.list);
-        let answer = self.servers.get(&format!("{path}?{query}"), self.times.silence).await?;
+        let asked = format!("{path}?{query}");
+        let answer = self.servers.get(&asked, self.times.silence, &self.spoilers).await?;
         let mut lines = Lines::new(answer);
         // A server that is silent beyond the time that it was given is not quiet, but gone.
         let may_be_quiet = self.times.silence <= Duration::from_secs(seconds);

@@ -13,8 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 fn quick() -> Times {
     Times {
-        watch: Duration::from_secs(60),
-        silence: Duration::from_secs(2),
+        silence: Duration::from_secs(62),
         backoff: (Duration::from_millis(10), Duration::from_millis(100)),
         hold: Duration::from_secs(1),
     }
@@ -274,7 +273,7 @@ async fn an_api_server_that_was_restored_from_a_copy_makes_everybody_begin_anew(
         upstream.pods(20);
     }
     let own = settings(upstream.address);
-    let times = Times { watch: Duration::from_secs(2), ..own.times };
+    let times = Times { silence: Duration::from_secs(4), ..own.times };
     let relay = Relay::start(Settings { times, ..own }).await.unwrap();
     watching(&relay).await;
     let before = relay.store().counts(Kind::Pod).version;

@@ -21,13 +21,15 @@ const STREAM_RETRY: Duration = Duration::from_secs(1800);
 /// A streamed list may take so many times what an answer may take to begin.
 const LIST_ANSWERS: u32 = 4;
 
+/// What a server is given, at most, to end a watch whose time is over.
+const GRACE: Duration = Duration::from_secs(15);
+
 /// When to lose patience.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
-    /// A watch is asked for this time, and given up when it says nothing until a little later: an
-    /// empty kind gets no bookmarks, so silence alone proves nothing.
-    pub watch: Duration,
-    /// Beyond that time.
+    /// A watch without a byte for so long is given up and asked for anew; all nodes lag for so long where
+    /// a connection is half open. It is asked for a little less, since an empty kind gets no bookmarks, so
+    /// that silence alone proves nothing: what goes on beyond its end is gone.
     pub silence: Duration,
     /// The first pause after a failure, and the longest.
     pub backoff: (Duration, Duration),
@@ -38,8 +40,7 @@ pub struct Times {
 impl Default for Times {
     fn default() -> Self {
         Self {
-            watch: Duration::from_secs(120),
-            silence: Duration::from_secs(15),
+            silence: Duration::from_secs(75),
             backoff: (Duration::from_millis(500), Duration::from_secs(30)),
             hold: Duration::from_secs(20),
         }
@@ -49,10 +50,11 @@ impl Default for Times {
 impl Times {
     /// For the loop; `answer`: an answer may take so long to begin.
     pub(super) fn of_loop(&self, answer: Duration) -> list_watch::Times {
+        let watch = self.silence.saturating_sub(GRACE.min(self.silence / 4));
         list_watch::Times {
             answer,
-            silence: self.watch + self.silence,
-            watch: (self.watch, self.watch),
+            silence: self.silence,
+            watch: (watch, watch),
             list: answer.saturating_mul(LIST_ANSWERS),
             stream_retry: STREAM_RETRY,
             // For all nodes at once: not as rarely as each of them would ask.

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use cluster::client::{Access, AccessError};
@@ -58,6 +59,11 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = Kubernetes::default().request_timeout_seconds,
           value_parser = clap::value_parser!(u32).range(1..=600))]
     pub request_timeout: u32,
+    /// Seconds without a byte after which a watch of the API server is given up and asked for anew:
+    /// all nodes lag for so long where a connection is half open.
+    #[arg(long, value_name = "SECONDS", default_value_t = 75,
+          value_parser = clap::value_parser!(u16).range(4..=3600))]
+    pub silence: u16,
     /// The Lease by which relays agree on a leader, which alone writes Events about objects that
     /// nodes cannot use as they are.
     #[arg(long, value_name = "NAMESPACE/NAME", default_value = "xskiff/xskiff-relay")]
@@ -136,7 +142,7 @@ pub fn settings(
         tls: tls.map(|(certificate, key)| TlsFiles { certificate, key, client_authority }),
         token_file: arguments.token_file,
         upstream,
-        times: Times::default(),
+        times: Times { silence: Duration::from_secs(arguments.silence.into()), ..Times::default() },
         limits: Limits {
             connections: arguments.watches + Limits::default().lists,
             watches: arguments.watches,
@@ -338,13 +344,14 @@ mod tests {
             "--listen 127.0.0.1:8443 --metrics-listen [::]:9464 --tls-certificate a.pem \
              --tls-key a.key --client-authority ca.pem --api-server https://10.0.0.1:6443 \
              --api-server https://[fd00::1]:6443 --kubeconfig {kubeconfig} --watches 7 --history 9 \
-             --request-timeout 3",
+             --request-timeout 3 --silence 9",
         ))
         .unwrap();
         assert_eq!(settings.upstream.api_servers.len(), 2);
         assert_eq!(settings.upstream.credentials, Credentials::Kubeconfig(kubeconfig.into()));
         assert_eq!((settings.limits.watches, settings.history.events), (7, 9));
         assert_eq!(settings.upstream.request_timeout.as_secs(), 3);
+        assert_eq!(settings.times.silence.as_secs(), 9);
         let lease = settings.writes.unwrap().lease;
         assert_eq!((&*lease.namespace, &*lease.name), ("xskiff", "xskiff-relay"));
         assert_eq!(settings.tls.unwrap().client_authority, Some("ca.pem".into()));

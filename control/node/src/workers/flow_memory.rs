@@ -3,8 +3,9 @@
 //!
 //! Each family has a file in a directory in memory ([`pinning::memory_file`]). What is found there
 //! is gone on with if it is of this boot and this layout; moved to a new file if it is to be of
-//! another size; else replaced by an empty one, and said so. Where no file can be, a table lies in
-//! the process's own memory, and its flows end with the process: that is said as well.
+//! another size, or was written by an earlier version; else replaced by an empty one, and said so. Where
+//! no file can be, a table lies in the process's own memory, and its flows end with the process: that is
+//! said as well.
 //!
 //! A file is as long as its table may ever become, and has memory for what it is and for its next
 //! step of growth; [`super::growth`] takes more before the table needs it.
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use dataplane::charge::Charges;
 use dataplane::flow_key::{FlowKey4, FlowKey6};
 use dataplane::flows::{FlowTables, TableKey, WorkerFlows};
+use dataplane::take_over::format::Format;
 use dataplane::take_over::{Family, Mark, move_flows, take_over};
 use flow_table::{Inspected, Memory, Quiescence, Regions, Shape, Table};
 use pinning::growing::{Growing, map_growing};
@@ -38,7 +40,7 @@ pub enum Outcome {
     TakenOver,
     /// Found, and the index made anew: the process before was killed, or had other workers.
     Rebuilt,
-    /// Moved to a table of another size.
+    /// Moved to a table of another size, or from one that an earlier version of xskiff wrote.
     Moved,
 }
 
@@ -144,7 +146,7 @@ impl FlowMemory {
         let mut v6 = begin.table::<FlowKey6, 16>(v6, &plan.capacities.v6)?;
         let (tables, holds) =
             FlowTables::join(v4.family, v6.family, (hash_key, charges), Arc::clone(&quiescence));
-        tables.mark(&Mark { boot, hash_key, generation, process });
+        tables.mark(&Mark { boot, hash_key, generation, process, format: Format::CURRENT });
         // Only now, with all that they must hold.
         for held in v4.held.iter_mut().chain(&mut v6.held) {
             held.publish()?;
@@ -200,7 +202,7 @@ impl Left {
 pub(super) fn check<const W: usize>(bytes: &[u8], boot: [u64; 2]) -> Result<Mark, String> {
     let inspected = Table::<W>::inspect(bytes).map_err(|error| error.to_string())?;
     let mark = Mark::of(&inspected.tag)
-        .ok_or("its flows are laid out by another version of xskiff: an empty table begins")?;
+        .ok_or("its flows are laid out by a version of xskiff that this one cannot read: an empty table begins")?;
     if mark.boot != boot {
         return Err("it is of another boot, whose clock is gone: an empty table begins".into());
     }
@@ -237,7 +239,9 @@ impl Begin<'_> {
             shape = self.shape(wanted, grown.max(wanted.initial));
             match inspected {
                 Ok(inspected)
-                    if mark.hash_key == self.hash_key && self.fits(&inspected, wanted) =>
+                    if mark.format == Format::CURRENT
+                        && mark.hash_key == self.hash_key
+                        && self.fits(&inspected, wanted) =>
                 {
                     match self.go_on::<K, W>(file, &inspected, shape) {
                         Ok(begun) => return Ok(begun),
@@ -246,7 +250,7 @@ impl Begin<'_> {
                 }
                 // Its flows are read, all there has been memory for.
                 Ok(inspected) => match file.take(&inspected.regions::<W>(inspected.committed)) {
-                    Ok(()) => to_move = Some(file),
+                    Ok(()) => to_move = Some((file, mark.format)),
                     Err(error) => reason = Some(error.to_string()),
                 },
                 Err(error) => reason = Some(error.to_string()),
@@ -254,8 +258,9 @@ impl Begin<'_> {
         }
         let (mut family, held, growing) = self.empty(path.as_deref(), shape, &mut reason)?;
         let (mut flows, mut lost, mut outcome) = (0, 0, Outcome::New);
-        if let Some(mut file) = to_move {
-            match move_flows::<K, W>(file.bytes_mut(), &mut family.1, self.hash_key) {
+        if let Some((mut file, format)) = to_move {
+            let from = (file.bytes_mut(), format);
+            match move_flows::<K, W>(from, &mut family.1, self.hash_key) {
                 Ok(moved) => ((flows, lost), outcome) = (moved, Outcome::Moved),
                 Err(error) => reason = Some(error.to_string()),
             }

@@ -159,6 +159,28 @@ fn flows_stay_when_details_are_switched_on_or_off_and_are_taken_over_where_they_
     }
 }
 
+/// As an earlier version wrote them: the number of its format, and layouts that are its own affair.
+#[test]
+fn flows_that_an_earlier_version_wrote_go_on_whether_it_ended_or_was_killed() {
+    let directory = directory_or_skip!();
+    open(&mut start(directory.path(), 2, CAPACITIES), 1000);
+    let path = directory.path().join("flows-ipv4");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let mut set = |word: usize, value: u64| {
+        bytes[word * 8..][..8].copy_from_slice(&value.to_ne_bytes());
+    };
+    set(16, Format::OneMapping.number());
+    set(22, 0x0bad_f00d);
+    std::fs::write(&path, bytes).unwrap();
+    let upgraded = copied(directory.path());
+    let second = start(upgraded.path(), 2, CAPACITIES);
+    assert_eq!(told(&second), [(Outcome::Moved, 1000, 0), (Outcome::Rebuilt, 0, 0)]);
+    assert_there(&second, 1000);
+    // It is of this version's format now.
+    let next = copied(upgraded.path());
+    assert_eq!(told(&start(next.path(), 2, CAPACITIES))[0], (Outcome::Rebuilt, 1000, 0));
+}
+
 /// They were moved to a table without room for all of them, and some were lost.
 #[test]
 fn no_flow_is_lost_by_a_lower_maximum_and_none_is_added_until_there_is_room() {
@@ -225,7 +247,7 @@ fn what_cannot_be_taken_is_named_and_an_empty_table_begins() {
     for (damage, at, said) in [
         (set, word(0), "there is no flow table"),
         (set, word(1), "format 77 and this program knows 2"),
-        (set, word(16), "laid out by another version of xskiff"),
+        (set, word(16), "a version of xskiff that this one cannot read"),
         (set, word(17), "another boot"),
         (cut, word(0), "was given 8192"),
     ] {

@@ -200,9 +200,7 @@ fn failures_measured(world: &World) -> BTreeMap<String, u64> {
 /// One way to follow the cluster, and what befalls it.
 struct Plan {
     shape: Shape,
-    /// What the configuration says of following, beside [`FOLLOWING`].
-    more: &'static str,
-    troubles: &'static [Trouble],
+    /// Whether it asks a relay, which asks the API server.
     is_relayed: bool,
     /// Reasons of failures that the node must have met.
     reasons: &'static [&'static str],
@@ -212,8 +210,6 @@ struct Plan {
 fn whatever_befalls_the_api_server_no_connection_ends_and_no_verdict_is_wrong() {
     go_through(&Plan {
         shape: Shape { label: "chaos", mtu: 1500, xdp_mode: "native" },
-        more: "",
-        troubles: Trouble::DIRECT,
         is_relayed: false,
         reasons: &["connection", "silent", "expired", "garbage"],
     });
@@ -223,8 +219,6 @@ fn whatever_befalls_the_api_server_no_connection_ends_and_no_verdict_is_wrong() 
 fn nor_where_a_relay_is_between_and_dies() {
     go_through(&Plan {
         shape: Shape { label: "chaos-relay", mtu: 1500, xdp_mode: "native" },
-        more: RELAYS,
-        troubles: Trouble::RELAYED,
         is_relayed: true,
         reasons: &["connection"],
     });
@@ -240,7 +234,9 @@ fn go_through(plan: &Plan) {
     let mut objects = demo_objects();
     objects.extend(cluster.objects());
     let setup = Setup { seed, ..Setup::default() };
-    let (mut relay, following) = (None, [FOLLOWING, plan.more].concat());
+    let more = if plan.is_relayed { RELAYS } else { "" };
+    let (mut relay, following) = (None, [FOLLOWING, more].concat());
+    let troubles = Trouble::all(plan.is_relayed);
     let (world, server) =
         follow_beside(plan.shape, (setup, &following), PATIENCE, |scene, server| {
             cluster.objects().for_each(|(kind, object)| server.set(kind, object));
@@ -255,10 +251,10 @@ fn go_through(plan: &Plan) {
 
     let (began, mut asked, mut met) = (Instant::now(), 0, BTreeMap::<Trouble, u64>::new());
     let mut order: Vec<Trouble> = Vec::new();
-    while began.elapsed() < lasting || met.len() < plan.troubles.len() {
+    while began.elapsed() < lasting || met.len() < troubles.len() {
         // Each in turn, in an order of chance.
         if order.is_empty() {
-            order = plan.troubles.to_vec();
+            order.clone_from(&troubles);
             (1..order.len()).rev().for_each(|last| order.swap(last, random.below(last + 1)));
         }
         let Some(trouble) = order.pop() else { break };
@@ -266,8 +262,8 @@ fn go_through(plan: &Plan) {
         chaos.begin(trouble, &cluster);
         let mut for_long = Duration::from_millis(500 + random.below(4000) as u64);
         if trouble == Trouble::Silence {
-            // Longer than the node believes in it.
-            for_long += Duration::from_secs(3);
+            // Longer than the node believes in it, or the relay.
+            for_long += Duration::from_secs(4);
         }
         // What an amnesiac forgot is not to be heard of by other ways.
         let server = (trouble != Trouble::Amnesia).then_some(&chaos.server);

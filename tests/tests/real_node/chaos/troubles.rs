@@ -37,26 +37,19 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    /// What befalls a node that asks the API server.
-    pub const DIRECT: &[Self] = &[
-        Self::Death,
-        Self::Amnesia,
-        Self::Silence,
-        Self::Cuts,
-        Self::Garbage,
-        Self::Expiry,
-        Self::Everything,
-    ];
-    /// What befalls one that asks a relay, which believes in a watch's silence for two minutes.
-    pub const RELAYED: &[Self] = &[
-        Self::Death,
-        Self::Amnesia,
-        Self::Cuts,
-        Self::Garbage,
-        Self::Expiry,
-        Self::Everything,
-        Self::Relay,
-    ];
+    /// What befalls a node.
+    pub fn all(has_relay: bool) -> Vec<Self> {
+        let of_server = [
+            Self::Death,
+            Self::Amnesia,
+            Self::Silence,
+            Self::Cuts,
+            Self::Garbage,
+            Self::Expiry,
+            Self::Everything,
+        ];
+        of_server.into_iter().chain(has_relay.then_some(Self::Relay)).collect()
+    }
 }
 
 const FAULTS: [Fault; 8] = [
@@ -105,10 +98,7 @@ impl Chaos {
                 self.server.store.forget_history();
             }
             Trouble::Everything => {
-                let is_borne = |fault: &Fault| {
-                    self.relay.is_none() || !matches!(fault, Fault::HalfOpen { .. })
-                };
-                faults.by_chance(2, FAULTS.into_iter().filter(is_borne).collect());
+                faults.by_chance(2, FAULTS.to_vec());
                 // Whatever is open ends, so that it is asked for.
                 faults.live(Live::Cut);
                 std::thread::sleep(Duration::from_millis(50));

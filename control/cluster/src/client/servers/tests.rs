@@ -22,7 +22,11 @@ async fn those_who_lose_a_relay_come_to_the_next_server_later_and_not_together()
     }
     let turns = all.iter().map(|servers| async {
         let began = std::time::Instant::now();
-        let error = servers.get("/api/v1/pods", Duration::from_secs(10)).await.err().unwrap();
+        let error = servers
+            .get("/api/v1/pods", Duration::from_secs(10), &Spoilers::default())
+            .await
+            .err()
+            .unwrap();
         assert!(error.to_string().starts_with("http://127.0.0.1:2"), "{error}");
         assert!(servers.list().iter().all(|server| server.rests_until().is_some()));
         began.elapsed()

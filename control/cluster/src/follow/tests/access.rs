@@ -268,6 +268,27 @@ async fn a_server_that_knows_us_as_nobody_is_left_for_the_next() {
     }
 }
 
+/// Of all other kinds its answers are good, so that it is never at rest.
+#[tokio::test]
+async fn a_server_that_spoils_one_kind_is_asked_last_for_it_and_first_for_the_others() {
+    let store = store();
+    fill(&store, 5);
+    let faults = judge(|asked| match is_of_pods(asked) {
+        true => Fault::Text("no list at all\n"),
+        false => Fault::No,
+    });
+    let bad = serve_at("127.0.0.1:0", &store, &faults).await;
+    let good = serve_at("127.0.0.1:0", &store, &judge(|_| Fault::No)).await;
+    let mut own = settings(&[url(&good)]);
+    own.access.relays = vec![url(&bad).parse().unwrap()];
+    let mut node = Node::start(own);
+    node.complete().await;
+    assert_eq!(node.state.pods.len(), 5);
+    assert_eq!(node.failures(Kind::Pod, "garbage"), 1);
+    assert_eq!(node.failures(Kind::Service, "garbage"), 0);
+    assert_eq!(node.status().servers[0].failures, 1);
+}
+
 #[tokio::test]
 async fn an_answer_that_is_no_list_empties_nothing() {
     let store = store();

@@ -19,12 +19,7 @@ async fn relay_that_holds(server: &Server, listen: SocketAddr, hold: Duration) -
         tls: None,
         token_file: None,
         upstream: settings(&[url(server)]).access,
-        times: Times {
-            watch: Duration::from_secs(60),
-            silence: Duration::from_secs(2),
-            backoff,
-            hold,
-        },
+        times: Times { silence: Duration::from_secs(62), backoff, hold },
         limits: Limits { bookmarks: Duration::from_millis(100), ..Limits::default() },
         history: HistoryLimits::default(),
         writes: None,
