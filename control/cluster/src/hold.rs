@@ -12,12 +12,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use control::model::{EndpointSlice, Object, Pod};
+use control::model::{Endpoint, EndpointSlice, Object, ObjectName, Pod};
 
-use crate::follow::known::Key;
+use crate::follow::known::{Key, key};
 
-/// Losses that are always believed: fewer than these.
-pub(crate) const HELD_MIN: usize = 10;
 /// Addresses that pods have gained lately, at most; the oldest are forgotten first.
 const GAINED_MAX: usize = 16_384;
 /// How long a pod's address counts as gained lately.
@@ -25,8 +23,11 @@ const GAINED_FOR: Duration = Duration::from_secs(600);
 
 /// Whether so large a loss is held.
 pub(crate) fn is_held(lost: usize, of: usize, percent: u32) -> bool {
-    lost >= HELD_MIN && lost as u64 * 100 > of as u64 * u64::from(percent)
+    lost as u64 * 100 > of as u64 * u64::from(percent)
 }
+
+/// An address that was lost, and the pod that had it, where that is known.
+pub(crate) type Lost = (IpAddr, Option<Key>);
 
 /// What a list has lost; `T` is an object as whoever holds it keeps it.
 #[derive(Debug)]
@@ -71,8 +72,8 @@ impl<T> Losses<T> {
 #[derive(Debug)]
 pub(crate) struct Hold<T> {
     losses: Losses<T>,
-    /// Whose which address was.
-    addresses: HashMap<IpAddr, Vec<Key>>,
+    /// By address, the objects that had it, each with the pod that it had it for.
+    addresses: HashMap<IpAddr, Vec<(Key, Option<Key>)>>,
 }
 
 impl<T> Default for Hold<T> {
@@ -95,31 +96,35 @@ impl<T> Hold<T> {
     }
 
     /// Holds `losses`. Gives those that are not held, since somebody else claims what was theirs:
-    /// `addresses` says what an object had that the list has not, and `is_claimed` whose they are.
+    /// `addresses` says what an object had that the list has not, and `is_claimed` whether they are
+    /// another pod's.
     pub(crate) fn hold(
         &mut self,
         losses: Losses<T>,
-        addresses: impl Fn(&str, Option<&T>) -> Vec<IpAddr>,
-        is_claimed: impl Fn(&IpAddr) -> bool,
+        addresses: impl Fn(&str, Option<&T>) -> Vec<Lost>,
+        is_claimed: impl Fn(&Lost) -> bool,
     ) -> Losses<T> {
         let mut claimed = BTreeSet::new();
         self.addresses.clear();
         for key in losses.gone.iter().chain(losses.shrunk.keys()) {
-            for address in addresses(key, losses.shrunk.get(key)) {
-                if is_claimed(&address) {
+            for lost in addresses(key, losses.shrunk.get(key)) {
+                if is_claimed(&lost) {
                     claimed.insert(key.clone());
                 }
-                self.addresses.entry(address).or_default().push(key.clone());
+                let (address, pod) = lost;
+                self.addresses.entry(address).or_default().push((key.clone(), pod));
             }
         }
         self.losses = losses;
         self.losses.split(&claimed)
     }
 
-    /// Losses that are not held any more, since somebody else claims their address.
-    pub(crate) fn claimed(&mut self, address: IpAddr) -> Losses<T> {
-        let keys = self.addresses.remove(&address).unwrap_or_default();
-        self.losses.split(&keys.into_iter().collect())
+    /// Losses that are not held any more, since the pod `by` claims their address, which another had.
+    pub(crate) fn claimed(&mut self, address: IpAddr, by: &str) -> Losses<T> {
+        let had = self.addresses.get(&address).into_iter().flatten();
+        let others = had.filter(|(_, pod)| pod.as_deref() != Some(by));
+        let keys = others.map(|(key, _)| key.clone()).collect();
+        self.losses.split(&keys)
     }
 
     /// Which objects are kept.
@@ -146,17 +151,23 @@ impl<T> Hold<T> {
 }
 
 /// Addresses that `before` had and `after` has not: what a slice keeps may well be a new pod's.
-pub(crate) fn lost_addresses(before: &Object, after: Option<&Object>) -> Vec<IpAddr> {
+pub(crate) fn lost_addresses(before: &Object, after: Option<&Object>) -> Vec<Lost> {
     let left = after.map(addresses_of).unwrap_or_default();
     let mut lost = addresses_of(before);
-    lost.retain(|address| !left.contains(address));
+    lost.retain(|(address, _)| !left.iter().any(|(kept, _)| kept == address));
     lost
 }
 
-fn addresses_of(object: &Object) -> Vec<IpAddr> {
+fn addresses_of(object: &Object) -> Vec<Lost> {
     match object {
-        Object::Pod(pod) if !pod.host_network => pod.addresses.to_vec(),
-        Object::EndpointSlice(slice) => slice.endpoints.iter().map(|own| own.address).collect(),
+        Object::Pod(pod) if !pod.host_network => {
+            pod.addresses.iter().map(|address| (*address, Some(key(&pod.name)))).collect()
+        }
+        Object::EndpointSlice(slice) => {
+            let pod = |name: &String| key(&ObjectName::new(&*slice.name.namespace, &**name));
+            let lost = |own: &Endpoint| (own.address, own.target.as_ref().map(pod));
+            slice.endpoints.iter().map(lost).collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -172,30 +183,32 @@ pub(crate) fn lost_endpoints(before: &EndpointSlice, after: &EndpointSlice) -> u
     before.endpoints.iter().filter(|own| !left.contains(&own.address)).count()
 }
 
-/// Addresses that pods have gained lately.
+/// Addresses that pods have gained lately, and which pods.
 #[derive(Debug, Default)]
 pub(crate) struct Gained {
-    addresses: HashMap<IpAddr, Instant>,
+    addresses: HashMap<IpAddr, (Instant, Key)>,
     order: std::collections::VecDeque<(Instant, IpAddr)>,
 }
 
 impl Gained {
-    pub(crate) fn note(&mut self, address: IpAddr, now: Instant) {
+    pub(crate) fn note(&mut self, address: IpAddr, by: Key, now: Instant) {
         let is_old = |at: Instant| now.duration_since(at) > GAINED_FOR;
         while self.order.len() >= GAINED_MAX
             || self.order.front().is_some_and(|(at, _)| is_old(*at))
         {
             let Some((at, oldest)) = self.order.pop_front() else { break };
-            if self.addresses.get(&oldest) == Some(&at) {
+            if self.addresses.get(&oldest).is_some_and(|(noted, _)| *noted == at) {
                 self.addresses.remove(&oldest);
             }
         }
-        self.addresses.insert(address, now);
+        self.addresses.insert(address, (now, by));
         self.order.push_back((now, address));
     }
 
-    pub(crate) fn has(&self, address: IpAddr, now: Instant) -> bool {
-        let at = self.addresses.get(&address);
-        at.is_some_and(|at| now.duration_since(*at) <= GAINED_FOR)
+    /// Whether another pod has what was lost.
+    pub(crate) fn has(&self, (address, pod): &Lost, now: Instant) -> bool {
+        self.addresses.get(address).is_some_and(|(at, by)| {
+            now.duration_since(*at) <= GAINED_FOR && pod.as_ref() != Some(by)
+        })
     }
 }

@@ -231,6 +231,12 @@ impl Compiled {
         self.known.local.get(&identity).is_some_and(|addresses| addresses.contains(&address))
     }
 
+    /// Whether `ipBlock`s name all addresses of a family, so that what is outside is told by its address.
+    #[must_use]
+    pub fn names_every_address(&self) -> bool {
+        self.known.ranges().any(|(range, _)| range.length() == 0)
+    }
+
     /// Whether `identity` is in force, and is pods'.
     #[must_use]
     pub fn is_of_pods(&self, identity: Identity) -> bool {

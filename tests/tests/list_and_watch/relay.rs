@@ -96,7 +96,7 @@ async fn the_api_server_has_one_watch_for_each_kind_whatever_the_number_of_nodes
     let server = ClusterServer::start(Setup::default()).await.unwrap();
     cluster().fill(server.store());
     let mut settings = settings(server.address());
-    settings.times.watch = Duration::from_secs(600);
+    settings.times.silence = Duration::from_secs(615);
     let relay = relay(settings).await;
     let upstream = Arc::clone(server.server().unwrap().counts());
     let served = Arc::clone(relay.server().counts());
@@ -284,7 +284,7 @@ async fn a_large_cluster_is_relayed_whole_and_one_change_reaches_who_watches() {
     let began = Instant::now();
     let mut settings = settings(server.address());
     settings.upstream.request_timeout = Duration::from_secs(60);
-    settings.times.watch = Duration::from_secs(600);
+    settings.times.silence = Duration::from_secs(615);
     let relay = Relay::start(settings).await.unwrap();
     let store = Arc::clone(relay.store());
     while !store.is_filled() && began.elapsed() < patience {

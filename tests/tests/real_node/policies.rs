@@ -31,6 +31,7 @@ fn a_node_says_what_policy_is_in_force_whom_it_concerns_and_what_it_dropped() {
     identities(&world);
     policies(&world);
     explanations(&world);
+    explanations_of_several(&world);
     let refused =
         fetch(world.scene.pod(STRANGER), &to(CLUSTER_IP[0], HTTP[0]), 1, &["--timeout-ms=1500"]);
     assert!(refused.expect("asked").iter().all(|answer| answer.error.is_some()));
@@ -106,6 +107,51 @@ fn explanations(world: &World) {
         }
         assert!(ingress["rule"].as_str().expect("why").contains("shop/web-customers"), "{told}");
     }
+}
+
+/// What is asked stands for several addresses, or for one that blocks tell apart from others.
+fn explanations_of_several(world: &World) {
+    let explain = |from: &str, to: &str, port: &str| {
+        let words = ["policy", "explain", "--from", from, "--to", to, "--port", port];
+        world.ask_json(&[&words[..], &["--proto", "tcp"]].concat())
+    };
+    let summary = |told: &Value| told["summary"].as_str().expect("a summary").to_owned();
+    let refused = explain("market/stranger", CLUSTER_IP[0], "80");
+    assert_eq!(refused["allowed"], Value::Bool(false), "{refused}");
+    let text = summary(&refused);
+    assert!(text.contains("Service shop/web") && text.contains("2 of 2 asked of 2"), "{text}");
+    assert!(text.contains("default deny"), "{text}");
+    let bought = explain("market/buyer", CLUSTER_IP[0], "80");
+    assert_eq!(bought["allowed"], Value::Bool(true), "{bought}");
+    // No service's port: the address is as any other.
+    assert!(!summary(&explain("market/buyer", CLUSTER_IP[0], "81")).contains("Service"));
+
+    let policy = |peer: &str| {
+        format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: out, \
+             namespace: market}}, spec: {{podSelector: {{matchLabels: {{role: stranger}}}}, \
+             policyTypes: [Egress], egress: [{{to: [{{ipBlock: {{cidr: {peer}}}}}]}}]}}}}\n"
+        )
+    };
+    world.add_manifests("out.yaml", &policy("192.0.2.0/24"));
+    let of_node = |field: &str| explain("market/stranger", "host", "10250")[field].clone();
+    let is_told = || summary(&explain("market/stranger", "host", "10250")).contains("1 of 2");
+    assert!(wait_until(PATIENCE, is_told).is_some(), "{:?}", of_node("summary"));
+    assert_eq!(of_node("allowed"), Value::Bool(false), "its IPv6 address is in no block");
+    assert_eq!(explain("market/stranger", "192.0.2.1", "10250")["allowed"], Value::Bool(true));
+    assert_eq!(explain("market/stranger", "world", "443")["allowed"], Value::Bool(false));
+    world.add_manifests("out.yaml", &policy("0.0.0.0/0"));
+    let words =
+        ["policy", "explain", "--from", "market/stranger", "--to", "world", "--port", "443"];
+    let program = path().to_string_lossy().into_owned();
+    let socket = world.files.socket.to_string_lossy().into_owned();
+    let ask = || world.scene.node.run(&program, &[&["--socket", &*socket], &words[..]].concat());
+    let is_refused = || ask().is_err_and(|error| error.to_string().contains("ipBlocks name every"));
+    assert!(wait_until(PATIENCE, is_refused).is_some(), "{:?}", ask());
+    assert_eq!(explain("market/stranger", "198.51.100.9", "443")["allowed"], Value::Bool(true));
+    std::fs::remove_file(world.files.manifests.join("out.yaml")).expect("removed");
+    let is_gone = || told(world, &["policy", "list"]).contains("market/out");
+    assert!(wait_until(PATIENCE, || !is_gone()).is_some());
 }
 
 fn drops(world: &World) {

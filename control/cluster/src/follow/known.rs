@@ -64,6 +64,11 @@ impl Known {
         self.entries.contains_key(key)
     }
 
+    /// Whether the object is in force as `bytes` have it.
+    pub(super) fn is(&self, key: &str, bytes: &[u8]) -> bool {
+        self.entries.get(key).is_some_and(|entry| *entry.bytes == *bytes)
+    }
+
     /// The object, as it is in force.
     pub(super) fn get(&self, key: &str) -> Option<Object> {
         // What we encoded ourselves, or what was checked when it was restored.

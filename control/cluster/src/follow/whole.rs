@@ -42,6 +42,8 @@ struct OfKind {
     /// While a list is read: EndpointSlices that it has with fewer endpoints.
     shrunk: BTreeMap<Key, Object>,
     is_listing: bool,
+    /// The list that is read is the first that anything is known of it by.
+    is_first: bool,
     hold: Hold<Object>,
 }
 
@@ -80,6 +82,7 @@ impl Whole {
             refused: BTreeMap::new(),
             shrunk: BTreeMap::new(),
             is_listing: false,
+            is_first: false,
             hold: Hold::default(),
         });
         Self {
@@ -179,6 +182,7 @@ impl Whole {
         own.known.begin_list();
         own.shrunk.clear();
         own.is_listing = true;
+        own.is_first = own.known.len() == 0;
         own.refused.values_mut().for_each(|refusal| refusal.is_listed = false);
     }
 
@@ -208,7 +212,9 @@ impl Whole {
             Decoded::Unreadable { object, why } => {
                 let key = key(&object.key().name);
                 let own = self.own(kind);
-                let stood_in = own.refused.get(&key).is_some_and(|refusal| refusal.stands_in);
+                let stood_in = own.refused.get(&key).is_some_and(|refusal| refusal.stands_in)
+                    // Of the process before, whose snapshot does not tell.
+                    || own.known.is(&key, &compact::encode(&object));
                 if own.known.contains(&key) && !stood_in {
                     let why = format!("{why}: its last good version stays in force");
                     self.own(kind).known.mark(&key);
@@ -299,25 +305,26 @@ impl Whole {
         self.flush();
     }
 
-    /// What a pod's new address was before is not held any more.
+    /// What a pod's new address was before is not held any more. Of the first pods that are heard of nobody
+    /// knows whether their addresses are new.
     fn pod_came(&mut self, pod: &Pod, before: Option<&Object>) {
         let had = match before {
             Some(Object::Pod(before)) if is_live(before) => &*before.addresses,
             _ => &[],
         };
-        if !is_live(pod) {
+        if !is_live(pod) || self.own(Kind::Pod).is_first {
             return;
         }
-        let now = Instant::now();
+        let (now, by) = (Instant::now(), key(&pod.name));
         for address in pod.addresses.iter().filter(|address| !had.contains(address)) {
-            self.gained.note(*address, now);
-            self.release(*address);
+            self.gained.note(*address, by.clone(), now);
+            self.release(*address, &by);
         }
     }
 
-    fn release(&mut self, address: IpAddr) {
+    fn release(&mut self, address: IpAddr, by: &str) {
         for kind in [Kind::Pod, Kind::EndpointSlice] {
-            let released = self.own(kind).hold.claimed(address);
+            let released = self.own(kind).hold.claimed(address, by);
             if !released.is_empty() {
                 tracing::info!(kind = kind.name(), %address, "a held loss is believed: another pod claims its address");
                 self.lose(kind, released);
@@ -348,8 +355,9 @@ impl Whole {
     /// A list is complete. Gives whether what it has lost is held.
     pub(super) fn end_list(&mut self, kind: Kind, is_second: bool) -> bool {
         let own = self.own(kind);
-        own.is_listing = false;
-        own.refused.retain(|_, refusal| refusal.is_listed);
+        (own.is_listing, own.is_first) = (false, false);
+        // What is known of those that are missing ends with them.
+        own.refused.retain(|key, refusal| refusal.is_listed || own.known.contains(key));
         let mut losses = Losses {
             gone: own.known.missing().into_iter().collect(),
             shrunk: std::mem::take(&mut own.shrunk),
@@ -427,9 +435,9 @@ impl Whole {
         let free = hold.hold(
             losses,
             |key, after| known.get(key).map_or_else(Vec::new, |own| lost_addresses(&own, after)),
-            |address| match kind {
-                Kind::Pod => claimed.contains(address),
-                _ => gained.has(*address, now),
+            |lost| match kind {
+                Kind::Pod => claimed.contains(&lost.0),
+                _ => gained.has(lost, now),
             },
         );
         let held = hold.len();

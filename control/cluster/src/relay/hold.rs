@@ -95,6 +95,8 @@ impl Holds {
             _ => Vec::new(),
         };
         self.store.put(kind, object);
+        let by = Key::from(key);
+        let gained = gained.into_iter().map(|address| (address, by.clone()));
         let released = self.gain(&mut state, gained);
         self.tell(&state);
         released
@@ -108,15 +110,15 @@ impl Holds {
         self.tell(&state);
     }
 
-    /// Pods have gained these addresses: what is held of others that had them is believed. Gives
+    /// These addresses were gained, each by a pod: what is held of others that had them is believed. Gives
     /// the pods of these.
-    fn gain(&self, state: &mut State, gained: Vec<IpAddr>) -> Vec<Key> {
+    fn gain(&self, state: &mut State, gained: impl Iterator<Item = (IpAddr, Key)>) -> Vec<Key> {
         let now = Instant::now();
         let mut pods = Vec::new();
-        for address in gained {
-            state.gained.note(address, now);
+        for (address, by) in gained {
+            state.gained.note(address, by.clone(), now);
             for kind in [Kind::Pod, Kind::EndpointSlice] {
-                let Losses { gone, shrunk } = state.kinds[index(kind)].claimed(address);
+                let Losses { gone, shrunk } = state.kinds[index(kind)].claimed(address, &by);
                 if gone.is_empty() && shrunk.is_empty() {
                     continue;
                 }
@@ -157,11 +159,12 @@ impl Holds {
             let is_new = |own: &&Encoded| {
                 known.get(own.key().as_str()).is_none_or(|known| known.version != own.version)
             };
-            let gained = list
-                .iter()
-                .filter(is_new)
-                .flat_map(|own| gained(known.get(own.key().as_str()).map(|own| &**own), own));
-            self.gain(&mut state, gained.collect());
+            let gained = list.iter().filter(is_new).flat_map(|own| {
+                let by = Key::from(own.key());
+                let addresses = gained(known.get(&by).map(|own| &**own), own);
+                addresses.into_iter().map(move |address| (address, by.clone()))
+            });
+            self.gain(&mut state, gained);
         }
         self.tell(&state);
         if held > 0 {
@@ -195,9 +198,9 @@ impl Holds {
                 let after = after.and_then(|after| read(kind, &after.fields));
                 before(key).map_or_else(Vec::new, |own| lost_addresses(&own, after.as_ref()))
             },
-            |address| match kind {
-                Kind::Pod => claimed.contains(address),
-                _ => gained.has(*address, now),
+            |lost| match kind {
+                Kind::Pod => claimed.contains(&lost.0),
+                _ => gained.has(lost, now),
             },
         );
     }

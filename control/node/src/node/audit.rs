@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use control::admin::reply::{AuditDifference, AuditReport, Reply};
 use control::admin::status::AuditStatus;
-use control::audit::{Audited, Auditor, Moment, Round, check_endpoint};
+use control::audit::{Audited, Auditor, Difference, Moment, Round, check_endpoint};
 use control::store::Change;
 use tokio::sync::mpsc;
 
@@ -118,7 +118,9 @@ impl Node {
         let audit = &mut self.audit;
         // What making everything anew has not mended it will not mend: every flow would be judged
         // again in each round, for nothing.
-        let is_to_be_mended = round.found > 0 && round.differences != audit.last.differences;
+        let (found, before) = (of_tables(&round), of_tables(&audit.last));
+        let is_to_be_mended = !found.is_empty() && found != before;
+        let some_lag = found.len() < round.differences.len();
         audit.rounds += 1;
         audit.last_took = audit.begun.take().map_or(Duration::ZERO, |begun| begun.elapsed());
         self.reconciles.ran(Reconcile::Audit, audit.last_took);
@@ -128,6 +130,10 @@ impl Node {
         if is_to_be_mended {
             audit.repairs += 1;
             self.repair().await;
+        }
+        if some_lag {
+            self.workers.maintain();
+            self.workers.wake();
         }
         self.publisher.warn_of_targets(&absent);
         self.log_fresh_warnings();
@@ -139,8 +145,6 @@ impl Node {
         self.publisher.begin_anew();
         self.told = None;
         self.reconcile().await;
-        self.workers.maintain();
-        self.workers.wake();
     }
 
     /// Local endpoints: who may speak through their ports, and the ways to them.
@@ -194,4 +198,10 @@ impl Node {
                 .collect(),
         }
     }
+}
+
+/// Differences that making everything anew may mend. A worker that lags is told again: tables made anew
+/// would be more that it has not adopted.
+fn of_tables(round: &Round) -> Vec<&Difference> {
+    round.differences.iter().filter(|one| one.audited != Audited::Workers).collect()
 }

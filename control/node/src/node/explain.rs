@@ -10,10 +10,13 @@ use control::admin::{
 use control::compile::{Compiled, Examined, Reading, RuleName, direction_name};
 use control::model::ObjectName;
 use dataplane::identity::Identity;
+use dataplane::lb::{Frontend, FrontendKind, TrafficPolicy};
 use dataplane::policy::{Direction, Query, RuleId};
 
 use super::Node;
 
+/// Of several that a word stands for, so many are asked about.
+const TARGETS_ASKED: usize = 100;
 /// Before the number of an identity.
 const IDENTITY: &str = "identity:";
 /// What a node is called whose name is not known.
@@ -39,8 +42,15 @@ struct Side {
     addresses: Vec<IpAddr>,
 }
 
+/// What the target of a question stands for: addresses with their L4 ports.
+struct Several {
+    title: String,
+    targets: Vec<(IpAddr, u16)>,
+}
+
 impl Node {
-    /// Answers who may speak to whom, and by which rule.
+    /// Answers who may speak to whom, and by which rule. Through a service it is its backends that are
+    /// spoken to, and the node at each of its addresses, which `ipBlock`s may tell apart.
     ///
     /// # Errors
     /// [`AdminError`] for a pod or identity that is not known, or a word that is none.
@@ -48,6 +58,83 @@ impl Node {
         &self,
         question: &PolicyQuestion,
     ) -> Result<PolicyExplanation, AdminError> {
+        let from = self.side("from", &question.from)?;
+        let asked = match question.to.as_str() {
+            "host" => self.own_addresses(&from, question.l4_port),
+            _ => self.backends(question, &from)?,
+        };
+        let Some(Several { title, targets }) = asked else { return self.explain_one(question) };
+        let (all, mut refused) = (targets.len(), 0);
+        let mut told: Option<PolicyExplanation> = None;
+        for (to, l4_port) in targets.into_iter().take(TARGETS_ASKED) {
+            let to = to.to_string();
+            let one = self.explain_one(&PolicyQuestion { to, l4_port, ..question.clone() })?;
+            refused += usize::from(!one.allowed);
+            // The first that is refused tells more than those that are not.
+            if told.as_ref().is_none_or(|told| told.allowed && !one.allowed) {
+                told = Some(one);
+            }
+        }
+        let count = match (all, all.min(TARGETS_ASKED)) {
+            (1, _) => String::new(),
+            (all, asked) => format!("{refused} of {asked} asked of {all} are refused; "),
+        };
+        Ok(match told {
+            Some(told) => {
+                let summary = format!("{title}; {count}{}", told.summary);
+                PolicyExplanation { summary, ..told }
+            }
+            None => PolicyExplanation {
+                allowed: false,
+                summary: format!("{title}: there is none for this client"),
+                from: self.described(&from),
+                to: title,
+                steps: Vec::new(),
+                source_nat: None,
+            },
+        })
+    }
+
+    /// The backends that a client at `from` may get of the service that the question is about.
+    fn backends(
+        &self,
+        question: &PolicyQuestion,
+        from: &Side,
+    ) -> Result<Option<Several>, AdminError> {
+        let Ok(address) = question.to.parse::<IpAddr>() else { return Ok(None) };
+        let (protocol, l4_port) = (parse_protocol(&question.protocol)?, question.l4_port);
+        let services = &self.publisher.tables().services;
+        let at = Frontend { address, protocol, l4_port };
+        let Some((id, kind)) = services.frontends.get(&at) else { return Ok(None) };
+        let Some(service) = services.get(*id) else { return Ok(None) };
+        let policy = match (kind, &from.enforced) {
+            (FrontendKind::ClusterIp, _) => service.internal_policy,
+            (_, Enforced::Nowhere) => service.external_policy,
+            _ => TrafficPolicy::Cluster,
+        };
+        let set = match policy {
+            TrafficPolicy::Cluster => &service.cluster,
+            TrafficPolicy::Local => &service.local,
+        };
+        let title = format!("{address} port {l4_port} is Service {}, its backends", service.name);
+        let targets = set.backends.iter().map(|one| (one.address, one.l4_port)).collect();
+        Ok(Some(Several { title, targets }))
+    }
+
+    /// The node's own addresses, of the families that `from` has.
+    fn own_addresses(&self, from: &Side, l4_port: u16) -> Option<Several> {
+        let is_asked = |own: &IpAddr| {
+            from.addresses.is_empty()
+                || from.addresses.iter().any(|one| one.is_ipv4() == own.is_ipv4())
+        };
+        let own = self.publisher.tables().forwarding.node_addresses.keys().filter(is_asked);
+        let mut targets: Vec<(IpAddr, u16)> = own.map(|address| (address, l4_port)).collect();
+        targets.sort_unstable();
+        let title = "host is this node, its addresses".to_owned();
+        (!targets.is_empty()).then_some(Several { title, targets })
+    }
+
+    fn explain_one(&self, question: &PolicyQuestion) -> Result<PolicyExplanation, AdminError> {
         let protocol = parse_protocol(&question.protocol)?;
         let from = self.side("from", &question.from)?;
         let to = self.side("to", &question.to)?;
@@ -151,12 +238,7 @@ impl Node {
     }
 
     fn side(&self, field: &str, text: &str) -> Result<Side, AdminError> {
-        let reserved = match text {
-            "host" => Some(Identity::HOST),
-            "world" => Some(Identity::WORLD),
-            _ => None,
-        };
-        if let Some(identity) = reserved {
+        if let Some(identity) = self.reserved(field, text)? {
             let (enforced, addresses) = (Enforced::Nowhere, Vec::new());
             return Ok(Side { shown: text.into(), identity, enforced, addresses });
         }
@@ -178,6 +260,19 @@ impl Node {
             None => Enforced::Nowhere,
         };
         Ok(Side { shown: text.into(), identity, enforced, addresses })
+    }
+
+    /// The identity of what has no name of an object; `None` for other words.
+    fn reserved(&self, field: &str, text: &str) -> Result<Option<Identity>, AdminError> {
+        match text {
+            "world" if self.publisher.compiled().names_every_address() => {
+                let words = "\"world\": ipBlocks name every address: write the one that is meant";
+                Err(AdminError::invalid(field, words))
+            }
+            "world" => Ok(Some(Identity::WORLD)),
+            "host" => Ok(Some(Identity::HOST)),
+            _ => Ok(None),
+        }
     }
 
     fn side_of_identity(&self, field: &str, text: &str, number: &str) -> Result<Side, AdminError> {

@@ -281,6 +281,7 @@ async fn a_server_that_spoils_one_kind_is_asked_last_for_it_and_first_for_the_ot
     let good = serve_at("127.0.0.1:0", &store, &judge(|_| Fault::No)).await;
     let mut own = settings(&[url(&good)]);
     own.access.relays = vec![url(&bad).parse().unwrap()];
+    own.access.rest = (Duration::from_secs(60), Duration::from_secs(60));
     let mut node = Node::start(own);
     node.complete().await;
     assert_eq!(node.state.pods.len(), 5);

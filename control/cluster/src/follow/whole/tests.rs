@@ -85,6 +85,16 @@ fn slice(name: &str, numbers: std::ops::Range<usize>) -> Value {
            "ports": [], "endpoints": endpoints})
 }
 
+/// The same, of pods by their names.
+fn slice_of_pods(name: &str, numbers: std::ops::Range<usize>) -> Value {
+    let mut slice = slice(name, numbers.clone());
+    for (place, number) in numbers.enumerate() {
+        slice["endpoints"][place]["targetRef"] =
+            json!({"kind": "Pod", "namespace": "shop", "name": format!("p{number}")});
+    }
+    slice
+}
+
 fn policy(rule: &Value) -> Value {
     json!({"metadata": {"name": "web", "namespace": "shop"},
            "spec": {"podSelector": {}, "ingress": [rule]}})
@@ -99,10 +109,11 @@ fn a_list_sends_differences_alone_and_removes_at_its_end() {
     world.take(Kind::Pod, &pod(0));
     world.take(Kind::Pod, &pod_at("p1", "10.9.0.1"));
     world.take(Kind::Pod, &pod(7));
+    (3..5).for_each(|number| world.take(Kind::Pod, &pod(number)));
     assert_eq!(world.sent(), 2, "what is as it was is not sent");
     assert_eq!(world.state.pods.len(), 6, "nothing goes before the list is complete");
     world.whole.end_list(Kind::Pod, false);
-    assert_eq!(world.sent(), 3);
+    assert_eq!(world.sent(), 1);
     assert!(world.has("p0") && world.has("p1") && world.has("p7") && !world.has("p2"));
 }
 
@@ -156,11 +167,42 @@ fn a_second_list_that_loses_others_holds_those() {
 }
 
 #[test]
-fn a_few_losses_are_believed_at_once() {
+fn a_small_cluster_is_doubted_as_a_large_one() {
     let mut world = world();
-    world.list(Kind::Pod, &pods(0..9));
+    world.list(Kind::Pod, &pods(0..4));
+    assert!(!world.list(Kind::Pod, &pods(0..3)), "one of four is less than 30 %");
+    assert!(world.list(Kind::Pod, &[]));
+    assert_eq!(world.state.pods.len(), 3);
     assert!(!world.list(Kind::Pod, &[]));
     assert!(world.state.pods.is_empty());
+}
+
+/// A node that began from nothing has heard of every pod's address only now, and so of each of an
+/// endpoint: its own pod does not take it away.
+#[test]
+fn an_endpoints_own_pod_ends_no_hold_though_it_was_heard_of_lately() {
+    for slice in [slice, slice_of_pods] {
+        let mut world = world();
+        world.list(Kind::Pod, &pods(0..100));
+        world.list(Kind::EndpointSlice, &[slice("a", 0..50), slice("b", 50..100)]);
+        assert!(world.list(Kind::EndpointSlice, &[slice("a", 0..50)]));
+        assert_eq!(world.state.endpoint_slices.len(), 2);
+    }
+    // Nor one that came later, and of whose address nothing but its name tells that it is its own.
+    let mut world = world();
+    world.list(Kind::Pod, &pods(0..1));
+    world.list(Kind::Pod, &pods(0..100));
+    let slices = [slice_of_pods("a", 0..50), slice_of_pods("b", 50..100)];
+    world.list(Kind::EndpointSlice, &slices);
+    assert!(world.list(Kind::EndpointSlice, &slices[..1]));
+    assert_eq!(world.state.endpoint_slices.len(), 2);
+    world.take(Kind::Pod, &pod_at("p60", "10.9.9.9"));
+    world.take(Kind::Pod, &pod(60));
+    world.sent();
+    assert_eq!(world.state.endpoint_slices.len(), 2, "it is its own again");
+    world.take(Kind::Pod, &pod_at("heir", &address(61)));
+    world.sent();
+    assert_eq!(world.state.endpoint_slices.len(), 1);
 }
 
 #[test]
@@ -243,10 +285,11 @@ fn a_slice_whose_address_was_claimed_before_its_list_is_not_held() {
 #[test]
 fn what_cannot_be_read_keeps_its_last_good_version_until_it_is_good_or_gone() {
     let mut world = world();
-    world.list(Kind::Pod, &pods(0..3));
+    let others = || pods(10..20);
+    world.list(Kind::Pod, &[pods(0..3), others()].concat());
     let mut bad = pod(1);
     bad["status"]["podIPs"][0]["ip"] = json!("nowhere");
-    assert!(!world.list(Kind::Pod, &[pod(0), bad.clone()]));
+    assert!(!world.list(Kind::Pod, &[vec![pod(0), bad.clone()], others()].concat()));
     assert!(world.has("p1") && !world.has("p2"), "others are listed and removed as ever");
     let refused = world.refused();
     assert_eq!((refused.len(), refused[0].object.as_str()), (1, "Pod shop/p1"));
@@ -256,7 +299,7 @@ fn what_cannot_be_read_keeps_its_last_good_version_until_it_is_good_or_gone() {
     assert!(world.refused().is_empty());
     world.take(Kind::Pod, &bad);
     assert_eq!(world.refused().len(), 1);
-    world.list(Kind::Pod, &[pod(0)]);
+    world.list(Kind::Pod, &[pods(0..1), others()].concat());
     assert!(world.refused().is_empty() && !world.has("p1"));
 }
 
@@ -286,6 +329,36 @@ fn an_invalid_policy_leaves_its_last_good_version_and_a_new_one_is_closed() {
     assert_eq!(world.sent(), 0);
     assert_eq!(in_force(&world), good);
     assert!(world.refused()[0].message.contains("last good version"));
+}
+
+/// What a snapshot holds of such a policy says nothing of why it is as it is.
+#[test]
+fn what_stands_in_for_a_policy_that_never_was_good_follows_it_after_a_restart_as_well() {
+    let mut world = world();
+    let rules = |world: &World| {
+        let own = world.state.network_policies.values().next();
+        own.and_then(|own| own.ingress.as_ref().map(Vec::len))
+    };
+    let bad = |rules: &Value| {
+        json!({"metadata": {"name": "web", "namespace": "shop"},
+               "spec": {"podSelector": {}, "ingress": rules}})
+    };
+    let (odd, even) = (json!({"ports": [{"port": 0}]}), json!({"ports": [{"port": 80}]}));
+    let both = bad(&json!([odd, even]));
+    world.take(Kind::NetworkPolicy, &both);
+    world.sent();
+    assert_eq!(rules(&world), Some(2));
+    // As the next process knows it.
+    world.whole.own(Kind::NetworkPolicy).refused.clear();
+    world.list(Kind::NetworkPolicy, &[both]);
+    assert!(world.refused()[0].message.contains("allows nothing"), "{:?}", world.refused());
+    world.list(Kind::NetworkPolicy, &[bad(&json!([odd]))]);
+    assert_eq!(rules(&world), Some(1), "what allowed something was removed");
+    // A list that does not name it is held, and forgets nothing of it.
+    assert!(world.list(Kind::NetworkPolicy, &[]));
+    world.take(Kind::NetworkPolicy, &bad(&json!([odd, odd, odd])));
+    world.sent();
+    assert_eq!(rules(&world), Some(3));
 }
 
 #[test]
