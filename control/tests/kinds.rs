@@ -188,6 +188,34 @@ fn host_ports_are_followed_live() {
     assert!(compiled.services.services.is_empty() && compiled.services.node_ports.is_empty());
 }
 
+/// A port of the node's own address left the table when its frontend became one of another kind: the one
+/// that came took its place before the old one went, which took it away. The XDP program led it here
+/// no longer.
+#[test]
+fn a_frontend_on_the_nodes_own_address_stays_led_here_when_it_becomes_one_of_another_kind() {
+    let service = |status: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: web, namespace: shop}}, spec: \
+             {{type: LoadBalancer, clusterIP: 10.96.0.1, externalIPs: [172.16.0.1], \
+             ports: [{{port: 443}}]}}, status: {{{status}}}}}\n"
+        )
+    };
+    let (external, balanced) =
+        (service(""), service("loadBalancer: {ingress: [{ip: 172.16.0.1}]}"));
+    let mut compiled = compiled(&external);
+    for (before, after, kind) in [
+        (&external, &balanced, FrontendKind::LoadBalancer),
+        (&balanced, &external, FrontendKind::ExternalIp),
+    ] {
+        state(before).changes_to(&state(after)).into_iter().for_each(|one| compiled.take(one));
+        compiled.compile(&node());
+        let at = Frontend { address: ip("172.16.0.1"), protocol: Protocol::TCP, l4_port: 443 };
+        assert_eq!(compiled.services.frontends.get(&at).map(|(_, kind)| *kind), Some(kind));
+        assert!(compiled.services.node_ports.contains_key(&(Protocol::TCP, 443)), "{kind:?}");
+        assert_eq!(audited(&compiled), Vec::<String>::new());
+    }
+}
+
 const BALANCED: &str = "
 apiVersion: v1
 kind: Service

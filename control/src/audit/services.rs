@@ -25,12 +25,40 @@ impl Auditor {
             }
             for frontend in listens(moment, service, port) {
                 self.round.checked += 1;
-                if let Err(detail) = self.check_frontend(moment, service, port, &frontend) {
-                    let Frontend { address, protocol, l4_port } = frontend;
-                    let detail = format!("{address} {protocol} {l4_port}: {detail}");
-                    self.round.note(Audited::Services, format!("Service {}", service.name), detail);
+                let checked = check_told(moment, &frontend)
+                    .and_then(|()| self.check_frontend(moment, service, port, &frontend));
+                if let Err(detail) = checked {
+                    self.note_frontend(format!("Service {}", service.name), frontend, &detail);
                 }
             }
+        }
+    }
+
+    /// An L4 port that is led here from the node's addresses: something must listen there on one of them.
+    pub(super) fn check_stray_node_port(&mut self, moment: &Moment<'_>, at: (Protocol, u16)) {
+        self.round.checked += 1;
+        let (protocol, l4_port) = at;
+        let services = &moment.tables.services;
+        let is_there = |address: &IpAddr| {
+            let frontend = Frontend { address: *address, protocol, l4_port };
+            services.frontends.contains_key(&frontend)
+        };
+        let has_holder = services.node_ports.get(&at).is_none_or(|id| services.get(*id).is_some());
+        if !has_holder || !moment.node.addresses.iter().any(is_there) {
+            let detail = "is led here from the node's addresses, and nothing listens there";
+            let object = format!("node port {l4_port}/{protocol}");
+            self.round.note(Audited::Services, object, detail);
+        }
+    }
+
+    /// An address that is led here as a whole: some service must have it, and no node.
+    pub(super) fn check_stray_service_address(&mut self, moment: &Moment<'_>, address: IpAddr) {
+        self.round.checked += 1;
+        let mut services = self.index.services(moment.state, address);
+        let is_had = services.any(|service| !service.headless && !service.ports.is_empty());
+        if !is_had || !is_led_whole(moment, address) {
+            let detail = "is led here as a service's, which it is not";
+            self.round.note(Audited::Services, format!("address {address}"), detail);
         }
     }
 
@@ -78,10 +106,13 @@ impl Auditor {
                     backends.any(|one| (one.address, one.l4_port) == wanted)
                 });
                 let is_others = held.is_some() && self.is_shared(moment, pod, frontend);
-                if !leads_there && !is_others {
-                    let detail = format!("should lead to {} port {}", wanted.0, wanted.1);
-                    self.note_frontend(format!("Pod {}", pod.name), frontend, &detail);
-                }
+                let told = check_told(moment, &frontend);
+                let detail = match told {
+                    Err(detail) => detail,
+                    Ok(()) if leads_there || is_others => continue,
+                    Ok(()) => format!("should lead to {} port {}", wanted.0, wanted.1),
+                };
+                self.note_frontend(format!("Pod {}", pod.name), frontend, &detail);
             }
         }
     }
@@ -156,6 +187,30 @@ impl Auditor {
         }
         Ok(())
     }
+}
+
+/// Whether it is the services' alone, so that all that is sent to it is led here.
+fn is_led_whole(moment: &Moment<'_>, address: IpAddr) -> bool {
+    !moment.node.addresses.contains(&address)
+}
+
+/// Whether what must be led here for somebody to reach `frontend` is told to those who lead it.
+fn check_told(moment: &Moment<'_>, frontend: &Frontend) -> Result<(), String> {
+    let Frontend { address, protocol, l4_port } = *frontend;
+    let services = &moment.tables.services;
+    if moment.node.addresses.contains(&address) {
+        let is_told = services.node_ports.contains_key(&(protocol, l4_port));
+        return is_told.then_some(()).ok_or_else(|| "its L4 port is not led here".into());
+    }
+    let is_told = services.addresses.contains(&address) || !is_led_whole(moment, address);
+    is_told.then_some(()).ok_or_else(|| "its address is not led here".into())
+}
+
+/// The L4 port that `slice` has for a service's port.
+fn target(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
+    let mut targets = slice.ports.iter();
+    let named = targets.find(|one| one.name == port.name && one.protocol == port.protocol);
+    named.and_then(|target| target.l4_port)
 }
 
 /// Where `frontend` leads if the pod has it by a host port and is here.
@@ -252,11 +307,7 @@ fn serving<'a>(
 ) -> Vec<Target<'a>> {
     let mut known: BTreeMap<(IpAddr, u16), &'a Endpoint> = BTreeMap::new();
     for slice in slices {
-        let named = |target: &&crate::model::SlicePort| {
-            target.name == port.name && target.protocol == port.protocol
-        };
-        let target = slice.ports.iter().find(named).and_then(|target| target.l4_port);
-        let Some(l4_port) = target else { continue };
+        let Some(l4_port) = target(slice, port) else { continue };
         for endpoint in &slice.endpoints {
             // One that is in two slices while it moves counts as it is ready in either.
             let known = known.entry((endpoint.address, l4_port)).or_insert(endpoint);

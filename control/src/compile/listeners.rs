@@ -24,11 +24,12 @@ pub(super) struct Listener {
     pub(super) is_services: bool,
 }
 
-/// Who wants an L4 port on one of the node's addresses.
-type NodePort = (Owner, usize, IpAddr, ServiceId);
+/// Who wants an L4 port on one of the node's addresses. By its kind too: one that becomes another
+/// kind comes before it goes, and must not take away what it has come for.
+type NodePort = (Owner, usize, IpAddr, ServiceId, FrontendKind);
 
 fn node_port(listener: &Listener, address: IpAddr) -> NodePort {
-    (listener.owner.clone(), listener.place, address, listener.id)
+    (listener.owner.clone(), listener.place, address, listener.id, listener.kind)
 }
 
 /// Everybody who wants a frontend. Nearly always there is one for each.
@@ -102,7 +103,7 @@ impl Listeners {
         }
         let at = (protocol, l4_port);
         let first = self.node_ports.get(&at).and_then(|wanting| wanting.first());
-        let holder = first.map(|(.., id)| *id);
+        let holder = first.map(|(_, _, _, id, _)| *id);
         if table.node_ports.get(&at).copied() != holder {
             let node_ports = &mut Arc::make_mut(table).node_ports;
             match holder {
