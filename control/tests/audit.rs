@@ -262,11 +262,16 @@ fn what_is_not_led_here_for_a_frontend_and_what_is_in_vain_are_found() {
         assert_found(&found, Audited::Services, object);
         assert!(found.iter().all(|one| one.object == object), "{found:#?}");
     }
-    // The node's own address is never a service's as a whole.
-    let own = found(|tables| {
-        Arc::make_mut(&mut tables.services).addresses.insert(ip("10.0.0.1"), ());
-    });
-    assert_found(&own, Audited::Services, "address 10.0.0.1");
+    // A node's address is never a service's as a whole, and a ClusterIP is nothing outside.
+    let own: [(Breaking, &str); 3] = [
+        (|table| _ = table.addresses.insert(ip("10.0.0.1"), ()), "address 10.0.0.1"),
+        (|table| _ = table.addresses.insert(ip("10.0.0.2"), ()), "address 10.0.0.2"),
+        (|table| _ = table.external.insert(ip("10.96.0.1"), ()), "address 10.96.0.1"),
+    ];
+    for (breaking, object) in own {
+        let found = found(|tables| breaking(Arc::make_mut(&mut tables.services)));
+        assert_found(&found, Audited::Services, object);
+    }
 }
 
 #[test]

@@ -182,6 +182,69 @@ fn node_address_that_a_service_uses_stays_the_nodes_for_other_ports() {
     assert!(compiled.services.addresses.contains(&ip("10.96.0.1")));
 }
 
+const NODES: &str = "---
+{apiVersion: v1, kind: Node, metadata: {name: two},
+ status: {addresses: [{type: InternalIP, address: 172.16.0.2}, {type: InternalIP, address: 'fd16::2'}]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: three},
+ status: {addresses: [{type: InternalIP, address: 172.16.0.3}]}}
+";
+
+/// Where a load balancer hands out the nodes' own addresses (k3s does), each node took those of all others
+/// for services' as a whole, and dropped what was sent to them on every other port: SSH, the kubelet,
+/// the API server.
+#[test]
+fn another_nodes_address_is_served_on_the_services_port_and_is_the_nodes_on_all_others() {
+    let addresses = "172.16.0.1, 172.16.0.2, 172.16.0.3, 'fd16::2', 198.51.100.7";
+    let text = service(&format!(
+        "spec: {{clusterIPs: [10.96.0.1, 'fd96::1'], externalIPs: [{addresses}], ports: [{{port: 80}}]}}"
+    ));
+    let mut compiled = compiled(&(text.clone() + NODES));
+    let whole = |compiled: &Compiled| {
+        let mut all: Vec<String> =
+            compiled.services.addresses.keys().map(|own| own.to_string()).collect();
+        all.sort();
+        all.join(" ")
+    };
+    let external = |compiled: &Compiled| {
+        let mut all: Vec<String> =
+            compiled.services.external.keys().map(|own| own.to_string()).collect();
+        all.sort();
+        all.join(" ")
+    };
+    for address in ["172.16.0.1", "172.16.0.2", "172.16.0.3", "fd16::2", "198.51.100.7"] {
+        assert!(at(&compiled, address, 80).is_some(), "{address}");
+    }
+    assert_eq!(whole(&compiled), "10.96.0.1 198.51.100.7 fd96::1");
+    assert_eq!(external(&compiled), "198.51.100.7");
+    assert_eq!(compiled.services.node_ports.len(), 1, "of the node's own address alone");
+    let told: Vec<_> = compiled.warnings.iter().map(ToString::to_string).collect();
+    let wanted = "Service shop/web: its address 172.16.0.2 is node two's, and 2 more are nodes' as well; \
+                  its own ports are served there, and all others stay the node's";
+    assert!(told.contains(&wanted.to_owned()), "{told:#?}");
+
+    // Nodes come and go after services.
+    let change = |compiled: &mut Compiled, text: &str| {
+        let changes = compiled.state().changes_to(&state(text));
+        changes.into_iter().for_each(|change| compiled.take(change));
+        compiled.compile(&node());
+    };
+    change(&mut compiled, &text);
+    assert_eq!(whole(&compiled), "10.96.0.1 172.16.0.2 172.16.0.3 198.51.100.7 fd16::2 fd96::1");
+    assert!(compiled.warnings.iter().all(|one| !one.message.contains("node two")));
+    change(&mut compiled, &(text + NODES));
+    assert_eq!(whole(&compiled), "10.96.0.1 198.51.100.7 fd96::1");
+}
+
+#[test]
+fn an_address_that_is_one_services_cluster_address_is_no_external_one_of_anothers() {
+    let both = service(PLAIN)
+        + "---\n"
+        + &service("spec: {clusterIP: 10.96.0.2, externalIPs: [10.96.0.1], ports: [{port: 81}]}")
+            .replace("name: web", "name: other");
+    assert!(compiled(&both).services.external.is_empty());
+}
+
 #[test]
 fn headless_services_listen_nowhere_and_node_ports_out_of_range_are_warned_about() {
     let headless = compiled(&service("spec: {clusterIP: None, ports: [{port: 80}]}"));

@@ -133,13 +133,14 @@ pub(crate) fn look_ahead<'t>(
 /// No such service, or no such port of it, its source ranges exclude the client, or no backend is usable.
 pub(crate) fn choose_backend(
     tables: &Tables,
+    from: PortKind,
     packet: &NewPacket,
     look: &Look<'_>,
     findings: &mut Findings,
 ) -> Result<Option<Backend>, DropReason> {
     let key = &packet.key;
     let Some((id, kind)) = look.frontend else {
-        return tables.unserved(key.destination()).map_or(Ok(None), Err);
+        return tables.unserved(from, key.destination()).map_or(Ok(None), Err);
     };
     let service = look.service.ok_or(DropReason::NoBackend)?;
     findings.service = Some(id);

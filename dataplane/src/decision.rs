@@ -190,7 +190,7 @@ pub(crate) fn decide_with(
             findings.service = packet.directed.and_then(|directed| directed.service);
             findings.backend
         }
-        None => choice::choose_backend(tables, packet, look, &mut findings)
+        None => choice::choose_backend(tables, port.kind, packet, look, &mut findings)
             .map_err(|reason| refuse(reason, findings))?,
     };
     let is_from_node = port.kind == PortKind::Host;
@@ -363,8 +363,12 @@ fn source_nat(
         _ if changes_family => true,
         (PortKind::Pod, PortKind::Uplink) => return nat.of_pod(source, destination),
         (PortKind::Uplink, PortKind::Uplink) => by_service,
-        // Without a service it is a host backend that speaks first, whose L4 port is ours anyway.
-        (PortKind::Host, PortKind::Uplink) => by_service,
+        // Without a service it is a host backend that speaks first, whose L4 port is ours anyway; or it
+        // is led here because a service has the address on another port, and the kernel would not look
+        // for the answer on the uplink.
+        (PortKind::Host, PortKind::Uplink) => {
+            by_service || tables.services.external.contains(&destination)
+        }
         // One that addresses another by its mapping is seen by its own (RFC 4787, REQ-9a).
         (PortKind::Pod, PortKind::Pod) if packet.hairpin.is_some() => {
             return Some(nat.of_hairpin(source, packet.key.destination()));

@@ -217,9 +217,13 @@ pub struct ServiceTable {
     /// L4 ports of frontends on the node's own addresses, for who has to be told of them. Each is in
     /// `frontends` too, once for each of the addresses that serve it: packets are matched there alone.
     pub node_ports: SharedMap<(Protocol, u16), ServiceId>,
-    /// Every address some frontend uses: a packet to one of them with no frontend is dropped
+    /// Addresses that some frontend uses and that are services' alone, no node's: all that is sent to
+    /// them is led here, and what no frontend is for is dropped
     /// ([`crate::DropReason::NoServicePort`]), never routed.
     pub addresses: AddressSet,
+    /// Those of them that no service has for a ClusterIP. Behind one may be a machine outside: what pods
+    /// and host processes send it on other ports goes on as to anybody.
+    pub external: AddressSet,
     /// L4 ports of backends in this node's own network. What they answer comes by the host port,
     /// whoever asked, so that what is sent to them directly must have a flow as well.
     pub host_backends: hashbrown::HashSet<(Protocol, u16)>,

@@ -355,6 +355,9 @@ impl World {
             let at = Frontend { address: frontend, protocol, l4_port };
             self.services.frontends.insert(at, (id, kind));
             self.services.addresses.insert(at.address, ());
+            if kind != FrontendKind::ClusterIp {
+                self.services.external.insert(at.address, ());
+            }
         }
         self
     }

@@ -25,7 +25,8 @@ impl Auditor {
             }
             for frontend in listens(moment, service, port) {
                 self.round.checked += 1;
-                let checked = check_told(moment, &frontend)
+                let checked = self
+                    .check_told(moment, &frontend)
                     .and_then(|()| self.check_frontend(moment, service, port, &frontend));
                 if let Err(detail) = checked {
                     self.note_frontend(format!("Service {}", service.name), frontend, &detail);
@@ -54,12 +55,19 @@ impl Auditor {
     /// An address that is led here as a whole: some service must have it, and no node.
     pub(super) fn check_stray_service_address(&mut self, moment: &Moment<'_>, address: IpAddr) {
         self.round.checked += 1;
-        let mut services = self.index.services(moment.state, address);
-        let is_had = services.any(|service| !service.headless && !service.ports.is_empty());
-        if !is_had || !is_led_whole(moment, address) {
-            let detail = "is led here as a service's, which it is not";
-            self.round.note(Audited::Services, format!("address {address}"), detail);
-        }
+        let services = self.index.services(moment.state, address);
+        let listening = services.filter(|one| !one.headless && !one.ports.is_empty());
+        let of_cluster: Vec<bool> =
+            listening.map(|service| service.cluster_ips.contains(&address)).collect();
+        let is_external = moment.tables.services.external.contains(&address);
+        let detail = if of_cluster.is_empty() || !self.is_led_whole(moment, address) {
+            "is led here as a service's, which it is not"
+        } else if is_external == of_cluster.contains(&true) {
+            "is taken for an external address where it is a ClusterIP, or the other way round"
+        } else {
+            return;
+        };
+        self.round.note(Audited::Services, format!("address {address}"), detail);
     }
 
     /// A frontend of the tables: some service must listen there.
@@ -106,7 +114,7 @@ impl Auditor {
                     backends.any(|one| (one.address, one.l4_port) == wanted)
                 });
                 let is_others = held.is_some() && self.is_shared(moment, pod, frontend);
-                let told = check_told(moment, &frontend);
+                let told = self.check_told(moment, &frontend);
                 let detail = match told {
                     Err(detail) => detail,
                     Ok(()) if leads_there || is_others => continue,
@@ -126,6 +134,24 @@ impl Auditor {
                 let mut ports = service.ports.iter();
                 ports.any(|port| listens(moment, service, port).contains(&frontend))
             })
+    }
+
+    /// Whether it is the services' alone, so that all that is sent to it is led here.
+    fn is_led_whole(&self, moment: &Moment<'_>, address: IpAddr) -> bool {
+        !moment.node.addresses.contains(&address)
+            && self.index.nodes(moment.state, address).next().is_none()
+    }
+
+    /// Whether what must be led here for somebody to reach `frontend` is told to those who lead it.
+    fn check_told(&self, moment: &Moment<'_>, frontend: &Frontend) -> Result<(), String> {
+        let Frontend { address, protocol, l4_port } = *frontend;
+        let services = &moment.tables.services;
+        if moment.node.addresses.contains(&address) {
+            let is_told = services.node_ports.contains_key(&(protocol, l4_port));
+            return is_told.then_some(()).ok_or_else(|| "its L4 port is not led here".into());
+        }
+        let is_told = services.addresses.contains(&address) || !self.is_led_whole(moment, address);
+        is_told.then_some(()).ok_or_else(|| "its address is not led here".into())
     }
 
     fn note_frontend(&mut self, object: String, frontend: Frontend, detail: &str) {
@@ -187,23 +213,6 @@ impl Auditor {
         }
         Ok(())
     }
-}
-
-/// Whether it is the services' alone, so that all that is sent to it is led here.
-fn is_led_whole(moment: &Moment<'_>, address: IpAddr) -> bool {
-    !moment.node.addresses.contains(&address)
-}
-
-/// Whether what must be led here for somebody to reach `frontend` is told to those who lead it.
-fn check_told(moment: &Moment<'_>, frontend: &Frontend) -> Result<(), String> {
-    let Frontend { address, protocol, l4_port } = *frontend;
-    let services = &moment.tables.services;
-    if moment.node.addresses.contains(&address) {
-        let is_told = services.node_ports.contains_key(&(protocol, l4_port));
-        return is_told.then_some(()).ok_or_else(|| "its L4 port is not led here".into());
-    }
-    let is_told = services.addresses.contains(&address) || !is_led_whole(moment, address);
-    is_told.then_some(()).ok_or_else(|| "its address is not led here".into())
 }
 
 /// The L4 port that `slice` has for a service's port.

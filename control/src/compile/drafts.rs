@@ -7,20 +7,17 @@ use dataplane::lb::{Affinity, Choice, Frontend, FrontendKind, Service};
 use dataplane::time::Seconds;
 
 use super::NodeView;
-use super::claims::Claims;
 use super::endpoints::{Endpoints, Here};
 use super::health_checks::HealthCheck;
 use super::host_ports;
 use super::maglev;
 use super::naming::fnv;
-use super::services::{Key, Owner, Services};
+use super::services::{DraftedOf, Key, Owner, Services};
 use super::stateless;
 use super::warnings::Warning;
-use super::weights::Weights;
 use crate::model::{
     self, EndpointSlice, FORWARDING_MODE, ForwardingMode, LOAD_BALANCING, STATELESS, ServicePort,
 };
-use crate::store::ClusterState;
 
 /// A service as it is to be, or a pod's host ports; without ports where it is gone, or headless.
 pub(super) struct Draft {
@@ -46,10 +43,7 @@ pub(super) struct PortDraft {
 /// What services are drafted of.
 pub(super) struct Drafting<'a> {
     pub(super) services: &'a Services,
-    pub(super) state: &'a ClusterState,
-    pub(super) node: &'a NodeView,
-    pub(super) weights: Weights,
-    pub(super) claims: &'a Claims,
+    pub(super) of: DraftedOf<'a>,
 }
 
 impl Drafting<'_> {
@@ -65,15 +59,15 @@ impl Drafting<'_> {
         let name = match owner {
             Owner::Service(name) => name,
             Owner::Pod(name) => {
-                if let Some(pod) = self.state.pods.get(name) {
+                if let Some(pod) = self.of.state.pods.get(name) {
                     let sets = self.services.sets();
-                    draft.ports = host_ports::draft(pod, self.node, sets, &mut draft.told);
+                    draft.ports = host_ports::draft(pod, self.of.node, sets, &mut draft.told);
                 }
                 return draft;
             }
         };
-        let slices: Vec<&EndpointSlice> = self.services.slices_of(name, self.state).collect();
-        let service = match self.state.services.get(name) {
+        let slices: Vec<&EndpointSlice> = self.services.slices_of(name, self.of.state).collect();
+        let service = match self.of.state.services.get(name) {
             Some(service) if !service.headless => service,
             Some(_) => return draft,
             None => {
@@ -92,24 +86,48 @@ impl Drafting<'_> {
             draft.has_endpoint_without_node |= endpoint.node.is_none();
             draft.has_hints |= endpoint.hints.is_some();
         }
-        draft.health_check = HealthCheck::of(service, &slices, self.node);
-        warn(service, self.node, !slices.is_empty(), &mut draft.told);
+        draft.health_check = HealthCheck::of(service, &slices, self.of.node);
+        warn(service, self.of.node, !slices.is_empty(), &mut draft.told);
+        self.warn_of_nodes(service, &mut draft.told);
         let is_stateless = self.is_stateless(service, draft.has_hints, &mut draft.told);
         for (place, port) in service.ports.iter().enumerate() {
             for ipv4 in [true, false] {
-                let frontends = frontends(service, port, self.node, ipv4);
+                let frontends = frontends(service, port, self.of.node, ipv4);
                 if frontends.is_empty() {
                     continue;
                 }
                 let key = Key::new(owner, &port.name, port.protocol, ipv4);
                 let told = &mut draft.told;
-                let endpoints = Endpoints::serving(service, &slices, port, ipv4, self.node, told);
+                let endpoints =
+                    Endpoints::serving(service, &slices, port, ipv4, self.of.node, told);
                 let mut drafted = self.of_port(service, port, &endpoints, told);
                 drafted.stateless = is_stateless && drafted.stateless;
                 draft.ports.push(PortDraft { place, key, frontends, service: drafted });
             }
         }
         draft
+    }
+
+    /// Names an address of the service's that another node has.
+    fn warn_of_nodes(&self, service: &model::Service, warnings: &mut BTreeSet<Warning>) {
+        let DraftedOf { node, node_addresses, .. } = self.of;
+        let of_another = |address: IpAddr| {
+            let holder = node_addresses.holder(address)?;
+            let is_another = holder != node.name && !node.addresses.contains(&address);
+            is_another.then_some((address, holder))
+        };
+        let all: BTreeSet<IpAddr> = service.addresses().collect();
+        let mut others = all.into_iter().filter_map(of_another);
+        let Some((address, holder)) = others.next() else { return };
+        let more = match others.count() {
+            0 => String::new(),
+            more => format!(", and {more} more are nodes' as well"),
+        };
+        let message = format!(
+            "its address {address} is node {holder}'s{more}; its own ports are served there, and all \
+             others stay the node's"
+        );
+        warnings.insert(Warning::new(format!("Service {}", service.name), message));
     }
 
     /// Whether no flows are to be kept, as far as that is a matter of the service as a whole.
@@ -122,7 +140,7 @@ impl Drafting<'_> {
         if service.stateless != Some(true) {
             return false;
         }
-        let is_direct = service.forwarding.is_direct(self.node.returns_directly);
+        let is_direct = service.forwarding.is_direct(self.of.node.returns_directly);
         let against = stateless::against(service, is_direct, has_hints);
         if !against.is_empty() {
             let why = against.join("; ");
@@ -140,7 +158,7 @@ impl Drafting<'_> {
         endpoints: &Endpoints<'_>,
         warnings: &mut BTreeSet<Warning>,
     ) -> Service {
-        let (topology, why_not) = endpoints.topology(Here::of(self.node, self.state));
+        let (topology, why_not) = endpoints.topology(Here::of(self.of.node, self.of.state));
         let mut cluster = endpoints.of_cluster(topology);
         let mut local = endpoints.of_node();
         if let Some(why_not) = why_not {
@@ -156,7 +174,8 @@ impl Drafting<'_> {
             warnings.insert(Warning::new(format!("Service {}", service.name), message));
         }
         for backend in cluster.iter_mut().chain(&mut local) {
-            backend.weight = self.weights.of(backend.address, self.claims, self.state);
+            let DraftedOf { state, weights, claims, .. } = self.of;
+            backend.weight = weights.of(backend.address, claims, state);
         }
         let label = if port.name.is_empty() { port.l4_port.to_string() } else { port.name.clone() };
         let sets = self.services.sets();
@@ -183,7 +202,7 @@ impl Drafting<'_> {
             choice: service.choice.unwrap_or_default(),
             affinity,
             changes_family: endpoints.changes_family,
-            direct: service.forwarding.is_direct(self.node.returns_directly),
+            direct: service.forwarding.is_direct(self.of.node.returns_directly),
             stateless: against.is_none(),
         }
     }

@@ -14,19 +14,42 @@ use dataplane::lb::{Choice, Frontend, Service, ServiceId, ServiceTable};
 use hashbrown::HashMap;
 
 use super::NodeView;
-use super::claims::Claims;
+use super::claims::{Claims, NodeAddresses};
 use super::drafts::{Draft, Drafting, PortDraft};
 use super::endpoints::BackendSets;
 use super::health_checks::HealthCheck;
 use super::interner::Interner;
-use super::listeners::{Listener, Listeners};
+use super::listeners::{Listener, Listeners, Whose};
 use super::warnings::{Source, Told};
 use super::weights::Weights;
 use crate::model::{EndpointSlice, ObjectName};
 use crate::store::ClusterState;
 
-/// What services are drafted of: the cluster, this node, and what pods say.
-pub(super) type DraftedOf<'a> = (&'a ClusterState, &'a NodeView, Weights, &'a Claims);
+/// What services are drafted of.
+#[derive(Clone, Copy)]
+pub(super) struct DraftedOf<'a> {
+    pub(super) state: &'a ClusterState,
+    pub(super) node: &'a NodeView,
+    /// Those of all Node objects.
+    pub(super) node_addresses: &'a NodeAddresses,
+    /// What pods say.
+    pub(super) weights: Weights,
+    pub(super) claims: &'a Claims,
+}
+
+impl DraftedOf<'_> {
+    /// Who has an address that a service or host port listens on.
+    fn whose(&self, address: IpAddr) -> Whose {
+        if self.node.addresses.contains(&address) {
+            // A node's address that a service uses as an external one is still the node's.
+            Whose::Ours
+        } else if self.node_addresses.holder(address).is_some() {
+            Whose::Nodes
+        } else {
+            Whose::Services
+        }
+    }
+}
 
 /// Whose frontends they are. Of several who want one the first has it: services come before pods.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -177,18 +200,17 @@ impl Services {
     /// Compiles the services and host ports of these as they are now; gives what is told of them.
     pub(super) fn follow(&mut self, owners: &[Owner], of: DraftedOf<'_>) -> Told {
         let drafts = self.draft(owners, of);
-        self.put(drafts.into_iter(), of.1)
+        self.put(drafts.into_iter(), of)
     }
 
     /// Drafts them.
     pub(super) fn draft(&self, owners: &[Owner], of: DraftedOf<'_>) -> Vec<Draft> {
-        let (state, node, weights, claims) = of;
-        let drafting = Drafting { services: self, state, node, weights, claims };
+        let drafting = Drafting { services: self, of };
         owners.iter().map(|owner| drafting.draft(owner)).collect()
     }
 
     /// Takes over the services as they were drafted; gives what is told of them.
-    pub(super) fn put(&mut self, drafts: impl Iterator<Item = Draft>, node: &NodeView) -> Told {
+    pub(super) fn put(&mut self, drafts: impl Iterator<Item = Draft>, of: DraftedOf<'_>) -> Told {
         let (mut all_told, mut touched) = (Told::new(), BTreeSet::new());
         for draft in drafts {
             let Draft { owner, ports, has_endpoint_without_node, has_hints, health_check, told } =
@@ -198,7 +220,7 @@ impl Services {
                 note(&mut self.with_hints, name, has_hints);
                 self.note_health_check(name, health_check);
             }
-            let entries = self.numbered(&owner, ports, node);
+            let entries = self.numbered(&owner, ports, of);
             all_told.push((Source::Frontends(owner.clone()), told));
             self.replace(&owner, entries, &mut touched);
         }
@@ -239,6 +261,11 @@ impl Services {
         names.filter_map(|name| state.endpoint_slices.get(name))
     }
 
+    /// Whether a service or host port listens on `address`.
+    pub(super) fn listen_on(&self, address: IpAddr) -> bool {
+        self.listeners.has(address)
+    }
+
     /// The number of a port in one family; `None` where it is not in force.
     pub(super) fn number_of(&self, key: &Key) -> Option<ServiceId> {
         self.ids.get(key).map(ServiceId)
@@ -249,7 +276,7 @@ impl Services {
         &self.sets
     }
 
-    fn numbered(&mut self, owner: &Owner, ports: Vec<PortDraft>, node: &NodeView) -> Entries {
+    fn numbered(&mut self, owner: &Owner, ports: Vec<PortDraft>, of: DraftedOf<'_>) -> Entries {
         let mut drafts: BTreeMap<Key, Service> = BTreeMap::new();
         let mut frontends_of = Vec::new();
         for PortDraft { place, key, frontends, mut service } in ports {
@@ -265,7 +292,7 @@ impl Services {
             let protocol = key.protocol;
             // Local ones that are ending serve on while no other local one is left.
             let backends = service.cluster.backends.iter().chain(&service.local.backends);
-            let on_host = backends.filter(|backend| node.addresses.contains(&backend.address));
+            let on_host = backends.filter(|backend| of.node.addresses.contains(&backend.address));
             let host_backends = on_host.map(|backend| (protocol, backend.l4_port)).collect();
             let (id, _) = self.ids.acquire(key);
             let id = ServiceId(id);
@@ -276,10 +303,9 @@ impl Services {
         for (place, key, frontends) in frontends_of {
             let Some(id) = self.ids.get(&key) else { continue };
             for (frontend, kind) in frontends {
-                // A node's address that a service uses as an external one is still the node's.
-                let is_services = !node.addresses.contains(&frontend.address);
+                let whose = of.whose(frontend.address);
                 let listener =
-                    Listener { owner: owner.clone(), place, id: ServiceId(id), kind, is_services };
+                    Listener { owner: owner.clone(), place, id: ServiceId(id), kind, whose };
                 entries.listening.insert((frontend, listener));
             }
         }

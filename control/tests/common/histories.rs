@@ -304,7 +304,8 @@ impl Named {
         others.extend(node_ports.map(|(port, id)| (format!("{port:?}"), service(*id))));
         let hosts: BTreeSet<_> = services.host_backends.iter().collect();
         let at: BTreeSet<IpAddr> = services.addresses.keys().collect();
-        others.insert("hosts and addresses".into(), format!("{hosts:?} {at:?}"));
+        let external: BTreeSet<IpAddr> = services.external.keys().collect();
+        others.insert("hosts and addresses".into(), format!("{hosts:?} {at:?} {external:?}"));
         Self {
             addresses: exact.iter().map(|(address, own)| (*address, name(*own))).collect(),
             prefixes: compiled

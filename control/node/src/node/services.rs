@@ -228,8 +228,9 @@ impl Node {
     fn describe_choice(&self, key: &FlowKey, ingress: PortId, report: &mut ServiceTraceReport) {
         let tables = self.publisher.tables();
         let services = &tables.services;
+        let from = tables.port(ingress).map_or(PortKind::Uplink, |port| port.kind);
         let Some((id, kind)) = services.frontend(key) else {
-            let none = match tables.unserved(key.destination()) {
+            let none = match tables.unserved(from, key.destination()) {
                 Some(DropReason::NoServicePort) => "none on this port of a service's address",
                 Some(_) => "none: the address is in a range of services, and no service's",
                 None => "none: the address is no service's",
@@ -240,7 +241,7 @@ impl Node {
         let Some(service) = services.get(id) else { return };
         let frontend = format!("{} of {}", frontend_label(kind), service.name);
         report.stages.push(stage("frontend", frontend));
-        let from_outside = tables.port(ingress).is_some_and(|port| port.kind == PortKind::Uplink);
+        let from_outside = from == PortKind::Uplink;
         let policy = traffic_policy(service, kind, from_outside);
         let by = match kind {
             FrontendKind::ClusterIp => "internalTrafficPolicy",
