@@ -188,6 +188,43 @@ fn host_ports_are_followed_live() {
     assert!(compiled.services.services.is_empty() && compiled.services.node_ports.is_empty());
 }
 
+/// Of services that want one frontend the first by name had it, whatever it was to each: anybody could
+/// take the cluster's name server's address by naming it as an external one.
+#[test]
+fn nobody_takes_a_cluster_address_by_naming_it_as_an_external_one() {
+    let service = |name: &str, namespace: &str, spec: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: {namespace}}}, \
+             spec: {{{spec}, ports: [{{port: 53, protocol: UDP}}]}}"
+        )
+    };
+    let ingress = ", status: {loadBalancer: {ingress: [{ip: 10.96.0.10}, {ip: 198.51.100.1}]}}}\n";
+    let dns = service("kube-dns", "kube-system", "clusterIP: 10.96.0.10") + "}\n";
+    let external = "clusterIP: 10.96.0.2, externalIPs: [10.96.0.10, 198.51.100.1]";
+    let external = service("x", "a", external) + "}\n";
+    let balanced = service("y", "b", "type: LoadBalancer, clusterIP: 10.96.0.3") + ingress;
+    let compiled = compiled(&(external + &balanced + &dns));
+    let holder = |address: &str| {
+        let at = Frontend { address: ip(address), protocol: Protocol::UDP, l4_port: 53 };
+        let (id, _) = compiled.services.frontends.get(&at).expect("somebody listens there");
+        compiled.services.get(*id).expect("a service").name.to_string()
+    };
+    assert_eq!(holder("10.96.0.10"), "kube-system/kube-dns:53");
+    assert_eq!(holder("198.51.100.1"), "b/y:53", "which a load balancer has given");
+    let told = warnings(&compiled);
+    for (thief, victim, address) in [
+        ("a/x", "kube-system/kube-dns", "10.96.0.10"),
+        ("b/y", "kube-system/kube-dns", "10.96.0.10"),
+        ("a/x", "b/y", "198.51.100.1"),
+    ] {
+        let wanted = format!(
+            "Service {thief}: listens on {address} port 53/udp, where Service {victim} listens already; \
+             Service {victim} keeps it"
+        );
+        assert!(told.contains(&wanted), "{wanted}: {told:#?}");
+    }
+}
+
 /// A port of the node's own address left the table when its frontend became one of another kind: the one
 /// that came took its place before the old one went, which took it away. The XDP program led it here
 /// no longer.

@@ -186,15 +186,16 @@ impl Service {
     }
 }
 
-/// How a packet came to the service, which decides policy and source ranges.
+/// How a packet came to the service, which decides policy and source ranges. Of several services that have
+/// one frontend the first in this order keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FrontendKind {
     /// `spec.clusterIPs`.
     ClusterIp,
-    /// `spec.externalIPs`.
-    ExternalIp,
     /// `status.loadBalancer.ingress[].ip`.
     LoadBalancer,
+    /// `spec.externalIPs`: whoever may make a Service can write any address there.
+    ExternalIp,
     /// A node port on one of the node's addresses.
     NodePort,
     /// A pod's `hostPort` on one of the node's addresses.

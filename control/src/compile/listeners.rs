@@ -1,5 +1,7 @@
-//! Who listens where: of several on one address and port, or with one node port, the first has it:
-//! services before pods, each by name.
+//! Who listens where: of several on one address and port, or with one node port, the first has it: a
+//! ClusterIP before a load balancer's address, an external IP, a node port and a pod's host port, and
+//! of one kind the first by name. So nobody takes a cluster's name server's address by naming it as
+//! an external one.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,11 +18,11 @@ use super::warnings::Warning;
 /// A service port or host port that wants a frontend; the first in this order gets it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Listener {
+    pub(super) kind: FrontendKind,
     pub(super) owner: Owner,
     /// Among its owner's ports.
     pub(super) place: usize,
     pub(super) id: ServiceId,
-    pub(super) kind: FrontendKind,
     pub(super) whose: Whose,
 }
 
@@ -56,10 +58,10 @@ impl Users {
 
 /// Who wants an L4 port on one of the node's addresses. By its kind too: one that becomes another
 /// kind comes before it goes, and must not take away what it has come for.
-type NodePort = (Owner, usize, IpAddr, ServiceId, FrontendKind);
+type NodePort = (FrontendKind, Owner, usize, IpAddr, ServiceId);
 
 fn node_port(listener: &Listener, address: IpAddr) -> NodePort {
-    (listener.owner.clone(), listener.place, address, listener.id, listener.kind)
+    (listener.kind, listener.owner.clone(), listener.place, address, listener.id)
 }
 
 /// Everybody who wants a frontend. Nearly always there is one for each.
@@ -137,7 +139,7 @@ impl Listeners {
         }
         let at = (protocol, l4_port);
         let first = self.node_ports.get(&at).and_then(|wanting| wanting.first());
-        let holder = first.map(|(_, _, _, id, _)| *id);
+        let holder = first.map(|(.., id)| *id);
         if table.node_ports.get(&at).copied() != holder {
             let node_ports = &mut Arc::make_mut(table).node_ports;
             match holder {

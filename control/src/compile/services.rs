@@ -2,7 +2,8 @@
 //!
 //! A service of two families is two entries, each with the endpoints of its own family, or those of
 //! the other where its slices name none: then connections are translated ([`dataplane::nat64`]).
-//! A change compiles the services that it concerns, and what several claim is given to the first.
+//! A change compiles the services that it concerns, and what several claim is given to one
+//! ([`super::listeners`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -51,7 +52,7 @@ impl DraftedOf<'_> {
     }
 }
 
-/// Whose frontends they are. Of several who want one the first has it: services come before pods.
+/// Whose frontends they are. Of several who want one, of one kind, the first has it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Owner {
     Service(ObjectName),
