@@ -248,9 +248,10 @@ fn frontends_that_are_lost_lead_elsewhere_or_are_nobodys_are_found() {
 #[test]
 fn what_is_not_led_here_for_a_frontend_and_what_is_in_vain_are_found() {
     type Breaking = fn(&mut dataplane::lb::ServiceTable);
-    let breakings: [(Breaking, &str); 4] = [
+    let breakings: [(Breaking, &str); 5] = [
         (|table| _ = table.node_ports.remove(&(Protocol::TCP, 30080)), "Service shop/web"),
         (|table| _ = table.addresses.remove(&ip("10.96.0.1")), "Service shop/web"),
+        (|table| _ = table.host_backends.remove(&(Protocol::TCP, 6443)), "Service bank/kubelet"),
         (
             |table| _ = table.node_ports.insert((Protocol::UDP, 30080), ServiceId(0)),
             "node port 30080/udp",

@@ -327,6 +327,19 @@ fn l4_ports_of_backends_in_the_nodes_own_network_are_known_by_protocol() {
     let ending = "conditions: {ready: false, serving: true, terminating: true}";
     let beside = format!("[{{addresses: [172.16.0.1], {ending}}}, {{addresses: [10.0.0.2]}}]");
     assert_eq!(of(&beside), expected, "clients of the local policy still go there");
+    // Connections stay with a backend that gets no new ones.
+    for gone in [
+        "conditions: {ready: false}",
+        "conditions: {ready: false, serving: false}",
+        "conditions: {ready: false, serving: false, terminating: true}",
+        "hints: {forNodes: [{name: two}]}",
+    ] {
+        let text = format!(
+            "[{{addresses: [172.16.0.1], {gone}}}, {{addresses: [10.0.0.2], hints: {{forNodes: \
+             [{{name: one}}]}}}}]"
+        );
+        assert_eq!(of(&text), expected, "{gone}");
+    }
     assert!(of("[{addresses: [10.0.0.2]}]").is_empty());
 }
 

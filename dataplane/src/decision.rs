@@ -202,7 +202,7 @@ pub(crate) fn decide_with(
     if chosen.is_none() && tables.forwarding.node_addresses.contains(&key.destination()) {
         // What a host backend answers comes by the host port, and must find a flow.
         let at = (key.protocol(), key.destination_port());
-        if port.kind == PortKind::Uplink && !tables.services.host_backends.contains(&at) {
+        if port.kind == PortKind::Uplink && !tables.host_backends.contains(&at) {
             let host = tables.forwarding.host.ok_or(DropReason::NoRoute)?;
             return Ok(Decision::Foreign(host));
         }

@@ -225,8 +225,8 @@ pub struct ServiceTable {
     /// Those of them that no service has for a ClusterIP. Behind one may be a machine outside: what pods
     /// and host processes send it on other ports goes on as to anybody.
     pub external: AddressSet,
-    /// L4 ports of backends in this node's own network. What they answer comes by the host port,
-    /// whoever asked, so that what is sent to them directly must have a flow as well.
+    /// L4 ports of endpoints in this node's own network, whether or not new flows go there. What is led
+    /// here are these and some of before ([`crate::tables::Tables::host_backends`]).
     pub host_backends: hashbrown::HashSet<(Protocol, u16)>,
     /// By number.
     pub services: SharedMap<ServiceId, Arc<Service>>,

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::DropReason;
+use crate::address::Protocol;
 use crate::connections::Connections;
 use crate::direct::Direct;
 use crate::epochs::Epochs;
@@ -37,6 +38,10 @@ pub struct Tables {
     pub forwarding: Arc<Forwarding>,
     /// Services and their backends.
     pub services: Arc<ServiceTable>,
+    /// L4 ports of backends in this node's own network, and of those that connections are left to. What
+    /// they answer comes by the host port, whoever asked, so that what is sent to them directly must have
+    /// a flow as well.
+    pub host_backends: Arc<hashbrown::HashSet<(Protocol, u16)>>,
     /// Where their addresses are.
     pub service_ranges: Arc<ServiceRanges>,
     /// What direct server return needs; `None` where no service in force has it.

@@ -545,6 +545,7 @@ impl World {
             limits: self.limits.clone(),
             forwarding: Arc::new(self.forwarding.clone()),
             services: Arc::new(self.services.clone()),
+            host_backends: Arc::new(self.services.host_backends.clone()),
             service_ranges: Arc::default(),
             direct: self.direct.clone(),
             identities: Arc::new(self.identities.clone()),

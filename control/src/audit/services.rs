@@ -32,6 +32,30 @@ impl Auditor {
                     self.note_frontend(format!("Service {}", service.name), frontend, &detail);
                 }
             }
+            self.check_host_backends(moment, service, port);
+        }
+    }
+
+    /// L4 ports of its endpoints in the node's own network, whatever they say of themselves. More than
+    /// those do no harm, and are not looked for.
+    fn check_host_backends(&mut self, moment: &Moment<'_>, service: &Service, port: &ServicePort) {
+        let families: BTreeSet<bool> =
+            listens(moment, service, port).iter().map(|at| at.address.is_ipv4()).collect();
+        for slice in self.index.slices(moment.state, &service.name) {
+            let Some(l4_port) = target(slice, port) else { continue };
+            let at = (port.protocol, l4_port);
+            let mut endpoints = slice.endpoints.iter();
+            let is_here = endpoints.any(|one| {
+                moment.node.addresses.contains(&one.address)
+                    && families.contains(&one.address.is_ipv4())
+            });
+            if is_here && !moment.tables.services.host_backends.contains(&at) {
+                let detail = format!(
+                    "{} {l4_port}: is in the node's own network; its answers are not led here",
+                    port.protocol
+                );
+                self.round.note(Audited::Services, format!("Service {}", service.name), detail);
+            }
         }
     }
 

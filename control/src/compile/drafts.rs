@@ -38,6 +38,8 @@ pub(super) struct PortDraft {
     pub(super) frontends: BTreeMap<Frontend, FrontendKind>,
     /// With sets of backends that may be others' as well.
     pub(super) service: Service,
+    /// L4 ports of its endpoints in the node's own network.
+    pub(super) host_backends: BTreeSet<u16>,
 }
 
 /// What services are drafted of.
@@ -102,7 +104,9 @@ impl Drafting<'_> {
                     Endpoints::serving(service, &slices, port, ipv4, self.of.node, told);
                 let mut drafted = self.of_port(service, port, &endpoints, told);
                 drafted.stateless = is_stateless && drafted.stateless;
-                draft.ports.push(PortDraft { place, key, frontends, service: drafted });
+                let host_backends = endpoints.in_host_network(self.of.node);
+                let service = drafted;
+                draft.ports.push(PortDraft { place, key, frontends, service, host_backends });
             }
         }
         draft

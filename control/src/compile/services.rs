@@ -91,7 +91,7 @@ struct Entry {
     id: ServiceId,
     protocol: Protocol,
     service: Arc<Service>,
-    /// Ports of backends on this node's own network.
+    /// L4 ports of endpoints in this node's own network.
     host_backends: BTreeSet<(Protocol, u16)>,
 }
 
@@ -278,23 +278,21 @@ impl Services {
     }
 
     fn numbered(&mut self, owner: &Owner, ports: Vec<PortDraft>, of: DraftedOf<'_>) -> Entries {
-        let mut drafts: BTreeMap<Key, Service> = BTreeMap::new();
+        let mut drafts: BTreeMap<Key, (Service, BTreeSet<u16>)> = BTreeMap::new();
         let mut frontends_of = Vec::new();
-        for PortDraft { place, key, frontends, mut service } in ports {
+        for PortDraft { place, key, frontends, mut service, host_backends } in ports {
             service.cluster = self.sets.acquire(service.cluster);
             service.local = self.sets.acquire(service.local);
-            if let Some(other) = drafts.insert(key.clone(), service) {
+            if let Some((other, _)) = drafts.insert(key.clone(), (service, host_backends)) {
                 self.release_sets(&other);
             }
             frontends_of.push((place, key, frontends));
         }
         let mut entries = Entries::default();
-        for (key, service) in drafts {
+        for (key, (service, host_backends)) in drafts {
             let protocol = key.protocol;
-            // Local ones that are ending serve on while no other local one is left.
-            let backends = service.cluster.backends.iter().chain(&service.local.backends);
-            let on_host = backends.filter(|backend| of.node.addresses.contains(&backend.address));
-            let host_backends = on_host.map(|backend| (protocol, backend.l4_port)).collect();
+            let host_backends =
+                host_backends.into_iter().map(|l4_port| (protocol, l4_port)).collect();
             let (id, _) = self.ids.acquire(key);
             let id = ServiceId(id);
             let known = self.table.services.get(&id).filter(|known| same_service(known, &service));
