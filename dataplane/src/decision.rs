@@ -369,6 +369,10 @@ fn source_nat(
         (PortKind::Host, PortKind::Uplink) => {
             by_service || tables.services.external.contains(&destination)
         }
+        // What the node answers itself goes over lo, where nobody undoes what is done here.
+        (PortKind::Host, PortKind::Host) if by_service && tables.forwarding.is_own(&source) => {
+            return Some(Translation { address: nat.address_for_own(destination), rule: None });
+        }
         // One that addresses another by its mapping is seen by its own (RFC 4787, REQ-9a).
         (PortKind::Pod, PortKind::Pod) if packet.hairpin.is_some() => {
             return Some(nat.of_hairpin(source, packet.key.destination()));
