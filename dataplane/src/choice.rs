@@ -96,6 +96,11 @@ impl<'t> Look<'t> {
             && self.frontend.is_some_and(|(_, kind)| kind.is_external())
     }
 
+    /// Whether a node port was addressed.
+    pub(crate) fn is_node_port(&self) -> bool {
+        self.frontend.is_some_and(|(_, kind)| kind == FrontendKind::NodePort)
+    }
+
     /// All that can be found out about one packet.
     pub(crate) fn at(tables: &'t Tables, port: &Port, packet: &NewPacket) -> Self {
         let mut look = Self::begin(tables, packet);
