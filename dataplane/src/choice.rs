@@ -211,3 +211,11 @@ fn backend_set(service: &Service, kind: FrontendKind, from_outside: bool) -> &Ba
 pub(crate) fn is_let_go(tables: &Tables, original: &FlowKey, backend: (IpAddr, u16)) -> bool {
     service_of(tables, original).is_some_and(|service| !service.serves_by(backend))
 }
+
+/// Whether a flow of no service's, which `answers` answers, addresses a service that has backends by now.
+pub(crate) fn is_passed_by(tables: &Tables, original: &FlowKey, answers: (IpAddr, u16)) -> bool {
+    let is_untranslated = answers == (original.destination(), original.destination_port());
+    is_untranslated
+        && service_of(tables, original)
+            .is_some_and(|service| service.has_backends() && !service.serves_by(answers))
+}

@@ -166,6 +166,12 @@ impl Service {
         }
     }
 
+    /// Whether any new flow may get a backend.
+    #[must_use]
+    pub fn has_backends(&self) -> bool {
+        !self.cluster.backends.is_empty() || !self.local.backends.is_empty()
+    }
+
     /// Whether this address and L4 port is one of its backends, be it one that gets no new flows.
     #[must_use]
     pub fn serves_by(&self, backend: (IpAddr, u16)) -> bool {

@@ -136,8 +136,8 @@ pub struct Compiled {
     /// Frontends and backends.
     pub services: Arc<ServiceTable>,
     /// Whose flows' cached decisions may come out otherwise than before the last compilation.
-    /// Of services only what UDP flows are let go from: otherwise they choose backends for new flows
-    /// only.
+    /// Of services only what UDP flows are let go from, or no longer pass by: otherwise they choose
+    /// backends for new flows only.
     pub affected: Affected,
     /// What is in force otherwise than it was probably meant.
     pub warnings: Warnings,

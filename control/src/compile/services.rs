@@ -15,6 +15,7 @@ use dataplane::lb::{Choice, Frontend, Service, ServiceId, ServiceTable};
 use hashbrown::HashMap;
 
 use super::NodeView;
+use super::affected::AFFECTED_MAX;
 use super::claims::{Claims, NodeAddresses};
 use super::drafts::{Draft, Drafting, PortDraft};
 use super::endpoints::BackendSets;
@@ -122,7 +123,8 @@ pub(super) struct Services {
     with_direct: usize,
     with_stateless: usize,
     with_least_connections: usize,
-    /// Backends that UDP flows are no longer left at, until somebody asks.
+    /// Backends that UDP flows are no longer left at, and frontends that they are not to pass by any more,
+    /// until somebody asks; one more than are told one by one at most.
     let_go: BTreeSet<IpAddr>,
 }
 
@@ -226,7 +228,12 @@ impl Services {
             self.replace(&owner, entries, &mut touched);
         }
         for frontend in touched {
+            let before = self.table.frontends.get(&frontend).copied();
             let told = self.listeners.settle(&frontend, &mut self.table);
+            let after = self.table.frontends.get(&frontend).copied();
+            if frontend.protocol == Protocol::UDP && after.is_some() && after != before {
+                self.note_address(frontend.address);
+            }
             all_told.push((Source::Frontend(frontend), told));
         }
         let change_family = self.changing_family > 0;
@@ -342,7 +349,7 @@ impl Services {
             }
         }
         for entry in &old.entries {
-            self.note_let_go(entry, &new.entries);
+            self.note_let_go(entry, &new);
             self.let_go(entry);
         }
         if !new.entries.is_empty() {
@@ -351,9 +358,14 @@ impl Services {
     }
 
     /// UDP flows stay with a backend while it serves ([`Service::serves_by`]).
-    fn note_let_go(&mut self, old: &Entry, new: &[Entry]) {
-        let new = new.iter().find(|new| new.id == old.id && old.protocol == Protocol::UDP);
+    fn note_let_go(&mut self, old: &Entry, now: &Entries) {
+        let mut entries = now.entries.iter();
+        let new = entries.find(|new| new.id == old.id && old.protocol == Protocol::UDP);
         let Some(Entry { service: new, .. }) = new else { return };
+        if new.has_backends() && !old.service.has_backends() {
+            let own = now.listening.iter().filter(|(_, listener)| listener.id == old.id);
+            own.for_each(|(frontend, _)| self.note_address(frontend.address));
+        }
         let Service { cluster, local, lingering, .. } = &*old.service;
         if Arc::ptr_eq(cluster, &new.cluster)
             && Arc::ptr_eq(local, &new.local)
@@ -363,10 +375,18 @@ impl Services {
         }
         let all = cluster.backends.iter().chain(&local.backends).chain(lingering);
         let gone = all.filter(|one| !new.serves_by((one.address, one.l4_port)));
-        self.let_go.extend(gone.map(|one| one.address));
+        gone.for_each(|one| self.note_address(one.address));
     }
 
-    /// Addresses of backends that UDP flows were let go from since this was last asked.
+    /// Of more than are told one by one, everything is.
+    fn note_address(&mut self, address: IpAddr) {
+        if self.let_go.len() <= AFFECTED_MAX {
+            self.let_go.insert(address);
+        }
+    }
+
+    /// Addresses of backends that UDP flows were let go from since this was last asked, and of frontends that
+    /// serve them since.
     pub(super) fn take_let_go(&mut self) -> BTreeSet<IpAddr> {
         std::mem::take(&mut self.let_go)
     }
