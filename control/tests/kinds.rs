@@ -188,6 +188,32 @@ fn host_ports_are_followed_live() {
     assert!(compiled.services.services.is_empty() && compiled.services.node_ports.is_empty());
 }
 
+/// A slip in one list took all of the service's addresses out of force.
+#[test]
+fn an_address_that_is_listed_twice_counts_once_and_is_named() {
+    let text = "---\n{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: \
+                {type: LoadBalancer, clusterIP: 10.96.0.1, ports: [{port: 80}], \
+                externalIPs: [198.51.100.1, 198.51.100.2, 198.51.100.1]}, \
+                status: {loadBalancer: {ingress: [{ip: 192.0.2.80}, {ip: 192.0.2.80}]}}}\n";
+    let compiled = compiled(text);
+    assert_eq!(
+        frontends(&compiled),
+        [
+            "ClusterIp tcp/10.96.0.1:80 ",
+            "ExternalIp tcp/198.51.100.1:80 ",
+            "ExternalIp tcp/198.51.100.2:80 ",
+            "LoadBalancer tcp/192.0.2.80:80 ",
+        ]
+    );
+    let told = warnings(&compiled);
+    for wanted in [
+        "Service shop/web: spec.externalIPs has 198.51.100.1 twice; it counts once",
+        "Service shop/web: status.loadBalancer.ingress has 192.0.2.80 twice; it counts once",
+    ] {
+        assert!(told.contains(&wanted.to_owned()), "{told:#?}");
+    }
+}
+
 /// Of services that want one frontend the first by name had it, whatever it was to each: anybody could
 /// take the cluster's name server's address by naming it as an external one.
 #[test]

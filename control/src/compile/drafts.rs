@@ -227,6 +227,16 @@ fn warn(
     if !has_slices {
         warn("has no EndpointSlice labelled kubernetes.io/service-name with its name".into());
     }
+    for (field, addresses) in [
+        ("spec.clusterIPs", &service.cluster_ips),
+        ("spec.externalIPs", &service.external_ips),
+        ("status.loadBalancer.ingress", &service.load_balancer_ips),
+    ] {
+        let mut known = BTreeSet::new();
+        if let Some(again) = addresses.iter().find(|address| !known.insert(**address)) {
+            warn(format!("{field} has {again} twice; it counts once"));
+        }
+    }
     let of_node = service.cluster_ips.iter().filter(|own| node.addresses.contains(own));
     for address in of_node {
         warn(format!("its cluster address {address} is this node's own; give it another"));

@@ -1,6 +1,5 @@
 //! Services and EndpointSlices, from the Kubernetes API's types.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -89,18 +88,10 @@ fn cluster_ips(spec: &core::ServiceSpec) -> Result<Option<Vec<IpAddr>>, Problem>
     addresses(field, &texts).map(Some)
 }
 
+/// As they are listed: one that is there twice counts once, which is told when it is compiled.
 fn addresses(field: &str, texts: &[String]) -> Result<Vec<IpAddr>, Problem> {
-    let mut seen = BTreeSet::new();
-    let mut list = Vec::with_capacity(texts.len());
-    for (index, text) in texts.iter().enumerate() {
-        let field = format!("{field}[{index}]");
-        let address = address(&field, text)?;
-        if !seen.insert(address) {
-            return Err(problem(field, format!("{address} is listed twice; remove one")));
-        }
-        list.push(address);
-    }
-    Ok(list)
+    let texts = texts.iter().enumerate();
+    texts.map(|(index, text)| address(&format!("{field}[{index}]"), text)).collect()
 }
 
 fn load_balancer_ips(ingress: &[core::LoadBalancerIngress]) -> Result<Vec<IpAddr>, Problem> {
