@@ -427,7 +427,6 @@ fn slices_and_services_that_cannot_be_read_are_refused_by_object_and_field() {
     };
     for (from, to, object, field) in [
         ("port: 9001", "port: 70000", "EndpointSlice shop/t", "ports[0].port"),
-        ("[10.0.0.2]", "['fd00::2']", "EndpointSlice shop/t", "endpoints[0].addresses[0]"),
         (
             "clusterIP: 10.96.0.1",
             "loadBalancerSourceRanges: [ten], clusterIP: 10.96.0.1",

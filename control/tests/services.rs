@@ -98,14 +98,31 @@ fn terminating_endpoints_of_this_node_are_judged_apart_from_all_others() {
 }
 
 #[test]
-fn endpoint_without_a_node_is_local_when_its_address_is() {
+fn endpoint_without_a_node_is_on_none_although_its_address_is_here() {
     let text = service(PLAIN)
         + &slice("s", "[{port: 8080}]", "[{addresses: [10.0.0.1]}, {addresses: [10.0.0.2]}]");
     let mut node = node();
     node.endpoints.insert(ObjectName::new("shop", "web-0"), [ip("10.0.0.2")].into());
     let compiled = compile(&state(&text), &node, &Compiled::default());
     let (service, _) = at(&compiled, "10.96.0.1", 80).expect("it listens");
-    assert_eq!(shown(&service.local), ["10.0.0.2:8080"]);
+    assert_eq!(shown(&service.cluster), ["10.0.0.1:8080", "10.0.0.2:8080"]);
+    assert!(service.local.backends.is_empty(), "as with kube-proxy");
+}
+
+/// One of a thousand took all others of its slice out of force, or kept an older slice in force.
+#[test]
+fn endpoint_that_cannot_be_used_is_left_out_and_named_and_the_others_serve() {
+    let endpoints = "[{addresses: [10.0.0.1]}, {addresses: ['fd00::1']}, {addresses: [10.0.0.300]},
+                      {addresses: []}, {addresses: [10.0.0.2]}]";
+    let slice =
+        slice("s", "[{port: 8080}]", endpoints).replace("addressType: IPv6", "addressType: IPv4");
+    let compiled = compiled(&(service(PLAIN) + &slice));
+    let (web, _) = at(&compiled, "10.96.0.1", 80).expect("it listens");
+    assert_eq!(shown(&web.cluster), ["10.0.0.1:8080", "10.0.0.2:8080"]);
+    let told: Vec<_> = compiled.warnings.iter().map(ToString::to_string).collect();
+    let wanted = "EndpointSlice shop/s: endpoints[1].addresses[0]: fd00::1 is not of the slice's \
+                  addressType; left out, and 2 more endpoints; the others are used";
+    assert!(told.contains(&wanted.to_owned()), "{told:#?}");
 }
 
 #[test]

@@ -361,14 +361,7 @@ fn serving<'a>(
 
 /// The ready ones, or else those that still serve while they end.
 fn usable(moment: &Moment<'_>, all: &[Target<'_>], local_only: bool) -> Backends {
-    let is_local = |endpoint: &Endpoint| match &endpoint.node {
-        Some(name) => **name == *moment.node.name,
-        None => {
-            let mut endpoints = moment.node.endpoints.values();
-            moment.node.addresses.contains(&endpoint.address)
-                || endpoints.any(|own| own.contains(&endpoint.address))
-        }
-    };
+    let is_local = |endpoint: &Endpoint| endpoint.node.as_deref() == Some(&*moment.node.name);
     let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> Backends {
         let here = all.iter().filter(|(_, one)| !local_only || is_local(one));
         here.filter(|(_, one)| wanted(one)).map(|(at, _)| *at).collect()

@@ -324,8 +324,6 @@ impl Compiled {
             // As a set, which is merged: to look each one up takes as long as all else here.
             self.dirt.services.append(&mut self.state.services.keys().cloned().collect());
             self.dirt.host_ports.extend(self.with_host_ports.iter().cloned());
-        } else if before.endpoints != node.endpoints {
-            self.dirt.services.extend(self.balanced.without_node().iter().cloned());
         }
     }
 

@@ -23,7 +23,6 @@ use crate::model::{
 pub(super) struct Draft {
     pub(super) owner: Owner,
     pub(super) ports: Vec<PortDraft>,
-    pub(super) has_endpoint_without_node: bool,
     /// Whether its backends depend on which zone the node is in.
     pub(super) has_hints: bool,
     pub(super) health_check: Option<HealthCheck>,
@@ -53,7 +52,6 @@ impl Drafting<'_> {
         let mut draft = Draft {
             owner: owner.clone(),
             ports: Vec::new(),
-            has_endpoint_without_node: false,
             has_hints: false,
             health_check: None,
             told: BTreeSet::new(),
@@ -84,10 +82,12 @@ impl Drafting<'_> {
                 return draft;
             }
         };
-        for endpoint in slices.iter().flat_map(|slice| &slice.endpoints) {
-            draft.has_endpoint_without_node |= endpoint.node.is_none();
-            draft.has_hints |= endpoint.hints.is_some();
-        }
+        let mut endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
+        draft.has_hints = endpoints.any(|endpoint| endpoint.hints.is_some());
+        draft.told.extend(slices.iter().filter_map(|slice| {
+            let message = format!("{}; the others are used", slice.left_out.as_deref()?);
+            Some(Warning::new(format!("EndpointSlice {}", slice.name), message))
+        }));
         draft.health_check = HealthCheck::of(service, &slices, self.of.node);
         warn(service, self.of.node, !slices.is_empty(), &mut draft.told);
         self.warn_of_nodes(service, &mut draft.told);

@@ -255,14 +255,10 @@ pub(super) fn is_ending(endpoint: &Endpoint) -> bool {
     endpoint.serving && endpoint.terminating
 }
 
+/// Whether it is on this node. One that does not say where it is is nowhere, whosever its address is, as
+/// kube-proxy has it: else a Local policy would admit clients that other nodes would not send here.
 pub(super) fn is_local(endpoint: &Endpoint, node: &NodeView) -> bool {
-    match &endpoint.node {
-        Some(name) => **name == *node.name,
-        None => {
-            node.addresses.contains(&endpoint.address)
-                || node.endpoints.values().any(|own| own.contains(&endpoint.address))
-        }
-    }
+    endpoint.node.as_deref() == Some(&*node.name)
 }
 
 /// A set by its backends.

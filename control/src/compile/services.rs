@@ -110,8 +110,6 @@ pub(super) struct Services {
     ids: Interner<Key>,
     compiled: HashMap<Owner, Entries>,
     slices: HashMap<ObjectName, BTreeSet<ObjectName>>,
-    /// Services with endpoints that do not say on which node they are.
-    without_node: BTreeSet<ObjectName>,
     /// Services with endpoints that have hints.
     with_hints: BTreeSet<ObjectName>,
     sets: BackendSets,
@@ -135,7 +133,6 @@ impl Default for Services {
             ids: Interner::starting_at(0),
             compiled: HashMap::new(),
             slices: HashMap::new(),
-            without_node: BTreeSet::new(),
             with_hints: BTreeSet::new(),
             sets: BackendSets::default(),
             listeners: Listeners::default(),
@@ -172,11 +169,6 @@ impl Services {
             self.slices.entry(service.clone()).or_default().insert(slice.clone());
         }
         [before, after]
-    }
-
-    /// Services whose backends depend on which endpoints the node has.
-    pub(super) fn without_node(&self) -> &BTreeSet<ObjectName> {
-        &self.without_node
     }
 
     /// Services whose backends depend on which zone the node is in.
@@ -216,10 +208,8 @@ impl Services {
     pub(super) fn put(&mut self, drafts: impl Iterator<Item = Draft>, of: DraftedOf<'_>) -> Told {
         let (mut all_told, mut touched) = (Told::new(), BTreeSet::new());
         for draft in drafts {
-            let Draft { owner, ports, has_endpoint_without_node, has_hints, health_check, told } =
-                draft;
+            let Draft { owner, ports, has_hints, health_check, told } = draft;
             if let Owner::Service(name) = &owner {
-                note(&mut self.without_node, name, has_endpoint_without_node);
                 note(&mut self.with_hints, name, has_hints);
                 self.note_health_check(name, health_check);
             }

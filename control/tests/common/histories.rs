@@ -124,7 +124,9 @@ fn slice() -> impl Strategy<Value = Change> {
     let of = option::of(one_of(&["s", "t"]));
     (service_name(), of, vec(port, 0..3), vec(endpoint, 0..4)).prop_map(
         |(name, service, ports, endpoints)| {
-            Change::Set(Object::EndpointSlice(EndpointSlice { name, service, ports, endpoints }))
+            let left_out = None;
+            let slice = EndpointSlice { name, service, ports, endpoints, left_out };
+            Change::Set(Object::EndpointSlice(slice))
         },
     )
 }
