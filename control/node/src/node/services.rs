@@ -9,6 +9,7 @@ use control::admin::service::{ServiceDetail, ServiceTraceQuestion, ServiceTraceR
 use control::admin::{AdminError, parse_protocol};
 use control::compile::inventory::policy_name;
 use dataplane::DropReason;
+use dataplane::affinity;
 use dataplane::choice::{hash_for, traffic_policy};
 use dataplane::decision::{self, Decision, NewPacket};
 use dataplane::direct::Role;
@@ -108,6 +109,7 @@ impl Node {
             address: backend.address,
             l4_port: backend.l4_port,
             local: backend.local,
+            weight: backend.weight,
         });
         ServiceInfo {
             name: service.name.to_string(),
@@ -163,18 +165,26 @@ impl Node {
         let mut report = ServiceTraceReport::default();
         let (ingress, whose) = self.ingress_of(*from)?;
         report.stages.push(stage("client", format!("{from} port {source_port}, {whose}")));
+        let tables = self.publisher.tables();
+        let remembered =
+            affinity::remembered_in(self.workers.flows(), tables, &key, monotonic_now());
         self.describe_choice(&key, ingress, &mut report);
+        if let Some((address, l4_port)) = remembered {
+            let backend = Peer { address, l4_port };
+            let finding = format!("{backend} is what the client had lately, if it is usable");
+            report.stages.push(stage("affinity", finding));
+        }
         let new = NewPacket {
             key,
             tcp_flags: if protocol == dataplane::address::Protocol::TCP { 2 } else { 0 },
             may_begin: true,
             hairpin: None,
             directed: None,
-            remembered: None,
+            remembered,
             moment: 0,
             may_be_lost_reply: false,
         };
-        let decided = decision::decide(self.publisher.tables(), ingress, &new);
+        let decided = decision::decide(tables, ingress, &new);
         let findings = match &decided {
             Ok(Decision::Admit(admission)) => Some(admission.findings),
             Ok(Decision::Foreign(_) | Decision::Unresolved(..)) => None,
