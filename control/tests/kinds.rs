@@ -229,7 +229,14 @@ fn nobody_takes_a_cluster_address_by_naming_it_as_an_external_one() {
     let external = "clusterIP: 10.96.0.2, externalIPs: [10.96.0.10, 198.51.100.1]";
     let external = service("x", "a", external) + "}\n";
     let balanced = service("y", "b", "type: LoadBalancer, clusterIP: 10.96.0.3") + ingress;
-    let compiled = compiled(&(external + &balanced + &dns));
+    // A folder with all of them is refused, an API server has them.
+    let mut compiled = Compiled::default();
+    for text in [external, balanced, dns] {
+        let changes = ClusterState::default().changes_to(&state(&text));
+        changes.into_iter().for_each(|change| compiled.take(change));
+    }
+    compiled.compile(&node());
+    assert_eq!(audited(&compiled), Vec::<String>::new());
     let holder = |address: &str| {
         let at = Frontend { address: ip(address), protocol: Protocol::UDP, l4_port: 53 };
         let (id, _) = compiled.services.frontends.get(&at).expect("somebody listens there");
