@@ -81,8 +81,14 @@ impl Auditor {
         self.round.checked += 1;
         let services = self.index.services(moment.state, address);
         let listening = services.filter(|one| !one.headless && !one.ports.is_empty());
-        let of_cluster: Vec<bool> =
-            listening.map(|service| service.cluster_ips.contains(&address)).collect();
+        // One that a service lists as both is an external one to it.
+        let is_cluster = |service: &Service| {
+            let has = |list: &[IpAddr]| list.contains(&address);
+            has(&service.cluster_ips)
+                && !has(&service.external_ips)
+                && !has(&service.load_balancer_ips)
+        };
+        let of_cluster: Vec<bool> = listening.map(is_cluster).collect();
         let is_external = moment.tables.services.external.contains(&address);
         let detail = if of_cluster.is_empty() || !self.is_led_whole(moment, address) {
             "is led here as a service's, which it is not"
