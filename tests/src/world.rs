@@ -127,7 +127,7 @@ impl World {
                 v4: Some(Ipv4Addr::new(10, 0, 0, 1)),
                 v6: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1)),
                 host_v4: Some(Ipv4Addr::new(169, 254, 7, 1)),
-                host_v6: Some(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 7, 1)),
+                host_v6: Some(Ipv6Addr::new(0xfd78, 0x736b, 0x6966, 7, 0, 0, 0, 1)),
                 l4_ports: 61_000..=61_999,
                 mapping: Mapping::EndpointDependent,
                 non_masquerade: CLUSTER.iter().map(|text| (prefix(text), ())).collect(),

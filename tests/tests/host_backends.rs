@@ -96,7 +96,9 @@ fn host_backend_that_speaks_first_is_not_masqueraded_and_nothing_is_guessed_of_l
 #[test]
 fn host_process_that_reaches_the_nodes_own_backend_by_a_service_is_not_seen_as_the_node() {
     let mut node = node();
-    for ((own, _, service), seen_as) in CASES.into_iter().zip(["169.254.7.1", "fe80::7:1"]) {
+    for ((own, _, service), seen_as) in
+        CASES.into_iter().zip(["169.254.7.1", "fd78:736b:6966:7::1"])
+    {
         let process = SocketAddr::new(at(own).ip(), 40_000).to_string();
         let of_udp = |from: &str, to: &str, _: &str| udp(from, to);
         for build in [of_udp as fn(&str, &str, &str) -> FrameBuilder, tcp] {

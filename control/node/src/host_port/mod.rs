@@ -48,6 +48,10 @@ pub const ALIAS: &str = "xskiff host port";
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 1);
 /// Gateway of the IPv6 routes; nobody has this address.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x0007, 1);
+/// As whom a host process is seen by IPv6 in the same way; nobody has this address. Toward the gateway's,
+/// which is link-local, a UDP server's stack would answer from a link-local address, and not from the one
+/// that was asked.
+pub const HOST_PROCESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0x736b, 0x6966, 7, 0, 0, 0, 1);
 /// The stack's own link-local address on the pair, given without duplicate detection: nobody
 /// could answer it.
 pub const HOST_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x0007, 2);

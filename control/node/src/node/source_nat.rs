@@ -16,7 +16,7 @@ use dataplane::nat::{SourceNat, Translation};
 
 use super::Node;
 use super::reconciles::Reconcile;
-use crate::host_port::{GATEWAY_V4, GATEWAY_V6};
+use crate::host_port::{GATEWAY_V4, HOST_PROCESS_V6};
 use crate::netlink::KernelView;
 
 /// Begins the names of errors about rules.
@@ -143,7 +143,7 @@ impl Node {
             v4: snat.v4.or(v4),
             v6: snat.v6.or(v6),
             host_v4: self.host.as_ref().map(|_| GATEWAY_V4),
-            host_v6: self.host.as_ref().map(|_| GATEWAY_V6),
+            host_v6: self.host.as_ref().map(|_| HOST_PROCESS_V6),
             l4_ports: snat.l4_ports.clone(),
             mapping: snat.mapping,
             non_masquerade,
