@@ -91,6 +91,13 @@ const OBJECTS: &str = "
 ---
 {apiVersion: v1, kind: Service, metadata: {name: empty, namespace: bank},
  spec: {clusterIPs: [10.96.0.2], ports: [{port: 443}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: kubelet, namespace: bank},
+ spec: {clusterIPs: [10.96.0.3], ports: [{port: 443}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4,
+ metadata: {name: kubelet-1, namespace: bank, labels: {kubernetes.io/service-name: kubelet}},
+ ports: [{port: 6443}], endpoints: [{addresses: [10.0.0.1], nodeName: one}]}
 ";
 
 fn shop() -> Cluster {
@@ -236,6 +243,36 @@ fn frontends_that_are_lost_lead_elsewhere_or_are_nobodys_are_found() {
         });
     });
     assert!(nobodys[0].detail.contains("10.96.0.9"), "{nobodys:?}");
+}
+
+#[test]
+fn what_is_not_led_here_for_a_frontend_and_what_is_in_vain_are_found() {
+    type Breaking = fn(&mut dataplane::lb::ServiceTable);
+    let breakings: [(Breaking, &str); 5] = [
+        (|table| _ = table.node_ports.remove(&(Protocol::TCP, 30080)), "Service shop/web"),
+        (|table| _ = table.addresses.remove(&ip("10.96.0.1")), "Service shop/web"),
+        (|table| _ = table.host_backends.remove(&(Protocol::TCP, 6443)), "Service bank/kubelet"),
+        (
+            |table| _ = table.node_ports.insert((Protocol::UDP, 30080), ServiceId(0)),
+            "node port 30080/udp",
+        ),
+        (|table| _ = table.addresses.insert(ip("10.0.0.9"), ()), "address 10.0.0.9"),
+    ];
+    for (breaking, object) in breakings {
+        let found = found(|tables| breaking(Arc::make_mut(&mut tables.services)));
+        assert_found(&found, Audited::Services, object);
+        assert!(found.iter().all(|one| one.object == object), "{found:#?}");
+    }
+    // A node's address is never a service's as a whole, and a ClusterIP is nothing outside.
+    let own: [(Breaking, &str); 3] = [
+        (|table| _ = table.addresses.insert(ip("10.0.0.1"), ()), "address 10.0.0.1"),
+        (|table| _ = table.addresses.insert(ip("10.0.0.2"), ()), "address 10.0.0.2"),
+        (|table| _ = table.external.insert(ip("10.96.0.1"), ()), "address 10.96.0.1"),
+    ];
+    for (breaking, object) in own {
+        let found = found(|tables| breaking(Arc::make_mut(&mut tables.services)));
+        assert_found(&found, Audited::Services, object);
+    }
 }
 
 #[test]

@@ -69,6 +69,24 @@ fn tag(compiled: &Compiled, address: &str) -> PodTag {
     compiled.identities.holder(ip(address)).pod
 }
 
+/// Flows that went past it are judged again, of UDP alone.
+#[test]
+fn an_address_is_affected_when_udp_begins_to_be_served_there() {
+    let own = Affected::Addresses([ip("10.96.0.1")].into());
+    let empty = compiled(&[service("", "")]);
+    assert_eq!(empty.affected, own);
+    let served = compiled_after(&[service("", ""), slice(&[("10.1.0.5", READY)])], &empty);
+    assert_eq!(served.affected, own);
+    let same = compiled_after(&[service("", ""), slice(&[("10.1.0.5", READY)])], &served);
+    assert_eq!(same.affected, Affected::Nothing);
+    let external = service("", "externalIPs: [198.51.100.7], ");
+    let more = compiled_after(&[external.clone(), slice(&[("10.1.0.5", READY)])], &served);
+    assert_eq!(more.affected, Affected::Addresses([ip("198.51.100.7")].into()));
+    let of_tcp = service("", "").replace(", {name: u, port: 80, protocol: UDP}", "");
+    assert!(!of_tcp.contains("UDP"));
+    assert_eq!(compiled(&[of_tcp]).affected, Affected::Nothing);
+}
+
 const READY: &str = "ready: true";
 const ENDING: &str = "ready: false, serving: true, terminating: true";
 

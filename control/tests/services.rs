@@ -98,14 +98,31 @@ fn terminating_endpoints_of_this_node_are_judged_apart_from_all_others() {
 }
 
 #[test]
-fn endpoint_without_a_node_is_local_when_its_address_is() {
+fn endpoint_without_a_node_is_on_none_although_its_address_is_here() {
     let text = service(PLAIN)
         + &slice("s", "[{port: 8080}]", "[{addresses: [10.0.0.1]}, {addresses: [10.0.0.2]}]");
     let mut node = node();
     node.endpoints.insert(ObjectName::new("shop", "web-0"), [ip("10.0.0.2")].into());
     let compiled = compile(&state(&text), &node, &Compiled::default());
     let (service, _) = at(&compiled, "10.96.0.1", 80).expect("it listens");
-    assert_eq!(shown(&service.local), ["10.0.0.2:8080"]);
+    assert_eq!(shown(&service.cluster), ["10.0.0.1:8080", "10.0.0.2:8080"]);
+    assert!(service.local.backends.is_empty(), "as with kube-proxy");
+}
+
+/// One of a thousand took all others of its slice out of force, or kept an older slice in force.
+#[test]
+fn endpoint_that_cannot_be_used_is_left_out_and_named_and_the_others_serve() {
+    let endpoints = "[{addresses: [10.0.0.1]}, {addresses: ['fd00::1']}, {addresses: [10.0.0.300]},
+                      {addresses: []}, {addresses: [10.0.0.2]}]";
+    let slice =
+        slice("s", "[{port: 8080}]", endpoints).replace("addressType: IPv6", "addressType: IPv4");
+    let compiled = compiled(&(service(PLAIN) + &slice));
+    let (web, _) = at(&compiled, "10.96.0.1", 80).expect("it listens");
+    assert_eq!(shown(&web.cluster), ["10.0.0.1:8080", "10.0.0.2:8080"]);
+    let told: Vec<_> = compiled.warnings.iter().map(ToString::to_string).collect();
+    let wanted = "EndpointSlice shop/s: endpoints[1].addresses[0]: fd00::1 is not of the slice's \
+                  addressType; left out, and 2 more endpoints; the others are used";
+    assert!(told.contains(&wanted.to_owned()), "{told:#?}");
 }
 
 #[test]
@@ -180,6 +197,69 @@ fn node_address_that_a_service_uses_stays_the_nodes_for_other_ports() {
     assert!(at(&compiled, "172.16.0.1", 80).is_some());
     assert!(!compiled.services.addresses.contains(&ip("172.16.0.1")));
     assert!(compiled.services.addresses.contains(&ip("10.96.0.1")));
+}
+
+const NODES: &str = "---
+{apiVersion: v1, kind: Node, metadata: {name: two},
+ status: {addresses: [{type: InternalIP, address: 172.16.0.2}, {type: InternalIP, address: 'fd16::2'}]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: three},
+ status: {addresses: [{type: InternalIP, address: 172.16.0.3}]}}
+";
+
+/// Where a load balancer hands out the nodes' own addresses (k3s does), each node took those of all others
+/// for services' as a whole, and dropped what was sent to them on every other port: SSH, the kubelet,
+/// the API server.
+#[test]
+fn another_nodes_address_is_served_on_the_services_port_and_is_the_nodes_on_all_others() {
+    let addresses = "172.16.0.1, 172.16.0.2, 172.16.0.3, 'fd16::2', 198.51.100.7";
+    let text = service(&format!(
+        "spec: {{clusterIPs: [10.96.0.1, 'fd96::1'], externalIPs: [{addresses}], ports: [{{port: 80}}]}}"
+    ));
+    let mut compiled = compiled(&(text.clone() + NODES));
+    let whole = |compiled: &Compiled| {
+        let mut all: Vec<String> =
+            compiled.services.addresses.keys().map(|own| own.to_string()).collect();
+        all.sort();
+        all.join(" ")
+    };
+    let external = |compiled: &Compiled| {
+        let mut all: Vec<String> =
+            compiled.services.external.keys().map(|own| own.to_string()).collect();
+        all.sort();
+        all.join(" ")
+    };
+    for address in ["172.16.0.1", "172.16.0.2", "172.16.0.3", "fd16::2", "198.51.100.7"] {
+        assert!(at(&compiled, address, 80).is_some(), "{address}");
+    }
+    assert_eq!(whole(&compiled), "10.96.0.1 198.51.100.7 fd96::1");
+    assert_eq!(external(&compiled), "198.51.100.7");
+    assert_eq!(compiled.services.node_ports.len(), 1, "of the node's own address alone");
+    let told: Vec<_> = compiled.warnings.iter().map(ToString::to_string).collect();
+    let wanted = "Service shop/web: its address 172.16.0.2 is node two's, and 2 more are nodes' as well; \
+                  its own ports are served there, and all others stay the node's";
+    assert!(told.contains(&wanted.to_owned()), "{told:#?}");
+
+    // Nodes come and go after services.
+    let change = |compiled: &mut Compiled, text: &str| {
+        let changes = compiled.state().changes_to(&state(text));
+        changes.into_iter().for_each(|change| compiled.take(change));
+        compiled.compile(&node());
+    };
+    change(&mut compiled, &text);
+    assert_eq!(whole(&compiled), "10.96.0.1 172.16.0.2 172.16.0.3 198.51.100.7 fd16::2 fd96::1");
+    assert!(compiled.warnings.iter().all(|one| !one.message.contains("node two")));
+    change(&mut compiled, &(text + NODES));
+    assert_eq!(whole(&compiled), "10.96.0.1 198.51.100.7 fd96::1");
+}
+
+#[test]
+fn an_address_that_is_one_services_cluster_address_is_no_external_one_of_anothers() {
+    let both = service(PLAIN)
+        + "---\n"
+        + &service("spec: {clusterIP: 10.96.0.2, externalIPs: [10.96.0.1], ports: [{port: 81}]}")
+            .replace("name: web", "name: other");
+    assert!(compiled(&both).services.external.is_empty());
 }
 
 #[test]
@@ -264,6 +344,19 @@ fn l4_ports_of_backends_in_the_nodes_own_network_are_known_by_protocol() {
     let ending = "conditions: {ready: false, serving: true, terminating: true}";
     let beside = format!("[{{addresses: [172.16.0.1], {ending}}}, {{addresses: [10.0.0.2]}}]");
     assert_eq!(of(&beside), expected, "clients of the local policy still go there");
+    // Connections stay with a backend that gets no new ones.
+    for gone in [
+        "conditions: {ready: false}",
+        "conditions: {ready: false, serving: false}",
+        "conditions: {ready: false, serving: false, terminating: true}",
+        "hints: {forNodes: [{name: two}]}",
+    ] {
+        let text = format!(
+            "[{{addresses: [172.16.0.1], {gone}}}, {{addresses: [10.0.0.2], hints: {{forNodes: \
+             [{{name: one}}]}}}}]"
+        );
+        assert_eq!(of(&text), expected, "{gone}");
+    }
     assert!(of("[{addresses: [10.0.0.2]}]").is_empty());
 }
 

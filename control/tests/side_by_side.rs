@@ -70,6 +70,7 @@ fn slice(number: u32) -> Object {
         service: Some(name(number).name.to_string()),
         ports: vec![port],
         endpoints: (0..number % 8).map(endpoint).collect(),
+        left_out: None,
     })
 }
 

@@ -15,14 +15,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use flow_table::Table;
+
 use crate::address::Protocol;
 use crate::charge::Charge;
 use crate::choice;
 use crate::conntrack::{FlowDirection, Life};
 use crate::context::Context;
 use crate::flow::{FlowRoute, FlowView, Origin};
-use crate::flow_key::{FlowKey, halves, low_half, mix};
-use crate::flows::{Flows, NewFlow, TableKey, hashes_of};
+use crate::flow_key::{FlowKey, FlowKey4, FlowKey6, halves, low_half, mix};
+use crate::flows::{FlowTables, Flows, NewFlow, TableKey, hashes_of};
 use crate::identity::PodTag;
 use crate::lb::Affinity;
 use crate::nat::binding;
@@ -63,6 +65,35 @@ pub(crate) fn remembered<K: TableKey<W>, const W: usize>(
     let hit = flows.table.lookup(own.hash(&context.hasher), &own)?;
     let view = FlowView::<K>::new(hit.entry.words());
     (!view.life().expired(now)).then(|| backend_of(&view))
+}
+
+/// The backend that the client of `key` has had lately from the service that it addresses, for who is no
+/// worker: the entry may be another's at any moment, so that it is compared again after it was read.
+#[must_use]
+pub fn remembered_in(
+    flows: &FlowTables,
+    tables: &Tables,
+    key: &FlowKey,
+    now: Nanos,
+) -> Option<(IpAddr, u16)> {
+    let inside = inside(of(tables, key)?, key.source())?;
+    let v4 = look::<FlowKey4, 8>(flows, &flows.v4, &inside, now);
+    // Of a service of the other family they lie in the other table.
+    v4.or_else(|| look::<FlowKey6, 16>(flows, &flows.v6, &inside, now))
+}
+
+fn look<K: TableKey<W>, const W: usize>(
+    flows: &FlowTables,
+    table: &Table<W>,
+    inside: &FlowKey,
+    now: Nanos,
+) -> Option<(IpAddr, u16)> {
+    let own = K::from_generic(inside)?;
+    let hit = table.lookup(own.hash(&flows.hasher), &own)?;
+    let view = FlowView::<K>::new(hit.entry.words());
+    let (backend, stands) = (backend_of(&view), !view.life().expired(now));
+    own.matches(hit.entry)?;
+    stands.then_some(backend)
 }
 
 /// Remembers the backend of a connection that `client` opens, for the service's time from now on.

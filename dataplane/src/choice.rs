@@ -96,6 +96,11 @@ impl<'t> Look<'t> {
             && self.frontend.is_some_and(|(_, kind)| kind.is_external())
     }
 
+    /// Whether a node port was addressed.
+    pub(crate) fn is_node_port(&self) -> bool {
+        self.frontend.is_some_and(|(_, kind)| kind == FrontendKind::NodePort)
+    }
+
     /// All that can be found out about one packet.
     pub(crate) fn at(tables: &'t Tables, port: &Port, packet: &NewPacket) -> Self {
         let mut look = Self::begin(tables, packet);
@@ -133,13 +138,14 @@ pub(crate) fn look_ahead<'t>(
 /// No such service, or no such port of it, its source ranges exclude the client, or no backend is usable.
 pub(crate) fn choose_backend(
     tables: &Tables,
+    from: PortKind,
     packet: &NewPacket,
     look: &Look<'_>,
     findings: &mut Findings,
 ) -> Result<Option<Backend>, DropReason> {
     let key = &packet.key;
     let Some((id, kind)) = look.frontend else {
-        return tables.unserved(key.destination()).map_or(Ok(None), Err);
+        return tables.unserved(from, key.destination()).map_or(Ok(None), Err);
     };
     let service = look.service.ok_or(DropReason::NoBackend)?;
     findings.service = Some(id);
@@ -204,4 +210,12 @@ fn backend_set(service: &Service, kind: FrontendKind, from_outside: bool) -> &Ba
 /// service that is still there. A service that is gone leaves its flows to their end.
 pub(crate) fn is_let_go(tables: &Tables, original: &FlowKey, backend: (IpAddr, u16)) -> bool {
     service_of(tables, original).is_some_and(|service| !service.serves_by(backend))
+}
+
+/// Whether a flow of no service's, which `answers` answers, addresses a service that has backends by now.
+pub(crate) fn is_passed_by(tables: &Tables, original: &FlowKey, answers: (IpAddr, u16)) -> bool {
+    let is_untranslated = answers == (original.destination(), original.destination_port());
+    is_untranslated
+        && service_of(tables, original)
+            .is_some_and(|service| service.has_backends() && !service.serves_by(answers))
 }

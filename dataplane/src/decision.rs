@@ -190,7 +190,7 @@ pub(crate) fn decide_with(
             findings.service = packet.directed.and_then(|directed| directed.service);
             findings.backend
         }
-        None => choice::choose_backend(tables, packet, look, &mut findings)
+        None => choice::choose_backend(tables, port.kind, packet, look, &mut findings)
             .map_err(|reason| refuse(reason, findings))?,
     };
     let is_from_node = port.kind == PortKind::Host;
@@ -202,7 +202,7 @@ pub(crate) fn decide_with(
     if chosen.is_none() && tables.forwarding.node_addresses.contains(&key.destination()) {
         // What a host backend answers comes by the host port, and must find a flow.
         let at = (key.protocol(), key.destination_port());
-        if port.kind == PortKind::Uplink && !tables.services.host_backends.contains(&at) {
+        if port.kind == PortKind::Uplink && !tables.host_backends.contains(&at) {
             let host = tables.forwarding.host.ok_or(DropReason::NoRoute)?;
             return Ok(Decision::Foreign(host));
         }
@@ -363,8 +363,16 @@ fn source_nat(
         _ if changes_family => true,
         (PortKind::Pod, PortKind::Uplink) => return nat.of_pod(source, destination),
         (PortKind::Uplink, PortKind::Uplink) => by_service,
-        // Without a service it is a host backend that speaks first, whose L4 port is ours anyway.
-        (PortKind::Host, PortKind::Uplink) => by_service,
+        // Without a service it is a host backend that speaks first, whose L4 port is ours anyway; or it
+        // is led here because a service has the address on another port, and the kernel would not look
+        // for the answer on the uplink.
+        (PortKind::Host, PortKind::Uplink) => {
+            by_service || tables.services.external.contains(&destination)
+        }
+        // What the node answers itself goes over lo, where nobody undoes what is done here.
+        (PortKind::Host, PortKind::Host) if by_service && tables.forwarding.is_own(&source) => {
+            return Some(Translation { address: nat.address_for_own(destination), rule: None });
+        }
         // One that addresses another by its mapping is seen by its own (RFC 4787, REQ-9a).
         (PortKind::Pod, PortKind::Pod) if packet.hairpin.is_some() => {
             return Some(nat.of_hairpin(source, packet.key.destination()));

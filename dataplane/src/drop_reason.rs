@@ -68,7 +68,8 @@ drop_reasons! {
     NoLocalBackend = "no-local-backend",
     /// The frontend's loadBalancerSourceRanges exclude the client.
     SourceRange = "source-range",
-    /// The address belongs to a service that does not listen on this L4 port.
+    /// The address belongs to a service that does not listen on this L4 port: a ClusterIP, or an external
+    /// address that a client outside has asked.
     NoServicePort = "no-service-port",
     /// The address is in a range of services (`cluster.service_cidrs`), and no service has it.
     NoService = "no-service",

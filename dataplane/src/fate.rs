@@ -6,7 +6,9 @@
 //! selector, or on a node's own address) is never gone: nobody tells when it is.
 //!
 //! UDP knows no connections: its flows stay with a backend that serves, even if it gets no new ones,
-//! and are decided about anew at the client's next packet once it does not.
+//! and are decided about anew at the client's next packet once it does not. So are flows that went past a
+//! service, opened before it was there or had a backend: a client that never falls silent would else
+//! never be served.
 
 use crate::DropReason;
 use crate::address::Protocol;
@@ -30,16 +32,19 @@ pub(crate) enum Fate {
     Stays,
     /// There is nobody at its other end any more.
     IsGone,
-    /// Its backend serves no longer; another may.
+    /// Its backend serves no longer, or it never had one; another may.
     IsLetGo,
 }
 
 /// What `view` comes to under `tables`.
 pub(crate) fn fate<K: FlowFamily>(tables: &Tables, view: &FlowView<'_, K>) -> Fate {
-    if view.origin().service.is_none() {
-        return Fate::Stays;
-    }
     let reply = view.tuple(FlowDirection::Reply).generic();
+    if view.origin().service.is_none() {
+        let original = view.tuple(FlowDirection::Original).generic();
+        let is_passed = reply.protocol() == Protocol::UDP
+            && choice::is_passed_by(tables, &original, (reply.source(), reply.source_port()));
+        return if is_passed { Fate::IsLetGo } else { Fate::Stays };
+    }
     let is_over = match reply.protocol() {
         Protocol::UDP => {
             let original = view.tuple(FlowDirection::Original).generic();

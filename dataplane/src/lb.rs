@@ -166,6 +166,12 @@ impl Service {
         }
     }
 
+    /// Whether any new flow may get a backend.
+    #[must_use]
+    pub fn has_backends(&self) -> bool {
+        !self.cluster.backends.is_empty() || !self.local.backends.is_empty()
+    }
+
     /// Whether this address and L4 port is one of its backends, be it one that gets no new flows.
     #[must_use]
     pub fn serves_by(&self, backend: (IpAddr, u16)) -> bool {
@@ -186,15 +192,16 @@ impl Service {
     }
 }
 
-/// How a packet came to the service, which decides policy and source ranges.
+/// How a packet came to the service, which decides policy and source ranges. Of several services that have
+/// one frontend the first in this order keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FrontendKind {
     /// `spec.clusterIPs`.
     ClusterIp,
-    /// `spec.externalIPs`.
-    ExternalIp,
     /// `status.loadBalancer.ingress[].ip`.
     LoadBalancer,
+    /// `spec.externalIPs`: whoever may make a Service can write any address there.
+    ExternalIp,
     /// A node port on one of the node's addresses.
     NodePort,
     /// A pod's `hostPort` on one of the node's addresses.
@@ -217,11 +224,15 @@ pub struct ServiceTable {
     /// L4 ports of frontends on the node's own addresses, for who has to be told of them. Each is in
     /// `frontends` too, once for each of the addresses that serve it: packets are matched there alone.
     pub node_ports: SharedMap<(Protocol, u16), ServiceId>,
-    /// Every address some frontend uses: a packet to one of them with no frontend is dropped
+    /// Addresses that some frontend uses and that are services' alone, no node's: all that is sent to
+    /// them is led here, and what no frontend is for is dropped
     /// ([`crate::DropReason::NoServicePort`]), never routed.
     pub addresses: AddressSet,
-    /// L4 ports of backends in this node's own network. What they answer comes by the host port,
-    /// whoever asked, so that what is sent to them directly must have a flow as well.
+    /// Those of them that no service has for a ClusterIP. Behind one may be a machine outside: what pods
+    /// and host processes send it on other ports goes on as to anybody.
+    pub external: AddressSet,
+    /// L4 ports of endpoints in this node's own network, whether or not new flows go there. What is led
+    /// here are these and some of before ([`crate::tables::Tables::host_backends`]).
     pub host_backends: hashbrown::HashSet<(Protocol, u16)>,
     /// By number.
     pub services: SharedMap<ServiceId, Arc<Service>>,

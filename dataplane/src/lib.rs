@@ -12,7 +12,7 @@
 pub mod address;
 pub mod address_hash;
 pub mod address_map;
-mod affinity;
+pub mod affinity;
 mod anticipation;
 pub mod buffer;
 pub mod capture;

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::DropReason;
+use crate::address::Protocol;
 use crate::connections::Connections;
 use crate::direct::Direct;
 use crate::epochs::Epochs;
@@ -17,7 +18,7 @@ use crate::lb::{ServiceRanges, ServiceTable};
 use crate::nat::SourceNat;
 use crate::pacing::Limits;
 use crate::policy::Policy;
-use crate::port::{Port, PortId};
+use crate::port::{Port, PortId, PortKind};
 use crate::time::{Nanos, Seconds};
 
 /// The root of what is in force.
@@ -37,6 +38,10 @@ pub struct Tables {
     pub forwarding: Arc<Forwarding>,
     /// Services and their backends.
     pub services: Arc<ServiceTable>,
+    /// L4 ports of backends in this node's own network, and of those that connections are left to. What
+    /// they answer comes by the host port, whoever asked, so that what is sent to them directly must have
+    /// a flow as well.
+    pub host_backends: Arc<hashbrown::HashSet<(Protocol, u16)>>,
     /// Where their addresses are.
     pub service_ranges: Arc<ServiceRanges>,
     /// What direct server return needs; `None` where no service in force has it.
@@ -71,19 +76,27 @@ impl Tables {
         self.ports.get(usize::from(id.0))?.as_ref()
     }
 
-    /// Why a packet to `address` that addresses no frontend goes no further; `None` where the address is not
-    /// a service's. One that a pod or the node has is theirs, whatever range it is in.
+    /// Why a packet to `address` that addresses no frontend and came by a port of the kind `from` goes no
+    /// further; `None` where the address is not a service's. One that a pod or the node has is theirs,
+    /// whatever range it is in.
+    ///
+    /// An external address of a service is refused on its other ports to clients outside alone: it is ours
+    /// on the uplink, and a router that sends its packets here would get them back. Pods and host processes
+    /// reach by it whoever has it outside, as they would without the service.
     #[must_use]
-    pub fn unserved(&self, address: IpAddr) -> Option<DropReason> {
-        if self.services.addresses.contains(&address) {
-            return Some(DropReason::NoServicePort);
-        }
-        let is_within = self.service_ranges.whole.iter().any(|range| range.contains(address));
+    pub fn unserved(&self, from: PortKind, address: IpAddr) -> Option<DropReason> {
+        let is_within = || self.service_ranges.whole.iter().any(|range| range.contains(address));
         let is_anothers = || {
             self.forwarding.endpoints.contains_key(&address)
                 || self.forwarding.node_addresses.contains(&address)
         };
-        (is_within && !is_anothers()).then_some(DropReason::NoService)
+        if self.services.addresses.contains(&address) {
+            let goes_on = self.services.external.contains(&address)
+                && !is_within()
+                && (from != PortKind::Uplink || is_anothers());
+            return (!goes_on).then_some(DropReason::NoServicePort);
+        }
+        (is_within() && !is_anothers()).then_some(DropReason::NoService)
     }
 }
 

@@ -126,6 +126,8 @@ impl World {
             source_nat: SourceNat {
                 v4: Some(Ipv4Addr::new(10, 0, 0, 1)),
                 v6: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1)),
+                host_v4: Some(Ipv4Addr::new(169, 254, 7, 1)),
+                host_v6: Some(Ipv6Addr::new(0xfd78, 0x736b, 0x6966, 7, 0, 0, 0, 1)),
                 l4_ports: 61_000..=61_999,
                 mapping: Mapping::EndpointDependent,
                 non_masquerade: CLUSTER.iter().map(|text| (prefix(text), ())).collect(),
@@ -355,6 +357,9 @@ impl World {
             let at = Frontend { address: frontend, protocol, l4_port };
             self.services.frontends.insert(at, (id, kind));
             self.services.addresses.insert(at.address, ());
+            if kind != FrontendKind::ClusterIp {
+                self.services.external.insert(at.address, ());
+            }
         }
         self
     }
@@ -542,6 +547,7 @@ impl World {
             limits: self.limits.clone(),
             forwarding: Arc::new(self.forwarding.clone()),
             services: Arc::new(self.services.clone()),
+            host_backends: Arc::new(self.services.host_backends.clone()),
             service_ranges: Arc::default(),
             direct: self.direct.clone(),
             identities: Arc::new(self.identities.clone()),

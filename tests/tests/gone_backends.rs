@@ -254,6 +254,39 @@ fn udp_is_given_another_backend_once_its_own_serves_no_longer() {
     }
 }
 
+/// A client that asked before the Service was there (a name server's, a collector's) and never fell silent
+/// went past it for good.
+#[test]
+fn udp_that_went_past_a_frontend_is_served_by_it_once_it_has_a_backend() {
+    for (client, vip, one, other) in REMOTE {
+        let world = remote_world(vip, [one, other]);
+        let nobody = world.clone().without_services();
+        let mut node = Simulation::single(&nobody.tables());
+        let (request, segment) = (udp(client, vip).build(), tcp(client, vip, "S").build());
+        for frame in [&request, &segment] {
+            assert_eq!(seen(&node.forward(pod_port(1), frame).1).destination, at(vip));
+        }
+        // Beside it, by another port and address.
+        let stranger = udp(client, &vip.replace(":80", ":81")).build();
+        let passing = seen(&node.forward(pod_port(1), &stranger).1).destination;
+
+        let address = at(vip).ip().to_string();
+        let empty = world.clone().with_backends_of(ServiceId(0), &[], &[]);
+        node.publish(&empty.next_generation_for(&[&address]).tables());
+        assert_eq!(seen(&node.forward(pod_port(1), &request).1).destination, at(vip));
+        let served = world.next_generation().next_generation_for(&[&address]);
+        node.publish(&served.tables());
+        for _ in 0..2 {
+            let to = seen(&node.forward(pod_port(1), &request).1).destination;
+            assert!([one, other].contains(&to.ip().to_string().as_str()), "{to}");
+        }
+        assert_eq!(node.sum(|counters| counters.flows_chosen_anew.get()), 1);
+        let again = tcp(client, vip, "S").build();
+        assert_eq!(seen(&node.forward(pod_port(1), &again).1).destination, at(vip), "TCP stays");
+        assert_eq!(passing.port(), 81);
+    }
+}
+
 #[test]
 fn udp_flows_of_a_service_that_is_gone_are_left_to_their_end() {
     let (client, vip, one, other) = REMOTE[0];

@@ -91,6 +91,36 @@ fn host_backend_that_speaks_first_is_not_masqueraded_and_nothing_is_guessed_of_l
     }
 }
 
+/// A node of the control plane that asks for its own API server by the cluster's address. The server saw
+/// the node's own address, so that what it answered went over `lo`: nobody ever connected.
+#[test]
+fn host_process_that_reaches_the_nodes_own_backend_by_a_service_is_not_seen_as_the_node() {
+    let mut node = node();
+    for ((own, _, service), seen_as) in
+        CASES.into_iter().zip(["169.254.7.1", "fd78:736b:6966:7::1"])
+    {
+        let process = SocketAddr::new(at(own).ip(), 40_000).to_string();
+        let of_udp = |from: &str, to: &str, _: &str| udp(from, to);
+        for build in [of_udp as fn(&str, &str, &str) -> FrameBuilder, tcp] {
+            let (port, frame) = node.forward(HOST, &build(&process, service, "S").build());
+            let asked = seen(&frame);
+            assert_eq!((port, asked.destination), (HOST, at(own)));
+            assert_eq!(asked.source.ip(), address(seen_as));
+            let client = asked.source.to_string();
+            let (port, frame) = node.forward(HOST, &build(own, &client, "SA").build());
+            let answered = seen(&frame);
+            assert_eq!(port, HOST);
+            assert_eq!((answered.source, answered.destination), (at(service), at(&process)));
+            let (_, frame) = node.forward(HOST, &build(&process, service, "A").build());
+            assert_eq!(seen(&frame).source, asked.source);
+        }
+        // What the node's stack only forwards is answered to whoever it is.
+        let forwarded = if at(own).is_ipv4() { "172.17.0.2:40000" } else { "[fd17::2]:40000" };
+        let (_, frame) = node.forward(HOST, &tcp(forwarded, service, "S").build());
+        assert_eq!(seen(&frame).source, at(forwarded));
+    }
+}
+
 #[test]
 fn everything_else_at_the_node_stays_the_hosts_own() {
     let mut node = node();

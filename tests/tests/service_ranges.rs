@@ -1,6 +1,7 @@
 //! Ranges that only services have addresses in: what is sent to an address there that no service has ends
 //! at the node, whoever sends it, and what is known already goes on.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use dataplane::DropReason;
@@ -9,7 +10,7 @@ use dataplane::lpm::Prefix;
 use dataplane::tables::Tables;
 use xskiff_tests::packet_builder::{ping, raw, read, tcp, udp};
 use xskiff_tests::simulation::Simulation;
-use xskiff_tests::world::{HOST, UPLINK, World, address, pod_port, pod4, pod6};
+use xskiff_tests::world::{HOST, UPLINK, World, address, node_address, pod_port, pod4, pod6};
 
 const RANGES: [(&str, u8); 2] = [("10.2.0.0", 16), ("fd02::", 112)];
 
@@ -71,6 +72,68 @@ fn a_services_address_is_served_within_a_range_as_anywhere_and_its_other_ports_a
         let other = frontend.replace(":80", ":81");
         let frame = tcp(client, &other, "S").build();
         node.expect_drop(pod_port(1), &frame, DropReason::NoServicePort);
+    }
+}
+
+/// Behind a service's external address may be a machine outside, or another node: whoever spoke to it by
+/// another port than the service's was dropped.
+#[test]
+fn other_ports_of_an_external_address_are_routed_from_here_and_refused_to_clients_outside() {
+    let external = [("198.51.100.7", pod4(2)), ("2001:db8:51::7", pod6(2))];
+    let balanced = [("203.0.113.7", pod4(2)), ("2001:db8:113::7", pod6(2))];
+    let kinds = [(FrontendKind::ExternalIp, external), (FrontendKind::LoadBalancer, balanced)];
+    let mut world = world();
+    for (kind, addresses) in kinds {
+        for (frontend, backend) in addresses {
+            world = world.with_service(kind, frontend, 80, &[(backend, 8080)]);
+        }
+    }
+    let mut node = Simulation::single(&tables(&world));
+    for (_, addresses) in kinds {
+        for (frontend, _) in addresses {
+            let is_ipv4 = !frontend.contains(':');
+            let [pod, own, outside] = match is_ipv4 {
+                true => ["10.1.0.1:1000", "10.0.0.1:1000", "192.0.2.7:1000"],
+                false => ["[fd01::1]:1000", "[fd00::1]:1000", "[2001:db8::7]:1000"],
+            };
+            let at = |port: u16| SocketAddr::new(address(frontend), port).to_string();
+            for (ingress, from) in [(pod_port(1), pod), (HOST, own)] {
+                let source: SocketAddr = from.parse().expect("a socket address");
+                assert_eq!(node.forward(ingress, &tcp(from, &at(80), "S").build()).0, pod_port(2));
+                // As anybody outside sees them: what answers comes back here.
+                let (port, frame) = node.forward(ingress, &tcp(from, &at(22), "S").build());
+                let there = read(&frame).expect("a well-formed frame");
+                assert_eq!((port, there.destination.to_string()), (UPLINK, at(22)));
+                assert_eq!(there.source.ip(), node_address(source.ip()), "{from}");
+                let back = tcp(&at(22), &there.source.to_string(), "SA").build();
+                let (port, frame) = node.forward(UPLINK, &back);
+                let answer = read(&frame).expect("a well-formed frame");
+                assert_eq!((port, answer.destination), (ingress, source));
+            }
+            let echo = ping(
+                address(pod.rsplit_once(':').expect("a port").0.trim_matches(['[', ']'])),
+                address(frontend),
+                7,
+            );
+            assert_eq!(node.forward(pod_port(1), &echo.build()).0, UPLINK);
+            let stray = tcp(outside, &at(22), "S").build();
+            node.expect_drop(UPLINK, &stray, DropReason::NoServicePort);
+        }
+    }
+}
+
+#[test]
+fn an_external_address_that_a_pod_here_has_is_the_pods_on_all_other_ports() {
+    let world = World::with_pods(2).with_service(
+        FrontendKind::ExternalIp,
+        "10.1.0.1",
+        80,
+        &[(pod4(2), 8080)],
+    );
+    let mut node = Simulation::single(&world.tables());
+    for (ingress, from) in [(UPLINK, "192.0.2.7:1000"), (pod_port(2), "10.1.0.2:1000")] {
+        let (port, _) = node.forward(ingress, &tcp(from, "10.1.0.1:22", "S").build());
+        assert_eq!(port, pod_port(1), "{from}");
     }
 }
 

@@ -168,7 +168,7 @@ fields!(ServicePort: name, protocol, l4_port, node_port);
 fields!(SlicePort: name, protocol, l4_port);
 fields!(Hints: nodes, zones);
 fields!(Endpoint: address, ready, serving, terminating, node, hints, target);
-fields!(EndpointSlice: name, service, ports, endpoints);
+fields!(EndpointSlice: name, service, ports, endpoints, left_out);
 fields!(PortMatch: protocol, l4_ports);
 fields!(PolicyRule: peers, ports);
 fields!(NetworkPolicy: name, subject, ingress, egress, mode);

@@ -91,7 +91,7 @@ impl Ours {
         }
         let node_ports = tables.services.node_ports.keys();
         // Their answers come by the host port, also to those who address them directly.
-        let host_backends = tables.services.host_backends.iter();
+        let host_backends = tables.host_backends.iter();
         let host_backends = host_backends.filter(|_| tables.forwarding.host.is_some());
         for (protocol, l4_port) in node_ports.chain(host_backends) {
             match *protocol {
@@ -167,14 +167,16 @@ impl Ours {
     #[must_use]
     pub fn is_surely_same(one: &Tables, other: &Tables, pass_on_stall: bool) -> bool {
         let (own, others) = (&one.services, &other.services);
-        let same_services = Arc::ptr_eq(own, others)
-            || own.node_ports == others.node_ports && own.host_backends == others.host_backends;
+        let same_services = Arc::ptr_eq(own, others) || own.node_ports == others.node_ports;
+        let same_backends = Arc::ptr_eq(&one.host_backends, &other.host_backends)
+            || one.host_backends == other.host_backends;
         let [one_form, other_form] =
             [one, other].map(|tables| tables.direct.as_ref().map(|direct| direct.dispatch));
         let same_policy = !pass_on_stall
             || Arc::ptr_eq(&one.identities, &other.identities)
                 && Arc::ptr_eq(&one.policy, &other.policy);
         same_services
+            && same_backends
             && one.service_ranges == other.service_ranges
             && same_policy
             && one_form == other_form
@@ -441,14 +443,12 @@ mod tests {
 
     #[test]
     fn l4_ports_of_host_backends_are_ours_while_there_is_a_way_to_the_host() {
-        let services = ServiceTable {
-            host_backends: [(Protocol::TCP, 6443), (Protocol::UDP, 53)].into_iter().collect(),
-            ..ServiceTable::default()
-        };
+        let host_backends: Arc<hashbrown::HashSet<_>> =
+            Arc::new([(Protocol::TCP, 6443), (Protocol::UDP, 53)].into());
         let with = |host| {
             let forwarding = Arc::new(Forwarding { host, ..Forwarding::default() });
-            let services = Arc::new(services.clone());
-            Ours::of(&Tables { forwarding, services, ..Tables::default() }, false)
+            let host_backends = Arc::clone(&host_backends);
+            Ours::of(&Tables { forwarding, host_backends, ..Tables::default() }, false)
         };
         let (ours, without) = (with(Some(NextHopId(0))), with(None));
         assert!(ours.tcp.contains(&6443) && !ours.tcp.contains(&53));

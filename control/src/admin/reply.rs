@@ -232,6 +232,8 @@ pub struct BackendInfo {
     pub l4_port: u16,
     /// Whether it is on this node.
     pub local: bool,
+    /// Its share of new connections, in proportion to those of others.
+    pub weight: u16,
 }
 
 /// Flow entries, and whether there are more.

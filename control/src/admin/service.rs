@@ -107,6 +107,8 @@ pub struct BackendDetail {
     pub node: Option<String>,
     /// Whether it is on this node.
     pub local: bool,
+    /// Its share of new connections, in proportion to those of others.
+    pub weight: u16,
     /// `ready`, `serving-terminating`, `terminating` or `unready`.
     pub state: String,
     /// Whether the policy Cluster chooses it.

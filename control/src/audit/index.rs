@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::objects;
-use crate::model::{EndpointSlice, Node, ObjectName, Pod};
+use crate::model::{EndpointSlice, Node, ObjectName, Pod, Service};
 use crate::store::ClusterState;
 
 /// Names, of which nearly always there is one. Trees, since those can be taken down a little at a time.
@@ -55,6 +55,7 @@ impl<K: Ord + Clone, N: Ord + Clone> Names<K, N> {
 pub(super) struct Index {
     pods: Names<IpAddr, ObjectName>,
     nodes: Names<IpAddr, String>,
+    services: Names<IpAddr, ObjectName>,
     /// By service.
     slices: Names<ObjectName, ObjectName>,
 }
@@ -70,6 +71,10 @@ impl Index {
         node.addresses.iter().for_each(|address| self.nodes.note(*address, &node.name));
     }
 
+    pub(super) fn note_service(&mut self, service: &Service) {
+        service.addresses().for_each(|address| self.services.note(address, &service.name));
+    }
+
     pub(super) fn note_slice(&mut self, slice: &EndpointSlice) {
         if let Some(service) = &slice.service {
             let service = ObjectName::new(slice.name.namespace.clone(), service.clone());
@@ -79,7 +84,10 @@ impl Index {
 
     /// Takes something out; whether there was anything.
     pub(super) fn forget_one(&mut self) -> bool {
-        self.pods.forget_one() || self.nodes.forget_one() || self.slices.forget_one()
+        self.pods.forget_one()
+            || self.nodes.forget_one()
+            || self.services.forget_one()
+            || self.slices.forget_one()
     }
 
     /// Pods that claim `address` now, in no particular order.
@@ -100,6 +108,16 @@ impl Index {
     ) -> impl Iterator<Item = &'a Node> {
         let known = self.nodes.of(&address).filter_map(|name| state.nodes.get(name));
         known.filter(move |node| node.addresses.contains(&address))
+    }
+
+    /// Services that have `address` now, in no particular order.
+    pub(super) fn services<'a>(
+        &self,
+        state: &'a ClusterState,
+        address: IpAddr,
+    ) -> impl Iterator<Item = &'a Service> {
+        let known = self.services.of(&address).filter_map(|name| state.services.get(name));
+        known.filter(move |service| service.addresses().any(|own| own == address))
     }
 
     /// The slices of `service` now, by name.

@@ -48,7 +48,7 @@ pub enum Audited {
     Identities,
     /// What policy says between two addresses.
     Policy,
-    /// Frontends, backends and their weights.
+    /// Frontends, what of them is told to others, backends and their weights.
     Services,
     /// Local endpoints: their ports and the way to them.
     Endpoints,
@@ -142,9 +142,10 @@ impl Round {
 enum Stage {
     #[default]
     Begin,
-    /// Objects are read for the index: pods, then nodes, slices and policies.
+    /// Objects are read for the index: pods, then nodes, services, slices and policies.
     ReadPods(Option<ObjectName>),
     ReadNodes(Option<String>),
+    ReadServices(Option<ObjectName>),
     ReadSlices(Option<ObjectName>),
     ReadPolicies(Option<ObjectName>),
     Pods(Option<ObjectName>),
@@ -160,6 +161,9 @@ enum Stage {
     Targets(Option<ObjectName>),
     /// Frontends that the table knows, likewise.
     StrayFrontends(shared_map::Place),
+    /// L4 ports on the node's addresses, and addresses of services, likewise.
+    StrayNodePorts(shared_map::Place),
+    StrayAddresses(address_map::Place),
     /// What was read goes a little at a time, too: it is as much as there are pods.
     Forget,
 }
@@ -242,9 +246,13 @@ impl Auditor {
                 let slice = state.endpoint_slices.get(name);
                 slice.into_iter().for_each(|slice| self.index.note_slice(slice));
             }
+            Kind::Service => {
+                let service = state.services.get(name);
+                service.into_iter().for_each(|service| self.index.note_service(service));
+            }
             Kind::NetworkPolicy => self.selectors.read(state, name),
             // They are looked at where they are.
-            Kind::Namespace | Kind::Service => {}
+            Kind::Namespace => {}
         }
     }
 
@@ -272,6 +280,13 @@ impl Auditor {
                 Some((name, node)) => {
                     self.index.note_node(node);
                     Stage::ReadNodes(Some(name.clone()))
+                }
+                None => Stage::ReadServices(None),
+            },
+            Stage::ReadServices(last) => match objects::after(&state.services, last.as_ref()) {
+                Some((name, service)) => {
+                    self.index.note_service(service);
+                    Stage::ReadServices(Some(name.clone()))
                 }
                 None => Stage::ReadSlices(None),
             },
@@ -357,6 +372,24 @@ impl Auditor {
                     Some((frontend, _)) => {
                         self.check_stray_frontend(moment, *frontend);
                         Stage::StrayFrontends(place)
+                    }
+                    None => Stage::StrayNodePorts(shared_map::Place::default()),
+                }
+            }
+            Stage::StrayNodePorts(mut place) => {
+                match moment.tables.services.node_ports.next_from(&mut place) {
+                    Some((at, _)) => {
+                        self.check_stray_node_port(moment, *at);
+                        Stage::StrayNodePorts(place)
+                    }
+                    None => Stage::StrayAddresses(address_map::Place::default()),
+                }
+            }
+            Stage::StrayAddresses(mut place) => {
+                match moment.tables.services.addresses.next_from(&mut place) {
+                    Some((address, _)) => {
+                        self.check_stray_service_address(moment, address);
+                        Stage::StrayAddresses(place)
                     }
                     None => Stage::Forget,
                 }

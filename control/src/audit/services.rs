@@ -25,13 +25,79 @@ impl Auditor {
             }
             for frontend in listens(moment, service, port) {
                 self.round.checked += 1;
-                if let Err(detail) = self.check_frontend(moment, service, port, &frontend) {
-                    let Frontend { address, protocol, l4_port } = frontend;
-                    let detail = format!("{address} {protocol} {l4_port}: {detail}");
-                    self.round.note(Audited::Services, format!("Service {}", service.name), detail);
+                let checked = self
+                    .check_told(moment, &frontend)
+                    .and_then(|()| self.check_frontend(moment, service, port, &frontend));
+                if let Err(detail) = checked {
+                    self.note_frontend(format!("Service {}", service.name), frontend, &detail);
                 }
             }
+            self.check_host_backends(moment, service, port);
         }
+    }
+
+    /// L4 ports of its endpoints in the node's own network, whatever they say of themselves. More than
+    /// those do no harm, and are not looked for.
+    fn check_host_backends(&mut self, moment: &Moment<'_>, service: &Service, port: &ServicePort) {
+        let families: BTreeSet<bool> =
+            listens(moment, service, port).iter().map(|at| at.address.is_ipv4()).collect();
+        for slice in self.index.slices(moment.state, &service.name) {
+            let Some(l4_port) = target(slice, port) else { continue };
+            let at = (port.protocol, l4_port);
+            let mut endpoints = slice.endpoints.iter();
+            let is_here = endpoints.any(|one| {
+                moment.node.addresses.contains(&one.address)
+                    && families.contains(&one.address.is_ipv4())
+            });
+            if is_here && !moment.tables.services.host_backends.contains(&at) {
+                let detail = format!(
+                    "{} {l4_port}: is in the node's own network; its answers are not led here",
+                    port.protocol
+                );
+                self.round.note(Audited::Services, format!("Service {}", service.name), detail);
+            }
+        }
+    }
+
+    /// An L4 port that is led here from the node's addresses: something must listen there on one of them.
+    pub(super) fn check_stray_node_port(&mut self, moment: &Moment<'_>, at: (Protocol, u16)) {
+        self.round.checked += 1;
+        let (protocol, l4_port) = at;
+        let services = &moment.tables.services;
+        let is_there = |address: &IpAddr| {
+            let frontend = Frontend { address: *address, protocol, l4_port };
+            services.frontends.contains_key(&frontend)
+        };
+        let has_holder = services.node_ports.get(&at).is_none_or(|id| services.get(*id).is_some());
+        if !has_holder || !moment.node.addresses.iter().any(is_there) {
+            let detail = "is led here from the node's addresses, and nothing listens there";
+            let object = format!("node port {l4_port}/{protocol}");
+            self.round.note(Audited::Services, object, detail);
+        }
+    }
+
+    /// An address that is led here as a whole: some service must have it, and no node.
+    pub(super) fn check_stray_service_address(&mut self, moment: &Moment<'_>, address: IpAddr) {
+        self.round.checked += 1;
+        let services = self.index.services(moment.state, address);
+        let listening = services.filter(|one| !one.headless && !one.ports.is_empty());
+        // One that a service lists as both is an external one to it.
+        let is_cluster = |service: &Service| {
+            let has = |list: &[IpAddr]| list.contains(&address);
+            has(&service.cluster_ips)
+                && !has(&service.external_ips)
+                && !has(&service.load_balancer_ips)
+        };
+        let of_cluster: Vec<bool> = listening.map(is_cluster).collect();
+        let is_external = moment.tables.services.external.contains(&address);
+        let detail = if of_cluster.is_empty() || !self.is_led_whole(moment, address) {
+            "is led here as a service's, which it is not"
+        } else if is_external == of_cluster.contains(&true) {
+            "is taken for an external address where it is a ClusterIP, or the other way round"
+        } else {
+            return;
+        };
+        self.round.note(Audited::Services, format!("address {address}"), detail);
     }
 
     /// A frontend of the tables: some service must listen there.
@@ -78,10 +144,13 @@ impl Auditor {
                     backends.any(|one| (one.address, one.l4_port) == wanted)
                 });
                 let is_others = held.is_some() && self.is_shared(moment, pod, frontend);
-                if !leads_there && !is_others {
-                    let detail = format!("should lead to {} port {}", wanted.0, wanted.1);
-                    self.note_frontend(format!("Pod {}", pod.name), frontend, &detail);
-                }
+                let told = self.check_told(moment, &frontend);
+                let detail = match told {
+                    Err(detail) => detail,
+                    Ok(()) if leads_there || is_others => continue,
+                    Ok(()) => format!("should lead to {} port {}", wanted.0, wanted.1),
+                };
+                self.note_frontend(format!("Pod {}", pod.name), frontend, &detail);
             }
         }
     }
@@ -95,6 +164,24 @@ impl Auditor {
                 let mut ports = service.ports.iter();
                 ports.any(|port| listens(moment, service, port).contains(&frontend))
             })
+    }
+
+    /// Whether it is the services' alone, so that all that is sent to it is led here.
+    fn is_led_whole(&self, moment: &Moment<'_>, address: IpAddr) -> bool {
+        !moment.node.addresses.contains(&address)
+            && self.index.nodes(moment.state, address).next().is_none()
+    }
+
+    /// Whether what must be led here for somebody to reach `frontend` is told to those who lead it.
+    fn check_told(&self, moment: &Moment<'_>, frontend: &Frontend) -> Result<(), String> {
+        let Frontend { address, protocol, l4_port } = *frontend;
+        let services = &moment.tables.services;
+        if moment.node.addresses.contains(&address) {
+            let is_told = services.node_ports.contains_key(&(protocol, l4_port));
+            return is_told.then_some(()).ok_or_else(|| "its L4 port is not led here".into());
+        }
+        let is_told = services.addresses.contains(&address) || !self.is_led_whole(moment, address);
+        is_told.then_some(()).ok_or_else(|| "its address is not led here".into())
     }
 
     fn note_frontend(&mut self, object: String, frontend: Frontend, detail: &str) {
@@ -156,6 +243,13 @@ impl Auditor {
         }
         Ok(())
     }
+}
+
+/// The L4 port that `slice` has for a service's port.
+fn target(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
+    let mut targets = slice.ports.iter();
+    let named = targets.find(|one| one.name == port.name && one.protocol == port.protocol);
+    named.and_then(|target| target.l4_port)
 }
 
 /// Where `frontend` leads if the pod has it by a host port and is here.
@@ -252,11 +346,7 @@ fn serving<'a>(
 ) -> Vec<Target<'a>> {
     let mut known: BTreeMap<(IpAddr, u16), &'a Endpoint> = BTreeMap::new();
     for slice in slices {
-        let named = |target: &&crate::model::SlicePort| {
-            target.name == port.name && target.protocol == port.protocol
-        };
-        let target = slice.ports.iter().find(named).and_then(|target| target.l4_port);
-        let Some(l4_port) = target else { continue };
+        let Some(l4_port) = target(slice, port) else { continue };
         for endpoint in &slice.endpoints {
             // One that is in two slices while it moves counts as it is ready in either.
             let known = known.entry((endpoint.address, l4_port)).or_insert(endpoint);
@@ -277,14 +367,7 @@ fn serving<'a>(
 
 /// The ready ones, or else those that still serve while they end.
 fn usable(moment: &Moment<'_>, all: &[Target<'_>], local_only: bool) -> Backends {
-    let is_local = |endpoint: &Endpoint| match &endpoint.node {
-        Some(name) => **name == *moment.node.name,
-        None => {
-            let mut endpoints = moment.node.endpoints.values();
-            moment.node.addresses.contains(&endpoint.address)
-                || endpoints.any(|own| own.contains(&endpoint.address))
-        }
-    };
+    let is_local = |endpoint: &Endpoint| endpoint.node.as_deref() == Some(&*moment.node.name);
     let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> Backends {
         let here = all.iter().filter(|(_, one)| !local_only || is_local(one));
         here.filter(|(_, one)| wanted(one)).map(|(at, _)| *at).collect()

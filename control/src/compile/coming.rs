@@ -165,6 +165,7 @@ mod tests {
             service: Some(name(number).name.to_string()),
             ports: vec![port],
             endpoints: vec![endpoint],
+            left_out: None,
         })
     }
 

@@ -28,6 +28,8 @@ pub(super) struct Dirt {
     /// Which came or went, or whose first pod came or last pod went.
     pub(super) counted_namespaces: BTreeSet<Arc<str>>,
     pub(super) policies: BTreeSet<ObjectName>,
+    /// Which a node has now, or has no more.
+    pub(super) node_addresses: BTreeSet<IpAddr>,
     /// Themselves or their slices.
     pub(super) services: BTreeSet<ObjectName>,
     /// Pods whose host ports may be others.
@@ -236,21 +238,31 @@ impl Compiled {
         if *name == *self.node.name && zone(before.as_ref()) != zone(after) {
             self.dirt.services.extend(self.balanced.with_hints().iter().cloned());
         }
-        if let Some(before) = before {
-            for address in before.addresses {
-                self.node_addresses.remove(address, name);
-                self.dirt.addresses.push(address);
-            }
-        }
-        if let Some(node) = after {
-            for address in &node.addresses {
-                self.node_addresses.add(*address, name);
-                self.dirt.addresses.push(*address);
-            }
-        }
+        let all = |node: Option<&Node>| -> BTreeSet<IpAddr> {
+            node.into_iter().flat_map(|node| node.addresses.iter().copied()).collect()
+        };
+        let (had, has) = (all(before.as_ref()), all(after));
+        let known = Arc::make_mut(&mut self.node_addresses);
+        had.difference(&has).for_each(|address| known.remove(*address, name));
+        has.difference(&had).for_each(|address| known.add(*address, name));
+        self.dirt.addresses.extend(had.union(&has));
+        self.dirt.node_addresses.extend(had.symmetric_difference(&has));
         if *name == *self.node.name {
             self.note_own_mode();
         }
+    }
+
+    /// Services that listen on an address which came to a node or left it.
+    pub(super) fn note_services_of_nodes(&mut self) {
+        let mut moved = std::mem::take(&mut self.dirt.node_addresses);
+        // Those that are not compiled yet are to be in any case.
+        moved.retain(|address| self.balanced.listen_on(*address));
+        if moved.is_empty() {
+            return;
+        }
+        let is_there = |address| moved.contains(&address);
+        let services = self.state.services.values().filter(|one| one.addresses().any(is_there));
+        self.dirt.services.extend(services.map(|service| service.name.clone()));
     }
 
     /// Every policy may be under audit now, or no more.
@@ -312,8 +324,6 @@ impl Compiled {
             // As a set, which is merged: to look each one up takes as long as all else here.
             self.dirt.services.append(&mut self.state.services.keys().cloned().collect());
             self.dirt.host_ports.extend(self.with_host_ports.iter().cloned());
-        } else if before.endpoints != node.endpoints {
-            self.dirt.services.extend(self.balanced.without_node().iter().cloned());
         }
     }
 

@@ -7,26 +7,22 @@ use dataplane::lb::{Affinity, Choice, Frontend, FrontendKind, Service};
 use dataplane::time::Seconds;
 
 use super::NodeView;
-use super::claims::Claims;
 use super::endpoints::{Endpoints, Here};
 use super::health_checks::HealthCheck;
 use super::host_ports;
 use super::maglev;
 use super::naming::fnv;
-use super::services::{Key, Owner, Services};
+use super::services::{DraftedOf, Key, Owner, Services};
 use super::stateless;
 use super::warnings::Warning;
-use super::weights::Weights;
 use crate::model::{
     self, EndpointSlice, FORWARDING_MODE, ForwardingMode, LOAD_BALANCING, STATELESS, ServicePort,
 };
-use crate::store::ClusterState;
 
 /// A service as it is to be, or a pod's host ports; without ports where it is gone, or headless.
 pub(super) struct Draft {
     pub(super) owner: Owner,
     pub(super) ports: Vec<PortDraft>,
-    pub(super) has_endpoint_without_node: bool,
     /// Whether its backends depend on which zone the node is in.
     pub(super) has_hints: bool,
     pub(super) health_check: Option<HealthCheck>,
@@ -41,15 +37,14 @@ pub(super) struct PortDraft {
     pub(super) frontends: BTreeMap<Frontend, FrontendKind>,
     /// With sets of backends that may be others' as well.
     pub(super) service: Service,
+    /// L4 ports of its endpoints in the node's own network.
+    pub(super) host_backends: BTreeSet<u16>,
 }
 
 /// What services are drafted of.
 pub(super) struct Drafting<'a> {
     pub(super) services: &'a Services,
-    pub(super) state: &'a ClusterState,
-    pub(super) node: &'a NodeView,
-    pub(super) weights: Weights,
-    pub(super) claims: &'a Claims,
+    pub(super) of: DraftedOf<'a>,
 }
 
 impl Drafting<'_> {
@@ -57,7 +52,6 @@ impl Drafting<'_> {
         let mut draft = Draft {
             owner: owner.clone(),
             ports: Vec::new(),
-            has_endpoint_without_node: false,
             has_hints: false,
             health_check: None,
             told: BTreeSet::new(),
@@ -65,15 +59,15 @@ impl Drafting<'_> {
         let name = match owner {
             Owner::Service(name) => name,
             Owner::Pod(name) => {
-                if let Some(pod) = self.state.pods.get(name) {
+                if let Some(pod) = self.of.state.pods.get(name) {
                     let sets = self.services.sets();
-                    draft.ports = host_ports::draft(pod, self.node, sets, &mut draft.told);
+                    draft.ports = host_ports::draft(pod, self.of.node, sets, &mut draft.told);
                 }
                 return draft;
             }
         };
-        let slices: Vec<&EndpointSlice> = self.services.slices_of(name, self.state).collect();
-        let service = match self.state.services.get(name) {
+        let slices: Vec<&EndpointSlice> = self.services.slices_of(name, self.of.state).collect();
+        let service = match self.of.state.services.get(name) {
             Some(service) if !service.headless => service,
             Some(_) => return draft,
             None => {
@@ -88,28 +82,56 @@ impl Drafting<'_> {
                 return draft;
             }
         };
-        for endpoint in slices.iter().flat_map(|slice| &slice.endpoints) {
-            draft.has_endpoint_without_node |= endpoint.node.is_none();
-            draft.has_hints |= endpoint.hints.is_some();
-        }
-        draft.health_check = HealthCheck::of(service, &slices, self.node);
-        warn(service, self.node, !slices.is_empty(), &mut draft.told);
+        let mut endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
+        draft.has_hints = endpoints.any(|endpoint| endpoint.hints.is_some());
+        draft.told.extend(slices.iter().filter_map(|slice| {
+            let message = format!("{}; the others are used", slice.left_out.as_deref()?);
+            Some(Warning::new(format!("EndpointSlice {}", slice.name), message))
+        }));
+        draft.health_check = HealthCheck::of(service, &slices, self.of.node);
+        warn(service, self.of.node, !slices.is_empty(), &mut draft.told);
+        self.warn_of_nodes(service, &mut draft.told);
         let is_stateless = self.is_stateless(service, draft.has_hints, &mut draft.told);
         for (place, port) in service.ports.iter().enumerate() {
             for ipv4 in [true, false] {
-                let frontends = frontends(service, port, self.node, ipv4);
+                let frontends = frontends(service, port, self.of.node, ipv4);
                 if frontends.is_empty() {
                     continue;
                 }
                 let key = Key::new(owner, &port.name, port.protocol, ipv4);
                 let told = &mut draft.told;
-                let endpoints = Endpoints::serving(service, &slices, port, ipv4, self.node, told);
+                let endpoints =
+                    Endpoints::serving(service, &slices, port, ipv4, self.of.node, told);
                 let mut drafted = self.of_port(service, port, &endpoints, told);
                 drafted.stateless = is_stateless && drafted.stateless;
-                draft.ports.push(PortDraft { place, key, frontends, service: drafted });
+                let host_backends = endpoints.in_host_network(self.of.node);
+                let service = drafted;
+                draft.ports.push(PortDraft { place, key, frontends, service, host_backends });
             }
         }
         draft
+    }
+
+    /// Names an address of the service's that another node has.
+    fn warn_of_nodes(&self, service: &model::Service, warnings: &mut BTreeSet<Warning>) {
+        let DraftedOf { node, node_addresses, .. } = self.of;
+        let of_another = |address: IpAddr| {
+            let holder = node_addresses.holder(address)?;
+            let is_another = holder != node.name && !node.addresses.contains(&address);
+            is_another.then_some((address, holder))
+        };
+        let all: BTreeSet<IpAddr> = service.addresses().collect();
+        let mut others = all.into_iter().filter_map(of_another);
+        let Some((address, holder)) = others.next() else { return };
+        let more = match others.count() {
+            0 => String::new(),
+            more => format!(", and {more} more are nodes' as well"),
+        };
+        let message = format!(
+            "its address {address} is node {holder}'s{more}; its own ports are served there, and all \
+             others stay the node's"
+        );
+        warnings.insert(Warning::new(format!("Service {}", service.name), message));
     }
 
     /// Whether no flows are to be kept, as far as that is a matter of the service as a whole.
@@ -122,7 +144,7 @@ impl Drafting<'_> {
         if service.stateless != Some(true) {
             return false;
         }
-        let is_direct = service.forwarding.is_direct(self.node.returns_directly);
+        let is_direct = service.forwarding.is_direct(self.of.node.returns_directly);
         let against = stateless::against(service, is_direct, has_hints);
         if !against.is_empty() {
             let why = against.join("; ");
@@ -140,7 +162,7 @@ impl Drafting<'_> {
         endpoints: &Endpoints<'_>,
         warnings: &mut BTreeSet<Warning>,
     ) -> Service {
-        let (topology, why_not) = endpoints.topology(Here::of(self.node, self.state));
+        let (topology, why_not) = endpoints.topology(Here::of(self.of.node, self.of.state));
         let mut cluster = endpoints.of_cluster(topology);
         let mut local = endpoints.of_node();
         if let Some(why_not) = why_not {
@@ -156,7 +178,8 @@ impl Drafting<'_> {
             warnings.insert(Warning::new(format!("Service {}", service.name), message));
         }
         for backend in cluster.iter_mut().chain(&mut local) {
-            backend.weight = self.weights.of(backend.address, self.claims, self.state);
+            let DraftedOf { state, weights, claims, .. } = self.of;
+            backend.weight = weights.of(backend.address, claims, state);
         }
         let label = if port.name.is_empty() { port.l4_port.to_string() } else { port.name.clone() };
         let sets = self.services.sets();
@@ -183,7 +206,7 @@ impl Drafting<'_> {
             choice: service.choice.unwrap_or_default(),
             affinity,
             changes_family: endpoints.changes_family,
-            direct: service.forwarding.is_direct(self.node.returns_directly),
+            direct: service.forwarding.is_direct(self.of.node.returns_directly),
             stateless: against.is_none(),
         }
     }
@@ -203,6 +226,16 @@ fn warn(
     }
     if !has_slices {
         warn("has no EndpointSlice labelled kubernetes.io/service-name with its name".into());
+    }
+    for (field, addresses) in [
+        ("spec.clusterIPs", &service.cluster_ips),
+        ("spec.externalIPs", &service.external_ips),
+        ("status.loadBalancer.ingress", &service.load_balancer_ips),
+    ] {
+        let mut known = BTreeSet::new();
+        if let Some(again) = addresses.iter().find(|address| !known.insert(**address)) {
+            warn(format!("{field} has {again} twice; it counts once"));
+        }
     }
     let of_node = service.cluster_ips.iter().filter(|own| node.addresses.contains(own));
     for address in of_node {

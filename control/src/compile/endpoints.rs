@@ -111,6 +111,14 @@ impl<'a> Endpoints<'a> {
         self.ready_or_ending(|endpoint, _| topology.takes(endpoint), |_| true)
     }
 
+    /// L4 ports of those in the node's own network, whatever they say of themselves: connections to them
+    /// stay, and what answers these is led here.
+    pub(super) fn in_host_network(&self, node: &NodeView) -> BTreeSet<u16> {
+        let all = self.all.keys();
+        let own = all.filter(|(address, _)| node.addresses.contains(address));
+        own.map(|(_, l4_port)| *l4_port).collect()
+    }
+
     /// The usable ones of this node.
     pub(super) fn of_node(&self) -> Vec<Backend> {
         self.ready_or_ending(|_, local| local, |local| local)
@@ -247,14 +255,10 @@ pub(super) fn is_ending(endpoint: &Endpoint) -> bool {
     endpoint.serving && endpoint.terminating
 }
 
+/// Whether it is on this node. One that does not say where it is is nowhere, whosever its address is, as
+/// kube-proxy has it: else a Local policy would admit clients that other nodes would not send here.
 pub(super) fn is_local(endpoint: &Endpoint, node: &NodeView) -> bool {
-    match &endpoint.node {
-        Some(name) => **name == *node.name,
-        None => {
-            node.addresses.contains(&endpoint.address)
-                || node.endpoints.values().any(|own| own.contains(&endpoint.address))
-        }
-    }
+    endpoint.node.as_deref() == Some(&*node.name)
 }
 
 /// A set by its backends.

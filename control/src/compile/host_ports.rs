@@ -53,7 +53,8 @@ pub(super) fn draft(
             let set = sets.known_or_new(vec![backend]);
             let service = Service::of_set(format!("{owner}:{}", port.l4_port), set);
             let key = Key::new(&owner, &place.to_string(), port.protocol, ipv4);
-            ports.push(PortDraft { place, key, frontends, service });
+            let host_backends = BTreeSet::new();
+            ports.push(PortDraft { place, key, frontends, service, host_backends });
         }
     }
     ports

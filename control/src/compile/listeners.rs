@@ -1,11 +1,14 @@
-//! Who listens where: of several on one address and port, or with one node port, the first has it:
-//! services before pods, each by name.
+//! Who listens where: of several on one address and port, or with one node port, the first has it: a
+//! ClusterIP before a load balancer's address, an external IP, a node port and a pod's host port, and
+//! of one kind the first by name. So nobody takes a cluster's name server's address by naming it as
+//! an external one.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use dataplane::address::Protocol;
+use dataplane::address_map::AddressSet;
 use dataplane::lb::{Frontend, FrontendKind, ServiceId, ServiceTable};
 use hashbrown::HashMap;
 
@@ -15,20 +18,50 @@ use super::warnings::Warning;
 /// A service port or host port that wants a frontend; the first in this order gets it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Listener {
+    pub(super) kind: FrontendKind,
     pub(super) owner: Owner,
     /// Among its owner's ports.
     pub(super) place: usize,
     pub(super) id: ServiceId,
-    pub(super) kind: FrontendKind,
-    /// Whether the address is a service's, and not the node's.
-    pub(super) is_services: bool,
+    pub(super) whose: Whose,
 }
 
-/// Who wants an L4 port on one of the node's addresses.
-type NodePort = (Owner, usize, IpAddr, ServiceId);
+/// Who has an address that is listened on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Whose {
+    /// Services alone: all that is sent to it is led here.
+    Services,
+    /// This node: the L4 port is led here, and the rest stays the node's.
+    Ours,
+    /// A node, by its Node object: nothing but what comes here anyway is looked at for the frontend, or
+    /// nobody here would reach the node any more.
+    Nodes,
+}
+
+/// How many listen on an address.
+#[derive(Debug, Clone, Copy, Default)]
+struct Users {
+    /// Whosever it is.
+    all: usize,
+    /// Where it is services' alone: for their ClusterIP, and for an external address.
+    cluster: usize,
+    external: usize,
+}
+
+impl Users {
+    fn of(&mut self, listener: &Listener) -> [&mut usize; 2] {
+        let Self { all, cluster, external } = self;
+        let is_cluster = listener.kind == FrontendKind::ClusterIp;
+        [all, if is_cluster { cluster } else { external }]
+    }
+}
+
+/// Who wants an L4 port on one of the node's addresses. By its kind too: one that becomes another
+/// kind comes before it goes, and must not take away what it has come for.
+type NodePort = (FrontendKind, Owner, usize, IpAddr, ServiceId);
 
 fn node_port(listener: &Listener, address: IpAddr) -> NodePort {
-    (listener.owner.clone(), listener.place, address, listener.id)
+    (listener.kind, listener.owner.clone(), listener.place, address, listener.id)
 }
 
 /// Everybody who wants a frontend. Nearly always there is one for each.
@@ -38,20 +71,19 @@ pub(super) struct Listeners {
     /// By protocol and number, on whichever address; in an order that no number given to a service
     /// decides, as those depend on what was there before.
     node_ports: HashMap<(Protocol, u16), BTreeSet<NodePort>>,
-    /// How many listen on an address that is a service's.
-    addresses: HashMap<IpAddr, usize>,
+    addresses: HashMap<IpAddr, Users>,
 }
 
 impl Listeners {
     pub(super) fn add(&mut self, frontend: Frontend, listener: Listener) {
         let Frontend { address, protocol, l4_port } = frontend;
-        if !listener.is_services {
+        if listener.whose == Whose::Ours {
             let wanting = self.node_ports.entry((protocol, l4_port)).or_default();
             wanting.insert(node_port(&listener, address));
         }
-        if listener.is_services {
-            *self.addresses.entry(address).or_default() += 1;
-        }
+        let [all, of_kind] = self.addresses.entry(address).or_default().of(&listener);
+        *all += 1;
+        *of_kind += usize::from(listener.whose == Whose::Services);
         let wanting = self.frontends.entry(frontend).or_default();
         if let Err(place) = wanting.binary_search(&listener) {
             wanting.insert(place, listener);
@@ -60,7 +92,7 @@ impl Listeners {
 
     pub(super) fn remove(&mut self, frontend: &Frontend, listener: &Listener) {
         let Frontend { address, protocol, l4_port } = *frontend;
-        if !listener.is_services
+        if listener.whose == Whose::Ours
             && let Some(wanting) = self.node_ports.get_mut(&(protocol, l4_port))
         {
             wanting.remove(&node_port(listener, address));
@@ -68,11 +100,11 @@ impl Listeners {
                 self.node_ports.remove(&(protocol, l4_port));
             }
         }
-        if listener.is_services
-            && let Some(users) = self.addresses.get_mut(&address)
-        {
-            *users -= 1;
-            if *users == 0 {
+        if let Some(users) = self.addresses.get_mut(&address) {
+            let [all, of_kind] = users.of(listener);
+            *all -= 1;
+            *of_kind -= usize::from(listener.whose == Whose::Services);
+            if users.all == 0 {
                 self.addresses.remove(&address);
             }
         }
@@ -82,6 +114,11 @@ impl Listeners {
                 self.frontends.remove(frontend);
             }
         }
+    }
+
+    /// Whether anybody listens on `address`.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.addresses.contains_key(&address)
     }
 
     /// Gives the frontend to whom it is due; gives what those are warned about who do not get it.
@@ -110,14 +147,15 @@ impl Listeners {
                 None => node_ports.remove(&at),
             };
         }
-        let is_services = self.addresses.contains_key(&address);
+        let Users { cluster, external, .. } =
+            self.addresses.get(&address).copied().unwrap_or_default();
+        let is_services = cluster + external > 0;
         if table.addresses.contains(&address) != is_services {
-            let addresses = &mut Arc::make_mut(table).addresses;
-            if is_services {
-                addresses.insert(address, ());
-            } else {
-                addresses.remove(&address);
-            }
+            set(&mut Arc::make_mut(table).addresses, address, is_services);
+        }
+        let is_external = is_services && cluster == 0;
+        if table.external.contains(&address) != is_external {
+            set(&mut Arc::make_mut(table).external, address, is_external);
         }
         let mut told = BTreeSet::new();
         if let Some((holder, others)) = wanting.split_first() {
@@ -131,5 +169,13 @@ impl Listeners {
             }
         }
         told
+    }
+}
+
+fn set(addresses: &mut AddressSet, address: IpAddr, is_in: bool) {
+    if is_in {
+        addresses.insert(address, ());
+    } else {
+        addresses.remove(&address);
     }
 }

@@ -62,7 +62,7 @@ use identities::{Identities, Kind, Turn};
 use naming::{Names, Who};
 use policies::Policies;
 use selectors::{Selector, Selectors};
-use services::{Owner, Services};
+use services::{DraftedOf, Owner, Services};
 use verdicts::Verdicts;
 use warnings::{Source, Told};
 use weights::Weights;
@@ -136,8 +136,8 @@ pub struct Compiled {
     /// Frontends and backends.
     pub services: Arc<ServiceTable>,
     /// Whose flows' cached decisions may come out otherwise than before the last compilation.
-    /// Of services only what UDP flows are let go from: otherwise they choose backends for new flows
-    /// only.
+    /// Of services only what UDP flows are let go from, or no longer pass by: otherwise they choose
+    /// backends for new flows only.
     pub affected: Affected,
     /// What is in force otherwise than it was probably meant.
     pub warnings: Warnings,
@@ -158,7 +158,7 @@ pub struct Compiled {
     /// Shared while services are compiled, like the state.
     claims: Arc<Claims>,
     weights: Weights,
-    node_addresses: NodeAddresses,
+    node_addresses: Arc<NodeAddresses>,
     selectors: Selectors,
     known: Identities,
     policies: Policies,
@@ -299,6 +299,7 @@ impl Compiled {
     pub fn compile_by_stages(&mut self, node: &NodeView, mut ended: impl FnMut(Stage)) {
         self.whole_state();
         self.follow_node(node);
+        self.note_services_of_nodes();
         self.affected = Affected::Nothing;
         if self.dirt.is_empty() {
             return;
@@ -353,22 +354,34 @@ impl Compiled {
     fn beside_services(&mut self, owners: &[Owner], rest: impl FnOnce(&mut Self)) -> Told {
         if owners.len() < SERVICES_APART {
             rest(self);
-            let of = (&*self.state, &self.node, self.weights, &*self.claims);
+            let of = DraftedOf {
+                state: &self.state,
+                node: &self.node,
+                node_addresses: &self.node_addresses,
+                weights: self.weights,
+                claims: &self.claims,
+            };
             return self.balanced.follow(owners, of);
         }
         let balanced = RwLock::new(std::mem::take(&mut self.balanced));
         let (state, claims) = (Arc::clone(&self.state), Arc::clone(&self.claims));
-        let (node, weights) = (self.node.clone(), self.weights);
-        let of = (&*state, &node, weights, &*claims);
+        let (node, node_addresses) = (self.node.clone(), Arc::clone(&self.node_addresses));
+        let of = DraftedOf {
+            state: &state,
+            node: &node,
+            node_addresses: &node_addresses,
+            weights: self.weights,
+            claims: &claims,
+        };
         let (here, apart) = owners.split_at(owners.len() / SERVICES_TO_ONE_HERE);
         let draft = |owners: &[Owner]| read(&balanced).draft(owners, of);
         let (sender, drafted_here) = mpsc::sync_channel::<Vec<Draft>>(1);
-        let (draft, node, put_into) = (&draft, &node, &balanced);
+        let (draft, put_into) = (&draft, &balanced);
         let follow = move || {
             let drafted_apart = draft(apart);
             // There are none only where their thread panicked, and this one's work goes with it.
             let drafts = drafted_here.recv().unwrap_or_default().into_iter().chain(drafted_apart);
-            put_into.write().unwrap_or_else(PoisonError::into_inner).put(drafts, node)
+            put_into.write().unwrap_or_else(PoisonError::into_inner).put(drafts, of)
         };
         let told = beside("xskiff-services", follow, || {
             // A panic here drops it, so that nobody waits for ever.

@@ -2,7 +2,8 @@
 //!
 //! A service of two families is two entries, each with the endpoints of its own family, or those of
 //! the other where its slices name none: then connections are translated ([`dataplane::nat64`]).
-//! A change compiles the services that it concerns, and what several claim is given to the first.
+//! A change compiles the services that it concerns, and what several claim is given to one
+//! ([`super::listeners`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,21 +15,45 @@ use dataplane::lb::{Choice, Frontend, Service, ServiceId, ServiceTable};
 use hashbrown::HashMap;
 
 use super::NodeView;
-use super::claims::Claims;
+use super::affected::AFFECTED_MAX;
+use super::claims::{Claims, NodeAddresses};
 use super::drafts::{Draft, Drafting, PortDraft};
 use super::endpoints::BackendSets;
 use super::health_checks::HealthCheck;
 use super::interner::Interner;
-use super::listeners::{Listener, Listeners};
+use super::listeners::{Listener, Listeners, Whose};
 use super::warnings::{Source, Told};
 use super::weights::Weights;
 use crate::model::{EndpointSlice, ObjectName};
 use crate::store::ClusterState;
 
-/// What services are drafted of: the cluster, this node, and what pods say.
-pub(super) type DraftedOf<'a> = (&'a ClusterState, &'a NodeView, Weights, &'a Claims);
+/// What services are drafted of.
+#[derive(Clone, Copy)]
+pub(super) struct DraftedOf<'a> {
+    pub(super) state: &'a ClusterState,
+    pub(super) node: &'a NodeView,
+    /// Those of all Node objects.
+    pub(super) node_addresses: &'a NodeAddresses,
+    /// What pods say.
+    pub(super) weights: Weights,
+    pub(super) claims: &'a Claims,
+}
 
-/// Whose frontends they are. Of several who want one the first has it: services come before pods.
+impl DraftedOf<'_> {
+    /// Who has an address that a service or host port listens on.
+    fn whose(&self, address: IpAddr) -> Whose {
+        if self.node.addresses.contains(&address) {
+            // A node's address that a service uses as an external one is still the node's.
+            Whose::Ours
+        } else if self.node_addresses.holder(address).is_some() {
+            Whose::Nodes
+        } else {
+            Whose::Services
+        }
+    }
+}
+
+/// Whose frontends they are. Of several who want one, of one kind, the first has it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Owner {
     Service(ObjectName),
@@ -67,7 +92,7 @@ struct Entry {
     id: ServiceId,
     protocol: Protocol,
     service: Arc<Service>,
-    /// Ports of backends on this node's own network.
+    /// L4 ports of endpoints in this node's own network.
     host_backends: BTreeSet<(Protocol, u16)>,
 }
 
@@ -85,8 +110,6 @@ pub(super) struct Services {
     ids: Interner<Key>,
     compiled: HashMap<Owner, Entries>,
     slices: HashMap<ObjectName, BTreeSet<ObjectName>>,
-    /// Services with endpoints that do not say on which node they are.
-    without_node: BTreeSet<ObjectName>,
     /// Services with endpoints that have hints.
     with_hints: BTreeSet<ObjectName>,
     sets: BackendSets,
@@ -98,7 +121,8 @@ pub(super) struct Services {
     with_direct: usize,
     with_stateless: usize,
     with_least_connections: usize,
-    /// Backends that UDP flows are no longer left at, until somebody asks.
+    /// Backends that UDP flows are no longer left at, and frontends that they are not to pass by any more,
+    /// until somebody asks; one more than are told one by one at most.
     let_go: BTreeSet<IpAddr>,
 }
 
@@ -109,7 +133,6 @@ impl Default for Services {
             ids: Interner::starting_at(0),
             compiled: HashMap::new(),
             slices: HashMap::new(),
-            without_node: BTreeSet::new(),
             with_hints: BTreeSet::new(),
             sets: BackendSets::default(),
             listeners: Listeners::default(),
@@ -148,11 +171,6 @@ impl Services {
         [before, after]
     }
 
-    /// Services whose backends depend on which endpoints the node has.
-    pub(super) fn without_node(&self) -> &BTreeSet<ObjectName> {
-        &self.without_node
-    }
-
     /// Services whose backends depend on which zone the node is in.
     pub(super) fn with_hints(&self) -> &BTreeSet<ObjectName> {
         &self.with_hints
@@ -177,33 +195,35 @@ impl Services {
     /// Compiles the services and host ports of these as they are now; gives what is told of them.
     pub(super) fn follow(&mut self, owners: &[Owner], of: DraftedOf<'_>) -> Told {
         let drafts = self.draft(owners, of);
-        self.put(drafts.into_iter(), of.1)
+        self.put(drafts.into_iter(), of)
     }
 
     /// Drafts them.
     pub(super) fn draft(&self, owners: &[Owner], of: DraftedOf<'_>) -> Vec<Draft> {
-        let (state, node, weights, claims) = of;
-        let drafting = Drafting { services: self, state, node, weights, claims };
+        let drafting = Drafting { services: self, of };
         owners.iter().map(|owner| drafting.draft(owner)).collect()
     }
 
     /// Takes over the services as they were drafted; gives what is told of them.
-    pub(super) fn put(&mut self, drafts: impl Iterator<Item = Draft>, node: &NodeView) -> Told {
+    pub(super) fn put(&mut self, drafts: impl Iterator<Item = Draft>, of: DraftedOf<'_>) -> Told {
         let (mut all_told, mut touched) = (Told::new(), BTreeSet::new());
         for draft in drafts {
-            let Draft { owner, ports, has_endpoint_without_node, has_hints, health_check, told } =
-                draft;
+            let Draft { owner, ports, has_hints, health_check, told } = draft;
             if let Owner::Service(name) = &owner {
-                note(&mut self.without_node, name, has_endpoint_without_node);
                 note(&mut self.with_hints, name, has_hints);
                 self.note_health_check(name, health_check);
             }
-            let entries = self.numbered(&owner, ports, node);
+            let entries = self.numbered(&owner, ports, of);
             all_told.push((Source::Frontends(owner.clone()), told));
             self.replace(&owner, entries, &mut touched);
         }
         for frontend in touched {
+            let before = self.table.frontends.get(&frontend).copied();
             let told = self.listeners.settle(&frontend, &mut self.table);
+            let after = self.table.frontends.get(&frontend).copied();
+            if frontend.protocol == Protocol::UDP && after.is_some() && after != before {
+                self.note_address(frontend.address);
+            }
             all_told.push((Source::Frontend(frontend), told));
         }
         let change_family = self.changing_family > 0;
@@ -239,6 +259,11 @@ impl Services {
         names.filter_map(|name| state.endpoint_slices.get(name))
     }
 
+    /// Whether a service or host port listens on `address`.
+    pub(super) fn listen_on(&self, address: IpAddr) -> bool {
+        self.listeners.has(address)
+    }
+
     /// The number of a port in one family; `None` where it is not in force.
     pub(super) fn number_of(&self, key: &Key) -> Option<ServiceId> {
         self.ids.get(key).map(ServiceId)
@@ -249,24 +274,22 @@ impl Services {
         &self.sets
     }
 
-    fn numbered(&mut self, owner: &Owner, ports: Vec<PortDraft>, node: &NodeView) -> Entries {
-        let mut drafts: BTreeMap<Key, Service> = BTreeMap::new();
+    fn numbered(&mut self, owner: &Owner, ports: Vec<PortDraft>, of: DraftedOf<'_>) -> Entries {
+        let mut drafts: BTreeMap<Key, (Service, BTreeSet<u16>)> = BTreeMap::new();
         let mut frontends_of = Vec::new();
-        for PortDraft { place, key, frontends, mut service } in ports {
+        for PortDraft { place, key, frontends, mut service, host_backends } in ports {
             service.cluster = self.sets.acquire(service.cluster);
             service.local = self.sets.acquire(service.local);
-            if let Some(other) = drafts.insert(key.clone(), service) {
+            if let Some((other, _)) = drafts.insert(key.clone(), (service, host_backends)) {
                 self.release_sets(&other);
             }
             frontends_of.push((place, key, frontends));
         }
         let mut entries = Entries::default();
-        for (key, service) in drafts {
+        for (key, (service, host_backends)) in drafts {
             let protocol = key.protocol;
-            // Local ones that are ending serve on while no other local one is left.
-            let backends = service.cluster.backends.iter().chain(&service.local.backends);
-            let on_host = backends.filter(|backend| node.addresses.contains(&backend.address));
-            let host_backends = on_host.map(|backend| (protocol, backend.l4_port)).collect();
+            let host_backends =
+                host_backends.into_iter().map(|l4_port| (protocol, l4_port)).collect();
             let (id, _) = self.ids.acquire(key);
             let id = ServiceId(id);
             let known = self.table.services.get(&id).filter(|known| same_service(known, &service));
@@ -276,10 +299,9 @@ impl Services {
         for (place, key, frontends) in frontends_of {
             let Some(id) = self.ids.get(&key) else { continue };
             for (frontend, kind) in frontends {
-                // A node's address that a service uses as an external one is still the node's.
-                let is_services = !node.addresses.contains(&frontend.address);
+                let whose = of.whose(frontend.address);
                 let listener =
-                    Listener { owner: owner.clone(), place, id: ServiceId(id), kind, is_services };
+                    Listener { owner: owner.clone(), place, id: ServiceId(id), kind, whose };
                 entries.listening.insert((frontend, listener));
             }
         }
@@ -317,7 +339,7 @@ impl Services {
             }
         }
         for entry in &old.entries {
-            self.note_let_go(entry, &new.entries);
+            self.note_let_go(entry, &new);
             self.let_go(entry);
         }
         if !new.entries.is_empty() {
@@ -326,9 +348,14 @@ impl Services {
     }
 
     /// UDP flows stay with a backend while it serves ([`Service::serves_by`]).
-    fn note_let_go(&mut self, old: &Entry, new: &[Entry]) {
-        let new = new.iter().find(|new| new.id == old.id && old.protocol == Protocol::UDP);
+    fn note_let_go(&mut self, old: &Entry, now: &Entries) {
+        let mut entries = now.entries.iter();
+        let new = entries.find(|new| new.id == old.id && old.protocol == Protocol::UDP);
         let Some(Entry { service: new, .. }) = new else { return };
+        if new.has_backends() && !old.service.has_backends() {
+            let own = now.listening.iter().filter(|(_, listener)| listener.id == old.id);
+            own.for_each(|(frontend, _)| self.note_address(frontend.address));
+        }
         let Service { cluster, local, lingering, .. } = &*old.service;
         if Arc::ptr_eq(cluster, &new.cluster)
             && Arc::ptr_eq(local, &new.local)
@@ -338,10 +365,18 @@ impl Services {
         }
         let all = cluster.backends.iter().chain(&local.backends).chain(lingering);
         let gone = all.filter(|one| !new.serves_by((one.address, one.l4_port)));
-        self.let_go.extend(gone.map(|one| one.address));
+        gone.for_each(|one| self.note_address(one.address));
     }
 
-    /// Addresses of backends that UDP flows were let go from since this was last asked.
+    /// Of more than are told one by one, everything is.
+    fn note_address(&mut self, address: IpAddr) {
+        if self.let_go.len() <= AFFECTED_MAX {
+            self.let_go.insert(address);
+        }
+    }
+
+    /// Addresses of backends that UDP flows were let go from since this was last asked, and of frontends that
+    /// serve them since.
     pub(super) fn take_let_go(&mut self) -> BTreeSet<IpAddr> {
         std::mem::take(&mut self.let_go)
     }

@@ -1,6 +1,5 @@
 //! Services and EndpointSlices, from the Kubernetes API's types.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -89,18 +88,10 @@ fn cluster_ips(spec: &core::ServiceSpec) -> Result<Option<Vec<IpAddr>>, Problem>
     addresses(field, &texts).map(Some)
 }
 
+/// As they are listed: one that is there twice counts once, which is told when it is compiled.
 fn addresses(field: &str, texts: &[String]) -> Result<Vec<IpAddr>, Problem> {
-    let mut seen = BTreeSet::new();
-    let mut list = Vec::with_capacity(texts.len());
-    for (index, text) in texts.iter().enumerate() {
-        let field = format!("{field}[{index}]");
-        let address = address(&field, text)?;
-        if !seen.insert(address) {
-            return Err(problem(field, format!("{address} is listed twice; remove one")));
-        }
-        list.push(address);
-    }
-    Ok(list)
+    let texts = texts.iter().enumerate();
+    texts.map(|(index, text)| address(&format!("{field}[{index}]"), text)).collect()
 }
 
 fn load_balancer_ips(ingress: &[core::LoadBalancerIngress]) -> Result<Vec<IpAddr>, Problem> {
@@ -209,7 +200,8 @@ fn affinity_seconds(spec: &core::ServiceSpec) -> Result<Option<u32>, Problem> {
 /// Reads an EndpointSlice.
 ///
 /// # Errors
-/// An unknown address type, an address of another family than it says, a port out of range.
+/// An unknown address type, a port out of range, more endpoints than a slice may have. An endpoint that
+/// cannot be used is left out by itself ([`EndpointSlice::left_out`]).
 pub fn endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice, InvalidObject> {
     let title = title("EndpointSlice", &object.metadata);
     read_endpoint_slice(object).map_err(|problem| problem.of(title))
@@ -243,14 +235,21 @@ fn read_endpoint_slice(object: discovery::EndpointSlice) -> Result<EndpointSlice
         let text = format!("{listed} are more than a slice may have ({ENDPOINTS_MAX}); split it");
         return Err(problem("endpoints", text));
     }
-    let mut endpoints = Vec::new();
+    let (mut endpoints, mut bad) = (Vec::new(), Vec::new());
     if let Some(wants_ipv4) = wants_ipv4 {
         for (index, entry) in object.endpoints.unwrap_or_default().into_iter().enumerate() {
-            endpoints.push(read_endpoint(&format!("endpoints[{index}]"), entry, wants_ipv4)?);
+            match read_endpoint(&format!("endpoints[{index}]"), entry, wants_ipv4) {
+                Ok(endpoint) => endpoints.push(endpoint),
+                Err(problem) => bad.push(problem),
+            }
         }
     }
+    let left_out = bad.first().map(|Problem { field, problem }| match bad.len() - 1 {
+        0 => format!("{field}: {problem}; left out"),
+        more => format!("{field}: {problem}; left out, and {more} more endpoints"),
+    });
     let service = object.metadata.labels.and_then(|mut labels| labels.remove(SERVICE_NAME_LABEL));
-    Ok(EndpointSlice { name, service, ports, endpoints })
+    Ok(EndpointSlice { name, service, ports, endpoints, left_out })
 }
 
 fn read_endpoint(

@@ -318,6 +318,8 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// `endpoints`.
     pub endpoints: Vec<Endpoint>,
+    /// What is wrong with those that are left out, if any are.
+    pub left_out: Option<String>,
 }
 
 /// Which L4 ports one entry of a rule's `ports` allows.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::clusters::{NAMESPACES, address, labels, mode, one_of, pod, policy, protocol};
+use crate::clusters::{NAMESPACES, address, at, labels, mode, one_of, pod, policy, protocol};
 use control::audit::{Auditor, Moment};
 use control::compile::{Compiled, NodeView, compile};
 use control::model::{
@@ -54,6 +54,11 @@ fn addresses() -> impl Strategy<Value = Vec<IpAddr>> {
     vec(address(), 0..3)
 }
 
+/// Of services and nodes: fewer, so that each is now a service's of one kind or another, now a node's.
+fn few_addresses() -> impl Strategy<Value = Vec<IpAddr>> {
+    vec((prop::bool::weighted(0.8), 0u16..4).prop_map(|(ipv4, host)| at(ipv4, host)), 0..3)
+}
+
 fn service() -> impl Strategy<Value = Change> {
     let port = (one_of(&["", "web"]), protocol(), 80u16..82, option::of(30_000u16..30_002));
     let port = port.prop_map(|(name, protocol, l4_port, node_port)| ServicePort {
@@ -63,8 +68,9 @@ fn service() -> impl Strategy<Value = Change> {
         node_port,
     });
     let kind = (0u8..5, any::<bool>());
-    (service_name(), addresses(), addresses(), vec(port, 1..3), kind).prop_map(
-        |(name, cluster_ips, external_ips, mut ports, (headless, local))| {
+    let external = (few_addresses(), few_addresses());
+    (service_name(), few_addresses(), external, vec(port, 1..3), kind).prop_map(
+        |(name, cluster_ips, (external_ips, load_balancer_ips), mut ports, (headless, local))| {
             // The reader lets each name stand for one port only.
             if let [first, second] = &mut ports[..]
                 && first.name == second.name
@@ -76,7 +82,7 @@ fn service() -> impl Strategy<Value = Change> {
                 cluster_ips,
                 headless: headless == 0,
                 external_ips,
-                load_balancer_ips: Vec::new(),
+                load_balancer_ips,
                 ports,
                 internal_policy: TrafficPolicy::Cluster,
                 external_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
@@ -97,7 +103,8 @@ fn service_name() -> impl Strategy<Value = ObjectName> {
 
 fn slice() -> impl Strategy<Value = Change> {
     let hints = option::of(any::<[bool; 2]>());
-    let endpoint = (address(), any::<[bool; 3]>(), option::of(one_of(&["one", "two"])), hints);
+    let address = prop_oneof![3 => address(), 1 => (0u16..4).prop_map(|host| at(true, host))];
+    let endpoint = (address, any::<[bool; 3]>(), option::of(one_of(&["one", "two"])), hints);
     let endpoint =
         endpoint.prop_map(|(address, [ready, serving, terminating], node, hints)| Endpoint {
             address,
@@ -117,7 +124,9 @@ fn slice() -> impl Strategy<Value = Change> {
     let of = option::of(one_of(&["s", "t"]));
     (service_name(), of, vec(port, 0..3), vec(endpoint, 0..4)).prop_map(
         |(name, service, ports, endpoints)| {
-            Change::Set(Object::EndpointSlice(EndpointSlice { name, service, ports, endpoints }))
+            let left_out = None;
+            let slice = EndpointSlice { name, service, ports, endpoints, left_out };
+            Change::Set(Object::EndpointSlice(slice))
         },
     )
 }
@@ -136,7 +145,7 @@ fn event() -> impl Strategy<Value = Event> {
     let namespace = (one_of(&NAMESPACES), labels(), mode(4))
         .prop_map(|(name, labels, mode)| Object::Namespace(Namespace { name, labels, mode }));
     let zone = option::of(one_of(&["z", "y"]));
-    let node = (one_of(&["one", "two", "three"]), addresses(), mode(4), zone).prop_map(
+    let node = (one_of(&["one", "two", "three"]), few_addresses(), mode(4), zone).prop_map(
         |(name, addresses, mode, zone)| {
             let zone = zone.map(Into::into);
             Object::Node(Node { name, addresses, pod_cidrs: vec![], zone, is_leaving: false, mode })
@@ -158,7 +167,7 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(name, addresses)| Event::EndpointComes(name, addresses)),
         1 => which().prop_map(Event::EndpointGoes),
         2 => which().prop_map(Event::PodIsPlugged),
-        1 => btree_set(address(), 0..3).prop_map(Event::NodeHas),
+        1 => few_addresses().prop_map(|own| Event::NodeHas(own.into_iter().collect())),
         1 => prop::sample::select(&["one", "two"][..]).prop_map(Event::NodeIsCalled),
     ]
 }
@@ -297,7 +306,8 @@ impl Named {
         others.extend(node_ports.map(|(port, id)| (format!("{port:?}"), service(*id))));
         let hosts: BTreeSet<_> = services.host_backends.iter().collect();
         let at: BTreeSet<IpAddr> = services.addresses.keys().collect();
-        others.insert("hosts and addresses".into(), format!("{hosts:?} {at:?}"));
+        let external: BTreeSet<IpAddr> = services.external.keys().collect();
+        others.insert("hosts and addresses".into(), format!("{hosts:?} {at:?} {external:?}"));
         Self {
             addresses: exact.iter().map(|(address, own)| (*address, name(*own))).collect(),
             prefixes: compiled

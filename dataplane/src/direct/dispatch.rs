@@ -31,6 +31,9 @@ const IPV6_MTU_LEAST: u16 = 1280;
 /// Whether a new flow from `ingress` to `backend`, which is behind `egress`, goes there directly. All
 /// others take the way of services without it.
 ///
+/// Not what the backend's node would not believe: it knows a node port by its node's address alone, and
+/// takes wrapped packets from a node's address, as Node objects have them, which need not be all.
+///
 /// Not those of the cluster's own clients: a pod's own node serves them, and a packet with the address of
 /// a node or pod would come to the backend's node from outside.
 #[must_use]
@@ -48,6 +51,7 @@ pub(crate) fn may_dispatch(
         && matches!(key.protocol(), Protocol::TCP | Protocol::UDP)
         && key.source().is_ipv4() == backend.address.is_ipv4()
         && tables.source_nat.cluster.lookup(key.source()).is_none()
+        && (!look.is_node_port() || direct.nodes.contains(&key.destination()))
         && is_reachable(direct, backend.address)
 }
 
@@ -55,9 +59,14 @@ pub(crate) fn may_dispatch(
 fn is_reachable(direct: &Direct, backend: IpAddr) -> bool {
     match direct.dispatch {
         Dispatch::Option => true,
-        Dispatch::Ipip => direct.own(backend).is_some(),
-        Dispatch::Geneve => direct.own(backend).is_some() && node_of(direct, backend).is_some(),
+        Dispatch::Ipip => is_known(direct, backend),
+        Dispatch::Geneve => is_known(direct, backend) && node_of(direct, backend).is_some(),
     }
+}
+
+/// Whether what this node wraps a packet to `like` in bears an address that others know it by.
+fn is_known(direct: &Direct, like: IpAddr) -> bool {
+    direct.own(like).is_some_and(|own| direct.nodes.contains(&own))
 }
 
 fn node_of(direct: &Direct, backend: IpAddr) -> Option<IpAddr> {

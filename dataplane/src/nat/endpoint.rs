@@ -32,8 +32,13 @@ use crate::time::Nanos;
 
 /// Whether a flow that `key` opens by `ingress` is translated by its end point alone.
 pub(crate) fn is_mapped(tables: &Tables, ingress: PortId, key: &FlowKey) -> bool {
-    let nat = &tables.source_nat;
+    let (nat, services) = (&tables.source_nat, &tables.services);
     let destination = key.destination();
+    let is_services = || {
+        services.frontend(key).is_some()
+            || services.addresses.contains(&destination)
+                && !services.external.contains(&destination)
+    };
     nat.mapping == Mapping::EndpointIndependent
         && matches!(
             key.protocol(),
@@ -42,7 +47,7 @@ pub(crate) fn is_mapped(tables: &Tables, ingress: PortId, key: &FlowKey) -> bool
         && tables.port(ingress).is_some_and(|port| port.kind == PortKind::Pod)
         && (nat.is_translated_to(key)
             || nat.of_pod(key.source(), destination).is_some()
-                && !tables.services.addresses.contains(&destination)
+                && !is_services()
                 && !tables.forwarding.endpoints.contains_key(&destination)
                 && !tables.forwarding.node_addresses.contains(&destination))
 }

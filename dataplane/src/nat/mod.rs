@@ -48,6 +48,11 @@ pub struct SourceNat {
     pub v4: Option<Ipv4Addr>,
     /// Source of masqueraded IPv6 packets; `None`: they are dropped.
     pub v6: Option<Ipv6Addr>,
+    /// As whom a host process is seen by a backend in the node's own network: who is behind the host port,
+    /// and not the node, whose answers to itself would go over `lo`. `None`: such packets are dropped.
+    pub host_v4: Option<Ipv4Addr>,
+    /// The same of IPv6.
+    pub host_v6: Option<Ipv6Addr>,
     /// L4 ports (and ICMP identifiers) to translate to, split evenly among workers. The node's
     /// kernel must not use them (`net.ipv4.ip_local_reserved_ports`).
     pub l4_ports: RangeInclusive<u16>,
@@ -78,6 +83,8 @@ impl Default for SourceNat {
         Self {
             v4: None,
             v6: None,
+            host_v4: None,
+            host_v6: None,
             l4_ports: 61_000..=65_535,
             mapping: Mapping::default(),
             non_masquerade: PrefixTable::default(),
@@ -131,6 +138,15 @@ impl SourceNat {
         match destination {
             IpAddr::V4(_) => self.v4.map(IpAddr::V4),
             IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    /// The same for a packet of the node's own that comes back to the node.
+    #[must_use]
+    pub fn address_for_own(&self, destination: IpAddr) -> Option<IpAddr> {
+        match destination {
+            IpAddr::V4(_) => self.host_v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.host_v6.map(IpAddr::V6),
         }
     }
 

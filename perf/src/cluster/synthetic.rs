@@ -118,6 +118,7 @@ impl Size {
                 l4_port: Some(8080),
             }],
             endpoints: endpoints.collect(),
+            left_out: None,
         };
         let address = Ipv4Addr::from_bits(0x0ac0_0000 + number as u32 + 1);
         let service = Service {

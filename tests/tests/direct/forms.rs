@@ -1,12 +1,15 @@
 //! Each form there and back, for every kind of frontend and of backend.
 
 use dataplane::direct::Dispatch;
+use dataplane::lb::FrontendKind;
 use dataplane::packet::Packet;
 use xskiff_tests::packet_builder::{tcp, udp};
-use xskiff_tests::world::{HOST, UPLINK, pod_port};
+use xskiff_tests::simulation::Simulation;
+use xskiff_tests::world::{HOST, UPLINK, World, pod_port};
 
 use crate::{
-    FORMS, added, at, cases, dispatched, node_a, node_b, seen, without_option, without_wrapping,
+    A, B, FORMS, NODES, added, at, cases, dispatched, ip, node_a, node_b, seen, with_services,
+    without_option, without_wrapping,
 };
 
 #[test]
@@ -158,6 +161,33 @@ fn fragments_follow_their_first_by_both_nodes() {
                 assert_eq!(packet.flow_key().source(), at(case.client).ip());
                 assert_eq!(out.len(), frame.len(), "{form:?}");
             }
+        }
+    }
+}
+
+/// A node port by an address of the node that no Node object lists: the backend's node dropped each packet
+/// as `direct-frontend`, or `direct-foreign` where such an address was around it.
+#[test]
+fn what_the_backends_node_would_not_believe_is_translated() {
+    let others: Vec<(&str, &str)> =
+        NODES.into_iter().filter(|(node, _)| !A.contains(node)).collect();
+    for form in FORMS {
+        for case in cases() {
+            let world = B
+                .iter()
+                .fold(World::with_pods(0).as_node(A), |world, own| world.with_neighbour(own));
+            let mut a =
+                Simulation::single(&with_services(world).with_direct(form, &others).tables());
+            let frame = tcp(case.client, case.frontend, "S").build();
+            let wire = dispatched(&mut a, &frame);
+            let is_direct = form == Dispatch::Option && case.kind != FrontendKind::NodePort;
+            if is_direct {
+                assert_eq!(without_option(&wire).1, at(case.frontend), "{case:?}");
+                continue;
+            }
+            let there = seen(&wire);
+            let own = ip(A[usize::from(!at(case.frontend).is_ipv4())]);
+            assert_eq!((there.source.ip(), there.destination), (own, at(case.backend)), "{case:?}");
         }
     }
 }

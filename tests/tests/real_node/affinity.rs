@@ -92,6 +92,14 @@ fn a_clients_backend_is_kept_from_process_to_process_until_its_time_is_over() {
     let (begun, mut asked_last) = (Instant::now(), Instant::now());
     world.add_manifests("sticky.yaml", &service(&[1, 2]));
     wait_for_backends(&world, 2);
+    for client in 0..CLIENTS {
+        let from = format!("100.64.0.{client}");
+        let words = ["service", "trace", "--from", &from, "--to", ADDRESS, "--port", "80"];
+        let traced = world.ask_json(&words);
+        let mut stages = traced["stages"].as_array().expect("stages").iter();
+        assert!(stages.any(|stage| stage["stage"] == "affinity"), "{traced}");
+        assert_eq!(traced["backend"]["address"], "10.244.0.11", "{from} stays there");
+    }
 
     let mut running: Option<Process> = None;
     for signal in [Some(Signal::SIGTERM), Some(Signal::SIGKILL), None] {

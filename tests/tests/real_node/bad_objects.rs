@@ -16,6 +16,10 @@ use crate::world::{PATIENCE, Shape, World};
 const NAMESPACE: &str = "careless";
 /// Outside of every range that the demo's pods and nodes are in.
 const CLAIMED_TWICE: &str = "10.200.0.77";
+/// Of two services.
+const EXTERNAL: &str = "198.51.100.77";
+/// Of another node, and of a service.
+const OTHER_NODE: &str = "198.51.100.88";
 
 fn policy(name: &str, spec: Value) -> (Kind, Value) {
     (
@@ -39,6 +43,53 @@ fn pod(name: &str, metadata: Value) -> (Kind, Value) {
     )
 }
 
+fn service(name: &str, spec: Value) -> (Kind, Value) {
+    (Kind::Service, json!({ "metadata": { "name": name, "namespace": NAMESPACE }, "spec": spec }))
+}
+
+/// Of a service on one port.
+fn slice(service: &str, l4_port: u32, endpoint: &str) -> (Kind, Value) {
+    (
+        Kind::EndpointSlice,
+        json!({
+            "metadata": { "name": format!("{service}-1"), "namespace": NAMESPACE,
+                          "labels": { "kubernetes.io/service-name": service } },
+            "addressType": "IPv4",
+            "ports": [{ "port": l4_port }],
+            "endpoints": [{ "addresses": [endpoint] }],
+        }),
+    )
+}
+
+/// Objects that are used otherwise than they were probably meant: who is told of, and what.
+fn warned() -> (Vec<(Kind, Value)>, [(&'static str, String); 3]) {
+    let port = json!([{ "port": 80 }]);
+    let with = |cluster: &str, external: &str| json!({ "clusterIP": cluster, "externalIPs": [external], "ports": port });
+    let other_node = json!({
+        "metadata": { "name": "elsewhere" },
+        "status": { "addresses": [{ "type": "InternalIP", "address": OTHER_NODE }] },
+    });
+    let objects = vec![
+        service("mixed", json!({ "clusterIP": "10.96.7.1", "ports": port })),
+        slice("mixed", 8080, "fd00::9"),
+        service("vip-a", with("10.96.7.2", EXTERNAL)),
+        service("vip-b", with("10.96.7.3", EXTERNAL)),
+        (Kind::Node, other_node),
+        service("vip-node", with("10.96.7.4", OTHER_NODE)),
+    ];
+    let told = [
+        ("EndpointSlice careless/mixed-1", "fd00::9 is not of the slice's addressType".to_owned()),
+        (
+            "Service careless/vip-b",
+            format!(
+                "listens on {EXTERNAL} port 80/tcp, where Service careless/vip-a listens already"
+            ),
+        ),
+        ("Service careless/vip-node", format!("its address {OTHER_NODE} is node elsewhere's")),
+    ];
+    (objects, told)
+}
+
 /// Each with what its node must say of it.
 fn refused() -> Vec<((Kind, Value), &'static str)> {
     let from = |peer: Value| json!({ "podSelector": {}, "ingress": [{ "from": [peer] }] });
@@ -54,6 +105,19 @@ fn refused() -> Vec<((Kind, Value), &'static str)> {
         (policy("newer", from(json!({ "podSelector": {}, "mood": "good" }))), "mood"),
         (pod("label-bomb", json!({ "labels": bomb })), "labels"),
         (pod("long", long), "bytes"),
+        (
+            service(
+                "range",
+                json!({ "clusterIP": "10.96.7.5", "ports": [{ "port": 80 }],
+                                     "loadBalancerSourceRanges": ["ten"] }),
+            ),
+            "ten",
+        ),
+        (
+            service("port", json!({ "clusterIP": "10.96.7.6", "ports": [{ "port": 70001 }] })),
+            "70001",
+        ),
+        (slice("wide", 70002, "10.200.0.1"), "70002"),
     ]
 }
 
@@ -85,8 +149,9 @@ fn each_object_that_cannot_be_used_is_named_and_nothing_else_is_disturbed() {
     let claimants = ["first", "second"].map(|name| pod(name, json!({})));
     claimants.iter().for_each(|(kind, object)| server.set(*kind, object.clone()));
 
-    let are_all =
-        || told_refused(&world, Kind::NetworkPolicy) == 4 && told_refused(&world, Kind::Pod) == 2;
+    let refused_of =
+        [(Kind::NetworkPolicy, 4), (Kind::Pod, 2), (Kind::Service, 2), (Kind::EndpointSlice, 1)];
+    let are_all = || refused_of.iter().all(|(kind, of)| told_refused(&world, *kind) == *of);
     assert!(wait_until(PATIENCE, are_all).is_some(), "{:#?}", world.status().kubernetes);
     let errors = world.status().kubernetes.expect("followed").refused;
     let log = || std::fs::read_to_string(world.node.process().log()).expect("its log");
@@ -102,6 +167,8 @@ fn each_object_that_cannot_be_used_is_named_and_nothing_else_is_disturbed() {
     for line in [
         "xskiff_kubernetes_refused_objects{kind=\"NetworkPolicy\"} 4",
         "xskiff_kubernetes_refused_objects{kind=\"Pod\"} 2",
+        "xskiff_kubernetes_refused_objects{kind=\"Service\"} 2",
+        "xskiff_kubernetes_refused_objects{kind=\"EndpointSlice\"} 1",
     ] {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
@@ -111,19 +178,29 @@ fn each_object_that_cannot_be_used_is_named_and_nothing_else_is_disturbed() {
     assert!(wait_until(PATIENCE, is_told).is_some(), "{}", world.ask(&["status"]));
     let is_logged = |line: &str| line.contains(&told) && line.contains(&title(&claimants[1]));
     assert!(log().lines().any(is_logged), "{told} is not in the log");
+    let (objects, warnings) = warned();
+    objects.iter().for_each(|(kind, object)| server.set(*kind, object.clone()));
+    for (object, message) in &warnings {
+        let is_told = || world.ask(&["status"]).contains(message.as_str());
+        assert!(wait_until(PATIENCE, is_told).is_some(), "{message}: {}", world.ask(&["status"]));
+        let is_logged = |line: &str| line.contains(message.as_str()) && line.contains(object);
+        assert!(log().lines().any(is_logged), "{object}: {message} is not in the log");
+    }
     let identity = world.ask_json(&["identity", "get", CLAIMED_TWICE]);
     assert!(identity.to_string().contains(&format!("{NAMESPACE}/first")), "{identity}");
     assert_eq!(world.ask_json(&["audit"])["found"], 0);
     clients.iter().for_each(Client::goes_on);
 
-    for (kind, object) in bad.iter().map(|(object, _)| object).chain(&claimants) {
+    for (kind, object) in bad.iter().map(|(object, _)| object).chain(&claimants).chain(&objects) {
         let name = object["metadata"]["name"].as_str().expect("a name");
-        server.store.delete(*kind, NAMESPACE, name).expect("it is there");
+        let namespace = if *kind == Kind::Node { "" } else { NAMESPACE };
+        server.store.delete(*kind, namespace, name).expect("it is there");
     }
     let is_well = || {
         let status = world.status();
         status.kubernetes.is_some_and(|followed| followed.refused.is_empty())
             && !world.ask(&["status"]).contains(&told)
+            && warnings.iter().all(|(_, told)| !world.ask(&["status"]).contains(told.as_str()))
     };
     assert!(wait_until(PATIENCE, is_well).is_some(), "{:#?}", world.status());
     clients.iter().for_each(Client::goes_on);

@@ -1,6 +1,8 @@
 //! Services as load balancers, the cluster and people ask a real node for them: health checks, kube-proxy's
 //! probes, host ports, and what `xskiff service` tells.
 
+use std::net::IpAddr;
+
 use serde_json::Value;
 use xskiff::demo::scene::{BALANCER, CLIENT, CLUSTER_IP, HTTP, NODE, WEB_1, to};
 use xskiff::demo::traffic::fetch;
@@ -18,7 +20,7 @@ kind: Service
 metadata: {name: local, namespace: shop}
 spec:
   type: LoadBalancer
-  clusterIP: 10.96.0.81
+  clusterIPs: [10.96.0.81, 'fd00:10:96::81']
   externalTrafficPolicy: Local
   healthCheckNodePort: 31999
   ports: [{name: http, port: 8081, nodePort: 30081}]
@@ -29,7 +31,16 @@ metadata: {name: local, namespace: shop, labels: {kubernetes.io/service-name: lo
 addressType: IPv4
 ports: [{name: http, port: 8080}]
 endpoints: [{addresses: [10.244.0.11], nodeName: demo-node}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: local-ipv6, namespace: shop, labels: {kubernetes.io/service-name: local}}
+addressType: IPv6
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: ['fd00:10:244::11'], nodeName: demo-node}]
 ";
+/// Its cluster addresses.
+const LOCAL_IP: [&str; 2] = ["10.96.0.81", "fd00:10:96::81"];
 
 /// Status and body of what curl gets from outside.
 fn get(world: &World, address: &str, l4_port: u16, path: &str) -> Option<(u16, Value)> {
@@ -58,6 +69,7 @@ fn health_checks_probes_host_ports_and_what_is_told_of_services() {
         });
     world.add_manifests("local.yaml", LOCAL);
     health_checks(&world);
+    hairpin(&world);
     host_ports(&world);
     told(&world);
     traced(&world);
@@ -87,6 +99,18 @@ fn health_checks(world: &World) {
     assert_eq!(get(world, NODE[0], 10_256, "/livez").expect("an answer").0, 200);
     world.add_manifests("node.yaml", &node);
     wait_for(world, 10_256, "/healthz", 200);
+}
+
+/// A pod whose service leads back to itself sees the node as its client, and is answered.
+fn hairpin(world: &World) {
+    for (family, address) in LOCAL_IP.into_iter().enumerate() {
+        let answers = fetch(world.scene.pod(WEB_1), &to(address, 8081), 3, &["--timeout-ms=1500"]);
+        let node: IpAddr = NODE[family].parse().expect("an address");
+        for answer in answers.expect("asked") {
+            assert_eq!((answer.error, answer.client), (None, Some(node)), "{address}");
+            assert_eq!(answer.server.as_deref(), Some(WEB_1.name), "{address}");
+        }
+    }
 }
 
 /// From outside, with the client's own address; and a pod reaches itself.
@@ -131,6 +155,7 @@ fn told(world: &World) {
     let shown = world.ask_json(&["service", "show", "shop/local"]);
     let connections = shown["ports"][0]["backends"][0]["connections"].as_u64();
     assert!(connections >= Some(1), "{shown}");
+    assert_eq!(shown["ports"][0]["backends"][0]["weight"], 100, "{shown}");
     assert!(world.refusal(&["service", "show", "shop/none"]).contains("xskiff service list"));
 }
 

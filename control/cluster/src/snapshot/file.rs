@@ -15,7 +15,7 @@ use crate::follow::known::Known;
 /// First bytes of every snapshot.
 const MAGIC: [u8; 8] = *b"xskiffCS";
 /// Changes whenever the model's fields do, or anything else of the layout.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 /// Magic, version, time of writing, length of what follows the header.
 const HEADER: usize = 8 + 4 + 8 + 8;
 const DIGEST: usize = 32;

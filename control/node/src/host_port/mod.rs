@@ -43,10 +43,15 @@ pub const HOST_INTERFACE: &str = "xskiff-host";
 pub const PORT_INTERFACE: &str = "xskiff-port";
 /// How we know our own interfaces.
 pub const ALIAS: &str = "xskiff host port";
-/// Gateway of the IPv4 routes; nobody has this address.
+/// Gateway of the IPv4 routes; nobody has this address. A host process that reaches a backend in the node's
+/// own network by a service is seen by it as this.
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 1);
 /// Gateway of the IPv6 routes; nobody has this address.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x0007, 1);
+/// As whom a host process is seen by IPv6 in the same way; nobody has this address. Toward the gateway's,
+/// which is link-local, a UDP server's stack would answer from a link-local address, and not from the one
+/// that was asked.
+pub const HOST_PROCESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd78, 0x736b, 0x6966, 7, 0, 0, 0, 1);
 /// The stack's own link-local address on the pair, given without duplicate detection: nobody
 /// could answer it.
 pub const HOST_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x0007, 2);
@@ -394,9 +399,6 @@ fn configure() -> Result<(), HostPortError> {
     let port =
         |family: &str, setting: &str| format!("net/{family}/conf/{PORT_INTERFACE}/{setting}");
     sysctl::loosen_source_validation(HOST_INTERFACE)?;
-    // A host process that reaches a backend in the host network through a service sees the
-    // node's own address come back by this interface.
-    sysctl::write(&host("ipv4", "accept_local"), "1")?;
     sysctl::write(&host("ipv4", "send_redirects"), "0")?;
     // Until the XDP program is attached our end delivers to the stack, which must not route it.
     sysctl::write(&port("ipv4", "forwarding"), "0")?;

@@ -244,7 +244,8 @@ impl Node {
             asked |= self.ask_neighbour(request);
         }
         let concerned = self.workers.tend_census();
-        if asked || !concerned.is_empty() {
+        let is_released = self.tend_host_backends();
+        if asked || is_released || !concerned.is_empty() {
             self.publisher.concern(concerned);
             self.reconcile().await;
         }

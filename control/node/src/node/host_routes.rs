@@ -27,7 +27,7 @@ pub(super) struct MadeOf {
     forwarding: Arc<Forwarding>,
     sources: (Option<Ipv4Addr>, Option<Ipv6Addr>),
     services: Arc<ServiceRanges>,
-    host_backends: hashbrown::HashSet<(Protocol, u16)>,
+    host_backends: Arc<hashbrown::HashSet<(Protocol, u16)>>,
 }
 
 impl MadeOf {
@@ -69,7 +69,7 @@ impl Node {
             forwarding: Arc::clone(&tables.forwarding),
             sources: (source_v4, source_v6),
             services: Arc::clone(&tables.service_ranges),
-            host_backends: tables.services.host_backends.clone(),
+            host_backends: Arc::clone(&tables.host_backends),
         };
         let before = self.host_routes_of.as_ref();
         if before == Some(&made_of) {
@@ -96,7 +96,7 @@ impl Node {
             destinations: hosts.chain(whole.iter().copied()).collect(),
             source_v4,
             source_v6,
-            backend_l4_ports: tables.services.host_backends.iter().copied().collect(),
+            backend_l4_ports: tables.host_backends.iter().copied().collect(),
         };
         if routes == self.host_routes {
             return None;
@@ -157,7 +157,7 @@ mod tests {
                 forwarding: Arc::clone(&forwarding),
                 sources: (None, None),
                 services: Arc::new(ServiceRanges::new([range].into(), &addresses)),
-                host_backends: hashbrown::HashSet::new(),
+                host_backends: Arc::default(),
             }
         };
         let before = of(&["10.96.0.1", "203.0.113.1"]);

@@ -8,7 +8,7 @@
 //! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
 //! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`], [`endpoint_state`],
 //! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
-//! [`socket_audit`], [`kube_proxy_audit`], [`health`], [`services`], [`service_ranges`], [`host_routes`], [`source_nat`], [`filter`], [`fitting`], [`trace`], [`caught`] and
+//! [`socket_audit`], [`kube_proxy_audit`], [`health`], [`services`], [`service_ranges`], [`host_routes`], [`host_backends`], [`source_nat`], [`filter`], [`fitting`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts, [`worker_health`] sees to workers that fail, [`faults`] makes things fail
 //! by order, and [`supervised`] tells the service manager.
 //!
@@ -71,6 +71,7 @@ pub mod flow_watch;
 pub mod from_config;
 mod hand_over;
 mod health;
+mod host_backends;
 mod host_routes;
 mod host_way;
 mod kube_proxy_audit;
@@ -121,6 +122,7 @@ use flow_log::FlowLog;
 use flow_watch::FlowWatch;
 use hand_over::Claims;
 use health::Health;
+use host_backends::HostBackends;
 use host_way::make_host_port;
 use kube_proxy_audit::KubeProxyAudit;
 use network_claim::NetworkClaim;
@@ -210,6 +212,7 @@ pub struct Node {
     told: Option<(Arc<Tables>, OnStall)>,
     host_routes: crate::host_port::HostRoutes,
     host_routes_of: Option<host_routes::MadeOf>,
+    host_backends: HostBackends,
     cluster: feed::Receiver,
     config: watch::Receiver<ConfigUpdate>,
     in_force: Option<InForce>,
@@ -310,6 +313,7 @@ impl Node {
             Ok((mut node, port)) => {
                 node.host = pair.zip(port).map(|(pair, port)| HostWay { pair, port });
                 node.take_over_endpoints();
+                node.begin_host_backends();
                 node.reconcile().await;
                 node.begin_to_receive();
                 node.adopt_admitted().await;
@@ -395,6 +399,7 @@ impl Node {
             told: None,
             host_routes: crate::host_port::HostRoutes::default(),
             host_routes_of: None,
+            host_backends: HostBackends::default(),
             cluster: told.cluster,
             config: told.config,
             in_force: told.in_force,

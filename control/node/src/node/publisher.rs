@@ -14,6 +14,7 @@ use std::sync::Arc;
 use control::audit::AbsentTargets;
 use control::compile::{Affected, Compiled, NodeView, Stage, Warning};
 use control::store::{Change, ClusterState};
+use dataplane::address::Protocol;
 use dataplane::connections::Connections;
 use dataplane::direct::Direct;
 use dataplane::epochs::Epochs;
@@ -82,6 +83,8 @@ pub struct FlowSettings {
     pub direct: Option<Arc<Direct>>,
     /// See [`Tables::service_ranges`].
     pub service_ranges: Arc<ServiceRanges>,
+    /// See [`Tables::host_backends`].
+    pub host_backends: Arc<hashbrown::HashSet<(Protocol, u16)>>,
 }
 
 /// What the kernel's view gave beside tables.
@@ -203,6 +206,7 @@ impl Publisher {
             limits,
             direct,
             service_ranges,
+            host_backends,
         } = flows;
         let built = self.builder.build(inputs);
         let old = Arc::clone(&self.tables);
@@ -229,7 +233,8 @@ impl Publisher {
             || old.flows_per_endpoint_max != per_endpoint_max
             || old.limits.as_ref().map(Arc::as_ptr) != limits.as_ref().map(Arc::as_ptr)
             || old.direct.as_ref().map(Arc::as_ptr) != direct.as_ref().map(Arc::as_ptr)
-            || old.service_ranges != service_ranges;
+            || old.service_ranges != service_ranges
+            || old.host_backends != host_backends;
         let tables = changed.then(|| {
             let (generation, epochs) = next_epochs(&old, affected, census, built.renumbered);
             Arc::new(Tables {
@@ -243,6 +248,7 @@ impl Publisher {
                     Arc::clone(&old.forwarding)
                 },
                 services: Arc::clone(&self.compiled.services),
+                host_backends,
                 service_ranges,
                 direct,
                 identities: Arc::clone(&self.compiled.identities),
@@ -314,7 +320,7 @@ fn by_ports(old: &[Option<Port>], new: &[Option<Port>]) -> Affected {
 
 #[cfg(test)]
 mod tests {
-    use dataplane::address::{MacAddr, Protocol};
+    use dataplane::address::MacAddr;
     use dataplane::charge::Charge;
     use dataplane::conntrack::{Life, Seen};
     use dataplane::flow::{FlowRoute, Origin};

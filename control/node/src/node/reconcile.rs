@@ -27,7 +27,7 @@ use crate::netlink::KernelView;
 use crate::netlink::neighbours::{ASKED_MAX, FORGET_FAILED};
 use crate::ours::Ours;
 use crate::ports::{self, PortRequest, PortTable};
-use crate::workers::Workers;
+use crate::workers::{Workers, monotonic_now};
 
 /// What is told of an uplink that may come later.
 const ABSENT: &str = "it is not there yet, so that nothing goes and comes by it; it becomes a port when it \
@@ -127,6 +127,8 @@ impl Node {
             let service_ranges = self.service_ranges(&view);
             let source_nat = self.source_nat(&view, &service_ranges);
             let (limits, direct) = (self.limits(), self.direct(&view));
+            let listed = &self.publisher.compiled().services.host_backends;
+            let host_backends = self.host_backends.follow(listed, monotonic_now());
             self.lap(Reconcile::SourceNat, &mut began);
             let (forwarding, endpoints) = (self.forwarding_ports(&view), self.endpoint_addresses());
             let asked: BTreeSet<_> = self.asked.keys().copied().collect();
@@ -147,6 +149,7 @@ impl Node {
                 limits,
                 direct,
                 service_ranges,
+                host_backends,
             };
             let census = self.workers.census_mut();
             self.publisher.update(ports, &inputs, &source_nat, flows, census)

@@ -9,6 +9,7 @@ use control::admin::service::{ServiceDetail, ServiceTraceQuestion, ServiceTraceR
 use control::admin::{AdminError, parse_protocol};
 use control::compile::inventory::policy_name;
 use dataplane::DropReason;
+use dataplane::affinity;
 use dataplane::choice::{hash_for, traffic_policy};
 use dataplane::decision::{self, Decision, NewPacket};
 use dataplane::direct::Role;
@@ -108,6 +109,7 @@ impl Node {
             address: backend.address,
             l4_port: backend.l4_port,
             local: backend.local,
+            weight: backend.weight,
         });
         ServiceInfo {
             name: service.name.to_string(),
@@ -163,18 +165,26 @@ impl Node {
         let mut report = ServiceTraceReport::default();
         let (ingress, whose) = self.ingress_of(*from)?;
         report.stages.push(stage("client", format!("{from} port {source_port}, {whose}")));
+        let tables = self.publisher.tables();
+        let remembered =
+            affinity::remembered_in(self.workers.flows(), tables, &key, monotonic_now());
         self.describe_choice(&key, ingress, &mut report);
+        if let Some((address, l4_port)) = remembered {
+            let backend = Peer { address, l4_port };
+            let finding = format!("{backend} is what the client had lately, if it is usable");
+            report.stages.push(stage("affinity", finding));
+        }
         let new = NewPacket {
             key,
             tcp_flags: if protocol == dataplane::address::Protocol::TCP { 2 } else { 0 },
             may_begin: true,
             hairpin: None,
             directed: None,
-            remembered: None,
+            remembered,
             moment: 0,
             may_be_lost_reply: false,
         };
-        let decided = decision::decide(self.publisher.tables(), ingress, &new);
+        let decided = decision::decide(tables, ingress, &new);
         let findings = match &decided {
             Ok(Decision::Admit(admission)) => Some(admission.findings),
             Ok(Decision::Foreign(_) | Decision::Unresolved(..)) => None,
@@ -228,8 +238,9 @@ impl Node {
     fn describe_choice(&self, key: &FlowKey, ingress: PortId, report: &mut ServiceTraceReport) {
         let tables = self.publisher.tables();
         let services = &tables.services;
+        let from = tables.port(ingress).map_or(PortKind::Uplink, |port| port.kind);
         let Some((id, kind)) = services.frontend(key) else {
-            let none = match tables.unserved(key.destination()) {
+            let none = match tables.unserved(from, key.destination()) {
                 Some(DropReason::NoServicePort) => "none on this port of a service's address",
                 Some(_) => "none: the address is in a range of services, and no service's",
                 None => "none: the address is no service's",
@@ -240,7 +251,7 @@ impl Node {
         let Some(service) = services.get(id) else { return };
         let frontend = format!("{} of {}", frontend_label(kind), service.name);
         report.stages.push(stage("frontend", frontend));
-        let from_outside = tables.port(ingress).is_some_and(|port| port.kind == PortKind::Uplink);
+        let from_outside = from == PortKind::Uplink;
         let policy = traffic_policy(service, kind, from_outside);
         let by = match kind {
             FrontendKind::ClusterIp => "internalTrafficPolicy",

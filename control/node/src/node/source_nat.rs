@@ -16,6 +16,7 @@ use dataplane::nat::{SourceNat, Translation};
 
 use super::Node;
 use super::reconciles::Reconcile;
+use crate::host_port::{GATEWAY_V4, HOST_PROCESS_V6};
 use crate::netlink::KernelView;
 
 /// Begins the names of errors about rules.
@@ -52,8 +53,9 @@ impl RuleAddresses {
 /// nodes and the addresses of its services alone.
 #[derive(Debug, Default)]
 pub(super) struct Inside {
-    /// What the first tables were made of: configured ranges, changes of nodes, services' addresses.
-    made_of: Option<([Vec<Prefix>; 2], u64, AddressSet)>,
+    /// What the first tables were made of: configured ranges, changes of nodes, services' addresses and
+    /// the external ones among them.
+    made_of: Option<([Vec<Prefix>; 2], u64, [AddressSet; 2])>,
     cluster: [PrefixTable<()>; 2],
     /// The node's own addresses and its pods', which the second ones have as well.
     here: BTreeSet<IpAddr>,
@@ -62,7 +64,7 @@ pub(super) struct Inside {
 
 impl Inside {
     /// The ranges of each of `configured`, with all of the cluster, `services`' addresses among it, and what
-    /// is `here`.
+    /// is `here`. Not those addresses that are external: who has one outside sees a pod as anybody does.
     fn tables(
         &mut self,
         configured: [&[Prefix]; 2],
@@ -70,10 +72,11 @@ impl Inside {
         services: &AddressSet,
         here: BTreeSet<IpAddr>,
     ) -> [PrefixTable<()>; 2] {
+        let external = &compiled.services.external;
         let is_known = self.made_of.as_ref().is_some_and(|(ranges, nodes, addresses)| {
             ranges.iter().zip(configured).all(|(own, configured)| own == configured)
                 && *nodes == compiled.node_changes()
-                && addresses == services
+                && addresses.each_ref() == [services, external]
         });
         if is_known && self.here == here {
             return self.whole.clone();
@@ -84,12 +87,13 @@ impl Inside {
                 node.pod_cidrs.iter().copied().chain(addresses)
             });
             let ranges: PrefixTable<()> = of_nodes
-                .chain(services.keys().map(Prefix::host))
+                .chain(services.keys().filter(|own| !external.contains(own)).map(Prefix::host))
                 .map(|prefix| (prefix, ()))
                 .collect();
             self.cluster = configured.map(|configured| with(&ranges, configured.iter().copied()));
             let ranges = configured.map(<[Prefix]>::to_vec);
-            self.made_of = Some((ranges, compiled.node_changes(), services.clone()));
+            let addresses = [services.clone(), external.clone()];
+            self.made_of = Some((ranges, compiled.node_changes(), addresses));
         }
         let hosts = || here.iter().copied().map(Prefix::host);
         self.whole = self.cluster.each_ref().map(|table| with(table, hosts()));
@@ -138,6 +142,8 @@ impl Node {
         SourceNat {
             v4: snat.v4.or(v4),
             v6: snat.v6.or(v6),
+            host_v4: self.host.as_ref().map(|_| GATEWAY_V4),
+            host_v6: self.host.as_ref().map(|_| HOST_PROCESS_V6),
             l4_ports: snat.l4_ports.clone(),
             mapping: snat.mapping,
             non_masquerade,

@@ -107,6 +107,7 @@ impl Compiled {
                     l4_port: at.1,
                     node: endpoint.node.as_deref().map(str::to_owned),
                     local: *local_to,
+                    weight: self.weights.of(at.0, &self.claims, &self.state),
                     state: state_of(endpoint).into(),
                     in_cluster,
                     in_local,

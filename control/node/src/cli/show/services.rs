@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use control::admin::reply::{BackendInfo, FrontendInfo, Peer, ServiceInfo};
 use control::admin::service::{ServiceDetail, ServiceTraceReport};
+use control::model::WEIGHT_DEFAULT;
 
 use super::or_none;
 use crate::cli::table::{Table, grouped};
@@ -12,8 +13,14 @@ pub(super) fn services(list: &[ServiceInfo]) -> String {
     let mut table = Table::new(&["SERVICE", "KIND", "FRONTEND", "CHOICE", "WAY BACK", "BACKENDS"]);
     for service in list {
         let backend = |backend: &BackendInfo| {
-            let peer = Peer { address: backend.address, l4_port: backend.l4_port };
-            if backend.local { format!("{peer} (here)") } else { peer.to_string() }
+            let mut text = Peer { address: backend.address, l4_port: backend.l4_port }.to_string();
+            if backend.weight != WEIGHT_DEFAULT {
+                let _ = write!(text, " weight {}", backend.weight);
+            }
+            if backend.local {
+                text += " (here)";
+            }
+            text
         };
         let backends: Vec<String> = service.backends.iter().map(backend).collect();
         let backends = if backends.is_empty() { "none usable".into() } else { backends.join(", ") };
@@ -80,6 +87,7 @@ pub(super) fn service(detail: &ServiceDetail) -> String {
             "BACKEND",
             "NODE",
             "STATE",
+            ">WEIGHT",
             "USED BY",
             ">CONNECTIONS",
             ">BYTES",
@@ -97,6 +105,7 @@ pub(super) fn service(detail: &ServiceDetail) -> String {
                 Peer { address: backend.address, l4_port: backend.l4_port }.to_string(),
                 if backend.local { format!("{node} (here)") } else { node },
                 backend.state.clone(),
+                backend.weight.to_string(),
                 used.into(),
                 grouped(backend.connections),
                 backend.bytes.map_or_else(|| "-".into(), grouped),
