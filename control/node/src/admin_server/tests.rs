@@ -97,12 +97,26 @@ async fn a_second_process_on_the_same_directory_is_refused_and_a_killed_one_is_n
 }
 
 #[tokio::test]
-async fn a_directory_that_lets_others_in_is_refused_with_the_way_out() {
+async fn a_directory_that_others_may_write_is_refused_with_the_way_out() {
     let directory = tempfile::tempdir().unwrap();
-    let open = std::fs::Permissions::from_mode(0o755);
+    let open = std::fs::Permissions::from_mode(0o775);
     std::fs::set_permissions(directory.path(), open).unwrap();
     let error = RunDirectory::claim(directory.path()).unwrap_err().to_string();
     assert!(error.contains("chmod 700"), "{error}");
+}
+
+/// A fresh installation by the manifests never started: the kubelet makes the volume's directory so.
+#[tokio::test]
+async fn a_directory_that_the_kubelet_made_is_closed_to_others_and_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), open).unwrap();
+    // Pods were admitted already.
+    std::fs::create_dir(directory.path().join("admitted")).unwrap();
+    let run = RunDirectory::claim(directory.path()).unwrap();
+    let mode = std::fs::metadata(directory.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    assert!(AdminServer::start(&run).is_ok());
 }
 
 #[tokio::test]
