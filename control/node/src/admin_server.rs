@@ -37,6 +37,8 @@ pub const REPLIES_MAX: usize = 256;
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The control loop may take so long for a request's first reply.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Why whoever waits for an answer is hung up on: the process ends, or has lost the request in a panic.
+const NO_ANSWER: &str = "the process ends, or lost its request";
 /// What may lie in the run directory before any node process has been there: words of the CNI plugin.
 const LEFT_IN_ADVANCE: [&str; 1] = [ADMITTED_DIRECTORY];
 
@@ -342,18 +344,28 @@ async fn answer(
     writer: &mut OwnedWriteHalf,
 ) -> Result<(), &'static str> {
     let (reply, mut replies) = mpsc::channel(REPLIES_MAX);
-    let late = || {
-        let detail = "the control thread does not answer; packets go on meanwhile".into();
-        Reply::Error(AdminError::Failed { detail })
-    };
-    if timeout(ANSWER_TIMEOUT, calls.send(Call { request, reply, peer })).await.is_err() {
-        return send(writer, &late()).await;
+    match timeout(ANSWER_TIMEOUT, calls.send(Call { request, reply, peer })).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => return Err(NO_ANSWER),
+        Err(_) => {
+            let what =
+                "requests to the control thread, which does not answer (packets go on)".into();
+            let busy = AdminError::Busy { what, limit: CALLS_MAX as u64 };
+            return send(writer, &Reply::Error(busy)).await;
+        }
     }
     counts.calls.note((CALLS_MAX - calls.capacity()) as u64);
+    let mut is_stream = false;
     match timeout(ANSWER_TIMEOUT, replies.recv()).await {
-        Ok(Some(first)) if !matches!(first, Reply::Item(_)) => return send(writer, &first).await,
-        Ok(Some(first)) => send(writer, &first).await?,
-        Ok(None) => return send(writer, &late()).await,
+        Ok(Some(first)) => {
+            send(writer, &first).await?;
+            is_stream = matches!(first, Reply::Item(_));
+            if !is_stream {
+                return Ok(());
+            }
+        }
+        // Nobody has refused what was asked: hung up, the client asks the next process.
+        Ok(None) => return Err(NO_ANSWER),
         // A stream may be silent for long; anything else is overdue.
         Err(_) => {}
     }
@@ -361,13 +373,14 @@ async fn answer(
         tokio::select! {
             reply = replies.recv() => match reply {
                 Some(reply) => {
-                    let ended = !matches!(reply, Reply::Item(_));
+                    is_stream = matches!(reply, Reply::Item(_));
                     send(writer, &reply).await?;
-                    if ended {
+                    if !is_stream {
                         return Ok(());
                     }
                 }
-                None => return send(writer, &Reply::End { lost: 0 }).await,
+                None if is_stream => return send(writer, &Reply::End { lost: 0 }).await,
+                None => return Err(NO_ANSWER),
             },
             // While a stream runs the client says nothing; end of file means that it left.
             heard = reader.fill_buf() => match heard {

@@ -290,3 +290,50 @@ async fn hostile_lines_are_refused_one_by_one_in_few_words() {
     }
     assert_eq!(ask(&mut client, &count_request()).await, Reply::Count(7));
 }
+
+/// Whoever asked was told "the control thread does not answer", which the CNI plugin took for a refusal
+/// of the pod.
+#[tokio::test]
+async fn whoever_waits_while_the_process_ends_is_hung_up_on_without_a_word() {
+    let (world, mut calls) = world();
+    let request = encode_request(Request::Drops).unwrap();
+    let hung_up = async |mut client: BufReader<UnixStream>| {
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(String::from_utf8(rest).unwrap(), "");
+    };
+    let mut taken = client(&world).await;
+    taken.get_mut().write_all(&request).await.unwrap();
+    drop(calls.recv().await.unwrap());
+    hung_up(taken).await;
+    // One that was never looked at, and one that comes when nobody looks any more.
+    let mut waiting = client(&world).await;
+    waiting.get_mut().write_all(&request).await.unwrap();
+    while calls.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    drop(calls);
+    hung_up(waiting).await;
+    let mut late = client(&world).await;
+    late.get_mut().write_all(&request).await.unwrap();
+    hung_up(late).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_finds_the_control_thread_hanging_is_told_that_it_is_busy() {
+    let (world, calls) = world();
+    let request = encode_request(Request::Drops).unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..CALLS_MAX {
+        let pod = Request::EndpointRemove { name: "shop/web".into() };
+        let mut client = client(&world).await;
+        client.get_mut().write_all(&encode_request(pod).unwrap()).await.unwrap();
+        clients.push(client);
+    }
+    while calls.len() < CALLS_MAX {
+        tokio::task::yield_now().await;
+    }
+    let mut late = client(&world).await;
+    let told = ask(&mut late, &request).await;
+    assert!(matches!(told, Reply::Error(AdminError::Busy { .. })), "{told:?}");
+}
