@@ -246,3 +246,17 @@ fn whoever_takes_the_chart_away_as_documented_leaves_nothing_attached() {
     let places = order.map(|step| commands.find(step).unwrap_or_else(|| panic!("no {step}")));
     assert!(places.is_sorted(), "{commands}");
 }
+
+/// `helm install --create-namespace` gives it none, and the pods were not admitted.
+#[test]
+fn whoever_installs_the_chart_is_told_the_label_of_its_namespace() {
+    let file = root().join("deploy/kubernetes/namespace.yaml");
+    let namespace = std::fs::read_to_string(file).expect("a manifest");
+    let namespace: serde_json::Value = serde_saphyr::from_str(&namespace).expect("YAML");
+    let commands = section("operations.md", "### On Kubernetes");
+    for (key, value) in namespace["metadata"]["labels"].as_object().expect("labels") {
+        let value = value.as_str().expect("text");
+        let line = format!("kubectl label namespace xskiff {key}={value}");
+        assert!(commands.contains(&line), "{line}: {commands}");
+    }
+}
