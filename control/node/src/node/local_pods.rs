@@ -185,7 +185,6 @@ impl Node {
             if let Some(port) = self.ports.remove(&self.workers, endpoint.port) {
                 self.running_pods.leave_out([port.attachment.ifindex]);
             }
-            self.seen.remove(&endpoint.port);
             give_back(&endpoint.spec, &endpoint.changed);
             self.leaving.push(endpoint);
         }

@@ -225,9 +225,6 @@ pub struct Node {
     /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
     stall_after_ns: Arc<AtomicU64>,
     asked: BTreeMap<(PortId, IpAddr), Instant>,
-    /// Ports whose interface the kernel's view has shown: one that is missing from it and was
-    /// never there is only newer than the view.
-    seen: BTreeSet<PortId>,
     limits_in_force: bandwidth::LimitsInForce,
     /// Uplinks that are not there, as told.
     absent: BTreeSet<String>,
@@ -408,7 +405,6 @@ impl Node {
             direct: direct::Known::default(),
             stall_after_ns,
             asked: BTreeMap::new(),
-            seen: BTreeSet::new(),
             limits_in_force: bandwidth::LimitsInForce::default(),
             absent: BTreeSet::new(),
             wrong_mtus: BTreeMap::new(),
