@@ -262,6 +262,7 @@ impl Node {
         self.forget_silent_neighbours();
         self.tell_program();
         self.retry_programs();
+        self.retry_flushes();
         self.retry_uplinks().await;
         self.retry_awaited().await;
         self.adopt_admitted().await;

@@ -315,6 +315,7 @@ impl Node {
         let tables = self.publisher.tables();
         let addresses = tables.port(port).map(|port| port.addresses.to_vec()).unwrap_or_default();
         self.flush_addresses(&addresses);
+            let object = format!("address {address}");
     }
 
     fn flush_addresses(&mut self, addresses: &[IpAddr]) {
@@ -323,7 +324,28 @@ impl Node {
             let refused = self.workers.send(|| Command::Flush(filter.clone()));
             if refused > 0 {
                 let message = format!("{refused} workers could not be told to end its flows");
-                self.failed(Reconcile::Endpoints, format!("address {address}"), message);
+                self.failed(Reconcile::Endpoints, object, message);
+
+    /// Tells workers again to end flows of pods that are gone, where they took no word; not those of a pod that
+    /// has the address by now.
+    pub(super) fn retry_flushes(&mut self) {
+        if self.unflushed.is_empty() {
+            return;
+        }
+        let has = |address: &IpAddr| {
+            self.endpoints.iter().any(|endpoint| endpoint.spec.addresses.contains(address))
+        };
+        let (anothers, nobodys): (Vec<IpAddr>, Vec<IpAddr>) =
+            self.unflushed.iter().copied().partition(has);
+        for address in anothers {
+            self.unflushed.remove(&address);
+            self.errors.clear(&format!("address {address}"));
+        }
+        self.flush_addresses(&nobodys);
+    }
+                self.unflushed.insert(*address);
+            } else if self.unflushed.remove(address) {
+                self.errors.clear(&object);
             }
         }
     }

@@ -228,6 +228,8 @@ pub struct Node {
     limits_in_force: bandwidth::LimitsInForce,
     /// Uplinks that are not there, as told.
     absent: BTreeSet<String>,
+    /// Addresses of gone pods whose flows workers could not be told to end.
+    unflushed: BTreeSet<IpAddr>,
     /// Ports' interfaces whose MTU has outgrown packet memory, and what is wrong.
     wrong_mtus: BTreeMap<String, String>,
     errors: ErrorLog,
@@ -422,6 +424,7 @@ impl Node {
             readiness,
             supervised: Supervised::default(),
             admin,
+            unflushed: BTreeSet::new(),
             calls,
             http,
             health,

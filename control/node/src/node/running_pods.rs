@@ -44,6 +44,8 @@ pub(super) struct RunningPods {
     found: BTreeMap<ObjectName, u32>,
     /// Those that are being adopted.
     asked: BTreeMap<ObjectName, mpsc::Receiver<Reply>>,
+    /// Those that were to be adopted and could not, of which it is told until they are endpoints or gone.
+    failed: BTreeSet<ObjectName>,
     /// The others, and why.
     outside: BTreeMap<ObjectName, String>,
     /// Interfaces of endpoints that were removed on request.
@@ -198,16 +200,14 @@ impl Node {
             is_open
         });
         for (name, reply) in answered {
-            let object = format!("running pod {name}");
             match reply {
                 Some(Reply::Endpoint(endpoint)) => {
                     tracing::info!(endpoint = %name, interface = endpoint.interface, "adopted");
                     self.running_pods.adopted += 1;
-                    self.errors.clear(&object);
                 }
                 // It is tried again.
-                Some(Reply::Error(error)) => self.failed(Reconcile::Endpoints, object, error),
-                _ => self.failed(Reconcile::Endpoints, object, "it was lost; it is tried again"),
+                Some(Reply::Error(error)) => self.note_not_adopted(name, error.to_string()),
+                _ => self.note_not_adopted(name, "it was lost; it is tried again".into()),
             }
         }
     }
@@ -220,6 +220,26 @@ impl Node {
             adopted: *adopted,
             under_way: asked.len() as u64,
             outside: outside.len() as u64,
+        self.forget_not_adopted();
+    }
+
+    fn note_not_adopted(&mut self, name: ObjectName, why: String) {
+        self.failed(Reconcile::Endpoints, object_of(&name), why);
+        self.running_pods.failed.insert(name);
+    }
+
+    /// Of pods that became endpoints, however, or went away, nothing is wrong any more.
+    fn forget_not_adopted(&mut self) {
+        if self.running_pods.failed.is_empty() {
+            return;
+        }
+        let asked = self.running_pods.asked.keys();
+        let left = self.unregistered_pods().map(|pod| &pod.name).chain(asked);
+        let left: BTreeSet<ObjectName> = left.cloned().collect();
+        for name in self.running_pods.failed.difference(&left) {
+            self.errors.clear(&object_of(name));
+        }
+        self.running_pods.failed.retain(|name| left.contains(name));
             named: named
                 .map(|(name, why)| PodOutside { pod: name.to_string(), why: why.clone() })
                 .collect(),
@@ -237,6 +257,11 @@ fn place<'a>(addresses: &[IpAddr], ends: &'a [PodEnd]) -> Result<&'a PodEnd, Str
         );
     };
     if let Some(other) = found.next() {
+/// What errors about one that is to be adopted are called.
+fn object_of(name: &ObjectName) -> String {
+    format!("running pod {name}")
+}
+
         let (one, other) = (&end.interface, &other.interface);
         return Err(format!("its addresses are behind {one} and behind {other}"));
     }
