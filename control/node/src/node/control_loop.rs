@@ -66,7 +66,7 @@ enum Event {
 }
 
 impl Node {
-    /// Runs until `stop` is ready (in a process, [`super::termination`]), then takes everything away.
+    /// Runs until `stop` is ready (in a process, [`super::Termination::told`]), then takes everything away.
     ///
     /// # Errors
     /// What `stop` gave, or [`NodeError`] when workers, the follower or the control thread failed for

@@ -29,7 +29,7 @@ use control::config::{Config, OnExit};
 use dataplane::port::PortId;
 use dataplane::tables::Tables;
 use dataplane::time::Nanos;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use xdp_redirect::rules::OnStall;
 
@@ -258,22 +258,35 @@ pub struct Node {
     _directory: RunDirectory,
 }
 
-/// Waits for SIGTERM or SIGINT, which end the process cleanly.
-///
-/// # Errors
-/// [`NodeError::System`] when they cannot be listened to.
-pub async fn termination() -> Result<(), NodeError> {
-    let listen = |kind| {
-        signal(kind).map_err(|source| NodeError::System { action: "listen to signals", source })
-    };
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    };
-    tracing::info!(signal = name, "ending");
-    Ok(())
+/// SIGTERM and SIGINT, which end the process cleanly. Heard from its making on, so that none is lost between
+/// two who wait for it: once heard, a signal does not end a process by itself any more.
+#[derive(Debug)]
+pub struct Termination {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Termination {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// [`NodeError::System`].
+    pub fn listen() -> Result<Self, NodeError> {
+        let listen = |kind| {
+            signal(kind).map_err(|source| NodeError::System { action: "listen to signals", source })
+        };
+        let terminate = listen(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Waits for either. May be dropped and called again.
+    pub async fn told(&mut self) {
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "ending");
+    }
 }
 
 impl Node {
