@@ -267,6 +267,7 @@ impl Node {
         self.retry_awaited().await;
         self.adopt_admitted().await;
         self.adopt_running_pods().await;
+        self.look_after_unread();
         self.note_chain();
         self.follow_health_checks();
         self.mend_host_routes().await;

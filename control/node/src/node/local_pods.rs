@@ -215,13 +215,7 @@ impl Node {
 
     /// Takes the endpoints of the process before over, as far as their interfaces are there still.
     pub(super) fn take_over_endpoints(&mut self) {
-        match self.record.read() {
-            Ok(remembered) => {
-                self.awaited = remembered.endpoints;
-                self.running_pods.leave_out(remembered.removed);
-            }
-            Err(error) => self.failed(Reconcile::Endpoints, BEFORE, error),
-        }
+        self.read_record();
         self.bring_up_awaited();
     }
 
@@ -315,16 +309,22 @@ impl Node {
         let tables = self.publisher.tables();
         let addresses = tables.port(port).map(|port| port.addresses.to_vec()).unwrap_or_default();
         self.flush_addresses(&addresses);
-            let object = format!("address {address}");
     }
 
     fn flush_addresses(&mut self, addresses: &[IpAddr]) {
         for address in addresses {
             let filter = FlushFilter::of_gone_pod(Prefix::host(*address));
             let refused = self.workers.send(|| Command::Flush(filter.clone()));
+            let object = format!("address {address}");
             if refused > 0 {
                 let message = format!("{refused} workers could not be told to end its flows");
                 self.failed(Reconcile::Endpoints, object, message);
+                self.unflushed.insert(*address);
+            } else if self.unflushed.remove(address) {
+                self.errors.clear(&object);
+            }
+        }
+    }
 
     /// Tells workers again to end flows of pods that are gone, where they took no word; not those of a pod that
     /// has the address by now.
@@ -342,12 +342,6 @@ impl Node {
             self.errors.clear(&format!("address {address}"));
         }
         self.flush_addresses(&nobodys);
-    }
-                self.unflushed.insert(*address);
-            } else if self.unflushed.remove(address) {
-                self.errors.clear(&object);
-            }
-        }
     }
 }
 

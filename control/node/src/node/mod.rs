@@ -6,7 +6,7 @@
 //! between), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
 //! what published), [`arrivals`], [`local_pods`], [`attachments`], [`running_pods`] and [`bypassed_rules`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
 //! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
-//! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`], [`endpoint_state`],
+//! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`], [`unread_record`], [`endpoint_state`],
 //! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
 //! [`socket_audit`], [`kube_proxy_audit`], [`health`], [`services`], [`service_ranges`], [`host_routes`], [`source_nat`], [`filter`], [`fitting`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts, [`worker_health`] sees to workers that fail, [`faults`] makes things fail
@@ -96,6 +96,7 @@ mod socket_audit;
 mod source_nat;
 mod supervised;
 pub mod trace;
+mod unread_record;
 pub mod usage;
 pub mod verdict;
 mod worker_health;
@@ -132,6 +133,7 @@ use service_ranges::KnownRanges;
 use socket_audit::SocketAudit;
 use source_nat::{Inside, RuleAddresses};
 use supervised::{Supervised, stalled_workers};
+use unread_record::UnreadRecord;
 use worker_health::WorkerHealth;
 
 /// Status requests under way from the HTTP thread.
@@ -192,6 +194,7 @@ pub struct Node {
     record: EndpointRecord,
     /// Endpoints of the process before that could not be taken over yet.
     awaited: Vec<Recorded>,
+    unread: UnreadRecord,
     running_pods: RunningPods,
     /// How the CNI plugin's endpoints fared.
     attached: CniStatus,
@@ -225,11 +228,11 @@ pub struct Node {
     /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
     stall_after_ns: Arc<AtomicU64>,
     asked: BTreeMap<(PortId, IpAddr), Instant>,
+    /// Addresses of gone pods whose flows workers could not be told to end.
+    unflushed: BTreeSet<IpAddr>,
     limits_in_force: bandwidth::LimitsInForce,
     /// Uplinks that are not there, as told.
     absent: BTreeSet<String>,
-    /// Addresses of gone pods whose flows workers could not be told to end.
-    unflushed: BTreeSet<IpAddr>,
     /// Ports' interfaces whose MTU has outgrown packet memory, and what is wrong.
     wrong_mtus: BTreeMap<String, String>,
     errors: ErrorLog,
@@ -395,6 +398,7 @@ impl Node {
             leaving: Vec::new(),
             record: EndpointRecord::new(directory.path()),
             awaited: Vec::new(),
+            unread: UnreadRecord::default(),
             running_pods: RunningPods::default(),
             attached: CniStatus::default(),
             chain: told.chain,
@@ -420,6 +424,7 @@ impl Node {
             direct: direct::Known::default(),
             stall_after_ns,
             asked: BTreeMap::new(),
+            unflushed: BTreeSet::new(),
             limits_in_force: bandwidth::LimitsInForce::default(),
             absent: BTreeSet::new(),
             wrong_mtus: BTreeMap::new(),
@@ -437,7 +442,6 @@ impl Node {
             readiness,
             supervised: Supervised::default(),
             admin,
-            unflushed: BTreeSet::new(),
             calls,
             http,
             health,

@@ -118,8 +118,18 @@ impl Node {
         }
     }
 
+    /// Whether it is known which pods are this node's, and there are any.
+    pub(super) fn are_own_pods_known(&self) -> bool {
+        self.running_pods.ours.as_ref().is_some_and(|ours| !ours.is_empty())
+    }
+
+    /// Whether some are about to become endpoints.
+    pub(super) fn are_pods_being_adopted(&self) -> bool {
+        !self.running_pods.asked.is_empty()
+    }
+
     /// Those of this node that should have an interface here and are no endpoint, nor about to be one.
-    fn unregistered_pods(&self) -> impl Iterator<Item = &Pod> {
+    pub(super) fn unregistered_pods(&self) -> impl Iterator<Item = &Pod> {
         let has_interface =
             |pod: &&Pod| !pod.host_network && !pod.is_completed() && !pod.addresses.is_empty();
         let is_known = |pod: &Pod| {
@@ -210,16 +220,6 @@ impl Node {
                 _ => self.note_not_adopted(name, "it was lost; it is tried again".into()),
             }
         }
-    }
-
-    /// How they stand.
-    pub(super) fn running_pods_status(&self) -> RunningPodsStatus {
-        let RunningPods { outside, asked, adopted, .. } = &self.running_pods;
-        let named = outside.iter().take(NAMED);
-        RunningPodsStatus {
-            adopted: *adopted,
-            under_way: asked.len() as u64,
-            outside: outside.len() as u64,
         self.forget_not_adopted();
     }
 
@@ -240,11 +240,26 @@ impl Node {
             self.errors.clear(&object_of(name));
         }
         self.running_pods.failed.retain(|name| left.contains(name));
+    }
+
+    /// How they stand.
+    pub(super) fn running_pods_status(&self) -> RunningPodsStatus {
+        let RunningPods { outside, asked, adopted, .. } = &self.running_pods;
+        let named = outside.iter().take(NAMED);
+        RunningPodsStatus {
+            adopted: *adopted,
+            under_way: asked.len() as u64,
+            outside: outside.len() as u64,
             named: named
                 .map(|(name, why)| PodOutside { pod: name.to_string(), why: why.clone() })
                 .collect(),
         }
     }
+}
+
+/// What errors about one that is to be adopted are called.
+fn object_of(name: &ObjectName) -> String {
+    format!("running pod {name}")
 }
 
 /// Where a Pod is, when that is certain.
@@ -257,11 +272,6 @@ fn place<'a>(addresses: &[IpAddr], ends: &'a [PodEnd]) -> Result<&'a PodEnd, Str
         );
     };
     if let Some(other) = found.next() {
-/// What errors about one that is to be adopted are called.
-fn object_of(name: &ObjectName) -> String {
-    format!("running pod {name}")
-}
-
         let (one, other) = (&end.interface, &other.interface);
         return Err(format!("its addresses are behind {one} and behind {other}"));
     }
