@@ -311,6 +311,13 @@ fn endpoints(list: &[EndpointInfo]) -> String {
 
 /// `ingress 10M, egress 100M`.
 fn limits(limits: &[LimitInfo]) -> String {
+        if let Some(pod) = endpoint.pod_mtu {
+            let (name, mtu) = (&endpoint.name, endpoint.mtu);
+            let _ = writeln!(
+                out,
+                "{name}: its end has an MTU of {pod}: what it sends above {mtu} is lost"
+            );
+        }
     let of =
         |limit: &LimitInfo| format!("{} {}", limit.direction, rate_text(limit.bits_per_second));
     let all: Vec<String> = limits.iter().map(of).collect();

@@ -306,6 +306,7 @@ impl Node {
         let may_all = !known && self.settings.unknown_pods == UnknownPods::Allow;
         let policy = policy.filter(|_| !may_all);
         EndpointInfo {
+        let mtu = port.map_or(0, |port| port.mtu);
             name: endpoint.spec.name.to_string(),
             state: state.into(),
             state_reason,
@@ -313,7 +314,8 @@ impl Node {
             port: endpoint.port.0,
             addresses: endpoint.spec.addresses.clone(),
             mac: mac.map(|mac| mac.to_string()),
-            mtu: port.map_or(0, |port| port.mtu),
+            mtu,
+            pod_mtu: endpoint.mtu.filter(|others| port.is_some() && *others > mtu),
             identity: known.then_some(identity.0),
             isolated_ingress: policy.is_some_and(|policy| policy.ingress.is_some()),
             isolated_egress: policy.is_some_and(|policy| policy.egress.is_some()),
