@@ -77,6 +77,7 @@ impl Node {
             manifests: self.manifests_status(),
             kubernetes: self.cluster.report().kubernetes.map(|reporter| reporter.status()),
             kube_proxy: self.kube_proxy_traces(),
+            bypassed_chains: self.bypassed_chains(),
             waiting_for_restart: self
                 .in_force
                 .as_ref()
@@ -305,8 +306,8 @@ impl Node {
         let (state, state_reason) = self.endpoint_state(endpoint);
         let may_all = !known && self.settings.unknown_pods == UnknownPods::Allow;
         let policy = policy.filter(|_| !may_all);
-        EndpointInfo {
         let mtu = port.map_or(0, |port| port.mtu);
+        EndpointInfo {
             name: endpoint.spec.name.to_string(),
             state: state.into(),
             state_reason,
