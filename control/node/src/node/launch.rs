@@ -317,6 +317,19 @@ mod tests {
         assert!(error.contains("directory"), "{error}");
     }
 
+    /// It went to who had waited for the cluster, and to nobody.
+    #[tokio::test]
+    async fn a_signal_that_comes_while_nobody_waits_for_it_is_heard_by_the_next_who_does() {
+        let mut termination = Termination::listen().unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(10), termination.told()).await;
+        assert!(early.is_err(), "nobody has told it");
+        let own = std::process::id().to_string();
+        let told = std::process::Command::new("kill").args(["-TERM", &own]).status().unwrap();
+        assert!(told.success());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::timeout(Duration::from_secs(20), termination.told()).await.expect("heard");
+    }
+
     #[test]
     fn a_configuration_may_come_through_a_pipe_of_the_shell() {
         let directory = tempfile::tempdir().unwrap();
