@@ -14,11 +14,11 @@
 //! What stands in it is its user's.
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::slice;
@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use crate::growing::{Growing, base_page_bytes};
 use crate::memory::HUGE_PAGE_BYTES;
+use crate::own_directory::{NotOwn, OwnDirectory, own_user};
 
 /// A file cannot be used as memory.
 #[derive(Debug, thiserror::Error)]
@@ -91,28 +92,20 @@ pub(crate) fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error
     move |source| FileError::Io { path, action, source }
 }
 
-/// Makes `directory` if it is not there, and checks that it is the process's own and in memory.
+/// Makes `directory` if it is not there, and checks that it is the process's own and in memory. Answers the
+/// mode that it had, where an empty one was closed to others ([`OwnDirectory`]).
 ///
 /// # Errors
 /// [`FileError::Directory`], [`FileError::NotMemory`] or [`FileError::Io`].
-pub fn prepare_directory(directory: &Path) -> Result<(), FileError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    made.map_err(failed(directory, "make the directory"))?;
-    let metadata =
-        std::fs::symlink_metadata(directory).map_err(failed(directory, "look at the directory"))?;
+pub fn prepare_directory(directory: &Path) -> Result<Option<u32>, FileError> {
     let path = directory.display().to_string();
-    let detail = if !metadata.is_dir() {
-        "not a directory".to_owned()
-    } else if metadata.uid() != own_user() {
-        format!("belongs to user {}", metadata.uid())
-    } else if metadata.mode() & 0o077 != 0 {
-        format!("mode {:o} lets others in", metadata.mode() & 0o777)
-    } else {
-        let file = File::open(directory).map_err(failed(directory, "open the directory"))?;
-        let system = file_system(&file).map_err(failed(directory, "ask its file system"))?;
-        return if system.is_in_memory() { Ok(()) } else { Err(FileError::NotMemory { path }) };
-    };
-    Err(FileError::Directory { path, detail })
+    let OwnDirectory { file, closed } =
+        OwnDirectory::take(directory, &[]).map_err(|error| match error {
+            NotOwn::Unfit(detail) => FileError::Directory { path: path.clone(), detail },
+            NotOwn::Io { action, source } => failed(directory, action)(source),
+        })?;
+    let system = file_system(&file).map_err(failed(directory, "ask its file system"))?;
+    if system.is_in_memory() { Ok(closed) } else { Err(FileError::NotMemory { path }) }
 }
 
 /// Whether what lies at `path` is on tmpfs or hugetlbfs; `false` also when nothing is there.
@@ -120,11 +113,6 @@ pub fn prepare_directory(directory: &Path) -> Result<(), FileError> {
 pub fn is_in_memory(path: &Path) -> bool {
     let system = File::open(path).and_then(|file| file_system(&file));
     system.is_ok_and(|system| system.is_in_memory())
-}
-
-fn own_user() -> u32 {
-    // SAFETY: asks for a number, cannot fail (geteuid(2)).
-    unsafe { libc::geteuid() }
 }
 
 /// The file system that a file is on.

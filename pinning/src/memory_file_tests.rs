@@ -8,7 +8,7 @@ use super::*;
 fn directory() -> Option<tempfile::TempDir> {
     let directory = tempfile::tempdir_in("/dev/shm").ok()?;
     std::fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).expect("mode");
-    prepare_directory(directory.path()).ok().map(|()| directory)
+    prepare_directory(directory.path()).ok().map(|_| directory)
 }
 
 macro_rules! directory_or_skip {
@@ -197,9 +197,11 @@ fn a_directory_that_is_not_ours_or_not_in_memory_is_refused() {
     let directory = directory_or_skip!();
     let open = directory.path().join("open");
     prepare_directory(&open).expect("made");
+    std::fs::set_permissions(&open, Permissions::from_mode(0o775)).expect("mode");
+    let error = prepare_directory(&open).expect_err("others may write").to_string();
+    assert!(error.contains("mode 775 lets others in") && error.contains("chmod 700"), "{error}");
     std::fs::set_permissions(&open, Permissions::from_mode(0o755)).expect("mode");
-    let error = prepare_directory(&open).expect_err("others may look").to_string();
-    assert!(error.contains("mode 755 lets others in") && error.contains("chmod 700"), "{error}");
+    assert_eq!(prepare_directory(&open).expect("others may look"), Some(0o755));
     let error = prepare_directory(Path::new("/proc/self")).expect_err("no memory");
     assert!(matches!(error, FileError::Directory { .. } | FileError::NotMemory { .. }), "{error}");
     std::fs::write(directory.path().join("file"), "").expect("written");

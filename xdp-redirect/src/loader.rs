@@ -251,10 +251,10 @@ impl Redirect {
     }
 
     /// Puts our program in the place of those that a process before has left, on every interface that
-    /// was [attached](Self::attach), and takes what it left on others away but for `spared`. To be
-    /// called once what is ours is known: until then the programs before go on dropping what was.
+    /// was [attached](Self::attach), and takes what it left on others away but for those that `is_spared`
+    /// says. To be called once what is ours is known: until then the programs before go on dropping what was.
     /// One that can neither be taken over nor attached anew keeps no other from it: call again.
-    pub fn take_over(&mut self, spared: &[u32]) -> TakeOver {
+    pub fn take_over(&mut self, is_spared: impl Fn(u32) -> bool) -> TakeOver {
         self.attacher.takes_over = true;
         let Self { attachments, attacher, .. } = self;
         let (pins, multi_buffer) = (attacher.pins.as_ref(), attacher.multi_buffer);
@@ -276,7 +276,7 @@ impl Redirect {
         let mut done = taken.unwrap_or_else(failed);
         let Some(pins) = pins else { return done };
         for ifindex in pins.interfaces() {
-            if !attachments.contains_key(&ifindex) && !spared.contains(&ifindex) {
+            if !attachments.contains_key(&ifindex) && !is_spared(ifindex) {
                 tracing::info!(ifindex, "no port of ours any more: its XDP program is detached");
                 done.failures.extend(pins.detach(ifindex).err());
             }

@@ -6,14 +6,16 @@
 //! a place. Who has asked for an endpoint to be added or removed gives its place up until that is done,
 //! so that many pods that come at once keep nobody else away.
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use control::admin::endpoint::ADMITTED_DIRECTORY;
 use control::admin::{AdminError, REQUEST_BYTES_MAX, Reply, Request, decode_request};
 use dataplane::counters::{Level, PORTS_MAX};
+use pinning::own_directory::{NotOwn, OwnDirectory};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -35,6 +37,10 @@ pub const REPLIES_MAX: usize = 256;
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The control loop may take so long for a request's first reply.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Why whoever waits for an answer is hung up on: the process ends, or has lost the request in a panic.
+const NO_ANSWER: &str = "the process ends, or lost its request";
+/// What may lie in the run directory before any node process has been there: words of the CNI plugin.
+const LEFT_IN_ADVANCE: [&str; 1] = [ADMITTED_DIRECTORY];
 
 /// A request, and where to answer it.
 #[derive(Debug)]
@@ -103,26 +109,27 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Makes the directory, or checks that it is root's alone, and locks it.
+    /// Makes the directory, or checks that it is root's alone, and locks it. One that others may look
+    /// into, as the kubelet makes it, is closed to them ([`OwnDirectory`]).
     ///
     /// # Errors
     /// [`AdminSocketError`], naming the path and the way out.
     pub fn claim(path: &Path) -> Result<Self, AdminSocketError> {
-        let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-        created.map_err(io_error(path))?;
-        let metadata = std::fs::symlink_metadata(path).map_err(io_error(path))?;
-        let refuse = |detail: String| {
-            Err(AdminSocketError::Directory { path: path.display().to_string(), detail })
-        };
-        if !metadata.is_dir() {
-            return refuse("not a directory".into());
-        }
-        let own = nix::unistd::geteuid().as_raw();
-        if metadata.uid() != own {
-            return refuse(format!("belongs to user {}", metadata.uid()));
-        }
-        if metadata.mode() & 0o077 != 0 {
-            return refuse(format!("mode {:o} lets others in", metadata.mode() & 0o777));
+        let name = path.display().to_string();
+        match OwnDirectory::take(path, &LEFT_IN_ADVANCE) {
+            Ok(OwnDirectory { closed: Some(mode), .. }) => {
+                let mode = format!("{mode:o}");
+                tracing::info!(
+                    path = name,
+                    mode,
+                    "others could look into it; it is root's alone now"
+                );
+            }
+            Ok(_) => {}
+            Err(NotOwn::Unfit(detail)) => {
+                return Err(AdminSocketError::Directory { path: name, detail });
+            }
+            Err(NotOwn::Io { source, .. }) => return Err(io_error(path)(source)),
         }
         let lock_path = path.join("lock");
         let lock = std::fs::OpenOptions::new()
@@ -337,18 +344,28 @@ async fn answer(
     writer: &mut OwnedWriteHalf,
 ) -> Result<(), &'static str> {
     let (reply, mut replies) = mpsc::channel(REPLIES_MAX);
-    let late = || {
-        let detail = "the control thread does not answer; packets go on meanwhile".into();
-        Reply::Error(AdminError::Failed { detail })
-    };
-    if timeout(ANSWER_TIMEOUT, calls.send(Call { request, reply, peer })).await.is_err() {
-        return send(writer, &late()).await;
+    match timeout(ANSWER_TIMEOUT, calls.send(Call { request, reply, peer })).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => return Err(NO_ANSWER),
+        Err(_) => {
+            let what =
+                "requests to the control thread, which does not answer (packets go on)".into();
+            let busy = AdminError::Busy { what, limit: CALLS_MAX as u64 };
+            return send(writer, &Reply::Error(busy)).await;
+        }
     }
     counts.calls.note((CALLS_MAX - calls.capacity()) as u64);
+    let mut is_stream = false;
     match timeout(ANSWER_TIMEOUT, replies.recv()).await {
-        Ok(Some(first)) if !matches!(first, Reply::Item(_)) => return send(writer, &first).await,
-        Ok(Some(first)) => send(writer, &first).await?,
-        Ok(None) => return send(writer, &late()).await,
+        Ok(Some(first)) => {
+            send(writer, &first).await?;
+            is_stream = matches!(first, Reply::Item(_));
+            if !is_stream {
+                return Ok(());
+            }
+        }
+        // Nobody has refused what was asked: hung up, the client asks the next process.
+        Ok(None) => return Err(NO_ANSWER),
         // A stream may be silent for long; anything else is overdue.
         Err(_) => {}
     }
@@ -356,13 +373,14 @@ async fn answer(
         tokio::select! {
             reply = replies.recv() => match reply {
                 Some(reply) => {
-                    let ended = !matches!(reply, Reply::Item(_));
+                    is_stream = matches!(reply, Reply::Item(_));
                     send(writer, &reply).await?;
-                    if ended {
+                    if !is_stream {
                         return Ok(());
                     }
                 }
-                None => return send(writer, &Reply::End { lost: 0 }).await,
+                None if is_stream => return send(writer, &Reply::End { lost: 0 }).await,
+                None => return Err(NO_ANSWER),
             },
             // While a stream runs the client says nothing; end of file means that it left.
             heard = reader.fill_buf() => match heard {

@@ -170,6 +170,10 @@ pub struct EndpointInfo {
     pub mac: Option<String>,
     /// Largest IP packet on the link, in bytes.
     pub mtu: u16,
+    /// The MTU of the pod's end where that is larger, as it was when the pod was added: what the pod sends that
+    /// is longer than the link takes is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_mtu: Option<u16>,
     /// The identity's number; absent until the Pod object is known.
     pub identity: Option<u32>,
     /// `true` when policy isolates the pod in that direction.

@@ -75,6 +75,9 @@ pub struct Status {
     /// What shows of kube-proxy on this node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kube_proxy: Vec<TraceStatus>,
+    /// Rules of iptables of others that packets pass by once they are redirected.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bypassed_chains: Vec<BypassedChains>,
     /// Fields of the configuration file that differ from what is in force, and will until the
     /// process is started again.
     #[serde(default)]
@@ -148,10 +151,19 @@ pub struct SegmentsStatus {
 /// Something of kube-proxy's on this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceStatus {
-    /// `process`, `nftables`, `iptables` or `ipvs`.
+    /// `process`, `nftables`, `iptables`, `ipvs`; or `legacy-tables`, which may be anybody's.
     pub kind: String,
     /// What it is.
     pub what: String,
+}
+
+/// Chains that packets pass by.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BypassedChains {
+    /// Whose they are, as their names say.
+    pub owner: String,
+    /// How many.
+    pub chains: u64,
 }
 
 /// How the audit stands.

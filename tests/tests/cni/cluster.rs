@@ -85,14 +85,25 @@ impl Cluster {
 
     /// Starts the node process and waits until it answers.
     pub fn begin(&mut self) {
-        let program = path().to_string_lossy();
-        let [configuration, manifests] =
-            [&self.files.configuration, &self.files.manifests].map(|file| file.to_string_lossy());
-        let words = ["run", "--config", &*configuration, "--manifests", &*manifests];
-        let process = self.node.spawn("xskiff", &program, &words).expect("started");
+        let process = self.spawn("xskiff", &[]);
         let answers = || Client::connect(&self.files.socket).is_ok();
         assert!(wait_until(PATIENCE, answers).is_some(), "{}", process.log_tail());
         self.process = Some(process);
+    }
+
+    /// Starts a node process whose log is called `name`, whatever becomes of it.
+    pub fn spawn(&self, name: &str, more: &[&str]) -> Process {
+        let program = path().to_string_lossy();
+        let [configuration, manifests] =
+            [&self.files.configuration, &self.files.manifests].map(|file| file.to_string_lossy());
+        let run = ["run", "--config", &*configuration, "--manifests", &*manifests];
+        self.node.spawn(name, &program, &[&run, more].concat()).expect("started")
+    }
+
+    /// What the node process has said.
+    pub fn log(&self) -> String {
+        let process = self.process.as_ref().expect("it runs");
+        std::fs::read_to_string(process.log()).expect("its log")
     }
 
     /// Ends the node process, by SIGKILL or in order.

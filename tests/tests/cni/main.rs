@@ -18,4 +18,5 @@ mod golden;
 mod installing;
 mod interrupted;
 mod life;
+mod restarting;
 mod starting;

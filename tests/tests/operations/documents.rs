@@ -9,6 +9,7 @@ use clap::{Command, CommandFactory};
 use control::admin::Status;
 use control::admin::cni::{ChainStatus, CniStatus};
 use control::admin::kubernetes::{KindStatus, KubernetesStatus, ServerStatus, SnapshotStatus};
+use control::config::{Config, OnExit};
 use xskiff::cli::Cli;
 
 fn root() -> PathBuf {
@@ -203,4 +204,59 @@ fn every_file_that_a_document_links_is_there() {
         }
     }
     assert!(faults.is_empty(), "{faults:#?}");
+}
+
+/// The code blocks of a document's section, lines that go on joined.
+fn section(document: &str, title: &str) -> String {
+    let documents = documents();
+    let (_, text) = documents.iter().find(|(name, _)| name == document).expect("a document");
+    let (_, rest) = text.split_once(&format!("\n{title}\n")).expect("its section");
+    let level = title.split(' ').next().expect("a title");
+    let end = rest.find(&format!("\n{level} ")).unwrap_or(rest.len());
+    code(&rest[..end].replace("\\\n", " ")).join("\n")
+}
+
+/// The configuration of the chart's own values, with what a command line sets on it.
+fn chart_config(line: &str) -> Config {
+    let values = std::fs::read_to_string(root().join("deploy/chart/values.yaml")).expect("values");
+    let mut values: serde_json::Value = serde_saphyr::from_str(&values).expect("YAML");
+    let mut words = line.split_whitespace();
+    while words.by_ref().any(|word| word == "--set") {
+        let (key, value) = words.next().and_then(|set| set.split_once('=')).expect("KEY=VALUE");
+        let place = key.split('.').fold(&mut values, |place, part| &mut place[part]);
+        *place = value.parse::<bool>().map_or_else(|_| value.into(), Into::into);
+    }
+    // As the template does.
+    let servers = values["apiServers"].take();
+    values["node"]["config"]["kubernetes"]["api_servers"] = servers;
+    Config::parse(&values["node"]["config"].to_string()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The last processes left their programs, and every pod was cut off for good.
+#[test]
+fn whoever_takes_the_chart_away_as_documented_leaves_nothing_attached() {
+    assert_eq!(chart_config("").stall.on_exit, OnExit::Drop);
+    let commands = section("operations.md", "## Take it away");
+    let upgrade = commands.lines().find(|line| line.starts_with("helm upgrade")).expect("it");
+    let config = chart_config(upgrade);
+    assert_eq!((config.stall.on_exit, config.cni.keep_chained), (OnExit::Detach, false));
+    // In force before the plugin is taken out, and that before the node goes.
+    let order =
+        ["helm upgrade", "rollout restart", "rollout status", "cni uninstall", "helm uninstall"];
+    let places = order.map(|step| commands.find(step).unwrap_or_else(|| panic!("no {step}")));
+    assert!(places.is_sorted(), "{commands}");
+}
+
+/// `helm install --create-namespace` gives it none, and the pods were not admitted.
+#[test]
+fn whoever_installs_the_chart_is_told_the_label_of_its_namespace() {
+    let file = root().join("deploy/kubernetes/namespace.yaml");
+    let namespace = std::fs::read_to_string(file).expect("a manifest");
+    let namespace: serde_json::Value = serde_saphyr::from_str(&namespace).expect("YAML");
+    let commands = section("operations.md", "### On Kubernetes");
+    for (key, value) in namespace["metadata"]["labels"].as_object().expect("labels") {
+        let value = value.as_str().expect("text");
+        let line = format!("kubectl label namespace xskiff {key}={value}");
+        assert!(commands.contains(&line), "{line}: {commands}");
+    }
 }

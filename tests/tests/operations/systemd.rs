@@ -56,6 +56,25 @@ fn the_unit_runs_a_node_that_tells_when_it_is_ready_and_is_watched() {
     assert_eq!(value(&unit, "RuntimeDirectoryPreserve"), "yes");
 }
 
+/// The kubelet of a control plane's node starts the API server that the unit waits for: before the kubelet
+/// it would wait for ever, and the kubelet for it.
+#[test]
+fn nothing_waits_for_the_unit() {
+    let unit = unit();
+    for name in ["Before", "RequiredBy"] {
+        assert!(values(&unit, name).is_empty(), "{name}");
+    }
+}
+
+/// The plugin could never be put into the chain: the whole file system was read-only.
+#[test]
+fn the_unit_may_write_to_the_directory_of_the_chain_where_there_is_one() {
+    let conf_dir = Config::default().cni.conf_dir;
+    let unit = unit();
+    let written: Vec<&str> = value(&unit, "ReadWritePaths").split(' ').collect();
+    assert_eq!(written, [format!("-{}", conf_dir.display())]);
+}
+
 #[test]
 fn systemd_takes_the_unit_and_its_filter_holds_all_of_the_profile() {
     let directory = tempfile::tempdir().expect("a directory");

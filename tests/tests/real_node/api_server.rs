@@ -110,6 +110,31 @@ fn an_api_server_is_waited_for_followed_missed_and_done_without() {
     assert_eq!(objects(&status(&bare, &socket).expect("a status")), 4);
 }
 
+/// Who waited for the cluster heard it, and had gone when it came: the process was deaf to it from then on,
+/// until its supervisor killed it.
+#[test]
+fn a_process_that_is_told_to_end_while_it_starts_late_ends_in_order() {
+    if !root_or_skip("an end in a late start") {
+        return;
+    }
+    let bare = Bare::new("api-end");
+    let (run, state) = (bare.directory("run"), bare.directory("state"));
+    let kubernetes = format!("kubernetes: {{state_directory: {state}}}");
+    let file = bare.configuration("up0", &run, &kubernetes);
+    let server = ApiServer::start(&bare.node, Setup::default());
+    server.kill();
+    let process = bare.spawn_with(&[], &file, &["--api-server", &*server.url]);
+    let waits = || probe(&bare, "/readyz").1.contains("waiting for");
+    assert!(wait_until(PATIENCE, waits).is_some(), "{}", process.log_tail());
+    fill(&server);
+    server.come_back();
+    // Probes are answered by who waits, and then by the node: in between it starts.
+    assert!(wait_until(PATIENCE, || !waits()).is_some(), "{}", process.log_tail());
+    process.signal(Signal::SIGTERM).expect("a signal");
+    let ended = process.wait(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+    assert!(ended.success(), "{}", process.log_tail());
+}
+
 #[test]
 fn a_node_that_knows_the_api_servers_service_alone_does_not_start_and_says_the_way_out() {
     if !root_or_skip("the API servers' Service") {

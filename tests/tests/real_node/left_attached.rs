@@ -13,11 +13,15 @@ use xskiff_tests::xskiff_binary::{path, root_or_skip};
 use crate::world::{PATIENCE, Shape, World};
 
 /// Ports: all pods, the uplink, the host port.
-const INTERFACES: usize = PODS.len() + 2;
+pub const INTERFACES: usize = PODS.len() + 2;
 
-/// A node whose kernel would forward between pods, if it were asked.
 fn start(label: &'static str, on_exit: &str) -> World {
-    let section = format!("\nstall: {{on_exit: {on_exit}}}\n");
+    start_with(label, &format!("stall: {{on_exit: {on_exit}}}"))
+}
+
+/// A node whose kernel would forward between pods, if it were asked, with more of a configuration.
+pub fn start_with(label: &'static str, more: &str) -> World {
+    let section = format!("\n{more}\n");
     let shape = Shape { label, mtu: 1500, xdp_mode: "native" };
     let world = World::start_edited(shape, |text| text + &section);
     let node = &world.scene.node;
@@ -31,7 +35,7 @@ fn start(label: &'static str, on_exit: &str) -> World {
 }
 
 /// Whether a pod reaches one that policy keeps it from, and the outside.
-fn escapes(world: &World) -> bool {
+pub fn escapes(world: &World) -> bool {
     let [web, _] = WEB_1.addresses;
     let reaches = |pod, address: &str| {
         world.scene.pod(pod).run("ping", &["-c", "1", "-W", "1", "-n", address]).is_ok()
@@ -39,7 +43,7 @@ fn escapes(world: &World) -> bool {
     reaches(STRANGER, web) || reaches(BUYER, web)
 }
 
-fn assert_serves(world: &World) {
+pub fn assert_serves(world: &World) {
     let client = &world.scene.client;
     let asked = http(client, BALANCER, HTTP[0], &["web-1", "web-2"], Some(CLIENT)).expect("asked");
     assert_eq!(asked.outcome, Outcome::Ok, "{asked:?}, {:#?}", world.status());
@@ -49,7 +53,7 @@ fn assert_serves(world: &World) {
 
 /// XDP programs of ours in the node's namespace, as `ip` shows them, but for the one that sends live
 /// frames, whose device is the process's own.
-fn programs(world: &World) -> Vec<String> {
+pub fn programs(world: &World) -> Vec<String> {
     let links = world.scene.node.run("ip", &["-j", "-d", "link"]).expect("links");
     let links: serde_json::Value = serde_json::from_str(&links).expect("JSON");
     let on = |link: &serde_json::Value| {

@@ -57,5 +57,6 @@ mod surviving_flows;
 mod transfers;
 mod tunnels;
 mod unknown_pods;
+mod unread_record;
 mod ways_out;
 mod world;

@@ -87,6 +87,7 @@ fn a_packet_that_the_pods_end_does_not_take_is_answered_and_not_lost() {
     let stage = Stage::build(shape, |text| text);
     // As the tuning plugin sets it: at that end alone.
     stage.scene.pod(BUYER).ip("link set eth0 mtu 1400").expect("an MTU");
+    stage.scene.pod(WEB_1).ip("link set eth0 mtu 1600").expect("an MTU");
     let world = stage.begin();
     let list: Vec<EndpointInfo> =
         serde_json::from_str(&world.ask(&["endpoint", "list"])).expect("endpoints");
@@ -95,6 +96,9 @@ fn a_packet_that_the_pods_end_does_not_take_is_answered_and_not_lost() {
         found.next().expect("it is there").mtu
     };
     assert_eq!((mtu(BUYER), mtu(STRANGER)), (1400, 1500));
+    // What a pod sends above what the node's end takes is lost: nobody but the list tells.
+    let larger = list.iter().filter_map(|one| Some((one.interface.as_str(), one.pod_mtu?)));
+    assert_eq!(larger.collect::<Vec<_>>(), [(WEB_1.name, 1600)]);
     let ping = |bytes: &str| {
         let words = ["-c1", "-W2", "-M", "do", "-s", bytes, BUYER.addresses[0]];
         // That it fails is as well as that it says why.

@@ -50,10 +50,10 @@ fn what_is_left_stays_attached_and_is_taken_over_in_place() {
         let attached = second.attach("left", &rule(0, PortKind::Pod), mode).expect("attach");
         assert_eq!(attached.mode == RunningMode::Generic, mode == Mode::Generic);
         assert_eq!(program_on("left"), Some(before), "taken over before it was asked for");
-        assert_eq!(taken(second.take_over(&[])), 1);
+        assert_eq!(taken(second.take_over(|_| false)), 1);
         let now = program_on("left").expect("ours");
         assert_ne!(now, before);
-        assert_eq!(taken(second.take_over(&[])), 0);
+        assert_eq!(taken(second.take_over(|_| false)), 0);
         drop(second);
         assert!(eventually(|| program_on("left").is_none()), "{mode:?} left a program");
         assert!(!is_pinned("left"));
@@ -86,7 +86,7 @@ fn another_mode_is_attached_anew() {
     let mut second = load();
     let attached = second.attach("left", &rule(0, PortKind::Pod), Mode::Generic).expect("attach");
     assert_eq!(attached.mode, RunningMode::Generic);
-    assert_eq!(taken(second.take_over(&[])), 0);
+    assert_eq!(taken(second.take_over(|_| false)), 0);
     assert_eq!(second.pinned(), 1);
 }
 
@@ -99,7 +99,7 @@ fn what_is_no_port_any_more_is_detached_unless_it_is_spared() {
     }
     first.leave();
     let mut second = load();
-    taken(second.take_over(&[index("right")]));
+    taken(second.take_over(|ifindex| ifindex == index("right")));
     assert!(eventually(|| program_on("left").is_none()));
     assert!(program_on("right").is_some());
     // What comes after is taken over at once.
@@ -124,7 +124,7 @@ fn one_that_cannot_be_taken_over_keeps_no_other_from_it() {
     let before = program_on("right");
     ip(&["link", "del", "left"]);
     for interfaces in [1, 0] {
-        let done = second.take_over(&[]);
+        let done = second.take_over(|_| false);
         assert_eq!((done.interfaces, done.failures.len()), (interfaces, 1), "{done:?}");
         assert!(done.failures[0].to_string().contains("left"), "{done:?}");
     }

@@ -97,12 +97,26 @@ async fn a_second_process_on_the_same_directory_is_refused_and_a_killed_one_is_n
 }
 
 #[tokio::test]
-async fn a_directory_that_lets_others_in_is_refused_with_the_way_out() {
+async fn a_directory_that_others_may_write_is_refused_with_the_way_out() {
     let directory = tempfile::tempdir().unwrap();
-    let open = std::fs::Permissions::from_mode(0o755);
+    let open = std::fs::Permissions::from_mode(0o775);
     std::fs::set_permissions(directory.path(), open).unwrap();
     let error = RunDirectory::claim(directory.path()).unwrap_err().to_string();
     assert!(error.contains("chmod 700"), "{error}");
+}
+
+/// A fresh installation by the manifests never started: the kubelet makes the volume's directory so.
+#[tokio::test]
+async fn a_directory_that_the_kubelet_made_is_closed_to_others_and_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), open).unwrap();
+    // Pods were admitted already.
+    std::fs::create_dir(directory.path().join("admitted")).unwrap();
+    let run = RunDirectory::claim(directory.path()).unwrap();
+    let mode = std::fs::metadata(directory.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    assert!(AdminServer::start(&run).is_ok());
 }
 
 #[tokio::test]
@@ -275,4 +289,51 @@ async fn hostile_lines_are_refused_one_by_one_in_few_words() {
         assert!(error.to_string().len() < 1200, "{} bytes", error.to_string().len());
     }
     assert_eq!(ask(&mut client, &count_request()).await, Reply::Count(7));
+}
+
+/// Whoever asked was told "the control thread does not answer", which the CNI plugin took for a refusal
+/// of the pod.
+#[tokio::test]
+async fn whoever_waits_while_the_process_ends_is_hung_up_on_without_a_word() {
+    let (world, mut calls) = world();
+    let request = encode_request(Request::Drops).unwrap();
+    let hung_up = async |mut client: BufReader<UnixStream>| {
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(String::from_utf8(rest).unwrap(), "");
+    };
+    let mut taken = client(&world).await;
+    taken.get_mut().write_all(&request).await.unwrap();
+    drop(calls.recv().await.unwrap());
+    hung_up(taken).await;
+    // One that was never looked at, and one that comes when nobody looks any more.
+    let mut waiting = client(&world).await;
+    waiting.get_mut().write_all(&request).await.unwrap();
+    while calls.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    drop(calls);
+    hung_up(waiting).await;
+    let mut late = client(&world).await;
+    late.get_mut().write_all(&request).await.unwrap();
+    hung_up(late).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_finds_the_control_thread_hanging_is_told_that_it_is_busy() {
+    let (world, calls) = world();
+    let request = encode_request(Request::Drops).unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..CALLS_MAX {
+        let pod = Request::EndpointRemove { name: "shop/web".into() };
+        let mut client = client(&world).await;
+        client.get_mut().write_all(&encode_request(pod).unwrap()).await.unwrap();
+        clients.push(client);
+    }
+    while calls.len() < CALLS_MAX {
+        tokio::task::yield_now().await;
+    }
+    let mut late = client(&world).await;
+    let told = ask(&mut late, &request).await;
+    assert!(matches!(told, Reply::Error(AdminError::Busy { .. })), "{told:?}");
 }

@@ -4,13 +4,16 @@ use std::fmt::Write;
 
 use control::admin::cni::CniStatus;
 use control::admin::reply::Peer;
-use control::admin::status::{HandedOn, Level, LimitInfo, TableUsage, Verdict, WorkerStatus};
+use control::admin::status::{
+    BypassedChains, HandedOn, Level, LimitInfo, TableUsage, Verdict, WorkerStatus,
+};
 use control::admin::{
     ConfigDiff, DropCount, EndpointInfo, FlowRecord, ManifestsStatus, Reply, Status, TraceReport,
 };
 use control::model::rate_text;
 
 use super::table::{Table, grouped};
+use crate::kube_proxy::Kind;
 use connections::{ct, ct_counts, ct_top, flow_table};
 use policy::policy;
 
@@ -116,6 +119,12 @@ fn show_status(status: &Status) -> String {
     out += &arrivals::arrivals(&status.arrivals);
     out += &arrivals::running_pods(&status.running_pods);
     out += &show_cni(&status.cni);
+    for trace in status.kube_proxy.iter().filter(|trace| !Kind::is_labelled_certain(&trace.kind)) {
+        let _ = writeln!(out, "{}", trace.what);
+    }
+    for BypassedChains { owner, chains } in &status.bypassed_chains {
+        let _ = writeln!(out, "host rules that packets go past: {chains} chains of {owner}");
+    }
     if status.manifests.folder.is_some() {
         let _ = writeln!(out, "{}", show_manifests(&status.manifests));
     }
@@ -301,6 +310,13 @@ fn endpoints(list: &[EndpointInfo]) -> String {
     for endpoint in list {
         if let Some(reason) = &endpoint.state_reason {
             let _ = writeln!(out, "{}: {}: {reason}", endpoint.name, endpoint.state);
+        }
+        if let Some(pod) = endpoint.pod_mtu {
+            let (name, mtu) = (&endpoint.name, endpoint.mtu);
+            let _ = writeln!(
+                out,
+                "{name}: its end has an MTU of {pod}: what it sends above {mtu} is lost"
+            );
         }
         for rule in &endpoint.bypassed {
             let _ = writeln!(out, "{}: goes past {rule}", endpoint.name);

@@ -2,7 +2,8 @@
 //! rewrite their file whenever they start, and without our entry new pods would go past the node.
 //!
 //! The directory is looked at, not watched: a look costs microseconds, and cannot be missed when a
-//! directory is mounted over or is made later.
+//! directory is mounted over or is made later. The file is read now and then even when it looks as it did: it
+//! may have been rewritten between the moment when our entry was put there and the look that followed.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,8 +21,9 @@ use crate::node::caught::caught;
 /// How often it is looked at. A file is read once two looks agree, so that one that is being written
 /// is not read by halves: a change is mended after one to two seconds.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long until what failed is tried again, though nothing has changed.
-const RETRY: Duration = Duration::from_secs(5);
+/// How long until the file is read again, or what failed is tried again, though nothing has changed. With the
+/// looks before and after it a rewrite is mended within 5 seconds.
+const AGAIN: Duration = Duration::from_secs(3);
 
 /// What is looked after.
 #[derive(Debug, Clone)]
@@ -53,46 +55,52 @@ fn mend(plan: &Plan) -> Result<Chained, CniFileError> {
 
 /// Keeps the entry there until nobody wants to know any more.
 pub async fn keep(plan: Plan, told: watch::Sender<ChainStatus>) {
-    let directory = plan.configurations.display().to_string();
-    let mut keeper = Keeper {
-        plan,
-        status: ChainStatus { directory, ..ChainStatus::default() },
-        mended: None,
-        failed: None,
-    };
-    let mut last = None;
-    loop {
-        let seen = keeper.look().await;
-        if last.as_ref() == Some(&seen) && keeper.is_due(&seen) {
-            keeper.mend().await;
-            keeper.mended = Some(keeper.look().await);
-            if told.send(keeper.status.clone()).is_err() {
-                return;
-            }
-        }
-        last = Some(seen);
-        tokio::time::sleep(LOOK).await;
-    }
+    Keeper::new(plan).keep(told).await;
 }
 
 struct Keeper {
     plan: Plan,
     status: ChainStatus,
-    /// What was seen after the last attempt.
-    mended: Option<Seen>,
-    /// When the last attempt failed.
-    failed: Option<Instant>,
+    /// What was seen after the last attempt, and when that was.
+    mended: Option<(Seen, Instant)>,
 }
 
 impl Keeper {
+    fn new(plan: Plan) -> Self {
+        let directory = plan.configurations.display().to_string();
+        let status = ChainStatus { directory, ..ChainStatus::default() };
+        Self { plan, status, mended: None }
+    }
+
+    async fn keep(mut self, told: watch::Sender<ChainStatus>) {
+        let mut last = None;
+        loop {
+            let seen = self.look().await;
+            if last.as_ref() == Some(&seen) && self.is_due(&seen) {
+                self.mend().await;
+                self.mended = Some((self.look().await, Instant::now()));
+                told.send_if_modified(|shown| {
+                    let differs = *shown != self.status;
+                    shown.clone_from(&self.status);
+                    differs
+                });
+            }
+            if told.is_closed() {
+                return;
+            }
+            last = Some(seen);
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     async fn look(&self) -> Seen {
         let directory = self.plan.configurations.clone();
         caught(move || look(&directory)).await.unwrap_or(None)
     }
 
     fn is_due(&self, seen: &Seen) -> bool {
-        let again = self.failed.is_some_and(|failed| failed.elapsed() >= RETRY);
-        self.mended.as_ref() != Some(seen) || again
+        let is_mended = |(mended, at): &(Seen, Instant)| mended == seen && at.elapsed() < AGAIN;
+        !self.mended.as_ref().is_some_and(is_mended)
     }
 
     async fn mend(&mut self) {
@@ -119,13 +127,11 @@ impl Keeper {
         status.chained = true;
         status.cautions = cautions.to_vec();
         status.error = None;
-        self.failed = None;
     }
 
     /// `chained` stays what it was last known to be, so that mending counts as such.
     fn refuse(&mut self, error: String) {
         self.status.failures += 1;
-        self.failed = Some(Instant::now());
         if self.status.error.as_ref() != Some(&error) {
             tracing::warn!(error, "the CNI plugin cannot be put into the chain");
         }
@@ -199,6 +205,27 @@ mod tests {
         assert_eq!(std::fs::read_to_string(kept.file()).unwrap(), "{");
         kept.write(LIST);
         kept.until(|status| status.rechains == 2 && status.error.is_none()).await;
+    }
+
+    /// It was never seen: the keeper took what it saw after its own write for what it had written.
+    #[tokio::test(start_paused = true)]
+    async fn a_rewrite_just_after_our_own_is_mended_within_five_seconds() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("10-a.conflist");
+        std::fs::write(directory.path().join(PLUGIN), "").unwrap();
+        std::fs::write(&file, LIST).unwrap();
+        let (configurations, plugins) = (directory.path().to_owned(), directory.path().to_owned());
+        let mut keeper = Keeper::new(Plan { configurations, plugins, entry: Entry::default() });
+        keeper.mend().await;
+        assert!(keeper.status.chained);
+        std::fs::write(&file, LIST).unwrap();
+        keeper.mended = Some((keeper.look().await, Instant::now()));
+        let (sender, mut told) = watch::channel(ChainStatus::default());
+        let began = Instant::now();
+        tokio::spawn(keeper.keep(sender));
+        told.wait_for(|status| status.rechains == 1).await.unwrap();
+        assert!(began.elapsed() <= Duration::from_secs(5), "{:?}", began.elapsed());
+        assert!(std::fs::read_to_string(file).unwrap().contains(PLUGIN));
     }
 
     #[tokio::test(start_paused = true)]

@@ -107,10 +107,12 @@ pub fn run(command: KubeProxyCommand, json: bool) -> Result<(), KubeProxyError> 
 }
 
 fn find() -> Result<Found, KubeProxyError> {
-    let by_kernel = look().map_err(KubeProxyError::Nftables)?;
+    let by_kernel = look().map_err(KubeProxyError::Nftables)?.traces;
     // The tools tell more of iptables.
-    let mut traces: Vec<Trace> =
-        by_kernel.into_iter().filter(|trace| trace.kind != Kind::Iptables).collect();
+    let mut traces: Vec<Trace> = by_kernel
+        .into_iter()
+        .filter(|trace| trace.kind != Kind::Iptables && trace.kind.is_certain())
+        .collect();
     let (mut removals, mut missing_tools) = (Vec::new(), Vec::new());
     for tool in TOOLS {
         let Some(saved) = output(&format!("{tool}-save"))? else {

@@ -71,7 +71,7 @@ fn node(status: &Status) -> Vec<Family> {
         ),
         gauge(
             "xskiff_kube_proxy_traces",
-            "Things of a running or left-over kube-proxy on this node, by kind",
+            "Things of a running or left-over kube-proxy on this node, by kind; legacy-tables may be anybody's",
             Kind::ALL.map(|kind| kube_proxy(status, kind)).to_vec(),
         ),
     ]

@@ -150,8 +150,13 @@ impl Node {
             .and_then(|text| Admitted::decode(text.as_bytes()).map_err(|error| error.to_string()));
         let admitted = match decoded {
             Ok(admitted) => admitted,
+            // The pod went meanwhile, and whoever admitted it has taken its word back.
+            Err(_) if is_gone(path) => return self.errors.clear(&object),
             Err(error) => {
-                self.failed(Reconcile::Endpoints, object, format!("{error}; it was removed"));
+                // Told once: it is removed, so that nothing would ever take the error back.
+                tracing::warn!(object, error, "it cannot be read, and is removed");
+                self.reconciles.refused(Reconcile::Endpoints, &object, &error);
+                self.errors.clear(&object);
                 return forget(path);
             }
         };
@@ -183,6 +188,10 @@ impl Node {
             Err(error) => self.failed(Reconcile::Endpoints, object, error),
         }
     }
+}
+
+fn is_gone(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Removes what was read; whoever admitted it may have done so first.

@@ -109,34 +109,35 @@ impl Followed {
     /// answered at `probes`, where nobody else answers them: the node lives, and is not ready.
     ///
     /// # Errors
-    /// What `stop` gave; [`SourceError::Http`] when probes cannot be served.
-    pub async fn complete<E: From<SourceError>>(
+    /// [`SourceError::Http`] when probes cannot be served.
+    pub async fn complete(
         &self,
         probes: Option<SocketAddr>,
-        stop: impl Future<Output = Result<(), E>>,
+        stop: impl Future<Output = ()>,
         cluster: &mut feed::Receiver,
         mut take: impl FnMut(feed::Changes),
-    ) -> Result<bool, E> {
+    ) -> Result<bool, SourceError> {
         let Some(follower) = &self.follower else { return Ok(true) };
         let reporter = follower.reporter();
         let mut completed = std::pin::pin!(reporter.completed());
+        let mut stop = std::pin::pin!(stop);
         let told_from = tokio::time::Instant::now() + AT_ONCE;
         loop {
             tokio::select! {
                 () = &mut completed => return Ok(true),
                 Ok(()) = cluster.changed() => take(cluster.take()),
+                () = &mut stop => return Ok(false),
                 () = tokio::time::sleep_until(told_from) => break,
             }
         }
-        let (readiness, _server) = probe_server(probes).map_err(|error| E::from(error.into()))?;
+        let (readiness, _server) = probe_server(probes)?;
         let mut said = tokio::time::interval(SAY);
         let mut told = tokio::time::interval(TELL);
-        let mut stop = std::pin::pin!(stop);
         loop {
             tokio::select! {
                 () = &mut completed => return Ok(true),
                 Ok(()) = cluster.changed() => take(cluster.take()),
-                stopped = &mut stop => return stopped.map(|()| false),
+                () = &mut stop => return Ok(false),
                 _ = told.tick() => {
                     readiness.send_replace(Readiness::NotReady(waiting(&reporter.waits_for())));
                 }

@@ -66,7 +66,7 @@ enum Event {
 }
 
 impl Node {
-    /// Runs until `stop` is ready (in a process, [`super::termination`]), then takes everything away.
+    /// Runs until `stop` is ready (in a process, [`super::Termination::told`]), then takes everything away.
     ///
     /// # Errors
     /// What `stop` gave, or [`NodeError`] when workers, the follower or the control thread failed for
@@ -263,10 +263,12 @@ impl Node {
         self.forget_silent_neighbours();
         self.tell_program();
         self.retry_programs();
+        self.retry_flushes();
         self.retry_uplinks().await;
         self.retry_awaited().await;
         self.adopt_admitted().await;
         self.adopt_running_pods().await;
+        self.look_after_unread();
         self.note_chain();
         self.follow_health_checks();
         self.mend_host_routes().await;

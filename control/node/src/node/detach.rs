@@ -2,7 +2,7 @@
 
 use xdp_redirect::pins::Pins;
 
-use super::endpoint_record::EndpointRecord;
+use super::endpoint_record::{EndpointRecord, Found, Unread};
 use super::endpoints::EndpointSpec;
 use super::host_way::host_port_plan;
 use super::local_pods::give_back;
@@ -37,7 +37,11 @@ pub async fn detach(settings: &Settings) -> Result<Detached, NodeError> {
         detached.interfaces += usize::from(pins.detach(ifindex)?);
     }
     let mut record = EndpointRecord::new(directory.path());
-    for recorded in record.read()?.endpoints {
+    let Found { remembered, unread } = record.read()?;
+    for Unread { object, why } in unread {
+        tracing::warn!(object, why, "what was changed for it is not given back");
+    }
+    for recorded in remembered.endpoints {
         let is_there = ports::index(&recorded.endpoint.interface) == Some(recorded.ifindex);
         if let Some(spec) = EndpointSpec::try_from(recorded.endpoint).ok().filter(|_| is_there) {
             give_back(&spec, &recorded.changed);

@@ -2,8 +2,9 @@
 //! the next process serves them from its start and can give that back, however this one ends.
 //!
 //! It holds for one boot of one machine, and an interface is known by its index as well as its
-//! name, since another pod's may have the name by then. What cannot be read is told and counts as
-//! nothing: whoever added the endpoints can add them again.
+//! name, since another pod's may have the name by then. An entry that cannot be read is told, and costs no
+//! other. What was there is kept aside then ([`EndpointRecord::keep_aside`]), and for as long as it is,
+//! nobody knows of all programs on interfaces whose they are.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -18,10 +19,17 @@ use xdp_redirect::ethtool::Offload;
 
 use crate::offloads::{self, Switch};
 
+mod reading;
+
+pub use reading::{Found, Unread};
+use reading::{RawContents, entry};
+
 /// In the run directory.
 const FILE: &str = "endpoints.json";
 /// What the file begins as, before it is given its name.
 const DRAFT: &str = "endpoints.json.new";
+/// What of a record that could not be read is kept for whoever can.
+const ASIDE: &str = "endpoints.json.unread";
 /// Largest record, in bytes: 1,024 endpoints of 8 KiB.
 const BYTES_MAX: u64 = 8 << 20;
 /// Of the file's form.
@@ -101,13 +109,13 @@ impl Changed {
 }
 
 /// All that is remembered.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Remembered {
     /// The endpoints.
     pub endpoints: Vec<Recorded>,
     /// Indices of interfaces that are there still, and whose endpoints were removed on request: whoever
     /// looks for pods by itself leaves them alone.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub removed: BTreeSet<u32>,
 }
 
@@ -117,7 +125,7 @@ impl From<Vec<Recorded>> for Remembered {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct Contents {
     version: u32,
     /// The boot it was written in.
@@ -133,7 +141,9 @@ pub enum RecordError {
     #[error("{0}")]
     Read(#[from] TextFileError),
     /// It is not what was written.
-    #[error("{path}: {detail}; remove it, and add the endpoints again")]
+    #[error(
+        "{path}: {detail}; its endpoints must come anew, by themselves or by `xskiff endpoint add`"
+    )]
     Unusable {
         /// The file.
         path: String,
@@ -179,17 +189,18 @@ impl EndpointRecord {
         self.directory.join(FILE)
     }
 
-    /// What the process before remembered; nothing when there was none in this boot.
+    /// What the process before remembered, as far as it can be read; nothing when there was none in this
+    /// boot.
     ///
     /// # Errors
-    /// [`RecordError::Read`], [`RecordError::Unusable`].
-    pub fn read(&self) -> Result<Remembered, RecordError> {
+    /// [`RecordError::Read`], [`RecordError::Unusable`]: nothing of it can be.
+    pub fn read(&self) -> Result<Found, RecordError> {
         let path = self.path();
         let refuse =
             |detail: String| RecordError::Unusable { path: path.display().to_string(), detail };
         match std::fs::symlink_metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Remembered::default());
+                return Ok(Found::default());
             }
             Ok(found) if found.is_symlink() => return Err(refuse("it is a link".into())),
             Ok(found) if found.mode() & 0o077 != 0 => {
@@ -198,22 +209,50 @@ impl EndpointRecord {
             _ => {}
         }
         let text = text_file::read(&path, BYTES_MAX)?;
-        let contents: Contents =
+        let contents: RawContents<'_> =
             serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
         if contents.version != VERSION {
             return Err(refuse(format!("version {} is not {VERSION}", contents.version)));
         }
         if contents.boot_id != self.boot_id {
-            return Ok(Remembered::default());
+            return Ok(Found::default());
         }
-        if contents.remembered.endpoints.len() > PORTS_MAX {
+        if contents.endpoints.len() > PORTS_MAX {
             return Err(refuse(format!("more than {PORTS_MAX} endpoints")));
         }
-        for recorded in &contents.remembered.endpoints {
-            recorded.endpoint.validate().map_err(|error| refuse(error.to_string()))?;
-            recorded.changed.validate().map_err(refuse)?;
+        let (mut endpoints, mut unread) = (Vec::new(), Vec::new());
+        for (place, raw) in contents.endpoints.into_iter().enumerate() {
+            match entry(raw, place + 1) {
+                Ok(recorded) => endpoints.push(recorded),
+                Err(error) => unread.push(error),
+            }
         }
-        Ok(contents.remembered)
+        let remembered = Remembered { endpoints, removed: contents.removed };
+        Ok(Found { remembered, unread })
+    }
+
+    /// Keeps what stands there now aside, before another record takes its place.
+    ///
+    /// # Errors
+    /// [`RecordError::Write`].
+    pub fn keep_aside(&mut self) -> Result<(), RecordError> {
+        let aside = self.directory.join(ASIDE);
+        self.written = None;
+        std::fs::rename(self.path(), &aside)
+            .map_err(|source| RecordError::Write { path: aside.display().to_string(), source })
+    }
+
+    /// Whether something that could not be read, by this process or one before, is kept aside.
+    #[must_use]
+    pub fn is_any_aside(&self) -> bool {
+        std::fs::symlink_metadata(self.directory.join(ASIDE)).is_ok()
+    }
+
+    /// Nobody misses it any more.
+    pub fn forget_aside(&self) {
+        if let Err(error) = std::fs::remove_file(self.directory.join(ASIDE)) {
+            tracing::warn!(file = ASIDE, %error, "cannot be removed");
+        }
     }
 
     /// Writes what is to be remembered, all at once: whoever reads finds the old record or the new one.
@@ -291,13 +330,13 @@ mod tests {
     fn what_was_written_is_read_by_the_next_process_and_by_root_alone() {
         let directory = tempfile::tempdir().unwrap();
         let mut record = EndpointRecord::new(directory.path());
-        assert_eq!(record.read().unwrap(), Remembered::default());
+        assert_eq!(record.read().unwrap(), Found::default());
         let endpoints = vec![recorded("shop/cart-0"), recorded("shop/cart-1")];
         record.write(vec![recorded("shop/cart-9")].into()).unwrap();
         let all = Remembered { endpoints, removed: [7, 9].into() };
         record.write(all.clone()).unwrap();
         let next = EndpointRecord::new(directory.path());
-        assert_eq!(next.read().unwrap(), all);
+        assert_eq!(next.read().unwrap(), Found { remembered: all, unread: Vec::new() });
         let mode = std::fs::metadata(record.path()).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "no draft stays");
@@ -309,7 +348,7 @@ mod tests {
         let mut record = EndpointRecord::new(directory.path());
         record.boot_id = "another".into();
         record.write(vec![recorded("shop/cart-0")].into()).unwrap();
-        assert_eq!(EndpointRecord::new(directory.path()).read().unwrap(), Remembered::default());
+        assert_eq!(EndpointRecord::new(directory.path()).read().unwrap(), Found::default());
     }
 
     #[test]
@@ -322,11 +361,7 @@ mod tests {
             (String::new(), "EOF"),
             (good[..good.len() / 2].into(), "EOF"),
             (good.replace("\"version\":1", "\"version\":2"), "version 2"),
-            (good.replace("ifindex", "index"), "index"),
-            (good.replace("10.1.0.5", "224.0.0.1"), "224.0.0.1"),
-            (good.replace("veth0", "../veth"), "interface"),
-            (good.replace("\"tso\"", "\"lro\""), "lro"),
-            (good.replace("\"source_validation\":\"1\"", "\"source_validation\":\"7\""), "7"),
+            (good.replace("\"endpoints\":[", "\"endpoints\":7,\"others\":["), "invalid type"),
         ] {
             std::fs::write(record.path(), text).unwrap();
             let error = record.read().unwrap_err().to_string();
@@ -343,7 +378,53 @@ mod tests {
         // And the next write mends it.
         record.written = None;
         record.write(vec![recorded("shop/cart-1")].into()).unwrap();
-        assert_eq!(record.read().unwrap(), vec![recorded("shop/cart-1")].into());
+        assert_eq!(record.read().unwrap().remembered, vec![recorded("shop/cart-1")].into());
+    }
+
+    /// One entry that could not be read cost all pods of the node their policy.
+    #[test]
+    fn an_entry_that_cannot_be_read_is_named_and_costs_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut record = EndpointRecord::new(directory.path());
+        let (one, other) = (recorded("shop/cart-0"), recorded("shop/cart-1"));
+        let removed = BTreeSet::from([9]);
+        let both = Remembered { endpoints: vec![one.clone(), other.clone()], removed };
+        record.write(both).unwrap();
+        let good = std::fs::read_to_string(record.path()).unwrap();
+        let first = serde_json::to_string(&one).unwrap();
+        for (old, new, word) in [
+            ("ifindex", "index", "ifindex"),
+            ("10.1.0.5", "224.0.0.1", "224.0.0.1"),
+            ("veth0", "../veth", "interface"),
+            ("\"tso\"", "\"lro\"", "lro"),
+            ("\"source_validation\":\"1\"", "\"source_validation\":\"7\"", "7"),
+            ("\"addresses\":[\"10.1.0.5\"]", "\"addresses\":\"10.1.0.5\"", "invalid type"),
+        ] {
+            let bad = good.replace(&first, &first.replace(old, new));
+            assert_ne!(bad, good, "{old}");
+            std::fs::write(record.path(), bad).unwrap();
+            let Found { remembered, unread } = record.read().unwrap();
+            assert_eq!(remembered.endpoints, [other.clone()], "{old}");
+            assert_eq!(remembered.removed, [9].into());
+            let [Unread { object, why }] = &unread[..] else { panic!("{unread:?}") };
+            assert!(object == "endpoint shop/cart-0" && why.contains(word), "{word}: {unread:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_kept_aside_until_nobody_misses_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut record = EndpointRecord::new(directory.path());
+        record.write(vec![recorded("shop/cart-0")].into()).unwrap();
+        std::fs::write(record.path(), "no JSON").unwrap();
+        assert!(record.read().is_err() && !record.is_any_aside());
+        record.keep_aside().unwrap();
+        record.write(vec![recorded("shop/cart-1")].into()).unwrap();
+        let next = EndpointRecord::new(directory.path());
+        assert!(next.is_any_aside(), "the next process must know, too");
+        assert_eq!(std::fs::read_to_string(directory.path().join(ASIDE)).unwrap(), "no JSON");
+        next.forget_aside();
+        assert!(!next.is_any_aside() && next.read().is_ok());
     }
 
     #[test]
@@ -356,7 +437,7 @@ mod tests {
         assert_eq!(changed, recorded("shop/cart-0").changed);
         record.write(vec![recorded("shop/cart-0"), recorded("shop/cart-1")].into()).unwrap();
         record.forget_changes(|one| one.endpoint.name == "shop/cart-1").unwrap();
-        let read = record.read().unwrap().endpoints;
+        let read = record.read().unwrap().remembered.endpoints;
         assert!(read[0].changed.is_empty() && !read[1].changed.is_empty(), "{read:?}");
     }
 

@@ -1,15 +1,16 @@
-//! Looks, now and then, for a kube-proxy beside this node, or for what one has left, and names it.
+//! Looks, now and then, for a kube-proxy beside this node, or for what one has left, and names it; and with
+//! the same look for rules of others that packets pass by once they are redirected.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use control::admin::status::TraceStatus;
+use control::admin::status::{BypassedChains, TraceStatus};
 use tokio::task::JoinHandle;
 
 use super::Node;
 use super::caught::{Panicked, caught};
 use super::reconciles::Reconcile;
-use crate::kube_proxy::{Trace, look};
+use crate::kube_proxy::{Looked, Trace, look};
 
 /// How often.
 const AUDIT: Duration = Duration::from_secs(30);
@@ -18,7 +19,7 @@ const ADVICE: &str = "is in the way of services: what the node's own processes s
                       translated before it comes here; end kube-proxy, then `xskiff kube-proxy \
                       clean` tells what it would remove";
 
-type Outcome = Result<std::io::Result<Vec<Trace>>, Panicked>;
+type Outcome = Result<std::io::Result<Looked>, Panicked>;
 
 /// The look that goes on, and what the last one found.
 #[derive(Debug, Default)]
@@ -26,6 +27,7 @@ pub(super) struct KubeProxyAudit {
     begun: Option<Instant>,
     running: Option<JoinHandle<Outcome>>,
     found: Vec<Trace>,
+    bypassed: BTreeMap<&'static str, u64>,
     /// Objects of its errors.
     noted: BTreeSet<String>,
 }
@@ -55,9 +57,18 @@ impl Node {
         self.reconciles.ran(Reconcile::KubeProxy, took);
         let mut failures: Vec<(String, String)> = Vec::new();
         match outcome {
-            Ok(Ok(found)) => {
-                let told = found.iter().map(|trace| (trace.to_string(), ADVICE.to_owned()));
+            Ok(Ok(Looked { traces: found, bypassed })) => {
+                self.note_bypassed(bypassed);
+                let (certain, others): (Vec<&Trace>, Vec<&Trace>) =
+                    found.iter().partition(|trace| trace.kind.is_certain());
+                let told = certain.iter().map(|trace| (trace.to_string(), ADVICE.to_owned()));
                 failures.extend(told);
+                // Once, when it comes.
+                for trace in
+                    others.into_iter().filter(|one| !self.kube_proxy_audit.found.contains(one))
+                {
+                    tracing::info!("{trace}");
+                }
                 self.kube_proxy_audit.found = found;
             }
             Ok(Err(error)) => failures.push(("nftables".into(), error.to_string())),
@@ -73,6 +84,24 @@ impl Node {
         for (object, message) in failures {
             self.failed(Reconcile::KubeProxy, object, message);
         }
+    }
+
+    /// Each owner once, when its first chain comes.
+    fn note_bypassed(&mut self, bypassed: BTreeMap<&'static str, u64>) {
+        for (owner, chains) in &bypassed {
+            if !self.kube_proxy_audit.bypassed.contains_key(owner) {
+                let what = "packets of pods and services pass these rules by";
+                tracing::warn!(owner, chains, "{what}; `xskiff preflight` says what that means");
+            }
+        }
+        self.kube_proxy_audit.bypassed = bypassed;
+    }
+
+    /// Rules of others that packets pass by.
+    pub(super) fn bypassed_chains(&self) -> Vec<BypassedChains> {
+        let all = self.kube_proxy_audit.bypassed.iter();
+        all.map(|(owner, chains)| BypassedChains { owner: (*owner).into(), chains: *chains })
+            .collect()
     }
 
     /// What was found last.

@@ -18,7 +18,7 @@ use super::detach::Detached;
 use super::from_config::Machine;
 use super::{
     ConfigUpdate, Node, NodeError, Predecessor, Preparing, Publisher, Settings, Sources,
-    termination,
+    Termination,
 };
 use crate::cni::conflist::Entry;
 use crate::cni::keeper::{Plan, keep};
@@ -119,6 +119,8 @@ pub fn run(path: &Path, overrides: Overrides, take_over: bool) -> Result<(), Lau
         .build()
         .map_err(|source| LaunchError::System { action: "start the control runtime", source })?;
     runtime.block_on(async move {
+        // From here on to the end: what comes while nobody waits for it is heard by the next who does.
+        let mut termination = Termination::listen()?;
         let (cluster, mut cluster_updates) = cluster::feed::feed();
         // Followed until the node has ended.
         let followed = follow_cluster(&config, cluster).await?;
@@ -126,7 +128,6 @@ pub fn run(path: &Path, overrides: Overrides, take_over: bool) -> Result<(), Lau
             supervisor.status("waiting for the whole cluster to be known");
         }
         let preparing = Preparing::begin(settings)?;
-        let stop = async { termination().await.map_err(LaunchError::from) };
         let mut publisher = Publisher::default();
         let take = |changes| publisher.take(changes, |_| {});
         let run_directory = preparing.settings().run_directory.clone();
@@ -134,7 +135,7 @@ pub fn run(path: &Path, overrides: Overrides, take_over: bool) -> Result<(), Lau
         // Where a process is that serves, it answers them until it has handed over.
         let is_served = find()?.flatten().is_some();
         let probes = config.http.listen.filter(|_| !is_served);
-        if !followed.complete(probes, stop, &mut cluster_updates, take).await? {
+        if !followed.complete(probes, termination.told(), &mut cluster_updates, take).await? {
             supervisor.stopping();
             return Ok(());
         }
@@ -157,7 +158,11 @@ pub fn run(path: &Path, overrides: Overrides, take_over: bool) -> Result<(), Lau
             source,
         })?;
         tracing::info!("ready");
-        let ended = node.run(termination()).await;
+        let stop = async {
+            termination.told().await;
+            Ok(())
+        };
+        let ended = node.run(stop).await;
         drop(followed);
         Ok(ended?)
     })
@@ -310,6 +315,19 @@ mod tests {
         assert!(error.contains("more than 1048576 bytes"), "{error}");
         let error = read_config(directory.path()).unwrap_err().to_string();
         assert!(error.contains("directory"), "{error}");
+    }
+
+    /// It went to who had waited for the cluster, and to nobody.
+    #[tokio::test]
+    async fn a_signal_that_comes_while_nobody_waits_for_it_is_heard_by_the_next_who_does() {
+        let mut termination = Termination::listen().unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(10), termination.told()).await;
+        assert!(early.is_err(), "nobody has told it");
+        let own = std::process::id().to_string();
+        let told = std::process::Command::new("kill").args(["-TERM", &own]).status().unwrap();
+        assert!(told.success());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::timeout(Duration::from_secs(20), termination.told()).await.expect("heard");
     }
 
     #[test]

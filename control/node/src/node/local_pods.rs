@@ -185,7 +185,6 @@ impl Node {
             if let Some(port) = self.ports.remove(&self.workers, endpoint.port) {
                 self.running_pods.leave_out([port.attachment.ifindex]);
             }
-            self.seen.remove(&endpoint.port);
             give_back(&endpoint.spec, &endpoint.changed);
             self.leaving.push(endpoint);
         }
@@ -216,13 +215,7 @@ impl Node {
 
     /// Takes the endpoints of the process before over, as far as their interfaces are there still.
     pub(super) fn take_over_endpoints(&mut self) {
-        match self.record.read() {
-            Ok(remembered) => {
-                self.awaited = remembered.endpoints;
-                self.running_pods.leave_out(remembered.removed);
-            }
-            Err(error) => self.failed(Reconcile::Endpoints, BEFORE, error),
-        }
+        self.read_record();
         self.bring_up_awaited();
     }
 
@@ -322,11 +315,33 @@ impl Node {
         for address in addresses {
             let filter = FlushFilter::of_gone_pod(Prefix::host(*address));
             let refused = self.workers.send(|| Command::Flush(filter.clone()));
+            let object = format!("address {address}");
             if refused > 0 {
                 let message = format!("{refused} workers could not be told to end its flows");
-                self.failed(Reconcile::Endpoints, format!("address {address}"), message);
+                self.failed(Reconcile::Endpoints, object, message);
+                self.unflushed.insert(*address);
+            } else if self.unflushed.remove(address) {
+                self.errors.clear(&object);
             }
         }
+    }
+
+    /// Tells workers again to end flows of pods that are gone, where they took no word; not those of a pod that
+    /// has the address by now.
+    pub(super) fn retry_flushes(&mut self) {
+        if self.unflushed.is_empty() {
+            return;
+        }
+        let has = |address: &IpAddr| {
+            self.endpoints.iter().any(|endpoint| endpoint.spec.addresses.contains(address))
+        };
+        let (anothers, nobodys): (Vec<IpAddr>, Vec<IpAddr>) =
+            self.unflushed.iter().copied().partition(has);
+        for address in anothers {
+            self.unflushed.remove(&address);
+            self.errors.clear(&format!("address {address}"));
+        }
+        self.flush_addresses(&nobodys);
     }
 }
 

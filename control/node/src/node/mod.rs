@@ -6,7 +6,7 @@
 //! between), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
 //! what published), [`arrivals`], [`local_pods`], [`attachments`], [`running_pods`] and [`bypassed_rules`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
 //! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
-//! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`], [`endpoint_state`],
+//! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`], [`unread_record`], [`endpoint_state`],
 //! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
 //! [`socket_audit`], [`kube_proxy_audit`], [`health`], [`services`], [`service_ranges`], [`host_routes`], [`host_backends`], [`source_nat`], [`filter`], [`fitting`], [`trace`], [`caught`] and
 //! [`error_log`] are its parts, [`worker_health`] sees to workers that fail, [`faults`] makes things fail
@@ -29,7 +29,7 @@ use control::config::{Config, OnExit};
 use dataplane::port::PortId;
 use dataplane::tables::Tables;
 use dataplane::time::Nanos;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use xdp_redirect::rules::OnStall;
 
@@ -97,6 +97,7 @@ mod socket_audit;
 mod source_nat;
 mod supervised;
 pub mod trace;
+mod unread_record;
 pub mod usage;
 pub mod verdict;
 mod worker_health;
@@ -134,6 +135,7 @@ use service_ranges::KnownRanges;
 use socket_audit::SocketAudit;
 use source_nat::{Inside, RuleAddresses};
 use supervised::{Supervised, stalled_workers};
+use unread_record::UnreadRecord;
 use worker_health::WorkerHealth;
 
 /// Status requests under way from the HTTP thread.
@@ -194,6 +196,7 @@ pub struct Node {
     record: EndpointRecord,
     /// Endpoints of the process before that could not be taken over yet.
     awaited: Vec<Recorded>,
+    unread: UnreadRecord,
     running_pods: RunningPods,
     /// How the CNI plugin's endpoints fared.
     attached: CniStatus,
@@ -228,9 +231,8 @@ pub struct Node {
     /// Nanoseconds after which a silent worker has stalled, shared with the HTTP thread.
     stall_after_ns: Arc<AtomicU64>,
     asked: BTreeMap<(PortId, IpAddr), Instant>,
-    /// Ports whose interface the kernel's view has shown: one that is missing from it and was
-    /// never there is only newer than the view.
-    seen: BTreeSet<PortId>,
+    /// Addresses of gone pods whose flows workers could not be told to end.
+    unflushed: BTreeSet<IpAddr>,
     limits_in_force: bandwidth::LimitsInForce,
     /// Uplinks that are not there, as told.
     absent: BTreeSet<String>,
@@ -262,22 +264,35 @@ pub struct Node {
     _directory: RunDirectory,
 }
 
-/// Waits for SIGTERM or SIGINT, which end the process cleanly.
-///
-/// # Errors
-/// [`NodeError::System`] when they cannot be listened to.
-pub async fn termination() -> Result<(), NodeError> {
-    let listen = |kind| {
-        signal(kind).map_err(|source| NodeError::System { action: "listen to signals", source })
-    };
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    };
-    tracing::info!(signal = name, "ending");
-    Ok(())
+/// SIGTERM and SIGINT, which end the process cleanly. Heard from its making on, so that none is lost between
+/// two who wait for it: once heard, a signal does not end a process by itself any more.
+#[derive(Debug)]
+pub struct Termination {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Termination {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// [`NodeError::System`].
+    pub fn listen() -> Result<Self, NodeError> {
+        let listen = |kind| {
+            signal(kind).map_err(|source| NodeError::System { action: "listen to signals", source })
+        };
+        let terminate = listen(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Waits for either. May be dropped and called again.
+    pub async fn told(&mut self) {
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "ending");
+    }
 }
 
 impl Node {
@@ -387,6 +402,7 @@ impl Node {
             leaving: Vec::new(),
             record: EndpointRecord::new(directory.path()),
             awaited: Vec::new(),
+            unread: UnreadRecord::default(),
             running_pods: RunningPods::default(),
             attached: CniStatus::default(),
             chain: told.chain,
@@ -413,7 +429,7 @@ impl Node {
             direct: direct::Known::default(),
             stall_after_ns,
             asked: BTreeMap::new(),
-            seen: BTreeSet::new(),
+            unflushed: BTreeSet::new(),
             limits_in_force: bandwidth::LimitsInForce::default(),
             absent: BTreeSet::new(),
             wrong_mtus: BTreeMap::new(),

@@ -121,8 +121,8 @@ impl Prepared {
 /// The node as it will be, as far as can be known: what turns out otherwise is compiled as a change.
 fn first_view(settings: &Settings, follower: &Follower) -> NodeView {
     // What is wrong with it is told when it is taken over.
-    let recorded = EndpointRecord::new(&settings.run_directory).read().unwrap_or_default();
-    let endpoints = recorded.endpoints.into_iter().filter_map(|recorded| {
+    let found = EndpointRecord::new(&settings.run_directory).read().unwrap_or_default();
+    let endpoints = found.remembered.endpoints.into_iter().filter_map(|recorded| {
         let endpoint = recorded.endpoint;
         Some((endpoint.name.parse().ok()?, endpoint.addresses.into_iter().collect()))
     });

@@ -43,10 +43,14 @@ impl Node {
     }
 
     /// Puts our program in the place of those that a process before has left; by now it knows what is
-    /// ours. Those on interfaces of endpoints that are still awaited wait with them.
+    /// ours. Those on interfaces of endpoints that are still awaited wait with them, and all others as long
+    /// as it is not known whose they are.
     pub(super) fn take_over_programs(&mut self) {
-        let awaited: Vec<u32> = self.awaited.iter().map(|recorded| recorded.ifindex).collect();
-        let TakeOver { interfaces, failures } = self.ports.redirect().take_over(&awaited);
+        let (awaited, is_any_unread) = (&self.awaited, self.unread.is_any);
+        let is_spared = |ifindex: u32| {
+            is_any_unread || awaited.iter().any(|recorded| recorded.ifindex == ifindex)
+        };
+        let TakeOver { interfaces, failures } = self.ports.redirect().take_over(is_spared);
         if interfaces > 0 {
             tracing::info!(interfaces, "XDP programs taken over");
         }

@@ -26,7 +26,7 @@ use crate::host_port::{HOST_V6, PORT_INTERFACE};
 use crate::netlink::KernelView;
 use crate::netlink::neighbours::{ASKED_MAX, FORGET_FAILED};
 use crate::ours::Ours;
-use crate::ports::{self, PortRequest, PortTable};
+use crate::ports::{self, ActivePort, PortRequest, PortTable};
 use crate::workers::{Workers, monotonic_now};
 
 /// What is told of an uplink that may come later.
@@ -247,19 +247,13 @@ impl Node {
 
     /// Ports whose interface went away are removed; uplinks that came back are added again.
     async fn follow_interfaces(&mut self, view: &KernelView) {
-        let mut gone: Vec<(PortId, String)> = Vec::new();
-        for port in self.ports.iter() {
-            if view.links.contains_key(&port.attachment.ifindex) {
-                self.seen.insert(port.port);
-            } else if self.seen.contains(&port.port)
-                // Gone, or made anew, before anybody looked: it will never be seen.
-                || ports::index(&port.interface) != Some(port.attachment.ifindex)
-            {
-                gone.push((port.port, port.interface.clone()));
-            }
-        }
+        let is_gone = |port: &&ActivePort| {
+            let (interface, ifindex) = (port.interface.as_str(), port.attachment.ifindex);
+            is_gone(view, (interface, ifindex), ports::index)
+        };
+        let gone = self.ports.iter().filter(is_gone);
+        let gone: Vec<_> = gone.map(|port| (port.port, port.interface.clone())).collect();
         for (port, interface) in gone {
-            self.seen.remove(&port);
             tracing::info!(interface, "the interface is gone; its port goes with it");
             let name = self.endpoints.by_port(port).map(|endpoint| endpoint.spec.name.clone());
             match name {
@@ -466,9 +460,45 @@ impl Node {
     }
 }
 
+/// Whether a port's interface went away. One that is missing from the view may be newer than that, or have
+/// been left out of what the kernel told: only the kernel itself, asked for it, knows.
+fn is_gone(
+    view: &KernelView,
+    (interface, ifindex): (&str, u32),
+    index: impl FnOnce(&str) -> Option<u32>,
+) -> bool {
+    !view.links.contains_key(&ifindex) && index(interface) != Some(ifindex)
+}
+
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A list of links that lacked a pod's took its port away, and its flows.
+    #[test]
+    fn an_interface_is_gone_when_the_kernel_asked_for_it_says_so_and_not_when_a_list_lacks_it() {
+        let view = KernelView::default();
+        assert!(!is_gone(&view, ("veth1", 7), |_| Some(7)), "the list lacked it");
+        assert!(is_gone(&view, ("veth1", 7), |_| None));
+        assert!(is_gone(&view, ("veth1", 7), |_| Some(8)), "another one has its name");
+        let (name, mac) = ("veth1".to_owned(), None);
+        let link = crate::netlink::view::Link {
+            name,
+            alias: None,
+            mac,
+            mtu: 1500,
+            up: true,
+            receive_queues: 1,
+            virtual_kind: None,
+        };
+        let view = KernelView { links: [(7, link)].into(), ..KernelView::default() };
+        assert!(!is_gone(&view, ("veth1", 7), |_| panic!("it is on the list")));
     }
 }

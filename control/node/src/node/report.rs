@@ -77,6 +77,7 @@ impl Node {
             manifests: self.manifests_status(),
             kubernetes: self.cluster.report().kubernetes.map(|reporter| reporter.status()),
             kube_proxy: self.kube_proxy_traces(),
+            bypassed_chains: self.bypassed_chains(),
             waiting_for_restart: self
                 .in_force
                 .as_ref()
@@ -305,6 +306,7 @@ impl Node {
         let (state, state_reason) = self.endpoint_state(endpoint);
         let may_all = !known && self.settings.unknown_pods == UnknownPods::Allow;
         let policy = policy.filter(|_| !may_all);
+        let mtu = port.map_or(0, |port| port.mtu);
         EndpointInfo {
             name: endpoint.spec.name.to_string(),
             state: state.into(),
@@ -313,7 +315,8 @@ impl Node {
             port: endpoint.port.0,
             addresses: endpoint.spec.addresses.clone(),
             mac: mac.map(|mac| mac.to_string()),
-            mtu: port.map_or(0, |port| port.mtu),
+            mtu,
+            pod_mtu: endpoint.mtu.filter(|others| port.is_some() && *others > mtu),
             identity: known.then_some(identity.0),
             isolated_ingress: policy.is_some_and(|policy| policy.ingress.is_some()),
             isolated_egress: policy.is_some_and(|policy| policy.egress.is_some()),

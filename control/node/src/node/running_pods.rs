@@ -44,6 +44,8 @@ pub(super) struct RunningPods {
     found: BTreeMap<ObjectName, u32>,
     /// Those that are being adopted.
     asked: BTreeMap<ObjectName, mpsc::Receiver<Reply>>,
+    /// Those that were to be adopted and could not, of which it is told until they are endpoints or gone.
+    failed: BTreeSet<ObjectName>,
     /// The others, and why.
     outside: BTreeMap<ObjectName, String>,
     /// Interfaces of endpoints that were removed on request.
@@ -116,8 +118,18 @@ impl Node {
         }
     }
 
+    /// Whether it is known which pods are this node's, and there are any.
+    pub(super) fn are_own_pods_known(&self) -> bool {
+        self.running_pods.ours.as_ref().is_some_and(|ours| !ours.is_empty())
+    }
+
+    /// Whether some are about to become endpoints.
+    pub(super) fn are_pods_being_adopted(&self) -> bool {
+        !self.running_pods.asked.is_empty()
+    }
+
     /// Those of this node that should have an interface here and are no endpoint, nor about to be one.
-    fn unregistered_pods(&self) -> impl Iterator<Item = &Pod> {
+    pub(super) fn unregistered_pods(&self) -> impl Iterator<Item = &Pod> {
         let has_interface =
             |pod: &&Pod| !pod.host_network && !pod.is_completed() && !pod.addresses.is_empty();
         let is_known = |pod: &Pod| {
@@ -198,18 +210,36 @@ impl Node {
             is_open
         });
         for (name, reply) in answered {
-            let object = format!("running pod {name}");
             match reply {
                 Some(Reply::Endpoint(endpoint)) => {
                     tracing::info!(endpoint = %name, interface = endpoint.interface, "adopted");
                     self.running_pods.adopted += 1;
-                    self.errors.clear(&object);
                 }
                 // It is tried again.
-                Some(Reply::Error(error)) => self.failed(Reconcile::Endpoints, object, error),
-                _ => self.failed(Reconcile::Endpoints, object, "it was lost; it is tried again"),
+                Some(Reply::Error(error)) => self.note_not_adopted(name, error.to_string()),
+                _ => self.note_not_adopted(name, "it was lost; it is tried again".into()),
             }
         }
+        self.forget_not_adopted();
+    }
+
+    fn note_not_adopted(&mut self, name: ObjectName, why: String) {
+        self.failed(Reconcile::Endpoints, object_of(&name), why);
+        self.running_pods.failed.insert(name);
+    }
+
+    /// Of pods that became endpoints, however, or went away, nothing is wrong any more.
+    fn forget_not_adopted(&mut self) {
+        if self.running_pods.failed.is_empty() {
+            return;
+        }
+        let asked = self.running_pods.asked.keys();
+        let left = self.unregistered_pods().map(|pod| &pod.name).chain(asked);
+        let left: BTreeSet<ObjectName> = left.cloned().collect();
+        for name in self.running_pods.failed.difference(&left) {
+            self.errors.clear(&object_of(name));
+        }
+        self.running_pods.failed.retain(|name| left.contains(name));
     }
 
     /// How they stand.
@@ -225,6 +255,11 @@ impl Node {
                 .collect(),
         }
     }
+}
+
+/// What errors about one that is to be adopted are called.
+fn object_of(name: &ObjectName) -> String {
+    format!("running pod {name}")
 }
 
 /// Where a Pod is, when that is certain.

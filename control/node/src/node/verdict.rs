@@ -3,6 +3,8 @@
 use control::admin::Status;
 use control::admin::status::{Level, Verdict};
 
+use crate::kube_proxy::Kind;
+
 /// A table this full, in percent, is worth a word.
 const NEARLY_FULL_PERCENT: u64 = 90;
 
@@ -77,7 +79,9 @@ fn no_tables(status: &Status) -> Option<Verdict> {
 }
 
 fn kube_proxy(status: &Status) -> Option<Verdict> {
-    let found: Vec<&str> = status.kube_proxy.iter().map(|trace| trace.what.as_str()).collect();
+    let found = status.kube_proxy.iter();
+    let certain = found.filter(|trace| Kind::is_labelled_certain(&trace.kind));
+    let found: Vec<&str> = certain.map(|trace| trace.what.as_str()).collect();
     if found.is_empty() {
         return None;
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::finding::Finding;
 use crate::kube_proxy::command::output;
-use crate::kube_proxy::{names, nftables, saved};
+use crate::kube_proxy::{legacy_tables, names, nftables, saved};
 
 /// What iptables' older interface lists; the newer one's chains are the kernel's.
 const LEGACY: [&str; 2] = ["iptables-legacy-save", "ip6tables-legacy-save"];
@@ -44,18 +44,11 @@ pub fn check(may_ask: bool) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::pass(name, "none of Calico, portmap, kube-proxy or the like"));
     }
-    if has_legacy_tables() && !missing.is_empty() {
+    if !legacy_tables().is_empty() && !missing.is_empty() {
         let remedy = "install iptables to have them named";
         findings.push(Finding::warn(name, "rules of iptables-legacy are there, unnamed", remedy));
     }
     findings
-}
-
-fn has_legacy_tables() -> bool {
-    let list = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
-    ["ip_tables_names", "ip6_tables_names"]
-        .iter()
-        .any(|name| list(name).is_ok_and(|text| !text.trim().is_empty()))
 }
 
 fn of(owner: &str, chains: usize) -> Finding {

@@ -21,7 +21,7 @@ fn settings(directory: &Path) -> Settings {
 fn directory() -> Option<tempfile::TempDir> {
     let directory = tempfile::tempdir_in("/dev/shm").ok()?;
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
-    prepare_directory(directory.path()).ok().map(|()| directory)
+    prepare_directory(directory.path()).ok().map(|_| directory)
 }
 
 #[test]

@@ -121,8 +121,12 @@ impl FlowMemory {
     pub fn start(plan: &Plan<'_>) -> Result<Self, WorkersError> {
         let boot = boot_id()?;
         let directory = prepare_directory(plan.directory);
+        if let Ok(Some(mode)) = directory {
+            let (path, mode) = (plan.directory.display(), format!("{mode:o}"));
+            tracing::info!(%path, mode, "others could look into it; it is root's alone now");
+        }
         let (v4, v6) = match &directory {
-            Ok(()) => (
+            Ok(_) => (
                 Left::find::<8>(plan.directory.join(FlowKey4::FILE), boot)?,
                 Left::find::<16>(plan.directory.join(FlowKey6::FILE), boot)?,
             ),

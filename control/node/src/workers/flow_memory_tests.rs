@@ -16,7 +16,7 @@ const CAPACITIES: (usize, usize) = (4000, 500);
 fn directory() -> Option<tempfile::TempDir> {
     let directory = tempfile::tempdir_in("/dev/shm").ok()?;
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
-    prepare_directory(directory.path()).ok().map(|()| directory)
+    prepare_directory(directory.path()).ok().map(|_| directory)
 }
 
 macro_rules! directory_or_skip {

@@ -58,7 +58,6 @@ impl Node {
             tracing::warn!(interface, "its endpoint was lost in a panic; its port goes, too");
             self.flush_addresses_of_port(port);
             self.ports.remove(&self.workers, port);
-            self.seen.remove(&port);
         }
     }
 
