@@ -433,7 +433,8 @@ impl Life {
         SegmentLimit::from_bits(seen >> 3 & 1 | seen >> 4 & 6)
     }
 
-    /// The same after a SYN that offers `limit`: the first one says so, its answer may lower it.
+    /// The same after a SYN that offers `limit`: the first one says so, its answer may lower it, and so
+    /// may what is no SYN.
     pub(crate) fn with_segment_limit(self, limit: SegmentLimit, tcp_flags: u8) -> Self {
         let limit = if is_first_syn(tcp_flags) { limit } else { limit.min(self.segment_limit()) };
         let bits = u64::from(limit.bits());
