@@ -239,7 +239,7 @@ fn relate<K: TableKey<W>, B: Buffer, const W: usize>(
     let Some(destination) = hop.destination else {
         return Ok(context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour }));
     };
-    known::may_leave(packet, &hop)?;
+    known::may_leave(packet, &hop, false)?;
     // As the quoted packet was when its sender sent it.
     let sent = view.tuple(direction.reversed()).generic();
     let change = Rewrite {

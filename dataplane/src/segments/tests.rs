@@ -143,14 +143,51 @@ fn kernel_is_left_the_pseudo_headers_sum() {
 }
 
 #[test]
-fn limits_are_the_next_lower_of_eight_and_survive_their_bits() {
-    for (offered, kept) in
-        [(0, 536), (536, 536), (1219, 536), (1220, 1220), (1452, 1440), (1460, 1460), (9000, 8940)]
-    {
+fn limits_are_the_next_lower_size_and_survive_their_bits() {
+    for (offered, kept) in [
+        (0, 536),
+        (536, 536),
+        (1219, 1000),
+        (1220, 1220),
+        (1380, 1380),
+        (1452, 1452),
+        (1460, 1460),
+        (8910, 8910),
+        (9000, 8962),
+        (u16::MAX, 8962),
+    ] {
         let limit = SegmentLimit::of(offered);
         assert_eq!(limit.bytes(), kept);
         assert_eq!(SegmentLimit::from_bits(limit.bits()), limit);
     }
+    // What an earlier version reads of it, and what it has written.
+    const EARLIER: [u16; 8] = [536, 1220, 1300, 1360, 1400, 1440, 1460, 8940];
+    for offered in 536..=u16::MAX {
+        let limit = SegmentLimit::of(offered);
+        assert!(limit.bytes() <= offered);
+        assert!(EARLIER[usize::from(limit.bits() & 7)] <= limit.bytes(), "{limit:?}");
+    }
+    for (number, bytes) in (0..).zip(EARLIER) {
+        assert_eq!(SegmentLimit::from_bits(number).bytes(), bytes);
+    }
+}
+
+#[test]
+fn two_segments_in_one_are_told_from_one_whatever_a_receiver_takes() {
+    const OPTIONS: usize = 40;
+    for offered in 536..=9000 {
+        let limit = SegmentLimit::of(offered);
+        let one = usize::from(offered);
+        assert!(!limit.is_exceeded_by(one), "{offered}");
+        let is_told = limit.is_exceeded_by(2 * (one - OPTIONS) + OPTIONS);
+        assert!(is_told || offered >= 8962, "{offered}");
+    }
+    for exact in [536, 1220, 1360, 1380, 1390, 1400, 1410, 1440, 1452, 1460, 8890, 8910, 8940, 8960]
+    {
+        assert!(SegmentLimit::of(exact).is_exceeded_by(usize::from(exact) + 1), "{exact}");
+    }
+    assert!(!SegmentLimit::LEAST.is_exceeded_by(60_000), "its SYNs were not seen");
+    assert_eq!(SegmentLimit::LEAST.min(SegmentLimit::of(536)), SegmentLimit::LEAST);
 }
 
 /// Joins packets as the worker does: each behind the last of its stream that is not over.

@@ -1,8 +1,10 @@
 //! How segments that are longer than their link takes are to be cut where they leave.
 
+use std::sync::Arc;
+
 use dataplane::DropReason;
 use dataplane::port::PortId;
-use dataplane::tables::TcpWindows;
+use dataplane::tables::{Tables, TcpWindows};
 use xskiff_tests::packet_builder::{FrameBuilder, icmp_error, read, tcp};
 use xskiff_tests::simulation::Simulation;
 use xskiff_tests::world::{UPLINK, World, address, pod_port};
@@ -10,7 +12,7 @@ use xskiff_tests::world::{UPLINK, World, address, pod_port};
 /// Source, destination, and a router between them.
 const ENDS: [[&str; 3]; 2] = [
     ["10.1.0.1:1000", "192.0.2.7:80", "198.51.100.1"],
-    ["[fd00:1::1]:1000", "[2001:db8::7]:80", "2001:db8:1::1"],
+    ["[fd01::1]:1000", "[2001:db8::7]:80", "2001:db8:1::1"],
 ];
 const ERRORS: [(u8, u8); 2] = [(3, 4), (2, 0)];
 /// What the source has sent and the destination has acknowledged.
@@ -28,9 +30,13 @@ impl Connection {
     fn open(family: usize, details: bool, offers: [u16; 2]) -> Self {
         let world = World::with_pods(1).with_unfinished_checksums(pod_port(1));
         let tables = world.with_tcp_windows(TcpWindows::Relaxed).tables();
+        Self::open_in(&tables, family, details, offers)
+    }
+
+    fn open_in(tables: &Arc<Tables>, family: usize, details: bool, offers: [u16; 2]) -> Self {
         let mut node = match details {
-            true => Simulation::with_details(1, 100, &tables),
-            false => Simulation::single(&tables),
+            true => Simulation::with_details(1, 100, tables),
+            false => Simulation::single(tables),
         };
         let [inside, outside, _] = ENDS[family];
         let syn = tcp(inside, outside, "S").numbers(NEXT - 1, 0, 60_000);
@@ -135,4 +141,50 @@ fn error_about_what_is_not_under_way_changes_nothing_where_sequence_numbers_are_
         pod.told(1300, &sent);
         assert!(pod.size() < size);
     }
+}
+
+/// They left as one packet, which was more than their receiver takes.
+#[test]
+fn segments_that_fit_the_link_in_one_packet_are_cut_for_a_receiver_that_takes_less() {
+    for (family, offered) in [(0, 536), (1, 536), (0, 700), (1, 640)] {
+        let mut pod = Connection::open(family, false, [1460, offered]);
+        for bytes in [usize::from(offered) + 1, 1400] {
+            let is_told = bytes > 1000 || offered == 536;
+            let size = pod.send(bytes).1;
+            assert_eq!(size != 0, is_told, "{bytes} of {offered}");
+            assert!(size <= offered);
+        }
+        for bytes in [1, 500, usize::from(offered)] {
+            assert_eq!(pod.send(bytes).1, 0, "{bytes}");
+        }
+    }
+    // Without options, both ends take a packet that fills the link.
+    let mut pod = Connection::open(0, false, [1460, 1460]);
+    let (frame, size) = pod.send(1460);
+    assert_eq!((read(&frame).expect("whole").payload.len(), size), (1460, 0));
+}
+
+/// The pod was told that its packets are too big for the uplink, made its segments smaller, and left as many
+/// of them in one packet that was too big again.
+#[test]
+fn packet_that_fits_its_own_link_and_not_the_next_is_cut_if_its_stack_may_have_left_it_so() {
+    for family in [0, 1] {
+        let world = World::with_pods(1).with_unfinished_checksums(pod_port(1));
+        let tables = world.with_uplink_mtu(1280).tables();
+        let mut pod = Connection::open_in(&tables, family, false, [1460, 1460]);
+        let size = pod.send(1400).1;
+        assert_eq!(usize::from(size), 1280 - if family == 0 { 40 } else { 60 });
+        assert_eq!(pod.node.dropped(DropReason::TooBig), 0);
+    }
+}
+
+/// A connection that stood before the node did tells nothing of what its ends take.
+#[test]
+fn packets_of_a_connection_whose_beginning_was_not_seen_leave_as_they_came() {
+    let world = World::with_pods(2).with_unfinished_checksums(pod_port(1));
+    let mut node = Simulation::single(&world.tables());
+    let data = tcp(ENDS[0][0], "10.1.0.2:80", "A").payload(&[7; 1460]).partial_checksum();
+    let (_, frame) = node.forward(pod_port(1), &data.build());
+    assert_eq!(read(&frame).expect("whole").payload.len(), 1460);
+    assert_eq!(node.wire().borrow().segment_size, 0);
 }
