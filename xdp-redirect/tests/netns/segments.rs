@@ -17,7 +17,8 @@ use crate::world::{Plan, World, eventually, ip, rule, world};
 
 const LEFT: PortId = PortId(4);
 const RIGHT: PortId = PortId(5);
-const PLACES: [(PortId, &str, &str, &str); 2] = [(LEFT, "left", "a", "a0"), (RIGHT, "right", "b", "b0")];
+const PLACES: [(PortId, &str, &str, &str); 2] =
+    [(LEFT, "left", "a", "a0"), (RIGHT, "right", "b", "b0")];
 /// Ethernet, IPv4 and TCP.
 const HEADERS: usize = 54;
 /// Places of a transmit ring here: fewer than a segment has pieces.
@@ -126,9 +127,9 @@ fn segment(sequence: u32, payload: usize) -> Vec<u8> {
     tcp.extend((first..first + payload).map(pattern));
     let mut frame = ipv4(OTHER4, 6, 0x4000, &tcp);
     frame[24..26].fill(0);
-    let sum = frame[14..34].chunks(2).fold(0u32, |sum, pair| {
-        sum + u32::from(u16::from_be_bytes([pair[0], pair[1]]))
-    });
+    let sum = frame[14..34]
+        .chunks(2)
+        .fold(0u32, |sum, pair| sum + u32::from(u16::from_be_bytes([pair[0], pair[1]])));
     let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).expect("folded");
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
     frame
