@@ -17,6 +17,11 @@ use crate::limits::PORTS_MAX;
 use crate::pools::Pools;
 use crate::statistics::add;
 
+/// Chunks of packets that wait, from which on they are sent before another one is added. Seven segments of
+/// 64 KB are worth a call; more of them would keep memory that pods' queues need, and leave the processor's
+/// caches before they are copied.
+const CHUNKS_ENOUGH: usize = 256;
+
 struct Packet {
     port: PortId,
     frame: Frame,
@@ -41,6 +46,8 @@ enum Sent {
 pub(crate) struct Gather {
     sender: SegmentSender,
     waiting: Vec<Packet>,
+    /// Of those that wait.
+    chunks: usize,
     /// Of the packets of a call.
     sent: Vec<Sent>,
     /// Of ports that take whole segments; 0 for others.
@@ -55,6 +62,7 @@ impl Gather {
         Self {
             sender,
             waiting: Vec::with_capacity(BATCH),
+            chunks: 0,
             sent: Vec::with_capacity(BATCH),
             interfaces: vec![0; index(PORTS_MAX)].into_boxed_slice(),
             waiting_for: vec![0; index(PORTS_MAX)].into_boxed_slice(),
@@ -81,7 +89,8 @@ impl Gather {
         }
     }
 
-    /// Adds a packet behind those that wait; sends those first when they are as many as a call takes.
+    /// Adds a packet behind those that wait; sends those first when they are as many as a call takes, or as
+    /// long.
     pub(crate) fn add(
         &mut self,
         port: PortId,
@@ -89,12 +98,13 @@ impl Gather {
         piece: Option<Piece>,
         pools: &mut Pools,
     ) {
-        if self.waiting.len() >= BATCH {
+        if self.waiting.len() >= BATCH || self.chunks >= CHUNKS_ENOUGH {
             self.flush(pools);
         }
         if let Some(waiting) = self.waiting_for.get_mut(usize::from(port.0)) {
             *waiting += 1;
         }
+        self.chunks += usize::from(frame.chunks());
         self.waiting.push(Packet { port, frame, piece, is_joined: false });
     }
 
@@ -201,13 +211,16 @@ impl Gather {
         for place in (0..self.waiting.len()).rev() {
             if self.waiting[place].port == port {
                 add(&self.counters.abandoned_packets, 1);
-                pools.release(self.waiting.remove(place).frame);
+                let frame = self.waiting.remove(place).frame;
+                self.chunks -= usize::from(frame.chunks());
+                pools.release(frame);
             }
         }
     }
 
     /// Frees all that waits.
     pub(crate) fn clear(&mut self, pools: &mut Pools) {
+        self.chunks = 0;
         for packet in self.waiting.drain(..) {
             if let Some(waiting) = self.waiting_for.get_mut(usize::from(packet.port.0)) {
                 *waiting = 0;

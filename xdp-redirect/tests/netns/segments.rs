@@ -69,9 +69,13 @@ impl Setup {
     }
 
     fn frame(&mut self, sequence: u32, payload: usize, size: u16) -> Frame {
-        let mut frame = self.ports.pool().allocate_with(&segment(sequence, payload)).expect("one");
+        let mut frame = self.frame_of(sequence, payload);
         frame.set_segment_size(size).expect("room for it");
         frame
+    }
+
+    fn frame_of(&mut self, sequence: u32, payload: usize) -> Frame {
+        self.ports.pool().allocate_with(&segment(sequence, payload)).expect("one")
     }
 
     fn send(&mut self, port: PortId, frame: Frame) -> Result<(), DropReason> {
@@ -182,4 +186,32 @@ fn pieces_that_have_no_room_are_counted() {
     assert_eq!(statistics.cut_pieces + statistics.lost_pieces, 20, "{statistics:?}");
     assert!(statistics.lost_pieces >= 12, "{statistics:?}");
     setup.ports.flush();
+}
+
+/// What waited for the end of the tick kept hundreds of segments of 64 KB in packet memory.
+#[test]
+fn long_packets_leave_before_a_call_is_full_and_in_order() {
+    let Some(mut setup) = setup(9000) else { return };
+    setup.set_whole(RIGHT);
+    let tap = setup.tap(RIGHT);
+    // Five chunks each.
+    let receive = |number: u32| setup.received(LEFT, &segment(number * 8000, 8000));
+    let received: Vec<Frame> = (0..120).map(receive).collect();
+    for (number, mut frame) in (0..).zip(received) {
+        assert_eq!(frame.chunks(), 5);
+        frame.set_segment_size(4000).expect("room for it");
+        setup.send(RIGHT, frame).expect("room");
+        let little = setup.frame_of(number * 8000 + 7999, 1);
+        setup.send(RIGHT, little).expect("room");
+    }
+    let statistics = setup.statistics();
+    assert!(statistics.calls >= 2, "{statistics:?}");
+    setup.ports.flush();
+    for number in 0..120 {
+        assert_eq!(next_data(&tap), Some((number * 8000, 8000)));
+        assert_eq!(next_data(&tap), Some((number * 8000 + 7999, 1)));
+    }
+    let statistics = setup.statistics();
+    assert_eq!((statistics.whole_packets, statistics.calls), (120, 3), "{statistics:?}");
+    setup.end();
 }
