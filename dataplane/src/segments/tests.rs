@@ -127,6 +127,19 @@ fn what_no_link_takes_and_what_is_no_stream_is_refused() {
     assert_eq!(planned(&datagram, 1500, 1460), Err(DropReason::Uncuttable));
 }
 
+/// It lost a part of its number in all pieces but the first.
+#[test]
+fn congestion_counted_by_accecn_is_told_by_every_piece() {
+    let mut frame = long(true, 0, &[7; 3000], ACK | CWR);
+    frame[ETHERNET_LEN + IPV4_LEN + 12] |= AE;
+    let whole = planned(&frame, 1500, 1460).expect("TCP");
+    assert!(!Layout::of(&whole).expect("TCP").has_cwr, "no flag that the kernel clears");
+    for segment in cut(&whole) {
+        let tcp = &segment[ETHERNET_LEN + IPV4_LEN..];
+        assert_eq!((tcp[12] & AE, tcp[13]), (AE, ACK | CWR));
+    }
+}
+
 #[test]
 fn kernel_is_left_the_pseudo_headers_sum() {
     for is_ipv4 in [true, false] {
@@ -270,6 +283,23 @@ fn what_says_more_than_data_is_not_joined() {
     assert_eq!(join::Piece::of(&data(ACK, &[])), None, "an acknowledgement");
     let little = join::Piece::of(&data(ACK, &[7; 255])).expect("data");
     assert!(join::Join::begin(little).is_none());
+}
+
+#[test]
+fn packets_that_count_congestion_otherwise_are_not_joined() {
+    let pieces = [0, 1, 2].map(|number| piece(true, number * 500, &[7; 500], (ACK, 9)));
+    assert_eq!(joined(&pieces).len(), 1);
+    let mut other = pieces.clone();
+    let tcp = ETHERNET_LEN + IPV4_LEN;
+    other[1][tcp + 12] |= AE;
+    // Its sum is right again.
+    let mut buffer = HeapBuffer::new(&other[1]);
+    let (layout, packet) = Layout::read(&buffer).expect("TCP");
+    layout.leave_checksum(&mut buffer);
+    finish_checksum(&packet, &mut buffer);
+    other[1] = buffer.bytes().to_vec();
+    let told: Vec<u8> = joined(&other).iter().map(|(one, _)| one.bytes()[tcp + 12] & AE).collect();
+    assert_eq!(told, [0, AE, 0]);
 }
 
 /// A packet of a stream at `from`, with this acknowledgement and the right sum.

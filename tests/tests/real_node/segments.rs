@@ -144,6 +144,9 @@ fn datagrams_that_their_sender_joined_are_cut_by_it() {
     };
     assert_eq!(line("tcp-segmentation-offload:"), "tcp-segmentation-offload: on");
     assert_eq!(line("tx-udp-segmentation:"), "tx-udp-segmentation: off");
+    // Kernels before 6.18 have none.
+    let accurate = "tx-tcp-accecn-segmentation:";
+    assert!(!features.contains(accurate) || line(accurate).starts_with(&format!("{accurate} off")));
     // SOL_UDP, UDP_SEGMENT (udp(7)).
     let script = format!(
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
