@@ -13,7 +13,7 @@ use crate::frame::{Frame, Piece};
 use crate::hand_over::message::{Role, SocketRecord};
 use crate::pool::FramePool;
 use crate::ring::{CONTINUED, Consumer, Descriptor, Producer};
-use crate::statistics::{Monitored, SocketMonitor, add};
+use crate::statistics::{Monitored, SocketCounters, SocketMonitor, add};
 use crate::umem::Umem;
 
 pub use crate::bind::{BusyPoll, SocketConfig};
@@ -154,7 +154,7 @@ impl Socket {
         }
     }
 
-    fn counters(&self) -> &crate::statistics::SocketCounters {
+    fn counters(&self) -> &SocketCounters {
         let monitored: &Monitored = &self.monitor.monitored;
         &monitored.counters
     }
@@ -188,29 +188,11 @@ impl Socket {
         packets_max: usize,
         take: &mut impl FnMut(Frame),
     ) -> usize {
-        let number = self.lease.number;
         let Some(receiving) = &mut self.receiving else { return 0 };
         let counters = &self.monitor.monitored.counters;
         receiving.grow(&self.umem);
-        let mut packets = 0;
-        while packets < packets_max {
-            let Some(descriptor) = receiving.rx.pop() else { break };
-            receiving.posted = receiving.posted.saturating_sub(1);
-            let found = self.umem.received(descriptor.address, descriptor.length, number);
-            let Some(frame) = found else {
-                add(&counters.bad_descriptors, 1);
-                continue;
-            };
-            let is_last = descriptor.options & CONTINUED == 0;
-            if is_last && receiving.partial.is_none() && !receiving.discarding {
-                take(frame);
-                packets += 1;
-            } else if let Some(whole) = receiving.assemble(pool, frame, is_last, counters) {
-                take(whole);
-                packets += 1;
-            }
-        }
-        receiving.rx.release();
+        let from = (&self.umem, self.lease.number);
+        let packets = receiving.take_packets(from, counters, pool, packets_max, take);
         if packets > 0 {
             add(&counters.received_packets, packets as u64);
         }
@@ -439,6 +421,48 @@ impl Socket {
 }
 
 impl Receiving {
+    /// Takes up to `packets_max` packets from the ring of socket `number`; returns how many.
+    #[inline(always)]
+    fn take_packets(
+        &mut self,
+        (umem, number): (&Umem, u16),
+        counters: &SocketCounters,
+        pool: &mut FramePool,
+        packets_max: usize,
+        take: &mut impl FnMut(Frame),
+    ) -> usize {
+        let mut packets = 0;
+        while packets < packets_max {
+            let Some(descriptor) = self.rx.pop() else { break };
+            self.posted = self.posted.saturating_sub(1);
+            let is_last = descriptor.options & CONTINUED == 0;
+            let Some(frame) = umem.received(descriptor.address, descriptor.length, number) else {
+                add(&counters.bad_descriptors, 1);
+                self.discard(pool, is_last);
+                continue;
+            };
+            if is_last && self.partial.is_none() && !self.discarding {
+                take(frame);
+                packets += 1;
+            } else if let Some(whole) = self.assemble(pool, frame, is_last, counters) {
+                take(whole);
+                packets += 1;
+            }
+        }
+        self.rx.release();
+        packets
+    }
+
+    /// Throws the packet under way away, of which a part is missing or too much: what came of it, and what
+    /// is to come.
+    #[cold]
+    fn discard(&mut self, pool: &mut FramePool, is_last: bool) {
+        self.discarding = !is_last;
+        if let Some(head) = self.partial.take() {
+            pool.release(head);
+        }
+    }
+
     /// Frames wanted with the kernel when little comes or the region is short.
     pub(crate) fn least(&self, umem: &Umem) -> u32 {
         match self.idle_frames < self.fill_frames {
@@ -473,7 +497,7 @@ impl Receiving {
         pool: &mut FramePool,
         frame: Frame,
         is_last: bool,
-        counters: &crate::statistics::SocketCounters,
+        counters: &SocketCounters,
     ) -> Option<Frame> {
         if self.discarding {
             self.discarding = !is_last;
@@ -485,11 +509,8 @@ impl Receiving {
             Some(head) => {
                 if let Err(frame) = head.append(frame) {
                     add(&counters.too_many_chunks, 1);
-                    self.discarding = !is_last;
                     pool.release(frame);
-                    if let Some(head) = self.partial.take() {
-                        pool.release(head);
-                    }
+                    self.discard(pool, is_last);
                     return None;
                 }
             }
@@ -541,3 +562,7 @@ fn get_option_of<T: Copy>(
     // SAFETY: zeroed, then written by the kernel; only used for C structures of integers.
     Ok(unsafe { value.assume_init() })
 }
+
+#[cfg(test)]
+#[path = "socket_tests.rs"]
+mod tests;

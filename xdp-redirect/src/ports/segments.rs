@@ -22,8 +22,12 @@ impl WorkerPorts {
             TransmitPath::AfXdp { socket } if ifindex != 0 => {
                 *path = TransmitPath::Whole { socket }
             }
-            // What it was sent is flushed by the end of each tick, so that nothing is overtaken.
             TransmitPath::Whole { socket } if ifindex == 0 => {
+                // Commands are taken before a tick's packets leave: what waits has no other way, and what
+                // follows must not overtake it.
+                if segments.has(port) {
+                    segments.flush(&mut self.pools);
+                }
                 *path = TransmitPath::AfXdp { socket }
             }
             _ => return,

@@ -54,6 +54,8 @@ pub(crate) struct Gather {
     interfaces: Box<[u32]>,
     /// How many wait for each port.
     waiting_for: Box<[u16]>,
+    /// A flush was begun and is not over: after a panic.
+    is_flushing: bool,
     counters: Arc<SegmentCounters>,
 }
 
@@ -66,6 +68,7 @@ impl Gather {
             sent: Vec::with_capacity(BATCH),
             interfaces: vec![0; index(PORTS_MAX)].into_boxed_slice(),
             waiting_for: vec![0; index(PORTS_MAX)].into_boxed_slice(),
+            is_flushing: false,
             counters,
         }
     }
@@ -110,6 +113,9 @@ impl Gather {
 
     /// Sends what waits. The kernel copies, so all is free again.
     pub(crate) fn flush(&mut self, pools: &mut Pools) {
+        if std::mem::replace(&mut self.is_flushing, true) {
+            self.mend(pools);
+        }
         self.sender.begin();
         self.sent.clear();
         for first in 0..self.waiting.len() {
@@ -120,6 +126,16 @@ impl Gather {
         }
         self.call();
         self.clear(pools);
+        self.is_flushing = false;
+    }
+
+    /// Begins anew after a flush that a panic cut short: what waits may have been sent, or was made a part of
+    /// another packet.
+    #[cold]
+    fn mend(&mut self, pools: &mut Pools) {
+        add(&self.counters.abandoned_packets, self.waiting.len() as u64);
+        self.clear(pools);
+        self.waiting_for.fill(0);
     }
 
     /// Puts a packet, with what is joined to it, into the call.
@@ -265,4 +281,35 @@ fn gather_stream(mut join: Join, first: &Packet, after: &mut [Packet]) -> Join {
         other.is_joined = true;
     }
     join
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::umem::{Umem, UmemConfig};
+
+    #[test]
+    fn flush_that_a_panic_cut_short_is_not_gone_on_with() {
+        // Without CAP_NET_RAW there is no packet socket.
+        let Ok(sender) = SegmentSender::new() else { return };
+        let umem = Umem::new(UmemConfig { frames: 64, ..UmemConfig::default() }).expect("memory");
+        let counters = Arc::new(SegmentCounters::default());
+        let (mut pools, mut gather) =
+            (Pools::new(&umem), Gather::new(sender, Arc::clone(&counters)));
+        let port = PortId(7);
+        for is_flushing in [true, false] {
+            let frame = pools.of(0).allocate_with(&[7; 60]).expect("a frame");
+            gather.add(port, frame, None, &mut pools);
+            assert!(gather.has(port));
+            gather.is_flushing = is_flushing;
+            gather.flush(&mut pools);
+            assert!(gather.is_empty() && !gather.has(port) && !gather.is_flushing);
+        }
+        // The first one was not sent; the second one found no interface.
+        let statistics = counters.read();
+        assert_eq!((statistics.calls, statistics.abandoned_packets), (1, 2), "{statistics:?}");
+        drop((gather, pools));
+        let census = umem.census();
+        assert_eq!(census.free, census.total);
+    }
 }

@@ -215,3 +215,82 @@ fn long_packets_leave_before_a_call_is_full_and_in_order() {
     assert_eq!((statistics.whole_packets, statistics.calls), (120, 3), "{statistics:?}");
     setup.end();
 }
+
+/// It went to interface 0, and was counted as if the interface were gone.
+#[test]
+fn what_waits_for_a_port_that_takes_no_more_whole_segments_leaves_before_what_follows() {
+    let Some(mut setup) = setup(1500) else { return };
+    setup.set_whole(RIGHT);
+    let tap = setup.tap(RIGHT);
+    for number in 0..3 {
+        let frame = setup.frame(number * 1000, 1000, 500);
+        setup.send(RIGHT, frame).expect("room");
+    }
+    setup.ports.control().set_whole(RIGHT, 0).expect("room");
+    setup.ports.take_commands();
+    assert!(matches!(setup.ports.path(RIGHT), TransmitPath::AfXdp { .. }));
+    let frame = setup.frame_of(3000, 1000);
+    setup.send(RIGHT, frame).expect("room");
+    setup.ports.flush();
+    for number in 0..4 {
+        assert_eq!(next_data(&tap), Some((number * 1000, 1000)));
+    }
+    let statistics = setup.statistics();
+    assert_eq!((statistics.whole_packets, statistics.abandoned_packets), (3, 0), "{statistics:?}");
+    setup.end();
+}
+
+#[test]
+fn interface_that_vanishes_before_its_batch_is_counted_and_the_rest_is_delivered() {
+    let Some(mut setup) = setup(1500) else { return };
+    let tap = setup.tap(LEFT);
+    for port in [LEFT, RIGHT] {
+        setup.set_whole(port);
+    }
+    for number in 0..10 {
+        for port in [RIGHT, LEFT] {
+            let frame = setup.frame(number * 1000, 1000, 500);
+            setup.send(port, frame).expect("room");
+        }
+    }
+    ip(&["link", "del", "right"]);
+    setup.ports.flush();
+    for number in 0..10 {
+        assert_eq!(next_data(&tap), Some((number * 1000, 1000)));
+    }
+    let statistics = setup.statistics();
+    assert_eq!(
+        (statistics.whole_packets, statistics.abandoned_packets),
+        (10, 10),
+        "{statistics:?}"
+    );
+    setup.end();
+}
+
+/// What says that it is longer than it is, what is no TCP, and what its interface does not take.
+#[test]
+fn packet_whose_header_the_kernel_refuses_is_counted_and_the_rest_is_delivered() {
+    let Some(mut setup) = setup(9000) else { return };
+    setup.set_whole(RIGHT);
+    let tap = setup.tap(RIGHT);
+    let datagram = ipv4(OTHER4, 17, 0, &vec![7; 8000]);
+    let received: Vec<Frame> = (0..4).map(|_| setup.received(LEFT, &datagram)).collect();
+    ip(&["link", "set", "right", "mtu", "1500"]);
+    for (number, mut one) in (0..).zip(received) {
+        if number % 2 == 1 {
+            one.bytes_mut()[16..18].copy_from_slice(&[0xff, 0xff]);
+        }
+        one.set_segment_size(1000).expect("room for it");
+        setup.send(RIGHT, one).expect("room");
+        let frame = setup.frame(number * 1000, 1000, 500);
+        setup.send(RIGHT, frame).expect("room");
+    }
+    setup.ports.flush();
+    for number in 0..4 {
+        assert_eq!(next_data(&tap), Some((number * 1000, 1000)));
+    }
+    let statistics = setup.statistics();
+    assert_eq!(statistics.refused_header_packets, 4, "{statistics:?}");
+    assert_eq!(statistics.whole_packets, 4, "{statistics:?}");
+    setup.end();
+}
