@@ -9,7 +9,7 @@ use std::sync::Arc;
 use dataplane::DropReason;
 
 use crate::bind::{Bound, Lease};
-use crate::frame::{Frame, Piece};
+use crate::frame::{Chain, Frame, Piece};
 use crate::hand_over::message::{Role, SocketRecord};
 use crate::pool::FramePool;
 use crate::ring::{CONTINUED, Consumer, Descriptor, Producer};
@@ -21,6 +21,10 @@ pub use crate::bind::{BusyPoll, SocketConfig};
 /// Chunks the kernel sends as one packet at most: a linear part and `MAX_SKB_FRAGS` (17) pages,
 /// less one it keeps free (`xsk_build_skb`).
 pub const TRANSMIT_CHUNKS_MAX: u8 = 17;
+
+/// Bursts of few packets in a row after which a queue keeps half of the frames: a busy stream brings a large
+/// one sooner, and a pod that was busy once does not keep memory for good.
+const QUIET_LOOKS: u32 = 1024;
 
 /// Whether packets can leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +61,10 @@ pub(crate) struct Receiving {
     pub wanted: u32,
     /// Frames that are.
     pub posted: u32,
+    /// How often in a row little had come ([`Self::adapt`]).
+    pub quiet: u32,
     /// A packet whose last chunk has not come yet.
-    pub partial: Option<Frame>,
+    pub partial: Option<Chain>,
     /// The rest of the packet under way is thrown away.
     pub discarding: bool,
 }
@@ -190,7 +196,7 @@ impl Socket {
     ) -> usize {
         let Some(receiving) = &mut self.receiving else { return 0 };
         let counters = &self.monitor.monitored.counters;
-        receiving.grow(&self.umem);
+        receiving.adapt(&self.umem);
         let from = (&self.umem, self.lease.number);
         let packets = receiving.take_packets(from, counters, pool, packets_max, take);
         if packets > 0 {
@@ -459,7 +465,7 @@ impl Receiving {
     fn discard(&mut self, pool: &mut FramePool, is_last: bool) {
         self.discarding = !is_last;
         if let Some(head) = self.partial.take() {
-            pool.release(head);
+            pool.release(head.into_whole());
         }
     }
 
@@ -471,15 +477,32 @@ impl Receiving {
         }
     }
 
-    /// Wants more frames with the kernel when a burst took half of them and the region has some.
+    /// Wants more frames with the kernel when a burst took half of them and the region has some, and fewer
+    /// after less than an eighth was taken many times in a row.
     #[inline]
-    fn grow(&mut self, umem: &Umem) {
-        if self.wanted < self.fill_frames
-            && self.rx.waiting() >= self.wanted.div_ceil(2)
-            && umem.has_plenty()
-        {
-            self.wanted = (self.wanted.max(1) * 2).min(self.fill_frames);
+    fn adapt(&mut self, umem: &Umem) {
+        if self.idle_frames >= self.fill_frames {
+            return;
         }
+        let waiting = self.rx.waiting();
+        if waiting >= self.wanted.div_ceil(2) {
+            self.quiet = 0;
+            if self.wanted < self.fill_frames && umem.has_plenty() {
+                self.wanted = (self.wanted.max(1) * 2).min(self.fill_frames);
+            }
+        } else if waiting >= self.wanted / 8 {
+            self.quiet = 0;
+        } else if waiting > 0 {
+            self.quiet += 1;
+            if self.quiet >= QUIET_LOOKS {
+                self.quiet = 0;
+                self.want_fewer(umem);
+            }
+        }
+    }
+
+    fn want_fewer(&mut self, umem: &Umem) {
+        self.wanted = (self.wanted / 2).max(self.least(umem)).min(self.wanted);
     }
 
     /// Wants fewer when the region has few. Frames the kernel has cannot be taken back: the next
@@ -487,7 +510,7 @@ impl Receiving {
     #[inline]
     fn shrink(&mut self, umem: &Umem) {
         if self.idle_frames < self.fill_frames && umem.is_short() {
-            self.wanted = (self.wanted / 2).max(self.least(umem)).min(self.wanted);
+            self.want_fewer(umem);
         }
     }
 
@@ -505,7 +528,7 @@ impl Receiving {
             return None;
         }
         match &mut self.partial {
-            None => self.partial = Some(frame),
+            None => self.partial = Some(Chain::new(frame)),
             Some(head) => {
                 if let Err(frame) = head.append(frame) {
                     add(&counters.too_many_chunks, 1);
@@ -515,7 +538,7 @@ impl Receiving {
                 }
             }
         }
-        if is_last { self.partial.take() } else { None }
+        if is_last { self.partial.take().map(Chain::into_whole) } else { None }
     }
 }
 
@@ -523,7 +546,7 @@ impl Drop for Socket {
     fn drop(&mut self) {
         self.monitor.monitored.close();
         let partial = self.receiving.as_mut().and_then(|receiving| receiving.partial.take());
-        for piece in partial.iter().flat_map(Frame::pieces) {
+        for piece in partial.iter().flat_map(|partial| partial.whole().pieces()) {
             if let Some(chunk) = self.umem.chunk_of(piece.chunk) {
                 self.umem.pass_on(chunk, Some(self.lease.number));
             }

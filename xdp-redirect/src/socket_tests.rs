@@ -17,7 +17,7 @@ struct Ring {
 
 impl Ring {
     fn new() -> Self {
-        let config = UmemConfig { frames: 64, multi_buffer: true, ..UmemConfig::default() };
+        let config = UmemConfig { frames: 1024, multi_buffer: true, ..UmemConfig::default() };
         let umem = Umem::new(config).expect("memory");
         let Pair { producer: kernel, consumer: rx, memory } = pair::<Descriptor>(32, 0);
         let Pair { producer: fill, memory: of_fill, .. } = pair::<u64>(32, 0);
@@ -30,6 +30,7 @@ impl Ring {
             idle_frames: 32,
             wanted: 32,
             posted: 0,
+            quiet: 0,
             partial: None,
             discarding: false,
         };
@@ -104,4 +105,32 @@ fn packet_of_too_many_fragments_is_thrown_away_and_no_other() {
     assert_eq!(ring.taken(), [2000]);
     let too_many = ring.counters.too_many_chunks.load(std::sync::atomic::Ordering::Relaxed);
     assert_eq!((too_many, ring.bad()), (1, 0));
+}
+
+/// Only a region that was short made them fewer again.
+#[test]
+fn frames_that_a_burst_has_asked_for_are_given_up_when_little_comes_for_long() {
+    let mut ring = Ring::new();
+    let receiving = &mut ring.receiving;
+    (receiving.idle_frames, receiving.wanted) = (8, 8);
+    for wanted in [16, 32] {
+        (0..16).for_each(|_| ring.comes(GOOD, false));
+        ring.receiving.adapt(&ring.umem);
+        assert_eq!(ring.receiving.wanted, wanted);
+        assert_eq!(ring.taken().len(), 16);
+    }
+    let mut little = |looks: u32| {
+        for _ in 0..looks {
+            ring.comes(GOOD, false);
+            ring.receiving.adapt(&ring.umem);
+            ring.taken();
+            // Nothing comes: that tells nothing.
+            ring.receiving.adapt(&ring.umem);
+        }
+        ring.receiving.wanted
+    };
+    assert_eq!(little(QUIET_LOOKS - 1), 32);
+    assert_eq!(little(1), 16);
+    assert_eq!(little(QUIET_LOOKS), 8);
+    assert_eq!(little(2 * QUIET_LOOKS), 8, "as many as are promised");
 }
