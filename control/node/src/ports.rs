@@ -26,12 +26,14 @@ use crate::workers::Workers;
 mod error;
 mod link;
 mod untold;
+mod way_changes;
 
 pub use error::PortError;
 pub use link::{index, mtu, receive_queues};
 
 use link::Link;
 use untold::Untold;
+use way_changes::WayChanges;
 
 /// What is to become a port.
 #[derive(Debug, Clone)]
@@ -224,6 +226,7 @@ pub struct PortTable {
     leaving: Leaving,
     live: LiveWays,
     untold: Untold,
+    changes: Option<WayChanges>,
     /// Where the search for a free number goes on, so that one is used again as late as possible:
     /// workers may still hold packets of its last port.
     next: usize,
@@ -236,7 +239,8 @@ impl PortTable {
         let active = (0..PORTS_MAX).map(|_| None).collect();
         let (making, leaving) = (BTreeMap::new(), Leaving::new());
         let untold = Untold::default();
-        Self { redirect, regions, active, making, leaving, live, untold, next: 0 }
+        let changes = None;
+        Self { redirect, regions, active, making, leaving, live, untold, changes, next: 0 }
     }
 
     /// The XDP program, to say what is ours.
@@ -504,6 +508,7 @@ impl PortTable {
     /// called every few milliseconds.
     pub fn collect(&mut self, workers: &Workers) {
         self.give_whole(workers);
+        self.go_on_changing(workers);
         if !self.leaving.is_empty() {
             self.leaving.collect(workers);
         }
