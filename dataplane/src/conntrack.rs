@@ -169,7 +169,8 @@ impl FlowState {
 /// Layout, from bit 63: deadline in seconds (32), original [`Seen`] (8), reply [`Seen`] (8),
 /// protocol (8), marks (8): directions that spoke after a reset (bits 0 and 1), what it is to this node
 /// ([`Role`], bits 2 and 3), whether it is [`Counted`] (bits 4 to 6), denied (bit 7). Of a TCP connection
-/// three bits that are no flag of the original [`Seen`] have the largest segment ([`SegmentLimit`]).
+/// three bits each that are no flag of the original and of the reply [`Seen`] have the largest segment
+/// ([`SegmentLimit`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life(pub u64);
 
@@ -427,23 +428,27 @@ impl Life {
     }
 
     /// The largest segment that both ends of a TCP connection take.
+    #[inline(always)]
     #[must_use]
     pub fn segment_limit(self) -> SegmentLimit {
-        let [.., seen, _, _, _] = self.0.to_be_bytes();
-        SegmentLimit::from_bits(seen >> 3 & 1 | seen >> 4 & 6)
+        let [.., original, reply, _, _] = self.0.to_be_bytes();
+        let three = |seen: u8| seen >> 3 & 1 | seen >> 4 & 6;
+        SegmentLimit::from_bits(three(original) | three(reply) << 3)
     }
 
-    /// The same after a SYN that offers `limit`: the first one says so, its answer may lower it.
+    /// The same after a SYN that offers `limit`: the first one says so, its answer may lower it, and so
+    /// may what is no SYN.
     pub(crate) fn with_segment_limit(self, limit: SegmentLimit, tcp_flags: u8) -> Self {
         let limit = if is_first_syn(tcp_flags) { limit } else { limit.min(self.segment_limit()) };
-        let bits = u64::from(limit.bits());
-        let none = self.0 & !(Self::SEGMENT_LIMIT << Self::ORIGINAL_AT);
-        Self(none | (bits << 3 & 8 | bits << 4 & 0x60) << Self::ORIGINAL_AT)
+        let three = |bits: u8| bits << 3 & 8 | bits << 4 & 0x60;
+        let [a, b, c, d, original, reply, e, f] = self.0.to_be_bytes();
+        let original = original & !Self::SEGMENT_LIMIT | three(limit.bits());
+        let reply = reply & !Self::SEGMENT_LIMIT | three(limit.bits() >> 3);
+        Self(u64::from_be_bytes([a, b, c, d, original, reply, e, f]))
     }
 
     /// Bits of a [`Seen`] that are no flag of TCP that is kept.
-    const SEGMENT_LIMIT: u64 = 0x68;
-    const ORIGINAL_AT: u32 = 24;
+    const SEGMENT_LIMIT: u8 = 0x68;
 
     /// The same flow that a packet has opened just now, in this role of direct server return.
     #[must_use]

@@ -410,6 +410,11 @@ impl<'a, K: FlowFamily> FlowView<'a, K> {
         self.change_life(|life| life.with_segment_limit(limit, tcp_flags));
     }
 
+    /// Notes what its path takes.
+    pub(crate) fn note_path_limit(&self, limit: SegmentLimit) {
+        self.change_life(|life| life.with_segment_limit(limit, 0));
+    }
+
     /// Makes `next` of what [`Self::life`] has answered; `false` when a packet came in between.
     pub(crate) fn replace_life(&self, life: Life, next: Life) -> bool {
         let word = self.word(1);

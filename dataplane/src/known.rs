@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use crate::DropReason;
 use crate::buffer::Buffer;
 use crate::conntrack::details::{Asked, Details, Effect};
-use crate::conntrack::{FlowDirection, FlowState, Seen};
+use crate::conntrack::{FlowDirection, FlowState, Life, Seen};
 use crate::context::{Context, Stop};
 use crate::decision::{self, Ended};
 use crate::direct::dispatch;
@@ -154,7 +154,9 @@ fn free_way<'t, K: crate::flow::FlowFamily>(
     let route = view.route();
     let back = tables.forwarding.next_hop(route.hop_of(direction.reversed()))?;
     let hop = tables.forwarding.next_hop(route.hop_of(direction))?;
-    let may_leave = (hop.to_host || packet.ttl > 1) && packet.ip_len <= usize::from(hop.mtu);
+    let may_leave = (hop.to_host || packet.ttl > 1)
+        && packet.ip_len <= usize::from(hop.mtu)
+        && !is_several(packet, view.life());
     (back.port == ingress && may_leave).then_some(hop)
 }
 
@@ -188,7 +190,8 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
     let Some(destination) = hop.destination else {
         return Ok(context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour }));
     };
-    may_leave(packet, &hop)?;
+    let is_cut = is_cut(packet, packet.ip_len > usize::from(hop.mtu), view.life());
+    may_leave(packet, &hop, is_cut)?;
     note::<K, B, W>(context, flows, now, received, packet, found)?;
     let change = Rewrite {
         tuple: target,
@@ -200,7 +203,7 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
     if packet.tcp_flags & Seen::SYN != 0 && view.life().answers_directly() {
         clamp(context, packet, &hop, received);
     }
-    if packet.is_long {
+    if is_cut {
         segments::plan(&mut received.buffer, hop.mtu, view.life().segment_limit())?;
     }
     context.note_hit(&flows.table, found.handle);
@@ -380,14 +383,29 @@ fn check_ingress(tables: &Tables, ingress: PortId, back: NextHopId) -> Result<()
     }
 }
 
+/// Whether a packet that its link takes is several segments in one all the same, which its receiver, or a
+/// link behind, may not take.
+#[inline(always)]
+fn is_several(packet: &Packet, life: Life) -> bool {
+    packet.may_be_whole && life.segment_limit().is_exceeded_by(packet.segment_len())
+}
+
+/// Whether a packet is cut where it leaves, by a link that it is too long for or not. One that its stack may
+/// have left to be cut is: told that it is too big, the stack makes its segments smaller, and leaves as many
+/// of them to be cut the next time.
+#[inline(always)]
+pub(crate) fn is_cut(packet: &Packet, is_too_long: bool, life: Life) -> bool {
+    packet.is_long || packet.may_be_whole && (is_too_long || is_several(packet, life))
+}
+
 /// TTL and MTU. Handing a packet to the node's own stack is not forwarding: this node is no hop that
 /// counts.
 #[inline(always)]
-pub(crate) fn may_leave(packet: &Packet, hop: &NextHop) -> Result<(), Stop> {
+pub(crate) fn may_leave(packet: &Packet, hop: &NextHop, is_cut: bool) -> Result<(), Stop> {
     if !hop.to_host && packet.ttl <= 1 {
         return Err(DropReason::TtlExceeded.into());
     }
-    if packet.ip_len > usize::from(hop.mtu) && !packet.is_long {
+    if packet.ip_len > usize::from(hop.mtu) && !is_cut {
         return Err(Stop { reason: DropReason::TooBig, mtu: hop.mtu, reported: false });
     }
     Ok(())

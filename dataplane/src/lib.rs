@@ -51,6 +51,7 @@ pub mod nat64;
 mod opening;
 pub mod pacing;
 pub mod packet;
+mod path_mtu;
 pub mod pipeline;
 pub mod policy;
 pub mod port;

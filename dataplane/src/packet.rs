@@ -65,6 +65,9 @@ pub struct Packet {
     /// Whether it is longer than the link it came by takes ([`crate::segments`]), which parsing does not
     /// know.
     pub is_long: bool,
+    /// Whether it is TCP that its stack may have left to an interface to cut though the link takes it: then
+    /// its length tells nothing ([`crate::mss::SegmentLimit::is_exceeded_by`]). Parsing does not know that.
+    pub may_be_whole: bool,
     /// TTL or hop limit.
     pub ttl: u8,
     /// TCP flags (RFC 9293, 3.1), or what SCTP's chunks show in the same terms
@@ -185,6 +188,21 @@ impl Packet {
         Ok(Self { key, l4_offset: l4_offset.ok_or(DropReason::Malformed)?, ip_len, ..*self })
     }
 
+    /// Notes that it came by a link that takes `mtu` bytes, from a stack that may have left it to be cut.
+    #[inline(always)]
+    pub(crate) fn came_by_link_of(&mut self, mtu: u16) {
+        self.is_long = self.ip_len > usize::from(mtu);
+        // Every host takes a segment of 536 bytes.
+        let is_more = self.ip_len > IPV4_LEN + wire::TCP_LEN + 536;
+        self.may_be_whole = !self.is_long && is_more && self.kind == PacketKind::Tcp;
+    }
+
+    /// Length of its TCP options and payload, in bytes.
+    #[inline(always)]
+    pub(crate) fn segment_len(&self) -> usize {
+        (ETHERNET_LEN + self.ip_len).saturating_sub(self.l4_offset + wire::TCP_LEN)
+    }
+
     /// What it shows of its flow's state.
     #[must_use]
     pub fn shows(&self) -> Seen {
@@ -274,6 +292,7 @@ fn parse_ipv4(bytes: &[u8], len: usize) -> Result<Packet, DropReason> {
         l4_offset: transport.offset,
         ip_len,
         is_long: false,
+        may_be_whole: false,
         ttl: header[8],
         tcp_flags: l4.tcp_flags,
         turn: l4.turn,
@@ -363,6 +382,7 @@ fn parse_ipv6(bytes: &[u8], len: usize) -> Result<Packet, DropReason> {
         l4_offset: transport.offset,
         ip_len,
         is_long: false,
+        may_be_whole: false,
         ttl: header[7],
         tcp_flags: l4.tcp_flags,
         turn: l4.turn,

@@ -152,7 +152,7 @@ impl Pipeline {
         if port.checksums == Checksums::Unknown
             && let Some(Ok(packet)) = parsed.last_mut()
         {
-            packet.is_long = packet.ip_len > usize::from(port.mtu);
+            packet.came_by_link_of(port.mtu);
             if !packet.is_long {
                 finish_checksum(packet, &mut received.buffer);
             }

@@ -4,6 +4,7 @@ use crate::DropReason;
 use crate::address::Protocol;
 use crate::buffer::Buffer;
 use crate::conntrack::FlowDirection;
+use crate::conntrack::details::Details;
 use crate::context::{Context, Stop};
 use crate::decision::check_source;
 use crate::direct::{dispatch, stateless};
@@ -17,6 +18,7 @@ use crate::known::{self, Way};
 use crate::nat::{Mapping, endpoint};
 use crate::nat64;
 use crate::packet::{Packet, PacketKind, quoted};
+use crate::path_mtu::TooBig;
 use crate::pipeline::Action;
 use crate::port::PortKind;
 use crate::rewrite::{self, Rewrite};
@@ -212,6 +214,8 @@ fn relate<K: TableKey<W>, B: Buffer, const W: usize>(
     if packet.flow_key().destination() != toward.generic().destination() {
         return Err(DropReason::IcmpUnrelated.into());
     }
+    let too_big = TooBig::read(packet, received.buffer.bytes());
+    let found = Found { handle: hit.handle, direction: direction.reversed() };
     // A router on the way may report, not only the flow's other end: by any port, unless a pod's
     // is the far end. Between local pods is no router, and a pod is none.
     let hop = match known::way(context, now, received.port, &view, direction)? {
@@ -223,18 +227,19 @@ fn relate<K: TableKey<W>, B: Buffer, const W: usize>(
             let left_by = view.route().hop_of(direction.reversed());
             let left_by = context.tables.forwarding.next_hop(left_by).map(|hop| hop.mtu);
             let ways = nat64::ErrorWays { back: &hop, left_by };
-            return nat64::forward_error(context, received, packet, &sent, &ways);
+            let action = nat64::forward_error(context, received, packet, &sent, &ways)?;
+            note_path::<K, W>(context, flows, found, too_big);
+            return Ok(action);
         }
         Way::Dispatched(hop) => {
-            let found = Found { handle: hit.handle, direction };
-            let at = (found, &hop);
+            let at = (Found { direction, ..found }, &hop);
             return dispatch::dispatch::<K, B, W>(context, flows, now, received, packet, at);
         }
     };
     let Some(destination) = hop.destination else {
         return Ok(context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour }));
     };
-    known::may_leave(packet, &hop)?;
+    known::may_leave(packet, &hop, false)?;
     // As the quoted packet was when its sender sent it.
     let sent = view.tuple(direction.reversed()).generic();
     let change = Rewrite {
@@ -244,8 +249,27 @@ fn relate<K: TableKey<W>, B: Buffer, const W: usize>(
         decrement_ttl: !hop.to_host,
     };
     rewrite::apply_to_error(&change, &sent, packet, received.buffer.bytes_mut())?;
+    note_path::<K, W>(context, flows, found, too_big);
     context.note_hit(&flows.table, hit.handle);
     Ok(Action::Transmit(hop.port))
+}
+
+/// Makes the segments of a connection fit what a router says that its path takes, unless what the router
+/// quotes is known not to be under way. `found` is the flow in the direction of the quoted packet.
+fn note_path<K: TableKey<W>, const W: usize>(
+    context: &Context,
+    flows: &Flows<W>,
+    found: Found,
+    too_big: Option<TooBig>,
+) {
+    let (Some(too_big), Some(view)) = (too_big, known::view::<K, W>(flows, found)) else { return };
+    let details = flows.table.details(found.handle).map(Details::new);
+    let may_be_under_way = |details: Details<'_>| {
+        details.may_be_under_way(context.run, found.direction, too_big.sequence)
+    };
+    if details.is_none_or(may_be_under_way) {
+        view.note_path_limit(too_big.limit);
+    }
 }
 
 /// What nobody here knows, addressed to the node itself, was redirected only because the XDP

@@ -17,6 +17,8 @@ pub struct Wire {
     incoming: BTreeMap<usize, VecDeque<(PortId, Vec<u8>)>>,
     /// Frames that were transmitted, in order.
     outgoing: Vec<(PortId, Vec<u8>)>,
+    /// How the packet that was transmitted last is to be cut ([`Buffer::segment_size`]).
+    pub segment_size: u16,
     /// Ports whose transmit path is full.
     full: Vec<PortId>,
     /// Frames to be transmitted by this port before the path panics, once.
@@ -102,6 +104,7 @@ impl Ports for MemoryPorts {
             };
             *left = fewer;
         }
+        wire.segment_size = buffer.segment_size();
         wire.outgoing.push((port, buffer.bytes().to_vec()));
         *wire.unflushed.entry(self.worker).or_default() += 1;
         Ok(())

@@ -221,6 +221,7 @@ impl Socket {
             idle_frames: config.idle_frames.min(config.fill_frames),
             wanted: 0,
             posted: 0,
+            quiet: 0,
             partial: None,
             discarding: false,
         };

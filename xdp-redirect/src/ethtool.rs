@@ -20,7 +20,8 @@ pub enum Offload {
     GenericSegmentation,
     /// Merging of received segments (`gro`).
     GenericReceive,
-    /// Datagrams of one length, joined, on transmit (`tx-udp-segmentation`).
+    /// Datagrams of one length, joined, on transmit (`tx-udp-segmentation`), and segments whose numbers of
+    /// AccECN (RFC 9768) every piece bears: what only who made it can cut.
     UdpSegmentation,
 }
 
@@ -57,7 +58,9 @@ impl Offload {
             }
             Self::GenericSegmentation => &[Part::Commands(0x23, 0x24)],
             Self::GenericReceive => &[Part::Commands(0x2b, 0x2c)],
-            Self::UdpSegmentation => &[Part::Feature("tx-udp-segmentation")],
+            Self::UdpSegmentation => {
+                &[Part::Feature("tx-udp-segmentation"), Part::Feature("tx-tcp-accecn-segmentation")]
+            }
         }
     }
 }

@@ -195,11 +195,15 @@ impl Frame {
 
     /// Appends the next chunk of a packet of several. Gives it back when the packet has too many.
     pub(crate) fn append(&mut self, tail: Self) -> Result<(), Self> {
+        self.append_behind(self.last(), tail)
+    }
+
+    /// The same behind its last chunk.
+    fn append_behind(&mut self, last: NonNull<u8>, tail: Self) -> Result<(), Self> {
         let (mut shape, end) = (self.shape(), tail.shape());
         if shape.chain >= CHUNKS_MAX || end.chain != 1 || shape.offset < LINK_BYTES {
             return Err(tail);
         }
-        let last = self.last();
         let before = match shape.chain {
             1 => Link { next: None, offset: shape.offset, len: shape.len, segment_size: 0 },
             _ => self.link(last),
@@ -208,8 +212,8 @@ impl Frame {
         // SAFETY: the headroom of `tail`, whose ownership was just taken; a received chunk's data
         // begins after it (`Umem::received`).
         unsafe { tail.chunk.cast::<Link>().write(end) };
-        // SAFETY: the start of a chunk of this frame, in front of its bytes: of a further one as
-        // above, of the first as just checked.
+        // SAFETY: the start of a chunk of this frame, its last (both callers), in front of its bytes: of a
+        // further one as above, of the first as just checked.
         unsafe { last.cast::<Link>().write(Link { next: Some(tail.chunk), ..before }) };
         shape.chain += 1;
         shape.live += 1;
@@ -278,6 +282,42 @@ impl Frame {
     fn chain_len(&self) -> usize {
         let live = self.pieces().filter(|piece| piece.is_live);
         live.map(|piece| usize::from(piece.len)).sum()
+    }
+}
+
+/// A packet that comes chunk by chunk. It knows its last one: to look for that from the first on would be to
+/// go through a segment of 64 KB for each of its 37.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    whole: Frame,
+    last: NonNull<u8>,
+}
+
+// SAFETY: the last chunk is one of the frame's, which may be moved.
+unsafe impl Send for Chain {}
+
+impl Chain {
+    /// Of the first chunk.
+    pub(crate) fn new(first: Frame) -> Self {
+        Self { last: first.last(), whole: first }
+    }
+
+    /// As [`Frame::append`].
+    pub(crate) fn append(&mut self, tail: Frame) -> Result<(), Frame> {
+        let last = tail.chunk;
+        self.whole.append_behind(self.last, tail)?;
+        self.last = last;
+        Ok(())
+    }
+
+    /// The packet as far as it has come.
+    pub(crate) fn whole(&self) -> &Frame {
+        &self.whole
+    }
+
+    /// The packet.
+    pub(crate) fn into_whole(self) -> Frame {
+        self.whole
     }
 }
 
@@ -446,9 +486,11 @@ mod tests {
     #[test]
     fn chain_shows_all_chunks_in_order_and_cutting_keeps_them_owned() {
         let memory = Memory::new(3);
-        let mut frame = memory.frame(0, b"one ");
-        frame.append(memory.frame(1, b"two ")).expect("room");
-        frame.append(memory.frame(2, b"three")).expect("room");
+        let mut chain = Chain::new(memory.frame(0, b"one "));
+        chain.append(memory.frame(1, b"two ")).expect("room");
+        chain.append(memory.frame(2, b"three")).expect("room");
+        assert_eq!(chain.whole().chunks(), 3);
+        let mut frame = chain.into_whole();
         assert_eq!((frame.len(), frame.chunks()), (13, 3));
         assert_eq!(all_bytes(&frame), b"one two three");
         frame.set_len(2).expect("shorter");

@@ -54,12 +54,14 @@ impl Pools {
 
     /// Moves `packets`, just received, from a short region of pods to the large one, as long as that
     /// has some left: they may have to wait for their time or for a neighbour, and the region's few
-    /// frames are for its pods' rings.
+    /// frames are for its pods' rings. Whole segments stay, unless the region is nearly used up: to copy them
+    /// costs as much as to send them, and most leave in the same tick.
     #[cold]
     pub(crate) fn make_room(&mut self, region: u8, packets: &mut [Received<Frame>]) {
         let [large, of_pods @ ..] = &mut *self.of else { return };
         let Some(pool) = of_pods.get_mut(usize::from(region) - 1) else { return };
-        for packet in packets {
+        let is_used_up = pool.umem().is_nearly_used_up();
+        for packet in packets.iter_mut().filter(|one| is_used_up || one.buffer.chunks() == 1) {
             if large.umem().is_short() {
                 return;
             }

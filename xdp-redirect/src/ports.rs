@@ -343,9 +343,12 @@ impl WorkerPorts {
         let Err(buffer) = live.add(port, buffer) else { return Ok(()) };
         self.flush_gathered();
         match (self.path(port), &mut self.live) {
-            (TransmitPath::LiveFrames { .. }, Some(live)) => {
-                live.add(port, buffer).map_err(|buffer| (DropReason::TxRingFull, buffer))
-            }
+            (TransmitPath::LiveFrames { .. }, Some(live)) => match live.add(port, buffer) {
+                Ok(()) => Ok(()),
+                // Other ports' packets have every place, until those ports have settled.
+                Err(buffer) if live.has_settled(port) => self.by_socket(socket, buffer),
+                Err(buffer) => Err((DropReason::TxRingFull, buffer)),
+            },
             // The port has left this way just now, and what follows will not be gathered.
             _ => self.by_socket(socket, buffer),
         }

@@ -209,22 +209,28 @@ impl<T: Copy> Consumer<T> {
     }
 }
 
+/// Rings of this process, for tests.
 #[cfg(test)]
-mod tests {
+pub(crate) mod pairs {
     use super::*;
 
-    /// A ring of this process, with both of its ends.
-    struct Pair {
-        producer: Producer<u64>,
-        consumer: Consumer<u64>,
-        // Dropped after the ends that point into it.
-        words: Box<[AtomicU32; 3]>,
-        _entries: Box<[u64]>,
+    /// Where a ring lies.
+    pub(crate) struct Memory<T> {
+        pub(crate) words: Box<[AtomicU32; 3]>,
+        _entries: Box<[T]>,
     }
 
-    fn pair(entries_count: u32, start: u32) -> Pair {
+    /// Both ends of a ring.
+    pub(crate) struct Pair<T> {
+        pub(crate) producer: Producer<T>,
+        pub(crate) consumer: Consumer<T>,
+        /// To be dropped after the ends that point into it.
+        pub(crate) memory: Box<Memory<T>>,
+    }
+
+    pub(crate) fn pair<T: Copy + Default>(entries_count: u32, start: u32) -> Pair<T> {
         let words = Box::new([start, start, 0].map(AtomicU32::new));
-        let mut entries = vec![0u64; index(entries_count)].into_boxed_slice();
+        let mut entries = vec![T::default(); index(entries_count)].into_boxed_slice();
         let at = NonNull::new(entries.as_mut_ptr()).expect("boxes are not null");
         let [producer, consumer, flags] = &*words;
         let (p, c, f) = (NonNull::from(producer), NonNull::from(consumer), NonNull::from(flags));
@@ -233,14 +239,19 @@ mod tests {
         Pair {
             producer: Producer::new(memory()),
             consumer: Consumer::new(memory()),
-            words,
-            _entries: entries,
+            memory: Box::new(Memory { words, _entries: entries }),
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pairs::{Pair, pair};
+    use super::*;
 
     #[test]
     fn entries_are_seen_after_submit_only() {
-        let mut ring = pair(4, 0);
+        let mut ring = pair::<u64>(4, 0);
         assert!(ring.producer.push(7));
         assert_eq!(ring.consumer.pop(), None);
         ring.producer.submit();
@@ -250,7 +261,7 @@ mod tests {
 
     #[test]
     fn places_are_free_after_release_only() {
-        let mut ring = pair(2, 0);
+        let mut ring = pair::<u64>(2, 0);
         assert!(ring.producer.push(1) && ring.producer.push(2));
         assert!(!ring.producer.push(3), "the ring has two places");
         ring.producer.submit();
@@ -264,7 +275,7 @@ mod tests {
 
     #[test]
     fn indices_wrap_around_their_32_bits() {
-        let mut ring = pair(8, u32::MAX - 5);
+        let mut ring = pair::<u64>(8, u32::MAX - 5);
         for round in 0..100u64 {
             for entry in 0..5 {
                 assert!(ring.producer.push(round * 5 + entry));
@@ -281,7 +292,7 @@ mod tests {
 
     #[test]
     fn free_looks_at_the_other_side_only_when_it_must() {
-        let mut ring = pair(4, 0);
+        let mut ring = pair::<u64>(4, 0);
         assert!(ring.producer.push(1) && ring.producer.push(2));
         ring.producer.submit();
         assert!(ring.consumer.pop().is_some() && ring.consumer.pop().is_some());
@@ -292,16 +303,16 @@ mod tests {
 
     #[test]
     fn wakeup_flag_is_the_kernels_to_set() {
-        let ring = pair(2, 0);
+        let ring = pair::<u64>(2, 0);
         assert!(!ring.producer.needs_wakeup());
-        ring.words[2].store(NEED_WAKEUP, Ordering::Relaxed);
+        ring.memory.words[2].store(NEED_WAKEUP, Ordering::Relaxed);
         assert!(ring.producer.needs_wakeup());
     }
 
     #[test]
     fn two_threads_lose_and_invent_nothing() {
         const ENTRIES: u64 = 200_000;
-        let Pair { mut producer, mut consumer, words, _entries } = pair(64, u32::MAX - 1000);
+        let Pair { mut producer, mut consumer, memory } = pair::<u64>(64, u32::MAX - 1000);
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 let mut next = 0;
@@ -323,6 +334,6 @@ mod tests {
                 std::thread::yield_now();
             }
         });
-        drop(words);
+        drop(memory);
     }
 }

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use dataplane::DropReason;
 
 use crate::bind::{Bound, Lease};
-use crate::frame::{Frame, Piece};
+use crate::frame::{Chain, Frame, Piece};
 use crate::hand_over::message::{Role, SocketRecord};
 use crate::pool::FramePool;
 use crate::ring::{CONTINUED, Consumer, Descriptor, Producer};
-use crate::statistics::{Monitored, SocketMonitor, add};
+use crate::statistics::{Monitored, SocketCounters, SocketMonitor, add};
 use crate::umem::Umem;
 
 pub use crate::bind::{BusyPoll, SocketConfig};
@@ -21,6 +21,10 @@ pub use crate::bind::{BusyPoll, SocketConfig};
 /// Chunks the kernel sends as one packet at most: a linear part and `MAX_SKB_FRAGS` (17) pages,
 /// less one it keeps free (`xsk_build_skb`).
 pub const TRANSMIT_CHUNKS_MAX: u8 = 17;
+
+/// Bursts of few packets in a row after which a queue keeps half of the frames: a busy stream brings a large
+/// one sooner, and a pod that was busy once does not keep memory for good.
+const QUIET_LOOKS: u32 = 1024;
 
 /// Whether packets can leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +61,10 @@ pub(crate) struct Receiving {
     pub wanted: u32,
     /// Frames that are.
     pub posted: u32,
+    /// How often in a row little had come ([`Self::adapt`]).
+    pub quiet: u32,
     /// A packet whose last chunk has not come yet.
-    pub partial: Option<Frame>,
+    pub partial: Option<Chain>,
     /// The rest of the packet under way is thrown away.
     pub discarding: bool,
 }
@@ -154,7 +160,7 @@ impl Socket {
         }
     }
 
-    fn counters(&self) -> &crate::statistics::SocketCounters {
+    fn counters(&self) -> &SocketCounters {
         let monitored: &Monitored = &self.monitor.monitored;
         &monitored.counters
     }
@@ -188,29 +194,11 @@ impl Socket {
         packets_max: usize,
         take: &mut impl FnMut(Frame),
     ) -> usize {
-        let number = self.lease.number;
         let Some(receiving) = &mut self.receiving else { return 0 };
         let counters = &self.monitor.monitored.counters;
-        receiving.grow(&self.umem);
-        let mut packets = 0;
-        while packets < packets_max {
-            let Some(descriptor) = receiving.rx.pop() else { break };
-            receiving.posted = receiving.posted.saturating_sub(1);
-            let found = self.umem.received(descriptor.address, descriptor.length, number);
-            let Some(frame) = found else {
-                add(&counters.bad_descriptors, 1);
-                continue;
-            };
-            let is_last = descriptor.options & CONTINUED == 0;
-            if is_last && receiving.partial.is_none() && !receiving.discarding {
-                take(frame);
-                packets += 1;
-            } else if let Some(whole) = receiving.assemble(pool, frame, is_last, counters) {
-                take(whole);
-                packets += 1;
-            }
-        }
-        receiving.rx.release();
+        receiving.adapt(&self.umem);
+        let from = (&self.umem, self.lease.number);
+        let packets = receiving.take_packets(from, counters, pool, packets_max, take);
         if packets > 0 {
             add(&counters.received_packets, packets as u64);
         }
@@ -439,6 +427,48 @@ impl Socket {
 }
 
 impl Receiving {
+    /// Takes up to `packets_max` packets from the ring of socket `number`; returns how many.
+    #[inline(always)]
+    fn take_packets(
+        &mut self,
+        (umem, number): (&Umem, u16),
+        counters: &SocketCounters,
+        pool: &mut FramePool,
+        packets_max: usize,
+        take: &mut impl FnMut(Frame),
+    ) -> usize {
+        let mut packets = 0;
+        while packets < packets_max {
+            let Some(descriptor) = self.rx.pop() else { break };
+            self.posted = self.posted.saturating_sub(1);
+            let is_last = descriptor.options & CONTINUED == 0;
+            let Some(frame) = umem.received(descriptor.address, descriptor.length, number) else {
+                add(&counters.bad_descriptors, 1);
+                self.discard(pool, is_last);
+                continue;
+            };
+            if is_last && self.partial.is_none() && !self.discarding {
+                take(frame);
+                packets += 1;
+            } else if let Some(whole) = self.assemble(pool, frame, is_last, counters) {
+                take(whole);
+                packets += 1;
+            }
+        }
+        self.rx.release();
+        packets
+    }
+
+    /// Throws the packet under way away, of which a part is missing or too much: what came of it, and what
+    /// is to come.
+    #[cold]
+    fn discard(&mut self, pool: &mut FramePool, is_last: bool) {
+        self.discarding = !is_last;
+        if let Some(head) = self.partial.take() {
+            pool.release(head.into_whole());
+        }
+    }
+
     /// Frames wanted with the kernel when little comes or the region is short.
     pub(crate) fn least(&self, umem: &Umem) -> u32 {
         match self.idle_frames < self.fill_frames {
@@ -447,15 +477,32 @@ impl Receiving {
         }
     }
 
-    /// Wants more frames with the kernel when a burst took half of them and the region has some.
+    /// Wants more frames with the kernel when a burst took half of them and the region has some, and fewer
+    /// after less than an eighth was taken many times in a row.
     #[inline]
-    fn grow(&mut self, umem: &Umem) {
-        if self.wanted < self.fill_frames
-            && self.rx.waiting() >= self.wanted.div_ceil(2)
-            && umem.has_plenty()
-        {
-            self.wanted = (self.wanted.max(1) * 2).min(self.fill_frames);
+    fn adapt(&mut self, umem: &Umem) {
+        if self.idle_frames >= self.fill_frames {
+            return;
         }
+        let waiting = self.rx.waiting();
+        if waiting >= self.wanted.div_ceil(2) {
+            self.quiet = 0;
+            if self.wanted < self.fill_frames && umem.has_plenty() {
+                self.wanted = (self.wanted.max(1) * 2).min(self.fill_frames);
+            }
+        } else if waiting >= self.wanted / 8 {
+            self.quiet = 0;
+        } else if waiting > 0 {
+            self.quiet += 1;
+            if self.quiet >= QUIET_LOOKS {
+                self.quiet = 0;
+                self.want_fewer(umem);
+            }
+        }
+    }
+
+    fn want_fewer(&mut self, umem: &Umem) {
+        self.wanted = (self.wanted / 2).max(self.least(umem)).min(self.wanted);
     }
 
     /// Wants fewer when the region has few. Frames the kernel has cannot be taken back: the next
@@ -463,7 +510,7 @@ impl Receiving {
     #[inline]
     fn shrink(&mut self, umem: &Umem) {
         if self.idle_frames < self.fill_frames && umem.is_short() {
-            self.wanted = (self.wanted / 2).max(self.least(umem)).min(self.wanted);
+            self.want_fewer(umem);
         }
     }
 
@@ -473,7 +520,7 @@ impl Receiving {
         pool: &mut FramePool,
         frame: Frame,
         is_last: bool,
-        counters: &crate::statistics::SocketCounters,
+        counters: &SocketCounters,
     ) -> Option<Frame> {
         if self.discarding {
             self.discarding = !is_last;
@@ -481,20 +528,17 @@ impl Receiving {
             return None;
         }
         match &mut self.partial {
-            None => self.partial = Some(frame),
+            None => self.partial = Some(Chain::new(frame)),
             Some(head) => {
                 if let Err(frame) = head.append(frame) {
                     add(&counters.too_many_chunks, 1);
-                    self.discarding = !is_last;
                     pool.release(frame);
-                    if let Some(head) = self.partial.take() {
-                        pool.release(head);
-                    }
+                    self.discard(pool, is_last);
                     return None;
                 }
             }
         }
-        if is_last { self.partial.take() } else { None }
+        if is_last { self.partial.take().map(Chain::into_whole) } else { None }
     }
 }
 
@@ -502,7 +546,7 @@ impl Drop for Socket {
     fn drop(&mut self) {
         self.monitor.monitored.close();
         let partial = self.receiving.as_mut().and_then(|receiving| receiving.partial.take());
-        for piece in partial.iter().flat_map(Frame::pieces) {
+        for piece in partial.iter().flat_map(|partial| partial.whole().pieces()) {
             if let Some(chunk) = self.umem.chunk_of(piece.chunk) {
                 self.umem.pass_on(chunk, Some(self.lease.number));
             }
@@ -541,3 +585,7 @@ fn get_option_of<T: Copy>(
     // SAFETY: zeroed, then written by the kernel; only used for C structures of integers.
     Ok(unsafe { value.assume_init() })
 }
+
+#[cfg(test)]
+#[path = "socket_tests.rs"]
+mod tests;

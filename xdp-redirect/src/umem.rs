@@ -330,6 +330,12 @@ impl Umem {
         self.shared.depot.frames() < index(self.shared.config.frames) / 8
     }
 
+    /// Whether less than a 32nd does.
+    #[inline]
+    pub(crate) fn is_nearly_used_up(&self) -> bool {
+        self.shared.depot.frames() < index(self.shared.config.frames) / 32
+    }
+
     /// Hands a free chunk to a socket's fill ring.
     #[inline]
     pub(crate) fn post(&self, chunk: u32, number: u16) -> u64 {

@@ -11,7 +11,8 @@ pub type Switch = (Offload, bool);
 pub fn unwanted(segments: Segments) -> &'static [Offload] {
     match segments {
         Segments::Cut => &[Offload::TransmitChecksum, Offload::TcpSegmentation],
-        // How long the datagrams are to be is told by nothing that AF_XDP shows.
+        // How long the datagrams are to be is told by nothing that AF_XDP shows, nor that a segment counts
+        // congestion by AccECN: its number looks like the flag that the first piece alone may bear.
         Segments::Whole => &[Offload::UdpSegmentation],
     }
 }

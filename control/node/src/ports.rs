@@ -25,11 +25,15 @@ use crate::workers::Workers;
 
 mod error;
 mod link;
+mod untold;
+mod way_changes;
 
 pub use error::PortError;
 pub use link::{index, mtu, receive_queues};
 
 use link::Link;
+use untold::Untold;
+use way_changes::WayChanges;
 
 /// What is to become a port.
 #[derive(Debug, Clone)]
@@ -67,7 +71,7 @@ pub struct ActivePort {
     pub queues: u32,
     /// Whether its sockets are zero-copy, as the kernel says.
     pub zero_copy: bool,
-    /// Whether it is given TCP segments that are longer than the MTU.
+    /// Whether it is to be given TCP segments that are longer than the MTU ([`PortTable::is_given_whole`]).
     pub takes_whole: bool,
     /// Sockets that workers have of it.
     sockets: usize,
@@ -221,6 +225,8 @@ pub struct PortTable {
     making: BTreeMap<u16, Option<Half>>,
     leaving: Leaving,
     live: LiveWays,
+    untold: Untold,
+    changes: Option<WayChanges>,
     /// Where the search for a free number goes on, so that one is used again as late as possible:
     /// workers may still hold packets of its last port.
     next: usize,
@@ -232,7 +238,9 @@ impl PortTable {
     pub fn new(redirect: Redirect, regions: Regions, live: LiveWays) -> Self {
         let active = (0..PORTS_MAX).map(|_| None).collect();
         let (making, leaving) = (BTreeMap::new(), Leaving::new());
-        Self { redirect, regions, active, making, leaving, live, next: 0 }
+        let untold = Untold::default();
+        let changes = None;
+        Self { redirect, regions, active, making, leaving, live, untold, changes, next: 0 }
     }
 
     /// The XDP program, to say what is ours.
@@ -435,7 +443,8 @@ impl PortTable {
         let attachment = self.redirect.adopt(attaching);
         let sockets = self.making.remove(&port.0).flatten().map_or(0, |half| half.given);
         if request.takes_whole {
-            self.give_whole(workers, port, link.ifindex);
+            self.untold.add(port, link.ifindex, workers.count());
+            self.give_whole(workers);
         }
         self.active[usize::from(port.0)] = Some(ActivePort {
             port,
@@ -453,21 +462,25 @@ impl PortTable {
         Ok(port)
     }
 
-    /// Tells every worker that whole segments may leave by a port. One that does not listen cuts them.
-    fn give_whole(&self, workers: &Workers, port: PortId, ifindex: u32) {
-        for worker in 0..workers.count() {
-            if let Some(Err(error)) =
-                workers.ports(worker).map(|ports| ports.set_whole(port, ifindex))
-            {
-                tracing::warn!(port = port.0, worker, %error, "it cuts what leaves by the port");
-            }
-        }
+    /// Tells workers that whole segments may leave by ports. One that does not listen cuts them until it
+    /// does.
+    fn give_whole(&mut self, workers: &Workers) {
+        self.untold.tell(|worker, port, ifindex| {
+            workers.ports(worker).map_or(Ok(()), |ports| ports.set_whole(port, ifindex))
+        });
+    }
+
+    /// Whether every worker was told that a port takes whole segments, if it does.
+    #[must_use]
+    pub fn is_given_whole(&self, port: &ActivePort) -> bool {
+        port.takes_whole && !self.untold.has(port.port)
     }
 
     /// Stops `port` being one; a port that is not there is no error. The interface may be gone.
     pub fn remove(&mut self, workers: &Workers, port: PortId) -> Option<ActivePort> {
         let active = self.active.get_mut(usize::from(port.0))?.take()?;
         self.live.forget(port);
+        self.untold.forget(port);
         if let Err(error) = self.redirect.detach(active.attachment.ifindex) {
             tracing::warn!(interface = active.interface, %error, "detach");
         }
@@ -491,8 +504,11 @@ impl PortTable {
         self.leaving.add(workers, port, ifindex, given);
     }
 
-    /// Has the sockets closed that workers gave up. To be called every few milliseconds.
+    /// Has the sockets closed that workers gave up, and tells workers what they did not listen to. To be
+    /// called every few milliseconds.
     pub fn collect(&mut self, workers: &Workers) {
+        self.give_whole(workers);
+        self.go_on_changing(workers);
         if !self.leaving.is_empty() {
             self.leaving.collect(workers);
         }

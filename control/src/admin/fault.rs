@@ -35,6 +35,13 @@ pub enum Fault {
         /// For how long, in milliseconds.
         ms: u32,
     },
+    /// Packets leave ports by another way and by their own in turn.
+    WayChanges {
+        /// How long each, in milliseconds.
+        every_ms: u32,
+        /// For how long in all, in milliseconds.
+        ms: u32,
+    },
 }
 
 /// Steps of adding an endpoint in which the control thread has something of it in its hands.
@@ -54,11 +61,16 @@ pub enum AddStep {
 impl Fault {
     pub(super) fn validate(&self) -> Result<(), AdminError> {
         match self {
-            Self::WorkerStall { ms, .. } | Self::ControlStall { ms }
+            Self::WorkerStall { ms, .. }
+            | Self::ControlStall { ms }
+            | Self::WayChanges { ms, .. }
                 if !(1..=STALL_LONGEST_MS).contains(ms) =>
             {
                 let detail = format!("choose 1 to {STALL_LONGEST_MS} milliseconds");
                 Err(AdminError::invalid("ms", detail))
+            }
+            Self::WayChanges { every_ms: 0, .. } => {
+                Err(AdminError::invalid("every_ms", "choose 1 millisecond and more"))
             }
             _ => Ok(()),
         }

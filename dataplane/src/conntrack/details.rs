@@ -15,8 +15,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::sctp::Chunks;
-use super::segment::{SCALE_LARGEST, Segment};
-use super::tcp_window::{End, Fit, Offer, judge};
+use super::segment::{SCALE_LARGEST, Segment, Sequence};
+use super::tcp_window::{End, Fit, Offer, is_under_way, judge};
 use super::{FlowDirection, FlowState, Seen, tags};
 use crate::DropReason;
 use crate::address::Protocol;
@@ -147,6 +147,18 @@ impl<'a> Details<'a> {
         let bytes = counter.load(Ordering::Relaxed).wrapping_add(packet.ip_len as u64);
         counter.store(bytes, Ordering::Relaxed);
         Ok(effect)
+    }
+
+    /// Whether a TCP packet in `direction` with this sequence number may be under way, as far as is known:
+    /// it was sent, and not acknowledged (as RFC 5927, 4.1 has it of ICMP errors).
+    pub(crate) fn may_be_under_way(
+        self,
+        run: u32,
+        direction: FlowDirection,
+        sequence: Sequence,
+    ) -> bool {
+        let (sender, receiver) = (self.end(run, direction), self.end(run, direction.reversed()));
+        is_under_way(&sender, &receiver, sequence)
     }
 
     fn pass_segment(

@@ -165,6 +165,16 @@ fn is_in_window(sender: &End, receiver: &End, segment: &Segment) -> bool {
     !is_before(sent.wrapping_add(ahead), acknowledgement) && !is_too_late
 }
 
+/// Whether a segment that begins at `sequence` may have been sent and not acknowledged yet. What is not
+/// known allows it.
+#[must_use]
+pub fn is_under_way(sender: &End, receiver: &End, sequence: Sequence) -> bool {
+    let is_sent = sender.sent.is_none_or(|(end, _)| !is_before(end, sequence));
+    let is_acknowledged =
+        receiver.allowed.is_some_and(|(acknowledged, _)| is_before(sequence, acknowledged));
+    is_sent && !is_acknowledged
+}
+
 impl End {
     /// What its sender has sent after a segment that fits. A SYN begins anew, since the one before it
     /// may have got no answer; unless it is that one, late, behind data of its own. A reset teaches

@@ -10,7 +10,7 @@ fn segment_limit_is_the_smaller_of_both_ends_and_changes_nothing_else() {
     let syn = Seen(Seen::SYN);
     let opened = Life::opened(Protocol::TCP, syn, Nanos(0), &timeouts);
     assert_eq!(opened.segment_limit(), SegmentLimit::LEAST);
-    for (first, second) in (0..8).flat_map(|one| (0..8).map(move |other| (one, other))) {
+    for (first, second) in (0..64).flat_map(|one| (0..64).map(move |other| (one, other))) {
         let [offer, answer] = [first, second].map(SegmentLimit::from_bits);
         let asked = opened.with_segment_limit(offer, Seen::SYN);
         assert_eq!(asked.segment_limit(), offer);

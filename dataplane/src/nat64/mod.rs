@@ -123,7 +123,9 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
         return Ok(context.hold(NeighbourRequest { port: hop.port, address: hop.neighbour }));
     };
     let translation = plan(packet, received.buffer.bytes(), &target)?;
-    may_leave(packet, &translation, hop)?;
+    let is_too_long = translation.ip_len(packet) > usize::from(hop.mtu);
+    let is_cut = known::is_cut(packet, is_too_long, view.life());
+    may_leave(packet, &translation, hop, is_cut)?;
     known::note::<K, B, W>(context, flows, now, received, packet, found)?;
     let change = Rewrite {
         tuple: target,
@@ -132,7 +134,7 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
         decrement_ttl: !hop.to_host,
     };
     translation.apply(&change, packet, &mut received.buffer, context.identification.another())?;
-    if packet.is_long {
+    if is_cut {
         segments::plan(&mut received.buffer, hop.mtu, view.life().segment_limit())?;
     }
     context.counters.between_families.add(1);
@@ -142,11 +144,16 @@ pub(crate) fn forward<K: TableKey<W>, B: Buffer, const W: usize>(
 
 /// As [`known::may_leave`], for a packet that changes its length. The sender is told what its own
 /// packets may have.
-fn may_leave(packet: &Packet, translation: &Translation, hop: &NextHop) -> Result<(), Stop> {
+fn may_leave(
+    packet: &Packet,
+    translation: &Translation,
+    hop: &NextHop,
+    is_cut: bool,
+) -> Result<(), Stop> {
     if !hop.to_host && packet.ttl <= 1 {
         return Err(DropReason::TtlExceeded.into());
     }
-    if packet.is_long || translation.ip_len(packet) <= usize::from(hop.mtu) {
+    if is_cut || translation.ip_len(packet) <= usize::from(hop.mtu) {
         return Ok(());
     }
     let mtu = translation.mtu_before(hop.mtu);

@@ -72,6 +72,7 @@ pub(super) fn parse<const N: usize>(
         l4_offset: L4,
         ip_len,
         is_long: false,
+        may_be_whole: false,
         ttl: header[8],
         tcp_flags,
         turn: Turn::Neither,

@@ -80,7 +80,8 @@ impl Piece {
     }
 
     /// All that a whole segment says once, for all of its pieces: of IP the kind of service, the hop limit,
-    /// and whether it may be fragmented; of TCP the acknowledgement, the window and the options.
+    /// and whether it may be fragmented; of TCP the acknowledgement, the window, the options, and the flag of
+    /// AccECN (RFC 9768) that lies beside the header's length.
     fn says_the_same(&self, bytes: &[u8], next: &Self, next_bytes: &[u8]) -> bool {
         let alike = |from: usize, to: usize| {
             let part = bytes.get(from..to);
@@ -95,7 +96,7 @@ impl Piece {
         payload == next.layout.payload_offset
             && alike(0, ETHERNET_LEN)
             && is_ip_alike
-            && alike(l4 + 8, l4 + 12)
+            && alike(l4 + 8, l4 + 13)
             && alike(l4 + 14, l4 + 16)
             && alike(l4 + TCP_LEN, payload)
     }

@@ -27,6 +27,10 @@ use crate::wire::{self, ETHERNET_LEN, IPV4_LEN, TCP_LEN};
 const OF_THE_LAST: u8 = Seen::FIN | 0x08;
 /// The flag that answers an echo of congestion, once (RFC 3168, 6.1.2).
 const CWR: u8 = 0x80;
+/// In the byte before the flags: with it CWR is a part of a number that every segment bears (AccECN, RFC 9768,
+/// 3.2.2). Such numbers without it cannot be told from flags; who sends them cuts by itself, since that
+/// offload is off in pods.
+const AE: u8 = 0x01;
 /// Where the checksum is in a TCP header.
 pub const CHECKSUM_AT: usize = 16;
 /// Payload of a segment at least: a link that takes less is not one that TCP works on.
@@ -70,7 +74,7 @@ pub struct Layout {
     pub payload_offset: usize,
     /// Length of the payload.
     pub payload: usize,
-    /// Whether it bears CWR, which only its first segment may.
+    /// Whether it bears CWR as a flag, which only its first segment may.
     pub has_cwr: bool,
 }
 
@@ -95,7 +99,7 @@ impl Layout {
             l4_offset,
             payload_offset,
             payload,
-            has_cwr: header[13] & CWR != 0,
+            has_cwr: header[13] & CWR != 0 && header[12] & AE == 0,
         };
         is_sound.then_some((layout, packet))
     }
@@ -186,7 +190,7 @@ impl Layout {
         }
         if let Some(flags) = tcp.get_mut(13) {
             *flags &= if is_last { 0xff } else { !OF_THE_LAST };
-            *flags &= if number == 0 { 0xff } else { !CWR };
+            *flags &= if number > 0 && self.has_cwr { !CWR } else { 0xff };
         }
         // Its own sum begins with none.
         put(tcp, CHECKSUM_AT, 0);

@@ -127,6 +127,19 @@ fn what_no_link_takes_and_what_is_no_stream_is_refused() {
     assert_eq!(planned(&datagram, 1500, 1460), Err(DropReason::Uncuttable));
 }
 
+/// It lost a part of its number in all pieces but the first.
+#[test]
+fn congestion_counted_by_accecn_is_told_by_every_piece() {
+    let mut frame = long(true, 0, &[7; 3000], ACK | CWR);
+    frame[ETHERNET_LEN + IPV4_LEN + 12] |= AE;
+    let whole = planned(&frame, 1500, 1460).expect("TCP");
+    assert!(!Layout::of(&whole).expect("TCP").has_cwr, "no flag that the kernel clears");
+    for segment in cut(&whole) {
+        let tcp = &segment[ETHERNET_LEN + IPV4_LEN..];
+        assert_eq!((tcp[12] & AE, tcp[13]), (AE, ACK | CWR));
+    }
+}
+
 #[test]
 fn kernel_is_left_the_pseudo_headers_sum() {
     for is_ipv4 in [true, false] {
@@ -143,14 +156,51 @@ fn kernel_is_left_the_pseudo_headers_sum() {
 }
 
 #[test]
-fn limits_are_the_next_lower_of_eight_and_survive_their_bits() {
-    for (offered, kept) in
-        [(0, 536), (536, 536), (1219, 536), (1220, 1220), (1452, 1440), (1460, 1460), (9000, 8940)]
-    {
+fn limits_are_the_next_lower_size_and_survive_their_bits() {
+    for (offered, kept) in [
+        (0, 536),
+        (536, 536),
+        (1219, 1000),
+        (1220, 1220),
+        (1380, 1380),
+        (1452, 1452),
+        (1460, 1460),
+        (8910, 8910),
+        (9000, 8962),
+        (u16::MAX, 8962),
+    ] {
         let limit = SegmentLimit::of(offered);
         assert_eq!(limit.bytes(), kept);
         assert_eq!(SegmentLimit::from_bits(limit.bits()), limit);
     }
+    // What an earlier version reads of it, and what it has written.
+    const EARLIER: [u16; 8] = [536, 1220, 1300, 1360, 1400, 1440, 1460, 8940];
+    for offered in 536..=u16::MAX {
+        let limit = SegmentLimit::of(offered);
+        assert!(limit.bytes() <= offered);
+        assert!(EARLIER[usize::from(limit.bits() & 7)] <= limit.bytes(), "{limit:?}");
+    }
+    for (number, bytes) in (0..).zip(EARLIER) {
+        assert_eq!(SegmentLimit::from_bits(number).bytes(), bytes);
+    }
+}
+
+#[test]
+fn two_segments_in_one_are_told_from_one_whatever_a_receiver_takes() {
+    const OPTIONS: usize = 40;
+    for offered in 536..=9000 {
+        let limit = SegmentLimit::of(offered);
+        let one = usize::from(offered);
+        assert!(!limit.is_exceeded_by(one), "{offered}");
+        let is_told = limit.is_exceeded_by(2 * (one - OPTIONS) + OPTIONS);
+        assert!(is_told || offered >= 8962, "{offered}");
+    }
+    for exact in [536, 1220, 1360, 1380, 1390, 1400, 1410, 1440, 1452, 1460, 8890, 8910, 8940, 8960]
+    {
+        assert!(SegmentLimit::of(exact).is_exceeded_by(usize::from(exact) + 1), "{exact}");
+    }
+    assert!(!SegmentLimit::LEAST.is_exceeded_by(60_000), "its SYNs were not seen");
+    assert_eq!(SegmentLimit::LEAST.min(SegmentLimit::of(536)), SegmentLimit::LEAST);
 }
 
 /// Joins packets as the worker does: each behind the last of its stream that is not over.
@@ -233,6 +283,23 @@ fn what_says_more_than_data_is_not_joined() {
     assert_eq!(join::Piece::of(&data(ACK, &[])), None, "an acknowledgement");
     let little = join::Piece::of(&data(ACK, &[7; 255])).expect("data");
     assert!(join::Join::begin(little).is_none());
+}
+
+#[test]
+fn packets_that_count_congestion_otherwise_are_not_joined() {
+    let pieces = [0, 1, 2].map(|number| piece(true, number * 500, &[7; 500], (ACK, 9)));
+    assert_eq!(joined(&pieces).len(), 1);
+    let mut other = pieces.clone();
+    let tcp = ETHERNET_LEN + IPV4_LEN;
+    other[1][tcp + 12] |= AE;
+    // Its sum is right again.
+    let mut buffer = HeapBuffer::new(&other[1]);
+    let (layout, packet) = Layout::read(&buffer).expect("TCP");
+    layout.leave_checksum(&mut buffer);
+    finish_checksum(&packet, &mut buffer);
+    other[1] = buffer.bytes().to_vec();
+    let told: Vec<u8> = joined(&other).iter().map(|(one, _)| one.bytes()[tcp + 12] & AE).collect();
+    assert_eq!(told, [0, AE, 0]);
 }
 
 /// A packet of a stream at `from`, with this acknowledgement and the right sum.

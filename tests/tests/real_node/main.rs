@@ -28,6 +28,7 @@ mod failing_threads;
 mod floods;
 mod followed;
 mod forged_resets;
+mod guards;
 mod health;
 mod held_connections;
 mod host_backends;

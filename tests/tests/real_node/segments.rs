@@ -6,7 +6,8 @@ use std::time::Duration;
 use control::admin::status::{PortStatus, SegmentsStatus};
 use xskiff::demo::scene::{BALANCER, BUYER, ECHO, FAMILIES, HTTP, WEB_1, to};
 use xskiff::demo::traffic::next_fetched;
-use xskiff::lab::wait_until;
+use xskiff::lab::link::{self, End};
+use xskiff::lab::{Namespace, wait_until};
 use xskiff_tests::xskiff_binary::root_or_skip;
 
 use crate::world::{PATIENCE, Shape, World, number_from};
@@ -21,13 +22,17 @@ fn start(label: &'static str) -> World {
 
 /// Moves so many MiB between a client and the service.
 fn transfer(world: &World, from: &str, family: usize, option: &str) {
-    let mib = number_from("XSKIFF_TRANSFER_MIB", 16);
-    let size = format!("--{option}-bytes={}", mib << 20);
-    let target = to(BALANCER[family], HTTP[0]);
     let namespace = match from {
         "outside" => &world.scene.client,
         _ => world.scene.pod(BUYER),
     };
+    transfer_by(world, (from, namespace), family, option);
+}
+
+fn transfer_by(world: &World, (from, namespace): (&str, &Namespace), family: usize, option: &str) {
+    let mib = number_from("XSKIFF_TRANSFER_MIB", 16);
+    let size = format!("--{option}-bytes={}", mib << 20);
+    let target = to(BALANCER[family], HTTP[0]);
     let agent = namespace.agent(&["fetch", &target, &size, "--timeout-ms=10000"]);
     let agent = agent.expect("a client");
     let fetched = next_fetched(&agent, PATIENCE + Duration::from_secs(mib / 2));
@@ -130,6 +135,34 @@ fn pieces_are_no_larger_than_their_receiver_takes() {
     assert_nothing_refused(&world);
 }
 
+/// They were lost there for ever: its errors reached the pod, whose packets became smaller, and its segments
+/// were cut as before.
+#[test]
+fn segments_pass_a_router_whose_next_link_takes_less() {
+    if !root_or_skip("segments behind a small link") {
+        return;
+    }
+    let world = start("segments-path");
+    let router = &world.scene.client;
+    let far = world.scene.laboratory.namespace("far").expect("a namespace");
+    let (near, end) =
+        (End { namespace: router, interface: "eth1" }, End { namespace: &far, interface: "eth0" });
+    link::pair(near, end, 1, 1500).expect("a link");
+    // In a range that policy lets ask.
+    link::address(near, "100.64.9.1/24").expect("an address");
+    link::address(end, "100.64.9.2/24").expect("an address");
+    router.set(&[("net/ipv4/ip_forward", "1")]).expect("a router");
+    // What the far end takes, and says in its SYN, is more.
+    router.ip("link set eth1 mtu 1300").expect("a small link");
+    far.ip("route add default via 100.64.9.1").expect("a route");
+    far.features("eth0", "tx off").expect("features");
+    let before = segments(&world);
+    transfer_by(&world, ("behind a small link", &far), 0, "download");
+    let after = segments(&world);
+    assert!(after.cut_packets > before.cut_packets + 50, "{after:?}");
+    assert_nothing_refused(&world);
+}
+
 #[test]
 fn datagrams_that_their_sender_joined_are_cut_by_it() {
     if !root_or_skip("joined datagrams") {
@@ -144,6 +177,9 @@ fn datagrams_that_their_sender_joined_are_cut_by_it() {
     };
     assert_eq!(line("tcp-segmentation-offload:"), "tcp-segmentation-offload: on");
     assert_eq!(line("tx-udp-segmentation:"), "tx-udp-segmentation: off");
+    // Kernels before 6.18 have none.
+    let accurate = "tx-tcp-accecn-segmentation:";
+    assert!(!features.contains(accurate) || line(accurate).starts_with(&format!("{accurate} off")));
     // SOL_UDP, UDP_SEGMENT (udp(7)).
     let script = format!(
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \

@@ -12,6 +12,7 @@ mod overload;
 mod panics;
 mod pieces;
 mod run;
+mod segments;
 
 use run::Run;
 

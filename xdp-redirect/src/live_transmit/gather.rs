@@ -162,6 +162,14 @@ impl Gather {
         Ok(())
     }
 
+    /// Whether nothing of `port` waits and its peer has polled all that it was sent this way: what goes by
+    /// AF_XDP overtakes nothing.
+    #[cold]
+    pub(crate) fn has_settled(&self, port: PortId) -> bool {
+        let state = self.ports.get(usize::from(port.0));
+        state.is_some_and(|state| state.waiting == 0 && self.now() >= state.settles_at)
+    }
+
     /// Sends what waits, one way or the other.
     pub(crate) fn flush(&mut self, pools: &mut Pools, rings: &mut Rings<'_>) {
         if std::mem::replace(&mut self.is_flushing, true) {

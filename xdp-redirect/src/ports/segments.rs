@@ -22,8 +22,12 @@ impl WorkerPorts {
             TransmitPath::AfXdp { socket } if ifindex != 0 => {
                 *path = TransmitPath::Whole { socket }
             }
-            // What it was sent is flushed by the end of each tick, so that nothing is overtaken.
             TransmitPath::Whole { socket } if ifindex == 0 => {
+                // Commands are taken before a tick's packets leave: what waits has no other way, and what
+                // follows must not overtake it.
+                if segments.has(port) {
+                    segments.flush(&mut self.pools);
+                }
                 *path = TransmitPath::AfXdp { socket }
             }
             _ => return,
@@ -72,7 +76,7 @@ impl WorkerPorts {
         let Some(Some(entry)) = self.sockets.get(usize::from(socket)) else {
             return Err((DropReason::PortGone, buffer));
         };
-        let (region, chunk_bytes) = (entry.region, entry.socket.umem.config().chunk_bytes);
+        let chunk_bytes = entry.socket.umem.config().chunk_bytes;
         let Some(layout) = Layout::of(&buffer) else {
             return Err((DropReason::Uncuttable, buffer));
         };
@@ -84,7 +88,7 @@ impl WorkerPorts {
         }
         let pieces = layout.segments(size);
         let sent = (0..pieces)
-            .take_while(|number| self.send_piece(port, region, (&layout, &buffer), *number));
+            .take_while(|number| self.send_piece(port, socket, (&layout, &buffer), *number));
         let sent = sent.count();
         if sent == 0 {
             return Err((DropReason::TxRingFull, buffer));
@@ -100,21 +104,42 @@ impl WorkerPorts {
     fn send_piece(
         &mut self,
         port: PortId,
-        region: u8,
+        socket: u16,
         (layout, whole): (&Layout, &Frame),
         number: usize,
     ) -> bool {
-        let Some(mut piece) = self.pools.of(region).allocate() else { return false };
+        let mut allocated = self.allocate_piece(socket);
+        if allocated.is_none() {
+            self.drain(socket);
+            allocated = self.allocate_piece(socket);
+        }
+        let Some(mut piece) = allocated else { return false };
         if layout.write(whole, number, &mut piece).is_err() {
             self.pools.release(piece);
             return false;
         }
-        match self.transmit(port, piece) {
-            Ok(()) => true,
-            Err((_, piece)) => {
-                self.pools.release(piece);
-                false
+        let sent = match self.transmit(port, piece) {
+            Err((DropReason::TxRingFull, piece)) => {
+                self.drain(socket);
+                self.transmit(port, piece)
             }
-        }
+            sent => sent,
+        };
+        sent.map_err(|(_, piece)| self.pools.release(piece)).is_ok()
+    }
+
+    fn allocate_piece(&mut self, socket: u16) -> Option<Frame> {
+        let entry = self.sockets.get(usize::from(socket))?.as_ref()?;
+        self.pools.of(entry.region).allocate()
+    }
+
+    /// Starts transmission of what is on a socket's ring, and takes back what has left. A burst of whole
+    /// segments has more pieces than a ring has places, and the worker flushes at the end of its tick alone.
+    fn drain(&mut self, socket: u16) {
+        let Some(Some(entry)) = self.sockets.get_mut(usize::from(socket)) else { return };
+        let pool = self.pools.of(entry.region);
+        // It stays dirty, and is flushed again by the end of the tick.
+        entry.socket.flush(pool);
+        entry.socket.complete(pool);
     }
 }

@@ -17,6 +17,11 @@ use crate::limits::PORTS_MAX;
 use crate::pools::Pools;
 use crate::statistics::add;
 
+/// Chunks of packets that wait, from which on they are sent before another one is added. Seven segments of
+/// 64 KB are worth a call; more of them would keep memory that pods' queues need, and leave the processor's
+/// caches before they are copied.
+const CHUNKS_ENOUGH: usize = 256;
+
 struct Packet {
     port: PortId,
     frame: Frame,
@@ -41,12 +46,16 @@ enum Sent {
 pub(crate) struct Gather {
     sender: SegmentSender,
     waiting: Vec<Packet>,
+    /// Of those that wait.
+    chunks: usize,
     /// Of the packets of a call.
     sent: Vec<Sent>,
     /// Of ports that take whole segments; 0 for others.
     interfaces: Box<[u32]>,
     /// How many wait for each port.
     waiting_for: Box<[u16]>,
+    /// A flush was begun and is not over: after a panic.
+    is_flushing: bool,
     counters: Arc<SegmentCounters>,
 }
 
@@ -55,9 +64,11 @@ impl Gather {
         Self {
             sender,
             waiting: Vec::with_capacity(BATCH),
+            chunks: 0,
             sent: Vec::with_capacity(BATCH),
             interfaces: vec![0; index(PORTS_MAX)].into_boxed_slice(),
             waiting_for: vec![0; index(PORTS_MAX)].into_boxed_slice(),
+            is_flushing: false,
             counters,
         }
     }
@@ -81,7 +92,8 @@ impl Gather {
         }
     }
 
-    /// Adds a packet behind those that wait; sends those first when they are as many as a call takes.
+    /// Adds a packet behind those that wait; sends those first when they are as many as a call takes, or as
+    /// long.
     pub(crate) fn add(
         &mut self,
         port: PortId,
@@ -89,17 +101,21 @@ impl Gather {
         piece: Option<Piece>,
         pools: &mut Pools,
     ) {
-        if self.waiting.len() >= BATCH {
+        if self.waiting.len() >= BATCH || self.chunks >= CHUNKS_ENOUGH {
             self.flush(pools);
         }
         if let Some(waiting) = self.waiting_for.get_mut(usize::from(port.0)) {
             *waiting += 1;
         }
+        self.chunks += usize::from(frame.chunks());
         self.waiting.push(Packet { port, frame, piece, is_joined: false });
     }
 
     /// Sends what waits. The kernel copies, so all is free again.
     pub(crate) fn flush(&mut self, pools: &mut Pools) {
+        if std::mem::replace(&mut self.is_flushing, true) {
+            self.mend(pools);
+        }
         self.sender.begin();
         self.sent.clear();
         for first in 0..self.waiting.len() {
@@ -110,6 +126,16 @@ impl Gather {
         }
         self.call();
         self.clear(pools);
+        self.is_flushing = false;
+    }
+
+    /// Begins anew after a flush that a panic cut short: what waits may have been sent, or was made a part of
+    /// another packet.
+    #[cold]
+    fn mend(&mut self, pools: &mut Pools) {
+        add(&self.counters.abandoned_packets, self.waiting.len() as u64);
+        self.clear(pools);
+        self.waiting_for.fill(0);
     }
 
     /// Puts a packet, with what is joined to it, into the call.
@@ -201,13 +227,16 @@ impl Gather {
         for place in (0..self.waiting.len()).rev() {
             if self.waiting[place].port == port {
                 add(&self.counters.abandoned_packets, 1);
-                pools.release(self.waiting.remove(place).frame);
+                let frame = self.waiting.remove(place).frame;
+                self.chunks -= usize::from(frame.chunks());
+                pools.release(frame);
             }
         }
     }
 
     /// Frees all that waits.
     pub(crate) fn clear(&mut self, pools: &mut Pools) {
+        self.chunks = 0;
         for packet in self.waiting.drain(..) {
             if let Some(waiting) = self.waiting_for.get_mut(usize::from(packet.port.0)) {
                 *waiting = 0;
@@ -252,4 +281,35 @@ fn gather_stream(mut join: Join, first: &Packet, after: &mut [Packet]) -> Join {
         other.is_joined = true;
     }
     join
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::umem::{Umem, UmemConfig};
+
+    #[test]
+    fn flush_that_a_panic_cut_short_is_not_gone_on_with() {
+        // Without CAP_NET_RAW there is no packet socket.
+        let Ok(sender) = SegmentSender::new() else { return };
+        let umem = Umem::new(UmemConfig { frames: 64, ..UmemConfig::default() }).expect("memory");
+        let counters = Arc::new(SegmentCounters::default());
+        let (mut pools, mut gather) =
+            (Pools::new(&umem), Gather::new(sender, Arc::clone(&counters)));
+        let port = PortId(7);
+        for is_flushing in [true, false] {
+            let frame = pools.of(0).allocate_with(&[7; 60]).expect("a frame");
+            gather.add(port, frame, None, &mut pools);
+            assert!(gather.has(port));
+            gather.is_flushing = is_flushing;
+            gather.flush(&mut pools);
+            assert!(gather.is_empty() && !gather.has(port) && !gather.is_flushing);
+        }
+        // The first one was not sent; the second one found no interface.
+        let statistics = counters.read();
+        assert_eq!((statistics.calls, statistics.abandoned_packets), (1, 2), "{statistics:?}");
+        drop((gather, pools));
+        let census = umem.census();
+        assert_eq!(census.free, census.total);
+    }
 }

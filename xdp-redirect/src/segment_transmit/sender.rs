@@ -203,3 +203,26 @@ fn set(
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_refuses_one_header_and_takes_the_packets_behind_it() {
+        // Without CAP_NET_RAW there is no packet socket.
+        let Ok(mut sender) = SegmentSender::new() else { return };
+        let ifindex = crate::loader::interface_index("lo").expect("it is everywhere");
+        let mut frame = vec![0; 60];
+        frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+        let without_size = Header { gso_type: GSO_TCPV4, ..Header::default() };
+        sender.begin();
+        for header in [Header::default(), without_size, Header::default()] {
+            sender.put(ifindex, header, [&frame[..]].into_iter());
+        }
+        assert_eq!(sender.send(0).ok(), Some(1));
+        let refused = sender.send(1).expect_err("it has no size").raw_os_error();
+        assert_eq!(refused, Some(libc::EINVAL));
+        assert_eq!(sender.send(2).ok(), Some(1));
+    }
+}

@@ -217,6 +217,62 @@ fn order_is_kept_while_the_ways_are_changed_all_the_time() {
     setup.end();
 }
 
+/// Packets of ports that waited to settle had every place, and those of a port that was open were refused
+/// for as long.
+#[test]
+fn ports_that_wait_until_they_have_settled_keep_no_other_from_sending() {
+    let Some(mut setup) = setup() else { return };
+    let far = setup.world.name("a");
+    ip(&["link", "add", "third", "type", "veth", "peer", "name", "c0", "netns", &far]);
+    ip(&["link", "set", "third", "up"]);
+    ip(&["-n", &far, "link", "set", "c0", "up"]);
+    let socket = Socket::bind(&setup.umem, "third", 0, &SocketConfig::default()).expect("bind");
+    let third = PortId(6);
+    setup.live.set_port(third, interface_index("third").expect("it exists")).expect("set");
+    let control = setup.ports.control();
+    control.add(third, socket).map_err(|(error, _)| error).expect("room");
+    control.set_live(third, true).expect("room");
+    setup.ports.flush();
+    let mut was_refused = false;
+    // Ports settle within a millisecond, in which this thread may not have run.
+    for _ in 0..200 {
+        for port in [LEFT, RIGHT] {
+            control.set_live(port, true).expect("room");
+        }
+        setup.ports.take_commands();
+        for number in 0..40 {
+            setup.send_by(LEFT, &packet(number, 100)).expect("room");
+            setup.send_by(RIGHT, &packet(number, 100)).expect("room");
+        }
+        setup.ports.flush();
+        for port in [LEFT, RIGHT] {
+            control.set_live(port, false).expect("room");
+        }
+        setup.ports.take_commands();
+        let fill = packet(0, 100);
+        let is_full = |setup: &mut Setup| {
+            [LEFT, RIGHT].map(|port| setup.send_by(port, &fill)) == [Err(DropReason::TxRingFull); 2]
+        };
+        for _ in 0..130 {
+            let _ = is_full(&mut setup);
+        }
+        if is_full(&mut setup) {
+            let sent = setup.send_by(third, &fill);
+            if is_full(&mut setup) {
+                assert_eq!(sent, Ok(()));
+                was_refused = true;
+                break;
+            }
+        }
+        while !setup.ports.is_settled() {
+            setup.ports.flush();
+        }
+    }
+    assert!(was_refused, "every place was never taken");
+    drop(control);
+    setup.end();
+}
+
 #[test]
 fn peer_that_polls_nothing_is_found_by_a_trial_and_by_its_counters() {
     let Some(mut setup) = setup() else { return };

@@ -11,5 +11,6 @@ mod packets;
 mod pinning;
 mod redirecting;
 mod regions;
+mod segments;
 mod sockets;
 mod world;

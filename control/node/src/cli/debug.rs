@@ -19,6 +19,16 @@ pub enum DebugCommand {
         /// Its number, from 0.
         worker: u16,
     },
+    /// Let packets leave by other ways than their ports' own and back, over and over: none overtakes another
+    /// of its flow, and none is lost but what is counted.
+    ChangeWays {
+        /// How long each way is used, in milliseconds.
+        #[arg(long, value_name = "MS", default_value_t = 10)]
+        every_ms: u32,
+        /// For how long in all, in milliseconds.
+        #[arg(long, value_name = "MS", default_value_t = 3000)]
+        for_ms: u32,
+    },
     /// Let the control thread stand still: tables stay in force, nothing new comes into force.
     StallControl {
         /// For how long, in milliseconds.
@@ -64,6 +74,9 @@ impl From<DebugCommand> for Request {
                 Fault::WorkerStall { worker, ms: for_ms }
             }
             DebugCommand::PanicWorker { worker } => Fault::WorkerPanic { worker },
+            DebugCommand::ChangeWays { every_ms, for_ms } => {
+                Fault::WayChanges { every_ms, ms: for_ms }
+            }
             DebugCommand::StallControl { for_ms } => Fault::ControlStall { ms: for_ms },
             DebugCommand::PanicControl { while_adding } => {
                 while_adding.map_or(Fault::ControlPanic, |at| Fault::AddPanic { step: at.into() })

@@ -33,6 +33,10 @@ impl Node {
                 let _ = reply.try_send(Reply::Injected);
                 panic!("by order of `xskiff debug`");
             }
+            Fault::WayChanges { every_ms, ms } => {
+                let [every, time] = [every_ms, ms].map(|ms| Duration::from_millis(ms.into()));
+                self.ports.change_ways(every, time);
+            }
             Fault::AddPanic { step } => self.arrivals.fault = Some(step),
             Fault::ControlStall { ms } => {
                 let _ = reply.try_send(Reply::Injected);

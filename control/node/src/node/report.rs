@@ -187,7 +187,7 @@ impl Node {
                     xdp_mode: mode_label(port.attachment.mode).into(),
                     socket_mode: if port.zero_copy { "zero-copy" } else { "copy" }.into(),
                     queues: port.queues,
-                    transmit: match port.takes_whole {
+                    transmit: match self.ports.is_given_whole(port) {
                         true => WHOLE_SEGMENTS.into(),
                         false => self.ports.live().way(port.port).to_string(),
                     },
