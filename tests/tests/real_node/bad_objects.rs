@@ -61,8 +61,11 @@ fn slice(service: &str, l4_port: u32, endpoint: &str) -> (Kind, Value) {
     )
 }
 
+/// An object, and what is said of it.
+type Told = (&'static str, String);
+
 /// Objects that are used otherwise than they were probably meant: who is told of, and what.
-fn warned() -> (Vec<(Kind, Value)>, [(&'static str, String); 3]) {
+fn warned() -> (Vec<(Kind, Value)>, [Told; 3]) {
     let port = json!([{ "port": 80 }]);
     let with = |cluster: &str, external: &str| json!({ "clusterIP": cluster, "externalIPs": [external], "ports": port });
     let other_node = json!({

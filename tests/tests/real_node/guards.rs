@@ -341,7 +341,8 @@ impl Held {
         let memory = std::fs::read_to_string("/proc/meminfo").expect("meminfo");
         let kernel = ["Slab:", "KernelStack:", "PageTables:", "Percpu:"];
         let lines = memory.lines().filter(|line| kernel.iter().any(|own| line.starts_with(own)));
-        let number = |line: &str| line.split_whitespace().nth(1).and_then(|one| one.parse().ok());
+        let number =
+            |line: &str| line.split_whitespace().nth(1).and_then(|one| one.parse::<u64>().ok());
         Self {
             resident_kb: resident_kb(process),
             descriptors: std::fs::read_dir(format!("/proc/{process}/fd")).expect("fd").count(),

@@ -404,7 +404,7 @@ mod tests {
             assert_ne!(bad, good, "{old}");
             std::fs::write(record.path(), bad).unwrap();
             let Found { remembered, unread } = record.read().unwrap();
-            assert_eq!(remembered.endpoints, [other.clone()], "{old}");
+            assert_eq!(remembered.endpoints, std::slice::from_ref(&other), "{old}");
             assert_eq!(remembered.removed, [9].into());
             let [Unread { object, why }] = &unread[..] else { panic!("{unread:?}") };
             assert!(object == "endpoint shop/cart-0" && why.contains(word), "{word}: {unread:?}");
