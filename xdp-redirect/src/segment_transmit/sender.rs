@@ -213,7 +213,7 @@ mod tests {
         // Without CAP_NET_RAW there is no packet socket.
         let Ok(mut sender) = SegmentSender::new() else { return };
         let ifindex = crate::loader::interface_index("lo").expect("it is everywhere");
-        let mut frame = vec![0; 60];
+        let mut frame = [0; 60];
         frame[12..14].copy_from_slice(&[0x88, 0xb5]);
         let without_size = Header { gso_type: GSO_TCPV4, ..Header::default() };
         sender.begin();
