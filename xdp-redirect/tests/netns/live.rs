@@ -15,7 +15,7 @@ use xdp_redirect::{LiveTransmit, Redirect, Socket, Umem, WorkerPorts};
 
 use crate::packets::{OTHER4, POD6, ethernet, ipv4, ipv6, l4};
 use crate::sockets::packet_socket;
-use crate::world::{Plan, World, ip, rule, world};
+use crate::world::{Plan, World, end_whole, ip, rule, world};
 
 const RIGHT: PortId = PortId(5);
 const LEFT: PortId = PortId(4);
@@ -77,15 +77,9 @@ impl Setup {
         self.ports.control().live_counters().expect("it can").read()
     }
 
-    /// Lets everything leave, and looks whether every frame is free again.
-    fn end(mut self) {
-        while !self.ports.is_settled() {
-            self.ports.flush();
-        }
+    fn end(self) {
         let Self { ports, umem, .. } = self;
-        drop(ports);
-        let census = umem.census();
-        assert_eq!(census.free, census.total, "frames were lost");
+        end_whole(ports, &umem);
     }
 }
 

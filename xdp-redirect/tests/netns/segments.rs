@@ -13,7 +13,7 @@ use xdp_redirect::{Frame, Redirect, Socket, Umem, WorkerPorts};
 
 use crate::packets::{OTHER4, inject, ipv4};
 use crate::sockets::{PacketSocket, packet_socket};
-use crate::world::{Plan, World, eventually, ip, rule, world};
+use crate::world::{Plan, World, end_whole, eventually, ip, rule, world};
 
 const LEFT: PortId = PortId(4);
 const RIGHT: PortId = PortId(5);
@@ -102,15 +102,9 @@ impl Setup {
         burst.pop().expect("one packet").buffer
     }
 
-    /// Lets everything leave, and looks whether every frame is free again.
-    fn end(mut self) {
-        while !self.ports.is_settled() {
-            self.ports.flush();
-        }
+    fn end(self) {
         let Self { ports, umem, .. } = self;
-        drop(ports);
-        let census = umem.census();
-        assert_eq!(census.free, census.total, "frames were lost");
+        end_whole(ports, &umem);
     }
 }
 

@@ -6,8 +6,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use dataplane::port::{PortId, PortKind};
+use dataplane::port::{PortId, PortKind, Ports};
 use xdp_redirect::rules::PortRule;
+use xdp_redirect::{Umem, WorkerPorts};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -29,6 +30,16 @@ impl Default for Plan {
 pub struct World {
     prefix: String,
     home: File,
+}
+
+/// Lets everything leave, and looks whether every frame is free again.
+pub fn end_whole(mut ports: WorkerPorts, umem: &Umem) {
+    while !ports.is_settled() {
+        ports.flush();
+    }
+    drop(ports);
+    let census = umem.census();
+    assert_eq!(census.free, census.total, "frames were lost");
 }
 
 /// A world, or `None` where root tests are to be skipped.
