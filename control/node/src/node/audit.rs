@@ -86,7 +86,7 @@ impl Node {
     async fn end_round(&mut self, mut round: Round) {
         self.audit_endpoints(&mut round);
         self.audit_workers(&mut round);
-        self.audit_rules(&mut round);
+        let is_program_unlike = self.audit_rules(&mut round);
         let is_new = |object: &str| round.differences.iter().all(|one| one.object != object);
         for old in &self.audit.last.differences {
             if is_new(&old.object) {
@@ -119,16 +119,20 @@ impl Node {
         // What making everything anew has not mended it will not mend: every flow would be judged
         // again in each round, for nothing.
         let (found, before) = (of_tables(&round), of_tables(&audit.last));
-        let is_to_be_mended = !found.is_empty() && found != before;
-        let some_lag = found.len() < round.differences.len();
+        let are_tables_unlike = !found.is_empty() && found != before;
+        let some_lag = round.differences.iter().any(|one| one.audited == Audited::Workers);
         audit.rounds += 1;
         audit.last_took = audit.begun.take().map_or(Duration::ZERO, |begun| begun.elapsed());
         self.reconciles.ran(Reconcile::Audit, audit.last_took);
         audit.ended = Some(Instant::now());
         let absent = round.absent_targets.still(&audit.last.absent_targets);
         audit.last = round;
-        if is_to_be_mended {
-            audit.repairs += 1;
+        audit.repairs += u64::from(are_tables_unlike || is_program_unlike);
+        if is_program_unlike {
+            self.told = None;
+            self.tell_program();
+        }
+        if are_tables_unlike {
             self.repair().await;
         }
         if some_lag {
@@ -139,8 +143,7 @@ impl Node {
         self.log_fresh_warnings();
     }
 
-    /// Makes everything anew from what is known: tables from nothing, the program's rules from the
-    /// tables.
+    /// Makes tables anew from what is known, and all that follows from them.
     async fn repair(&mut self) {
         self.publisher.begin_anew();
         self.told = None;
@@ -169,17 +172,18 @@ impl Node {
         }
     }
 
-    /// What the XDP program's maps hold, read back from the kernel.
-    fn audit_rules(&mut self, round: &mut Round) {
+    /// What the XDP program's maps hold, read back from the kernel; whether that is anything else than
+    /// they were told. What was read is what is known of them from then on, so that they must be told
+    /// again each time: no later round would find it.
+    fn audit_rules(&mut self, round: &mut Round) -> bool {
         round.checked += 1;
-        match self.ours.read_back(self.ports.redirect()) {
-            Ok(told) => {
-                for detail in told {
-                    round.note(Audited::Kernel, "XDP rules", detail);
-                }
-            }
-            Err(error) => round.note(Audited::Kernel, "XDP rules", error.to_string()),
+        let told = self.ours.read_back(self.ports.redirect());
+        let told = told.unwrap_or_else(|error| vec![error.to_string()]);
+        let is_unlike = !told.is_empty();
+        for detail in told {
+            round.note(Audited::Kernel, "XDP rules", detail);
         }
+        is_unlike
     }
 
     /// How the audit stands, for people and metrics.
@@ -200,8 +204,9 @@ impl Node {
     }
 }
 
-/// Differences that making everything anew may mend. A worker that lags is told again: tables made anew
-/// would be more that it has not adopted.
+/// Differences that making everything anew may mend. A worker that lags is told again, and so is the XDP
+/// program: tables made anew would be more that it has not adopted.
 fn of_tables(round: &Round) -> Vec<&Difference> {
-    round.differences.iter().filter(|one| one.audited != Audited::Workers).collect()
+    let is_of_tables = |audited| !matches!(audited, Audited::Workers | Audited::Kernel);
+    round.differences.iter().filter(|one| is_of_tables(one.audited)).collect()
 }
