@@ -2,7 +2,7 @@
 //! types them, against manifests and real traffic.
 
 use serde_json::Value;
-use xskiff::demo::scene::{CLUSTER_IP, HTTP, STRANGER, WEB_1, to};
+use xskiff::demo::scene::{BUYER, CLUSTER_IP, HTTP, STRANGER, WEB_1, to};
 use xskiff::demo::traffic::fetch;
 use xskiff::lab::wait_until;
 use xskiff_tests::xskiff_binary::{path, root_or_skip};
@@ -139,7 +139,24 @@ fn explanations_of_several(world: &World) {
     assert!(wait_until(PATIENCE, is_told).is_some(), "{:?}", of_node("summary"));
     assert_eq!(of_node("allowed"), Value::Bool(false), "its IPv6 address is in no block");
     assert_eq!(explain("market/stranger", "192.0.2.1", "10250")["allowed"], Value::Bool(true));
+    // Whatever policy says, a pod always reaches itself.
+    let itself = explain("market/stranger", "market/stranger", "80");
+    assert!(
+        itself["allowed"] == Value::Bool(true) && summary(&itself).contains("to itself"),
+        "{itself}"
+    );
     assert_eq!(explain("market/stranger", "world", "443")["allowed"], Value::Bool(false));
+    // A block of one family: packets of the other are refused, whatever pod they are for.
+    let [v4, v6] = BUYER.addresses;
+    world.add_manifests("out.yaml", &policy(&format!("{v4}/32")));
+    let to_buyer = || explain("market/stranger", "market/buyer", "80");
+    let is_told = || summary(&to_buyer()).contains("1 of 2 asked of 2 are refused");
+    assert!(wait_until(PATIENCE, is_told).is_some(), "{}", to_buyer());
+    let refused = to_buyer();
+    let described = refused["to"].as_str().expect("who");
+    assert!(refused["allowed"] == Value::Bool(false) && described.contains(v6), "{refused}");
+    assert_eq!(explain("market/stranger", v4, "80")["allowed"], Value::Bool(true));
+    assert_eq!(explain("market/stranger", v6, "80")["allowed"], Value::Bool(false));
     world.add_manifests("out.yaml", &policy("0.0.0.0/0"));
     let words =
         ["policy", "explain", "--from", "market/stranger", "--to", "world", "--port", "443"];

@@ -9,48 +9,38 @@ use control::admin::{
 };
 use control::compile::{Compiled, Examined, Reading, RuleName, direction_name};
 use control::model::ObjectName;
+use dataplane::address::Protocol;
 use dataplane::identity::Identity;
 use dataplane::lb::{Frontend, FrontendKind, TrafficPolicy};
 use dataplane::policy::{Direction, Query, RuleId};
 
 use super::Node;
+use sides::{Enforced, Side};
 
-/// Of several that a word stands for, so many are asked about.
-const TARGETS_ASKED: usize = 100;
-/// Before the number of an identity.
-const IDENTITY: &str = "identity:";
-/// What a node is called whose name is not known.
-const ANOTHER_NODE: &str = "another node";
+pub(super) mod sides;
 
-/// Where policy is enforced for one side of the question.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Enforced {
-    /// By the tables of this node.
-    Here,
-    /// On the node of this name.
-    On(String),
-    /// Nowhere: it is no pod.
-    Nowhere,
+/// Of several that a question stands for, so many are asked about.
+const PAIRS_ASKED: usize = 100;
+
+/// One way in which what is asked may happen: each side at one address, where it has any.
+struct Pair {
+    from: Side,
+    to: Side,
+    l4_port: u16,
 }
 
-/// One side of the question.
-struct Side {
-    shown: String,
-    identity: Identity,
-    enforced: Enforced,
-    /// Its addresses, as far as the question tells them.
-    addresses: Vec<IpAddr>,
-}
-
-/// What the target of a question stands for: addresses with their L4 ports.
-struct Several {
-    title: String,
-    targets: Vec<(IpAddr, u16)>,
+/// What a question stands for.
+struct Asked {
+    /// What the word for the target means; `None` where it says so itself.
+    title: Option<String>,
+    /// None where no address of the one side reaches any of the other.
+    pairs: Vec<Pair>,
 }
 
 impl Node {
-    /// Answers who may speak to whom, and by which rule. Through a service it is its backends that are
-    /// spoken to, and the node at each of its addresses, which `ipBlock`s may tell apart.
+    /// Answers who may speak to whom, and by which rule. Policy judges packets, so that a side of several
+    /// addresses is asked about at each, with those of the same family. Through a service it is its
+    /// backends that are spoken to, and the node at each of its addresses: `ipBlock`s may tell apart any two.
     ///
     /// # Errors
     /// [`AdminError`] for a pod or identity that is not known, or a word that is none.
@@ -58,55 +48,80 @@ impl Node {
         &self,
         question: &PolicyQuestion,
     ) -> Result<PolicyExplanation, AdminError> {
+        let protocol = parse_protocol(&question.protocol)?;
         let from = self.side("from", &question.from)?;
-        let asked = match question.to.as_str() {
-            "host" => self.own_addresses(&from, question.l4_port),
-            _ => self.backends(question, &from)?,
-        };
-        let Some(Several { title, targets }) = asked else { return self.explain_one(question) };
-        let (all, mut refused) = (targets.len(), 0);
+        let Asked { title, pairs } = self.asked(question, &from, protocol)?;
+        let (all, asked) = (pairs.len(), pairs.len().min(PAIRS_ASKED));
+        let mut refused = 0;
         let mut told: Option<PolicyExplanation> = None;
-        for (to, l4_port) in targets.into_iter().take(TARGETS_ASKED) {
-            let to = to.to_string();
-            let one = self.explain_one(&PolicyQuestion { to, l4_port, ..question.clone() })?;
+        for pair in pairs.iter().take(PAIRS_ASKED) {
+            let one = self.explain_pair(question, protocol, pair);
             refused += usize::from(!one.allowed);
             // The first that is refused tells more than those that are not.
             if told.as_ref().is_none_or(|told| told.allowed && !one.allowed) {
                 told = Some(one);
             }
         }
-        let count = match (all, all.min(TARGETS_ASKED)) {
-            (1, _) => String::new(),
-            (all, asked) => format!("{refused} of {asked} asked of {all} are refused; "),
-        };
-        Ok(match told {
-            Some(told) => {
-                let summary = format!("{title}; {count}{}", told.summary);
-                PolicyExplanation { summary, ..told }
-            }
-            None => PolicyExplanation {
+        let Some(told) = told else {
+            let to = title.unwrap_or_else(|| question.to.clone());
+            return Ok(PolicyExplanation {
                 allowed: false,
-                summary: format!("{title}: there is none for this client"),
+                summary: format!("{to}: there is none for {}, or none of its family", from.shown),
                 from: self.described(&from),
-                to: title,
+                to,
                 steps: Vec::new(),
                 source_nat: None,
-            },
-        })
+            });
+        };
+        // Where there is one answer to all, the sides' own words are enough.
+        let is_one = all == 1 || title.is_none() && (refused == 0 || refused == asked);
+        let count = (!is_one).then(|| format!("{refused} of {asked} asked of {all} are refused"));
+        let summary = [title, count, Some(told.summary)].into_iter().flatten();
+        Ok(PolicyExplanation { summary: summary.collect::<Vec<_>>().join("; "), ..told })
     }
 
-    /// The backends that a client at `from` may get of the service that the question is about.
-    fn backends(
+    /// What the question stands for.
+    fn asked(
         &self,
         question: &PolicyQuestion,
         from: &Side,
-    ) -> Result<Option<Several>, AdminError> {
-        let Ok(address) = question.to.parse::<IpAddr>() else { return Ok(None) };
-        let (protocol, l4_port) = (parse_protocol(&question.protocol)?, question.l4_port);
+        protocol: Protocol,
+    ) -> Result<Asked, AdminError> {
+        let (to, l4_port) = (&question.to, question.l4_port);
+        if to == "host" {
+            let own = self.own_addresses();
+            if !own.is_empty() {
+                let own = own.into_iter().map(|one| self.side_of_address(&one.to_string(), one));
+                let pairs = own.flat_map(|to| self.pairs(from, &to, l4_port)).collect();
+                let title = Some("host is this node, its addresses".to_owned());
+                return Ok(Asked { title, pairs });
+            }
+        }
+        if let Ok(address) = to.parse::<IpAddr>()
+            && let Some(asked) = self.through_service(from, Frontend { address, protocol, l4_port })
+        {
+            return Ok(asked);
+        }
+        let pairs = self.pairs(from, &self.side("to", to)?, l4_port);
+        Ok(Asked { title: None, pairs })
+    }
+
+    /// Both at addresses of one family.
+    fn pairs(&self, from: &Side, to: &Side, l4_port: u16) -> Vec<Pair> {
+        let to = self.faces(to, None);
+        let pairs = to.into_iter().flat_map(|to| {
+            let from = self.faces(from, to.addresses.first().map(IpAddr::is_ipv4));
+            from.into_iter().map(move |from| Pair { from, to: to.clone(), l4_port })
+        });
+        pairs.collect()
+    }
+
+    /// The backends that a client at `from` may get of the service that listens there; `None` where none
+    /// does. The client speaks by the frontend's family, whatever the backend's is.
+    fn through_service(&self, from: &Side, at: Frontend) -> Option<Asked> {
         let services = &self.publisher.tables().services;
-        let at = Frontend { address, protocol, l4_port };
-        let Some((id, kind)) = services.frontends.get(&at) else { return Ok(None) };
-        let Some(service) = services.get(*id) else { return Ok(None) };
+        let (id, kind) = services.frontends.get(&at)?;
+        let service = services.get(*id)?;
         let policy = match (kind, &from.enforced) {
             (FrontendKind::ClusterIp, _) => service.internal_policy,
             (_, Enforced::Nowhere) => service.external_policy,
@@ -116,36 +131,40 @@ impl Node {
             TrafficPolicy::Cluster => &service.cluster,
             TrafficPolicy::Local => &service.local,
         };
+        let Frontend { address, l4_port, .. } = at;
         let title = format!("{address} port {l4_port} is Service {}, its backends", service.name);
-        let targets = set.backends.iter().map(|one| (one.address, one.l4_port)).collect();
-        Ok(Some(Several { title, targets }))
+        let from = self.faces(from, Some(address.is_ipv4()));
+        let pairs = set.backends.iter().flat_map(|backend| {
+            let to = self.side_of_address(&backend.address.to_string(), backend.address);
+            let l4_port = backend.l4_port;
+            from.iter().cloned().map(move |from| Pair { from, to: to.clone(), l4_port })
+        });
+        Some(Asked { title: Some(title), pairs: pairs.collect() })
     }
 
-    /// The node's own addresses, of the families that `from` has.
-    fn own_addresses(&self, from: &Side, l4_port: u16) -> Option<Several> {
-        let is_asked = |own: &IpAddr| {
-            from.addresses.is_empty()
-                || from.addresses.iter().any(|one| one.is_ipv4() == own.is_ipv4())
-        };
-        let own = self.publisher.tables().forwarding.node_addresses.keys().filter(is_asked);
-        let mut targets: Vec<(IpAddr, u16)> = own.map(|address| (address, l4_port)).collect();
-        targets.sort_unstable();
-        let title = "host is this node, its addresses".to_owned();
-        (!targets.is_empty()).then_some(Several { title, targets })
+    fn own_addresses(&self) -> Vec<IpAddr> {
+        let forwarding = &self.publisher.tables().forwarding;
+        let mut own: Vec<IpAddr> = forwarding.node_addresses.keys().collect();
+        own.sort_unstable();
+        own
     }
 
-    fn explain_one(&self, question: &PolicyQuestion) -> Result<PolicyExplanation, AdminError> {
-        let protocol = parse_protocol(&question.protocol)?;
-        let from = self.side("from", &question.from)?;
-        let to = self.side("to", &question.to)?;
+    fn explain_pair(
+        &self,
+        question: &PolicyQuestion,
+        protocol: Protocol,
+        Pair { from, to, l4_port }: &Pair,
+    ) -> PolicyExplanation {
+        let is_itself = from.pod.is_some() && from.pod == to.pod;
         let ask = |direction, subject: &Side, peer: &Side| {
             let query = Query {
                 subject: subject.identity,
                 peer: peer.identity,
                 protocol,
-                l4_port: question.l4_port,
+                l4_port: *l4_port,
             };
             match &subject.enforced {
+                _ if is_itself => None,
                 Enforced::Here => Some(self.step(direction, subject, &query)),
                 Enforced::On(node) => {
                     Some(self.step_elsewhere(node, direction, (subject, peer), &query))
@@ -153,29 +172,31 @@ impl Node {
                 Enforced::Nowhere => None,
             }
         };
-        let egress = ask(Direction::Egress, &from, &to);
-        let ingress = ask(Direction::Ingress, &to, &from);
+        let egress = ask(Direction::Egress, from, to);
+        let ingress = ask(Direction::Ingress, to, from);
         let steps: Vec<ExplainedStep> = egress.into_iter().chain(ingress).collect();
         let allowed = steps.iter().all(|step| step.allowed);
-        let on = format!("{}/{}", question.protocol, question.l4_port);
+        let on = format!("{}/{l4_port}", question.protocol);
         let outside = to
             .addresses
             .first()
             .filter(|_| from.enforced == Enforced::Here && to.enforced == Enforced::Nowhere);
         let source_nat = outside.and_then(|to| self.seen_outside(&from.addresses, *to));
-        Ok(PolicyExplanation {
-            allowed,
-            summary: summary(&from.shown, &to.shown, &on, &steps),
-            from: self.described(&from),
-            to: self.described(&to),
-            steps,
-            source_nat,
-        })
+        let summary = match is_itself {
+            true => format!("{} speaks to itself: no policy forbids that", from.shown),
+            false => summary(&from.shown, &to.shown, &on, &steps),
+        };
+        let (from, to) = (self.described(from), self.described(to));
+        PolicyExplanation { allowed, summary, from, to, steps, source_nat }
     }
 
     fn described(&self, side: &Side) -> String {
         let name = self.publisher.compiled().identity_title(side.identity);
-        format!("{} is identity {}: {name}", side.shown, side.identity.0)
+        let at = match side.addresses[..] {
+            [one] if !side.shown.contains(&one.to_string()) => format!(" at {one}"),
+            _ => String::new(),
+        };
+        format!("{}{at} is identity {}: {name}", side.shown, side.identity.0)
     }
 
     fn step(&self, direction: Direction, subject: &Side, query: &Query) -> ExplainedStep {
@@ -235,107 +256,6 @@ impl Node {
             examined_left_out: 0,
         };
         with_examined(step, examined, Some(&reading.rule))
-    }
-
-    fn side(&self, field: &str, text: &str) -> Result<Side, AdminError> {
-        if let Some(identity) = self.reserved(field, text)? {
-            let (enforced, addresses) = (Enforced::Nowhere, Vec::new());
-            return Ok(Side { shown: text.into(), identity, enforced, addresses });
-        }
-        if let Some(number) = text.strip_prefix(IDENTITY) {
-            return self.side_of_identity(field, text, number);
-        }
-        if let Ok(address) = text.parse::<IpAddr>() {
-            return Ok(self.side_of_address(text, address));
-        }
-        let name: ObjectName = text.parse().map_err(|_| {
-            let words = "write namespace/pod, an address, identity:NUMBER, host or world";
-            AdminError::invalid(field, format!("{text:?}: {words}"))
-        })?;
-        let addresses = self.addresses_of_pod(&name)?;
-        let compiled = self.publisher.compiled();
-        let identity = compiled.endpoint_identity(&addresses);
-        let enforced = match addresses.first() {
-            Some(first) => self.enforced(*first),
-            None => Enforced::Nowhere,
-        };
-        Ok(Side { shown: text.into(), identity, enforced, addresses })
-    }
-
-    /// The identity of what has no name of an object; `None` for other words.
-    fn reserved(&self, field: &str, text: &str) -> Result<Option<Identity>, AdminError> {
-        match text {
-            "world" if self.publisher.compiled().names_every_address() => {
-                let words = "\"world\": ipBlocks name every address: write the one that is meant";
-                Err(AdminError::invalid(field, words))
-            }
-            "world" => Ok(Some(Identity::WORLD)),
-            "host" => Ok(Some(Identity::HOST)),
-            _ => Ok(None),
-        }
-    }
-
-    fn side_of_identity(&self, field: &str, text: &str, number: &str) -> Result<Side, AdminError> {
-        let number = number.parse().map_err(|_| {
-            AdminError::invalid(field, format!("{text:?}: write a number after {IDENTITY}"))
-        })?;
-        let (identity, compiled) = (Identity(number), self.publisher.compiled());
-        if compiled.describe_identity(identity, 1).is_none() {
-            return Err(no_identity(number));
-        }
-        let enforced = match (compiled.is_enforced_here(identity), compiled.is_of_pods(identity)) {
-            (true, _) => Enforced::Here,
-            (false, true) => Enforced::On(ANOTHER_NODE.into()),
-            (false, false) => Enforced::Nowhere,
-        };
-        Ok(Side { shown: text.into(), identity, enforced, addresses: Vec::new() })
-    }
-
-    fn side_of_address(&self, text: &str, address: IpAddr) -> Side {
-        let compiled = self.publisher.compiled();
-        let holder = self.endpoints.by_address(address).or_else(|| compiled.holder(address));
-        let shown = match (holder, compiled.node_of(address)) {
-            (Some(pod), _) => format!("{text} ({pod})"),
-            (None, Some(node)) => format!("{text} (node {node})"),
-            (None, None) => text.to_owned(),
-        };
-        let identity = compiled.identities.lookup(address);
-        Side { shown, identity, enforced: self.enforced(address), addresses: vec![address] }
-    }
-
-    fn enforced(&self, address: IpAddr) -> Enforced {
-        let compiled = self.publisher.compiled();
-        if self.endpoints.by_address(address).is_some() || compiled.is_local_address(address) {
-            return Enforced::Here;
-        }
-        match compiled.holder(address) {
-            Some(pod) => {
-                let pod = self.publisher.cluster().pods.get(pod);
-                let node = pod.and_then(|pod| pod.node.as_deref());
-                Enforced::On(node.unwrap_or(ANOTHER_NODE).to_owned())
-            }
-            None => Enforced::Nowhere,
-        }
-    }
-
-    /// The addresses of a pod, here or elsewhere.
-    pub(super) fn addresses_of_pod(&self, name: &ObjectName) -> Result<Vec<IpAddr>, AdminError> {
-        let endpoint = self.endpoints.get(name).map(|endpoint| &*endpoint.spec.addresses);
-        let pod = self.publisher.cluster().pods.get(name).map(|pod| &*pod.addresses);
-        let addresses = endpoint.or(pod).filter(|addresses| !addresses.is_empty());
-        addresses.map(<[IpAddr]>::to_vec).ok_or_else(|| AdminError::NotFound {
-            what: "pod with an address".into(),
-            name: name.to_string(),
-            list_command: "xskiff endpoint list".into(),
-        })
-    }
-}
-
-pub(super) fn no_identity(number: u32) -> AdminError {
-    AdminError::NotFound {
-        what: "identity".into(),
-        name: number.to_string(),
-        list_command: "xskiff identity list".into(),
     }
 }
 

@@ -16,7 +16,7 @@ use dataplane::identity::Identity;
 use dataplane::policy::RuleId;
 
 use super::Node;
-use super::explain::no_identity;
+use super::explain::sides::no_identity;
 use crate::workers::monotonic_now;
 
 /// What errors about policies begin with.
