@@ -1,8 +1,10 @@
-//! Objects that come in the order of their names while there is none of their kind yet: those of a
+//! Objects that come in the order of API servers' lists while there is none of their kind yet: those of a
 //! snapshot, or of a list. In a large cluster most of what it takes to take them over is to find each
 //! one's place among those before, so that they wait, and a map is built of all of them at once.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::iter::once;
 use std::sync::Arc;
 
 use super::{Compiled, beside};
@@ -20,16 +22,25 @@ pub(super) struct Coming {
     endpoint_slices: Vec<(ObjectName, EndpointSlice)>,
 }
 
+/// Lists come in the order of the text `namespace/name`: `shop-eu/a` before `shop/a`, unlike in our maps.
+fn listed_order(one: &ObjectName, other: &ObjectName) -> Ordering {
+    if one.namespace == other.namespace {
+        return one.name.cmp(&other.name);
+    }
+    let [one, other] = [one, other].map(|of| of.namespace.bytes().chain(once(b'/')));
+    one.cmp(other)
+}
+
 /// Whether what has this name is the next of those that wait.
 fn is_next<T>(
     name: &ObjectName,
     waiting: &[(ObjectName, T)],
     present: &BTreeMap<ObjectName, T>,
 ) -> bool {
-    present.is_empty() && waiting.last().is_none_or(|(last, _)| last < name)
+    present.is_empty() && waiting.last().is_none_or(|(last, _)| listed_order(last, name).is_lt())
 }
 
-/// Puts those that wait where they belong.
+/// Puts those that wait where they belong: what is nearly in order is sorted quickly.
 fn file<T>(waiting: &mut Vec<(ObjectName, T)>, present: &mut BTreeMap<ObjectName, T>) {
     *present = std::mem::take(waiting).into_iter().collect();
 }
@@ -120,7 +131,8 @@ mod tests {
     }
 
     fn name(number: u8) -> ObjectName {
-        ObjectName::new(format!("n{}", number % 2), format!("o{number}"))
+        // The order of lists and that of names are not the same.
+        ObjectName::new(["shop", "shop-eu"][usize::from(number % 2)], format!("o{number}"))
     }
 
     fn pod(number: u8, at: u8) -> Object {
@@ -182,6 +194,19 @@ mod tests {
         })
     }
 
+    /// Also where one namespace's name is the beginning of another's, as they often are.
+    #[test]
+    fn a_list_as_servers_send_it_waits_as_a_whole() {
+        let mut names: Vec<u8> = (0..40).collect();
+        names.sort_by_key(|number| name(*number).to_string());
+        let mut compiled = Compiled::default();
+        for number in names {
+            compiled.take(Change::Set(pod(number, number)));
+        }
+        assert_eq!(compiled.coming.pods.len(), 40);
+        assert_eq!(compiled.whole_state().pods.len(), 40);
+    }
+
     proptest! {
         /// In whatever order things come, how often, and however often it is compiled meanwhile.
         #[test]
@@ -191,7 +216,7 @@ mod tests {
         ) {
             let mut changes = changes;
             if is_in_order {
-                changes.sort_by_key(|(change, _)| change.key());
+                changes.sort_by_key(|(change, _)| (change.key().kind, change.key().name.to_string()));
             }
             let node = NodeView { name: "one".into(), ..NodeView::default() };
             let (mut plain, mut compiled) = (ClusterState::default(), Compiled::default());

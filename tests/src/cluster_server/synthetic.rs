@@ -89,10 +89,14 @@ impl Synthetic {
         self.size.services.div_ceil(self.size.namespaces.max(1)).max(1)
     }
 
-    /// The name of namespace `index`.
+    /// The name of namespace `index`. Some begin with all of another's, so that the order of names is not
+    /// that of `namespace/name`, by which servers list.
     #[must_use]
     pub fn namespace_name(&self, index: usize) -> String {
-        format!("team-{}", index % self.size.namespaces.max(1))
+        match index % self.size.namespaces.max(1) {
+            number if number % 8 == 7 => format!("team-{}-eu", number - 1),
+            number => format!("team-{number}"),
+        }
     }
 
     /// The name of node `index`.
