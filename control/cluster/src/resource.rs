@@ -37,6 +37,9 @@ pub const WATCHED: [Resource; 6] = [
     resource(Kind::NetworkPolicy, "networking.k8s.io", "networkpolicies", true),
 ];
 
+/// Where a server names the groups that it has beside the core (Kubernetes API, "Discovery API").
+pub const GROUPS: &str = "/apis";
+
 /// What is asked of each of them (Kubernetes API, authorization verbs).
 pub const VERBS: [&str; 3] = ["get", "list", "watch"];
 

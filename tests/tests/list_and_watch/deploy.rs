@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser as _;
 use cluster::relay::Settings;
 use cluster::relay::writes::WRITTEN;
-use cluster::resource::{VERBS, WATCHED};
+use cluster::resource::{GROUPS, VERBS, WATCHED};
 use control::config::Config;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{
@@ -76,13 +76,16 @@ fn every_manifest_is_of_its_type() {
     }
 }
 
-/// Verbs by resource (`group/plural`), each with the only object that it is for, if there is one.
+/// Verbs by resource (`group/plural`) or by path, each with the only object that it is for, if there is one.
 type Allowed = BTreeMap<String, BTreeSet<(String, Option<String>)>>;
 
 fn allowed(rules: Option<Vec<PolicyRule>>) -> Allowed {
     let mut allowed = Allowed::new();
     for rule in rules.unwrap_or_default() {
-        assert_eq!(rule.non_resource_urls, None);
+        for path in rule.non_resource_urls.unwrap_or_default() {
+            let verbs = rule.verbs.iter().map(|verb| (verb.clone(), None)).collect();
+            allowed.insert(path, verbs);
+        }
         let names = match rule.resource_names.unwrap_or_default().as_slice() {
             [] => vec![None],
             names => names.iter().cloned().map(Some).collect(),
@@ -111,7 +114,9 @@ fn entry(
 
 /// What the code reads, or what it writes everywhere or in its own namespace.
 fn wanted_reads() -> Allowed {
-    WATCHED.iter().map(|own| entry(own.group, own.plural, &VERBS, |_| None)).collect()
+    let groups = (GROUPS.to_owned(), [("get".to_owned(), None)].into());
+    let kinds = WATCHED.iter().map(|own| entry(own.group, own.plural, &VERBS, |_| None));
+    kinds.chain([groups]).collect()
 }
 
 fn wanted_writes(everywhere: bool) -> Allowed {

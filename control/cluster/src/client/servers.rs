@@ -200,8 +200,8 @@ impl Servers {
         Ok(())
     }
 
-    /// What was asked for failed as `error` says: a server that spoilt what it had begun to say is counted,
-    /// and becomes one of `spoilers`.
+    /// What was asked for failed as `error` says: a server that spoilt what it had begun to say, or does not
+    /// find what it must have, is counted, and becomes one of `spoilers`.
     pub(crate) fn spoilt(&self, error: &ClientError, spoilers: &mut Spoilers) {
         let name = spoilers.take(error, self.access.rest);
         if let Some(server) = self.list.iter().find(|server| Some(&*server.name()) == name) {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::error::ClientError;
 use super::server::backoff;
 
-/// Servers that spoilt what they had begun to say of one kind. Of other kinds they may speak well, so that
+/// Servers that spoilt what they had begun to say of one kind, or do not find what every server has. Of other kinds they may speak well, so that
 /// they are not at rest: whoever asks for this kind asks others first, for a while that grows.
 #[derive(Debug, Default)]
 pub(crate) struct Spoilers(BTreeMap<String, Spoilt>);
@@ -21,14 +21,18 @@ struct Spoilt {
 }
 
 impl Spoilers {
-    /// Takes the server that `error` blames, if it is one for garbage. `rest`: the first while, and the
+    /// Takes the server that `error` blames, if it is one for garbage or for what is not found. `rest`: the first while, and the
     /// longest. Gives its name.
     pub(super) fn take<'a>(
         &mut self,
         error: &'a ClientError,
         rest: (Duration, Duration),
     ) -> Option<&'a str> {
-        let ClientError::Garbage { server, .. } = error else { return None };
+        let server = match error {
+            ClientError::Garbage { server, .. } => server,
+            ClientError::Http { server, status: 404, .. } => server,
+            _ => return None,
+        };
         let now = Instant::now();
         let spoilt = self.0.entry(server.clone()).or_insert(Spoilt { in_a_row: 0, until: now });
         spoilt.in_a_row = spoilt.in_a_row.saturating_add(1);

@@ -20,13 +20,13 @@ use tokio::time::Instant;
 
 use crate::client::server::{backoff, jittered};
 use crate::client::{ClientError, Servers, Spoilers};
-use crate::resource::Resource;
+use crate::resource::{GROUPS, Resource};
 
 mod lines;
 pub(crate) mod wire;
 
 use lines::Lines;
-use wire::{Event, PAGE, PAGE_BYTES_MAX, Page, Status, escaped, metadata};
+use wire::{Event, Groups, PAGE, PAGE_BYTES_MAX, Page, Status, escaped, metadata};
 
 /// A watch that ended sooner, without an event, was none.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
@@ -154,7 +154,10 @@ impl<S: Sink> Follower<S> {
             let pause = match turn {
                 Ok(Ended::Next) => continue,
                 Ok(Ended::Early) => jittered(self.times.backoff.0),
-                Err(error) => self.failed(error),
+                Err(error) => {
+                    let is_absent = is_unfound(&error) && self.is_absent().await;
+                    self.failed(error, is_absent)
+                }
             };
             tokio::time::sleep(pause).await;
         }
@@ -214,20 +217,18 @@ impl<S: Sink> Follower<S> {
         Resource::of(self.kind).path()
     }
 
-    /// Says what failed; gives how long to wait.
-    fn failed(&mut self, error: ClientError) -> Duration {
+    /// Says what failed, `is_absent` since no server has the kind; gives how long to wait.
+    fn failed(&mut self, error: ClientError, is_absent: bool) -> Duration {
         let is_expired = matches!(error, ClientError::Http { status: 410, .. });
-        let is_unfound = matches!(error, ClientError::Http { status: 404, .. });
-        if is_expired || is_unfound || is_ahead(&error) {
+        if is_expired || is_unfound(&error) || is_ahead(&error) {
             (self.version, self.is_unsure) = (None, false);
         }
         self.failures = self.failures.saturating_add(1);
-        self.servers.spoilt(&error, &mut self.spoilers);
-        let is_absent = is_unfound && self.may_be_absent();
         self.sink.failed(&error, is_absent);
         if is_absent {
             return jittered(self.times.absent_retry);
         }
+        self.servers.spoilt(&error, &mut self.spoilers);
         // Nothing is wrong with the server, but all that it told of may come to list at once.
         let in_a_row = if is_expired { self.expiries() } else { self.failures };
         backoff(self.times.backoff, in_a_row).max(self.servers.rest())
@@ -242,9 +243,18 @@ impl<S: Sink> Follower<S> {
         count
     }
 
-    /// Whether a server may do without the kind: those of the core are never left out.
-    fn may_be_absent(&self) -> bool {
-        !Resource::of(self.kind).group.is_empty()
+    /// Whether a server that does not find the kind says of its group, too, that it has none. A balancer
+    /// before servers that are away finds nothing at all, and a node that believed it would serve without
+    /// any policy. Those of the core are never left out.
+    async fn is_absent(&self) -> bool {
+        let group = Resource::of(self.kind).group;
+        if group.is_empty() {
+            return false;
+        }
+        let asked = self.servers.get(GROUPS, self.times.answer, &self.spoilers);
+        let Ok(answer) = asked.await else { return false };
+        let Ok(bytes) = answer.whole(Groups::BYTES_MAX).await else { return false };
+        serde_json::from_slice::<Groups>(&bytes).is_ok_and(|groups| !groups.have(group))
     }
 
     /// A server said something of the kind.
@@ -447,6 +457,10 @@ fn went_back(held: &str, told: Option<&str>, server: &str) -> Result<(), ClientE
         }),
         _ => Ok(()),
     }
+}
+
+fn is_unfound(error: &ClientError) -> bool {
+    matches!(error, ClientError::Http { status: 404, .. })
 }
 
 /// Whether a server has yet to come to the resourceVersion that was asked for (kube-apiserver's

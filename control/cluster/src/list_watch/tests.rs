@@ -68,9 +68,9 @@ async fn two_followers_whose_server_fails_come_back_at_different_moments() {
         .map(|_| {
             let mut own = follower(Kind::Pod);
             let error = refusal(500, "");
-            let pause = own.failed(error.clone());
+            let pause = own.failed(error.clone(), false);
             assert!(pause >= Duration::from_millis(500) && pause <= Duration::from_secs(1));
-            let next = own.failed(error);
+            let next = own.failed(error, false);
             assert!(next >= Duration::from_secs(1) && next <= Duration::from_secs(2));
             assert_eq!(own.version.as_deref(), Some("7"), "it goes on where it was");
             pause.as_millis() / 10
@@ -85,7 +85,7 @@ async fn a_follower_does_not_come_back_before_its_server_wants_it_to() {
     let error = refusal(429, "");
     let wanted = Duration::from_secs(20);
     own.servers.list()[0].failed(&error, Some(wanted));
-    assert!(own.failed(error) >= wanted);
+    assert!(own.failed(error, false) >= wanted);
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,7 +100,7 @@ async fn what_makes_a_version_useless_asks_for_a_list_and_what_does_not_keeps_it
         (429, "", true),
     ] {
         let mut own = follower(Kind::NetworkPolicy);
-        own.failed(refusal(status, message));
+        own.failed(refusal(status, message), false);
         assert_eq!(own.version.is_some(), is_kept, "{status} {message}");
     }
 }
@@ -112,7 +112,7 @@ async fn a_past_that_expires_again_and_again_is_listed_less_and_less_often() {
     let expire = |own: &mut Follower<Nobody>| {
         // The list between says something, which ends other failures.
         own.alive();
-        own.failed(refusal(410, "Expired"))
+        own.failed(refusal(410, "Expired"), false)
     };
     let first = expire(&mut own);
     assert!(first >= Duration::from_millis(500) && first <= Duration::from_secs(1), "{first:?}");
@@ -131,7 +131,7 @@ async fn a_list_before_its_time_is_no_second_opinion_and_puts_none_off() {
     listed(&mut own);
     let due = own.held_until.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
-    own.failed(refusal(410, "Expired"));
+    own.failed(refusal(410, "Expired"), false);
     let early = own.turn().await;
     assert!(early.is_err() && !own.is_second, "nobody listens there");
     listed(&mut own);

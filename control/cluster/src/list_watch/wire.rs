@@ -87,6 +87,26 @@ pub(crate) struct Status {
     pub(crate) message: Option<String>,
 }
 
+/// The groups that a server has beside the core (`metav1.APIGroupList`).
+#[derive(Debug, Deserialize)]
+pub(crate) struct Groups {
+    groups: Vec<Group>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Group {
+    name: String,
+}
+
+impl Groups {
+    /// Longest answer: servers with a thousand groups say a tenth of it.
+    pub(crate) const BYTES_MAX: usize = 4 << 20;
+
+    pub(crate) fn have(&self, group: &str) -> bool {
+        self.groups.iter().any(|own| own.name == group)
+    }
+}
+
 /// A value of a query.
 pub(crate) fn escaped(text: &str) -> String {
     form_urlencoded::byte_serialize(text.as_bytes()).collect()

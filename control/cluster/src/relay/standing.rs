@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use control::model::Kind;
 use http::StatusCode;
@@ -56,8 +56,10 @@ pub struct KindStanding {
     pub held: usize,
     /// Times that lists made every watcher begin anew.
     pub resets: u64,
-    /// The last failure.
-    pub last_error: Option<String>,
+    /// What it took to take over lists and events, in all and the longest of them.
+    pub applying: (Duration, Duration),
+    /// The last failure, or the last object that could not be read, and when that was.
+    pub last_error: Option<(String, Instant)>,
     /// The log says that no server has the kind.
     is_told_absent: bool,
 }
@@ -127,6 +129,13 @@ impl Standing {
         own.event_bytes += bytes as u64;
     }
 
+    /// A list, or an event, that began to be taken over at `began` is in force.
+    pub(super) fn applied(&self, kind: Kind, began: Instant) {
+        let (took, own) = (began.elapsed(), &mut self.lock()[index(kind)]);
+        let (in_all, longest) = own.applying;
+        own.applying = (in_all + took, longest.max(took));
+    }
+
     pub(super) fn bookmark(&self, kind: Kind) {
         self.lock()[index(kind)].bookmarks += 1;
     }
@@ -134,7 +143,7 @@ impl Standing {
     pub(super) fn refused(&self, kind: Kind, error: &str) {
         let own = &mut self.lock()[index(kind)];
         own.refused += 1;
-        own.last_error = Some(shortened(error));
+        own.last_error = Some((shortened(error), Instant::now()));
         tracing::warn!(kind = kind.name(), error, "an object cannot be read, and is left out");
     }
 
@@ -155,7 +164,7 @@ impl Standing {
         let own = &mut self.lock()[index(kind)];
         own.failures += 1;
         own.doing = Doing::Away;
-        own.last_error = Some(shortened(error));
+        own.last_error = Some((shortened(error), Instant::now()));
         own.away_since.get_or_insert_with(Instant::now);
         tracing::warn!(kind = kind.name(), error, "the API server failed; what is known is served");
     }
@@ -207,9 +216,12 @@ fn readiness(standing: &Standing, store: &Store) -> (StatusCode, String) {
     for resource in WATCHED {
         let own = standing.of(resource.kind);
         if let Some(since) = own.away_since {
-            let error = own.last_error.as_deref().unwrap_or("no answer");
+            let error = own.last_error.as_ref().map_or("no answer", |(error, _)| error);
             let seconds = since.elapsed().as_secs();
             let _ = writeln!(text, "{}: away for {seconds} s: {error}", resource.plural);
+        } else if let Some((error, at)) = &own.last_error {
+            let (plural, seconds) = (resource.plural, at.elapsed().as_secs());
+            let _ = writeln!(text, "{plural}: the last error, {seconds} s ago: {error}");
         }
         if store.is_absent(resource.kind) {
             let _ = writeln!(text, "{}: the API server does not have the kind", resource.plural);
@@ -222,6 +234,10 @@ fn readiness(standing: &Standing, store: &Store) -> (StatusCode, String) {
             (StatusCode::SERVICE_UNAVAILABLE, text)
         }
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 pub(super) fn head(text: &mut String, name: &str, kind: &str, help: &str) {
@@ -275,6 +291,12 @@ fn metrics(standing: &Standing, store: &Store, counts: &Counts) -> String {
     });
     by_kind("history_resets_total", counter, "Times all had to begin anew.", &|at| {
         stored(at).resets
+    });
+    by_kind("upstream_apply_microseconds_total", counter, "What lists and events took.", &|at| {
+        micros(up(at).applying.0)
+    });
+    by_kind("upstream_apply_longest_microseconds", gauge, "The longest of them.", &|at| {
+        micros(up(at).applying.1)
     });
     by_kind("resource_version", gauge, "The latest resourceVersion.", &|at| stored(at).version);
     for (name, kind, help, value) in [

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 
 use control::model::Kind;
+use http_body_util::{BodyExt as _, Full};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::resource::GROUPS;
 use crate::serve::Counts;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -61,8 +63,13 @@ impl ApiServer {
             let mut options = Options::plain(self.address);
             let lacks = Arc::clone(&self.lacks);
             options.layer = Some(Arc::new(move |parts, mut answer| {
-                if lacks.lock().unwrap().is_some_and(|own| parts.uri.path().contains(own)) {
+                let lacks = *lacks.lock().unwrap();
+                if lacks.is_some_and(|own| parts.uri.path().contains(own)) {
                     *answer.status_mut() = http::StatusCode::NOT_FOUND;
+                }
+                if lacks.is_some() && parts.uri.path() == GROUPS {
+                    let none = Full::from(r#"{"groups": []}"#).map_err(|never| match never {});
+                    *answer.body_mut() = none.boxed_unsync();
                 }
                 Box::pin(std::future::ready(answer))
             }));
@@ -178,6 +185,14 @@ async fn an_api_server_that_is_away_changes_nothing_but_what_is_told() {
     assert_eq!(relay.store().versions(Kind::Pod), upstream.store.versions(Kind::Pod));
     let after = relay.store().counts(Kind::Pod);
     assert_eq!((after.changes - before.changes, after.resets), (2, 0), "only what differs");
+    // What failed last is still told, and what taking the lists over took.
+    let (_, text) = page(metrics, "/readyz").await;
+    assert!(text.contains("pods: the last error, "), "{text}");
+    let (in_all, longest) = relay.standing().of(Kind::Pod).applying;
+    assert!(longest > Duration::ZERO && in_all > longest, "two lists: {in_all:?}, {longest:?}");
+    let (_, text) = page(metrics, "/metrics").await;
+    let told = "xskiff_relay_upstream_apply_microseconds_total{resource=\"pods\"} ";
+    assert!(text.lines().any(|line| line.starts_with(told) && !line.ends_with(" 0")), "{text}");
 }
 
 #[tokio::test]

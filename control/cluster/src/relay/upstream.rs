@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use control::model::Kind;
 use serde_json::value::RawValue;
@@ -134,6 +134,7 @@ impl Sink for OfKind {
 
     /// What it has lost beyond belief stays.
     fn end_list(&mut self, list: &List<'_>) -> Result<bool, String> {
+        let began = Instant::now();
         let (version, is_streamed) = (number(list.version)?, list.is_streamed);
         let objects: Vec<Encoded> = std::mem::take(&mut self.listed).into_values().collect();
         let Taken { replaced, list, held } =
@@ -145,10 +146,12 @@ impl Sink for OfKind {
         if is_streamed {
             self.standing.watching(self.kind);
         }
+        self.standing.applied(self.kind, began);
         Ok(held > 0)
     }
 
     fn put(&mut self, object: &RawValue, is_list: bool) {
+        let began = Instant::now();
         let bytes = object.get().len();
         let object = self.strip(object);
         if is_list {
@@ -166,9 +169,11 @@ impl Sink for OfKind {
                 judge.came(&object);
             }
         }
+        self.standing.applied(self.kind, began);
     }
 
     fn gone(&mut self, object: &RawValue, is_list: bool) -> Result<(), String> {
+        let began = Instant::now();
         let bytes = object.get().len();
         let object = self.strip(object);
         if is_list {
@@ -184,6 +189,7 @@ impl Sink for OfKind {
                 judge.went(&object.namespace, &object.name);
             }
         }
+        self.standing.applied(self.kind, began);
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -30,6 +31,7 @@ use super::request::{Asked, UNKNOWN, is_api, parse};
 use super::status::Failure;
 use super::store::Store;
 use super::watch::{Place, Times, Watching};
+use crate::resource::{GROUPS, WATCHED};
 
 /// A body, sent as it is made.
 pub type AnswerBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -354,6 +356,10 @@ async fn respond(parts: &Parts, shared: &Arc<Shared>) -> Result<Answer, Failure>
     if let Some(page) = shared.options.pages.as_ref().and_then(|pages| pages(path)) {
         return Ok(plain(page));
     }
+    if path == GROUPS {
+        check_filled(shared)?;
+        return Ok(groups(&shared.store));
+    }
     if !is_api(path) {
         return probe(path, shared);
     }
@@ -362,10 +368,7 @@ async fn respond(parts: &Parts, shared: &Arc<Shared>) -> Result<Answer, Failure>
     if !speaks_json(parts) {
         return Err(Failure::not_acceptable());
     }
-    if !shared.store.is_filled() {
-        let text = "the first lists are not complete yet";
-        return Err(Failure::unavailable(text, RETRY_SECONDS));
-    }
+    check_filled(shared)?;
     if shared.store.is_absent(asked.resource().kind) {
         return Err(Failure::not_found(UNKNOWN));
     }
@@ -374,7 +377,7 @@ async fn respond(parts: &Parts, shared: &Arc<Shared>) -> Result<Answer, Failure>
             let object = shared.store.get(resource.kind, &namespace, &name).ok_or_else(|| {
                 Failure::not_found(format!("{} {name:?} not found", resource.plural))
             })?;
-            Ok(json(Full::new(object.object()).map_err(|never| match never {}).boxed_unsync()))
+            Ok(as_json(Full::new(object.object()).map_err(|never| match never {}).boxed_unsync()))
         }
         Asked::List(resource, query) => {
             let place = Arc::clone(&shared.lists)
@@ -387,7 +390,7 @@ async fn respond(parts: &Parts, shared: &Arc<Shared>) -> Result<Answer, Failure>
                 let piece = listing.piece()?;
                 Some((piece.map(Frame::data).map_err(Into::into), (listing, place)))
             });
-            Ok(json(StreamBody::new(pieces).boxed_unsync()))
+            Ok(as_json(StreamBody::new(pieces).boxed_unsync()))
         }
         Asked::Watch(resource, query) => {
             let permit = Arc::clone(&shared.watches).try_acquire_owned().map_err(|_| {
@@ -403,9 +406,28 @@ async fn respond(parts: &Parts, shared: &Arc<Shared>) -> Result<Answer, Failure>
                 let piece = watching.piece().await?;
                 Some((Ok(Frame::data(piece)), watching))
             });
-            Ok(json(StreamBody::new(pieces).boxed_unsync()))
+            Ok(as_json(StreamBody::new(pieces).boxed_unsync()))
         }
     }
+}
+
+fn check_filled(shared: &Shared) -> Result<(), Failure> {
+    let text = "the first lists are not complete yet";
+    shared.store.is_filled().then_some(()).ok_or_else(|| Failure::unavailable(text, RETRY_SECONDS))
+}
+
+/// The groups that there are beside the core, for whoever does not find a kind (`metav1.APIGroupList`). They
+/// are the same for everybody, and no secret.
+fn groups(store: &Store) -> Answer {
+    let there = WATCHED.iter().filter(|own| !own.group.is_empty() && !store.is_absent(own.kind));
+    let groups: Vec<Value> = there
+        .map(|own| {
+            let version = json!({ "groupVersion": own.api_version(), "version": own.version });
+            json!({ "name": own.group, "versions": [version], "preferredVersion": version })
+        })
+        .collect();
+    let list = json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups });
+    as_json(Full::new(list.to_string().into()).map_err(|never| match never {}).boxed_unsync())
 }
 
 fn probe(path: &str, shared: &Shared) -> Result<Answer, Failure> {
@@ -453,7 +475,7 @@ fn speaks_json(parts: &Parts) -> bool {
         || types.any(|own| ["application/json", "application/*", "*/*"].contains(&own))
 }
 
-fn json(body: AnswerBody) -> Answer {
+fn as_json(body: AnswerBody) -> Answer {
     let mut answer = Response::new(body);
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

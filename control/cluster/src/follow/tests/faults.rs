@@ -183,8 +183,7 @@ async fn a_server_that_does_not_end_its_stream_is_asked_for_pages() {
 async fn kinds_that_no_server_has_are_normal_and_picked_up_and_core_kinds_are_waited_for() {
     let store = store();
     fill(&store, 5);
-    let absent = |asked: &str| asked.contains("/endpointslices");
-    let faults = judge(move |asked| if absent(asked) { Fault::Code(404) } else { Fault::No });
+    let faults = judge(lacks_groups);
     let server = serve_at("127.0.0.1:0", &store, &faults).await;
     let mut node = Node::start(settings(&[url(&server)]));
     node.complete().await;
@@ -202,6 +201,45 @@ async fn kinds_that_no_server_has_are_normal_and_picked_up_and_core_kinds_are_wa
     node.until("a failure", |node| node.failures(Kind::Pod, "absent") > 1).await;
     assert!(!node.reporter().is_complete());
     assert!(node.reporter().waits_for().starts_with("Pod ("), "{}", node.reporter().waits_for());
+}
+
+/// A balancer whose servers are away, or one that leads elsewhere, finds nothing: who believed it would
+/// serve without any policy.
+#[tokio::test]
+async fn a_kind_that_is_not_found_is_absent_only_where_the_server_has_no_such_group_either() {
+    let store = store();
+    fill(&store, 5);
+    let is_of_groups = |asked: &str| asked.starts_with(GROUPS);
+    let is_of_kind = move |asked: &str| is_of_groups(asked) && asked != GROUPS;
+    let empty = |asked: &str| if asked == GROUPS { Fault::Text("{}") } else { Fault::Code(404) };
+    let faults: [Judge; 3] = [
+        judge(move |asked| if is_of_groups(asked) { Fault::Code(404) } else { Fault::No }),
+        judge(move |asked| if is_of_kind(asked) { Fault::Code(404) } else { Fault::No }),
+        judge(move |asked| if is_of_groups(asked) { empty(asked) } else { Fault::No }),
+    ];
+    for faults in faults {
+        let server = serve_at("127.0.0.1:0", &store, &faults).await;
+        let mut node = Node::start(settings(&[url(&server)]));
+        node.until("failures", |node| node.failures(Kind::NetworkPolicy, "absent") > 2).await;
+        node.until("the others", |node| node.state.pods.len() == 5).await;
+        assert!(!node.kind(Kind::NetworkPolicy).absent && !node.reporter().is_complete());
+        set(&faults, |_| Fault::No);
+        node.complete().await;
+        assert_eq!(node.state.network_policies.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn another_server_is_asked_for_what_one_does_not_find() {
+    let store = store();
+    fill(&store, 5);
+    let nowhere = serve_at("127.0.0.1:0", &store, &judge(|_| Fault::Code(404))).await;
+    let server = serve_at("127.0.0.1:0", &store, &judge(|_| Fault::No)).await;
+    let mut node = Node::start(settings(&[url(&nowhere), url(&server)]));
+    node.complete().await;
+    assert_eq!((node.state.pods.len(), node.state.network_policies.len()), (5, 1));
+    let kinds = node.status().kinds;
+    assert!(kinds.iter().all(|kind| !kind.absent && kind.lists > 0), "{kinds:?}");
 }
 
 #[tokio::test]

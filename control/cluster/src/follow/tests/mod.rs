@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::client::Credentials;
-use crate::resource::index;
+use crate::resource::{GROUPS, index};
 use crate::serve::{Answer, HistoryLimits, Options, Server, Store};
 
 /// Nothing here takes longer on a loaded machine.
@@ -250,6 +250,15 @@ fn fill(store: &Store, pods: usize) {
     let policy =
         json!({"metadata": {"name": "deny", "namespace": "shop"}, "spec": {"podSelector": {}}});
     store.set(Kind::NetworkPolicy, policy).unwrap();
+}
+
+/// As a server answers that has neither EndpointSlices nor NetworkPolicies, nor their groups.
+fn lacks_groups(asked: &str) -> Fault {
+    match asked {
+        GROUPS => Fault::Text(r#"{"kind": "APIGroupList", "groups": [{"name": "apps"}]}"#),
+        asked if asked.starts_with(GROUPS) => Fault::Code(404),
+        _ => Fault::No,
+    }
 }
 
 fn is_streamed(asked: &str) -> bool {

@@ -114,10 +114,7 @@ async fn a_relay_that_dies_and_returns_costs_nothing_that_is_in_force() {
 async fn a_kind_that_no_server_has_is_normal_behind_a_relay_and_picked_up() {
     let store = store();
     fill(&store, 5);
-    let faults = judge(|asked| match asked.contains("/endpointslices") {
-        true => Fault::Code(404),
-        false => Fault::No,
-    });
+    let faults = judge(lacks_groups);
     let server = serve_at("127.0.0.1:0", &store, &faults).await;
     let relay = relay(&server, any()).await;
     let mut node = Node::start(behind(&relay, &server));
