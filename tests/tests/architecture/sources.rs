@@ -38,6 +38,7 @@ const WALL_CLOCK: &[&str] = &[
     "control/node/src/cli/show/reconciles.rs",
     "control/node/src/health_checks.rs",
     "control/node/src/lab/agent/hold.rs",
+    "control/node/src/node/clock.rs",
     "control/node/src/node/error_log.rs",
     "control/node/src/node/manifests.rs",
     "control/node/src/node/mod.rs",

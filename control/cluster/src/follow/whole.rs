@@ -122,8 +122,14 @@ impl Whole {
         let all = counts.iter().sum::<usize>() as u64;
         if sent.is_ok() {
             // Whoever waits for the whole finds it told.
+            let ahead = snapshot.ahead().map(|ahead| {
+                let seconds = ahead.as_secs();
+                tracing::warn!(seconds, "the snapshot is dated ahead of the clock: one was wrong");
+                format!("it is dated {seconds} s ahead of the clock, of which one was wrong")
+            });
             self.reporter.with(|standing| {
                 standing.snapshot.restored = all;
+                standing.snapshot.last_error = ahead;
                 standing.snapshot_written = Some(snapshot.written);
             });
             for kind in Kind::ALL {

@@ -71,7 +71,17 @@ pub struct Snapshot {
     file: Vec<u8>,
 }
 
+/// What clocks of one machine differ by before and after a start, at most, where none was wrong.
+const CLOCKS_APART: Duration = Duration::from_secs(5);
+
 impl Snapshot {
+    /// How far it is dated ahead of the wall clock: that was wrong when it was written, or is now.
+    #[must_use]
+    pub fn ahead(&self) -> Option<Duration> {
+        let ahead = self.written.duration_since(SystemTime::now()).ok();
+        ahead.filter(|ahead| *ahead > CLOCKS_APART)
+    }
+
     /// All objects as [`crate::compact`] has them, kind by kind, and within a kind in the order of
     /// [`Known`]'s keys. Nothing comes after one that is [`Damaged`], which is a defect of whoever
     /// wrote it.

@@ -50,6 +50,7 @@ fn what_was_written_is_read_and_takes_the_place_of_what_was_there() {
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     assert_eq!((mode(&directory), mode(&path(&directory))), (0o700, 0o600));
     assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+    assert_eq!(read(&directory).unwrap().ahead(), None);
     let age = read(&directory).unwrap().written.elapsed().unwrap();
     assert!(age < Duration::from_secs(60), "{age:?}");
 }
@@ -62,6 +63,7 @@ fn what_a_clock_that_was_wrong_dates_is_read_all_the_same() {
     write(state.path(), &namespaces_of(&["shop"], future)).unwrap();
     let written = read(state.path()).unwrap().written;
     assert!(written.elapsed().is_err() && names(state.path()) == ["Namespace shop"]);
+    assert!(read(state.path()).unwrap().ahead().is_some_and(|ahead| ahead > 399 * day));
     write(state.path(), &namespaces_of(&["shop"], SystemTime::UNIX_EPOCH - day)).unwrap();
     assert_eq!(read(state.path()).unwrap().written, SystemTime::UNIX_EPOCH);
     assert_eq!(names(state.path()), ["Namespace shop"]);

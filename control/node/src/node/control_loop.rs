@@ -258,6 +258,7 @@ impl Node {
         self.look_after_workers()?;
         self.ports.tend_live(self.settings.transmit, &self.workers);
         self.workers.growth_mut().note_rates();
+        self.look_at_clock();
         self.note_full_endpoints();
         self.tend_followers();
         self.forget_silent_neighbours();

@@ -50,6 +50,7 @@ mod bypassed_rules;
 mod capacity;
 pub mod captures;
 pub(crate) mod caught;
+mod clock;
 pub mod cluster_source;
 pub mod configuration;
 mod connections;
@@ -113,6 +114,7 @@ pub use settings::Settings;
 use arrivals::Arrivals;
 use audit::Audit;
 use captures::Capture;
+use clock::Clock;
 use configuration::InForce;
 use control_loop::ControlRestarts;
 use endpoint_record::{EndpointRecord, Recorded};
@@ -220,6 +222,7 @@ pub struct Node {
     config: watch::Receiver<ConfigUpdate>,
     in_force: Option<InForce>,
     unfollowed: Unfollowed,
+    clock: Clock,
     audit: Audit,
     socket_audit: SocketAudit,
     kube_proxy_audit: KubeProxyAudit,
@@ -420,6 +423,7 @@ impl Node {
             config: told.config,
             in_force: told.in_force,
             unfollowed: Unfollowed::default(),
+            clock: Clock::default(),
             audit: Audit::default(),
             socket_audit: SocketAudit::default(),
             kube_proxy_audit: KubeProxyAudit::default(),
