@@ -5,6 +5,7 @@
 
 mod changes;
 mod objects;
+mod real;
 mod troubles;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ use crate::world::{PATIENCE, Shape, World, number_from};
 
 use changes::Changes;
 use objects::Question;
+use real::Attempts;
 use troubles::{Chaos, Trouble};
 
 /// How the node follows: soon impatient, so that much happens in little time; but what a list has
@@ -96,13 +98,15 @@ impl Traffic {
 /// All that is asked: between pods of the node, and between them and others, both ways.
 fn questions(cluster: &Synthetic) -> Vec<Question> {
     let address = |text: &str| -> IpAddr { text.parse().expect("an address") };
-    let own: Vec<IpAddr> = PODS.iter().map(|plan| address(plan.addresses[0])).collect();
-    let others = [address(CLIENT[0]), address(NODE[0]), address("198.51.100.7")];
+    let own = PODS.iter().flat_map(|plan| plan.addresses.map(address));
+    let own: Vec<IpAddr> = own.collect();
+    let others = [CLIENT, NODE, ["198.51.100.7", "2001:db8:ffff::7"]].into_iter().flatten();
     let elsewhere = (0..4).map(|pod| cluster.pod_address(pod * 7).into());
-    let others: Vec<IpAddr> = others.into_iter().chain(elsewhere).collect();
+    let others: Vec<IpAddr> = others.map(address).chain(elsewhere).collect();
     let mut all = Vec::new();
     for one in &own {
-        for other in own.iter().filter(|other| *other != one).chain(&others) {
+        let is_alike = |other: &&IpAddr| *other != one && other.is_ipv4() == one.is_ipv4();
+        for other in own.iter().chain(&others).filter(is_alike) {
             for transport in [Transport::Tcp(8080), Transport::Udp(5353), Transport::Tcp(9)] {
                 all.push(Question { from: *one, to: *other, transport });
                 if !own.contains(other) {
@@ -133,7 +137,7 @@ fn verdict(world: &World, question: Question) -> bool {
 fn change_and_ask(
     world: &World,
     (changes, server): (&mut Changes, Option<&ApiServer>),
-    (questions, random): (&[Question], &mut Random),
+    (questions, random, attempts): (&[Question], &mut Random, &mut Attempts),
     lasting: Duration,
 ) -> u64 {
     let (until, mut asked) = (Instant::now() + lasting, 0);
@@ -147,14 +151,23 @@ fn change_and_ask(
             assert!(changes.history.may_say(question, allowed), "{question:?}: {allowed}");
             asked += 1;
         }
-        std::thread::sleep(PACE);
+        if random.one_in(3) {
+            attempts.meanwhile(world, &changes.history);
+        } else {
+            std::thread::sleep(PACE);
+        }
     }
     asked
 }
 
 /// Waits until the node follows every kind, holds no loss, and every verdict is what the model says
 /// of the present state; and still after a while in which the last events may arrive.
-fn wait_in_step(world: &World, changes: &mut Changes, questions: &[Question]) {
+fn wait_in_step(
+    world: &World,
+    changes: &mut Changes,
+    questions: &[Question],
+    attempts: &mut Attempts,
+) {
     let model = changes.history.now();
     let wrong = || questions.iter().find(|own| verdict(world, **own) != model(**own));
     let status = || world.status().kubernetes.expect("followed");
@@ -166,6 +179,7 @@ fn wait_in_step(world: &World, changes: &mut Changes, questions: &[Question]) {
     });
     assert!(is_in_step.is_some(), "{:?} in spite of {:#?}", wrong(), status());
     changes.history.is_in_force();
+    attempts.in_step(world, &changes.history);
 }
 
 /// Resets of the traffic's ends; the node's own stack refuses connections to a server that is down.
@@ -245,7 +259,8 @@ fn go_through(plan: &Plan) {
     let mut chaos = Chaos::new(server, relay);
     let mut changes = Changes::new(&objects, cluster, seed);
     let (questions, mut random) = (questions(&cluster), Random::new(seed));
-    wait_in_step(&world, &mut changes, &questions);
+    let mut attempts = Attempts::default();
+    wait_in_step(&world, &mut changes, &questions, &mut attempts);
     let resets_before = own_resets(&world);
     let traffic = Traffic::begin(&world, seed);
 
@@ -267,7 +282,7 @@ fn go_through(plan: &Plan) {
         }
         // What an amnesiac forgot is not to be heard of by other ways.
         let server = (trouble != Trouble::Amnesia).then_some(&chaos.server);
-        let about = (&*questions, &mut random);
+        let about = (&*questions, &mut random, &mut attempts);
         asked += change_and_ask(&world, (&mut changes, server), about, for_long);
         // A relay tells what it knows meanwhile.
         let is_missed = trouble == Trouble::Death && !plan.is_relayed;
@@ -283,10 +298,10 @@ fn go_through(plan: &Plan) {
         if random.one_in(3) {
             continue;
         }
-        wait_in_step(&world, &mut changes, &questions);
+        wait_in_step(&world, &mut changes, &questions, &mut attempts);
         asked += questions.len() as u64;
     }
-    wait_in_step(&world, &mut changes, &questions);
+    wait_in_step(&world, &mut changes, &questions, &mut attempts);
     traffic.goes_on();
     let told = traffic.end_whole();
     assert_eq!(own_resets(&world), resets_before);
@@ -308,7 +323,7 @@ fn go_through(plan: &Plan) {
     assert!(servers.iter().all(|server| server.requests > 0), "each is asked: {servers:?}");
     println!(
         "{}: seed {seed}, {:.0} s: {met:?}, {:?}, failures {failures:?}; {told}, no reset; {asked} \
-         verdicts; {} lines of log",
+         verdicts; {attempts:?} of real connections; {} lines of log",
         plan.shape.label,
         began.elapsed().as_secs_f64(),
         chaos.server.faults.met(),
