@@ -269,134 +269,116 @@ impl Auditor {
                 self.peers.insert((Identity::WORLD, true), somewhere);
                 Stage::ReadPods(None)
             }
-            Stage::ReadPods(last) => match objects::after(&state.pods, last.as_ref()) {
-                Some((name, pod)) => {
-                    self.index.note_pod(pod);
-                    Stage::ReadPods(Some(name.clone()))
-                }
-                None => Stage::ReadNodes(None),
-            },
-            Stage::ReadNodes(last) => match objects::after(&state.nodes, last.as_ref()) {
-                Some((name, node)) => {
-                    self.index.note_node(node);
-                    Stage::ReadNodes(Some(name.clone()))
-                }
-                None => Stage::ReadServices(None),
-            },
-            Stage::ReadServices(last) => match objects::after(&state.services, last.as_ref()) {
-                Some((name, service)) => {
-                    self.index.note_service(service);
-                    Stage::ReadServices(Some(name.clone()))
-                }
-                None => Stage::ReadSlices(None),
-            },
+            Stage::ReadPods(last) => {
+                let stages = (Stage::ReadPods, Stage::ReadNodes(None));
+                along(&state.pods, last, stages, |_, pod| self.index.note_pod(pod))
+            }
+            Stage::ReadNodes(last) => {
+                let stages = (Stage::ReadNodes, Stage::ReadServices(None));
+                along(&state.nodes, last, stages, |_, node| self.index.note_node(node))
+            }
+            Stage::ReadServices(last) => {
+                let stages = (Stage::ReadServices, Stage::ReadSlices(None));
+                along(&state.services, last, stages, |_, one| self.index.note_service(one))
+            }
             Stage::ReadSlices(last) => {
-                match objects::after(&state.endpoint_slices, last.as_ref()) {
-                    Some((name, slice)) => {
-                        self.index.note_slice(slice);
-                        Stage::ReadSlices(Some(name.clone()))
-                    }
-                    None => Stage::ReadPolicies(None),
-                }
+                let stages = (Stage::ReadSlices, Stage::ReadPolicies(None));
+                along(&state.endpoint_slices, last, stages, |_, one| self.index.note_slice(one))
             }
             Stage::ReadPolicies(last) => {
-                match objects::after(&state.network_policies, last.as_ref()) {
-                    Some((name, _)) => {
-                        self.selectors.read(state, name);
-                        Stage::ReadPolicies(Some(name.clone()))
-                    }
-                    None => Stage::Pods(None),
-                }
+                let stages = (Stage::ReadPolicies, Stage::Pods(None));
+                along(&state.network_policies, last, stages, |name, _| {
+                    self.selectors.read(state, name);
+                })
             }
-            Stage::Pods(last) => match objects::after(&state.pods, last.as_ref()) {
-                Some((name, pod)) => {
+            Stage::Pods(last) => {
+                along(&state.pods, last, (Stage::Pods, Stage::Nodes(None)), |_, pod| {
                     self.check_pod(moment, pod);
                     self.check_host_ports(moment, pod);
-                    Stage::Pods(Some(name.clone()))
-                }
-                None => Stage::Nodes(None),
-            },
-            Stage::Nodes(last) => match objects::after(&state.nodes, last.as_ref()) {
-                Some((name, node)) => {
+                })
+            }
+            Stage::Nodes(last) => {
+                along(&state.nodes, last, (Stage::Nodes, Stage::Endpoints(None)), |_, node| {
                     for address in &node.addresses {
                         self.check_address(moment, *address);
                     }
-                    Stage::Nodes(Some(name.clone()))
-                }
-                None => Stage::Endpoints(None),
-            },
-            Stage::Endpoints(last) => match objects::after(&moment.node.endpoints, last.as_ref()) {
-                Some((name, addresses)) => {
+                })
+            }
+            Stage::Endpoints(last) => {
+                let stages = (Stage::Endpoints, Stage::Blocks(None));
+                along(&moment.node.endpoints, last, stages, |_, addresses| {
                     for address in addresses {
                         self.check_address(moment, *address);
                     }
-                    Stage::Endpoints(Some(name.clone()))
-                }
-                None => Stage::Blocks(None),
-            },
-            Stage::Blocks(last) => match objects::after(&state.network_policies, last.as_ref()) {
-                Some((name, policy)) => {
+                })
+            }
+            Stage::Blocks(last) => {
+                let stages = (Stage::Blocks, Stage::Strays(address_map::Place::default()));
+                along(&state.network_policies, last, stages, |_, policy| {
                     for address in objects::at_edges_of_blocks(policy) {
                         self.check_address(moment, address);
                     }
-                    Stage::Blocks(Some(name.clone()))
-                }
-                None => Stage::Strays(address_map::Place::default()),
-            },
+                })
+            }
             Stage::Strays(mut place) => {
-                match moment.tables.identities.exact.next_from(&mut place) {
-                    Some((address, _)) => {
-                        self.check_stray(moment, address);
-                        Stage::Strays(place)
-                    }
-                    None => Stage::Pairs(0, 0),
-                }
+                let found = moment.tables.identities.exact.next_from(&mut place);
+                go_on(found, (Stage::Strays(place), Stage::Pairs(0, 0)), |(address, _)| {
+                    self.check_stray(moment, address);
+                })
             }
             Stage::Pairs(subject, peer) => self.check_pair(moment, subject, peer),
-            Stage::Services(last) => match objects::after(&state.services, last.as_ref()) {
-                Some((name, service)) => {
-                    self.check_service(moment, service);
-                    Stage::Services(Some(name.clone()))
-                }
-                None => Stage::Targets(None),
-            },
-            Stage::Targets(last) => match objects::after(&state.endpoint_slices, last.as_ref()) {
-                Some((name, slice)) => {
+            Stage::Services(last) => {
+                let stages = (Stage::Services, Stage::Targets(None));
+                along(&state.services, last, stages, |_, one| self.check_service(moment, one))
+            }
+            Stage::Targets(last) => {
+                let then = Stage::StrayFrontends(shared_map::Place::default());
+                along(&state.endpoint_slices, last, (Stage::Targets, then), |_, slice| {
                     self.check_targets(moment, slice);
-                    Stage::Targets(Some(name.clone()))
-                }
-                None => Stage::StrayFrontends(shared_map::Place::default()),
-            },
+                })
+            }
             Stage::StrayFrontends(mut place) => {
-                match moment.tables.services.frontends.next_from(&mut place) {
-                    Some((frontend, _)) => {
-                        self.check_stray_frontend(moment, *frontend);
-                        Stage::StrayFrontends(place)
-                    }
-                    None => Stage::StrayNodePorts(shared_map::Place::default()),
-                }
+                let found = moment.tables.services.frontends.next_from(&mut place);
+                let then = Stage::StrayNodePorts(shared_map::Place::default());
+                go_on(found, (Stage::StrayFrontends(place), then), |(frontend, _)| {
+                    self.check_stray_frontend(moment, *frontend);
+                })
             }
             Stage::StrayNodePorts(mut place) => {
-                match moment.tables.services.node_ports.next_from(&mut place) {
-                    Some((at, _)) => {
-                        self.check_stray_node_port(moment, *at);
-                        Stage::StrayNodePorts(place)
-                    }
-                    None => Stage::StrayAddresses(address_map::Place::default()),
-                }
+                let found = moment.tables.services.node_ports.next_from(&mut place);
+                let then = Stage::StrayAddresses(address_map::Place::default());
+                go_on(found, (Stage::StrayNodePorts(place), then), |(at, _)| {
+                    self.check_stray_node_port(moment, *at);
+                })
             }
             Stage::StrayAddresses(mut place) => {
-                match moment.tables.services.addresses.next_from(&mut place) {
-                    Some((address, _)) => {
-                        self.check_stray_service_address(moment, address);
-                        Stage::StrayAddresses(place)
-                    }
-                    None => Stage::Forget,
-                }
+                let found = moment.tables.services.addresses.next_from(&mut place);
+                go_on(found, (Stage::StrayAddresses(place), Stage::Forget), |(address, _)| {
+                    self.check_stray_service_address(moment, address);
+                })
             }
             Stage::Forget if self.forget_one() => Stage::Forget,
             Stage::Forget => return Some(std::mem::take(self).round),
         };
         None
     }
+}
+
+/// Looks at what was found, and stays in the first of two stages; where nothing was, it is over.
+fn go_on<T>(found: Option<T>, (stay, then): (Stage, Stage), look: impl FnOnce(T)) -> Stage {
+    let Some(found) = found else { return then };
+    look(found);
+    stay
+}
+
+/// The same with the entry of `map` that follows `last`.
+fn along<K: Ord + Clone, V>(
+    map: &BTreeMap<K, V>,
+    last: Option<K>,
+    (stay, then): (impl FnOnce(Option<K>) -> Stage, Stage),
+    look: impl FnOnce(&K, &V),
+) -> Stage {
+    let found = objects::after(map, last.as_ref());
+    let stay = stay(found.map(|(name, _)| name.clone()));
+    go_on(found, (stay, then), |(name, object)| look(name, object))
 }

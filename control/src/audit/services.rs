@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use dataplane::address::Protocol;
 use dataplane::lb::{BackendSet, Frontend, FrontendKind, ServiceId};
@@ -19,35 +20,47 @@ impl Auditor {
         if service.headless {
             return;
         }
+        let slices = self.index.slices(moment.state, &service.name);
         for port in &service.ports {
             if is_ambiguous(service, port) {
                 continue;
             }
-            for frontend in listens(moment, service, port) {
-                self.round.checked += 1;
-                let checked = self
-                    .check_told(moment, &frontend)
-                    .and_then(|()| self.check_frontend(moment, service, port, &frontend));
-                if let Err(detail) = checked {
-                    self.note_frontend(format!("Service {}", service.name), frontend, &detail);
+            let frontends = listens(moment, service, port);
+            for ipv4 in [true, false] {
+                let mut here =
+                    frontends.iter().filter(|at| at.address.is_ipv4() == ipv4).peekable();
+                if here.peek().is_none() {
+                    continue;
                 }
+                let wanted = serving(moment, &slices, port, ipv4);
+                for frontend in here {
+                    self.round.checked += 1;
+                    let checked = self
+                        .check_told(moment, frontend)
+                        .and_then(|()| self.check_frontend(moment, service, &wanted, frontend));
+                    if let Err(detail) = checked {
+                        self.note_frontend(format!("Service {}", service.name), *frontend, &detail);
+                    }
+                }
+                self.check_host_backends(moment, service, (port, &slices), ipv4);
             }
-            self.check_host_backends(moment, service, port);
         }
     }
 
     /// L4 ports of its endpoints in the node's own network, whatever they say of themselves. More than
     /// those do no harm, and are not looked for.
-    fn check_host_backends(&mut self, moment: &Moment<'_>, service: &Service, port: &ServicePort) {
-        let families: BTreeSet<bool> =
-            listens(moment, service, port).iter().map(|at| at.address.is_ipv4()).collect();
-        for slice in self.index.slices(moment.state, &service.name) {
+    fn check_host_backends(
+        &mut self,
+        moment: &Moment<'_>,
+        service: &Service,
+        (port, slices): (&ServicePort, &[&EndpointSlice]),
+        ipv4: bool,
+    ) {
+        for slice in slices {
             let Some(l4_port) = target(slice, port) else { continue };
             let at = (port.protocol, l4_port);
-            let mut endpoints = slice.endpoints.iter();
-            let is_here = endpoints.any(|one| {
-                moment.node.addresses.contains(&one.address)
-                    && families.contains(&one.address.is_ipv4())
+            let is_here = slice.endpoints.iter().any(|one| {
+                one.address.is_ipv4() == ipv4 && moment.node.addresses.contains(&one.address)
             });
             if is_here && !moment.tables.services.host_backends.contains(&at) {
                 let detail = format!(
@@ -194,7 +207,7 @@ impl Auditor {
         &self,
         moment: &Moment<'_>,
         service: &Service,
-        port: &ServicePort,
+        wanted: &[Target<'_>],
         frontend: &Frontend,
     ) -> Result<(), String> {
         let services = &moment.tables.services;
@@ -211,10 +224,8 @@ impl Auditor {
             return if shares { Ok(()) } else { Err(format!("is answered by {holder:?}")) };
         }
         let held = services.get(*id).ok_or("has no service behind it")?;
-        let slices = self.index.slices(moment.state, &service.name);
-        let wanted = serving(moment, slices, port, frontend.address.is_ipv4());
         for (word, set, local_only) in [("", &held.cluster, false), ("local ", &held.local, true)] {
-            let wanted = usable(moment, &wanted, local_only);
+            let wanted = usable(moment, wanted, local_only);
             let found: Backends =
                 set.backends.iter().map(|one| (one.address, one.l4_port)).collect();
             if wanted.len() <= maglev::BACKENDS_MAX && found != wanted {
@@ -340,8 +351,8 @@ type Target<'a> = ((IpAddr, u16), &'a Endpoint);
 /// count.
 fn serving<'a>(
     moment: &Moment<'a>,
-    slices: Vec<&'a EndpointSlice>,
-    port: &'a ServicePort,
+    slices: &[&'a EndpointSlice],
+    port: &ServicePort,
     ipv4: bool,
 ) -> Vec<Target<'a>> {
     let mut known: BTreeMap<(IpAddr, u16), &'a Endpoint> = BTreeMap::new();
@@ -388,14 +399,14 @@ fn usable(moment: &Moment<'_>, all: &[Target<'_>], local_only: bool) -> Backends
 /// there is none, or another has none.
 fn for_here<'a>(
     ready: &[&'a Endpoint],
-    of: impl Fn(&Hints) -> &Vec<std::sync::Arc<str>>,
+    of: impl Fn(&Hints) -> &[Arc<str>],
     here: Option<&str>,
 ) -> Option<Vec<&'a Endpoint>> {
-    let names = |one: &Endpoint| one.hints.as_deref().map_or_else(Vec::new, |all| of(all).clone());
+    let names = |one: &'a Endpoint| one.hints.as_deref().map_or(&[][..], &of);
     if ready.iter().any(|one| names(one).is_empty()) {
         return None;
     }
-    let is_for_here = |one: &&Endpoint| names(one).iter().any(|name| Some(&**name) == here);
+    let is_for_here = |one: &&'a Endpoint| names(one).iter().any(|name| Some(&**name) == here);
     let meant: Vec<&Endpoint> = ready.iter().copied().filter(is_for_here).collect();
     (!meant.is_empty()).then_some(meant)
 }
