@@ -21,7 +21,7 @@ use dataplane::worker::{Received, RxBurst};
 use crate::cast::index;
 use crate::frame::Frame;
 use crate::limits;
-use crate::live_transmit::{Gather, LiveSender};
+use crate::live_transmit::{Gather, LivePeer, LiveSender};
 use crate::pool::FramePool;
 use crate::pools::{LARGE, Pools};
 use crate::ready::{FlagPlace, ReadyFlags};
@@ -232,7 +232,7 @@ impl WorkerPorts {
                 None => return,
                 Some(Command::Add(port, socket)) => self.add(port, socket),
                 Some(Command::Remove(port)) => self.remove(port),
-                Some(Command::Live(port, may)) => self.set_live(port, may),
+                Some(Command::Live(port, peer)) => self.set_live(port, peer),
                 Some(Command::Whole(port, ifindex)) => self.set_whole(port, ifindex),
             }
         }
@@ -273,16 +273,18 @@ impl WorkerPorts {
         self.generation += 1;
     }
 
-    fn set_live(&mut self, port: PortId, may: bool) {
+    fn set_live(&mut self, port: PortId, peer: Option<LivePeer>) {
         let Some(live) = &mut self.live else { return };
         let Some(path) = self.paths.get_mut(usize::from(port.0)) else { return };
         match *path {
-            TransmitPath::AfXdp { socket } if may => *path = TransmitPath::LiveFrames { socket },
+            TransmitPath::AfXdp { socket } if peer.is_some() => {
+                *path = TransmitPath::LiveFrames { socket }
+            }
             // It stays so until what it was sent has settled.
             TransmitPath::LiveFrames { .. } => {}
             _ => return,
         }
-        live.set_leaving(port, !may);
+        live.set_peer(port, peer);
     }
 
     fn remove(&mut self, port: PortId) {

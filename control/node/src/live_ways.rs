@@ -16,9 +16,10 @@ use xdp_redirect::LiveTransmit;
 use xdp_redirect::frame::HEADROOM_BYTES;
 use xdp_redirect::limits::LIVE_PACKET_BYTES;
 use xdp_redirect::live_transmit::delivery::{Delivery, delivery};
-use xdp_redirect::live_transmit::{LiveStatistics, Trial};
+use xdp_redirect::live_transmit::{LivePeer, LiveStatistics, Trial};
 use xdp_redirect::loader::RunningMode;
 
+use crate::netlink::pod_ends;
 use crate::ports::ActivePort;
 use crate::workers::Workers;
 
@@ -83,8 +84,8 @@ impl fmt::Display for Why {
 /// How a port's packets leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Way {
-    /// As live frames, when there are many at once.
-    LiveFrames,
+    /// As live frames, when there are many at once: as many as pay for such a peer.
+    LiveFrames(LivePeer),
     /// By AF_XDP.
     AfXdp(Why),
 }
@@ -92,7 +93,7 @@ pub enum Way {
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::LiveFrames => write!(f, "live-frames"),
+            Self::LiveFrames(_) => write!(f, "live-frames"),
             Self::AfXdp(why) => write!(f, "af-xdp: {why}"),
         }
     }
@@ -197,7 +198,7 @@ impl LiveWays {
                 let is_due = port.retry_at.is_none_or(|at| now >= at)
                     && port.left_at.is_none_or(|at| now >= at + STOPS_WITHIN);
                 match &port.way {
-                    Way::LiveFrames => {
+                    Way::LiveFrames(_) => {
                         watch(port, active, wanted, workers, now);
                         continue;
                     }
@@ -240,8 +241,9 @@ impl LiveWays {
         match tried {
             Ok((Trial::Arrives, delivery)) => {
                 let since = Baseline { sent: sent(workers, port), delivery };
-                let is_told = give(workers, port, true);
-                (if is_told { Way::LiveFrames } else { Way::AfXdp(Why::Busy) }, since)
+                let peer = peer(active);
+                let is_told = give(workers, port, Some(peer));
+                (if is_told { Way::LiveFrames(peer) } else { Way::AfXdp(Why::Busy) }, since)
             }
             Ok((Trial::Vanishes, _)) => by_af_xdp(Why::Vanishes),
             Ok((Trial::Refused, _)) => by_af_xdp(Why::RingFull),
@@ -257,7 +259,7 @@ impl LiveWays {
             tracing::info!(interface = active.interface, transmit = %way, "way out of a port");
         }
         let again = before.map_or(RETRY_FIRST, |port| (port.retry_after * 2).min(RETRY_LONGEST));
-        let is_final = matches!(way, Way::LiveFrames | Way::AfXdp(Why::Configured));
+        let is_final = matches!(way, Way::LiveFrames(_) | Way::AfXdp(Why::Configured));
         let port = Port {
             ifindex: active.attachment.ifindex,
             // What cannot change by itself is asked again as rarely as the rest.
@@ -314,7 +316,7 @@ fn unfit(wanted: Transmit, room: u32, active: &ActivePort) -> Option<Why> {
 /// Compares what was sent with what arrived, and takes the port back where that differs.
 fn watch(port: &mut Port, active: &ActivePort, wanted: Transmit, workers: &Workers, now: Instant) {
     if wanted == Transmit::AfXdp {
-        if give(workers, active.port, false) {
+        if give(workers, active.port, None) {
             port.left_at = Some(now);
             port.way = Way::AfXdp(Why::Configured);
             tracing::info!(interface = active.interface, transmit = %port.way, "way out of a port");
@@ -346,7 +348,7 @@ fn watch(port: &mut Port, active: &ActivePort, wanted: Transmit, workers: &Worke
         port.retry_after = RETRY_FIRST;
         return;
     };
-    if give(workers, active.port, false) {
+    if give(workers, active.port, None) {
         port.left_at = Some(now);
         port.way = Way::AfXdp(why);
         port.retry_at = Some(now + port.retry_after);
@@ -369,11 +371,22 @@ pub fn statistics(workers: &Workers) -> LiveStatistics {
     counters.fold(LiveStatistics::default(), |sum, one| sum.plus(&one.read()))
 }
 
+/// What takes live frames at the other end. One that cannot be seen counts as a stack: a call that is made
+/// later than it might be costs less than one that is made too early.
+fn peer(active: &ActivePort) -> LivePeer {
+    let runs_program = pod_ends::runs_program(active.attachment.ifindex);
+    let runs_program = runs_program.unwrap_or_else(|error| {
+        tracing::debug!(interface = active.interface, %error, "its other end cannot be seen");
+        false
+    });
+    if runs_program { LivePeer::Program } else { LivePeer::Stack }
+}
+
 /// Tells every worker; false when one did not take it, so that it has to be told again.
-fn give(workers: &Workers, port: PortId, may: bool) -> bool {
+fn give(workers: &Workers, port: PortId, peer: Option<LivePeer>) -> bool {
     // Each is told, whatever another one answers.
     let told = (0..workers.count()).filter_map(|worker| workers.ports(worker));
-    let refused = told.filter(|ports| ports.set_live(port, may).is_err()).count();
+    let refused = told.filter(|ports| ports.set_live(port, peer).is_err()).count();
     workers.wake();
     refused == 0
 }

@@ -28,12 +28,13 @@ pub fn wanted(segments: Segments) -> &'static [Offload] {
 
 /// Offloads that the ways out of a pod's port need at the pod's end.
 #[must_use]
-pub fn needed(transmit: Transmit) -> &'static [Offload] {
-    match transmit {
-        Transmit::AfXdp => &[],
+pub fn needed(segments: Segments, transmit: Transmit) -> &'static [Offload] {
+    match (segments, transmit) {
+        // Whose programs run in generic mode, where there are no live frames.
+        (Segments::Whole, _) | (_, Transmit::AfXdp) => &[],
         // Without it (or a program of its own) the end polls nothing, and the kernel throws live frames
         // away without a word.
-        Transmit::Auto | Transmit::LiveFrames => &[Offload::GenericReceive],
+        (_, Transmit::Auto | Transmit::LiveFrames) => &[Offload::GenericReceive],
     }
 }
 
@@ -51,7 +52,7 @@ pub fn switches(
         let is_back_off = one == Offload::GenericReceive && changed.contains(&one);
         match one {
             one if unwanted(segments).contains(&one) => Some(false),
-            one if needed(transmit).contains(&one) || is_back_on => Some(true),
+            one if needed(segments, transmit).contains(&one) || is_back_on => Some(true),
             _ => is_back_off.then_some(false),
         }
     };
@@ -94,6 +95,7 @@ mod tests {
         let live = (Segments::Cut, Transmit::Auto);
         assert_eq!(switches(live, &[], &[]), [(GenericReceive, true)]);
         assert_eq!(switches(live, &[GenericReceive], &[]), []);
+        assert_eq!(switches((Segments::Whole, Transmit::Auto), &[], &[]), []);
         // Its owner has them off, and it serves all the same.
         assert_eq!(switches(WHOLE, &[], &[]), []);
     }

@@ -10,6 +10,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::{ip, may_run, node_and_gateway};
+use dataplane::port::{PortId, PortKind};
+use xdp_redirect::Redirect;
+use xdp_redirect::loader::{Mode, interface_index};
+use xdp_redirect::rules::PortRule;
+use xskiff::netlink::pod_ends::runs_program;
 use xskiff::netlink::{Follower, KernelView, RouteKind};
 
 /// Waits until the view is as wanted, 5 s at most.
@@ -229,4 +234,26 @@ fn an_overrun_leads_to_a_full_reading_and_nothing_is_missed() {
         assert!(follower.counts().overruns.load(Ordering::Relaxed) >= 1);
         follower.stop().await;
     });
+}
+
+/// It lies in another namespace, which nobody enters to look.
+#[test]
+fn a_program_at_the_other_end_of_a_veth_is_seen_while_it_is_attached() {
+    if !may_run("a_program_at_the_other_end_of_a_veth_is_seen_while_it_is_attached") {
+        return;
+    }
+    let (node, gateway) = node_and_gateway();
+    let runs = || node.run(|| runs_program(interface_index("up0").unwrap()));
+    assert!(!runs().unwrap());
+    let (mut program, ifindex) = gateway.run(|| {
+        let mut redirect = Redirect::load(false).unwrap();
+        let rule =
+            PortRule { port: PortId(1), kind: PortKind::Uplink, queues: 1, everything: false };
+        redirect.attach("gw0", &rule, Mode::Native).unwrap();
+        (redirect, interface_index("gw0").unwrap())
+    });
+    assert!(runs().unwrap());
+    program.detach(ifindex).unwrap();
+    assert!(!runs().unwrap());
+    assert!(node.run(|| runs_program(interface_index("lo").unwrap())).is_err(), "it is no veth");
 }

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub enum Transmit {
     /// By AF_XDP alone.
-    #[default]
     AfXdp,
-    /// As live XDP frames when a worker has 32 and more at once, by AF_XDP otherwise, on veths of one
-    /// receive queue whose other end was seen to take them.
+    /// As live XDP frames when a worker has many at once (32, or 64 where the other end is a stack and no
+    /// XDP program), by AF_XDP otherwise, on veths of one receive queue whose other end was seen to take
+    /// them.
+    #[default]
     Auto,
     /// The same on veths of any number of queues. Where the other end has several, packets of a flow
     /// may overtake each other when they change their way.

@@ -62,7 +62,7 @@ pub struct Options {
     /// Cases to run, of established, new and compiled; all when not given.
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
-    /// Subjects to run, of xskiff, xskiff-live, iptables and nftables; all when not given.
+    /// Subjects to run, of xskiff, xskiff-af-xdp, iptables and nftables; all when not given.
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<String>,
     /// Rounds, in each of which every subject is measured once; the median counts.
@@ -93,7 +93,7 @@ const CASES: [Case; 3] = [
     Case { name: "new", flows: None, unit: "conn/s", scale: 1000.0 },
     Case { name: COMPILED, flows: None, unit: "", scale: 1.0 },
 ];
-const SUBJECTS: [&str; 4] = ["xskiff", "xskiff-live", "iptables", "nftables"];
+const SUBJECTS: [&str; 4] = ["xskiff", "xskiff-af-xdp", "iptables", "nftables"];
 
 /// The rates of one subject at one number of services.
 struct Rates {
@@ -137,7 +137,9 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
 
 fn header(report: &Report, source_core: CpuId, core: CpuId) -> std::io::Result<()> {
     report.header(&[
-        "mode     veth of one queue, copy-mode AF_XDP; 60-byte UDP, bursts of 64".into(),
+        "mode     veth of one queue; 60-byte UDP, bursts of 64".into(),
+        "         xskiff: 32 packets and more leave as live XDP frames, fewer by copy-mode AF_XDP, as".into(),
+        "         a node does by default; xskiff-af-xdp: all by AF_XDP".into(),
         format!("cores    source and xskiff's receive softirq {source_core}, node {core}"),
         format!(
             "work     services of {BACKENDS} of {PODS} pods, DNAT, policy, conntrack; all checked"
@@ -163,7 +165,7 @@ fn at(
         let task = match **name {
             "iptables" => Task::Kernel(Rules::Iptables),
             "nftables" => Task::Kernel(Rules::Nftables),
-            other => Task::Worker(Work::Xskiff { flows, live: other.ends_with("-live"), job }),
+            other => Task::Worker(Work::Xskiff { flows, live: other == "xskiff", job }),
         };
         let links = network.add_node(number)?;
         Subject::new(name, links, task, (core, false), &job).with_context(|| (**name).to_owned())

@@ -17,7 +17,7 @@ use dataplane::port::{PortId, Ports};
 use pinning::CpuId;
 use xdp_redirect::ethtool::{Offload, set_offload};
 use xdp_redirect::live_frames::{Expected, FrameCounter};
-use xdp_redirect::live_transmit::Trial;
+use xdp_redirect::live_transmit::{LivePeer, Trial};
 use xdp_redirect::loader::interface_index;
 use xdp_redirect::socket::SocketConfig;
 use xdp_redirect::umem::UmemConfig;
@@ -157,7 +157,7 @@ impl Way {
                 live.set_port(port, interface_index(&interface)?)?;
                 let trial = live.try_port(port, &interface)?;
                 ensure!(trial == Trial::Arrives, "live frames do not arrive at {interface}");
-                control.set_live(port, true)?;
+                control.set_live(port, Some(LivePeer::Program))?;
             }
             ports.take_commands();
         }

@@ -12,9 +12,9 @@
 //! node's core in both, which is kept awake for it. The server's counting runs where the node
 //! transmits.
 //!
-//! Bare forwarding and xskiff are measured by each way out of a port: copy-mode AF_XDP alone, and with
-//! live XDP frames for 32 packets and more (`-live`), so that a comparison is of equals. What a node
-//! chooses is `-live` where the pod's end can take them, as the server's here can.
+//! Ways out of a port are told apart, so that a comparison is of equals. `xskiff` does what a node does by
+//! default: live XDP frames for 32 packets and more, since the server's end here can take them, and
+//! copy-mode AF_XDP for fewer; `bare-live` forwards by the same. `xskiff-af-xdp` and `bare` have AF_XDP alone.
 //!
 //! Reading order: [`service`] (the job), [`network`] (links), [`worker`], [`kernel`] and [`rules`] (nodes),
 //! [`source`] (how a rate is measured), [`subject`] (rounds), this file (cases, ratios).
@@ -88,10 +88,11 @@ const CASES: [Case; 4] = [
     Case { name: "1M", flows: Some(1_000_000) },
     Case { name: "new", flows: None },
 ];
-const SUBJECTS: [&str; 5] = ["bare", "xskiff", "nftables", "bare-live", "xskiff-live"];
+const SUBJECTS: [&str; 5] = ["bare", "xskiff", "nftables", "bare-live", "xskiff-af-xdp"];
 const PLACEMENTS: [&str; 2] = ["", "-onecore"];
-/// What an AF_XDP subject is called after that has live frames as a second way out.
-const LIVE: &str = "-live";
+/// Each with what it is compared with beside the kernel: first what forwards by the same ways out.
+const COMPARED: [(&str, &[&str]); 2] =
+    [("xskiff", &["bare-live", "bare"]), ("xskiff-af-xdp", &["bare"])];
 
 /// Runs the cases and reports.
 ///
@@ -117,7 +118,7 @@ pub fn run(options: &Options, report: &mut Report) -> Result<()> {
             None => (name.as_str(), false),
         };
         let links = network.add_node(number)?;
-        let (live, job) = (kind.ends_with(LIVE), Job::ONE_SERVICE);
+        let (live, job) = (kind == "xskiff", Job::ONE_SERVICE);
         let work = match kind {
             "nftables" => Task::Kernel(Rules::Least),
             "bare" => Task::Worker(Work::Bare),
@@ -165,7 +166,8 @@ fn header(
         "         -onecore: all of the node's work on its core: receive in a kernel thread, to which"
             .into(),
         "         the worker yields when it has no packet (veth's NAPI cannot be busy polled)".into(),
-        "         -live: small bursts leave by AF_XDP, 32 packets and more as live XDP frames".into(),
+        "         xskiff, bare-live: 32 packets and more leave as live XDP frames, fewer by AF_XDP".into(),
+        "         xskiff-af-xdp, bare: all leave by AF_XDP".into(),
         "         nftables: threaded NAPI on the node's core, kept awake, in both".into(),
         "work     DNAT to one of 10 pods, policy, conntrack; bare forwards unchanged; the server \
          checks all"
@@ -206,27 +208,27 @@ fn ratios(case: &Case, subjects: &[Subject]) -> Vec<String> {
         let all = samples.count();
         lines.push(format!("case {}: other processes disturbed {disturbed} of {all}", case.name));
     }
-    for (way, placement) in
-        ["", LIVE].into_iter().flat_map(|way| PLACEMENTS.map(|placement| (way, placement)))
+    let compared = COMPARED.iter();
+    for ((own, others), placement) in
+        compared.flat_map(|pair| PLACEMENTS.map(|placement| (pair, placement)))
     {
-        let Some(xskiff) = rates(format!("xskiff{way}{placement}")) else { continue };
+        let Some(xskiff) = rates(format!("{own}{placement}")) else { continue };
         let with = |other: &str, of: fn(f64, f64) -> f64| -> Option<f64> {
             let other = rates(format!("{other}{placement}"))?;
             let pairs: Vec<f64> =
                 xskiff.iter().zip(other).map(|(own, other)| of(*own, other)).collect();
             median(&pairs)
         };
-        let name = format!("case {}: xskiff{way}{placement}", case.name);
-        // Thousand packets per second to nanoseconds per packet; beside the same way out.
-        let bare = format!("bare{way}");
-        if let Some(nanos) = with(&bare, |own, bare| 1e6 / own - 1e6 / bare) {
-            lines.push(format!("{name} costs {nanos:+.0} ns per packet over {bare}{placement}"));
+        let name = format!("case {}: {own}{placement}", case.name);
+        // Thousand packets per second to nanoseconds per packet.
+        for bare in *others {
+            if let Some(nanos) = with(bare, |own, bare| 1e6 / own - 1e6 / bare) {
+                lines
+                    .push(format!("{name} costs {nanos:+.0} ns per packet over {bare}{placement}"));
+            }
         }
         if let Some(ratio) = with("nftables", |own, kernel| own / kernel) {
             lines.push(format!("{name} is {ratio:.2} of nftables{placement}"));
-        }
-        if let Some(ratio) = with("xskiff", |own, other| own / other).filter(|_| way == LIVE) {
-            lines.push(format!("{name} is {ratio:.2} of xskiff{placement}"));
         }
     }
     lines

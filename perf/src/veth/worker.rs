@@ -22,7 +22,7 @@ use nix::time::{ClockId, clock_gettime};
 use pinning::CpuId;
 use xdp_redirect::forward::Forwarder;
 use xdp_redirect::heartbeat::HeartbeatWriter;
-use xdp_redirect::live_transmit::Trial;
+use xdp_redirect::live_transmit::{LivePeer, Trial};
 use xdp_redirect::loader::{Mode, RunningMode, interface_index};
 use xdp_redirect::rules::{OnStall, OurPrefix, PortRule};
 use xdp_redirect::socket::SocketConfig;
@@ -222,7 +222,7 @@ fn add_sockets(mut ports: WorkerPorts, sockets: [Socket; 2], live: bool) -> Resu
     let control = ports.control();
     for (port, socket) in [UPLINK, POD].into_iter().zip(sockets) {
         control.add(port, socket).map_err(|(error, _)| error)?;
-        control.set_live(port, live)?;
+        control.set_live(port, live.then_some(LivePeer::Program))?;
     }
     ports.take_commands();
     Ok(ports)

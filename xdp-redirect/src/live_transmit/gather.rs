@@ -2,7 +2,8 @@
 //!
 //! A call costs as much as some ten packets by AF_XDP, so packets of all ports that can take live
 //! frames are gathered until the worker flushes, and go in one call when they are
-//! [`super::sender::PACKETS_MIN`] or more; fewer leave by AF_XDP.
+//! [`super::sender::PACKETS_MIN`] or more, where those for a plain stack count half ([`LivePeer`]); fewer
+//! leave by AF_XDP.
 //!
 //! **Order.** What a port was sent by AF_XDP is in its peer's ring when `sendto` returns, so live
 //! frames may follow as soon as the transmit ring is empty. Not so the other way: the peer's poll
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use dataplane::buffer::Buffer;
 use dataplane::port::PortId;
 
+use super::LivePeer;
 use super::counters::LiveCounters;
 use super::sender::{BATCH, LiveSender};
 use crate::cast::index;
@@ -34,6 +36,9 @@ use crate::statistics::add;
 pub(crate) const SETTLE: Duration = Duration::from_millis(1);
 /// Calls with fewer packets in a row: the end of a burst does not wait for the port to settle.
 const SMALL_CALLS_MAX: u32 = 16;
+/// What a packet counts toward a call, by the other end of its port.
+const PROGRAM_WEIGHT: u8 = 2;
+const STACK_WEIGHT: u8 = 1;
 /// Packets of a port that is to leave this way that wait for it to settle.
 const LEAVING_PACKETS_MAX: u16 = 128;
 /// How long no call is made after one that the kernel refused.
@@ -43,6 +48,8 @@ const SUSPENSION: Duration = Duration::from_millis(100);
 struct PortState {
     /// Packets gathered.
     waiting: u16,
+    /// Of each.
+    weight: u8,
     /// It is to use AF_XDP as soon as it has settled.
     is_leaving: bool,
     /// Nanoseconds since the start of the clock.
@@ -136,10 +143,14 @@ impl Gather {
         self.ports.get(usize::from(port.0)).map_or(0, |state| state.waiting)
     }
 
-    /// The port may be sent live frames, or is to leave this way.
-    pub(crate) fn set_leaving(&mut self, port: PortId, is_leaving: bool) {
-        if let Some(state) = self.ports.get_mut(usize::from(port.0)) {
-            state.is_leaving = is_leaving;
+    /// The port may be sent live frames, for this peer, or is to leave this way.
+    pub(crate) fn set_peer(&mut self, port: PortId, peer: Option<LivePeer>) {
+        let Some(state) = self.ports.get_mut(usize::from(port.0)) else { return };
+        state.is_leaving = peer.is_none();
+        match peer {
+            Some(LivePeer::Program) => state.weight = PROGRAM_WEIGHT,
+            Some(LivePeer::Stack) => state.weight = STACK_WEIGHT,
+            None => {}
         }
     }
 
@@ -200,10 +211,14 @@ impl Gather {
         };
         let packets_min = self.sender.packets_min();
         moment.are_many = self.waiting.len() >= packets_min && {
-            let ways = self.waiting.iter().map(|packet| {
-                moment.way(&self.ports[usize::from(packet.port.0)], rings.is_empty(packet.port))
+            let weights = self.waiting.iter().map(|packet| {
+                let state = &self.ports[usize::from(packet.port.0)];
+                match moment.way(state, rings.is_empty(packet.port)) {
+                    Way::Live => usize::from(state.weight),
+                    Way::Socket | Way::Wait => 0,
+                }
             });
-            ways.filter(|way| *way == Way::Live).count() >= packets_min
+            weights.sum::<usize>() >= packets_min * usize::from(PROGRAM_WEIGHT)
         };
         self.sort(pools, moment, rings);
         if self.batch.is_empty() {

@@ -62,6 +62,15 @@ pub enum Trial {
     Unknown,
 }
 
+/// What takes live frames at the other end of a port: it decides how many are worth a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LivePeer {
+    /// An XDP program: 32.
+    Program,
+    /// A stack with GRO, which has more to do for each: 64.
+    Stack,
+}
+
 /// The program and its maps, shared by all workers. Senders keep the maps.
 pub struct LiveTransmit {
     // Dropped in order: the program leaves the device before that goes.

@@ -9,7 +9,7 @@ use dataplane::port::PortId;
 
 use super::COMMANDS_MAX;
 use crate::error::Error;
-use crate::live_transmit::LiveCounters;
+use crate::live_transmit::{LiveCounters, LivePeer};
 use crate::segment_transmit::SegmentCounters;
 use crate::socket::Socket;
 
@@ -17,7 +17,7 @@ pub(super) enum Command {
     Add(PortId, Box<Socket>),
     Remove(PortId),
     /// Whether the port's peer can take live frames.
-    Live(PortId, bool),
+    Live(PortId, Option<LivePeer>),
     /// By which interface the port takes whole segments; 0: it does not.
     Whole(PortId, u32),
 }
@@ -83,13 +83,13 @@ impl PortsControl {
     }
 
     /// Says whether packets may leave by `port` as live frames from the worker's next tick on, if it
-    /// can ([`WorkerPorts::with_live_transmit`]). Order is kept: a port that no longer may first
+    /// can ([`WorkerPorts::with_live_transmit`]), and what takes them there; `None`: they may not. Order is kept: a port that no longer may first
     /// settles, for a millisecond after the last ones. A port that is added may not.
     ///
     /// # Errors
     /// [`Error::WorkerBusy`] when the worker does not take its commands.
-    pub fn set_live(&self, port: PortId, may: bool) -> Result<(), Error> {
-        let pushed = self.queues.send(Command::Live(port, may));
+    pub fn set_live(&self, port: PortId, peer: Option<LivePeer>) -> Result<(), Error> {
+        let pushed = self.queues.send(Command::Live(port, peer));
         pushed.map_err(|_| Error::WorkerBusy { capacity: COMMANDS_MAX })
     }
 

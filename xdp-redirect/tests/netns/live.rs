@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use dataplane::DropReason;
 use dataplane::port::{PortId, PortKind, Ports};
 use xdp_redirect::live_transmit::delivery::delivery;
-use xdp_redirect::live_transmit::{LiveStatistics, Trial};
+use xdp_redirect::live_transmit::{LivePeer, LiveStatistics, Trial};
 use xdp_redirect::loader::{Mode, interface_index};
 use xdp_redirect::ports::TransmitPath;
 use xdp_redirect::socket::SocketConfig;
@@ -51,7 +51,7 @@ fn setup() -> Option<Setup> {
         let ifindex = interface_index(interface).expect("it exists");
         live.set_port(port, ifindex).expect("set");
         control.add(port, socket).map_err(|(error, _)| error).expect("room");
-        control.set_live(port, true).expect("room");
+        control.set_live(port, Some(LivePeer::Program)).expect("room");
     }
     ports.flush();
     for port in [LEFT, RIGHT] {
@@ -136,6 +136,35 @@ fn few_packets_leave_by_af_xdp() {
     setup.end();
 }
 
+/// A stack has so much to do for each that a call pays later.
+#[test]
+fn packets_for_a_stack_count_half_toward_a_call() {
+    let Some(mut setup) = setup() else { return };
+    let control = setup.ports.control();
+    control.set_live(RIGHT, Some(LivePeer::Stack)).expect("room");
+    setup.ports.flush();
+    let mut send = |right: u32, left: u32| {
+        for (port, count) in [(RIGHT, right), (LEFT, left)] {
+            for number in 0..count {
+                setup.send_by(port, &packet(number, 100)).expect("room");
+            }
+        }
+        setup.ports.flush();
+        let statistics = setup.statistics();
+        // Until nothing waits and no port is warm.
+        for _ in 0..10 {
+            std::thread::sleep(Duration::from_millis(1));
+            setup.ports.flush();
+        }
+        (statistics.calls, statistics.too_few_packets)
+    };
+    assert_eq!(send(63, 0), (0, 63));
+    assert_eq!(send(20, 21), (0, 104), "half of 20 and 21 are less than 32");
+    assert_eq!(send(64, 0), (1, 104));
+    assert_eq!(send(22, 21), (2, 104));
+    setup.end();
+}
+
 /// Of each flow a packet never overtakes another, whichever way they take.
 #[test]
 fn order_is_kept_while_the_ways_are_changed_all_the_time() {
@@ -164,7 +193,9 @@ fn order_is_kept_while_the_ways_are_changed_all_the_time() {
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
-                control.set_live(RIGHT, may).expect("the worker ticks");
+                control
+                    .set_live(RIGHT, may.then_some(LivePeer::Program))
+                    .expect("the worker ticks");
                 std::thread::sleep(Duration::from_millis(3));
             }
         });
@@ -225,13 +256,13 @@ fn ports_that_wait_until_they_have_settled_keep_no_other_from_sending() {
     setup.live.set_port(third, interface_index("third").expect("it exists")).expect("set");
     let control = setup.ports.control();
     control.add(third, socket).map_err(|(error, _)| error).expect("room");
-    control.set_live(third, true).expect("room");
+    control.set_live(third, Some(LivePeer::Program)).expect("room");
     setup.ports.flush();
     let mut was_refused = false;
     // Ports settle within a millisecond, in which this thread may not have run.
     for _ in 0..200 {
         for port in [LEFT, RIGHT] {
-            control.set_live(port, true).expect("room");
+            control.set_live(port, Some(LivePeer::Program)).expect("room");
         }
         setup.ports.take_commands();
         for number in 0..40 {
@@ -240,7 +271,7 @@ fn ports_that_wait_until_they_have_settled_keep_no_other_from_sending() {
         }
         setup.ports.flush();
         for port in [LEFT, RIGHT] {
-            control.set_live(port, false).expect("room");
+            control.set_live(port, None).expect("room");
         }
         setup.ports.take_commands();
         let fill = packet(0, 100);

@@ -15,7 +15,9 @@ use std::path::Path;
 use dataplane::address::MacAddr;
 use rtnetlink::packet_core::DefaultNla;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -80,6 +82,38 @@ pub fn pod_ends(known: &BTreeSet<u32>) -> io::Result<Vec<PodEnd>> {
     Ok(ends.collect())
 }
 
+/// Whether the other end of the veth `ifindex` runs an XDP program. Takes two questions.
+///
+/// # Errors
+/// What the kernel says, or that it is no veth's end whose other one is in another namespace.
+pub fn runs_program(ifindex: u32) -> io::Result<bool> {
+    let asking = Asking::open()?;
+    let mut question = LinkMessage::default();
+    question.header.index = ifindex;
+    let own = asking.one(RouteNetlinkMessage::GetLink(question))?;
+    let pair = match &own {
+        RouteNetlinkMessage::NewLink(link) => decode_pair(link),
+        _ => None,
+    };
+    let pair = pair.ok_or_else(|| io::Error::other("it has no other end in another namespace"))?;
+    Ok(match asking.one(RouteNetlinkMessage::GetLink(other_end(&pair)))? {
+        RouteNetlinkMessage::NewLink(link) => link.attributes.iter().any(is_program),
+        _ => false,
+    })
+}
+
+fn is_program(attribute: &LinkAttribute) -> bool {
+    let LinkAttribute::Xdp(all) = attribute else { return false };
+    all.iter().any(|one| matches!(one, LinkXdp::Attached(how) if *how != XdpAttached::None))
+}
+
+fn other_end(pair: &Pair) -> LinkMessage {
+    let mut question = LinkMessage::default();
+    question.header.index = pair.other;
+    question.attributes.push(LinkAttribute::IfNetnsId(pair.number));
+    question
+}
+
 fn decode_pair(link: &LinkMessage) -> Option<Pair> {
     let (mut interface, mut number, mut other, mut is_veth) = (None, None, None, false);
     for attribute in &link.attributes {
@@ -98,10 +132,7 @@ fn decode_pair(link: &LinkMessage) -> Option<Pair> {
 }
 
 fn look(asking: &Asking, pair: &Pair, netns: Option<String>) -> io::Result<PodEnd> {
-    let mut question = LinkMessage::default();
-    question.header.index = pair.other;
-    question.attributes.push(LinkAttribute::IfNetnsId(pair.number));
-    let mac = match asking.one(RouteNetlinkMessage::GetLink(question))? {
+    let mac = match asking.one(RouteNetlinkMessage::GetLink(other_end(pair)))? {
         RouteNetlinkMessage::NewLink(link) => {
             decode::decode_link(&link).and_then(|(_, link)| link.mac)
         }

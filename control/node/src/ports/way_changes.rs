@@ -43,11 +43,13 @@ impl PortTable {
         let mut is_told = true;
         for port in self.iter() {
             let whole = self.is_given_whole(port);
-            let is_live = matches!(self.live.way(port.port), Way::LiveFrames);
+            let way = self.live.way(port.port);
             for ports in (0..workers.count()).filter_map(|worker| workers.ports(worker)) {
                 let ifindex = if is_own { port.attachment.ifindex } else { 0 };
                 is_told &= !whole || ports.set_whole(port.port, ifindex).is_ok();
-                is_told &= !is_live || ports.set_live(port.port, is_own).is_ok();
+                if let Way::LiveFrames(peer) = way {
+                    is_told &= ports.set_live(port.port, is_own.then_some(peer)).is_ok();
+                }
             }
         }
         workers.wake();
