@@ -87,7 +87,8 @@ TABLE(node_addresses6, MAP_HASH, 0, NODE_ADDRESSES_MAX, struct address6, u8);
 TABLE(pod_addresses4, MAP_HASH, BPF_F_NO_PREALLOC, POD_ADDRESSES_MAX, struct claim4, u8);
 TABLE(pod_addresses6, MAP_HASH, BPF_F_NO_PREALLOC, POD_ADDRESSES_MAX, struct claim6, u8);
 ARRAY(l4_ports, BITMAPS *L4_PORT_WORDS, u64);
-// CLOCK_MONOTONIC of every worker's last tick; 0 never ticked, all ones asleep and well.
+// CLOCK_MONOTONIC of every worker's last tick, or of when its sleep is over at the latest; 0 never
+// ticked.
 TABLE(heartbeats, MAP_ARRAY, BPF_F_MMAPABLE, WORKERS_MAX, u32, struct heartbeat);
 // By queue, since that is what tells workers apart: see ready.rs.
 TABLE(ready, MAP_ARRAY, BPF_F_MMAPABLE, QUEUES_MAX, u32, struct ready);
@@ -189,7 +190,8 @@ static inline int is_alive(u32 slot)
 	if (!heartbeat)
 		return 0;
 	u64 last = *(volatile u64 *)&heartbeat->nanos;
-	// The coarse clock lags by up to one timer tick: a beat may lie ahead of it.
+	// A beat may lie ahead: the worker sleeps until then, or the coarse clock lags, by up to one
+	// timer tick.
 	return last && last + *limit >= bpf_ktime_get_coarse_ns();
 }
 

@@ -29,12 +29,10 @@ const STALL: Duration = Duration::from_secs(4);
 /// What may come between a stall and a client that hears of it.
 const NOTICED_WITHIN: Duration = Duration::from_secs(2);
 
-/// A node that may be made to fail, and whose workers never sleep: one that does is no stalled one.
+/// A node that may be made to fail.
 fn start(label: &'static str, restart_after_ms: u32) -> World {
     let shape = Shape { label, mtu: 1500, xdp_mode: "native" };
     World::start_edited(shape, |text| {
-        assert!(text.contains("idle: adaptive"), "{text}");
-        let text = text.replace("idle: adaptive", "idle: spin");
         let stall = format!("\nstall: {{restart_after_ms: {restart_after_ms}}}\n");
         text + &stall + "debug: {faults: true}\n"
     })

@@ -44,7 +44,7 @@ fn node(kind: PortKind, mode: Mode) -> Option<Node> {
     let socket = Socket::bind(&umem, "left", 0, &SocketConfig::small()).expect("bind");
     redirect.set_socket(PortId(3), 0, 1, socket.fd()).expect("enter the socket");
     let heartbeat = redirect.heartbeat(1).expect("heartbeat");
-    heartbeat.sleep();
+    heartbeat.beat_for_ever();
     let prefixes = [
         ours(Prefix::new(POD4.into(), 24).expect("prefix"), false),
         ours(Prefix::new(POD6.into(), 64).expect("prefix"), false),
@@ -387,8 +387,13 @@ fn stalled_worker_gets_nothing_and_ours_is_dropped() {
     std::thread::sleep(Duration::from_millis(600));
     assert_eq!(node.fate(&pod), "stalled");
     assert_eq!(node.fate(&ssh), "passed");
-    node.heartbeat.sleep();
+    node.heartbeat.sleep(now().after(Duration::from_millis(300)));
+    std::thread::sleep(Duration::from_millis(600));
     assert_eq!(node.fate(&pod), "redirected", "a sleeping worker is well");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(node.fate(&pod), "stalled", "no sleep lasts so long");
+    node.heartbeat.beat_for_ever();
+    assert_eq!(node.fate(&pod), "redirected", "nobody watches it");
     node.heartbeat.stop();
     assert_eq!(node.fate(&pod), "stalled", "a worker that never ticked is not");
     node.heartbeat.beat(now());
