@@ -22,8 +22,8 @@ const CONNECTIONS_PER_CLIENT: u64 = 500;
 const ACTIVE_SHARE: u64 = 10;
 /// When a worker counts as stalled.
 const STALL_AFTER: Duration = Duration::from_millis(400);
-/// Where the node's health is asked for.
-const LIVEZ: &str = "http://127.0.0.1:9964/livez";
+/// Where the node's health and readiness are asked for.
+const PROBES: [&str; 2] = ["http://127.0.0.1:9964/livez", "http://127.0.0.1:9964/readyz"];
 /// How long a worker stands still.
 const STALL: Duration = Duration::from_secs(4);
 /// What may come between a stall and a client that hears of it.
@@ -82,8 +82,11 @@ fn a_stalled_worker_is_noticed_and_its_connections_are_there_when_it_is_back() {
     assert!(noticed < STALL_AFTER + NOTICED_WITHIN, "{noticed:?}");
     let status = world.status();
     assert!(status.verdict.summary.starts_with("worker 0 has stalled"), "{:?}", status.verdict);
-    let livez = world.scene.node.run("curl", &["-s", "-w", "%{http_code}", LIVEZ]).expect("asked");
-    assert!(livez.contains("heartbeat: [0]") && livez.trim().ends_with("503"), "{livez}");
+    for probe in PROBES {
+        let said = world.scene.node.run("curl", &["-s", "-w", "%{http_code}", probe]);
+        let said = said.expect("asked");
+        assert!(said.contains("heartbeat: [0]") && said.trim().ends_with("503"), "{probe}: {said}");
+    }
     // Clients ask on: what is theirs is dropped.
     let dropped = || world.status().xdp.stalled > before.xdp.stalled;
     assert!(wait_until(PATIENCE, dropped).is_some(), "nothing was dropped");
