@@ -26,6 +26,12 @@ const STALL_AFTER: Duration = Duration::from_millis(400);
 const PROBES: [&str; 2] = ["http://127.0.0.1:9964/livez", "http://127.0.0.1:9964/readyz"];
 /// How long a worker stands still.
 const STALL: Duration = Duration::from_secs(4);
+/// How long a short one lasts, which must be told of nevertheless.
+const SHORT_MS: &str = "700";
+/// What a stall lasts at most until the node knows of it, a sleep before it included.
+const DETECTED_WITHIN: Duration = Duration::from_millis(500);
+/// What it takes to order a stall and to ask for the status.
+const ASKED_WITHIN: Duration = Duration::from_millis(150);
 /// What may come between a stall and a client that hears of it.
 const NOTICED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -107,6 +113,31 @@ fn a_stalled_worker_is_noticed_and_its_connections_are_there_when_it_is_back() {
          {} frames were dropped, no connection reset",
         after.xdp.stalled - before.xdp.stalled
     );
+}
+
+/// They were looked for once a second: most stalls of less than that were neither counted nor logged.
+#[test]
+fn a_stall_of_less_than_a_second_is_counted_and_told_of_within_half_a_second() {
+    if !root_or_skip("short stalls") {
+        return;
+    }
+    let world = start("short", 8000);
+    let stalls = || world.status().workers[0].stalls;
+    let before = stalls();
+    let told = (1..=4).map(|times| {
+        let began = Instant::now();
+        world.ask(&["debug", "stall-worker", "0", "--for-ms", SHORT_MS]);
+        let is_counted = || stalls() >= before + times;
+        assert!(wait_until(PATIENCE, is_counted).is_some(), "number {times}");
+        let told = began.elapsed();
+        let is_back = || alive(&world.status()) == world.status().workers.len();
+        assert!(wait_until(PATIENCE, is_back).is_some(), "{:#?}", world.status().workers);
+        told
+    });
+    // A machine that is busy otherwise makes some of them late.
+    let soonest = told.min().expect("some");
+    assert!(soonest < DETECTED_WITHIN + ASKED_WITHIN, "{soonest:?}");
+    println!("a stall of {SHORT_MS} ms was told after {soonest:?}, the soonest of four");
 }
 
 #[test]
