@@ -1,11 +1,15 @@
 //! A flood of new connections from outside or from a pod, faster than a worker opens flows, also one that has
-//! few frames: those that stand, from a pod and from the node, are answered all the while, and what is not
-//! served is counted.
+//! few frames or gets little of a processor: those that stand, from a pod and from the node, are answered all
+//! the while, and what is not served is counted.
 //!
 //! `XSKIFF_FLOOD_RATE` is how many begin each second (300,000), as far as the sender gets.
 
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use xskiff::demo::expectation::Outcome;
 use xskiff::demo::scene::{
     BALANCER, BUYER, CLIENT, CLUSTER_IP, FLOOD_SOURCES, HTTP, STRANGER, WEB_1, to,
@@ -25,10 +29,12 @@ const ACTIVE: u64 = 20;
 /// How long it lasts at least, once something was shed.
 const LASTS: Duration = Duration::from_secs(5);
 
-/// What was not served: shed by the worker, and refused by the uplink's full rings.
+/// What was not served: shed, by the worker or in its stead since it was late, and refused by the uplink's
+/// full rings.
 fn unserved(world: &World) -> (u64, u64) {
     let rings = world.port("uplink").sockets;
-    (world.dropped("overload"), rings.rx_ring_full + rings.rx_dropped)
+    let shed = world.dropped("overload") + world.status().xdp.late;
+    (shed, rings.rx_ring_full + rings.rx_dropped)
 }
 
 /// One worker for everything.
@@ -157,4 +163,64 @@ fn a_pod_that_floods_from_a_region_short_of_frames_has_its_new_flows_shed_and_no
     let clients = assert_answered_beside(&world, &flood, 1000);
     end_whole(&world, clients);
     assert_serves_again(&world);
+}
+
+/// What takes the processor of the first worker, until it is dropped.
+struct Starved<'a>(&'a AtomicBool);
+
+impl Drop for Starved<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn worker_thread(process: u32) -> Pid {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("threads").flatten();
+    let name = |task: &std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
+    let mut found = tasks.filter(|task| name(task).is_ok_and(|name| name.trim() == "worker-0"));
+    let task = found.next().expect("a worker");
+    Pid::from_raw(task.file_name().to_string_lossy().parse().expect("a number"))
+}
+
+fn renice(thread: Pid, nice: &str) {
+    let said = Command::new("renice").args(["-n", nice, "-p", &thread.to_string()]).output();
+    assert!(said.expect("renice").status.success());
+}
+
+/// Computes on `cpus` alone until told otherwise.
+fn compute(cpus: &CpuSet, is_over: &AtomicBool) {
+    sched_setaffinity(Pid::from_raw(0), cpus).expect("a processor");
+    while !is_over.load(Ordering::Relaxed) {
+        std::hint::spin_loop();
+    }
+}
+
+/// What full rings refuse, such a worker never sees: it shed nothing.
+#[test]
+fn of_a_worker_that_starves_new_connections_are_shed_and_those_that_stand_are_answered() {
+    if !root_or_skip("a worker that starves") {
+        return;
+    }
+    // It runs for some milliseconds, some five times a second: it is late each time, and seldom stalls.
+    let stall = "stall: {after_ms: 800, restart_after_ms: 60000}\n";
+    let world = start("starved", |text| text + stall);
+    let worker = worker_thread(world.status().pid);
+    let cpus = sched_getaffinity(worker).expect("its processors");
+    renice(worker, "19");
+    let is_over = AtomicBool::new(false);
+    let clients = std::thread::scope(|scope| {
+        let _starved = Starved(&is_over);
+        scope.spawn(|| compute(&cpus, &is_over));
+        assert_answered_beside(&world, &from_outside(&world), 1)
+    });
+    renice(worker, "0");
+    let ended = Instant::now();
+    let late = world.status().xdp.late;
+    assert!(late > 0, "{:?}", world.status().xdp);
+    assert_serves_again(&world);
+    let again = ended.elapsed();
+    println!("{late} of them were dropped since the worker was late; served again after {again:?}");
+    assert!(again < Duration::from_secs(3), "{again:?}");
+    end_whole(&world, clients);
+    assert_eq!(world.status().xdp.passed_on_stall, 0);
 }

@@ -175,13 +175,13 @@ impl Run {
 
 /// The heartbeat. A worker ends by order or by a panic; either way the XDP program drops its share
 /// from now on, also when it had announced that it sleeps. Where another process goes on with its
-/// sockets, they take what comes until the worker counts as stalled.
+/// sockets, they take what comes until a worker that sleeps would count as stalled.
 pub(super) struct Heart(pub HeartbeatWriter, pub Arc<Shared>);
 
 impl Drop for Heart {
     fn drop(&mut self) {
         if self.1.is_followed.load(Ordering::SeqCst) && !std::thread::panicking() {
-            self.0.beat(monotonic_now());
+            self.0.sleep(monotonic_now().after(SLEEP_MAX));
         } else {
             self.0.stop();
         }
