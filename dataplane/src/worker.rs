@@ -191,6 +191,10 @@ impl<P: Ports> Worker<P> {
         if !self.fragments.is_empty() {
             self.drop_late_fragments(now);
         }
+        // Where nothing is received any more, what others hand on may go on for long.
+        if !self.pressure.lasts(now) {
+            self.pipeline.set_pressed(false);
+        }
         let mut burst = RxBurst::new();
         packets += self.serve_others(now, &mut burst);
         for _ in 0..RECEIVE_BURSTS {

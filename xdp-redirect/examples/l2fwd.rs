@@ -56,7 +56,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err(format!("cannot run on core {id}").into());
     }
     let mut redirect = Redirect::load(options.has("--jumbo"))?;
-    redirect.heartbeat(0)?.sleep();
+    redirect.heartbeat(0)?.beat_for_ever();
     let umem = Umem::new(UmemConfig {
         frames: 8192,
         multi_buffer: redirect.multi_buffer(),

@@ -222,6 +222,7 @@ impl Socket {
             wanted: 0,
             posted: 0,
             quiet: 0,
+            is_crowded: false,
             partial: None,
             discarding: false,
         };

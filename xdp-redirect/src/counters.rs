@@ -28,6 +28,9 @@ pub struct RedirectCounters {
     pub passed_on_stall: u64,
     /// Dropped: ours, and behind a priority tag (802.1Q, VLAN 0) on an uplink.
     pub tagged: u64,
+    /// Dropped: ours, begins a TCP connection, and the queue's worker is late: it has not ticked for an
+    /// eighth of the stall limit.
+    pub late: u64,
 }
 
 impl RedirectCounters {
@@ -46,6 +49,7 @@ impl RedirectCounters {
             unknown_interface: sum(limits::COUNTER_UNKNOWN_INTERFACE)?,
             passed_on_stall: sum(limits::COUNTER_PASSED_ON_STALL)?,
             tagged: sum(limits::COUNTER_TAGGED)?,
+            late: sum(limits::COUNTER_LATE)?,
         })
     }
 }

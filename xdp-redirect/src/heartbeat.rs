@@ -13,8 +13,8 @@ use crate::error::Error;
 use crate::limits;
 use crate::mapping::Mapping;
 
-/// The word of a worker that waits for packets: alive, whatever the time.
-const ASLEEP: u64 = u64::MAX / 2;
+/// The word of what is alive whatever the time. No clock comes to it: it is 292 years of uptime.
+const FOR_EVER: u64 = u64::MAX / 2;
 const BYTES: usize = index(limits::WORKERS_MAX * limits::HEARTBEAT_STRIDE);
 
 /// The mapped array, shared by all writers.
@@ -46,8 +46,8 @@ impl Heartbeats {
     }
 }
 
-/// One worker's heartbeat. While it is neither beaten within the stall limit nor asleep, what is
-/// ours on the worker's queues is dropped.
+/// One worker's heartbeat. When the last beat is longer ago than the stall limit, what is ours on the
+/// worker's queues is dropped.
 #[derive(Debug)]
 pub struct HeartbeatWriter {
     heartbeats: Arc<Heartbeats>,
@@ -58,13 +58,19 @@ impl HeartbeatWriter {
     /// Says that the worker ticked at `now`, by `CLOCK_MONOTONIC`.
     #[inline]
     pub fn beat(&self, now: Nanos) {
-        // 0 means never ticked; ASLEEP is 146 years of uptime away.
+        // 0 means never ticked.
         self.heartbeats.word(self.worker).store(now.0.max(1), Ordering::Relaxed);
     }
 
-    /// Says that the worker waits for packets and will wake when one comes.
-    pub fn sleep(&self) {
-        self.heartbeats.word(self.worker).store(ASLEEP, Ordering::Relaxed);
+    /// Says that the worker waits for packets and wakes when one comes, at `until` at the latest: the
+    /// stall limit counts from then on. A worker that can run no more sleeps as well.
+    pub fn sleep(&self, until: Nanos) {
+        self.beat(until);
+    }
+
+    /// Says that what serves the queues needs not be watched: a measurement's loop, a trial's, a test's.
+    pub fn beat_for_ever(&self) {
+        self.heartbeats.word(self.worker).store(FOR_EVER, Ordering::Relaxed);
     }
 
     /// Says that nobody serves this worker's queues.

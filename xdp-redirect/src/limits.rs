@@ -73,5 +73,7 @@ pub const COUNTER_UNKNOWN_INTERFACE: u32 = 6;
 pub const COUNTER_PASSED_ON_STALL: u32 = 7;
 /// Counter: ours, and behind a priority tag on an uplink.
 pub const COUNTER_TAGGED: u32 = 8;
+/// Counter: begins a TCP connection, and the worker that serves the queue is late.
+pub const COUNTER_LATE: u32 = 9;
 /// Number of counters.
-pub const COUNTERS: u32 = 9;
+pub const COUNTERS: u32 = 10;

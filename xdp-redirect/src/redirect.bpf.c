@@ -4,8 +4,10 @@
 //
 // What is ours goes to the AF_XDP socket of its (port, queue), or is dropped while no live worker
 // serves that queue: TCP retransmits a drop, whereas a pass would earn a reset for translated
-// flows and let a pod's traffic escape policy. What was never ours passes, always. No state is
-// kept, and nothing is parsed beyond what the question needs; the sizes come from limits.rs.
+// flows and let a pod's traffic escape policy. Of a worker that is late, since it starves for its
+// processor, only what begins TCP connections is: they would fill the rings that others need. What
+// was never ours passes, always. No state is kept, and nothing is parsed beyond what the question
+// needs; the sizes come from limits.rs.
 
 #include "program.bpf.h"
 
@@ -87,12 +89,16 @@ TABLE(node_addresses6, MAP_HASH, 0, NODE_ADDRESSES_MAX, struct address6, u8);
 TABLE(pod_addresses4, MAP_HASH, BPF_F_NO_PREALLOC, POD_ADDRESSES_MAX, struct claim4, u8);
 TABLE(pod_addresses6, MAP_HASH, BPF_F_NO_PREALLOC, POD_ADDRESSES_MAX, struct claim6, u8);
 ARRAY(l4_ports, BITMAPS *L4_PORT_WORDS, u64);
-// CLOCK_MONOTONIC of every worker's last tick; 0 never ticked, all ones asleep and well.
+// CLOCK_MONOTONIC of every worker's last tick, or of when its sleep is over at the latest; 0 never
+// ticked.
 TABLE(heartbeats, MAP_ARRAY, BPF_F_MMAPABLE, WORKERS_MAX, u32, struct heartbeat);
 // By queue, since that is what tells workers apart: see ready.rs.
 TABLE(ready, MAP_ARRAY, BPF_F_MMAPABLE, QUEUES_MAX, u32, struct ready);
-// A worker that has not ticked for this many nanoseconds is stalled.
+// A worker that has not ticked for this many nanoseconds is stalled, and late when it has not for an
+// eighth of them. The coarse clock goes in steps of up to 10 ms: by two of them nobody is late.
 ARRAY(stall_after, 1, u64);
+#define LATE_SHARE 8
+#define LATE_LEAST 20000000ull
 TABLE(counters, MAP_PERCPU_ARRAY, 0, COUNTERS, u32, u64);
 
 static inline u16 swap16(u16 value)
@@ -145,6 +151,14 @@ struct l4 {
 	};
 	u16 identifier, sequence;
 };
+// RFC 9293, 3.1.
+struct tcp {
+	u16 source, destination;
+	u32 sequence, acknowledgment;
+	u8 offset, flags;
+} __attribute__((packed));
+#define TCP_SYN 0x02
+#define TCP_ACK 0x10
 // ARP for IPv4 over Ethernet (RFC 826).
 struct arp {
 	u16 hardware, protocol;
@@ -179,18 +193,53 @@ static inline int unserved(enum owner owner, u32 counter)
 	return count(COUNTER_PASSED_ON_STALL, XDP_PASS);
 }
 
-static inline int is_alive(u32 slot)
+// How a queue's worker is.
+enum pulse { STALLED, LATE, ALIVE };
+
+static inline enum pulse pulse_of(u32 slot)
 {
 	u32 zero = 0, *worker = bpf_map_lookup_elem(&slot_worker, &slot);
 	u64 *limit = bpf_map_lookup_elem(&stall_after, &zero);
 	if (!worker || !limit)
-		return 0;
+		return STALLED;
 	struct heartbeat *heartbeat = bpf_map_lookup_elem(&heartbeats, worker);
 	if (!heartbeat)
-		return 0;
+		return STALLED;
 	u64 last = *(volatile u64 *)&heartbeat->nanos;
-	// The coarse clock lags by up to one timer tick: a beat may lie ahead of it.
-	return last && last + *limit >= bpf_ktime_get_coarse_ns();
+	// A beat may lie ahead: the worker sleeps until then, or the coarse clock lags, by up to one
+	// timer tick.
+	u64 now = bpf_ktime_get_coarse_ns();
+	if (!last || last + *limit < now)
+		return STALLED;
+	u64 late = *limit / LATE_SHARE;
+	return last + (late < LATE_LEAST ? LATE_LEAST : late) < now ? LATE : ALIVE;
+}
+
+// Whether a frame is the first segment of a TCP connection (RFC 9293, 3.5: SYN without ACK), as far
+// as its fixed headers say; behind extension headers of IPv6 it is not looked for.
+static inline int begins_connection(struct xdp_md *ctx)
+{
+	void *start = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethernet *ethernet = start;
+	struct tcp *tcp;
+	if ((void *)(ethernet + 1) > end)
+		return 0;
+	if (ethernet->type == swap16(ETH_IPV4)) {
+		struct ipv4 *ip = (void *)(ethernet + 1);
+		if ((void *)(ip + 1) > end || ip->protocol != IP_TCP ||
+		    ip->fragment & swap16(0x1fff) || (ip->version_length & 0x0f) < 5)
+			return 0;
+		tcp = (void *)ip + (ip->version_length & 0x0f) * 4;
+	} else {
+		struct ipv6 *ip = (void *)(ethernet + 1);
+		if ((void *)(ip + 1) > end || ethernet->type != swap16(ETH_IPV6) ||
+		    ip->next_header != IP_TCP)
+			return 0;
+		tcp = (void *)(ip + 1);
+	}
+	if ((void *)(tcp + 1) > end)
+		return 0;
+	return (tcp->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
 // Says that the socket has packets, before it has: they are seen at the end of the NAPI poll.
@@ -211,8 +260,11 @@ static inline int redirect(struct xdp_md *ctx, struct port_entry *port, enum own
 	u32 slot = port->port * QUEUES_MAX + queue;
 	if (queue >= port->queues || queue >= QUEUES_MAX)
 		return unserved(owner, COUNTER_NO_SOCKET);
-	if (!is_alive(slot))
+	enum pulse pulse = pulse_of(slot);
+	if (pulse == STALLED)
 		return unserved(owner, COUNTER_STALLED);
+	if (pulse == LATE && begins_connection(ctx))
+		return count(COUNTER_LATE, XDP_DROP);
 	// The helper returns the action in its flags when the slot is empty.
 	if (bpf_redirect_map(&xsks, slot, XDP_DROP) != XDP_REDIRECT)
 		return unserved(owner, COUNTER_NO_SOCKET);

@@ -63,6 +63,8 @@ pub(crate) struct Receiving {
     pub posted: u32,
     /// How often in a row little had come ([`Self::adapt`]).
     pub quiet: u32,
+    /// Three quarters of what could have come had, when it was last looked at.
+    pub is_crowded: bool,
     /// A packet whose last chunk has not come yet.
     pub partial: Option<Chain>,
     /// The rest of the packet under way is thrown away.
@@ -196,7 +198,9 @@ impl Socket {
     ) -> usize {
         let Some(receiving) = &mut self.receiving else { return 0 };
         let counters = &self.monitor.monitored.counters;
-        receiving.adapt(&self.umem);
+        let waiting = receiving.rx.waiting();
+        receiving.note_crowd(waiting);
+        receiving.adapt(waiting, &self.umem);
         let from = (&self.umem, self.lease.number);
         let packets = receiving.take_packets(from, counters, pool, packets_max, take);
         if packets > 0 {
@@ -232,12 +236,10 @@ impl Socket {
         self.receiving.as_ref().is_some_and(|receiving| receiving.rx.waiting() > 0)
     }
 
-    /// Whether three quarters of the packets that can wait do.
+    /// Whether three quarters of the packets that could wait did, when they were last looked at.
     #[inline]
     pub(crate) fn is_crowded(&self) -> bool {
-        self.receiving.as_ref().is_some_and(|receiving| {
-            4 * u64::from(receiving.rx.waiting()) >= 3 * u64::from(receiving.fill_frames)
-        })
+        self.receiving.as_ref().is_some_and(|receiving| receiving.is_crowded)
     }
 
     /// Whether packets come only when they are asked for: by busy polling, or by a driver that
@@ -477,14 +479,20 @@ impl Receiving {
         }
     }
 
+    /// Notes whether packets fill most of the frames that the kernel had for them: of a queue that got
+    /// few, since its region is short, no more than those can wait.
+    #[inline]
+    fn note_crowd(&mut self, waiting: u32) {
+        self.is_crowded = 4 * u64::from(waiting) >= 3 * u64::from(self.posted.max(1));
+    }
+
     /// Wants more frames with the kernel when a burst took half of them and the region has some, and fewer
     /// after less than an eighth was taken many times in a row.
     #[inline]
-    fn adapt(&mut self, umem: &Umem) {
+    fn adapt(&mut self, waiting: u32, umem: &Umem) {
         if self.idle_frames >= self.fill_frames {
             return;
         }
-        let waiting = self.rx.waiting();
         if waiting >= self.wanted.div_ceil(2) {
             self.quiet = 0;
             if self.wanted < self.fill_frames && umem.has_plenty() {

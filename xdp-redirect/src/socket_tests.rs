@@ -31,6 +31,7 @@ impl Ring {
             wanted: 32,
             posted: 0,
             quiet: 0,
+            is_crowded: false,
             partial: None,
             discarding: false,
         };
@@ -115,17 +116,17 @@ fn frames_that_a_burst_has_asked_for_are_given_up_when_little_comes_for_long() {
     (receiving.idle_frames, receiving.wanted) = (8, 8);
     for wanted in [16, 32] {
         (0..16).for_each(|_| ring.comes(GOOD, false));
-        ring.receiving.adapt(&ring.umem);
+        ring.receiving.adapt(ring.receiving.rx.waiting(), &ring.umem);
         assert_eq!(ring.receiving.wanted, wanted);
         assert_eq!(ring.taken().len(), 16);
     }
     let mut little = |looks: u32| {
         for _ in 0..looks {
             ring.comes(GOOD, false);
-            ring.receiving.adapt(&ring.umem);
+            ring.receiving.adapt(ring.receiving.rx.waiting(), &ring.umem);
             ring.taken();
             // Nothing comes: that tells nothing.
-            ring.receiving.adapt(&ring.umem);
+            ring.receiving.adapt(ring.receiving.rx.waiting(), &ring.umem);
         }
         ring.receiving.wanted
     };
@@ -133,4 +134,22 @@ fn frames_that_a_burst_has_asked_for_are_given_up_when_little_comes_for_long() {
     assert_eq!(little(1), 16);
     assert_eq!(little(QUIET_LOOKS), 8);
     assert_eq!(little(2 * QUIET_LOOKS), 8, "as many as are promised");
+}
+
+/// It was never so for a pod's queue whose region was short: what waited was compared with frames that it had
+/// never got.
+#[test]
+fn queue_that_got_few_frames_is_crowded_when_most_of_those_wait() {
+    let mut ring = Ring::new();
+    (ring.receiving.idle_frames, ring.receiving.wanted) = (8, 8);
+    let mut is_crowded_by = |packets: u32, posted: u32| {
+        (0..packets).for_each(|_| ring.comes(GOOD, false));
+        ring.receiving.posted = posted;
+        ring.receiving.note_crowd(ring.receiving.rx.waiting());
+        ring.taken();
+        ring.receiving.is_crowded
+    };
+    assert!(!is_crowded_by(0, 8) && !is_crowded_by(5, 8) && is_crowded_by(6, 8));
+    assert!(!is_crowded_by(6, 32) && is_crowded_by(24, 32), "of those that it has got meanwhile");
+    assert!(!is_crowded_by(0, 0), "nothing came, and nothing could");
 }

@@ -2,7 +2,7 @@
 //!
 //! Liveness is the workers' heartbeat alone: it is read here, without the control thread, so that
 //! a control thread that hangs, or an API server that is away, never gets a node killed whose
-//! packets flow. Readiness is what the control thread last said. Metrics are asked of the control
+//! packets flow. Readiness is both, that and what the control thread last said. Metrics are asked of the control
 //! thread, and refused after [`ANSWER_TIMEOUT`] when it does not answer.
 
 use std::net::{IpAddr, SocketAddr};
@@ -239,7 +239,7 @@ struct Unanswered;
 async fn answer(path: String, sources: Sources, levels: Arc<HttpLevels>) -> Response<Full<Bytes>> {
     match path.as_str() {
         "/livez" => livez(&(sources.stalled_workers)()),
-        "/readyz" => readyz(&sources.readiness.borrow()),
+        "/readyz" => readyz(&(sources.stalled_workers)(), &sources.readiness.borrow()),
         "/metrics" => metrics_page(&sources.status, &levels).await,
         _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /livez and /readyz\n".into()),
     }
@@ -253,8 +253,9 @@ fn livez(stalled: &[u16]) -> Response<Full<Bytes>> {
     plain(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
-fn readyz(readiness: &Readiness) -> Response<Full<Bytes>> {
+fn readyz(stalled: &[u16], readiness: &Readiness) -> Response<Full<Bytes>> {
     match readiness {
+        Readiness::Ready if !stalled.is_empty() => livez(stalled),
         Readiness::Ready => plain(StatusCode::OK, "ok\n".into()),
         Readiness::NotReady(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
@@ -331,6 +332,8 @@ mod tests {
         stalled.lock().unwrap().push(1);
         let livez = get(server.address, "/livez");
         assert!(livez.starts_with("HTTP/1.1 503") && livez.contains("[1]"), "{livez}");
+        let readyz = get(server.address, "/readyz");
+        assert!(readyz.starts_with("HTTP/1.1 503") && readyz.contains("[1]"), "{readyz}");
         drop(requests);
     }
 

@@ -389,6 +389,10 @@ pub struct XdpCounts {
     /// Ours behind a priority tag on an uplink, dropped. 0 of a node before it was counted.
     #[serde(default)]
     pub tagged: u64,
+    /// Ours and the first of a TCP connection, dropped: the worker that serves the queue is late with its
+    /// tick. 0 of a node before it was counted.
+    #[serde(default)]
+    pub late: u64,
 }
 
 /// XDP_STATISTICS (include/uapi/linux/if_xdp.h), summed over a port's queues.

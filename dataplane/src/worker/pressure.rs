@@ -29,6 +29,13 @@ impl Pressure {
         }
         now.since(since) >= SUSTAINED
     }
+
+    /// Whether it may still be what was noted last: nothing pressed has been seen for longer than
+    /// [`SUSTAINED`] otherwise, since nothing comes any more, for one.
+    #[inline]
+    pub(super) fn lasts(&self, now: Nanos) -> bool {
+        self.seen.is_some_and(|(_, last)| now.since(last) < SUSTAINED)
+    }
 }
 
 #[cfg(test)]
@@ -47,6 +54,7 @@ mod tests {
         assert!(pressure.note(at(28), false));
         assert!(!pressure.note(at(29), false));
         assert!(!pressure.note(at(30), true), "it begins anew");
+        assert!(pressure.lasts(at(39)) && !pressure.lasts(at(40)));
         assert!(!pressure.note(at(41), false), "a burst long ago");
     }
 }

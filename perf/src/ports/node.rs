@@ -27,7 +27,7 @@ const UPLINK: u16 = 0;
 /// How long an adaptive worker looks for packets before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
 /// How long it sleeps at most, as the node's workers do.
-const SLEEP_MAX: Duration = Duration::from_millis(200);
+const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// Passes between two looks at the clock.
 const PASSES: u32 = 64;
 
@@ -62,7 +62,7 @@ impl Node {
     pub fn new(frames: u32) -> Result<Self> {
         let redirect = Redirect::load(false)?;
         let heartbeat = redirect.heartbeat(0)?;
-        heartbeat.sleep();
+        heartbeat.beat_for_ever();
         let umem = Umem::new(UmemConfig { frames, ..UmemConfig::default() })?;
         let ports = WorkerPorts::new(&umem).with_ready_flags(redirect.ready_flags());
         let mut node = Self { redirect, ports, umem, heartbeat, attached: Vec::new() };

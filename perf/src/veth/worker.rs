@@ -260,7 +260,7 @@ fn turn_while_active(
 ) {
     while !shared.stop.load(Ordering::Relaxed) {
         if !shared.is_active.load(Ordering::Relaxed) {
-            heartbeat.sleep();
+            heartbeat.beat_for_ever();
             thread::park();
             continue;
         }
@@ -290,7 +290,7 @@ impl Sockets {
     fn new(links: &Links, is_live: bool) -> Result<Self> {
         let mut redirect = Redirect::load(false)?;
         let heartbeat = redirect.heartbeat(0)?;
-        heartbeat.sleep();
+        heartbeat.beat_for_ever();
         let umem = Umem::new(UmemConfig::default())?;
         let config = SocketConfig::default();
         let ours =

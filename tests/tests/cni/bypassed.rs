@@ -2,8 +2,11 @@
 //! since packets go past it. It is kept by the node where the runtime tells the rates, and named, or
 //! refused, where nobody does.
 
+use std::time::Duration;
+
 use serde_json::json;
 use xskiff::demo::scene::WEB_1;
+use xskiff::lab::wait_until;
 use xskiff_tests::xskiff_binary::root_or_skip;
 
 use crate::cluster::{Cluster, Primary};
@@ -11,6 +14,8 @@ use crate::driver::{Container, Network};
 
 /// What goes to the pod alone: for that the plugin makes no device that its result names.
 const RATE: u64 = 10_000_000;
+/// How often the node looks.
+const LOOKED_EVERY: Duration = Duration::from_secs(30);
 
 /// A chain with the plugin before ours; `ours` hears of the rates when it is `capable`.
 fn network(cluster: &Cluster, limits: &str, capable: bool) -> Network {
@@ -109,4 +114,20 @@ fn filters_and_limits_that_were_set_by_hand_are_named_when_a_pod_is_added() {
     let found = bypassed();
     assert!(found.len() == 2 && found[0].starts_with("htb on"), "{found:?}");
     assert!(found[1].starts_with("filters of clsact on"), "{found:?}");
+}
+
+/// It was looked for when a pod was added, and never again.
+#[test]
+fn a_limit_that_is_set_while_a_pod_runs_is_named() {
+    if !root_or_skip("a later limit by tc") {
+        return;
+    }
+    let (cluster, ..) = crate::life::attached("tclater");
+    let interface = cluster.endpoints().pop().expect("it is served").interface;
+    assert_eq!(bypassing(&cluster), 0);
+    let words = ["qdisc", "replace", "dev", &interface, "root", "handle", "1:", "htb"];
+    cluster.node.run("tc", &words).expect("tc");
+    assert!(wait_until(2 * LOOKED_EVERY, || bypassing(&cluster) == 1).is_some());
+    let found = cluster.endpoints().pop().expect("it is served").bypassed;
+    assert!(found.len() == 1 && found[0].starts_with("htb on"), "{found:?}");
 }

@@ -315,6 +315,26 @@ fn a_namespace_that_vanishes_takes_its_pod_along_whenever_that_is() {
     cluster.wait_well();
 }
 
+/// It was found as it had been added, though no packet came to it or from it.
+#[test]
+fn a_pod_whose_link_is_down_does_not_pass_a_check() {
+    if !root_or_skip("a link that is down") {
+        return;
+    }
+    let (cluster, network, container, result) = crate::life::attached("down");
+    network.check(&cluster.node, &container, &result).expect("as it was added");
+    let interface = cluster.endpoints().pop().expect("it is served").interface;
+    let previous = json!({ "prevResult": result });
+    let check = || network.ours(&cluster.node, "CHECK", Some(&container), previous.clone());
+    cluster.node.ip(&format!("link set {interface} down")).expect("down");
+    let refused = || check().err();
+    assert!(wait_until(PATIENCE, || refused().is_some()).is_some(), "it passes");
+    let refusal = refused().expect("still down");
+    assert!(refusal.code == 100 && refusal.text.contains("link is down"), "{refusal:?}");
+    cluster.node.ip(&format!("link set {interface} up")).expect("up");
+    assert!(wait_until(PATIENCE, || check().is_ok()).is_some(), "it does not pass any more");
+}
+
 /// The name that a container is to get is there already, and the interface that a container has is
 /// another one's: whoever came first is served on.
 #[test]

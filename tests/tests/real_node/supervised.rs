@@ -153,10 +153,8 @@ fn the_watchdog_is_fed_while_workers_tick_whatever_control_and_api_servers_do() 
     let manager = Manager::listen(&bare);
     let server = ApiServer::start(&bare.node, Setup::default());
     let state = bare.directory("state");
-    // A worker that sleeps counts as alive as long as it does.
-    let more = format!(
-        "workers: {{idle: spin}}\nstall: {{after_ms: 100}}\nkubernetes: {{state_directory: {state}}}"
-    );
+    // Its worker sleeps most of the time, and is stopped in its sleep.
+    let more = format!("stall: {{after_ms: 100}}\nkubernetes: {{state_directory: {state}}}");
     let configuration = bare.configuration("up0", &bare.directory("run"), &more);
     let process = manager.spawn(&bare, &configuration, &["--api-server", &server.url]);
     manager.expect(&process, &["READY=1"]);

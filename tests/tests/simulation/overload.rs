@@ -61,3 +61,31 @@ fn known_flows_go_on_under_pressure_and_new_ones_are_few_until_it_is_over() {
         assert_eq!((node.take_outgoing().len(), shed(&node)), (all, before));
     }
 }
+
+/// It ended only when the worker received something itself.
+#[test]
+fn pressure_is_over_for_what_others_hand_on_when_a_workers_own_sockets_fall_silent() {
+    const NEW: usize = 32;
+    let mut node = Simulation::new(2, 10_000, &World::with_pods(2).tables());
+    node.wire().borrow_mut().is_pressed = true;
+    for round in 0..5 {
+        node.now = node.now.after(Duration::from_millis(4));
+        for number in 0..NEW {
+            node.deliver(1, pod_port(1), &segment(1000 + 100 * round + number, "S"));
+        }
+        node.settle();
+    }
+    let before = node.dropped(DropReason::Overload);
+    assert!(before > 0);
+    node.take_outgoing();
+
+    node.wire().borrow_mut().is_pressed = false;
+    node.now = node.now.after(Duration::from_secs(1));
+    let handed_in = node.counters(1).handed_in.get();
+    for number in 0..NEW {
+        node.deliver(0, pod_port(1), &segment(4000 + number, "S"));
+    }
+    node.settle();
+    assert!(node.counters(1).handed_in.get() > handed_in + 8, "by worker 0");
+    assert_eq!((node.take_outgoing().len(), node.dropped(DropReason::Overload)), (NEW, before));
+}

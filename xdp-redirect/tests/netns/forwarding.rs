@@ -28,7 +28,7 @@ const TCP_BYTES: usize = 8 << 20;
 fn while_forwarding(plan: Plan, mode: Mode, config: &SocketConfig, work: impl FnOnce(&World)) {
     let Some(world) = world(plan) else { return };
     let mut redirect = Redirect::load(plan.mtu > 1500).expect("load");
-    redirect.heartbeat(0).expect("heartbeat").sleep();
+    redirect.heartbeat(0).expect("heartbeat").beat_for_ever();
     let multi_buffer = redirect.multi_buffer();
     let umem = Umem::new(UmemConfig { multi_buffer, ..UmemConfig::default() }).expect("umem");
     let mut pairs = Vec::new();
@@ -176,7 +176,7 @@ fn every_queue_is_served_and_busy_polling_works() {
 fn a_queue_is_polled_after_its_first_packet_only_if_the_kernel_names_its_napi() {
     let Some(world) = world(Plan::default()) else { return };
     let mut redirect = Redirect::load(false).expect("load");
-    redirect.heartbeat(0).expect("heartbeat").sleep();
+    redirect.heartbeat(0).expect("heartbeat").beat_for_ever();
     let umem = Umem::new(UmemConfig { frames: 2048, ..UmemConfig::default() }).expect("umem");
     let mut pool = FramePool::new(&umem);
     let busy_poll = Some(BusyPoll { micros: 20, budget: 64 });
@@ -224,7 +224,7 @@ const RIGHT: PortId = PortId(5);
 fn worker() -> Option<Worker> {
     let world = world(Plan::default())?;
     let mut redirect = Redirect::load(false).expect("load");
-    redirect.heartbeat(0).expect("heartbeat").sleep();
+    redirect.heartbeat(0).expect("heartbeat").beat_for_ever();
     let umem = Umem::new(UmemConfig { frames: 2048, ..UmemConfig::default() }).expect("umem");
     let mut ports = WorkerPorts::new(&umem);
     for (port, interface) in [(LEFT, "left"), (RIGHT, "right")] {

@@ -122,7 +122,7 @@ fn all_frames_are_free(regions: &Regions) {
 fn sockets_go_on_with_what_is_in_their_rings_and_no_frame_is_lost() {
     let Some(world) = world(Plan::default()) else { return };
     let mut redirect = Redirect::load(false).expect("load");
-    redirect.heartbeat(0).expect("heartbeat").sleep();
+    redirect.heartbeat(0).expect("heartbeat").beat_for_ever();
     let before = regions(large());
     let mut ports = bound(&before, &mut redirect);
     // One packet is held when the first user ends, some are on a transmit ring that nobody has flushed, and

@@ -38,7 +38,7 @@ fn setup() -> Option<Setup> {
         ip(&["netns", "exec", &name, "ethtool", "-K", device, "gro", "on"]);
     }
     let mut redirect = Redirect::load(false).expect("load");
-    redirect.heartbeat(0).expect("heartbeat").sleep();
+    redirect.heartbeat(0).expect("heartbeat").beat_for_ever();
     let umem = Umem::new(UmemConfig { frames: 8192, ..UmemConfig::default() }).expect("umem");
     let mut live = LiveTransmit::load(WORKER + 1).expect("the kernel can");
     let mut ports =

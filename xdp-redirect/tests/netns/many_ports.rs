@@ -72,7 +72,7 @@ impl Many {
         let world = world(Plan::default())?;
         make_links(&world);
         let mut redirect = Redirect::load(false).expect("load");
-        redirect.heartbeat(0).expect("heartbeat").sleep();
+        redirect.heartbeat(0).expect("heartbeat").beat_for_ever();
         let umem = Umem::new(UmemConfig { frames: 8192, ..UmemConfig::default() }).expect("umem");
         let flags = if are_flags_raised {
             redirect.ready_flags()

@@ -44,7 +44,7 @@ fn node(kind: PortKind, mode: Mode) -> Option<Node> {
     let socket = Socket::bind(&umem, "left", 0, &SocketConfig::small()).expect("bind");
     redirect.set_socket(PortId(3), 0, 1, socket.fd()).expect("enter the socket");
     let heartbeat = redirect.heartbeat(1).expect("heartbeat");
-    heartbeat.sleep();
+    heartbeat.beat_for_ever();
     let prefixes = [
         ours(Prefix::new(POD4.into(), 24).expect("prefix"), false),
         ours(Prefix::new(POD6.into(), 64).expect("prefix"), false),
@@ -62,7 +62,7 @@ fn node(kind: PortKind, mode: Mode) -> Option<Node> {
 
 fn total(counters: &RedirectCounters) -> u64 {
     let c = counters;
-    let dropped = c.no_socket + c.stalled + c.not_ip + c.tagged;
+    let dropped = c.no_socket + c.stalled + c.not_ip + c.tagged + c.late;
     c.redirected + c.passed + dropped + c.unknown_interface + c.passed_on_stall
 }
 
@@ -93,6 +93,7 @@ impl Node {
             ("no socket", after.no_socket - before.no_socket),
             ("stalled", after.stalled - before.stalled),
             ("tagged", after.tagged - before.tagged),
+            ("late", after.late - before.late),
             ("not ip", after.not_ip - before.not_ip),
             ("malformed", after.malformed - before.malformed),
             ("passed on stall", after.passed_on_stall - before.passed_on_stall),
@@ -387,14 +388,65 @@ fn stalled_worker_gets_nothing_and_ours_is_dropped() {
     std::thread::sleep(Duration::from_millis(600));
     assert_eq!(node.fate(&pod), "stalled");
     assert_eq!(node.fate(&ssh), "passed");
-    node.heartbeat.sleep();
+    node.heartbeat.sleep(now().after(Duration::from_millis(300)));
+    std::thread::sleep(Duration::from_millis(600));
     assert_eq!(node.fate(&pod), "redirected", "a sleeping worker is well");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(node.fate(&pod), "stalled", "no sleep lasts so long");
+    node.heartbeat.beat_for_ever();
+    assert_eq!(node.fate(&pod), "redirected", "nobody watches it");
     node.heartbeat.stop();
     assert_eq!(node.fate(&pod), "stalled", "a worker that never ticked is not");
     node.heartbeat.beat(now());
     node.redirect.set_stall_after(Duration::from_secs(3600)).expect("limit");
     std::thread::sleep(Duration::from_millis(600));
     assert_eq!(node.fate(&pod), "redirected", "the limit is a setting");
+}
+
+/// A starving worker's rings filled with what it would have shed, and what stood found no place in them.
+#[test]
+fn of_a_late_worker_only_what_begins_tcp_connections_is_dropped() {
+    let Some(mut node) = node(PortKind::Uplink, Mode::Native) else { return };
+    let of_flags = |flags: u8| {
+        let mut segment = l4(80);
+        (segment[12], segment[13]) = (5 << 4, flags);
+        segment
+    };
+    let (syn, syn_ack, ack) = (of_flags(0x02), of_flags(0x12), of_flags(0x10));
+    let fates = [
+        ("SYN", ipv4(POD4, 6, 0, &syn), "late"),
+        ("SYN, IPv6", ipv6(POD6, 6, &syn), "late"),
+        ("SYN with ECN (RFC 3168)", ipv4(POD4, 6, 0, &of_flags(0xc2)), "late"),
+        ("SYN to a node port", ipv4(NODE4, 6, 0, &to_port(&syn, 30_080)), "late"),
+        ("SYN to the node itself", ipv4(NODE4, 6, 0, &to_port(&syn, 22)), "passed"),
+        ("an answer", ipv4(POD4, 6, 0, &syn_ack), "redirected"),
+        ("an answer, IPv6", ipv6(POD6, 6, &syn_ack), "redirected"),
+        ("what stands", ipv4(POD4, 6, 0, &ack), "redirected"),
+        ("UDP of the same bytes", ipv4(POD4, 17, 0, &syn), "redirected"),
+        ("a later fragment", ipv4(POD4, 6, 100, &syn), "redirected"),
+        ("cut before its flags", ipv4(POD4, 6, 0, &syn[..13]), "redirected"),
+    ];
+    node.redirect.set_stall_after(Duration::from_secs(80)).expect("limit");
+    let beat = now();
+    node.heartbeat.beat(beat);
+    for (what, frame, _) in &fates {
+        let on_time = if what.ends_with("itself") { "passed" } else { "redirected" };
+        assert_eq!(node.fate(frame), on_time, "{what}, on time");
+    }
+    assert!(now().since(beat) < Duration::from_secs(10), "the machine stood still");
+    node.heartbeat.beat(Nanos(beat.0.saturating_sub(11_000_000_000)));
+    for (what, frame, fate) in &fates {
+        assert_eq!(node.fate(frame), *fate, "{what}");
+    }
+    node.heartbeat.sleep(now().after(Duration::from_millis(100)));
+    assert_eq!(node.fate(&fates[0].1), "redirected", "who sleeps is not late");
+}
+
+/// The same segment to another L4 port.
+fn to_port(segment: &[u8], port: u16) -> Vec<u8> {
+    let mut segment = segment.to_vec();
+    segment[2..4].copy_from_slice(&port.to_be_bytes());
+    segment
 }
 
 /// An uplink once said for all its prefixes that they pass, policed pods among them.

@@ -62,7 +62,7 @@ fn node(mtu: u32) -> Option<Node> {
         ip(&["-n", &far_name, "link", "set", far, "up"]);
     }
     let mut redirect = Redirect::load(mtu > 1500).expect("load");
-    redirect.heartbeat(0).expect("heartbeat").sleep();
+    redirect.heartbeat(0).expect("heartbeat").beat_for_ever();
     let regions = regions(1 << 20, redirect.multi_buffer());
     let mut ports = WorkerPorts::new(regions.large()).with_regions(&regions);
     for (port, interface, ..) in PLACES {

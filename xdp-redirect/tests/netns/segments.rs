@@ -34,7 +34,7 @@ struct Setup {
 fn setup(mtu: u32) -> Option<Setup> {
     let world = world(Plan { mtu, ..Plan::default() })?;
     let mut redirect = Redirect::load(mtu > 1500).expect("load");
-    redirect.heartbeat(0).expect("heartbeat").sleep();
+    redirect.heartbeat(0).expect("heartbeat").beat_for_ever();
     let multi_buffer = redirect.multi_buffer();
     let umem = Umem::new(UmemConfig { frames: 8192, multi_buffer, ..UmemConfig::default() });
     let umem = umem.expect("umem");

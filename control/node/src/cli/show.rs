@@ -96,16 +96,17 @@ fn show_status(status: &Status) -> String {
         out.push('\n');
     }
     let xdp = &status.xdp;
-    let lost = xdp.no_socket + xdp.stalled + xdp.malformed + xdp.not_ip + xdp.tagged;
+    let lost = xdp.no_socket + xdp.stalled + xdp.malformed + xdp.not_ip + xdp.tagged + xdp.late;
     let _ = writeln!(
         out,
-        "XDP: {} redirected, {} passed to the kernel, {} dropped (no socket {}, stalled worker {}, \
-         malformed {}, not IP {}, tagged {})\n",
+        "XDP: {} redirected, {} passed to the kernel, {} dropped (no socket {}, stalled worker {}, late \
+         worker {}, malformed {}, not IP {}, tagged {})\n",
         grouped(xdp.redirected),
         grouped(xdp.passed + xdp.unknown_interface + xdp.passed_on_stall),
         grouped(lost),
         grouped(xdp.no_socket),
         grouped(xdp.stalled),
+        grouped(xdp.late),
         grouped(xdp.malformed),
         grouped(xdp.not_ip),
         grouped(xdp.tagged)

@@ -446,6 +446,7 @@ fn xdp(status: &Status) -> Family {
         ("unknown-interface", xdp.unknown_interface),
         ("passed-on-stall", xdp.passed_on_stall),
         ("tagged", xdp.tagged),
+        ("late", xdp.late),
     ]
     .map(|(outcome, value)| Sample { labels: vec![("outcome", outcome.into())], value });
     let help = "Frames by what the XDP program did with them, all interfaces together";

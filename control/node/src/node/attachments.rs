@@ -55,7 +55,7 @@ impl Node {
         })
     }
 
-    /// Whether an endpoint is there as it was added.
+    /// Whether an endpoint is there as it was added, and served.
     pub(super) fn check_endpoint(&self, request: EndpointAdd) -> Result<Reply, AdminError> {
         let spec = EndpointSpec::try_from(request)?;
         let Some(present) = self.endpoints.get(&spec.name) else {
@@ -85,6 +85,8 @@ impl Node {
         }
         if self.has_lost_interface(present) {
             differences.push(format!("interface {} is gone", own.interface));
+        } else if let Some(reason) = self.degradation(present) {
+            differences.push(reason);
         }
         if differences.is_empty() {
             return Ok(Reply::Endpoint(self.endpoint_info(present)));

@@ -233,6 +233,7 @@ impl Node {
 
     /// Reads what workers report.
     async fn drain(&mut self) {
+        self.note_stalls();
         self.ports.collect(&self.workers);
         self.forget_left_endpoints();
         self.tend_flow_tables();

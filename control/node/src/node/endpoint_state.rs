@@ -13,23 +13,26 @@ const DEGRADED: &str = ENDPOINT_STATES[3];
 const LEAVING: &str = ENDPOINT_STATES[4];
 
 impl Node {
-    /// How an endpoint that has a port stands, and why when it is not ready.
-    pub(super) fn endpoint_state(&self, endpoint: &Endpoint) -> (&'static str, Option<String>) {
+    /// Why an endpoint that has a port is not served, if it is not.
+    pub(super) fn degradation(&self, endpoint: &Endpoint) -> Option<String> {
         let view = self.follower.view();
-        let degraded = |why: &str| (DEGRADED, Some(why.to_owned()));
         let Some(port) = self.ports.get(endpoint.port) else {
-            return degraded("its interface is gone");
+            return Some("its interface is gone".into());
         };
         // One that is newer than the view is not missing.
         let link = view.links.get(&port.attachment.ifindex);
         if link.is_some_and(|link| !link.up) {
-            return degraded("its link is down at one of its ends");
+            return Some("its link is down at one of its ends".into());
         }
         let limit = self.settings.stall_after;
-        if let Some(worker) =
-            (0..self.workers.count()).find(|one| !self.workers.is_alive(*one, limit))
-        {
-            return degraded(&format!("worker {worker} has stalled"));
+        let stalled = (0..self.workers.count()).find(|one| !self.workers.is_alive(*one, limit));
+        stalled.map(|worker| format!("worker {worker} has stalled"))
+    }
+
+    /// How an endpoint that has a port stands, and why when it is not ready.
+    pub(super) fn endpoint_state(&self, endpoint: &Endpoint) -> (&'static str, Option<String>) {
+        if let Some(why) = self.degradation(endpoint) {
+            return (DEGRADED, Some(why));
         }
         if !self.publisher.cluster().pods.contains_key(&endpoint.spec.name) {
             let until = self.settings.unknown_pods.explanation();

@@ -198,6 +198,13 @@ impl Endpoints {
         true
     }
 
+    /// Notes what `tc` has now at an endpoint's interface, where that is still the same port's.
+    pub fn note_queueing(&mut self, name: &ObjectName, port: PortId, queueing: Queueing) {
+        if let Some(endpoint) = self.by_name.get_mut(name).filter(|there| there.port == port) {
+            endpoint.queueing = queueing;
+        }
+    }
+
     /// The endpoint of an attachment.
     #[must_use]
     pub fn by_attachment(&self, attachment: &Attachment) -> Option<&Endpoint> {

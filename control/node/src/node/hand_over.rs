@@ -57,7 +57,7 @@ impl Claims {
 /// The process that serves now.
 #[derive(Debug)]
 pub struct Predecessor {
-    client: Client,
+    socket: PathBuf,
 }
 
 impl Predecessor {
@@ -66,11 +66,19 @@ impl Predecessor {
     /// # Errors
     /// [`NodeError::HandOver`] when the socket is there and may not be used.
     pub fn find(run_directory: &Path) -> Result<Option<Self>, NodeError> {
-        match Client::connect(&run_directory.join("admin.sock")) {
-            Ok(client) => Ok(Some(Self { client })),
+        let socket = run_directory.join("admin.sock");
+        match Client::connect(&socket) {
+            Ok(_) => Ok(Some(Self { socket })),
             Err(ClientError::Connect { source, .. }) if nobody_listens(&source) => Ok(None),
             Err(error) => Err(NodeError::HandOver(error)),
         }
+    }
+
+    /// Asks, on a connection of its own: a client that says nothing for seconds, while a large cluster is
+    /// compiled, is hung up on.
+    fn ask(&self, request: Request) -> Result<Reply, NodeError> {
+        let connected = Client::connect(&self.socket);
+        connected.and_then(|mut client| client.ask(request)).map_err(NodeError::HandOver)
     }
 
     /// Tries what would fail a start behind the point of no return. Gives the HTTP server's address, if
@@ -79,10 +87,10 @@ impl Predecessor {
     /// # Errors
     /// [`NodeError`]; the process before has not been asked for anything but its status.
     pub(super) fn try_what_may_fail(
-        &mut self,
+        &self,
         settings: &Settings,
     ) -> Result<Option<Listening>, NodeError> {
-        let status = match self.client.ask(Request::Status).map_err(NodeError::HandOver)? {
+        let status = match self.ask(Request::Status)? {
             Reply::Status(status) => status,
             _ => return Err(NodeError::HandOver(ClientError::Silent)),
         };
@@ -99,7 +107,7 @@ impl Predecessor {
 
     /// Asks it to end, and waits until it has; goes on with its packet memory and sockets if it can.
     pub(super) async fn hand_over(
-        mut self,
+        self,
         settings: &Settings,
         regions: &Regions,
     ) -> Result<(Claims, Taken), NodeError> {
@@ -110,7 +118,7 @@ impl Predecessor {
             Ok(_) => taken.reason = Some("the process before sent no sockets".to_owned()),
             Err(error) => taken.reason = Some(format!("{SOCKET}: {error}")),
         }
-        let pid = match self.client.ask(Request::HandOver).map_err(NodeError::HandOver)? {
+        let pid = match self.ask(Request::HandOver)? {
             Reply::HandingOver { pid } => pid,
             _ => return Err(NodeError::HandOver(ClientError::Silent)),
         };
@@ -284,7 +292,28 @@ fn send(
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+
     use super::*;
+
+    /// It was connected to before the cluster was compiled, and hung up on when that took ten seconds.
+    #[test]
+    fn the_process_before_is_asked_however_long_ago_it_was_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("admin.sock")).unwrap();
+        let predecessor = Predecessor::find(directory.path()).unwrap().unwrap();
+        let answering = std::thread::spawn(move || {
+            // Nothing was said for too long.
+            drop(listener.accept().unwrap());
+            let (mut stream, _) = listener.accept().unwrap();
+            BufReader::new(&stream).read_line(&mut String::new()).unwrap();
+            let reply = serde_json::to_string(&Reply::HandingOver { pid: 7 }).unwrap();
+            writeln!(stream, "{reply}").unwrap();
+        });
+        let reply = predecessor.ask(Request::HandOver).unwrap();
+        assert!(matches!(reply, Reply::HandingOver { pid: 7 }), "{reply:?}");
+        answering.join().unwrap();
+    }
 
     #[test]
     fn an_address_is_the_process_befores_own_where_it_listens_there() {

@@ -1,5 +1,6 @@
 //! Looks, now and then, for a kube-proxy beside this node, or for what one has left, and names it; and with
-//! the same look for rules of others that packets pass by once they are redirected.
+//! the same look for rules of others that packets pass by once they are redirected, `tc`'s at pods' interfaces
+//! included.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -8,9 +9,11 @@ use control::admin::status::{BypassedChains, TraceStatus};
 use tokio::task::JoinHandle;
 
 use super::Node;
+use super::bypassed_rules::{self, Place};
 use super::caught::{Panicked, caught};
 use super::reconciles::Reconcile;
 use crate::kube_proxy::{Looked, Trace, look};
+use crate::netlink::queueing::Queueing;
 
 /// How often.
 const AUDIT: Duration = Duration::from_secs(30);
@@ -19,7 +22,8 @@ const ADVICE: &str = "is in the way of services: what the node's own processes s
                       translated before it comes here; end kube-proxy, then `xskiff kube-proxy \
                       clean` tells what it would remove";
 
-type Outcome = Result<std::io::Result<Looked>, Panicked>;
+/// What shows of kube-proxy and others' rules, and what `tc` has.
+type Outcome = Result<(std::io::Result<Looked>, Vec<(Place, Queueing)>), Panicked>;
 
 /// The look that goes on, and what the last one found.
 #[derive(Debug, Default)]
@@ -48,7 +52,9 @@ impl Node {
         let is_due = self.kube_proxy_audit.begun.is_none_or(|begun| begun.elapsed() >= AUDIT);
         if is_due && self.kube_proxy_audit.running.is_none() {
             self.kube_proxy_audit.begun = Some(Instant::now());
-            self.kube_proxy_audit.running = Some(tokio::spawn(caught(look)));
+            let places = self.places_of_queueing();
+            let work = move || (look(), bypassed_rules::look(places));
+            self.kube_proxy_audit.running = Some(tokio::spawn(caught(work)));
         }
     }
 
@@ -56,7 +62,11 @@ impl Node {
         let took = self.kube_proxy_audit.begun.map(|begun| begun.elapsed()).unwrap_or_default();
         self.reconciles.ran(Reconcile::KubeProxy, took);
         let mut failures: Vec<(String, String)> = Vec::new();
-        match outcome {
+        let looked = outcome.map(|(looked, queueing)| {
+            self.note_queueing(queueing);
+            looked
+        });
+        match looked {
             Ok(Ok(Looked { traces: found, bypassed })) => {
                 self.note_bypassed(bypassed);
                 let (certain, others): (Vec<&Trace>, Vec<&Trace>) =

@@ -315,7 +315,7 @@ impl Node {
         let prepared = Prepared::new(preparing, &mut sources).await?;
         let settings = &prepared.settings;
         let (claims, taken, listening) = match (claims, predecessor) {
-            (None, Some(mut predecessor)) => {
+            (None, Some(predecessor)) => {
                 let listening = predecessor.try_what_may_fail(settings)?;
                 // There is no way back from here.
                 let (claims, taken) = predecessor.hand_over(settings, &prepared.regions).await?;

@@ -266,6 +266,7 @@ impl Node {
                 unknown_interface: counts.unknown_interface,
                 passed_on_stall: counts.passed_on_stall,
                 tagged: counts.tagged,
+                late: counts.late,
             },
             Err(error) => {
                 self.errors.note("XDP counters", error);

@@ -17,7 +17,9 @@ struct Health {
     /// How often it has gone on after a panic, and when that was last seen to grow.
     restarts: u64,
     restarted: Option<Instant>,
-    /// Rounds in a row in which it stood still. Counted in rounds of this thread, so that a machine
+    /// It stood still when it was last looked at.
+    is_stalled: bool,
+    /// Times of [`HOUSEKEEPING`] in a row in which it has. Counted by this thread, so that a machine
     /// that stood still as a whole is not taken for a worker that does.
     still: u32,
     /// How often it has come to that.
@@ -32,15 +34,31 @@ impl WorkerHealth {
 }
 
 impl Node {
+    /// Notes which workers stand still. To be called so often that no stall comes and goes unseen.
+    pub(super) fn note_stalls(&mut self) {
+        self.worker_health.0.resize(self.workers.count(), Health::default());
+        for (worker, health) in self.worker_health.0.iter_mut().enumerate() {
+            if self.workers.is_alive(worker, self.settings.stall_after) {
+                (health.is_stalled, health.still) = (false, 0);
+            } else if !std::mem::replace(&mut health.is_stalled, true) {
+                health.stalls += 1;
+                tracing::error!(
+                    worker,
+                    "the worker has stalled: what is ours on its queues is dropped"
+                );
+            }
+        }
+    }
+
     /// Looks how workers are. To be called every [`HOUSEKEEPING`].
     ///
     /// # Errors
     /// [`NodeError::WorkerStalled`].
     pub(super) fn look_after_workers(&mut self) -> Result<(), NodeError> {
-        self.worker_health.0.resize(self.workers.count(), Health::default());
+        self.note_stalls();
         for worker in 0..self.workers.count() {
             self.note_restarts(worker);
-            self.note_stall(worker)?;
+            self.count_still(worker)?;
         }
         Ok(())
     }
@@ -62,18 +80,10 @@ impl Node {
         }
     }
 
-    fn note_stall(&mut self, worker: usize) -> Result<(), NodeError> {
+    fn count_still(&mut self, worker: usize) -> Result<(), NodeError> {
         let health = &mut self.worker_health.0[worker];
-        if self.workers.is_alive(worker, self.settings.stall_after) {
-            health.still = 0;
+        if !health.is_stalled {
             return Ok(());
-        }
-        if health.still == 0 {
-            health.stalls += 1;
-            tracing::error!(
-                worker,
-                "the worker has stalled: what is ours on its queues is dropped"
-            );
         }
         health.still += 1;
         let stood = HOUSEKEEPING * health.still;

@@ -145,8 +145,8 @@ fn forward(trial: Trial) -> io::Result<Counts> {
 fn in_the_middle(trial: Trial, stop: &AtomicBool, ready: &AtomicBool) -> io::Result<()> {
     let failed = |error: xdp_redirect::Error| io::Error::other(error.to_string());
     let mut redirect = Redirect::load(true).map_err(failed)?;
-    // A worker that sleeps counts as alive.
-    redirect.heartbeat(0).map_err(failed)?.sleep();
+    // Nobody watches it.
+    redirect.heartbeat(0).map_err(failed)?.beat_for_ever();
     let config =
         UmemConfig { frames: 8192, multi_buffer: redirect.multi_buffer(), ..UmemConfig::default() };
     let umem = Umem::new(config).map_err(failed)?;

@@ -44,7 +44,8 @@ pub(super) struct Shared {
     pub(super) ended: AtomicBool,
     /// What it is to suffer, for a showing: see [`super::fault`].
     pub(super) fault: PendingFault,
-    /// Time of the last tick, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// Time of the last tick, or of when the sleep is over at the latest, in nanoseconds of
+    /// `CLOCK_MONOTONIC`.
     pub(super) last_tick: AtomicU64,
     pub(super) waker: mio::Waker,
 }
@@ -62,11 +63,18 @@ impl Shared {
         }
     }
 
-    /// Whether the thread runs, and has ticked within `limit` or announced that it sleeps.
+    /// Notes a tick at `now`, or that none is to be expected before it.
+    pub(super) fn note_tick(&self, now: Nanos) {
+        self.last_tick.store(now.0, Ordering::Relaxed);
+    }
+
+    /// Whether the thread runs, and has ticked within `limit`, or within it after the longest sleep
+    /// that it announced.
     pub(super) fn is_alive(&self, limit: Duration) -> bool {
+        // First: whoever asks may have to wait for a processor before it reads on.
+        let now = monotonic_now();
         let last = Nanos(self.last_tick.load(Ordering::Relaxed));
-        let on_time = self.asleep.load(Ordering::Relaxed) || monotonic_now().since(last) <= limit;
-        on_time && !self.ended.load(Ordering::Relaxed)
+        now.since(last) <= limit && !self.ended.load(Ordering::Relaxed)
     }
 
     /// Wakes the worker if it sleeps.

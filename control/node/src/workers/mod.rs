@@ -443,7 +443,8 @@ impl Workers {
         &self.flows
     }
 
-    /// Whether a worker's thread runs, and has ticked within `limit` or announced that it sleeps.
+    /// Whether a worker's thread runs, and has ticked within `limit`, or within it after the longest sleep
+    /// that it announced.
     #[must_use]
     pub fn is_alive(&self, worker: usize, limit: Duration) -> bool {
         self.handles.get(worker).is_some_and(|handle| handle.shared.is_alive(limit))

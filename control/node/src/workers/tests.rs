@@ -61,7 +61,7 @@ fn a_worker_that_panics_is_named_at_once_also_when_it_had_said_that_it_sleeps() 
     let workers = workers(|shared| {
         let quiescence = Quiescence::new(1).unwrap();
         let _ending = Ending { shared: Arc::clone(&shared), quiescence, worker: 0 };
-        shared.asleep.store(true, Ordering::SeqCst);
+        shared.note_tick(monotonic_now().after(LIMIT));
         panic!("of this test");
     });
     wait_for(|| workers.gone().is_some());
@@ -84,11 +84,29 @@ fn a_worker_that_stands_still_is_stalled_and_not_gone() {
     assert_eq!(workers.gone(), None);
     assert!(workers.is_alive(0, LIMIT));
     assert_eq!(workers.stalled()(Duration::from_millis(10)), [0]);
-    // What sleeps by announcement may be silent.
-    workers.handles[0].shared.asleep.store(true, Ordering::SeqCst);
-    assert_eq!(workers.stalled()(Duration::from_millis(10)), [0u16; 0]);
     workers.stop();
     assert_eq!(workers.gone(), None);
+}
+
+/// It counted as alive for ever, and sleeping is what an idle node does.
+#[test]
+fn a_worker_that_does_not_wake_when_its_sleep_is_over_is_stalled() {
+    let workers = workers(|_| {});
+    let shared = &workers.handles[0].shared;
+    let limit = Duration::from_millis(10);
+    let until = monotonic_now().after(Duration::from_millis(50));
+    shared.asleep.store(true, Ordering::SeqCst);
+    shared.note_tick(until);
+    let alive = workers.is_alive(0, limit);
+    assert!(alive || monotonic_now() > until.after(limit), "it may be silent for as long");
+    wait_for(|| workers.stalled()(limit) == [0]);
+    assert!(monotonic_now() > until.after(limit));
+}
+
+#[test]
+fn what_a_stall_and_a_sleep_take_together_is_within_half_a_second() {
+    let limit = Duration::from_millis(control::config::Config::default().stall.after_ms.into());
+    assert!(limit + thread::SLEEP_MAX <= Duration::from_millis(500));
 }
 
 #[test]

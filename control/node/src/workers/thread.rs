@@ -27,8 +27,9 @@ use super::restarts::Restarts;
 
 /// The waker's token; sockets have theirs below.
 pub(super) const WAKE: Token = Token(usize::MAX);
-/// The longest sleep: expiry goes on, and a wake that failed is made good.
-const SLEEP_MAX: Duration = Duration::from_millis(200);
+/// The longest sleep: expiry goes on, a wake that failed is made good, and a worker that can run no more
+/// is found out this much later than one that was awake.
+pub(super) const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// The timer's token.
 const DEPARTURE: Token = Token(usize::MAX - 1);
 /// Before a packet's time that is nearer than this nobody sleeps: to sleep and to be woken takes as
@@ -101,7 +102,7 @@ impl Run {
             }
             let now = monotonic_now();
             self.heartbeat.0.beat(now);
-            self.shared().last_tick.store(now.0, Ordering::Relaxed);
+            self.shared().note_tick(now);
             let tick = self.worker.tick(now);
             self.wake_others(tick.woken);
             if tick.packets > 0 {
@@ -157,9 +158,13 @@ impl Run {
     fn wait(&mut self, rest: &mut Rest, departure: Option<Nanos>) -> io::Result<()> {
         let limit = departure.map_or(SLEEP_MAX, |at| rest.limit(at));
         self.worker.pipeline_mut().set_online(false);
-        self.heartbeat.0.sleep();
+        let until = monotonic_now().after(SLEEP_MAX);
+        self.heartbeat.0.sleep(until);
+        self.shared().note_tick(until);
         let waited = self.poll.poll(&mut rest.events, Some(limit));
-        self.heartbeat.0.beat(monotonic_now());
+        let now = monotonic_now();
+        self.heartbeat.0.beat(now);
+        self.shared().note_tick(now);
         self.worker.pipeline_mut().set_online(true);
         match waited {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
@@ -170,13 +175,13 @@ impl Run {
 
 /// The heartbeat. A worker ends by order or by a panic; either way the XDP program drops its share
 /// from now on, also when it had announced that it sleeps. Where another process goes on with its
-/// sockets, they take what comes until the worker counts as stalled.
+/// sockets, they take what comes until a worker that sleeps would count as stalled.
 pub(super) struct Heart(pub HeartbeatWriter, pub Arc<Shared>);
 
 impl Drop for Heart {
     fn drop(&mut self) {
         if self.1.is_followed.load(Ordering::SeqCst) && !std::thread::panicking() {
-            self.0.beat(monotonic_now());
+            self.0.sleep(monotonic_now().after(SLEEP_MAX));
         } else {
             self.0.stop();
         }

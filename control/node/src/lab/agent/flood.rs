@@ -112,7 +112,8 @@ fn syn(sources: Ipv4Net, to: SocketAddrV4, number: u64) -> [u8; SEGMENT_BYTES] {
     let mut random = [0u8; 8];
     payload::fill(number, 0, &mut random);
     let [a, b, s0, s1, s2, s3, ..] = random;
-    let hosts = u64::from(u32::MAX >> sources.prefix_len()) + 1;
+    let host_bits = u32::MAX.checked_shr(sources.prefix_len().into()).unwrap_or(0);
+    let hosts = u64::from(host_bits) + 1;
     let host = u32::try_from(number % hosts).unwrap_or(0);
     let source = Ipv4Addr::from_bits(sources.network().to_bits() | host);
     let source_port = 1024 | u16::from_be_bytes([a, b]);
@@ -166,5 +167,7 @@ mod tests {
         assert_eq!(&segment(65_535)[12..16], &[100, 64, 255, 255]);
         assert_eq!(&segment(65_536)[12..16], &[100, 64, 0, 0]);
         assert_ne!(&segment(0)[20..22], &segment(65_536)[20..22], "another source port");
+        let alone = syn("10.0.0.7/32".parse().unwrap(), "192.0.2.1:80".parse().unwrap(), 9);
+        assert_eq!(&alone[12..16], &[10, 0, 0, 7]);
     }
 }
