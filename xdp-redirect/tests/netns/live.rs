@@ -140,8 +140,7 @@ fn few_packets_leave_by_af_xdp() {
 #[test]
 fn packets_for_a_stack_count_half_toward_a_call() {
     let Some(mut setup) = setup() else { return };
-    let control = setup.ports.control();
-    control.set_live(RIGHT, Some(LivePeer::Stack)).expect("room");
+    setup.ports.control().set_live(RIGHT, Some(LivePeer::Stack)).expect("room");
     setup.ports.flush();
     let mut send = |right: u32, left: u32| {
         for (port, count) in [(RIGHT, right), (LEFT, left)] {
