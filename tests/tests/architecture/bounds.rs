@@ -56,6 +56,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     // Beyond it, addresses that names resolve to are not kept free of Services.
     ("control/cluster/src/client/servers.rs SERVER_ADDRESSES_MAX", Part("kubernetes_objects")),
     ("control/cluster/src/list_watch/lines.rs LINE_BYTES_MAX", Input),
+    ("control/cluster/src/list_watch/wire.rs BYTES_MAX", Input),
     ("control/cluster/src/list_watch/wire.rs PAGE_BYTES_MAX", Input),
     ("control/cluster/src/follow/whole.rs OBJECTS_MAX", Table(&["kubernetes_objects"])),
     ("control/cluster/src/follow/whole.rs REFUSED_MAX", Table(&["kubernetes_refused_objects"])),
