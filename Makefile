@@ -9,7 +9,7 @@ help:
 	@echo "            DEMO_ARGS=--keep leaves it up to play with"
 	@echo "make test   everything that must hold: lints, all tests, models, benchmarks kept alive"
 	@echo "make bench  measures; BENCH_ARGS='SUBCOMMAND OPTION...' runs one benchmark"
-	@echo "make chart  holds deploy/chart to deploy/kubernetes; needs helm"
+	@echo "make chart  holds deploy/chart to deploy/kubernetes and both to Kubernetes; needs helm, kubernetes-validate"
 	@echo "make fuzz   fuzzes every parser, FUZZ_SECONDS=60 for each"
 	@echo "make mutants  makes the policy compiler wrong, and sees that its tests notice; 15 minutes"
 	@echo "make clean  removes what was built"

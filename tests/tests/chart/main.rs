@@ -1,7 +1,8 @@
-//! deploy/chart: rendered with its own values it is what deploy/kubernetes says, and what it refuses.
+//! deploy/chart: rendered with its own values it is what deploy/kubernetes says, and what it refuses; both
+//! and the demo's manifests fit the schemas of Kubernetes, by which kubectl and API servers validate.
 //!
-//! `make chart` runs this. It needs helm, which neither Debian nor cargo has, so that it is no part of
-//! `make test`.
+//! `make chart` runs this. It needs helm and kubernetes-validate, which neither Debian nor cargo has, so
+//! that it is no part of `make test`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -58,6 +59,42 @@ fn the_chart_with_its_own_values_is_the_plain_manifests() {
     for (name, document) in &plain {
         assert_eq!(&chart[name], document, "{name}");
     }
+}
+
+/// Whether documents fit the schemas, unknown fields refused; what was said.
+fn validated(path: &Path) -> (bool, String) {
+    let mut command = Command::new("kubernetes-validate");
+    let output = command.args(["--strict", "-k", "1.36"]).arg(path).output();
+    let output = output
+        .expect("install kubernetes-validate (https://github.com/willthames/kubernetes-validate)");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn manifests_and_the_rendered_chart_fit_the_schemas_of_kubernetes() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let chart = scratch.path().join("chart.yaml");
+    std::fs::write(&chart, helm(&[]).stdout).expect("written");
+    let mut paths = vec![chart.clone()];
+    for folder in ["kubernetes", "demo"] {
+        for entry in std::fs::read_dir(deploy().join(folder)).expect("manifests") {
+            let path = entry.expect("an entry").path();
+            // The demo's configuration is ours.
+            if path.file_name().is_some_and(|name| name != "xskiff.yaml") {
+                paths.push(path);
+            }
+        }
+    }
+    for path in &paths {
+        let (fits, said) = validated(path);
+        assert!(fits && said.contains("passed"), "{}: {said}", path.display());
+    }
+    // It would notice.
+    let text = std::fs::read_to_string(&chart).expect("rendered");
+    std::fs::write(&chart, text.replace("hostNetwork:", "hostNetworks:")).expect("written");
+    let (fits, said) = validated(&chart);
+    assert!(!fits && said.contains("hostNetworks"), "{said}");
 }
 
 #[test]
