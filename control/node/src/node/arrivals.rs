@@ -42,9 +42,11 @@ use crate::pool::Pool;
 use crate::ports::{self, Bound, PortError, PortRequest, Serving, Tools};
 use crate::privileges;
 
+mod asked;
 mod lost;
 mod removals;
 
+pub(super) use asked::Asked;
 pub(super) use removals::is_removal;
 
 /// Requests that may wait: as many as there may be ports.
@@ -175,11 +177,6 @@ impl Arrivals {
         });
         let waiting = self.waiting.len() as u64;
         self.counts.waiting_most = self.counts.waiting_most.max(waiting);
-    }
-
-    /// Whether one is under way that `spec` would have to wait for.
-    pub fn concern(&self, spec: &EndpointSpec) -> bool {
-        self.under_way.iter().any(|arrival| arrival.is_in_the_way_of(spec))
     }
 
     /// Lets threads finish what they have begun, and undoes it. What was recorded stays so.

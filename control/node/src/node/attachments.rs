@@ -1,27 +1,18 @@
-//! Endpoints as a container runtime's CNI plugin names them: added, checked, taken away, and adopted
-//! when they were admitted while no node process was there.
+//! Endpoints as a container runtime's CNI plugin names them: added, checked and taken away.
 //!
 //! Two containers of one pod may overlap: a pod's sandbox is made anew under the same name, perhaps
 //! before the older one is removed. The newer one is served, and the older one's removal finds
 //! nothing.
 
-use std::path::Path;
 use std::time::Duration;
 
-use control::admin::endpoint::{ADMITTED_BYTES_MAX, ADMITTED_DIRECTORY};
-use control::admin::{AdminError, Admitted, Attachment, EndpointAdd, Reply, Retained};
+use control::admin::{AdminError, Attachment, EndpointAdd, Reply, Retained};
 use control::model::ObjectName;
-use control::text_file;
 
 use super::Node;
 use super::endpoints::{Endpoint, EndpointSpec};
 use super::reconciles::Reconcile;
 use crate::ports;
-
-/// Files of admitted endpoints that are looked at in one go; the rest come a second later.
-const ADMITTED_MAX: usize = 256;
-/// How long adopting them may take in one go before clients are answered again.
-const ADOPTING: Duration = Duration::from_secs(1);
 
 impl Node {
     /// Takes away what a request to add `spec` shows to be over, and notes whose it is.
@@ -112,23 +103,6 @@ impl Node {
         Reply::RemovedEndpoints(over.iter().map(ToString::to_string).collect())
     }
 
-    /// Serves the pods that were admitted while no node process was there.
-    pub(super) async fn adopt_admitted(&mut self) {
-        let directory = self.settings.run_directory.join(ADMITTED_DIRECTORY);
-        // In most cases there is none.
-        let Ok(files) = std::fs::read_dir(&directory) else { return };
-        let began = std::time::Instant::now();
-        for file in files.flatten().take(ADMITTED_MAX) {
-            let path = file.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                self.adopt(&path).await;
-            }
-            if began.elapsed() > ADOPTING {
-                break;
-            }
-        }
-    }
-
     /// Takes over how the plugin's place in the runtime's configuration fares.
     pub(super) fn note_chain(&mut self) {
         let Some(chain) = &mut self.chain else { return };
@@ -143,65 +117,6 @@ impl Node {
             Some(error) => self.failed(Reconcile::CniChain, object, error),
             None => self.errors.clear(&object),
         }
-    }
-
-    async fn adopt(&mut self, path: &Path) {
-        let object = format!("admitted endpoint {}", path.display());
-        let read = text_file::read(path, ADMITTED_BYTES_MAX).map_err(|error| error.to_string());
-        let decoded = read
-            .and_then(|text| Admitted::decode(text.as_bytes()).map_err(|error| error.to_string()));
-        let admitted = match decoded {
-            Ok(admitted) => admitted,
-            // The pod went meanwhile, and whoever admitted it has taken its word back.
-            Err(_) if is_gone(path) => return self.errors.clear(&object),
-            Err(error) => {
-                // Told once: it is removed, so that nothing would ever take the error back.
-                tracing::warn!(object, error, "it cannot be read, and is removed");
-                self.reconciles.refused(Reconcile::Endpoints, &object, &error);
-                self.errors.clear(&object);
-                return forget(path);
-            }
-        };
-        let (name, interface) = (admitted.endpoint.name.clone(), &admitted.endpoint.interface);
-        let is_there = admitted.boot_id == self.record.boot_id()
-            && ports::index(interface) == Some(admitted.ifindex);
-        if !is_there {
-            tracing::info!(endpoint = name, interface, "admitted, and its interface is gone");
-            self.errors.clear(&object);
-            return forget(path);
-        }
-        let outcome = match EndpointSpec::try_from(admitted.endpoint) {
-            // Its turn comes in the next second.
-            Ok(spec) if self.arrivals.concern(&spec) => return,
-            Ok(spec) => {
-                self.take_outlived_away(&spec).await;
-                self.add_endpoint(spec).await
-            }
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok(()) => {
-                tracing::info!(endpoint = name, "adopted");
-                self.attached.adopted += 1;
-                self.errors.clear(&object);
-                forget(path);
-            }
-            // It is tried again.
-            Err(error) => self.failed(Reconcile::Endpoints, object, error),
-        }
-    }
-}
-
-fn is_gone(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
-}
-
-/// Removes what was read; whoever admitted it may have done so first.
-fn forget(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %path.display(), %error, "cannot be removed");
     }
 }
 

@@ -32,52 +32,8 @@ const INSIDE: Duration = Duration::from_secs(5);
 /// How long workers and the kernel may take to let go of a port's sockets, where it takes some
 /// hundredths of a second.
 pub(super) const LETTING_GO: Duration = Duration::from_secs(4);
-const LETTING_GO_PAUSE: Duration = Duration::from_millis(1);
 
 impl Node {
-    /// Makes an interface a pod's port on this thread, and remembers it: for what nobody waits for.
-    pub(super) async fn add_endpoint(&mut self, spec: EndpointSpec) -> Result<(), AdminError> {
-        // It was waited for, perhaps.
-        let name = spec.name.to_string();
-        let waits = self.awaited.iter().position(|waits| waits.endpoint.name == name);
-        let waits = waits.map(|place| self.awaited.remove(place));
-        let same = |waits: &Recorded| ports::index(&spec.interface) == Some(waits.ifindex);
-        let mut changed = waits.filter(same).map(|waits| waits.changed).unwrap_or_default();
-        self.wait_until_left(&spec.interface).await;
-        match self.bring_up(&spec, &mut changed) {
-            Ok(Admission::Present) => Ok(()),
-            Ok(Admission::New) => {
-                self.errors.clear(&format!("endpoint {name}"));
-                self.errors.clear(BEFORE);
-                self.record_endpoints();
-                self.reconcile().await;
-                Ok(())
-            }
-            Err(error) => {
-                // Whoever asked is told; the log of errors is for what nobody asked for.
-                let (object, message) = (format!("endpoint {name}"), error.to_string());
-                tracing::warn!(object, error = message, "not added");
-                self.reconciles.refused(Reconcile::Endpoints, &object, &message);
-                give_back(&spec, &changed);
-                self.record_endpoints();
-                Err(error)
-            }
-        }
-    }
-
-    /// Waits until nothing is left of a port that the interface was, as long as workers take at most
-    /// to let go of it. What is left then is told by whoever makes the port.
-    async fn wait_until_left(&mut self, interface: &str) {
-        let until = Instant::now() + LETTING_GO;
-        while let Some(ifindex) = ports::index(interface)
-            && self.ports.leaving().on(ifindex).is_some()
-            && Instant::now() < until
-        {
-            tokio::time::sleep(LETTING_GO_PAUSE).await;
-            self.ports.collect(&self.workers);
-        }
-    }
-
     /// Makes the port, and adds to `changed` what must be given back for it; tables come after.
     fn bring_up(
         &mut self,

@@ -4,7 +4,7 @@
 //! Reading order: [`launch`] (`xskiff run`), [`settings`] (what it is told), this file (start and end),
 //! [`prepared`] and [`hand_over`] (before and from the process before), [`control_loop`] (what happens in
 //! between), [`reconcile`] (what changed becomes tables, rules and routes), [`publisher`] (pure: when is
-//! what published), [`arrivals`], [`local_pods`], [`attachments`], [`running_pods`] and [`bypassed_rules`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
+//! what published), [`arrivals`], [`local_pods`], [`attachments`], [`admitted`], [`running_pods`] and [`bypassed_rules`] (pods come and go), [`requests`], [`report`] and [`usage`] (what
 //! clients are told), [`verdict`] (how the node stands). [`cluster_source`], [`from_config`],
 //! [`configuration`], [`capacity`], [`manifests`], [`policies`], [`reconciles`], [`audit`], [`endpoints`], [`endpoint_record`], [`unread_record`], [`endpoint_state`],
 //! [`flow_log`], [`flow_tables`], [`flow_watch`], [`connections`], [`captures`],
@@ -42,6 +42,7 @@ use crate::ports::PortTable;
 use crate::workers::flow_memory::Beginning;
 use crate::workers::{Workers, monotonic_now};
 
+mod admitted;
 mod arrivals;
 mod attachments;
 mod audit;
@@ -111,6 +112,7 @@ pub use hand_over::Predecessor;
 pub use prepared::Preparing;
 pub use settings::Settings;
 
+use admitted::AdmittedPods;
 use arrivals::Arrivals;
 use audit::Audit;
 use captures::Capture;
@@ -199,6 +201,7 @@ pub struct Node {
     /// Endpoints of the process before that could not be taken over yet.
     awaited: Vec<Recorded>,
     unread: UnreadRecord,
+    admitted: AdmittedPods,
     running_pods: RunningPods,
     /// How the CNI plugin's endpoints fared.
     attached: CniStatus,
@@ -406,6 +409,7 @@ impl Node {
             record: EndpointRecord::new(directory.path()),
             awaited: Vec::new(),
             unread: UnreadRecord::default(),
+            admitted: AdmittedPods::default(),
             running_pods: RunningPods::default(),
             attached: CniStatus::default(),
             chain: told.chain,

@@ -10,14 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use control::admin::EndpointAdd;
 use control::admin::arrivals::{PodOutside, RunningPodsStatus};
-use control::admin::{EndpointAdd, Reply};
 use control::model::{Kind, Object, ObjectName, Pod, Uid};
 use control::store::Change;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Node;
+use super::arrivals::Asked;
 use super::caught::{Panicked, caught};
 use super::endpoints::EndpointSpec;
 use super::reconciles::Reconcile;
@@ -43,7 +43,7 @@ pub(super) struct RunningPods {
     /// Where the last look found each: the index of the node's end.
     found: BTreeMap<ObjectName, u32>,
     /// Those that are being adopted.
-    asked: BTreeMap<ObjectName, mpsc::Receiver<Reply>>,
+    asked: Asked<ObjectName>,
     /// Those that were to be adopted and could not, of which it is told until they are endpoints or gone.
     failed: BTreeSet<ObjectName>,
     /// The others, and why.
@@ -135,7 +135,7 @@ impl Node {
         let is_known = |pod: &Pod| {
             let awaited = |name: &str| self.awaited.iter().any(|one| one.endpoint.name == name);
             self.endpoints.get(&pod.name).is_some()
-                || self.running_pods.asked.contains_key(&pod.name)
+                || self.running_pods.asked.contains(&pod.name)
                 || (!self.awaited.is_empty() && awaited(&pod.name.to_string()))
         };
         let cluster = self.publisher.cluster();
@@ -172,14 +172,8 @@ impl Node {
         for spec in certain {
             let (name, interface) = (spec.name.clone(), spec.interface.clone());
             tracing::info!(endpoint = %name, interface, "it ran before; it is being adopted");
-            let (asked, reply) = mpsc::channel(1);
-            let request = EndpointAdd::from(&spec);
-            let begun = match request.validate() {
-                Ok(()) => self.begin_endpoint_add(request, asked).await,
-                Err(error) => Err(error),
-            };
-            match begun {
-                Ok(()) => _ = self.running_pods.asked.insert(name, reply),
+            match self.ask_for_endpoint(EndpointAdd::from(&spec)).await {
+                Ok(reply) => self.running_pods.asked.insert(name, reply),
                 Err(error) => _ = self.running_pods.outside.insert(name, error.to_string()),
             }
         }
@@ -202,30 +196,20 @@ impl Node {
 
     /// Takes in what became of those that are being adopted.
     fn note_adopted(&mut self) {
-        let mut answered = Vec::new();
-        self.running_pods.asked.retain(|name, reply| {
-            let outcome = reply.try_recv();
-            let is_open = outcome == Err(mpsc::error::TryRecvError::Empty);
-            answered.extend((!is_open).then(|| (name.clone(), outcome.ok())));
-            is_open
-        });
-        for (name, reply) in answered {
-            match reply {
-                Some(Reply::Endpoint(endpoint)) => {
-                    tracing::info!(endpoint = %name, interface = endpoint.interface, "adopted");
+        for (name, outcome) in self.running_pods.asked.take_answered() {
+            match outcome {
+                Ok(()) => {
+                    tracing::info!(endpoint = %name, "adopted");
                     self.running_pods.adopted += 1;
                 }
                 // It is tried again.
-                Some(Reply::Error(error)) => self.note_not_adopted(name, error.to_string()),
-                _ => self.note_not_adopted(name, "it was lost; it is tried again".into()),
+                Err(why) => {
+                    self.failed(Reconcile::Endpoints, object_of(&name), why);
+                    self.running_pods.failed.insert(name);
+                }
             }
         }
         self.forget_not_adopted();
-    }
-
-    fn note_not_adopted(&mut self, name: ObjectName, why: String) {
-        self.failed(Reconcile::Endpoints, object_of(&name), why);
-        self.running_pods.failed.insert(name);
     }
 
     /// Of pods that became endpoints, however, or went away, nothing is wrong any more.
