@@ -128,12 +128,11 @@ impl Node {
         let absent = round.absent_targets.still(&audit.last.absent_targets);
         audit.last = round;
         audit.repairs += u64::from(are_tables_unlike || is_program_unlike);
-        if is_program_unlike {
-            self.told = None;
-            self.tell_program();
-        }
         if are_tables_unlike {
             self.repair().await;
+        } else if is_program_unlike {
+            self.told = None;
+            self.tell_program();
         }
         if some_lag {
             self.workers.maintain();

@@ -27,7 +27,7 @@ pub(super) fn look(places: Vec<Place>) -> Vec<(Place, Queueing)> {
 impl Node {
     /// Adds an endpoint, and says what its packets go past.
     pub(super) fn insert_endpoint(&mut self, endpoint: Endpoint) {
-        warn_of(&endpoint.spec.name, &endpoint.spec.interface, &endpoint.queueing);
+        warn_of(&endpoint);
         self.endpoints.insert(endpoint);
     }
 
@@ -43,10 +43,9 @@ impl Node {
     /// Takes in what [`look`] found, and says what has come.
     pub(super) fn note_queueing(&mut self, looked: Vec<(Place, Queueing)>) {
         for (Place { name, port, .. }, queueing) in looked {
-            let there = self.endpoints.get(&name).filter(|there| there.port == port);
-            let Some(endpoint) = there.filter(|there| there.queueing != queueing) else { continue };
-            warn_of(&name, &endpoint.spec.interface, &queueing);
-            self.endpoints.note_queueing(&name, port, queueing);
+            if let Some(endpoint) = self.endpoints.note_queueing(&name, port, queueing) {
+                warn_of(endpoint);
+            }
         }
     }
 
@@ -73,13 +72,14 @@ impl Node {
 }
 
 /// Its limits come with its tables: whether one stands in for a rule is told from then on.
-fn warn_of(endpoint: &ObjectName, interface: &str, queueing: &Queueing) {
+fn warn_of(endpoint: &Endpoint) {
+    let Endpoint { queueing, spec, .. } = endpoint;
     let kinds = [&queueing.sent, &queueing.received].into_iter().flatten();
     let kinds: Vec<&str> = kinds.map(String::as_str).collect();
     if !kinds.is_empty() {
-        let kinds = kinds.join(", ");
+        let (kinds, interface) = (kinds.join(", "), &spec.interface);
         tracing::warn!(
-            %endpoint,
+            endpoint = %spec.name,
             interface,
             kinds,
             "tc limits or filters there what goes past it now; `xskiff endpoint list` says whether the \

@@ -198,11 +198,18 @@ impl Endpoints {
         true
     }
 
-    /// Notes what `tc` has now at an endpoint's interface, where that is still the same port's.
-    pub fn note_queueing(&mut self, name: &ObjectName, port: PortId, queueing: Queueing) {
-        if let Some(endpoint) = self.by_name.get_mut(name).filter(|there| there.port == port) {
-            endpoint.queueing = queueing;
-        }
+    /// Notes what `tc` has now at an endpoint's interface, where that is still the same port's; gives the
+    /// endpoint back if this is news.
+    pub fn note_queueing(
+        &mut self,
+        name: &ObjectName,
+        port: PortId,
+        queueing: Queueing,
+    ) -> Option<&Endpoint> {
+        let endpoint = self.by_name.get_mut(name).filter(|there| there.port == port)?;
+        let is_news = endpoint.queueing != queueing;
+        endpoint.queueing = queueing;
+        is_news.then_some(endpoint)
     }
 
     /// The endpoint of an attachment.
