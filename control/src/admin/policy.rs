@@ -456,12 +456,13 @@ pub struct ExaminedRule {
 }
 
 /// Who caused drops.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DropCause {
     /// The rule, or the default deny and the policies that isolate the pod.
     pub rule: String,
     /// The pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     /// Decisions among those that are kept.
     pub decisions: u64,

@@ -295,7 +295,8 @@ pub struct CtEntry {
 }
 
 /// Packets dropped for one reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DropCount {
     /// The reason's label.
     pub reason: String,
@@ -304,7 +305,7 @@ pub struct DropCount {
     /// Packets since the node process began.
     pub packets: u64,
     /// Of drops by policy: who caused them, as far as the decisions that are kept still tell.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<DropCause>,
 }
 
@@ -406,6 +407,7 @@ pub struct ConfigDiff {
 
 /// What the manifests folder gave.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ManifestsStatus {
     /// The folder; absent when none is configured.
     pub folder: Option<String>,
@@ -416,16 +418,13 @@ pub struct ManifestsStatus {
     /// Times a reading was refused whole or in part.
     pub failures: u64,
     /// Time of all readings together.
-    #[serde(default)]
     pub read_microseconds: u64,
     /// Time of the longest.
-    #[serde(default)]
     pub longest_read_microseconds: u64,
     /// Seconds since the last reading that succeeded; absent before the first.
     pub seconds_since_success: Option<u64>,
     /// What is refused now.
     pub errors: Vec<ObjectError>,
     /// What is in force otherwise than it was probably meant.
-    #[serde(default)]
     pub warnings: Vec<String>,
 }

@@ -1,5 +1,8 @@
 //! The node's state in full. `xskiff status`, its `--json`, and `/metrics` are all made from this
 //! one value, so that they cannot disagree.
+//!
+//! What is not told has its default: a process that takes over asks the one before it, which may be of an
+//! earlier version.
 
 use std::net::SocketAddr;
 
@@ -12,6 +15,7 @@ use super::reply::{DropCount, ManifestsStatus};
 
 /// Everything the node says about itself.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Status {
     /// The verdict, first.
     pub verdict: Verdict,
@@ -30,21 +34,18 @@ pub struct Status {
     /// Worker threads.
     pub workers: Vec<WorkerStatus>,
     /// What left as live XDP frames.
-    #[serde(default)]
     pub live_frames: LiveFramesStatus,
     /// What became of TCP segments longer than the MTU.
-    #[serde(default)]
     pub segments: SegmentsStatus,
     /// What became of the sockets of the process that this one took over from; absent otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub handed_on: Option<HandedOn>,
     /// Where metrics and probes are answered; absent where they are not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub http_listen: Option<SocketAddr>,
     /// Every bounded table.
     pub tables: Vec<TableUsage>,
     /// How the flow tables began, and where they lie.
-    #[serde(default)]
     pub flow_tables: Vec<FlowTableStatus>,
     /// Packets dropped by reason, all workers; every reason, also those with 0.
     pub drops: Vec<DropCount>,
@@ -53,34 +54,28 @@ pub struct Status {
     /// What control does.
     pub control: ControlStatus,
     /// Everything that brings one thing in step with another.
-    #[serde(default)]
     pub reconciles: Vec<ReconcileStatus>,
     /// The audit of what is in force.
-    #[serde(default)]
     pub audit: AuditStatus,
     /// How pods' ports come and go.
-    #[serde(default)]
     pub arrivals: ArrivalsStatus,
     /// Pods that ran before the node process was installed.
-    #[serde(default)]
     pub running_pods: RunningPodsStatus,
     /// Pods of the CNI plugin, and its place in the runtime's configuration.
-    #[serde(default)]
     pub cni: CniStatus,
     /// The manifests folder.
     pub manifests: ManifestsStatus,
     /// The API servers, where they are followed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<KubernetesStatus>,
     /// What shows of kube-proxy on this node.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kube_proxy: Vec<TraceStatus>,
     /// Rules of iptables of others that packets pass by once they are redirected.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub bypassed_chains: Vec<BypassedChains>,
     /// Fields of the configuration file that differ from what is in force, and will until the
     /// process is started again.
-    #[serde(default)]
     pub waiting_for_restart: Vec<String>,
     /// Last errors, newest first, at most [`ERRORS_MAX`].
     pub errors: Vec<ObjectError>,
@@ -150,6 +145,7 @@ pub struct SegmentsStatus {
 
 /// Something of kube-proxy's on this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TraceStatus {
     /// `process`, `nftables`, `iptables`, `ipvs`; or `legacy-tables`, which may be anybody's.
     pub kind: String,
@@ -159,6 +155,7 @@ pub struct TraceStatus {
 
 /// Chains that packets pass by.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct BypassedChains {
     /// Whose they are, as their names say.
     pub owner: String,
@@ -168,6 +165,7 @@ pub struct BypassedChains {
 
 /// How the audit stands.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct AuditStatus {
     /// Rounds since the process began.
     pub rounds: u64,
@@ -180,7 +178,7 @@ pub struct AuditStatus {
     /// Seconds that the last round took.
     pub seconds: f64,
     /// Seconds since it ended; absent before the first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds_since: Option<u64>,
     /// Differences since the process began, by what differed.
     pub differences: Vec<(String, u64)>,
@@ -212,6 +210,7 @@ pub const ERRORS_MAX: usize = 32;
 
 /// The first line of `status`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Verdict {
     /// How it stands.
     pub level: Level,
@@ -235,14 +234,15 @@ pub enum Level {
 }
 
 /// A bandwidth limit in force.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LimitInfo {
     /// `ingress` (to the pod) or `egress` (from it).
     pub direction: String,
     /// Bits a second.
     pub bits_per_second: u64,
     /// Bits that may go at once after a pause, where the runtime told.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub burst_bits: Option<u64>,
     /// Packets that waited for their time.
     pub delayed_packets: u64,
@@ -252,6 +252,7 @@ pub struct LimitInfo {
 
 /// One interface of ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PortStatus {
     /// Index in the tables.
     pub port: u16,
@@ -260,7 +261,7 @@ pub struct PortStatus {
     /// `pod`, `uplink` or `host`.
     pub kind: String,
     /// `namespace/pod` for pods.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     /// Whether the link is up with a carrier.
     pub up: bool,
@@ -273,16 +274,12 @@ pub struct PortStatus {
     /// Queues with a socket.
     pub queues: u32,
     /// How packets leave: `live-frames` (when there are many at once), or `af-xdp` and why.
-    #[serde(default)]
     pub transmit: String,
     /// Packets of those transmitted that left as live frames, under any port of this number.
-    #[serde(default)]
     pub live_packets: u64,
     /// Of those, packets that a full ring at the other end refused.
-    #[serde(default)]
     pub live_refused_packets: u64,
     /// Of those, packets that vanished since the other end polls nothing.
-    #[serde(default)]
     pub live_vanished_packets: u64,
     /// Packets received from the port.
     pub received_packets: u64,
@@ -293,10 +290,9 @@ pub struct PortStatus {
     /// Bytes queued for transmission.
     pub transmitted_bytes: u64,
     /// Flows charged to its pod.
-    #[serde(default)]
     pub flows: u64,
     /// Bandwidth limits of its pod in force, ingress first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<LimitInfo>,
     /// Counters of its sockets, all queues.
     pub sockets: SocketCounts,
@@ -304,11 +300,12 @@ pub struct PortStatus {
 
 /// How a flow table began, where it lies, and how it fills.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct FlowTableStatus {
     /// Its name among the tables.
     pub table: String,
     /// Its file, in which the next process finds it; absent: its flows end with this process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// `new`, or what became of the flows of the process before: `taken-over` as they were left,
     /// `rebuilt` after a kill or for other workers, `moved` to a table of another size.
@@ -318,10 +315,9 @@ pub struct FlowTableStatus {
     /// Flows of the process before that found no room.
     pub lost: u64,
     /// Why flows were not taken, or why there is no file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// How it fills.
-    #[serde(default)]
     pub fill: FlowTableFill,
 }
 
@@ -369,6 +365,7 @@ pub struct FlowTableFill {
 
 /// What the XDP program did with frames, all interfaces together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct XdpCounts {
     /// Ours, handed to a socket.
     pub redirected: u64,
@@ -387,16 +384,15 @@ pub struct XdpCounts {
     /// Ours without a live worker, left to the kernel as configured.
     pub passed_on_stall: u64,
     /// Ours behind a priority tag on an uplink, dropped. 0 of a node before it was counted.
-    #[serde(default)]
     pub tagged: u64,
     /// Ours and the first of a TCP connection, dropped: the worker that serves the queue is late with its
     /// tick. 0 of a node before it was counted.
-    #[serde(default)]
     pub late: u64,
 }
 
 /// XDP_STATISTICS (include/uapi/linux/if_xdp.h), summed over a port's queues.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SocketCounts {
     /// Frames dropped for other reasons, such as being larger than the buffer.
     pub rx_dropped: u64,
@@ -414,6 +410,7 @@ pub struct SocketCounts {
 
 /// One worker thread.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WorkerStatus {
     /// Number, from 0.
     pub worker: u16,
@@ -424,13 +421,10 @@ pub struct WorkerStatus {
     /// Whether it has ticked, or announced its sleep, within the stall limit.
     pub alive: bool,
     /// How often it has gone on after a panic.
-    #[serde(default)]
     pub restarts: u64,
     /// How often it has stalled: what is ours on its queues was dropped until it was back.
-    #[serde(default)]
     pub stalls: u64,
     /// Bursts taken in while it had more to do than it can: new flows were shed.
-    #[serde(default)]
     pub pressed_bursts: u64,
     /// Published tables it has adopted since start.
     pub tables_adopted: u64,
@@ -446,34 +440,26 @@ pub struct WorkerStatus {
     pub handed_out: u64,
     /// The same by cause, those included that found an inbox full: `miss`, `mapping`, `holder`,
     /// `fragment`.
-    #[serde(default)]
     pub handed_for: Vec<(String, u64)>,
     /// Packets finished by a flow whose entry another worker has; of full bursts an estimate.
-    #[serde(default)]
     pub foreign_hits: u64,
     /// Flows opened though another worker is their hash's owner.
-    #[serde(default)]
     pub flows_opened_for_others: u64,
     /// Flows opened of whose replies another worker is the hash's owner.
-    #[serde(default)]
     pub flows_with_alias_elsewhere: u64,
     /// Packets that wait for a neighbour, for their first fragment or for their time now.
     pub held: u64,
     /// Packets that waited for their time at a bandwidth limit.
-    #[serde(default)]
     pub paced_packets: u64,
     /// Their bytes.
-    #[serde(default)]
     pub paced_bytes: u64,
     /// Packets dropped, by reason's label; reasons with 0 are left out.
     pub dropped: Vec<(String, u64)>,
     /// Flows inserted.
     pub flows_created: u64,
     /// Of those, ones whose source is masqueraded.
-    #[serde(default)]
     pub flows_masqueraded: u64,
     /// Of those, ones whose source a rule of `nat.snat` translates.
-    #[serde(default)]
     pub flows_translated_by_rule: u64,
     /// Flows ended by time-out.
     pub flows_expired: u64,
@@ -482,53 +468,38 @@ pub struct WorkerStatus {
     /// Flows given up to make room.
     pub flows_evicted: u64,
     /// The same by class: `half-open`, `closing`, `short-lived`.
-    #[serde(default)]
     pub evicted: Vec<(String, u64)>,
 
     /// Flows judged again because tables changed.
     pub flows_rejudged: u64,
     /// TCP connections reset because their backend is gone.
-    #[serde(default)]
     pub flows_reset: u64,
     /// Flows that ended to be decided about anew: UDP whose backend serves no longer, mostly.
-    #[serde(default)]
     pub flows_chosen_anew: u64,
     /// Clients whose backend was remembered for session affinity.
-    #[serde(default)]
     pub affinities_created: u64,
     /// Those for whom the flow table had no room.
-    #[serde(default)]
     pub affinities_refused: u64,
     /// Flows that stand only because a policy that would refuse them is under audit.
-    #[serde(default)]
     pub flows_audited: u64,
     /// Flows opened by what policy denies, taken for a lost flow's reply.
-    #[serde(default)]
     pub lost_replies: u64,
     /// Packets dropped, of those that policy dropped, since no Pod object of their sender or receiver
     /// is known.
-    #[serde(default)]
     pub unknown_pod_drops: u64,
     /// Flows admitted for that reason.
-    #[serde(default)]
     pub unknown_pod_flows: u64,
     /// TCP segments outside of their windows that passed.
-    #[serde(default)]
     pub out_of_window_passed: u64,
     /// TCP resets that passed and ended nothing, being not what was expected next.
-    #[serde(default)]
     pub resets_challenged: u64,
     /// Packets translated between IPv4 and IPv6.
-    #[serde(default)]
     pub between_families: u64,
     /// Packets sent on to the node of their backend, which answers their clients.
-    #[serde(default)]
     pub dispatched: u64,
     /// Those of them that no flow is kept of.
-    #[serde(default)]
     pub dispatched_without_flow: u64,
     /// Packets of clients that another node has chosen the backend of.
-    #[serde(default)]
     pub directed: u64,
     /// Events lost because a ring was full or the budget spent.
     pub events_lost: u64,
@@ -542,6 +513,7 @@ pub struct WorkerStatus {
 
 /// How full a bounded table is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TableUsage {
     /// `flows_ipv4`, `fragments`, `ports`, `services`, `next_hops` and so on.
     pub name: String,
@@ -553,12 +525,12 @@ pub struct TableUsage {
     pub high_water: u64,
     /// Whether it refuses nothing when it is full, by design: it forgets its oldest entry for a new
     /// one, or tells less.
-    #[serde(default)]
     pub overwrites: bool,
 }
 
 /// What the control thread has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ControlStatus {
     /// Tables published.
     pub publishes: u64,
@@ -577,12 +549,12 @@ pub struct ControlStatus {
     /// Failed reconciles of any kind.
     pub reconcile_failures: u64,
     /// How often the control thread has begun anew after a panic.
-    #[serde(default)]
     pub restarts: u64,
 }
 
 /// A failure, with the object it concerns.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ObjectError {
     /// `NetworkPolicy shop/deny-all`, `interface eth0`, a file's path.
     pub object: String,

@@ -158,3 +158,78 @@ fn a_resize_of_nothing_is_refused() {
     let refused = decode_request(bytes.trim_ascii_end()).unwrap_err().to_string();
     assert!(refused.contains("say how many flows"), "{refused}");
 }
+
+/// Of each list one, and all that may be absent.
+fn told_status() -> status::Status {
+    let error = status::ObjectError { object: "Service shop/web".into(), ..Default::default() };
+    status::Status {
+        ports: vec![status::PortStatus {
+            limits: vec![status::LimitInfo { burst_bits: Some(1), ..Default::default() }],
+            ..Default::default()
+        }],
+        workers: vec![status::WorkerStatus::default()],
+        handed_on: Some(status::HandedOn {
+            reason: Some("none came".into()),
+            ..Default::default()
+        }),
+        http_listen: Some("127.0.0.1:9977".parse().unwrap()),
+        tables: vec![status::TableUsage::default()],
+        flow_tables: vec![status::FlowTableStatus {
+            file: Some("/run/xskiff/flows4".into()),
+            ..Default::default()
+        }],
+        drops: vec![reply::DropCount {
+            causes: vec![policy::DropCause {
+                endpoint: Some("shop/web".into()),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        reconciles: vec![status::ReconcileStatus::default()],
+        manifests: reply::ManifestsStatus { errors: vec![error.clone()], ..Default::default() },
+        kubernetes: Some(kubernetes::KubernetesStatus {
+            servers: vec![kubernetes::ServerStatus::default()],
+            kinds: vec![kubernetes::KindStatus::default()],
+            refused: vec![error.clone()],
+            ..Default::default()
+        }),
+        kube_proxy: vec![status::TraceStatus::default()],
+        bypassed_chains: vec![status::BypassedChains::default()],
+        errors: vec![error],
+        ..Default::default()
+    }
+}
+
+/// The JSON pointers (RFC 6901) of all members of objects.
+fn members(of: &serde_json::Value, at: &str, found: &mut Vec<(String, String)>) {
+    match of {
+        serde_json::Value::Object(all) => {
+            for (name, member) in all {
+                found.push((at.to_owned(), name.clone()));
+                members(member, &format!("{at}/{name}"), found);
+            }
+        }
+        serde_json::Value::Array(all) => {
+            for (place, member) in all.iter().enumerate() {
+                members(member, &format!("{at}/{place}"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn a_status_is_read_whatever_an_earlier_or_a_later_version_tells() {
+    let told = serde_json::to_value(told_status()).unwrap();
+    let mut found = Vec::new();
+    members(&told, "", &mut found);
+    assert!(found.len() > 200, "{}", found.len());
+    for (at, name) in found {
+        let mut other = told.clone();
+        let object = other.pointer_mut(&at).and_then(|object| object.as_object_mut()).unwrap();
+        object.remove(&name);
+        object.insert("what a later version tells".into(), 1.into());
+        serde_json::from_value::<status::Status>(other)
+            .unwrap_or_else(|error| panic!("without {at}/{name}: {error}"));
+    }
+}

@@ -80,7 +80,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("control/cni/src/node.rs REPLY_BYTES_MAX", Input),
     ("control/node/src/cni/files.rs CONFLIST_BYTES_MAX", Input),
     ("control/node/src/live_ways.rs TRIALS_MAX", Work),
-    ("control/node/src/node/attachments.rs ADMITTED_MAX", Work),
+    ("control/node/src/node/admitted.rs ADMITTED_MAX", Work),
     ("control/node/src/admin_server.rs CALLS_MAX", Table(&["admin_calls"])),
     ("control/node/src/admin_server.rs CONNECTIONS_MAX", Table(&["admin_connections"])),
     ("control/node/src/node/arrivals.rs ARRIVALS_MAX", Table(&["endpoint_arrivals"])),
