@@ -1,7 +1,9 @@
 //! One node process after another, under connections that are held: none breaks, and how long nothing
 //! is answered meanwhile, seen by a client that asks a thousand times a second through a service.
 //! `XSKIFF_RESTART_CONNECTIONS` TCP connections and `XSKIFF_RESTART_DATAGRAMS` UDP flows, of which
-//! `XSKIFF_RESTART_SEED` chooses the busy ones; the others are idle.
+//! `XSKIFF_RESTART_SEED` chooses the busy ones; the others are idle. `XSKIFF_EARLIER_BINARY` names an
+//! earlier version, which the first restart is an upgrade of; `XSKIFF_RESTART_FIRST` says which of the
+//! restarts that is.
 
 use std::fs::{OpenOptions, Permissions};
 use std::io::ErrorKind;
@@ -18,7 +20,7 @@ use xskiff::lab::{Process, wait_until};
 use xskiff_tests::xskiff_binary::root_or_skip;
 
 use crate::clients::{Client, Datagrams, resets};
-use crate::world::{PATIENCE, Shape, World, number_from, within};
+use crate::world::{PATIENCE, Shape, Stage, World, number_from, within};
 
 /// What a process says once the one before hands over.
 const ASKED: &str = "the process before hands over";
@@ -125,6 +127,9 @@ const RESTARTS: [Restart; 8] = [
     },
 ];
 
+/// Runs the binary of an earlier version in place of the one that the next word names.
+const EARLIER: [&str; 4] = ["sh", "-c", "shift; exec \"$XSKIFF_EARLIER_BINARY\" \"$@\"", "sh"];
+
 /// Makes the flow table in `file` one that an earlier version wrote: by the number of its format, and by a
 /// layout that is its own affair (words 16 and 22 of the header).
 fn write_as_earlier_version(file: &Path) {
@@ -153,12 +158,15 @@ fn no_connection_breaks_from_one_process_to_the_next_and_the_gap_is_told() {
     let seed = number_from("XSKIFF_RESTART_SEED", 20_261);
     let patience = PATIENCE + Duration::from_millis(connections + datagrams);
     let shape = Shape { label: "restart", mtu: 1500, xdp_mode: "native" };
-    let world = World::start_edited(shape, |text| {
+    let stage = Stage::build(shape, |text| {
         let flows = (2 * (connections + datagrams)).max(65_536);
         let text = text.replace("ipv4_flows_max: 65536", &format!("ipv4_flows_max: {flows}"));
         text + "\nstall: {on_exit: drop}\nconntrack: {details: false}\n"
             + "timeouts: {udp_seconds: 7200, udp_stream_seconds: 7200}\n"
     });
+    let mut is_earlier = std::env::var_os("XSKIFF_EARLIER_BINARY").is_some();
+    let world = if is_earlier { stage.begin_behind(&EARLIER) } else { stage.begin() };
+    let first = usize::try_from(number_from("XSKIFF_RESTART_FIRST", 0)).expect("small");
     let client = &world.scene.client;
     client.ip(&format!("route add local {} dev lo", OWN[0])).expect("own addresses");
     let resets_before = resets(&world);
@@ -178,7 +186,8 @@ fn no_connection_breaks_from_one_process_to_the_next_and_the_gap_is_told() {
     flows.wait_open(patience);
 
     let mut running: Option<Process> = None;
-    for Restart { how, signal, changed, is_upgrade, outcome } in RESTARTS {
+    for restart in RESTARTS.iter().cycle().skip(first).take(RESTARTS.len()) {
+        let Restart { how, signal, changed, is_upgrade, outcome } = *restart;
         let mut next = None;
         let flow_table = world.status().flow_tables.swap_remove(0).file.expect("it is in a file");
         let probed = format!("{}:{ECHO}", BALANCER[0]);
@@ -218,7 +227,10 @@ fn no_connection_breaks_from_one_process_to_the_next_and_the_gap_is_told() {
             _ => assert!(handed_on.is_none() && signal.is_some(), "{how}: {handed_on:?}"),
         }
         let table = world.status().flow_tables.swap_remove(0);
-        assert_eq!((&*table.outcome, table.lost, table.reason), (outcome, 0, None), "{how}");
+        // Whatever the earlier version's format is.
+        let outcome =
+            if std::mem::take(&mut is_earlier) { table.outcome.clone() } else { outcome.into() };
+        assert_eq!((&table.outcome, table.lost, table.reason), (&outcome, 0, None), "{how}");
         assert!(table.flows >= connections + datagrams, "{how}: {}", table.flows);
         let gap = longest_gap(&answers);
         println!(
