@@ -115,7 +115,8 @@ fn is_over(path: &Path, name: &str, retained: &Retained) -> io::Result<bool> {
         let mut bytes = Vec::new();
         file.take(ADMITTED_BYTES_MAX).read_to_end(&mut bytes)?;
         // One that cannot be read is told, and removed, by the node.
-        let attachment = Admitted::decode(&bytes).ok().and_then(|word| word.endpoint.attachment);
+        let attachment =
+            Admitted::decode(&bytes).ok().and_then(|(word, _)| word.endpoint.attachment);
         return Ok(attachment.is_some_and(|attachment| !retained.keeps(&attachment)));
     }
     match file.try_lock() {
@@ -138,7 +139,7 @@ fn remove(file: &Path) -> io::Result<bool> {
 #[must_use]
 pub fn read(socket: &Path, attachment: &Attachment) -> Option<Admitted> {
     let bytes = fs::read(directory(socket).join(attachment.file_name())).ok()?;
-    Admitted::decode(&bytes).ok()
+    Admitted::decode(&bytes).ok().map(|(word, _)| word)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use dataplane::pacing::{RATE_BITS_MAX, RATE_BITS_MIN};
 use serde::{Deserialize, Serialize};
 
+use super::other_version::{Fields, leave_unknown_out};
 use super::{AdminError, DETAIL_BYTES_MAX, PATH_BYTES_MAX, parse_mac, validate_interface};
 use crate::shown::cut;
 
@@ -189,6 +190,9 @@ impl Retained {
     }
 }
 
+/// Fields of an [`Admitted`].
+const ADMITTED_FIELDS: [Fields<'_>; 1] = [(&[], &["boot_id", "ifindex", "endpoint"])];
+
 /// A pod that was admitted while no node process was there, for the next one to adopt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -202,18 +206,21 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// Reads one, and checks it as a request is checked.
+    /// Reads one, and checks it as a request is checked; gives what another version said in it that is not
+    /// known here, and was left out.
     ///
     /// # Errors
     /// [`AdminError::Malformed`], [`AdminError::Invalid`]; never panics, whatever the bytes.
-    pub fn decode(bytes: &[u8]) -> Result<Self, AdminError> {
-        let admitted: Self =
-            serde_json::from_slice(bytes).map_err(|error| AdminError::malformed(&error))?;
+    pub fn decode(bytes: &[u8]) -> Result<(Self, Vec<String>), AdminError> {
+        let malformed = |error| AdminError::malformed(&error);
+        let mut value = serde_json::from_slice(bytes).map_err(malformed)?;
+        let unknown = leave_unknown_out(&mut value, &ADMITTED_FIELDS);
+        let admitted: Self = serde_json::from_value(value).map_err(malformed)?;
         admitted.endpoint.validate()?;
         if admitted.endpoint.attachment.is_none() {
             return Err(AdminError::invalid("attachment", "whoever admitted it must name it"));
         }
-        Ok(admitted)
+        Ok((admitted, unknown))
     }
 }
 
@@ -376,7 +383,12 @@ mod tests {
     fn what_was_admitted_is_read_back_and_checked_like_a_request() {
         let admitted = Admitted { boot_id: "boot".into(), ifindex: 7, endpoint: endpoint() };
         let text = serde_json::to_string(&admitted).unwrap();
-        assert_eq!(Admitted::decode(text.as_bytes()).unwrap(), admitted);
+        assert_eq!(Admitted::decode(text.as_bytes()).unwrap(), (admitted.clone(), Vec::new()));
+        // Of another version.
+        let newer = text.replace("\"ifindex\"", "\"of_tomorrow\":1,\"ifindex\"");
+        let newer = newer.replace("\"interface\"", "\"of_next_week\":[],\"interface\"");
+        let unknown = ["of_tomorrow", "of_next_week", "of_next_week"].map(String::from).to_vec();
+        assert_eq!(Admitted::decode(newer.as_bytes()).unwrap(), (admitted.clone(), unknown));
         for (old, new, word) in [
             ("\"ifindex\"", "\"index\"", "index"),
             ("10.1.0.5", "224.0.0.1", "224.0.0.1"),

@@ -39,6 +39,8 @@ pub struct ServerStatus {
     pub received_bytes: u64,
     /// Times it failed.
     pub failures: u64,
+    /// Whether it is a relay of an earlier version, which leaves out some of what this one reads.
+    pub of_earlier_version: bool,
     /// Why, the last time, until it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,

@@ -4,8 +4,8 @@
 //! answers with one [`Reply`], or with a stream of [`Reply::Item`]s ended by [`Reply::End`].
 //! Types only: the socket, its bounds and its permissions are the node process's matter.
 //!
-//! Reading order: this file (requests, framing), [`endpoint`] (pods' interfaces), [`cni`]
-//! (how those of a runtime fare), [`fault`] (failures by order), [`reply`] (answers),
+//! Reading order: this file (requests, framing), [`endpoint`] (pods' interfaces), [`other_version`] (what
+//! others wrote down of these), [`cni`] (how those of a runtime fare), [`fault`] (failures by order), [`reply`] (answers),
 //! [`policy`] (of identities and
 //! policies, both), [`status`] (the node's state in full, from which `xskiff status` and `/metrics`
 //! are both made).
@@ -21,6 +21,7 @@ pub mod cni;
 pub mod endpoint;
 pub mod fault;
 pub mod kubernetes;
+pub mod other_version;
 pub mod policy;
 pub mod reply;
 pub mod service;
@@ -51,6 +52,12 @@ pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
 pub const PATH_BYTES_MAX: usize = 4095;
 /// Longest detail of a refusal, in bytes: it goes into the log and must not bury it.
 const DETAIL_BYTES_MAX: usize = 1000;
+
+/// What every line from a client says, of whatever version.
+#[derive(Deserialize)]
+struct AnyVersion {
+    version: u32,
+}
 
 /// One line from a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -333,11 +340,16 @@ pub fn decode_request(line: &[u8]) -> Result<Request, AdminError> {
     if line.len() > REQUEST_BYTES_MAX {
         return Err(AdminError::TooLong { bytes: line.len() as u64 });
     }
-    let line: RequestLine =
-        serde_json::from_slice(line).map_err(|error| AdminError::malformed(&error))?;
-    if line.version != PROTOCOL_VERSION {
-        return Err(AdminError::Version { got: line.version });
+    let read = serde_json::from_slice::<RequestLine>(line);
+    // First: a request of another version may be none that is known here.
+    let version = match &read {
+        Ok(line) => Some(line.version),
+        Err(_) => serde_json::from_slice(line).ok().map(|AnyVersion { version }| version),
+    };
+    if let Some(got) = version.filter(|version| *version != PROTOCOL_VERSION) {
+        return Err(AdminError::Version { got });
     }
+    let line = read.map_err(|error| AdminError::malformed(&error))?;
     validate(&line.request)?;
     Ok(line.request)
 }

@@ -221,7 +221,7 @@ pub struct Verdict {
 }
 
 /// How the node stands.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
     /// All is well.
@@ -231,6 +231,17 @@ pub enum Level {
     Degraded,
     /// Traffic of some port or worker does not pass.
     Failing,
+}
+
+/// A later version's word for something between the first and the last is read as what is between them here.
+impl<'de> Deserialize<'de> for Level {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match &*String::deserialize(deserializer)? {
+            "ok" => Self::Ok,
+            "failing" => Self::Failing,
+            _ => Self::Degraded,
+        })
+    }
 }
 
 /// A bandwidth limit in force.

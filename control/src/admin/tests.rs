@@ -90,6 +90,11 @@ fn every_request_survives_the_wire() {
 fn another_protocol_version_is_refused_by_number() {
     let refused = decode_request(br#"{"version":2,"request":"status"}"#);
     assert_eq!(refused, Err(AdminError::Version { got: 2 }));
+    // Also where nothing else of it is known.
+    let refused = decode_request(br#"{"version":3,"request":{"of_tomorrow":{}},"more":[]}"#);
+    assert_eq!(refused, Err(AdminError::Version { got: 3 }));
+    let refused = decode_request(br#"{"version":1,"request":{"of_tomorrow":{}}}"#).unwrap_err();
+    assert!(refused.to_string().contains("of_tomorrow"), "{refused}");
 }
 
 #[test]
@@ -224,6 +229,12 @@ fn a_status_is_read_whatever_an_earlier_or_a_later_version_tells() {
     let mut found = Vec::new();
     members(&told, "", &mut found);
     assert!(found.len() > 200, "{}", found.len());
+    for level in [status::Level::Ok, status::Level::Degraded, status::Level::Failing] {
+        let word = serde_json::to_value(level).unwrap();
+        assert_eq!(serde_json::from_value::<status::Level>(word).unwrap(), level);
+    }
+    let later = serde_json::from_value::<status::Level>("of_tomorrow".into());
+    assert_eq!(later.unwrap(), status::Level::Degraded);
     for (at, name) in found {
         let mut other = told.clone();
         let object = other.pointer_mut(&at).and_then(|object| object.as_object_mut()).unwrap();

@@ -4,13 +4,18 @@ use std::sync::atomic::AtomicU64;
 use super::*;
 use crate::address::Protocol;
 use crate::charge::Charge;
-use crate::conntrack::Life;
-use crate::flow::{FlowRoute, Origin, write_above_counts};
+use crate::connections::Counted;
+use crate::conntrack::{Life, Seen};
+use crate::direct::Role;
+use crate::flow::{FlowFamily as _, FlowRoute, Origin, write_above_counts};
 use crate::flow_key::{FlowKey, FlowKey4, FlowKey6};
 use crate::forwarding::NextHopId;
 use crate::identity::PodTag;
 use crate::lb::ServiceId;
+use crate::mss::SegmentLimit;
 use crate::policy::RuleId;
+use crate::tables::Timeouts;
+use crate::time::Nanos;
 
 /// What this version writes of a flow must not change unseen: change the meaning or the place of anything,
 /// and add a [`Format`], with how to read the one before.
@@ -37,6 +42,43 @@ fn a_flows_words_are_those_of_the_current_format() {
         ],
         "{words:#018x?}"
     );
+}
+
+/// The same of longer addresses, of the bits of a life, and of hashes: a table with others is not found its
+/// flows in.
+#[test]
+fn a_lifes_bits_longer_addresses_and_hashes_are_those_of_the_current_format() {
+    let address = |last| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last]);
+    let key = |source, source_port, destination, destination_port| {
+        let (source, destination) = (address(source), address(destination));
+        let ends = ((source, source_port), (destination, destination_port));
+        FlowKey6::from_generic(&FlowKey::new(Protocol::UDP, ends.0, ends.1).unwrap()).unwrap()
+    };
+    let (original, reply) = (key(1, 50_001, 2, 53), key(3, 53, 1, 50_001));
+    let words = written::<_, 16>(&original, &reply);
+    assert_eq!(words, [0; 16], "{words:#018x?}");
+
+    let (now, timeouts) = (Nanos(77_000_000_000), Timeouts::default());
+    let opened = Life::opened(Protocol::TCP, Seen::of(Seen::SYN), now, &timeouts);
+    let limited = opened.with_segment_limit(SegmentLimit::of(1400), Seen::SYN);
+    let answer = Seen::of(Seen::SYN | Seen::ACK);
+    let answered = limited.advanced(FlowDirection::Reply, answer, now, &timeouts).unwrap();
+    let lives = [
+        opened,
+        limited,
+        answered,
+        answered.with_counted(Counted::of(5)),
+        answered.denied(),
+        opened.with_role(Some(Role::Dispatches), now, &timeouts),
+        opened.with_role(Some(Role::Answers), now, &timeouts),
+    ];
+    let lives = lives.map(|life| life.0);
+    assert_eq!(lives, [0; 7], "{lives:#018x?}");
+
+    let hasher = Hasher::portable([1, 2]);
+    let short = FlowKey4::new(Protocol::TCP, (0xc000_0201, 50_001), (0xcb00_7105, 443));
+    let hashes = [TableKey::<8>::hash(&short, &hasher), TableKey::<16>::hash(&original, &hasher)];
+    assert_eq!(hashes, [0; 2], "{hashes:#018x?}");
 }
 
 fn written<K: TableKey<W>, const W: usize>(original: &K, reply: &K) -> [u64; W] {

@@ -110,7 +110,8 @@ fn between_two_processes_what_is_ours_is_dropped_and_policy_holds() {
     assert!(programs(&world).is_empty(), "{:?}", programs(&world));
     assert!(world.scene.node.ip("link show xskiff-host").is_err(), "the host port is left");
     assert!(escapes(&world), "this test could not see traffic escape");
-    assert_eq!(detach(&world).expect("nothing is left")["interfaces"], 0);
+    let again = detach(&world).expect("nothing is left");
+    assert_eq!((&again["interfaces"], &again["endpoints"]), (&0.into(), &0.into()));
 }
 
 #[test]

@@ -451,6 +451,13 @@ mod tests {
         assert_eq!(message.descriptors(), 3 + 1 + 3);
     }
 
+    /// Change what is written, and raise the version: another one's bytes must not be taken for one's own.
+    #[test]
+    fn what_is_written_is_what_the_version_says() {
+        let sum = checksum(&message().encode());
+        assert_eq!((VERSION, sum), (1, 0x0fb7_671b_52d8_daf2), "{sum:#x}");
+    }
+
     #[test]
     fn bytes_of_others_of_other_versions_and_damaged_ones_are_refused() {
         let whole = message().encode();

@@ -1,6 +1,6 @@
 //! One server: its connections, and how it fared lately.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::access::Access;
 use super::connection;
 use super::error::{ClientError, chain};
+use crate::kept::{EVERYTHING, KEPT};
 
 /// One server.
 pub struct Server {
@@ -27,6 +28,8 @@ pub struct Server {
     pub requests: AtomicU64,
     /// Times it failed.
     pub failures: AtomicU64,
+    /// How much of objects it passes on, as it told last.
+    kept: AtomicU32,
     access: Arc<Access>,
     /// Absent until it is asked, and again once it failed: files are then read anew, and names
     /// resolved.
@@ -114,6 +117,7 @@ impl Server {
             received: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            kept: AtomicU32::new(EVERYTHING),
             access,
             client: tokio::sync::Mutex::default(),
             health: Mutex::default(),
@@ -140,6 +144,25 @@ impl Server {
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
         self.health().last_error.clone()
+    }
+
+    /// Notes how much of objects it passes on, and gives it back.
+    pub(super) fn note_kept(&self, kept: u32) -> u32 {
+        if self.kept.swap(kept, Ordering::Relaxed) != kept && kept < KEPT {
+            let relay = self.name();
+            tracing::warn!(
+                relay,
+                "it is of an earlier version, and leaves out some of what this node reads: upgrade relays \
+                 before nodes"
+            );
+        }
+        kept
+    }
+
+    /// Whether it leaves out some of what this version reads.
+    #[must_use]
+    pub fn is_of_earlier_version(&self) -> bool {
+        self.kept.load(Ordering::Relaxed) < KEPT
     }
 
     pub(super) fn answered(&self) {

@@ -14,6 +14,7 @@ use super::error::{ClientError, chain, cut};
 use super::server::{Ask, Server, jittered};
 use super::spoilers::Spoilers;
 use super::timed::Timed;
+use crate::kept;
 use crate::list_watch::wire::Status;
 
 /// Before the next server is asked in place of one that failed, so that those who lost a relay do
@@ -268,7 +269,8 @@ impl Servers {
         let answer = server.send(ask).await.map_err(|error| (error, None))?;
         let (status, retry_after) = (answer.status(), retry_after(&answer));
         if status.is_success() {
-            return Ok(Timed::new(answer.into_body(), Arc::clone(server), silence));
+            let kept = server.note_kept(kept::told(server, answer.headers()));
+            return Ok(Timed::new(answer.into_body(), Arc::clone(server), silence).keeping(kept));
         }
         let body = Timed::new(answer.into_body(), Arc::clone(server), self.access.request_timeout);
         let said = body.whole(REFUSAL_BYTES_MAX).await.unwrap_or_default();

@@ -16,11 +16,14 @@ use tokio::time::{Instant, Sleep};
 
 use super::error::{ClientError, chain};
 use super::server::Server;
+use crate::kept::EVERYTHING;
 
 /// The body of an answer.
 pub struct Timed {
     body: Body,
     server: Arc<Server>,
+    /// How much of objects it passes on.
+    kept: u32,
     /// Longest silence.
     bound: Duration,
     silence: Pin<Box<Sleep>>,
@@ -31,7 +34,17 @@ pub struct Timed {
 impl Timed {
     pub(super) fn new(body: Body, server: Arc<Server>, bound: Duration) -> Self {
         let silence = Box::pin(tokio::time::sleep(bound));
-        Self { body, server, bound, silence, is_awaited: true }
+        Self { body, server, kept: EVERYTHING, bound, silence, is_awaited: true }
+    }
+
+    /// The same of a server that passes so much of objects on.
+    pub(super) fn keeping(self, kept: u32) -> Self {
+        Self { kept, ..self }
+    }
+
+    /// How much of objects is passed on ([`crate::kept`]).
+    pub(crate) fn kept(&self) -> u32 {
+        self.kept
     }
 
     /// From now on silence may be for want of anything to say: the connection is given up, and the

@@ -1,5 +1,6 @@
 use control::model::read::{UnknownFields, object};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::*;
 
@@ -63,6 +64,16 @@ fn every_object_comes_back_as_it_was() {
         let bytes = encode(&object);
         assert_eq!(decode(object.key().kind, &bytes), Ok(object));
     }
+}
+
+/// Change what is written, and raise the snapshot's version: an older one's bytes would be read as something
+/// else.
+#[test]
+fn what_is_written_is_what_the_snapshots_version_says() {
+    let bytes: Vec<u8> = objects().iter().flat_map(encode).collect();
+    let digest = Sha256::digest(&bytes);
+    let start = digest.iter().take(8).fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
+    assert_eq!((crate::snapshot::file::VERSION, start), (7, 0xe950_1fdf_357f_e199), "{start:#x}");
 }
 
 #[test]

@@ -160,6 +160,7 @@ fn server_status(server: &crate::client::server::Server) -> ServerStatus {
         requests: load(&server.requests),
         received_bytes: load(&server.received),
         failures: load(&server.failures),
+        of_earlier_version: server.is_of_earlier_version(),
         last_error: server.last_error(),
     }
 }

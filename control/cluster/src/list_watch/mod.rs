@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::client::server::{backoff, jittered};
 use crate::client::{ClientError, Servers, Spoilers};
+use crate::kept::{EVERYTHING, has_more};
 use crate::resource::{GROUPS, Resource};
 
 mod lines;
@@ -30,6 +31,8 @@ use wire::{Event, Groups, PAGE, PAGE_BYTES_MAX, Page, Status, escaped, metadata}
 
 /// A watch that ended sooner, without an event, was none.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
+/// Between two lists that are asked for anew since a server has more of it.
+const MORE_RETRY: Duration = Duration::from_secs(60);
 /// Expiries are apart that lie further from each other than so many of the longest pauses.
 const EXPIRIES_APART: u32 = 4;
 
@@ -105,6 +108,11 @@ pub(crate) struct Follower<S> {
     spoilers: Spoilers,
     /// Where to go on watching; `None`: a list is needed.
     version: Option<String>,
+    /// How much of objects the last list had, or the one that is read.
+    kept: u32,
+    /// Not before then, a list is asked for anew because a server has more of it: behind one name, some
+    /// relays may be of an earlier version.
+    more_from: Instant,
     /// Failures since a server last said something of it.
     failures: u32,
     /// When what was known last expired, and how often it did one soon after the other: a server whose
@@ -137,6 +145,8 @@ impl<S: Sink> Follower<S> {
             sink,
             spoilers: Spoilers::default(),
             version: None,
+            kept: EVERYTHING,
+            more_from: Instant::now(),
             failures: 0,
             expired: None,
             streams_from: Instant::now(),
@@ -266,6 +276,7 @@ impl<S: Sink> Follower<S> {
     /// A list in pages, for servers that stream none.
     async fn list(&mut self) -> Result<Ended, ClientError> {
         self.sink.begin_list();
+        self.kept = EVERYTHING;
         let path = self.path();
         let mut rest: Option<String> = None;
         loop {
@@ -274,6 +285,7 @@ impl<S: Sink> Follower<S> {
             let asked = format!("{path}?limit={PAGE}{next}");
             let answer = self.servers.get(&asked, self.times.answer, &self.spoilers).await?;
             let server = answer.server().name();
+            self.kept = self.kept.min(answer.kept());
             let bytes = answer.whole(PAGE_BYTES_MAX).await?;
             let page: Page<'_> = serde_json::from_slice(&bytes)
                 .map_err(|error| garbage(&server, format!("this is no list: {error}")))?;
@@ -329,6 +341,16 @@ impl<S: Sink> Follower<S> {
         let mut list_until = version.is_none().then(|| began + self.times.list);
         let asked = format!("{path}?{query}");
         let answer = self.servers.get(&asked, self.times.silence, &self.spoilers).await?;
+        let may_ask = version.is_some() && self.more_from <= Instant::now();
+        if may_ask && has_more(answer.kept(), self.kept) {
+            self.more_from = Instant::now() + MORE_RETRY;
+            tracing::info!(kind = self.kind.name(), "another server has more of it: listed anew");
+            self.version = None;
+            return Ok(Ended::Next);
+        }
+        if version.is_none() {
+            self.kept = answer.kept();
+        }
         let mut lines = Lines::new(answer);
         // A server that is silent beyond the time that it was given is not quiet, but gone.
         let may_be_quiet = self.times.silence <= Duration::from_secs(seconds);

@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 
 use crate::client::server::{backoff, jittered};
 use crate::client::{self, ClientError, Frontends, Servers};
+use crate::kept;
 use crate::list_watch::Follower;
 use crate::serve::{self, HistoryLimits, Limits, ListenError, Options, Server, Store};
 
@@ -134,6 +135,7 @@ impl Relay {
         let options = Options {
             tls: access.tls(),
             access: access.tokens(),
+            header: Some((kept::HEADER, kept::value())),
             limits: settings.limits,
             ..Options::plain(settings.listen)
         };

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use control::model::Kind;
 use futures_util::stream;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
@@ -131,6 +131,8 @@ pub struct Options {
     pub pages: Option<Pages>,
     /// Takes what is written; absent but in tests.
     pub writes: Option<Writes>,
+    /// A header of every answer.
+    pub header: Option<(HeaderName, HeaderValue)>,
     /// Sees every answer; absent but in tests.
     pub layer: Option<Layer>,
     /// Bounds.
@@ -142,7 +144,16 @@ impl Options {
     #[must_use]
     pub fn plain(address: SocketAddr) -> Self {
         let limits = Limits::default();
-        Self { address, tls: None, access: None, pages: None, writes: None, layer: None, limits }
+        Self {
+            address,
+            tls: None,
+            access: None,
+            pages: None,
+            writes: None,
+            header: None,
+            layer: None,
+            limits,
+        }
     }
 }
 
@@ -335,13 +346,16 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Answe
             body.ok().and_then(|body| writes(&parts, &body.to_bytes()))
         }
     };
-    let answer = match written {
+    let mut answer = match written {
         Some(answer) => answer,
         None => respond(&parts, &shared).await.unwrap_or_else(|failure| {
             add(&shared.counts.refusals, 1);
             failure.answer()
         }),
     };
+    if let Some((name, value)) = &shared.options.header {
+        answer.headers_mut().insert(name, value.clone());
+    }
     Ok(match &shared.options.layer {
         None => answer,
         Some(layer) => layer(parts, answer).await,

@@ -54,6 +54,12 @@ const SERVER_COLUMNS: &[Column<ServerStatus>] = &[
     ("xskiff_kubernetes_server_resting", "1 while a server rests because it failed", false, |s| {
         u64::from(s.resting)
     }),
+    (
+        "xskiff_kubernetes_server_of_earlier_version",
+        "1 while a relay is of an earlier version, which leaves out some of what this one reads",
+        false,
+        |s| u64::from(s.of_earlier_version),
+    ),
     ("xskiff_kubernetes_server_requests", "Requests to a server", true, |s| s.requests),
     ("xskiff_kubernetes_server_received_bytes", "Bytes of a server's answers", true, |s| {
         s.received_bytes

@@ -63,7 +63,10 @@ impl Node {
         let decoded = read
             .and_then(|text| Admitted::decode(text.as_bytes()).map_err(|error| error.to_string()));
         match decoded {
-            Ok(admitted) => {
+            Ok((admitted, unknown)) => {
+                if !unknown.is_empty() {
+                    tracing::warn!(object, ?unknown, "it has fields that are not known here");
+                }
                 let (name, interface) = (&admitted.endpoint.name, &admitted.endpoint.interface);
                 if admitted.boot_id == self.record.boot_id()
                     && ports::index(interface) == Some(admitted.ifindex)

@@ -2,7 +2,7 @@
 
 use xdp_redirect::pins::Pins;
 
-use super::endpoint_record::{EndpointRecord, Found, Unread};
+use super::endpoint_record::{EndpointRecord, Found, RecordError, Remembered, Unread};
 use super::endpoints::EndpointSpec;
 use super::host_way::host_port_plan;
 use super::local_pods::give_back;
@@ -26,7 +26,8 @@ pub struct Detached {
 /// stays for the next one.
 ///
 /// # Errors
-/// [`NodeError`], the first of all: that a node process runs.
+/// [`NodeError`], the first of all: that a node process runs. That its record of endpoints cannot be read keeps
+/// nothing else from being taken away.
 pub async fn detach(settings: &Settings) -> Result<Detached, NodeError> {
     privileges::check()?;
     let directory = RunDirectory::claim(&settings.run_directory)?;
@@ -37,20 +38,32 @@ pub async fn detach(settings: &Settings) -> Result<Detached, NodeError> {
         detached.interfaces += usize::from(pins.detach(ifindex)?);
     }
     let mut record = EndpointRecord::new(directory.path());
-    let Found { remembered, unread } = record.read()?;
-    for Unread { object, why } in unread {
-        tracing::warn!(object, why, "what was changed for it is not given back");
-    }
-    for recorded in remembered.endpoints {
-        let is_there = ports::index(&recorded.endpoint.interface) == Some(recorded.ifindex);
-        if let Some(spec) = EndpointSpec::try_from(recorded.endpoint).ok().filter(|_| is_there) {
-            give_back(&spec, &recorded.changed);
-            detached.endpoints += usize::from(!recorded.changed.is_empty());
-        }
-    }
-    record.forget_changes(|_| false)?;
+    let given_back = give_back_all(&mut record, &mut detached);
     if let Some(plan) = host_port_plan(settings, None) {
         HostPort::remove_left(plan).await?;
     }
+    // Last: it keeps nothing else from being taken away.
+    given_back?;
     Ok(detached)
+}
+
+/// Gives back what was changed for pods, as far as the record can be read, and notes that it was.
+fn give_back_all(record: &mut EndpointRecord, detached: &mut Detached) -> Result<(), RecordError> {
+    let Found { mut remembered, unread } = record.read()?;
+    for Unread { object, why } in &unread {
+        tracing::warn!(object, why, "what was changed for it is not given back");
+    }
+    for recorded in &mut remembered.endpoints {
+        let changed = std::mem::take(&mut recorded.changed);
+        let is_there = ports::index(&recorded.endpoint.interface) == Some(recorded.ifindex);
+        let spec = EndpointSpec::try_from(recorded.endpoint.clone()).ok();
+        if let Some(spec) = spec.filter(|_| is_there) {
+            give_back(&spec, &changed);
+            detached.endpoints += usize::from(!changed.is_empty());
+        }
+    }
+    if !unread.is_empty() {
+        record.keep_aside()?;
+    }
+    if remembered != Remembered::default() { record.write(remembered) } else { Ok(()) }
 }

@@ -94,14 +94,17 @@ impl Changed {
         Offload::ALL.into_iter().filter(|offload| self.offloads.contains(offload.label()))
     }
 
+    /// Words of the others, which another version knows.
+    fn unknown_offloads(&self) -> impl Iterator<Item = &String> {
+        let is_known = |word: &str| Offload::ALL.iter().any(|offload| offload.label() == word);
+        self.offloads.iter().filter(move |word| !is_known(word))
+    }
+
     fn validate(&self) -> Result<(), String> {
         let known = ["0", "1", "2"];
         match &self.source_validation {
             Some(value) if !known.contains(&value.as_str()) => {
                 Err(format!("source validation {value:?}"))
-            }
-            _ if self.offloads().count() < self.offloads.len() => {
-                Err(format!("offloads {:?}", self.offloads))
             }
             _ => Ok(()),
         }
@@ -195,7 +198,19 @@ impl EndpointRecord {
     /// # Errors
     /// [`RecordError::Read`], [`RecordError::Unusable`]: nothing of it can be.
     pub fn read(&self) -> Result<Found, RecordError> {
-        let path = self.path();
+        self.read_file(FILE)
+    }
+
+    /// What an older binary could not read of the record and kept aside, as far as this one can.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_aside(&self) -> Result<Found, RecordError> {
+        self.read_file(ASIDE)
+    }
+
+    fn read_file(&self, name: &str) -> Result<Found, RecordError> {
+        let path = self.directory.join(name);
         let refuse =
             |detail: String| RecordError::Unusable { path: path.display().to_string(), detail };
         match std::fs::symlink_metadata(&path) {
@@ -396,7 +411,7 @@ mod tests {
             ("ifindex", "index", "ifindex"),
             ("10.1.0.5", "224.0.0.1", "224.0.0.1"),
             ("veth0", "../veth", "interface"),
-            ("\"tso\"", "\"lro\"", "lro"),
+            ("[\"tso\"", "[7", "invalid type"),
             ("\"source_validation\":\"1\"", "\"source_validation\":\"7\"", "7"),
             ("\"addresses\":[\"10.1.0.5\"]", "\"addresses\":\"10.1.0.5\"", "invalid type"),
         ] {
@@ -423,6 +438,7 @@ mod tests {
         let next = EndpointRecord::new(directory.path());
         assert!(next.is_any_aside(), "the next process must know, too");
         assert_eq!(std::fs::read_to_string(directory.path().join(ASIDE)).unwrap(), "no JSON");
+        assert!(next.read_aside().is_err());
         next.forget_aside();
         assert!(!next.is_any_aside() && next.read().is_ok());
     }

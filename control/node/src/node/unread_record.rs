@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use super::Node;
-use super::endpoint_record::{Found, Unread};
+use super::endpoint_record::{Found, Recorded, Remembered, Unread};
 use super::local_pods::BEFORE;
 use super::reconciles::Reconcile;
 
@@ -47,10 +47,40 @@ impl Node {
                 self.note_aside(kept);
             }
         }
+        self.read_aside();
         self.unread.is_any |= self.record.is_any_aside();
         if self.unread.is_any {
             tracing::warn!("XDP programs stay on interfaces of pods that nobody knows");
         }
+    }
+
+    /// Goes on with what an older binary has kept aside, since it could not read it.
+    fn read_aside(&mut self) {
+        if !self.record.is_any_aside() {
+            return;
+        }
+        let Ok(Found { mut remembered, unread }) = self.record.read_aside() else { return };
+        remembered.endpoints.retain(|one| {
+            let is_same = |other: &Recorded| {
+                other.endpoint.name == one.endpoint.name || other.ifindex == one.ifindex
+            };
+            !self.awaited.iter().any(is_same)
+        });
+        let endpoints = remembered.endpoints.len();
+        self.awaited.append(&mut remembered.endpoints);
+        self.running_pods.leave_out(remembered.removed);
+        // It goes only once all of it stands elsewhere.
+        if unread.is_empty() && self.record_awaited() {
+            tracing::info!(endpoints, "the record that was kept aside is read");
+            self.record.forget_aside();
+        }
+    }
+
+    /// Remembers what is to be taken over; whether that succeeded.
+    fn record_awaited(&mut self) -> bool {
+        let (endpoints, removed) = (self.awaited.clone(), self.running_pods.removed().clone());
+        let written = self.record.write(Remembered { endpoints, removed });
+        written.map_err(|error| self.failed(Reconcile::Endpoints, BEFORE, error)).is_ok()
     }
 
     fn note_aside<E: ToString>(&mut self, kept: Result<(), E>) {

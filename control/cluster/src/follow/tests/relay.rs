@@ -110,6 +110,50 @@ async fn a_relay_that_dies_and_returns_costs_nothing_that_is_in_force() {
     assert_eq!(node.state.network_policies.len(), 1);
 }
 
+/// A relay of before told nobody how much it keeps, and knew nothing of labels, say.
+#[tokio::test]
+async fn what_a_relay_of_an_earlier_version_leaves_out_is_told_and_listed_where_it_is() {
+    let (left, whole) = (store(), store());
+    let mut labelled = pod("p0");
+    labelled["metadata"]["labels"] = json!({"app": "web"});
+    for (store, first) in [(&left, pod("p0")), (&whole, labelled)] {
+        fill(store, 5);
+        store.set(Kind::Pod, first).unwrap();
+    }
+    let server = serve_at("127.0.0.1:0", &whole, &judge(|_| Fault::No)).await;
+    let earlier = serve_at("127.0.0.1:0", &left, &judge(|_| Fault::No)).await;
+    let mut own = settings(&[url(&server)]);
+    own.access.relays = vec![url(&earlier).parse().unwrap()];
+    let mut node = Node::start(own);
+    node.complete().await;
+    let has_labels = |node: &Node| {
+        let pod = &node.state.pods[&ObjectName::new("shop", "p0")];
+        !pod.labels.is_empty()
+    };
+    assert!(!has_labels(&node));
+    let of_earlier = |node: &Node| {
+        let servers = node.status().servers;
+        servers.iter().map(|server| server.of_earlier_version).collect::<Vec<_>>()
+    };
+    assert_eq!(of_earlier(&node), [true, false]);
+    let lists = node.kind(Kind::Pod).lists;
+    drop(earlier);
+    node.until("what was left out", has_labels).await;
+    assert!(node.kind(Kind::Pod).lists > lists && node.gone == 0);
+
+    // A relay of this version is told from it, and costs no further list.
+    let relay = relay(&server, any()).await;
+    let mut node = Node::start(behind(&relay, &server));
+    node.complete().await;
+    assert!(has_labels(&node));
+    assert_eq!(of_earlier(&node), [false, false]);
+    let lists = node.kind(Kind::Pod).lists;
+    drop(relay);
+    whole.set(Kind::Pod, pod("later")).unwrap();
+    node.until("a change", |node| node.has("later")).await;
+    assert_eq!(node.kind(Kind::Pod).lists, lists);
+}
+
 #[tokio::test]
 async fn a_kind_that_no_server_has_is_normal_behind_a_relay_and_picked_up() {
     let store = store();

@@ -16,6 +16,14 @@ pub(super) fn kubernetes(status: &KubernetesStatus) -> String {
         if let Some(error) = &server.last_error {
             let _ = writeln!(text, "  failed ({} times): {error}", server.failures);
         }
+        if server.of_earlier_version {
+            let name = &server.server;
+            let _ = writeln!(
+                text,
+                "  {name} is a relay of an earlier version, and leaves out some of what this node reads: \
+                 upgrade relays before nodes"
+            );
+        }
     }
     let mut table = Table::new(&[
         "KIND",

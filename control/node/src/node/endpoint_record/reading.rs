@@ -1,9 +1,10 @@
 //! Reads what another process wrote, perhaps of another version: entry by entry, since one that cannot be
-//! understood must not cost the others. A field that is not known is left out, with a word; what else is
-//! wrong with an entry makes it one that was not read.
+//! understood must not cost the others. A field that is not known is left out, and an offload is kept for
+//! whoever knows it, with a word; what else is wrong with an entry makes it one that was not read.
 
 use std::collections::BTreeSet;
 
+use control::admin::other_version::{Fields, leave_unknown_out};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -39,15 +40,9 @@ pub(super) struct RawContents<'a> {
     pub removed: BTreeSet<u32>,
 }
 
-/// Fields of an entry, and of what is in it.
-const KNOWN: [(&[&str], &[&str]); 5] = [
+/// Fields of an entry, and of what was changed.
+const FIELDS: [Fields<'_>; 2] = [
     (&[], &["endpoint", "ifindex", "changed"]),
-    (
-        &["endpoint"],
-        &["name", "interface", "netns", "addresses", "mac", "attachment", "pod_uid", "bandwidth"],
-    ),
-    (&["endpoint", "attachment"], &["network", "container_id", "interface"]),
-    (&["endpoint", "bandwidth"], &["ingress_rate", "ingress_burst", "egress_rate", "egress_burst"]),
     (&["changed"], &["source_validation", "offloads"]),
 ];
 
@@ -65,20 +60,21 @@ fn decode(raw: &RawValue, object: &mut String) -> Result<Recorded, String> {
         let name: String = name.chars().filter(|one| one.is_ascii_graphic()).take(320).collect();
         *object = format!("endpoint {name}");
     }
-    for (path, known) in KNOWN {
-        let place = path.iter().try_fold(&mut value, |place, part| place.get_mut(*part));
-        let Some(Value::Object(fields)) = place else { continue };
-        fields.retain(|field, _| {
-            let is_known = known.contains(&field.as_str());
-            if !is_known {
-                tracing::warn!(object, field, "the record has a field that is not known here");
-            }
-            is_known
-        });
+    let unknown = leave_unknown_out(&mut value, &FIELDS);
+    if !unknown.is_empty() {
+        tracing::warn!(
+            object,
+            ?unknown,
+            "its entry in the record has fields that are not known here"
+        );
     }
     let recorded: Recorded = serde_json::from_value(value).map_err(|error| error.to_string())?;
     recorded.endpoint.validate().map_err(|error| error.to_string())?;
     recorded.changed.validate()?;
+    let unknown: Vec<&String> = recorded.changed.unknown_offloads().collect();
+    if !unknown.is_empty() {
+        tracing::warn!(object, ?unknown, "its offloads that are not known here stay switched");
+    }
     Ok(recorded)
 }
 
@@ -125,6 +121,16 @@ mod tests {
             newer.pointer_mut(path).unwrap()["of_tomorrow"] = true.into();
             assert_eq!(entry(&raw(&newer), 1), Ok(wanted.clone()), "{path}");
         }
+    }
+
+    /// What another version switched stays in the record: it alone can give it back.
+    #[test]
+    fn an_offload_of_another_version_is_kept_and_not_touched() {
+        let mut newer = whole();
+        newer["changed"]["offloads"] = serde_json::json!(["of-tomorrow", "tso"]);
+        let read = entry(&raw(&newer), 1).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), newer);
+        assert_eq!(read.changed.back(), entry(&raw(&whole()), 1).unwrap().changed.back());
     }
 
     #[test]
