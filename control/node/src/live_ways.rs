@@ -229,8 +229,7 @@ impl LiveWays {
             Ok(transmit) => transmit,
             Err(reason) => return by_af_xdp(Why::Kernel(reason.clone())),
         };
-        let room = frame_bytes.saturating_sub(HEADROOM_BYTES).min(LIVE_PACKET_BYTES);
-        if let Some(why) = unfit(wanted, room, active) {
+        if let Some(why) = unfit(wanted, frame_bytes, active) {
             return by_af_xdp(why);
         }
         let port = active.port;
@@ -239,15 +238,15 @@ impl LiveWays {
             .and_then(|()| transmit.try_port(port, &active.interface))
             .and_then(|trial| Ok((trial, delivery(&active.interface)?.unwrap_or_default())));
         match tried {
-            Ok((Trial::Arrives, delivery)) => {
-                let since = Baseline { sent: sent(workers, port), delivery };
-                let peer = peer(active);
-                let is_told = give(workers, port, Some(peer));
-                (if is_told { Way::LiveFrames(peer) } else { Way::AfXdp(Why::Busy) }, since)
-            }
-            Ok((Trial::Vanishes, _)) => by_af_xdp(Why::Vanishes),
-            Ok((Trial::Refused, _)) => by_af_xdp(Why::RingFull),
-            Ok((Trial::Unknown, _)) => by_af_xdp(Why::NotVeth),
+            Ok((trial, delivery)) => match refusal(trial) {
+                Some(why) => by_af_xdp(why),
+                None => {
+                    let since = Baseline { sent: sent(workers, port), delivery };
+                    let peer = peer(active);
+                    let is_told = give(workers, port, Some(peer));
+                    (if is_told { Way::LiveFrames(peer) } else { Way::AfXdp(Why::Busy) }, since)
+                }
+            },
             Err(error) => by_af_xdp(Why::Kernel(error.to_string())),
         }
     }
@@ -297,19 +296,45 @@ impl LiveWays {
 }
 
 /// Why a port cannot be sent live frames whatever its other end is.
-fn unfit(wanted: Transmit, room: u32, active: &ActivePort) -> Option<Why> {
+fn unfit(wanted: Transmit, frame_bytes: u32, active: &ActivePort) -> Option<Why> {
     if wanted == Transmit::AfXdp {
         Some(Why::Configured)
     } else if active.attachment.mode != RunningMode::Native {
         Some(Why::NotNative)
     } else if active.zero_copy {
         Some(Why::ZeroCopy)
-    } else if active.queues != 1 && wanted == Transmit::Auto {
-        Some(Why::Queues(active.queues))
-    } else if u32::from(active.mtu) + LINK_BYTES > room {
-        Some(Why::Mtu(active.mtu))
+    } else {
+        unfit_link(wanted, frame_bytes, active.queues, active.mtu)
+    }
+}
+
+/// Why a link of so many receive queues and this MTU cannot be sent live frames.
+#[must_use]
+pub fn unfit_link(wanted: Transmit, frame_bytes: u32, queues: u32, mtu: u16) -> Option<Why> {
+    if queues != 1 && wanted == Transmit::Auto {
+        Some(Why::Queues(queues))
+    } else if mtu > mtu_within(frame_bytes) {
+        Some(Why::Mtu(mtu))
     } else {
         None
+    }
+}
+
+/// The largest MTU of a link that live frames fit, where packet memory has frames of so many bytes.
+#[must_use]
+pub fn mtu_within(frame_bytes: u32) -> u16 {
+    let room = frame_bytes.saturating_sub(HEADROOM_BYTES).min(LIVE_PACKET_BYTES);
+    u16::try_from(room.saturating_sub(LINK_BYTES)).unwrap_or(u16::MAX)
+}
+
+/// Why a port cannot be sent live frames, after a trial; `None` when it can.
+#[must_use]
+pub fn refusal(trial: Trial) -> Option<Why> {
+    match trial {
+        Trial::Arrives => None,
+        Trial::Vanishes => Some(Why::Vanishes),
+        Trial::Refused => Some(Why::RingFull),
+        Trial::Unknown => Some(Why::NotVeth),
     }
 }
 

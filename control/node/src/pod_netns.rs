@@ -83,6 +83,15 @@ pub fn switch_offloads(
     })
 }
 
+/// Whether an offload of an interface is on in the namespace at path `netns`.
+///
+/// # Errors
+/// [`PodNetnsError`].
+pub fn offload_of(netns: &str, interface: &str, one: Offload) -> Result<bool, PodNetnsError> {
+    let interface = interface.to_owned();
+    entered(netns, move |_| Ok(offload(&interface, one)?))
+}
+
 /// Runs `act` in the namespace, with the interface as it is there.
 fn inside<T: Send + 'static>(
     netns: &str,
@@ -90,11 +99,22 @@ fn inside<T: Send + 'static>(
     limit: Duration,
     act: impl FnOnce(&Link) -> Result<T, OffloadError> + Send + 'static,
 ) -> Result<T, PodNetnsError> {
-    let (path, wanted) = (netns.to_owned(), addresses.to_vec());
+    let wanted = addresses.to_vec();
+    entered(netns, move |path| {
+        let link = interface_with(path, &wanted, limit)?;
+        Ok(act(&link)?)
+    })
+}
+
+/// Runs `act` in a thread that has entered the namespace at path `netns`, and ends there.
+fn entered<T: Send + 'static>(
+    netns: &str,
+    act: impl FnOnce(&str) -> Result<T, PodNetnsError> + Send + 'static,
+) -> Result<T, PodNetnsError> {
+    let path = netns.to_owned();
     let inside = std::thread::Builder::new().name("pod-netns".into()).spawn(move || {
         enter(&path)?;
-        let link = interface_with(&path, &wanted, limit)?;
-        Ok(act(&link)?)
+        act(&path)
     });
     let refuse = |source| PodNetnsError::Enter { netns: netns.to_owned(), source };
     let joined = inside.map_err(refuse)?.join();

@@ -1,7 +1,7 @@
-//! `xskiff-perf tcp`: TCP between a node's pods, and from outside, through the whole node process (`xskiff run`)
-//! and through the kernel: routing with conntrack, an nftables DNAT and a policy (`nftables`), and a bridge of
-//! its own (`bridge`), which does neither. `-cut` are the same with segments no longer than the MTU, since pods'
-//! offloads are off.
+//! `xskiff-perf tcp`: TCP between a node's pods, from the node itself, and from outside, through the whole node
+//! process (`xskiff run`) and through the kernel: routing with conntrack, an nftables DNAT and a policy
+//! (`nftables`), and a bridge of its own (`bridge`), which does neither. `-cut` are the same with segments no
+//! longer than the MTU, since offloads are off in pods and toward them.
 //!
 //! All stand at once and are measured in turns; meanwhile the other processes are stopped (SIGSTOP). Every
 //! byte of a stream is compared with what was sent. Clients and servers run where the scheduler puts them.
@@ -48,6 +48,7 @@ const SUBJECTS: [(&str, Option<&str>); 5] = [
 enum Way {
     PodToPod,
     PodToService,
+    HostToPod,
     OutsideToService,
 }
 
@@ -74,18 +75,22 @@ const fn case(name: &'static str, way: Way, family: usize, work: Work) -> Case {
     Case { name, way, family, work }
 }
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 16] = [
     case("stream/pod-pod/1500", Way::PodToPod, 0, UP),
     case("stream/pod-service/1500", Way::PodToService, 0, UP),
     case("stream/pod-service/1500/v6", Way::PodToService, 1, UP),
     case("stream-down/pod-service/1500", Way::PodToService, 0, DOWN),
     case("streams-4/pod-service/1500", Way::PodToService, 0, Work::Stream(Direction::Upload, 4)),
+    case("stream/host-pod/1500", Way::HostToPod, 0, UP),
+    case("stream-down/host-pod/1500", Way::HostToPod, 0, DOWN),
     case("stream/outside-service/1500", Way::OutsideToService, 0, UP),
     case("stream-down/outside-service/1500", Way::OutsideToService, 0, DOWN),
     case("rr/pod-pod", Way::PodToPod, 0, Work::RoundTrips),
     case("rr/pod-service", Way::PodToService, 0, Work::RoundTrips),
     case("rr/pod-service/v6", Way::PodToService, 1, Work::RoundTrips),
+    case("rr/host-pod", Way::HostToPod, 0, Work::RoundTrips),
     case("crr/pod-service", Way::PodToService, 0, Work::Connections),
+    case("crr/host-pod", Way::HostToPod, 0, Work::Connections),
     case("crr/outside-service", Way::OutsideToService, 0, Work::Connections),
 ];
 
@@ -146,7 +151,8 @@ struct Subject {
 
 impl Subject {
     fn carries(&self, case: &Case) -> bool {
-        self.name != BRIDGE || case.way == Way::PodToPod
+        // A bridge has neither services nor a way to the outside here.
+        self.name != BRIDGE || matches!(case.way, Way::PodToPod | Way::HostToPod)
     }
 
     fn measure(&mut self, case: &Case, span: Span) -> Result<(f64, Option<f64>)> {
@@ -167,6 +173,7 @@ impl Subject {
             Way::PodToService => {
                 (&self.place.client, socket(CLUSTER_IP[case.family], SERVICE_PORT))
             }
+            Way::HostToPod => (&self.place.node, socket(SERVER_POD[case.family], SERVER_PORT)),
             Way::OutsideToService => {
                 (&self.place.outside, socket(BALANCER[case.family], SERVICE_PORT))
             }
@@ -237,7 +244,7 @@ fn set_up_kernel(name: &str, place: &Place) -> Result<()> {
     }
     place.route_pods()?;
     place.route_in_kernel()?;
-    if name == NFTABLES_CUT { place.cut_in_pods() } else { Ok(()) }
+    if name == NFTABLES_CUT { place.cut() } else { Ok(()) }
 }
 
 fn header(report: &Report, plan: &Plan, subjects: &[Subject]) -> std::io::Result<()> {

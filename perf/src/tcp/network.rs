@@ -41,6 +41,8 @@ pub const SERVER_PORT: u16 = 8080;
 
 /// The gateways of pods, which no interface carries.
 const GATEWAY: [&str; 2] = ["169.254.1.1", "fe80::1"];
+/// The node itself, where the kernel bridges its pods.
+const ON_BRIDGE: [&str; 2] = ["10.244.0.1", "fd00:10:244::1"];
 const MACS: [&str; 2] = ["02:00:00:00:03:01", "02:00:00:00:03:02"];
 
 /// All namespaces of a run; removed when dropped.
@@ -144,12 +146,16 @@ impl Place {
         shell(outside, "ethtool -K eth0 tx off").context("`ethtool` is of the package ethtool")
     }
 
-    /// Makes the links, with both pods on one bridge of the kernel's.
+    /// Makes the links, with both pods and the node itself on one bridge of the kernel's.
     ///
     /// # Errors
     /// A kernel without veth or bridges.
     pub fn bridge_pods(&self) -> Result<()> {
-        self.ip(&self.node, "link add dev pods type bridge\nlink set dev pods up\n")?;
+        let mut bridge = String::from("link add dev pods type bridge\nlink set dev pods up\n");
+        for (address, bits) in ON_BRIDGE.iter().zip([24, 64]) {
+            bridge += &format!("address add {address}/{bits} dev pods\n");
+        }
+        self.ip(&self.node, &bridge)?;
         for (interface, namespace, mac, addresses) in self.pods() {
             self.ip(
                 &self.node,
@@ -169,13 +175,15 @@ impl Place {
         Ok(())
     }
 
-    /// Turns off the offloads of both pods, so that no segment is longer than the MTU.
+    /// Turns off the offloads of both pods, and of the node's links to them, so that no segment is longer than
+    /// the MTU.
     ///
     /// # Errors
     /// `ethtool` is missing.
-    pub fn cut_in_pods(&self) -> Result<()> {
-        for (_, namespace, ..) in self.pods() {
+    pub fn cut(&self) -> Result<()> {
+        for (interface, namespace, ..) in self.pods() {
             shell(namespace, "ethtool -K eth0 tx off")?;
+            shell(&self.node, &format!("ethtool -K {interface} tx off"))?;
         }
         Ok(())
     }

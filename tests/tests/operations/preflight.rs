@@ -73,6 +73,9 @@ fn a_machine_that_will_do_passes_every_check_and_stays_as_it_was() {
         "forward-generic",
         "queues",
         "jumbo",
+        "live-frames",
+        "whole-segments",
+        "whole-segments eth7",
         "host-rules",
     ] {
         let (verdict, words) = check(&report, name);
@@ -149,10 +152,105 @@ fn too_few_and_too_many_queues_are_told_with_the_way_out() {
     assert!(words.contains("ethtool -L eth7 combined 64"), "{words}");
 }
 
+/// The check of live frames out of the interface, looked at and, with `--attach`, tried.
+fn live_frames(machine: &Machine, tried: bool) -> (String, String) {
+    let words = ["--json", "preflight", "--attach", "eth7"];
+    let words = words.iter().filter(|word| tried || **word != "--attach").copied();
+    let done = machine.xskiff(&words.collect::<Vec<_>>());
+    check(&json(&done), "live-frames eth7")
+}
+
+#[test]
+fn live_frames_out_of_a_veth_are_told_by_its_other_end_wherever_that_is() {
+    if !root_or_skip("other ends") {
+        return;
+    }
+    let machine = machine("prefends", 1, 1);
+    let vanish = "the other end has neither GRO on nor an XDP program";
+    for tried in [false, true] {
+        let (verdict, words) = live_frames(&machine, tried);
+        assert_eq!(verdict, "warn", "{words}");
+        assert!(words.contains(vanish) && words.contains("gro on"), "{words}");
+    }
+    machine.run("ethtool", &["-K", "far7", "gro", "on"]);
+    let (verdict, words) = live_frames(&machine, false);
+    assert!(verdict == "pass" && words.contains("stack"), "{verdict}: {words}");
+    let far = machine.laboratory.namespace("far").expect("a namespace");
+    machine.namespace.ip(&format!("link set far7 netns {}", far.system_name())).expect("moved");
+    far.ip("link set far7 up").expect("up");
+    let gro = |word| far.features("far7", &format!("gro {word}")).expect("a feature");
+    // It came up with GRO on, which some kernels do not tell the near end.
+    let (verdict, words) = live_frames(&machine, true);
+    assert!(verdict == "pass" || words.contains("off and on"), "{verdict}: {words}");
+    gro("off");
+    gro("on");
+    for tried in [false, true] {
+        let (verdict, words) = live_frames(&machine, tried);
+        assert_eq!(verdict, "pass", "{words}");
+    }
+    gro("off");
+    let (verdict, words) = live_frames(&machine, false);
+    assert!(verdict == "warn" && words.contains(vanish), "{verdict}: {words}");
+    far.ip(&format!("link set dev far7 xdp obj {} sec xdp", foreign_program(&machine)))
+        .expect("on");
+    let (verdict, words) = live_frames(&machine, true);
+    assert!(verdict == "pass" && words.contains("program"), "{verdict}: {words}");
+}
+
+#[test]
+fn links_that_live_frames_do_not_fit_are_named_with_the_way_out() {
+    if !root_or_skip("links that do not fit") {
+        return;
+    }
+    let queues = machine("prefqueues", 2, 2);
+    let (verdict, words) = live_frames(&queues, false);
+    assert_eq!(verdict, "warn");
+    assert!(
+        words.contains("2 receive queues") && words.contains("transmit: live-frames"),
+        "{words}"
+    );
+    let mtu = machine("preflarge", 1, 1);
+    mtu.namespace.ip("link set eth7 mtu 1775").expect("an MTU");
+    let (verdict, words) = live_frames(&mtu, true);
+    assert_eq!(verdict, "warn");
+    assert!(words.contains("MTU of 1775") && words.contains("1774 or less"), "{words}");
+    mtu.shell("ip link del eth7; ip tuntap add eth7 mode tap; ip link set eth7 up");
+    let (verdict, words) = live_frames(&mtu, false);
+    assert_eq!(verdict, "skipped");
+    assert!(words.contains("it is no veth"), "{words}");
+}
+
+#[test]
+fn without_a_tun_device_ways_out_are_told_not_to_work_and_why() {
+    if !root_or_skip("no /dev/net/tun") {
+        return;
+    }
+    let machine = machine("preftun", 1, 1);
+    let hide = "mount -t tmpfs none /dev/net && exec \"$@\"";
+    let before = ["unshare", "--mount", "sh", "-c", hide, "sh"];
+    let done = machine.xskiff_behind(&before, &["--json", "preflight", "eth7"]);
+    assert_eq!(done.status.code(), Some(1), "packet memory needs it: {}", err(&done));
+    let report = json(&done);
+    for name in ["live-frames", "whole-segments"] {
+        let (verdict, words) = check(&report, name);
+        assert_eq!(verdict, "warn", "{name}: {words}");
+        assert!(words.contains("/dev/net/tun"), "{name}: {words}");
+    }
+}
+
 /// A program that passes everything, of nobody we know.
 const FOREIGN: &str = "__attribute__((section(\"xdp\"), used)) int foreign(void *context) \
                        { return 2; }\n\
                        char licence[] __attribute__((section(\"license\"), used)) = \"GPL\";\n";
+
+/// Compiles it; gives its path.
+fn foreign_program(machine: &Machine) -> String {
+    let file = |name: &str| machine.laboratory.directory().join(name).display().to_string();
+    let (source, object) = (file("foreign.c"), file("foreign.o"));
+    std::fs::write(&source, FOREIGN).expect("written");
+    machine.run("clang", &["-O2", "-g", "-target", "bpf", "-c", &source, "-o", &object]);
+    object
+}
 
 #[test]
 fn a_foreign_program_is_named_and_left_alone() {
@@ -160,10 +258,7 @@ fn a_foreign_program_is_named_and_left_alone() {
         return;
     }
     let machine = machine("prefforeign", 1, 1);
-    let file = |name: &str| machine.laboratory.directory().join(name).display().to_string();
-    let (source, object) = (file("foreign.c"), file("foreign.o"));
-    std::fs::write(&source, FOREIGN).expect("written");
-    machine.run("clang", &["-O2", "-g", "-target", "bpf", "-c", &source, "-o", &object]);
+    let object = foreign_program(&machine);
     machine.namespace.ip(&format!("link set dev eth7 xdp obj {object} sec xdp")).expect("attached");
     let done = machine.xskiff(&["--json", "preflight", "eth7"]);
     assert_eq!(done.status.code(), Some(1));
@@ -189,7 +284,9 @@ fn without_privileges_the_missing_one_is_named_and_trials_are_left_out() {
     let (verdict, words) = check(&report, "privileges");
     assert_eq!(verdict, "fail");
     assert!(words.contains("CAP_NET_RAW") && words.contains("AF_XDP"), "{words}");
-    assert_eq!(check(&report, "trial").0, "skipped");
+    for name in ["trial", "live-frames", "whole-segments"] {
+        assert_eq!(check(&report, name).0, "skipped", "{name}");
+    }
     let nobody = ["setpriv", "--reuid=65534", "--clear-groups"];
     let done = machine.xskiff_behind(&nobody, &["--json", "preflight", "eth7"]);
     let (verdict, words) = check(&json(&done), "privileges");

@@ -1,7 +1,8 @@
 //! `xskiff demo`: a node does its whole job on real traffic, and three outages, before your eyes.
 //!
 //! It makes a laboratory of namespaces ([`scene`]), runs this very binary as the node in it
-//! ([`node`]), drives traffic through it ([`traffic`], [`steps`]), breaks it ([`outages`]), and
+//! ([`node`]), drives traffic through it ([`traffic`], [`steps`]), shows how fast a download is beside the
+//! kernel's own forwarding ([`comparison`]), breaks it ([`outages`]), and
 //! compares what it saw with what had to be seen ([`expectation`]). Meanwhile it draws a picture
 //! of the node ([`picture`], [`screen`]) from what the node itself says over its admin socket.
 //!
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use crate::cli::client::ClientError;
 use crate::lab::{LabError, Laboratory, registry, remove_on_signal};
 
+pub mod comparison;
 pub mod expectation;
 pub mod files;
 pub mod node;
@@ -25,7 +27,7 @@ pub mod screen;
 pub mod steps;
 pub mod traffic;
 
-use expectation::{Expectation, Seen, Summary};
+use expectation::{Expectation, Outcome, Seen, Summary};
 use files::Files;
 use node::Node;
 use picture::Painter;
@@ -50,7 +52,7 @@ pub struct Arguments {
     /// Remove what an earlier --keep left, and do nothing else
     #[arg(long, conflicts_with = "keep")]
     remove: bool,
-    /// Size of the large upload, in MiB
+    /// Size of each large upload, in MiB, and of downloads up to 128
     #[arg(long, default_value_t = 256, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=4096))]
     upload_mib: u64,
 }

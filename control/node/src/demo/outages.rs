@@ -126,7 +126,8 @@ fn turn(probe: &Agent, wanted: bool, timeout: Duration) -> Result<Option<Trouble
 }
 
 /// The download must be whole, every byte right.
-fn whole(fetched: &Fetched, bytes: u64) -> Seen {
+#[must_use]
+pub fn whole(fetched: &Fetched, bytes: u64) -> Seen {
     let mib = fetched.bytes >> 20;
     if fetched.ok && fetched.bytes == bytes {
         return Seen::when(true, format!("{mib} MiB, every byte right"));

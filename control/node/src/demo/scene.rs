@@ -21,7 +21,7 @@ const QUEUES: u16 = 2;
 const MTU: u16 = 1500;
 
 /// How long a server may take to listen.
-const SERVER_TIMEOUT: Duration = Duration::from_secs(5);
+pub const SERVER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Both families, in the order of every pair of addresses here.
 pub const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
@@ -117,7 +117,7 @@ impl Scene {
             ("net/ipv6/conf/all/forwarding", "0"),
             ("net/ipv6/conf/default/forwarding", "0"),
         ])?;
-        let client = build_client(&laboratory, &node)?;
+        let client = build_client(&laboratory, &node, "client")?;
         let [a, b, c, d] = PODS.map(|plan| build_pod(&laboratory, &node, &plan));
         let mut scene =
             Self { servers: Vec::new(), client, pods: [a?, b?, c?, d?], node, laboratory };
@@ -169,8 +169,16 @@ impl Scene {
     }
 }
 
-fn build_client(laboratory: &Laboratory, node: &Namespace) -> Result<Namespace, LabError> {
-    let client = laboratory.namespace("client")?;
+/// Builds the outside: a namespace of that name, and its link to a node or router.
+///
+/// # Errors
+/// A name that is taken, or what the laboratory lacks.
+pub fn build_client(
+    laboratory: &Laboratory,
+    node: &Namespace,
+    name: &str,
+) -> Result<Namespace, LabError> {
+    let client = laboratory.namespace(name)?;
     let outside = End { namespace: &client, interface: "eth0" };
     let uplink = End { namespace: node, interface: "uplink" };
     link::pair(outside, uplink, QUEUES, MTU)?;
@@ -194,7 +202,11 @@ fn build_client(laboratory: &Laboratory, node: &Namespace) -> Result<Namespace, 
     Ok(client)
 }
 
-fn build_pod(
+/// Builds a pod with its link to a node or router.
+///
+/// # Errors
+/// As [`build_client`].
+pub fn build_pod(
     laboratory: &Laboratory,
     node: &Namespace,
     plan: &PodPlan,
@@ -207,7 +219,11 @@ fn build_pod(
     Ok(namespace)
 }
 
-fn start_server(namespace: &Namespace, name: &'static str) -> Result<Server, LabError> {
+/// Starts a server, which is not ready yet.
+///
+/// # Errors
+/// It cannot be started.
+pub fn start_server(namespace: &Namespace, name: &'static str) -> Result<Server, LabError> {
     let arguments = server_arguments(name);
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     Ok(Server { name, agent: namespace.agent(&words)? })

@@ -9,7 +9,7 @@ use super::node::Node;
 use super::scene::{
     BALANCER, BUYER, CLIENT, CLUSTER_IP, ECHO, HTTP, NODE, STRANGER, Scene, WEB_1, to,
 };
-use super::{DemoError, Seen, Stage, traffic};
+use super::{DemoError, Seen, Stage, comparison, traffic};
 use crate::lab::agent::report::{Held, Report};
 use crate::lab::{Agent, ForwardCounters, LabError, wait_until};
 
@@ -40,6 +40,7 @@ pub fn run(scene: &Scene, node: &Node, upload_mib: u64, stage: &mut Stage) {
             traffic::upload(&scene.client, host, upload_mib << 20)
         });
     }
+    comparison::download(scene, upload_mib, stage);
     stage.expect("the kernel's own forwarding", "off, and nothing forwarded", || kernel(scene));
     stage.expect(
         "the node stopped for 2 s (SIGSTOP)",

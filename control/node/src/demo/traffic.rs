@@ -135,7 +135,7 @@ pub fn upload(from: &Namespace, host: &str, bytes: u64) -> Result<Seen, DemoErro
     let mib = fetched.bytes >> 20;
     Ok(match (fetched.ok, &fetched.sha256) {
         (true, Some(sha256)) => {
-            let mbits = fetched.bytes * 8 / 1000 / fetched.took_ms.max(1);
+            let mbits = mbits(&fetched);
             let start = sha256.get(..8).unwrap_or_default();
             Seen::when(
                 fetched.bytes == bytes,
@@ -144,6 +144,27 @@ pub fn upload(from: &Namespace, host: &str, bytes: u64) -> Result<Seen, DemoErro
         }
         _ => Seen::when(false, format!("{} after {mib} MiB", word(fetched.error))),
     })
+}
+
+/// One large download; the client computes every byte by itself, and compares.
+///
+/// # Errors
+/// The agent says nothing in time.
+pub fn download(
+    from: &Namespace,
+    host: &str,
+    l4_port: u16,
+    bytes: u64,
+) -> Result<Fetched, LabError> {
+    let to = scene::to(host, l4_port);
+    let agent = from.agent(&["fetch", &to, &format!("--download-bytes={bytes}"), "--unhashed"])?;
+    next_fetched(&agent, STEP_TIMEOUT * 2)
+}
+
+/// Megabits per second of a transfer.
+#[must_use]
+pub fn mbits(fetched: &Fetched) -> u64 {
+    fetched.bytes * 8 / 1000 / fetched.took_ms.max(1)
 }
 
 /// Connections that must time out in both families.

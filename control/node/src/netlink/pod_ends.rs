@@ -88,18 +88,85 @@ pub fn pod_ends(known: &BTreeSet<u32>) -> io::Result<Vec<PodEnd>> {
 /// What the kernel says, or that it is no veth's end whose other one is in another namespace.
 pub fn runs_program(ifindex: u32) -> io::Result<bool> {
     let asking = Asking::open()?;
+    let pair = pair(&asking, ifindex)?;
+    let pair = pair.ok_or_else(|| io::Error::other("it has no other end in another namespace"))?;
+    match asking.one(RouteNetlinkMessage::GetLink(other_end(&pair)))? {
+        RouteNetlinkMessage::NewLink(link) => Ok(link.attributes.iter().any(is_program)),
+        _ => Ok(false),
+    }
+}
+
+/// What of the other end of a veth decides whether it takes live frames.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FarEnd {
+    /// Its name.
+    pub interface: String,
+    /// Whether it runs an XDP program.
+    pub runs_program: bool,
+    /// Where it is.
+    pub place: FarPlace,
+}
+
+/// In which network namespace the other end of a veth is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FarPlace {
+    /// In this one.
+    Here,
+    /// In that at this path.
+    Named(String),
+    /// In another one, which has no name in the usual places.
+    Unnamed,
+}
+
+/// The other end of the veth `ifindex`, in whichever namespace.
+///
+/// # Errors
+/// What the kernel says, or that it tells of none.
+pub fn far_end(ifindex: u32) -> io::Result<FarEnd> {
+    let asking = Asking::open()?;
+    let (question, place) = match pair(&asking, ifindex)? {
+        Some(pair) => {
+            let path = paths(&asking).remove(&pair.number);
+            (other_end(&pair), path.map_or(FarPlace::Unnamed, FarPlace::Named))
+        }
+        None => (here(&asking, ifindex)?, FarPlace::Here),
+    };
+    let RouteNetlinkMessage::NewLink(link) = asking.one(RouteNetlinkMessage::GetLink(question))?
+    else {
+        return Err(io::Error::other("the kernel tells of no other end"));
+    };
+    let interface = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    });
+    let runs_program = link.attributes.iter().any(is_program);
+    Ok(FarEnd { interface: interface.unwrap_or_default(), runs_program, place })
+}
+
+/// The veth and where its other end is, when that is in another namespace.
+fn pair(asking: &Asking, ifindex: u32) -> io::Result<Option<Pair>> {
+    Ok(decode_pair(&link(asking, ifindex)?))
+}
+
+fn link(asking: &Asking, ifindex: u32) -> io::Result<LinkMessage> {
     let mut question = LinkMessage::default();
     question.header.index = ifindex;
-    let own = asking.one(RouteNetlinkMessage::GetLink(question))?;
-    let pair = match &own {
-        RouteNetlinkMessage::NewLink(link) => decode_pair(link),
+    match asking.one(RouteNetlinkMessage::GetLink(question))? {
+        RouteNetlinkMessage::NewLink(link) => Ok(link),
+        _ => Err(io::Error::other("the kernel does not tell of it")),
+    }
+}
+
+/// Asks for the other end in this namespace.
+fn here(asking: &Asking, ifindex: u32) -> io::Result<LinkMessage> {
+    let own = link(asking, ifindex)?;
+    let other = own.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(other) => Some(*other),
         _ => None,
-    };
-    let pair = pair.ok_or_else(|| io::Error::other("it has no other end in another namespace"))?;
-    Ok(match asking.one(RouteNetlinkMessage::GetLink(other_end(&pair)))? {
-        RouteNetlinkMessage::NewLink(link) => link.attributes.iter().any(is_program),
-        _ => false,
-    })
+    });
+    let mut question = LinkMessage::default();
+    question.header.index = other.ok_or_else(|| io::Error::other("it has no other end"))?;
+    Ok(question)
 }
 
 fn is_program(attribute: &LinkAttribute) -> bool {

@@ -1,5 +1,5 @@
-//! One interface: is it there, is it Ethernet, do its packets fit, who holds it; and, where that is
-//! asked for, what its driver can.
+//! One interface: is it there, is it Ethernet, do its packets fit, who holds it, which ways out it has; and,
+//! where that is asked for, what its driver can.
 
 use std::io;
 
@@ -16,6 +16,7 @@ use xdp_redirect::umem::{CopyMode, UmemConfig};
 use xdp_redirect::{Redirect, Socket, Umem};
 
 use super::finding::Finding;
+use super::interface_ways;
 use crate::netlink::view::Link;
 use crate::netlink::{decode, queueing};
 use crate::node::packet_bytes_max;
@@ -60,6 +61,7 @@ pub fn check(name: &str, attach: bool) -> Seen {
         offloads(name),
         shaping(name, &qdiscs),
     ];
+    findings.extend(interface_ways::check(name, &link, queues, attach));
     findings.extend(driver(name, queues, attach));
     seen(findings, queues)
 }

@@ -5,9 +5,10 @@
 //! namespaces that are made for it and end with their threads; interfaces themselves are only looked
 //! at, unless `--attach` is given. Nothing is left behind.
 //!
-//! Reading order: [`finding`] (what a check says), [`host`] (the machine), [`interface`] (each one),
-//! [`trial`] (frames forwarded for real) on [`trial_network`], and [`bypassed`] (what of the host's
-//! rules packets pass by once they are redirected).
+//! Reading order: [`finding`] (what a check says), [`host`] (the machine), [`interface`] (each one, with
+//! [`interface_ways`] out of it), [`trial`] (frames forwarded for real by AF_XDP) and [`ways`] (by the other
+//! ways out) on [`trial_network`], and [`bypassed`] (what of the host's rules packets pass by once they are
+//! redirected).
 
 use std::io::{self, Write};
 
@@ -18,8 +19,10 @@ pub mod bypassed;
 pub mod finding;
 pub mod host;
 pub mod interface;
+pub mod interface_ways;
 pub mod trial;
 pub mod trial_network;
+pub mod ways;
 
 use finding::{Finding, Verdict};
 
@@ -29,8 +32,9 @@ pub struct Arguments {
     /// The interfaces that are to be uplinks.
     #[arg(required = true, value_name = "INTERFACE")]
     pub interfaces: Vec<String>,
-    /// Attach to the interfaces as well, and bind a socket to each, passing everything: only this
-    /// shows what their drivers can. Some drivers reset the link when XDP is attached.
+    /// Attach to the interfaces as well, and bind a socket to each, passing everything, and send three
+    /// frames of no protocol into veths: only this shows what their drivers and other ends can. Some
+    /// drivers reset the link when XDP is attached.
     #[arg(long)]
     pub attach: bool,
 }
@@ -86,6 +90,7 @@ fn check(arguments: &Arguments) -> Vec<Finding> {
         checks.extend(seen.findings);
     }
     checks.extend(trial::check(may_try, queues));
+    checks.extend(ways::check(may_try));
     checks.extend(bypassed::check(may_try));
     checks
 }

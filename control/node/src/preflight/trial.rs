@@ -4,10 +4,9 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use control::config::{Segments, Transmit};
 use dataplane::port::{PortId, PortKind};
 use xdp_redirect::forward::Forwarder;
 use xdp_redirect::loader::Mode;
@@ -17,16 +16,18 @@ use xdp_redirect::umem::UmemConfig;
 use xdp_redirect::{Redirect, Socket, Umem};
 
 use super::finding::Finding;
-use super::trial_network::{ADDRESSES, Apart, INTERFACES, Network, Shape};
+use super::trial_network::{ADDRESSES, Apart, INTERFACES, Network, Shape, Signals};
 
 /// Flows sent each way: enough that every queue has some.
-const FLOWS: u16 = 64;
+pub const FLOWS: u16 = 64;
 /// Where they go.
-const L4_PORT: u16 = 5000;
+pub const L4_PORT: u16 = 5000;
 /// How long to wait for what does not come.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub const PATIENCE: Duration = Duration::from_secs(1);
 /// Queues that are tried, however many the interface has.
 const QUEUES_TRIED_MAX: u32 = 8;
+/// A usual datagram.
+const BYTES: usize = 100;
 /// A jumbo frame's datagram.
 const JUMBO_BYTES: usize = 8000;
 
@@ -41,10 +42,14 @@ struct Trial {
 }
 
 /// Datagrams sent, and arrived, each way.
-type Counts = [(u16, u16); 2];
+pub type Counts = [(u16, u16); 2];
 
-const PLAIN: Trial =
-    Trial { shape: Shape { queues: 1, mtu: 1500 }, mode: Mode::Native, sockets: 1, bytes: 100 };
+/// Frames are forwarded as they are, so nothing may be left for a device to finish.
+const AS_THEY_ARE: (Segments, Transmit) = (Segments::Cut, Transmit::AfXdp);
+/// Of most links.
+pub const SHAPE: Shape = Shape { queues: 1, mtu: 1500, ways: AS_THEY_ARE };
+
+const PLAIN: Trial = Trial { shape: SHAPE, mode: Mode::Native, sockets: 1, bytes: BYTES };
 
 /// Tries it all, with as many queues as an interface to be checked has.
 #[must_use]
@@ -58,7 +63,7 @@ pub fn check(may_try: bool, queues: u32) -> Vec<Finding> {
         forwards("forward-generic", generic, "see the log of the kernel (`dmesg`)"),
         queues_share(queues.clamp(2, QUEUES_TRIED_MAX)),
     ];
-    let jumbo = Trial { shape: Shape { queues: 1, mtu: 9000 }, bytes: JUMBO_BYTES, ..PLAIN };
+    let jumbo = Trial { shape: Shape { mtu: 9000, ..SHAPE }, bytes: JUMBO_BYTES, ..PLAIN };
     findings.push(match forward_whole(jumbo) {
         Ok(counts) if is_whole(&counts) => {
             Finding::pass("jumbo", format!("{} datagrams of {JUMBO_BYTES} bytes each way", FLOWS))
@@ -85,7 +90,7 @@ fn forwards(check: &str, trial: Trial, remedy: &str) -> Finding {
 /// puts into others is. That shows whether steering is even seen here.
 fn queues_share(queues: u32) -> Finding {
     let name = "queues";
-    let many = Trial { shape: Shape { queues, mtu: 1500 }, sockets: queues, ..PLAIN };
+    let many = Trial { shape: Shape { queues, ..SHAPE }, sockets: queues, ..PLAIN };
     let remedy = "give uplinks one queue (`ethtool -L`)";
     match (forward_whole(many), forward(Trial { sockets: 1, ..many })) {
         (Ok(all), Ok(one)) if is_whole(&all) => {
@@ -102,11 +107,13 @@ fn queues_share(queues: u32) -> Finding {
     }
 }
 
-fn is_whole(counts: &Counts) -> bool {
+/// Whether nothing was lost.
+pub fn is_whole(counts: &Counts) -> bool {
     counts.iter().all(|(sent, arrived)| sent == arrived)
 }
 
-fn told(counts: &Counts) -> String {
+/// What was lost, in words.
+pub fn told(counts: &Counts) -> String {
     let [(sent, there), (_, back)] = counts;
     format!("of {sent} datagrams {there} arrived one way, {back} the other way")
 }
@@ -122,27 +129,13 @@ fn forward_whole(trial: Trial) -> io::Result<Counts> {
 
 fn forward(trial: Trial) -> io::Result<Counts> {
     let network = Network::make(trial.shape)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let (stopped, ready) = (Arc::clone(&stop), Arc::new(AtomicBool::new(false)));
-    let is_ready = Arc::clone(&ready);
-    let forwarding = network.middle.begin(move || in_the_middle(trial, &stopped, &is_ready));
-    let began = Instant::now();
-    while !ready.load(Ordering::SeqCst) && began.elapsed() < 5 * PATIENCE {
-        if let Ok(ended) = forwarding.try_recv() {
-            return ended.and(Err(io::Error::other("it ended too soon")));
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let [left, right] = &network.ends;
-    let counts = exchange(left, right, 1, trial.bytes)
-        .and_then(|there| Ok([there, exchange(right, left, 0, trial.bytes)?]));
-    stop.store(true, Ordering::SeqCst);
-    forwarding.recv().map_err(io::Error::other)??;
-    counts
+    let forward = move |signals: &Signals| in_the_middle(trial, signals);
+    let (_, counts) = network.while_forwarding(forward, |ends| both_ways(ends, trial.bytes))?;
+    Ok(counts)
 }
 
 /// What a node's workers do, with nothing looked at.
-fn in_the_middle(trial: Trial, stop: &AtomicBool, ready: &AtomicBool) -> io::Result<()> {
+fn in_the_middle(trial: Trial, signals: &Signals) -> io::Result<()> {
     let failed = |error: xdp_redirect::Error| io::Error::other(error.to_string());
     let mut redirect = Redirect::load(true).map_err(failed)?;
     // Nobody watches it.
@@ -173,13 +166,21 @@ fn in_the_middle(trial: Trial, stop: &AtomicBool, ready: &AtomicBool) -> io::Res
         redirect.attach(interface, &rule, trial.mode).map_err(failed)?;
     }
     let mut forwarder = Forwarder::new(&umem, pairs);
-    ready.store(true, Ordering::SeqCst);
-    while !stop.load(Ordering::SeqCst) {
+    signals.set_ready();
+    while !signals.is_over() {
         if forwarder.turn() == 0 {
             forwarder.wait(Duration::from_millis(5));
         }
     }
     Ok(())
+}
+
+/// Sends [`FLOWS`] datagrams each way.
+///
+/// # Errors
+/// What the kernel says of a socket.
+pub fn both_ways([left, right]: &[Apart; 2], bytes: usize) -> io::Result<Counts> {
+    Ok([exchange(left, right, 1, bytes)?, exchange(right, left, 0, bytes)?])
 }
 
 /// Sends [`FLOWS`] datagrams of a socket each to the end whose address is `to`.

@@ -5,16 +5,24 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use control::config::{Segments, Transmit};
 use futures_util::TryStreamExt;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
-use xdp_redirect::ethtool::{Offload, set_offload};
+use xdp_redirect::ethtool::set_offload;
 
 use crate::netlink::decode;
+use crate::offloads;
+
+/// How long the middle may take until it forwards.
+const READY_WITHIN: Duration = Duration::from_secs(5);
 
 type Order = Box<dyn FnOnce() + Send>;
 
@@ -92,6 +100,28 @@ pub struct Shape {
     pub queues: u32,
     /// Largest packet.
     pub mtu: u32,
+    /// The ends' offloads are switched as an ADD switches those of a pod for these ways.
+    pub ways: (Segments, Transmit),
+}
+
+/// How whoever forwards in the middle and whoever sends from the ends wait for each other.
+#[derive(Debug, Clone, Default)]
+pub struct Signals {
+    is_ready: Arc<AtomicBool>,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Signals {
+    /// The middle forwards.
+    pub fn set_ready(&self) {
+        self.is_ready.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the ends have all they will get.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::SeqCst)
+    }
 }
 
 /// `left` and `right` in the middle, each with a link to an end that has an address.
@@ -125,9 +155,35 @@ impl Network {
         }
         let [left, right] = &network.ends;
         let (of_left, of_right) = (addresses[0].clone(), addresses[1].clone());
-        left.run(move || settle(ADDRESSES[0], ADDRESSES[1], of_right))?;
-        right.run(move || settle(ADDRESSES[1], ADDRESSES[0], of_left))?;
+        left.run(move || settle(ADDRESSES[0], ADDRESSES[1], of_right, shape.ways))?;
+        right.run(move || settle(ADDRESSES[1], ADDRESSES[0], of_left, shape.ways))?;
         Ok(network)
+    }
+
+    /// Has the middle forward with `forward` while `exchange` has the ends send to each other; gives
+    /// what both gave.
+    ///
+    /// # Errors
+    /// Those of both, the middle's first, or that it ended before it was asked to.
+    pub fn while_forwarding<M: Send + 'static, T>(
+        &self,
+        forward: impl FnOnce(&Signals) -> io::Result<M> + Send + 'static,
+        exchange: impl FnOnce(&[Apart; 2]) -> io::Result<T>,
+    ) -> io::Result<(M, T)> {
+        let signals = Signals::default();
+        let own = signals.clone();
+        let forwarding = self.middle.begin(move || forward(&own));
+        let began = Instant::now();
+        while !signals.is_ready.load(Ordering::SeqCst) && began.elapsed() < READY_WITHIN {
+            if let Ok(ended) = forwarding.try_recv() {
+                return Err(ended.err().unwrap_or_else(|| io::Error::other("it ended too soon")));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let exchanged = exchange(&self.ends);
+        signals.is_over.store(true, Ordering::SeqCst);
+        let forwarded = forwarding.recv().map_err(io::Error::other)??;
+        Ok((forwarded, exchanged?))
     }
 }
 
@@ -183,10 +239,14 @@ fn link_address() -> io::Result<Vec<u8>> {
     netlink(async |handle| Ok(index_of(&handle, FAR).await?.1))
 }
 
-fn settle(own: Ipv4Addr, other: Ipv4Addr, link_address: Vec<u8>) -> io::Result<()> {
-    // Frames are forwarded as they are, so nothing may be left for a device to finish.
-    for one in [Offload::TransmitChecksum, Offload::TcpSegmentation] {
-        set_offload(FAR, one, false).map_err(io::Error::other)?;
+fn settle(
+    own: Ipv4Addr,
+    other: Ipv4Addr,
+    link_address: Vec<u8>,
+    (segments, transmit): (Segments, Transmit),
+) -> io::Result<()> {
+    for one in offloads::unwanted(segments) {
+        set_offload(FAR, *one, false).map_err(io::Error::other)?;
     }
     netlink(async move |handle| {
         let (index, _) = index_of(&handle, FAR).await?;
@@ -194,5 +254,11 @@ fn settle(own: Ipv4Addr, other: Ipv4Addr, link_address: Vec<u8>) -> io::Result<(
         handle.address().add(index, IpAddr::V4(own), 24).execute().await?;
         let neighbour = handle.neighbours().add(index, IpAddr::V4(other));
         neighbour.link_layer_address(&link_address).replace().execute().await
-    })
+    })?;
+    // Of a link that is up, as an ADD does: where GRO is on before, the kernel does not tell the near end
+    // that frames may be redirected there.
+    for one in offloads::needed(segments, transmit) {
+        set_offload(FAR, *one, true).map_err(io::Error::other)?;
+    }
+    Ok(())
 }
