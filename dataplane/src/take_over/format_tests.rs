@@ -56,7 +56,28 @@ fn a_lifes_bits_longer_addresses_and_hashes_are_those_of_the_current_format() {
     };
     let (original, reply) = (key(1, 50_001, 2, 53), key(3, 53, 1, 50_001));
     let words = written::<_, 16>(&original, &reply);
-    assert_eq!(words, [0; 16], "{words:#018x?}");
+    assert_eq!(
+        words,
+        [
+            0x2001_0db8_0000_0000,
+            0x0000_0000_0000_0001,
+            0x2001_0db8_0000_0000,
+            0x0000_0000_0000_0002,
+            0x2001_0db8_0000_0000,
+            0x0000_0000_0000_0003,
+            0x2001_0db8_0000_0000,
+            0x0000_0000_0000_0001,
+            0xc351_0035_0035_c351,
+            0x0102_0304_0506_0608,
+            0x0000_0003_0004_0005,
+            0x0000_0006_0000_0007,
+            0x0009_0000_0000_0000,
+            0x0008_0000_0000_0000,
+            0,
+            0,
+        ],
+        "{words:#018x?}"
+    );
 
     let (now, timeouts) = (Nanos(77_000_000_000), Timeouts::default());
     let opened = Life::opened(Protocol::TCP, Seen::of(Seen::SYN), now, &timeouts);
@@ -73,12 +94,24 @@ fn a_lifes_bits_longer_addresses_and_hashes_are_those_of_the_current_format() {
         opened.with_role(Some(Role::Answers), now, &timeouts),
     ];
     let lives = lives.map(|life| life.0);
-    assert_eq!(lives, [0; 7], "{lives:#018x?}");
+    assert_eq!(
+        lives,
+        [
+            0x0000_00c5_8200_0600,
+            0x0000_00c5_c200_0600,
+            0x0000_0089_c292_0600,
+            0x0000_0089_c292_0650,
+            0x0000_0089_c292_0680,
+            0x0000_00c5_8200_0604,
+            0x0000_00c5_8200_0608,
+        ],
+        "{lives:#018x?}"
+    );
 
     let hasher = Hasher::portable([1, 2]);
     let short = FlowKey4::new(Protocol::TCP, (0xc000_0201, 50_001), (0xcb00_7105, 443));
     let hashes = [TableKey::<8>::hash(&short, &hasher), TableKey::<16>::hash(&original, &hasher)];
-    assert_eq!(hashes, [0; 2], "{hashes:#018x?}");
+    assert_eq!(hashes, [0x2f62_fedd_4537_378d, 0x4146_1ed3_2be2_ab3d], "{hashes:#018x?}");
 }
 
 fn written<K: TableKey<W>, const W: usize>(original: &K, reply: &K) -> [u64; W] {
